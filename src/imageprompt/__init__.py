@@ -1,0 +1,50 @@
+"""Image prompts for diffusion models: `import imageprompt as ip`; what users need, loaded on use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from imageprompt.adapter import Adapter
+    from imageprompt.encoders.pictures import open_picture
+    from imageprompt.errors import ImagePromptError
+    from imageprompt.generate import GenerationResult, generate
+    from imageprompt.prompt import ImagePrompt
+    from imageprompt.recipe import Recipe
+
+# Public name -> the module that defines it; torch is loaded when a name that needs it is touched.
+_HOME = {
+    "Adapter": "imageprompt.adapter",
+    "GenerationResult": "imageprompt.generate",
+    "ImagePrompt": "imageprompt.prompt",
+    "ImagePromptError": "imageprompt.errors",
+    "Recipe": "imageprompt.recipe",
+    "generate": "imageprompt.generate",
+    "open_picture": "imageprompt.encoders.pictures",
+}
+
+__all__ = [
+    "Adapter",
+    "GenerationResult",
+    "ImagePrompt",
+    "ImagePromptError",
+    "Recipe",
+    "__version__",
+    "generate",
+    "open_picture",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})
