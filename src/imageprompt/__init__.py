@@ -1,4 +1,4 @@
-"""Image prompts for diffusion models: `import imageprompt as ip`; what users need, loaded on use."""
+"""Image prompts for diffusion models: `import imageprompt as ip`; names are loaded on use."""
 
 from __future__ import annotations
 

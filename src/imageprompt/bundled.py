@@ -1,4 +1,4 @@
-"""Where the tiny stack inside the package lies: a folder in diffusers' layout, plus its adapters."""
+"""Where the tiny stack inside the package lies: a diffusers folder that carries its adapters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def folder() -> Path:
         raise NotFoundError(
             f"the bundled tiny stack ({path})",
             rule="it is part of the package, but its files are not there",
-            remedy="install imageprompt again, or build the stack with `make tiny-stack`",
+            remedy="Install imageprompt again, or build the stack with `make tiny-stack`.",
         )
     return path
 

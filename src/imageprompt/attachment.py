@@ -1,0 +1,84 @@
+"""Entering and leaving a denoiser: one carrier each, however many adapters; exact inverses."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from imageprompt.carrier import Carrier
+from imageprompt.errors import AttachError
+from imageprompt.hosts import Host, denoiser_of, host_of
+from imageprompt.spec import HostSpec
+
+
+@dataclass
+class _Entered:
+    """What all adapters on one denoiser share, and what undoes it when the last one leaves."""
+
+    carrier: Carrier
+    undo: Any
+    hook: Any
+    adapters: int = 0
+
+
+_entered: weakref.WeakKeyDictionary[nn.Module, _Entered] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Place:
+    """A denoiser, the host that describes it, and its sites."""
+
+    denoiser: nn.Module
+    host: Host
+    sites: HostSpec
+
+    @classmethod
+    def of(cls, pipe: object) -> Place:
+        """The place that a pipeline or denoiser offers. Raises AttachError."""
+        denoiser = cast(nn.Module, denoiser_of(pipe))
+        host = host_of(denoiser)
+        return cls(denoiser, host, host.describe(denoiser))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the denoiser computes in."""
+        return cast(torch.dtype, self.denoiser.dtype)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights lie; the meta device while they are offloaded."""
+        return next(self.denoiser.parameters()).device
+
+    def enter(self) -> Carrier:
+        """Let the sites read a carrier. All sites or none; raises AttachError."""
+        if self.denoiser not in _entered:
+            carrier = Carrier()
+            undo = self.host.install(self.denoiser, self.sites, carrier)
+            hook = self.denoiser.register_forward_pre_hook(carrier.before_forward, with_kwargs=True)
+            _entered[self.denoiser] = _Entered(carrier, undo, hook)
+        self.check()
+        entered = _entered[self.denoiser]
+        entered.adapters += 1
+        return entered.carrier
+
+    def leave(self) -> None:
+        """The inverse of `enter`."""
+        entered = _entered[self.denoiser]
+        entered.adapters -= 1
+        if entered.adapters == 0:
+            entered.hook.remove()
+            self.host.remove(entered.undo)
+            del _entered[self.denoiser]
+
+    def check(self) -> None:
+        """Somebody may have replaced the processors since. Raises AttachError."""
+        if not self.host.intact(_entered[self.denoiser].undo):
+            raise AttachError(
+                "the attention processors of this denoiser",
+                rule="they were replaced after an adapter was attached, so it would do nothing",
+                remedy="detach() and attach() again after changing attention processors.",
+            )

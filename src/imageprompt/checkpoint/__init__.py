@@ -1,0 +1,1 @@
+"""Adapter files: storage (bytes to tensors) · formats (layouts) · detect (what is it?)."""

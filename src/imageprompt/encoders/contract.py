@@ -1,0 +1,50 @@
+"""What every image encoder states; the protocols of the files beside this one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from imageprompt.spec import Feature
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A frozen picture encoder with its preparation."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square that pictures are prepared to, in pixels."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash of the weights."""
+
+    def width(self, feature: Feature) -> int:
+        """Last dimension of a feature."""
+
+    def encode(self, pictures: Sequence[Image], feature: Feature) -> Tensor:
+        """[n, F] or [n, L, F] of n RGB pictures."""
+
+    def encode_null(self, feature: Feature) -> Tensor:
+        """The same of a pixel tensor that is zero after normalisation, [1, ...]."""
+
+
+class EncoderKind(Protocol):
+    """How a kind of encoder is recognised and opened."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def summary(self) -> str: ...
+
+    def claims(self, source: object) -> bool:
+        """Can `load` open this?"""
+
+    def load(self, source: object) -> Encoder:
+        """Open it. Raises EncoderError."""

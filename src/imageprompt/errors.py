@@ -1,0 +1,55 @@
+"""The typed errors: each names the thing, the rule it broke and the remedy, on one line."""
+
+
+class ImagePromptError(Exception):
+    """Base of every error a user can cause.
+
+    `what` names the thing (a file, a scale, a base), `rule` says what was expected, `remedy` what
+    to do. The message is always a single line, so that a terminal or a log can show it as it is.
+    """
+
+    def __init__(self, what: str, *, rule: str = "", remedy: str = "") -> None:
+        self.what, self.rule, self.remedy = what, rule, remedy
+        head = f"{what}: {rule}" if rule else what
+        message = f"{head.rstrip('.')}. {remedy}" if remedy else head
+        super().__init__(" ".join(message.split()))
+
+
+class AdapterFileError(ImagePromptError):
+    """A file that is no adapter, is damaged, or lacks or adds tensors."""
+
+
+class WrongBaseError(ImagePromptError):
+    """An adapter that was made for another base than the one it meets."""
+
+
+class EncoderError(ImagePromptError):
+    """No image encoder where one is needed, or one of the wrong width."""
+
+
+class PictureError(ImagePromptError):
+    """A reference picture that is missing, unreadable, hostile or in no accepted format."""
+
+
+class PromptError(ImagePromptError):
+    """An image prompt that is empty, damaged, or was made by another adapter."""
+
+
+class ScaleError(ImagePromptError):
+    """A scale outside its range, or given for sites that do not exist."""
+
+
+class GuidanceError(ImagePromptError):
+    """A batch whose guidance layout does not fit the prompts, or cannot be told."""
+
+
+class AttachError(ImagePromptError):
+    """A denoiser that cannot take an adapter, or an adapter used while not attached."""
+
+
+class NotFoundError(ImagePromptError):
+    """A path or a Hub id that is not to be had."""
+
+
+class OptionError(ImagePromptError):
+    """Any other argument that makes no sense."""

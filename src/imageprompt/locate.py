@@ -1,0 +1,222 @@
+"""From a path or a Hub id to a local file or folder; knows where, not what is inside."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from imageprompt.errors import NotFoundError
+
+Reference = str | os.PathLike[str]
+
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_HUB_ID = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:/(?P<path>[^\0\\]+))?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubId:
+    """`owner/repo`, and what is meant inside it ("" is the repository itself)."""
+
+    repo: str
+    path: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.repo}/{self.path}" if self.path else self.repo
+
+
+def hub_id(reference: Reference) -> HubId | None:
+    """`reference` read as "owner/repo[/sub/path]"; None where it can only be a local path."""
+    text = os.fspath(reference)
+    found = _HUB_ID.fullmatch(text) if isinstance(reference, str) else None
+    if found is None or ".." in text.split("/"):
+        return None
+    return HubId(repo=found["repo"], path=(found["path"] or "").strip("/"))
+
+
+def locate_file(reference: Reference, *, cached_only: bool = False) -> Path:
+    """The local path of a file given as a path or as "owner/repo/sub/file" on the Hub.
+
+    What exists locally wins. `cached_only`: a Hub file must have been fetched before.
+    Raises NotFoundError.
+    """
+    local = _local(reference)
+    if local is not None:
+        if local.is_dir():
+            raise NotFoundError(
+                f"{os.fspath(reference)!r}",
+                rule="it is a folder where a file is needed",
+                remedy=_candidates(sorted(p.name for p in local.iterdir() if p.is_file())),
+            )
+        return local
+    remote = hub_id(reference)
+    if remote is None or not remote.path:
+        raise _no_such_path(reference, "owner/repo/sub/file")
+    from huggingface_hub import hf_hub_download
+
+    with _hub_errors(remote, reference):
+        return Path(hf_hub_download(remote.repo, remote.path, local_files_only=cached_only))
+
+
+def locate_folder(reference: Reference, *, cached_only: bool = False) -> Path:
+    """The local path of a folder given as a path or as "owner/repo/sub/folder" on the Hub.
+
+    Of a Hub folder the configuration and safetensors files are fetched, no pickles.
+    Raises NotFoundError.
+    """
+    local = _local_folder(reference)
+    if local is not None:
+        return local
+    remote = hub_id(reference)
+    if remote is None:
+        raise _no_such_path(reference, "owner/repo/sub/folder")
+    from huggingface_hub import snapshot_download
+
+    inside = f"{remote.path}/" if remote.path else ""
+    with _hub_errors(remote, reference):
+        root = snapshot_download(
+            remote.repo,
+            allow_patterns=[f"{inside}*.json", f"{inside}*.txt", f"{inside}*.safetensors"],
+            local_files_only=cached_only,
+        )
+    folder = Path(root) / remote.path
+    if not folder.is_dir():
+        raise NotFoundError(
+            f"{remote}",
+            rule=f"{remote.repo} has no such folder with a safetensors model in it",
+            remedy="Check its name on the Hub.",
+        )
+    return folder
+
+
+def locate_pipeline(reference: Reference, *, cached_only: bool = False) -> Path:
+    """The local folder of a diffusers pipeline, given as a path or as "owner/repo" on the Hub.
+
+    Of a Hub repository only what its `model_index.json` names is fetched. Raises NotFoundError.
+    """
+    folder = _local_folder(reference)
+    if folder is None:
+        remote = hub_id(reference)
+        if remote is None or remote.path:
+            raise _no_such_path(reference, "owner/repo")
+        from diffusers import DiffusionPipeline
+
+        with _hub_errors(remote, reference):
+            folder = Path(DiffusionPipeline.download(remote.repo, local_files_only=cached_only))
+    if not (folder / "model_index.json").is_file():
+        raise NotFoundError(
+            f"base {os.fspath(reference)!r}",
+            rule="it has no model_index.json, so it is no diffusers pipeline folder",
+            remedy="Give the folder that save_pretrained wrote.",
+        )
+    return folder
+
+
+def _local(reference: Reference) -> Path | None:
+    try:
+        path = Path(reference).expanduser()
+        return path if path.exists() else None
+    except (OSError, ValueError, RuntimeError) as error:  # NUL, name too long, no access, ~nobody
+        raise NotFoundError(
+            f"{os.fspath(reference)!r}", rule=f"no usable path ({error})", remedy="Check the path."
+        ) from error
+
+
+def _local_folder(reference: Reference) -> Path | None:
+    local = _local(reference)
+    if local is not None and not local.is_dir():
+        raise NotFoundError(
+            f"{os.fspath(reference)!r}",
+            rule="it is a file where a folder is needed",
+            remedy="Give the folder of a model in diffusers' layout.",
+        )
+    return local
+
+
+def _no_such_path(reference: Reference, form: str) -> NotFoundError:
+    return NotFoundError(
+        f"{os.fspath(reference)!r}",
+        rule=f"there is no such path, and it is no Hub id of the form {form}",
+        remedy=_suggestion(reference) or "Check the path.",
+    )
+
+
+def _suggestion(reference: Reference) -> str:
+    """ "did you mean ..." where something near `reference` has a similar name, else ""."""
+    path = Path(reference).expanduser()
+    missing = path
+    while not missing.parent.is_dir() and missing.parent != missing:
+        missing = missing.parent
+    try:
+        names = [entry.name for entry in missing.parent.iterdir()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(missing.name, names, n=3, cutoff=0.6)
+    return _candidates([str(missing.with_name(name)) for name in close])
+
+
+def _candidates(names: list[str]) -> str:
+    return f"Did you mean {' or '.join(map(repr, names[:3]))}?" if names else ""
+
+
+@contextmanager
+def _hub_errors(remote: HubId, reference: Reference) -> Iterator[None]:
+    """Whatever the Hub's client raises becomes one NotFoundError that says what to do."""
+    from huggingface_hub import constants, errors
+
+    what = f"{os.fspath(reference)!r}"
+    here = f"there is no such local path, and {constants.ENDPOINT}"
+    local = _suggestion(reference)
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise NotFoundError(
+            what,
+            rule=f"{here} gates the repository {remote.repo}",
+            remedy="Accept its terms on the Hub, then log in with `hf auth login`.",
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise NotFoundError(
+            what,
+            rule=f"{here} has no repository {remote.repo}, or a private one",
+            remedy=local or "Check the name; log in with `hf auth login` if it is private.",
+        ) from error
+    except errors.RemoteEntryNotFoundError as error:
+        raise NotFoundError(
+            what,
+            rule=f"{here} has no file {remote.path or 'model_index.json'!r} in {remote.repo}",
+            remedy=local or _remote_suggestion(remote) or "Check the file's name on the Hub.",
+        ) from error
+    except errors.HFValidationError as error:
+        raise NotFoundError(
+            what, rule="no such path, and no valid Hub id", remedy=local or "Check the name."
+        ) from error
+    except errors.HfHubHTTPError as error:
+        raise NotFoundError(
+            what,
+            rule=f"{here} answered with status {error.response.status_code}",
+            remedy="Try again later, or download the file and give its path.",
+        ) from error
+    except Exception as error:  # no network, a proxy, a time-out, a full disk: many types, one end
+        offline = constants.is_offline_mode()
+        raise NotFoundError(
+            what,
+            rule="there is no such local path, and it is not in the Hub cache, and "
+            + ("HF_HUB_OFFLINE is set" if offline else f"{constants.ENDPOINT} cannot be reached"),
+            remedy=local or "Go online once, or download it elsewhere and give its path.",
+        ) from error
+
+
+def _remote_suggestion(remote: HubId) -> str:
+    from huggingface_hub import HfApi
+
+    try:
+        files = HfApi().list_repo_files(remote.repo)
+    except Exception:  # a suggestion is not worth a second error
+        return ""
+    close = difflib.get_close_matches(remote.path, files, n=3, cutoff=0.6)
+    return _candidates([f"{remote.repo}/{name}" for name in close])

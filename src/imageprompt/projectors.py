@@ -1,0 +1,126 @@
+"""The projectors that turn image features into tokens: linear, MLP and resampler.
+
+Parameter names are those of the published files, so a state dict is the file's `image_proj` part.
+Shapes: B batch, F feature width, L patches, N tokens, W text width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from imageprompt.spec import RESAMPLER_HEAD_WIDTH as HEAD_WIDTH
+
+
+class LinearProjector(nn.Module):
+    """Pooled features [B, F] -> tokens [B, N, W]: one linear map, then LayerNorm (the base)."""
+
+    def __init__(self, feature_width: int, text_width: int, tokens: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.proj = nn.Linear(feature_width, tokens * text_width)
+        self.norm = nn.LayerNorm(text_width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        tokens: Tensor = self.norm(self.proj(features).unflatten(-1, (self.tokens, -1)))
+        return tokens
+
+
+class MLPProjector(nn.Module):
+    """Patch features [B, L, F] -> one token per patch [B, L, W] (full-face)."""
+
+    def __init__(self, feature_width: int, text_width: int) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(
+            nn.Linear(feature_width, feature_width),
+            nn.GELU(),
+            nn.Linear(feature_width, text_width),
+            nn.LayerNorm(text_width),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        tokens: Tensor = self.proj(features)
+        return tokens
+
+
+class ResamplerAttention(nn.Module):
+    """Latents attend to features and to themselves (Flamingo's perceiver attention).
+
+    q and k are each scaled by D^-1/4 and the softmax runs in float32 or wider, which keeps half
+    precision stable; published weights rely on it.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        inner = heads * HEAD_WIDTH
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.to_q = nn.Linear(width, inner, bias=False)
+        self.to_kv = nn.Linear(width, 2 * inner, bias=False)
+        self.to_out = nn.Linear(inner, width, bias=False)
+
+    def forward(self, features: Tensor, latents: Tensor) -> Tensor:
+        features, latents = self.norm1(features), self.norm2(latents)
+        keys, values = self.to_kv(torch.cat((features, latents), dim=1)).chunk(2, dim=-1)
+        q, k, v = (self._heads(x) for x in (self.to_q(latents), keys, values))
+        root = HEAD_WIDTH**-0.25
+        scores = (q * root) @ (k * root).transpose(-2, -1)
+        precise = torch.promote_types(scores.dtype, torch.float32)
+        weights = scores.softmax(-1, dtype=precise).to(q.dtype)
+        out: Tensor = self.to_out((weights @ v).transpose(1, 2).flatten(2))
+        return out
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.heads, HEAD_WIDTH).transpose(1, 2)
+
+
+def feed_forward(width: int, multiple: int = 4) -> nn.Sequential:
+    """LayerNorm, then a GELU MLP without biases."""
+    return nn.Sequential(
+        nn.LayerNorm(width),
+        nn.Linear(width, multiple * width, bias=False),
+        nn.GELU(),
+        nn.Linear(multiple * width, width, bias=False),
+    )
+
+
+class ResamplerLayer(nn.ModuleList):
+    """Attention, then feed-forward, each added to the latents; numbered `0` and `1` in files."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__((ResamplerAttention(width, heads), feed_forward(width)))
+
+    def forward(self, features: Tensor, latents: Tensor) -> Tensor:
+        attention, mlp = self
+        latents = latents + attention(features, latents)
+        return latents + mlp(latents)  # type: ignore[no-any-return]
+
+
+class Resampler(nn.Module):
+    """Patch features [B, L, F] -> N tokens [B, N, W] through `depth` attention blocks (Plus)."""
+
+    def __init__(
+        self,
+        feature_width: int,
+        text_width: int,
+        tokens: int,
+        *,
+        depth: int = 4,
+        heads: int = 12,
+        width: int = 768,
+    ) -> None:
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(1, tokens, width) / width**0.5)
+        self.proj_in = nn.Linear(feature_width, width)
+        self.proj_out = nn.Linear(width, text_width)
+        self.norm_out = nn.LayerNorm(text_width)
+        self.layers = nn.ModuleList(ResamplerLayer(width, heads) for _ in range(depth))
+
+    def forward(self, features: Tensor) -> Tensor:
+        latents = self.latents.expand(features.shape[0], -1, -1)
+        features = self.proj_in(features)
+        for layer in self.layers:
+            latents = layer(features, latents)
+        tokens: Tensor = self.norm_out(self.proj_out(latents))
+        return tokens

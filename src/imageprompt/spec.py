@@ -1,0 +1,115 @@
+"""The frozen nouns: Site, HostSpec, ProjectorSpec, AdapterSpec. Nothing of torch in here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Tensor names and their shapes: all that identification ever looks at."""
+
+Feature = Literal["image_embeds", "hidden_states[-2]"]
+"""Which output of the image encoder feeds the projector: pooled [F] or per patch [L, F]."""
+
+NullRule = Literal["zero features", "zero pixels"]
+"""What stands in for "no picture" on the negative side of guidance, before the projector."""
+
+Role = Literal["style", "layout", "other"]
+
+RESAMPLER_HEAD_WIDTH = 64
+"""Head width of every published resampler: its heads are the rows of `to_q` / 64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """One attention layer where image tokens can be attended to."""
+
+    name: str
+    """Module path inside the denoiser, e.g. `mid_block.attentions.0.transformer_blocks.0.attn2`."""
+    file_id: str
+    """Its number in adapter files: the position among the denoiser's attention processors."""
+    width: int
+    """Inner width of the attention (heads x head width)."""
+    heads: int
+    text_width: int
+    role: Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostSpec:
+    """A base architecture as an adapter sees it."""
+
+    family: str
+    sites: tuple[Site, ...]
+
+    @property
+    def text_width(self) -> int:
+        """Width of the text states that the cross-attention reads."""
+        return self.sites[0].text_width
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of K' and V' in file naming: the template that a file is held against."""
+        return {
+            f"{site.file_id}.to_{kind}_ip.weight": (site.width, site.text_width)
+            for site in self.sites
+            for kind in "kv"
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectorSpec:
+    """Everything needed to build a projector; read off tensor shapes, never off a file name."""
+
+    feature_width: int
+    text_width: int
+    tokens: int | None = None
+    """Tokens per reference; None where every patch becomes one."""
+    depth: int = 0
+    heads: int = 0
+    width: int = 0
+    """Inner width of a resampler."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectorOptions:
+    """Wishes for a new projector; None stands for the variant's published default."""
+
+    tokens: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    width: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSpec:
+    """What an adapter is: its variant, the host it was made for, and its projector."""
+
+    variant: str
+    host: str
+    feature: Feature
+    null_rule: NullRule
+    projector: ProjectorSpec
+
+    @property
+    def tokens(self) -> int | None:
+        return self.projector.tokens
+
+    @property
+    def text_width(self) -> int:
+        return self.projector.text_width
+
+    @property
+    def feature_width(self) -> int:
+        return self.projector.feature_width
+
+    @property
+    def depth(self) -> int:
+        return self.projector.depth
+
+    @property
+    def heads(self) -> int:
+        return self.projector.heads
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)

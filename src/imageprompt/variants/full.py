@@ -1,0 +1,41 @@
+"""full: every patch becomes a token through an MLP (ip-adapter-full-face)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from imageprompt.spec import Feature, NullRule, ProjectorOptions, ProjectorSpec, Shapes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Full:
+    name: str = "full"
+    summary: str = "the whole picture: patch features, MLP, one token per patch (257 for ViT-H)"
+    feature: Feature = "hidden_states[-2]"
+    null_rule: NullRule = "zero pixels"
+    options: tuple[str, ...] = ()
+
+    def read(self, shapes: Shapes) -> ProjectorSpec | None:
+        # proj.3 is a LayerNorm here: a 1-dim weight tells this MLP from any other Sequential
+        if "proj.0.weight" not in shapes or len(shapes.get("proj.3.weight", ())) != 1:
+            return None
+        return ProjectorSpec(
+            feature_width=shapes["proj.0.weight"][1], text_width=shapes["proj.3.weight"][0]
+        )
+
+    def propose(
+        self, feature_width: int, text_width: int, options: ProjectorOptions
+    ) -> ProjectorSpec:
+        return ProjectorSpec(feature_width=feature_width, text_width=text_width)
+
+    def build(self, spec: ProjectorSpec) -> nn.Module:
+        from imageprompt.projectors import MLPProjector
+
+        return MLPProjector(spec.feature_width, spec.text_width)
+
+
+VARIANT = Full()
