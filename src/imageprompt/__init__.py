@@ -5,15 +5,19 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+# The one eager name: a module and a function are both called `generate`, and importing the module
+# later would put it in the function's place. It loads no torch until it is called.
+from imageprompt.generate import generate
 
 if TYPE_CHECKING:
     from imageprompt.adapter import Adapter
     from imageprompt.encoders.pictures import open_picture
     from imageprompt.errors import ImagePromptError
-    from imageprompt.generate import GenerationResult, generate
+    from imageprompt.generate import GenerationResult, repeat
     from imageprompt.prompt import ImagePrompt
     from imageprompt.recipe import Recipe
+
+__version__ = "0.1.0"
 
 # Public name -> the module that defines it; torch is loaded when a name that needs it is touched.
 _HOME = {
@@ -22,8 +26,8 @@ _HOME = {
     "ImagePrompt": "imageprompt.prompt",
     "ImagePromptError": "imageprompt.errors",
     "Recipe": "imageprompt.recipe",
-    "generate": "imageprompt.generate",
     "open_picture": "imageprompt.encoders.pictures",
+    "repeat": "imageprompt.generate",
 }
 
 __all__ = [
@@ -35,6 +39,7 @@ __all__ = [
     "__version__",
     "generate",
     "open_picture",
+    "repeat",
 ]
 
 

@@ -6,8 +6,14 @@ from pathlib import Path
 
 from imageprompt.errors import NotFoundError
 
-# Short names that stand for the adapters of the bundled stack wherever an adapter is asked for.
-ADAPTERS = ("base", "plus")
+NAME = "bundled"
+"""What recipes and the command line call it."""
+
+STEPS = 20
+GUIDANCE = 3.0
+"""What its pictures look best with; other pipelines keep their own defaults."""
+
+DEFAULT_ADAPTER = "plus"
 
 
 def folder() -> Path:
@@ -20,8 +26,3 @@ def folder() -> Path:
             remedy="Install imageprompt again, or build the stack with `make tiny-stack`.",
         )
     return path
-
-
-def adapter(name: str) -> Path:
-    """The file of the bundled adapter `name`, one of `ADAPTERS`."""
-    return folder() / "adapters" / f"{name}.safetensors"

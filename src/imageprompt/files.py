@@ -8,6 +8,8 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+from imageprompt.errors import OptionError
+
 
 @contextlib.contextmanager
 def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -49,3 +51,24 @@ def _sync(path: Path, flags: int) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def ready_folder(folder: str | os.PathLike[str]) -> Path:
+    """`folder`, made if need be. Raises OptionError where nothing can be written."""
+    path = Path(folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OptionError(
+            f"output folder {os.fspath(folder)!r}",
+            rule=f"it cannot be made ({reason})",
+            remedy="Choose another one.",
+        ) from error
+    if not os.access(path, os.W_OK):
+        raise OptionError(
+            f"output folder {os.fspath(folder)!r}",
+            rule="it cannot be written to",
+            remedy="Choose another one.",
+        )
+    return path

@@ -46,11 +46,13 @@ def locate_file(reference: Reference, *, cached_only: bool = False) -> Path:
     """
     local = _local(reference)
     if local is not None:
-        if local.is_dir():
+        if not local.is_file():  # a folder, or a pipe or device, which may never end
+            inside = sorted(p.name for p in local.iterdir()) if local.is_dir() else []
             raise NotFoundError(
                 f"{os.fspath(reference)!r}",
-                rule="it is a folder where a file is needed",
-                remedy=_candidates(sorted(p.name for p in local.iterdir() if p.is_file())),
+                rule="it is no file"
+                + (f", but a folder with {', '.join(inside[:5])}" * bool(inside)),
+                remedy="Give the path of the file itself.",
             )
         return local
     remote = hub_id(reference)

@@ -44,11 +44,12 @@ DTYPES = ("float32", "float16", "bfloat16")
 class Source:
     """One ingredient: how the user named it (None: an object in memory), and what it was.
 
-    `sha256` is taken over the file (adapter, references) or over the weights (base, encoder).
+    `hash` is the sha256 of a file (64 hex digits: adapter, references) or the fingerprint of
+    weights (16: base, encoder).
     """
 
     name: str | None
-    sha256: str
+    hash: str
     spec: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -214,8 +215,8 @@ def _arguments(text: str) -> dict[str, Any]:
 
 
 def _source(data: object, name: str) -> Source:
-    if not isinstance(data, dict) or not {"name", "sha256"} <= data.keys():
-        raise ValueError(f"{name}: not an object with name and sha256")
+    if not isinstance(data, dict) or not {"name", "hash"} <= data.keys():
+        raise ValueError(f"{name}: not an object with name and hash")
     _known(data, Source)
     return Source(**data)
 
@@ -309,11 +310,15 @@ def _setting(value: Any) -> None:
 
 def _a_source(value: Any) -> None:
     if not isinstance(value, Source):
-        raise ValueError("not an object with name and sha256")
+        raise ValueError("not an object with name and hash")
     if value.name is not None:
         _text(4096)(value.name)
-    if not isinstance(value.sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", value.sha256):
-        raise ValueError("sha256 is not 64 hex digits")
+        if "://" in value.name or value.name.startswith(("//", r"\\")):
+            raise ValueError("the name of an ingredient is a path or a Hub id")
+    if not isinstance(value.hash, str) or not re.fullmatch(
+        r"[0-9a-f]{16}|[0-9a-f]{64}", value.hash
+    ):
+        raise ValueError("a hash is 16 or 64 hex digits")
     if not isinstance(value.spec, Mapping):
         raise ValueError("spec is not an object")
 
