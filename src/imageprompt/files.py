@@ -53,22 +53,24 @@ def _sync(path: Path, flags: int) -> None:
         os.close(descriptor)
 
 
-def ready_folder(folder: str | os.PathLike[str]) -> Path:
-    """`folder`, made if need be. Raises OptionError where nothing can be written."""
+def check_folder(folder: str | os.PathLike[str]) -> Path:
+    """`folder`, if files can be written to it, once made. Raises OptionError; makes nothing."""
     path = Path(folder).expanduser()
+    reason = ""
     try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+        if "\0" in str(path):
+            reason = "there is a NUL in its name"
+        elif not nearest.is_dir():
+            reason = f"{nearest} is a file"
+        elif not os.access(nearest, os.W_OK | os.X_OK):
+            reason = f"{nearest} is not writable"
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        reason = error.strerror or str(error)
+    if reason:
         raise OptionError(
             f"output folder {os.fspath(folder)!r}",
-            rule=f"it cannot be made ({reason})",
-            remedy="Choose another one.",
-        ) from error
-    if not os.access(path, os.W_OK):
-        raise OptionError(
-            f"output folder {os.fspath(folder)!r}",
-            rule="it cannot be written to",
+            rule=f"nothing can be written there ({reason})",
             remedy="Choose another one.",
         )
     return path

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from imageprompt import bundled
 from imageprompt.controls import Scale
 from imageprompt.errors import OptionError, PromptError
-from imageprompt.files import ready_folder
+from imageprompt.files import check_folder
 from imageprompt.recipe import Recipe, Source, read_picture, write_picture
 from imageprompt.request import Request, as_list, request_of, versions
 
@@ -42,15 +42,18 @@ class GenerationResult:
         return self.recipes[0]
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Write `picture-SEED-KEY.png` files, each with its recipe inside; returns their paths.
+        """Write `0001.png`, `0002.png` ... with their recipes inside; returns the paths.
 
-        KEY tells requests apart, so nothing but the same picture is ever overwritten.
+        Numbers go on after those in the folder: nothing is overwritten.
         """
-        folder = ready_folder(folder)
+        folder = check_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         tokens = None if self.image_prompt is None else _as_bytes(self.image_prompt)
+        taken = [int(path.stem) for path in folder.glob("*.png") if path.stem.isdecimal()]
         paths = []
-        for image, recipe in zip(self.images, self.recipes, strict=True):
-            path = folder / f"picture-{recipe.seed + recipe.index}-{recipe.key}.png"
+        numbered = zip(self.images, self.recipes, strict=True)
+        for number, (image, recipe) in enumerate(numbered, start=max(taken, default=0) + 1):
+            path = folder / f"{number:04d}.png"
             write_picture(path, image, recipe, tokens)
             paths.append(path)
         return paths
@@ -203,9 +206,16 @@ def _denoise_shown(
             images = _denoise(base.pipe, request, options)
     finally:
         adapter.detach()
+    return images, _Shown(prompt, source, _encoder_source(request, prompt, encoder_name))
+
+
+def _encoder_source(request: Request, prompt: ImagePrompt, name: str | None) -> Source | None:
+    """The encoder that made the prompt; a repetition without pictures keeps the recipe's words."""
     made_by = prompt.metadata.get("encoder")
-    known = None if made_by is None else Source(name=encoder_name, hash=made_by)
-    return images, _Shown(prompt, source, known)
+    was = None if request.repeats is None else request.repeats.encoder
+    if was is not None and was.hash == made_by:
+        return was
+    return None if made_by is None else Source(name=name, hash=made_by)
 
 
 def _denoise(pipe: Any, request: Request, options: Mapping[str, Any]) -> list[Image.Image]:
@@ -215,7 +225,14 @@ def _denoise(pipe: Any, request: Request, options: Mapping[str, Any]) -> list[Im
     for batch in request.batches():
         # generators on the CPU draw the same noise for every device
         generators = [torch.Generator().manual_seed(request.seed + i) for i in batch]
-        images = pipe(**options, num_images_per_prompt=len(batch), generator=generators).images
+        try:
+            images = pipe(**options, num_images_per_prompt=len(batch), generator=generators).images
+        except torch.OutOfMemoryError as error:
+            raise OptionError(
+                f"{len(batch)} pictures side by side",
+                rule="the device has not enough memory",
+                remedy="Lower --batch-size or --size, or use --dtype float16.",
+            ) from error
         made += [image for i, image in zip(batch, images, strict=True) if i in request.wanted]
     return made
 
@@ -274,7 +291,8 @@ def _scheduler(config: Mapping[str, Any]) -> Any:
 
     name = config["_class_name"]
     kind: Any = getattr(diffusers, name, None)
-    if not (inspect.isclass(kind) and issubclass(kind, diffusers.SchedulerMixin)):
+    known = inspect.isclass(kind) and issubclass(kind, diffusers.SchedulerMixin)
+    if not known:
         raise OptionError(
             f"scheduler {name!r} of the recipe", rule="diffusers has no such scheduler"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import difflib
-import hashlib
 import json
 import math
 import os
@@ -90,12 +89,6 @@ class Recipe:
             raise OptionError(
                 f"recipe: index {self.index}", rule=f"only {self.num_images} pictures were made"
             )
-
-    @property
-    def key(self) -> str:
-        """Eight hex digits that tell requests apart; the same for all pictures of one request."""
-        request = {**asdict(self), "index": 0, "versions": {}}
-        return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:8]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False, indent=1)
@@ -205,7 +198,7 @@ def _arguments(text: str) -> dict[str, Any]:
         raise ValueError("not a JSON object")
     if data.get("format") != FORMAT:
         raise ValueError(f"format {data.get('format')!r}; this version reads {FORMAT}")
-    _known(data, Recipe)
+    _known(data, Recipe, "")
     for name in ("base", "adapter", "encoder"):
         if data.get(name) is not None:
             data[name] = _source(data[name], name)
@@ -217,16 +210,18 @@ def _arguments(text: str) -> dict[str, Any]:
 def _source(data: object, name: str) -> Source:
     if not isinstance(data, dict) or not {"name", "hash"} <= data.keys():
         raise ValueError(f"{name}: not an object with name and hash")
-    _known(data, Source)
+    _known(data, Source, f"{name}: ")
     return Source(**data)
 
 
-def _known(data: Mapping[str, Any], of: type) -> None:
+def _known(data: Mapping[str, Any], of: type, where: str) -> None:
     names = [item.name for item in fields(of)]
     for key in data:
         if key not in names:
             near = difflib.get_close_matches(key, names, n=1)
-            raise ValueError(f"unknown key {key[:60]!r}" + (f", not {near[0]!r}" if near else ""))
+            raise ValueError(
+                f"{where}unknown key {key[:60]!r}" + (f", not {near[0]!r}" if near else "")
+            )
 
 
 def _no_constant(name: str) -> Any:

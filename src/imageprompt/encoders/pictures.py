@@ -218,8 +218,8 @@ def _opaque_rgb(image: Image.Image, label: str) -> Image.Image:
         )
     if image.mode.startswith("I;16"):
         image = _grey_8_bit(image)
-    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        image = image.convert("RGBA")
+    if image.has_transparency_data:
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")
     image.info = {}

@@ -1,0 +1,91 @@
+"""A pipeline folder like the bundled one, with random weights and 16x16 pictures: just fast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import imageprompt as ip
+
+SIDE = 16
+WORDS = ("a", "red", "blue", "star", "square")
+
+
+def save_stack(folder: Path, *, seed: int = 0, adapters: bool = True) -> Path:
+    """A StableDiffusionPipeline with `image_encoder/` and `adapters/{base,plus}.safetensors`."""
+    torch.manual_seed(seed)
+    pipe = make_pipeline()
+    pipe.save_pretrained(folder)
+    if adapters:
+        (folder / "adapters").mkdir()
+        for name, options in (("base", {}), ("plus", {"depth": 1, "num_tokens": 4})):
+            adapter = ip.Adapter.create(
+                name, denoiser=pipe.unet, encoder=pipe.image_encoder, **options
+            )
+            adapter.save(folder / "adapters" / f"{name}.safetensors")
+    return folder
+
+
+def make_pipeline() -> Any:
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+    from diffusers import UNet2DConditionModel as UNet
+    from transformers import (
+        CLIPImageProcessorPil,
+        CLIPTextConfig,
+        CLIPTextModel,
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+    )
+
+    tokenizer = make_tokenizer()
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 2}
+    text = CLIPTextConfig(
+        **shape,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=16,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = CLIPVisionConfig(**shape, image_size=SIDE, patch_size=8, projection_dim=24)
+    return StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=(8, 8),
+            norm_num_groups=4,
+            down_block_types=["DownEncoderBlock2D"] * 2,
+            up_block_types=["UpDecoderBlock2D"] * 2,
+            sample_size=SIDE,
+        ),
+        text_encoder=CLIPTextModel(text).eval(),
+        tokenizer=tokenizer,
+        unet=UNet(
+            sample_size=SIDE // 2,
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            attention_head_dim=2,
+            cross_attention_dim=32,
+            norm_num_groups=4,
+        ),
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=CLIPImageProcessorPil(
+            size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
+        ),
+        image_encoder=CLIPVisionModelWithProjection(vision).eval(),
+        requires_safety_checker=False,
+    )
+
+
+def make_tokenizer() -> Any:
+    from transformers import CLIPTokenizer
+
+    letters = sorted({letter for word in WORDS for letter in word})
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=16)
