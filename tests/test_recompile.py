@@ -1,0 +1,180 @@
+"""Under torch.compile a change of scale, to and from 0 too, costs no recompilation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
+
+from hosts_table import HostCase
+from rigs import Rig, build, difference
+
+SCALES = (0.5, 1.2, 0.0, 0.8, 0.0, 2.0)
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo() -> Iterator[None]:
+    """No compiled code from one test in another."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    """A small denoiser; its graph compiles in seconds."""
+    return build("tiny", "base", tmp_path)
+
+
+def expected(rig: Rig, inputs: dict[str, Any], scales: Any = SCALES) -> list[Tensor]:
+    """Eager outputs for every scale."""
+    return [rig.ours(inputs, rig.prompt(1), scale=scale) for scale in scales]
+
+
+def read(host: HostCase, model: Any, inputs: dict[str, Any]) -> Tensor:
+    """One call of a compiled denoiser."""
+    with torch.no_grad():
+        return model(**inputs).sample
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_changing_the_scale(backend: str, rig: Rig) -> None:
+    inputs = rig.host.inputs(2)
+    wanted = expected(rig, inputs)
+    base = rig.host.read(rig.unet, inputs)
+    counter = CompileCounterWithBackend(backend)
+    model = torch.compile(rig.unet, backend=counter)
+    rig.adapter.attach(rig.unet)
+    with rig.adapter.use(rig.prompt(1), scale=SCALES[0]) as live:
+        compiled = None
+        for scale, out in zip(SCALES, wanted, strict=True):
+            live.scale = scale
+            assert difference(read(rig.host, model, inputs), out) <= TOLERANCE, scale
+            compiled = compiled or counter.frame_count
+            assert counter.frame_count == compiled, f"recompiled for scale {scale}"
+        live.scale = 0.0
+        assert difference(read(rig.host, model, inputs), base) <= TOLERANCE
+    assert counter.frame_count == compiled
+
+
+def test_starting_from_zero(rig: Rig) -> None:
+    """A graph traced at scale 0 holds for other scales."""
+    inputs = rig.host.inputs(2)
+    scales = (0.0, 1.0, 0.0)
+    wanted = expected(rig, inputs, scales)
+    counter = CompileCounter()
+    model = torch.compile(rig.unet, backend=counter)
+    rig.adapter.attach(rig.unet)
+    with rig.adapter.use(rig.prompt(1), scale=0.0) as live:
+        found, counts = [], []
+        for scale in scales:
+            live.scale = scale
+            found.append(read(rig.host, model, inputs))
+            counts.append(counter.frame_count)
+    assert counts[0] > 0
+    assert len(set(counts)) == 1
+    for one, out in zip(found, wanted, strict=True):
+        assert difference(one, out) <= TOLERANCE
+
+
+def test_scales_by_site(rig: Rig) -> None:
+    """Another mapping over the same sites is another table of numbers, not another graph."""
+    inputs = rig.host.inputs(2)
+    maps = [
+        {"down_blocks": 0.5, "mid_block": 1.0, "up_blocks": 0.0},
+        {"down_blocks": 0.0, "mid_block": 0.2, "up_blocks": 1.5},
+    ]
+    wanted = expected(rig, inputs, maps)
+    counter = CompileCounter()
+    model = torch.compile(rig.unet, backend=counter)
+    rig.adapter.attach(rig.unet)
+    with rig.adapter.use(rig.prompt(1), scale=maps[0]) as live:
+        first = read(rig.host, model, inputs)
+        compiled = counter.frame_count
+        live.scale = maps[1]
+        second = read(rig.host, model, inputs)
+    assert counter.frame_count == compiled
+    assert difference(first, wanted[0]) <= TOLERANCE
+    assert difference(second, wanted[1]) <= TOLERANCE
+
+
+def test_steps_of_a_loop(rig: Rig) -> None:
+    """Other timesteps, latents and texts of the same shape: one graph."""
+    calls = [
+        {**rig.host.inputs(2, seed=i), "timestep": t}
+        for i, t in enumerate(torch.arange(900, 0, -300))
+    ]
+    wanted = [rig.ours(call, rig.prompt(1)) for call in calls]
+    counter = CompileCounter()
+    model = torch.compile(rig.unet, backend=counter)
+    rig.adapter.attach(rig.unet)
+    counts = []
+    with rig.adapter.use(rig.prompt(1)):
+        for call, out in zip(calls, wanted, strict=True):
+            assert difference(read(rig.host, model, call), out) <= TOLERANCE
+            counts.append(counter.frame_count)
+    assert len(set(counts)) == 1
+
+
+def test_another_prompt_of_the_same_shape(rig: Rig) -> None:
+    """The compiled denoiser listens to the prompt in use, not to the one it was traced with."""
+    inputs = rig.host.inputs(2)
+    prompts = [rig.prompt(1, seed=s) for s in (5, 6, 7)]
+    wanted = [rig.ours(inputs, prompt) for prompt in prompts]
+    assert difference(wanted[0], wanted[1]) > 1e-3
+    counter = CompileCounter()
+    model = torch.compile(rig.unet, backend=counter)
+    rig.adapter.attach(rig.unet)
+    for prompt, out in zip(prompts, wanted, strict=True):
+        with rig.adapter.use(prompt):
+            assert difference(read(rig.host, model, inputs), out) <= TOLERANCE
+    rig.adapter.detach()
+
+
+def test_detaching_from_a_compiled_denoiser(rig: Rig) -> None:
+    """Compiled before, during and after: always what the eager denoiser gives."""
+    inputs = rig.host.inputs(2)
+    plain = rig.host.read(rig.unet, inputs)
+    with_adapter = rig.ours(inputs, rig.prompt(1))
+    model = torch.compile(rig.unet, backend="eager")
+    assert difference(read(rig.host, model, inputs), plain) <= TOLERANCE
+    rig.adapter.attach(model)  # the compiled wrapper itself is given
+    with rig.adapter.use(rig.prompt(1)):
+        assert difference(read(rig.host, model, inputs), with_adapter) <= TOLERANCE
+    assert difference(read(rig.host, model, inputs), plain) <= TOLERANCE
+    rig.adapter.detach()
+    assert difference(read(rig.host, model, inputs), plain) <= TOLERANCE
+
+
+def test_compiled_in_place_and_by_block(tmp_path: Path) -> None:
+    """`unet.compile()`, and only the transformer blocks compiled, as diffusers recommends."""
+    rig = build("tiny", "plus", tmp_path)
+    inputs = rig.host.inputs(2)
+    wanted = expected(rig, inputs, (0.5, 0.0, 1.5))
+    for whole in (True, False):
+        torch._dynamo.reset()
+        unet = copy.deepcopy(rig.unet)
+        counter = CompileCounter()
+        targets: list[nn.Module] = [unet] if whole else _blocks(unet)
+        for target in targets:
+            target.compile(backend=counter)
+        rig.adapter.attach(unet)
+        counts = []
+        with rig.adapter.use(rig.prompt(1)) as live:
+            for scale, out in zip((0.5, 0.0, 1.5), wanted, strict=True):
+                live.scale = scale
+                assert difference(read(rig.host, unet, inputs), out) <= TOLERANCE
+                counts.append(counter.frame_count)
+        rig.adapter.detach()
+        assert len(set(counts)) == 1, (whole, counts)
+
+
+def _blocks(unet: nn.Module) -> list[nn.Module]:
+    return [m for m in unet.modules() if type(m).__name__ == "BasicTransformerBlock"]
