@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from imageprompt.attachment import Place
-from imageprompt.carrier import Branch, Carrier, InUse, named_layout
+from imageprompt.carrier import Carrier, InUse
 from imageprompt.checkpoint.detect import likely_families, read_adapter
 from imageprompt.checkpoint.formats import FORMATS, Parts
 from imageprompt.checkpoint.storage import write_file
@@ -28,6 +28,7 @@ from imageprompt.errors import (
     WrongBaseError,
 )
 from imageprompt.fingerprint import fingerprint
+from imageprompt.guidance import Branch, named_layout
 from imageprompt.locate import locate_file
 from imageprompt.projections import Projections
 from imageprompt.prompt import ImagePrompt
@@ -224,7 +225,10 @@ class Adapter:
     ) -> Iterator[InUse]:
         """While the block runs, the base listens to `prompt`; yields a handle with a live `.scale`.
 
-        `guidance` states how the pipeline stacks its batch; "auto" tells it from the batch.
+        `guidance` states how the batch is stacked. "auto": the prompts' batch is positive
+        throughout, twice that [negative, positive] as diffusers does it, larger ones are told by
+        their latents; a pipeline that draws two pictures of a prompt without guidance is seen as
+        such. A compiled denoiser with several pictures of a prompt needs it stated.
         Raises AttachError, PromptError, ScaleError, GuidanceError.
         """
         if self._attached is None:
@@ -347,6 +351,12 @@ class Adapter:
                 )
 
     def _check_prompt(self, prompt: ImagePrompt) -> None:
+        if not isinstance(prompt, ImagePrompt):
+            raise PromptError(
+                f"a {type(prompt).__name__}",
+                rule="it is no image prompt",
+                remedy="Make one with adapter.encode().",
+            )
         width = prompt.tokens.shape[-1]
         if width != self.spec.text_width:
             raise PromptError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,21 +19,10 @@ from torch import Tensor, nn
 from imageprompt.attention import ImageTerm
 from imageprompt.controls import Scale, site_scales
 from imageprompt.errors import GuidanceError
+from imageprompt.guidance import Branches, by_count, copies_in, tell
 from imageprompt.spec import Site
 
-Branch = Literal["negative", "positive"]
-Branches = tuple[Branch, ...]
 KeyValue = tuple[Tensor, Tensor]
-
-LAYOUTS: dict[str, Branches] = {
-    "none": ("positive",),
-    "negative-positive": ("negative", "positive"),
-    "positive-negative": ("positive", "negative"),
-    "positive-positive": ("positive", "positive"),  # perturbed attention without guidance
-    "negative-positive-positive": ("negative", "positive", "positive"),  # ... and with it
-    "positive-negative-negative": ("positive", "negative", "negative"),  # InstructPix2Pix
-}
-"""Named guidance layouts: the branches that a pipeline stacks along the batch, in order."""
 
 
 class InUse:
@@ -126,7 +115,7 @@ class Carrier:
         self.in_use: list[InUse] = []
         self.run = 0  # counts denoise loops; whatever was cached in an older one is stale
         self._clock = _Clock()
-        self._told = _Told()
+        self._layouts: dict[tuple[int, int], Branches] = {}  # of this run, by batch and prompts
 
     def before_forward(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook: read the call's batch and timestep, lay the prompts out for it."""
@@ -137,8 +126,8 @@ class Carrier:
         if not torch.compiler.is_compiling():
             self._note_time(_argument(args, kwargs, 1, "timestep"))
         for entry in self.in_use:
-            branches = entry.branches or self._told.branches(sample, text, entry.prompts)
-            copies = _copies(sample.shape[0], len(branches), entry.prompts)
+            branches = entry.branches or self._layout(sample, text, entry.prompts)
+            copies = copies_in(sample.shape[0], len(branches), entry.prompts)
             if "negative" in branches and not entry.has_negative:
                 raise GuidanceError(
                     "image prompt without null tokens",
@@ -150,7 +139,17 @@ class Carrier:
     def _note_time(self, timestep: object) -> None:
         if not self._clock.goes_on(timestep):
             self.run += 1
-            self._told = _Told()
+            self._layouts = {}
+
+    def _layout(self, sample: Tensor, text: Tensor | None, prompts: int) -> Branches:
+        """The layout of a batch; told once a run, since that compares latents."""
+        if torch.compiler.is_compiling():
+            return by_count(sample.shape[0], prompts)
+        key = (sample.shape[0], prompts)
+        if key not in self._layouts:
+            scheduled = self._clock.scheduled
+            self._layouts[key] = tell(sample, text, prompts, scheduled=scheduled)
+        return self._layouts[key]
 
     def terms(self, index: int, q: Tensor) -> list[ImageTerm]:
         """The image terms of one site, in order of use."""
@@ -166,6 +165,11 @@ class _Clock:
         self._offset = 0
         self._number: float | None = None
 
+    @property
+    def scheduled(self) -> bool:
+        """Did the last timestep come out of a schedule, as a view of its tensor?"""
+        return self._base is not None
+
     def goes_on(self, timestep: object) -> bool:
         """Schedulers hand out views of one tensor, in order; plain numbers must go down."""
         if isinstance(timestep, Tensor):
@@ -178,103 +182,11 @@ class _Clock:
                 self._number = None
                 return later
             if timestep.numel() != 1 or timestep.device.type != "cpu":
-                self._base = self._number = None
+                self._base, self._number = None, None
                 return False
         self._base, before = None, self._number
         self._number = float(timestep)  # type: ignore[arg-type]
         return before is not None and self._number < before
-
-
-class _Told:
-    """Tells the guidance layout of a batch; asked once a loop, since it compares latents."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[int, int], Branches] = {}
-
-    def branches(self, sample: Tensor, text: Tensor | None, prompts: int) -> Branches:
-        if torch.compiler.is_compiling():
-            return _by_count(sample.shape[0], prompts)
-        key = (sample.shape[0], prompts)
-        if key not in self._known:
-            self._known[key] = _tell(sample, text, prompts)
-        return self._known[key]
-
-
-def named_layout(guidance: str | Sequence[Branch]) -> Branches | None:
-    """The branches of a layout's name or sequence; None for "auto"."""
-    if guidance == "auto":
-        return None
-    if isinstance(guidance, str):
-        if guidance in LAYOUTS:
-            return LAYOUTS[guidance]
-    elif guidance and set(guidance) <= {"negative", "positive"}:
-        return tuple(guidance)
-    raise GuidanceError(
-        f"guidance={guidance!r}",
-        rule="not a known layout",
-        remedy=f"Use auto, {', '.join(LAYOUTS)}, or a sequence of 'negative' and 'positive'.",
-    )
-
-
-def _by_count(batch: int, prompts: int) -> Branches:
-    """The layout that the batch size alone tells: the prompts' batch, or twice that."""
-    if batch == prompts:
-        return LAYOUTS["none"]
-    if batch == 2 * prompts:
-        return LAYOUTS["negative-positive"]
-    raise GuidanceError(
-        f"a compiled call with batch {batch} and {prompts} image prompt(s)",
-        rule="the guidance layout cannot be told inside a compiled graph",
-        remedy="Pass guidance='negative-positive' or guidance='none' to use().",
-    )
-
-
-def _tell(sample: Tensor, text: Tensor | None, prompts: int) -> Branches:
-    """Positive throughout, or [negative, positive]: guidance repeats the latents along the batch.
-
-    Raises GuidanceError for three equal copies, where pipelines differ in what they mean.
-    """
-    batch = sample.shape[0]
-    copies = batch // prompts if batch % prompts == 0 else 0
-    if copies == 2:
-        # random latents for a bare denoiser count as guidance too, unless the rows of every
-        # prompt share their text: then they are several pictures of one prompt
-        pictures = not _repeats(sample, 2) and text is not None and _same_rows(text, prompts)
-        return LAYOUTS["none"] if pictures else LAYOUTS["negative-positive"]
-    if copies > 2 and copies % 2 == 0 and _repeats(sample, 2):
-        return LAYOUTS["negative-positive"]
-    if copies % 3 == 0 and copies and _repeats(sample, 3):
-        raise GuidanceError(
-            f"three copies of {batch // 3} latent(s)",
-            rule="a batch of three guidance branches has no single meaning",
-            remedy="Pass guidance='positive-negative-negative' (InstructPix2Pix) or "
-            "'negative-positive-positive' (perturbed attention) to use().",
-        )
-    return LAYOUTS["none"]
-
-
-def _repeats(sample: Tensor, parts: int) -> bool:
-    """Are the parts of a batch equal? Four channels are read: others may hold conditions."""
-    first, *others = sample[:, :4].chunk(parts)
-    return all(torch.equal(first, other) for other in others)
-
-
-def _same_rows(text: Tensor, prompts: int) -> bool:
-    if text.shape[0] % prompts:
-        return False
-    rows = text.reshape(prompts, -1, *text.shape[1:])
-    return bool((rows == rows[:, :1]).all())
-
-
-def _copies(batch: int, branches: int, prompts: int) -> int:
-    if batch % (branches * prompts):
-        raise GuidanceError(
-            f"a batch of {batch}",
-            rule=f"{prompts} image prompt(s) x {branches} guidance branch(es) do not divide it",
-            remedy="Encode one reference per text prompt, or a single one for all; "
-            "pass guidance= to use() if the pipeline stacks its batch in another way.",
-        )
-    return batch // (branches * prompts)
 
 
 def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from imageprompt.errors import AttachError
 from imageprompt.spec import HostSpec, Role, Site
@@ -137,7 +137,7 @@ class SiteProcessor:
             return plain
         from imageprompt.attention import decoupled_attention, merge_heads, split_heads
 
-        residual, x = hidden_states, hidden_states
+        residual = x = hidden_states
         if attn.spatial_norm is not None:
             x = attn.spatial_norm(x, temb)
         if x.ndim == 4:
@@ -158,8 +158,9 @@ class SiteProcessor:
             x = x.transpose(-1, -2).reshape(residual.shape)
         if attn.residual_connection:
             x = x + residual
-        # dividing by 1 changes no bit, so it is left out
-        return x if attn.rescale_output_factor == 1 else x / attn.rescale_output_factor
+        if attn.rescale_output_factor != 1:  # dividing by 1 changes no bit, so it is left out
+            x = x / attn.rescale_output_factor
+        return cast("Tensor", x)
 
 
 class TextCache:

@@ -1,0 +1,108 @@
+"""A new variant or format is one file: dropped into its folder, everything else picks it up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import imageprompt as ip
+from hosts_table import CASES
+from imageprompt import variants
+from imageprompt.errors import OptionError
+from imageprompt.registry import Registry
+from imageprompt.variants import VARIANTS
+
+NEW_VARIANT = '''
+"""mean: the mean of the patches through one linear layer."""
+from dataclasses import dataclass
+from imageprompt.spec import ProjectorSpec
+
+
+@dataclass(frozen=True)
+class Mean:
+    name: str = "mean"
+    summary: str = "mean of the patches, one token"
+    feature: str = "hidden_states[-2]"
+    null_rule: str = "zero features"
+    options: tuple[str, ...] = ()
+
+    def read(self, shapes):
+        if set(shapes) != {"only.weight", "only.bias"}:
+            return None
+        width, feature_width = shapes["only.weight"]
+        return ProjectorSpec(feature_width=feature_width, text_width=width, tokens=1)
+
+    def propose(self, feature_width, text_width, options):
+        return ProjectorSpec(feature_width=feature_width, text_width=text_width, tokens=1)
+
+    def build(self, spec):
+        from torch import nn
+
+        class Projector(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.only = nn.Linear(spec.feature_width, spec.text_width)
+
+            def forward(self, features):
+                return self.only(features.mean(1, keepdim=True))
+
+        return Projector()
+
+
+VARIANT = Mean()
+'''
+
+
+@pytest.fixture
+def mean_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "mean.py").write_text(NEW_VARIANT)
+    monkeypatch.setattr(variants, "__path__", [*variants.__path__, str(tmp_path)])
+    VARIANTS.__dict__.pop("_members", None)
+    yield
+    VARIANTS.__dict__.pop("_members", None)
+
+
+class _Encoder:
+    image_size, fingerprint = 32, "0" * 16
+
+    def width(self, feature: str) -> int:
+        return 12
+
+    def encode(self, pictures: list[object], feature: str) -> torch.Tensor:
+        return torch.ones(len(pictures), 5, 12)
+
+    def encode_null(self, feature: str) -> torch.Tensor:
+        return torch.zeros(1, 5, 12)
+
+
+@pytest.mark.usefixtures("mean_variant")
+def test_a_variant_is_one_file(tmp_path: Path) -> None:
+    case = CASES["sd15"]
+    unet = case.unet()
+    adapter = ip.Adapter.create("mean", denoiser=unet, encoder=_Encoder())
+    adapter.save(tmp_path / "a.safetensors")
+    loaded = ip.Adapter.load(tmp_path / "a.safetensors").attach(unet, _Encoder())
+    assert loaded.spec == adapter.spec
+    assert loaded.spec.variant == "mean"
+    prompt = loaded.encode(features=torch.randn(1, 5, 12))
+    inputs = case.inputs(2)
+    plain = case.read(unet, inputs)
+    with loaded.use(prompt, 1.0):
+        assert not torch.equal(case.read(unet, inputs), plain)
+    loaded.detach()
+    assert torch.equal(case.read(unet, inputs), plain)
+
+
+def test_unknown_names_name_the_nearest() -> None:
+    with pytest.raises(OptionError, match="Did you mean 'plus'"):
+        VARIANTS["pluss"]
+
+
+def test_two_plugins_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "twin.py").write_text("from imageprompt.variants.base import VARIANT\n")
+    monkeypatch.setattr(variants, "__path__", [*variants.__path__, str(tmp_path)])
+    with pytest.raises(ValueError, match="call themselves base"):
+        list(Registry("imageprompt.variants", "VARIANT"))
