@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imageprompt.errors import EncoderError
+from imageprompt.locate import locate_folder
 from imageprompt.spec import Feature
 
 if TYPE_CHECKING:
@@ -32,11 +33,14 @@ class ClipEncoder:
     def load(
         cls, source: str | os.PathLike[str], *, device: Any = None, dtype: Any = None
     ) -> ClipEncoder:
-        """From a folder in transformers' layout. Raises EncoderError."""
+        """From a folder in transformers' layout, or `owner/repo/sub/folder` on the Hub.
+
+        Raises NotFoundError, EncoderError.
+        """
         import torch
         from transformers import CLIPVisionModelWithProjection
 
-        folder = Path(source)
+        folder = locate_folder(source)
         if not (folder / "config.json").is_file():
             raise EncoderError(
                 f"encoder {str(source)!r}",

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
+from torch import Tensor, nn
+
+from imageprompt.attention import (
+    Kernel,
+    decoupled_attention,
+    fused_kernel,
+    merge_heads,
+    split_heads,
+)
 from imageprompt.errors import AttachError
+from imageprompt.hosts.text_cache import TextCache
 from imageprompt.spec import HostSpec, Role, Site
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from imageprompt.carrier import Carrier
 
 _SD = {
@@ -118,6 +126,7 @@ class SiteProcessor:
 
     def __init__(self, carrier: Carrier, index: int, original: Any) -> None:
         self.carrier, self.index, self.original = carrier, index, original
+        self._fused = not _is_plain_processor(original)
         self._text = TextCache()
 
     def __call__(
@@ -135,8 +144,6 @@ class SiteProcessor:
                 attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs
             )
             return plain
-        from imageprompt.attention import decoupled_attention, merge_heads, split_heads
-
         residual = x = hidden_states
         if attn.spatial_norm is not None:
             x = attn.spatial_norm(x, temb)
@@ -151,7 +158,8 @@ class SiteProcessor:
             q = attn.norm_q(q)
         mask = _additive_mask(attn, attention_mask, encoder_hidden_states)
         images = self.carrier.terms(self.index, q)
-        x = decoupled_attention(q, k, v, images, mask=mask, kernel=_kernel(self.original, attn))
+        kernel = fused_kernel if self._fused else _plain_kernel(attn)
+        x = decoupled_attention(q, k, v, images, mask=mask, kernel=kernel)
 
         x = attn.to_out[1](attn.to_out[0](merge_heads(x)))
         if residual.ndim == 4:
@@ -160,94 +168,18 @@ class SiteProcessor:
             x = x + residual
         if attn.rescale_output_factor != 1:  # dividing by 1 changes no bit, so it is left out
             x = x / attn.rescale_output_factor
-        return cast("Tensor", x)
+        return cast(Tensor, x)
 
 
-class TextCache:
-    """K and V of the text, kept over a denoise loop.
+def _plain_kernel(attn: Any) -> Kernel:
+    """The attention of diffusers' AttnProcessor, so that scale 0 equals it to the bit too."""
 
-    Steps aside whenever keeping them could be wrong: gradients are on, the graph is being compiled,
-    the text is another tensor or was written to, a new loop began, or to_k / to_v are more than
-    plain linear layers (LoRA, quantised, hooked) or were changed.
-    """
-
-    def __init__(self) -> None:
-        self._text: weakref.ref[Tensor] | None = None
-        self._state: tuple[Any, ...] = ()
-        self._pair: tuple[Tensor, Tensor] | None = None
-
-    def pair(self, attn: Any, text: Tensor, run: int) -> tuple[Tensor, Tensor]:
-        """K and V [B, H, T, D] of text states [B, T, C]."""
-        import torch
-
-        if torch.compiler.is_compiling():
-            return _text_pair(attn, text)
-        if not _cacheable(attn, text):
-            self._forget()
-            return _text_pair(attn, text)
-        weights = (attn.to_k.weight, attn.to_v.weight)
-        state = (run, text._version, *((w.data_ptr(), w._version) for w in weights))
-        known = self._text is not None and self._text() is text and self._state == state
-        if self._pair is None or not known:
-            self._pair = _text_pair(attn, text)
-            self._text = weakref.ref(text, lambda _: self._forget())
-            self._state = state
-        return self._pair
-
-    def _forget(self) -> None:
-        self._text, self._pair = None, None
-
-
-def _text_pair(attn: Any, text: Tensor) -> tuple[Tensor, Tensor]:
-    from imageprompt.attention import split_heads
-
-    if attn.norm_cross:
-        text = attn.norm_encoder_hidden_states(text)
-    k = split_heads(attn.to_k(text), attn.heads)
-    v = split_heads(attn.to_v(text), attn.heads)
-    return (k if attn.norm_k is None else attn.norm_k(k)), v
-
-
-def _cacheable(attn: Any, text: Tensor) -> bool:
-    import torch
-
-    return (
-        not torch.is_grad_enabled()
-        and not text.is_inference()  # writes to inference tensors leave no trace
-        and not torch.is_autocast_enabled(text.device.type)
-        and not attn.norm_cross
-        and attn.norm_k is None
-        and all(_is_plain(layer) for layer in (attn.to_k, attn.to_v))
-    )
-
-
-def _is_plain(layer: Any) -> bool:
-    """A linear layer whose call is its weights and nothing else."""
-    from torch import nn
-
-    return (
-        type(layer) is nn.Linear
-        and not layer._forward_hooks
-        and not layer._forward_pre_hooks
-        and "forward" not in layer.__dict__  # accelerate's offloading replaces it
-    )
-
-
-def _kernel(original: Any, attn: Any) -> Any:
-    """The text attention of the processor that was there, so that scale 0 is it to the bit."""
-    from diffusers.models.attention_processor import AttnProcessor
-
-    from imageprompt.attention import fused_kernel
-
-    if type(original) is not AttnProcessor:
-        return fused_kernel
-
-    def plain_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         flat_mask = None if mask is None else mask.flatten(0, 1)
-        weights = attn.get_attention_scores(*(x.flatten(0, 1) for x in (q, k)), flat_mask)
-        return (weights @ v.flatten(0, 1)).unflatten(0, q.shape[:2])  # type: ignore[no-any-return]
+        weights = attn.get_attention_scores(q.flatten(0, 1), k.flatten(0, 1), flat_mask)
+        return torch.bmm(weights, v.flatten(0, 1)).view(q.shape)
 
-    return plain_kernel
+    return kernel
 
 
 def _additive_mask(attn: Any, mask: Tensor | None, text: Tensor) -> Tensor | None:
@@ -259,14 +191,20 @@ def _additive_mask(attn: Any, mask: Tensor | None, text: Tensor) -> Tensor | Non
     return prepared.view(batch, attn.heads, -1, prepared.shape[-1])
 
 
+def _is_plain_processor(processor: Any) -> bool:
+    from diffusers.models.attention_processor import AttnProcessor
+
+    return type(processor) is AttnProcessor
+
+
 def _check_replaceable(site: Site, layer: Any) -> None:
     """Only processors whose arithmetic we reproduce may be replaced. Raises AttachError."""
-    from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+    from diffusers.models.attention_processor import AttnProcessor2_0
 
-    kind = type(layer.processor)
-    if kind not in (AttnProcessor, AttnProcessor2_0):
+    processor = layer.processor
+    if type(processor) is not AttnProcessor2_0 and not _is_plain_processor(processor):
         raise AttachError(
-            f"attention processor {kind.__name__} at {site.name}",
+            f"attention processor {type(processor).__name__} at {site.name}",
             rule="an adapter replaces only AttnProcessor2_0 and AttnProcessor",
             remedy="Unload other adapters (pipe.unload_ip_adapter()), undo fused or sliced "
             "attention, or call unet.set_attn_processor(AttnProcessor2_0()).",
@@ -332,7 +270,6 @@ def _family(denoiser: nn.Module, sites: tuple[Site, ...]) -> str:
 @cache
 def _family_spec(family: str) -> HostSpec:
     """Sites of a published base, from its config on the meta device: no weights are made."""
-    import torch
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
