@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it: no test leaves this machine
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))  # bases, peer, ops: used by tests as well
@@ -20,3 +23,20 @@ def same_numbers() -> Iterator[None]:
 
         torch.manual_seed(0)
     return
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline folder with adapters and random weights, in place of the bundled one."""
+    from tiny_stack import save_stack
+
+    return save_stack(tmp_path_factory.mktemp("tiny") / "stack")
+
+
+@pytest.fixture
+def tiny_bundled(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """For this test, the bundled stack is the tiny one."""
+    from imageprompt import bundled
+
+    monkeypatch.setattr(bundled, "folder", lambda: tiny_folder)
+    return tiny_folder

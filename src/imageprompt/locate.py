@@ -58,10 +58,8 @@ def locate_file(reference: Reference, *, cached_only: bool = False) -> Path:
     remote = hub_id(reference)
     if remote is None or not remote.path:
         raise _no_such_path(reference, "owner/repo/sub/file")
-    from huggingface_hub import hf_hub_download
-
-    with _hub_errors(remote, reference):
-        return Path(hf_hub_download(remote.repo, remote.path, local_files_only=cached_only))
+    with _hub_errors(remote, reference, cached_only):
+        return _fetch_file(remote, cached_only=cached_only)
 
 
 def locate_folder(reference: Reference, *, cached_only: bool = False) -> Path:
@@ -79,7 +77,7 @@ def locate_folder(reference: Reference, *, cached_only: bool = False) -> Path:
     from huggingface_hub import snapshot_download
 
     inside = f"{remote.path}/" if remote.path else ""
-    with _hub_errors(remote, reference):
+    with _hub_errors(remote, reference, cached_only):
         root = snapshot_download(
             remote.repo,
             allow_patterns=[f"{inside}*.json", f"{inside}*.txt", f"{inside}*.safetensors"],
@@ -107,7 +105,7 @@ def locate_pipeline(reference: Reference, *, cached_only: bool = False) -> Path:
             raise _no_such_path(reference, "owner/repo")
         from diffusers import DiffusionPipeline
 
-        with _hub_errors(remote, reference):
+        with _hub_errors(remote, reference, cached_only):
             folder = Path(DiffusionPipeline.download(remote.repo, local_files_only=cached_only))
     if not (folder / "model_index.json").is_file():
         raise NotFoundError(
@@ -116,6 +114,28 @@ def locate_pipeline(reference: Reference, *, cached_only: bool = False) -> Path:
             remedy="Give the folder that save_pretrained wrote.",
         )
     return folder
+
+
+def _fetch_file(remote: HubId, *, cached_only: bool) -> Path:
+    """The file in the cache, brought up to date where the Hub can be reached.
+
+    The Hub is asked once: its client would try an unreachable one for half a minute.
+    """
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    unreachable = None
+    if not cached_only:
+        try:
+            get_hf_file_metadata(hf_hub_url(remote.repo, remote.path))
+        except (errors.RepositoryNotFoundError, errors.RemoteEntryNotFoundError):
+            raise
+        except Exception as error:  # no network, a proxy, a time-out, status 500: many types
+            unreachable = error
+    try:
+        offline = cached_only or unreachable is not None
+        return Path(hf_hub_download(remote.repo, remote.path, local_files_only=offline))
+    except errors.LocalEntryNotFoundError:
+        raise unreachable or errors.LocalEntryNotFoundError("not in the cache") from None
 
 
 def _local(reference: Reference) -> Path | None:
@@ -165,52 +185,63 @@ def _candidates(names: list[str]) -> str:
     return f"Did you mean {' or '.join(map(repr, names[:3]))}?" if names else ""
 
 
-@contextmanager
-def _hub_errors(remote: HubId, reference: Reference) -> Iterator[None]:
-    """Whatever the Hub's client raises becomes one NotFoundError that says what to do."""
-    from huggingface_hub import constants, errors
+_NOT_FETCHED = (
+    "it is not in the Hub cache, and nothing is to be fetched here",
+    "Name it yourself (--base, --adapter) to have it fetched.",
+)
 
-    what = f"{os.fspath(reference)!r}"
-    here = f"there is no such local path, and {constants.ENDPOINT}"
-    local = _suggestion(reference)
+
+@contextmanager
+def _hub_errors(remote: HubId, reference: Reference, cached_only: bool) -> Iterator[None]:
+    """Whatever the Hub's client raises becomes one NotFoundError that says what to do."""
     try:
         yield
-    except errors.GatedRepoError as error:
-        raise NotFoundError(
-            what,
-            rule=f"{here} gates the repository {remote.repo}",
-            remedy="Accept its terms on the Hub, then log in with `hf auth login`.",
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise NotFoundError(
-            what,
-            rule=f"{here} has no repository {remote.repo}, or a private one",
-            remedy=local or "Check the name; log in with `hf auth login` if it is private.",
-        ) from error
-    except errors.RemoteEntryNotFoundError as error:
-        raise NotFoundError(
-            what,
-            rule=f"{here} has no file {remote.path or 'model_index.json'!r} in {remote.repo}",
-            remedy=local or _remote_suggestion(remote) or "Check the file's name on the Hub.",
-        ) from error
-    except errors.HFValidationError as error:
-        raise NotFoundError(
-            what, rule="no such path, and no valid Hub id", remedy=local or "Check the name."
-        ) from error
-    except errors.HfHubHTTPError as error:
-        raise NotFoundError(
-            what,
-            rule=f"{here} answered with status {error.response.status_code}",
-            remedy="Try again later, or download the file and give its path.",
-        ) from error
+    except NotFoundError:
+        raise
     except Exception as error:  # no network, a proxy, a time-out, a full disk: many types, one end
-        offline = constants.is_offline_mode()
+        # diffusers wraps what the client raised
+        cause = error.__cause__ if type(error) is OSError and error.__cause__ else error
+        rule, remedy = _NOT_FETCHED if cached_only else _explained(cause, remote)
         raise NotFoundError(
-            what,
-            rule="there is no such local path, and it is not in the Hub cache, and "
-            + ("HF_HUB_OFFLINE is set" if offline else f"{constants.ENDPOINT} cannot be reached"),
-            remedy=local or "Go online once, or download it elsewhere and give its path.",
+            f"{os.fspath(reference)!r}",
+            rule=f"there is no such local path, and {rule}",
+            remedy=_suggestion(reference) or remedy,
         ) from error
+
+
+def _explained(error: BaseException, remote: HubId) -> tuple[str, str]:
+    """What the Hub's client means, and what to do about it."""
+    from huggingface_hub import constants, errors
+
+    hub = constants.ENDPOINT
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            f"{hub} gates the repository {remote.repo}",
+            "Accept its terms on the Hub, then log in with `hf auth login`.",
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"{hub} has no repository {remote.repo}, or a private one",
+            "Check the name; log in with `hf auth login` if it is private.",
+        )
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        return (
+            f"{hub} has no file {remote.path or 'model_index.json'} in {remote.repo}",
+            _remote_suggestion(remote) or "Check the file's name on the Hub.",
+        )
+    if isinstance(error, errors.HFValidationError):
+        return "it is no valid Hub id", "Check the name."
+    if isinstance(error, errors.HfHubHTTPError):
+        return (
+            f"{hub} answered with status {error.response.status_code}",
+            "Try again later, or download it elsewhere and give its path.",
+        )
+    offline = constants.is_offline_mode()
+    return (
+        "it is not in the Hub cache, and "
+        + ("HF_HUB_OFFLINE is set" if offline else f"{hub} cannot be reached"),
+        "Go online once, or download it elsewhere and give its path.",
+    )
 
 
 def _remote_suggestion(remote: HubId) -> str:
