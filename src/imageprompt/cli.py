@@ -10,6 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from imageprompt import __version__
@@ -53,7 +54,8 @@ def _fail(message: str) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from imageprompt.demo import showcase
 
-    showcase.run(**_given(options, "output", "seed"))
+    given = _given(options, "output", "seed", "count")
+    showcase.run(**given, json=options.json, progress=_progress(options))
     return 0
 
 
@@ -67,7 +69,7 @@ def _generate(options: argparse.Namespace) -> int:
         *("num_images", "steps", "guidance_scale", "negative_prompt", "size", "dtype", "device"),
         "batch_size",
     )
-    request["progress"] = not options.json and sys.stderr.isatty()
+    request["progress"] = _progress(options)
     output = check_folder(options.output)
     result = repeat(options.recipe, **request) if "recipe" in options else generate(**request)
     paths = result.save(output)
@@ -206,8 +208,11 @@ def _add_demo(commands: Any) -> None:
         "imageprompt demo --output sheet --seed 7",
     )
     add = demo.add_argument
-    add("--output", metavar="DIR", default=argparse.SUPPRESS, help="folder for the pictures")
-    add("--seed", type=int, metavar="N", default=argparse.SUPPRESS, help="other references")
+    absent = argparse.SUPPRESS
+    add("--output", type=Path, metavar="DIR", default=absent, help="folder (outputs/demo)")
+    add("--seed", type=int, metavar="N", default=absent, help="which references are drawn (1)")
+    add("--count", type=int, metavar="N", default=absent, help="how many references (6)")
+    _add_json(demo)
 
 
 def _add_generate(commands: Any) -> None:
@@ -281,8 +286,16 @@ def _shape_output() -> None:
     warnings.showwarning = show
     warnings.simplefilter("ignore", FutureWarning)
     # transformers says on import that torchvision is not there; nothing here needs it
-    notes = logging.getLogger("transformers.utils.import_utils")
-    notes.addFilter(lambda record: "torchvision" not in record.getMessage())
+    logging.getLogger("transformers.utils.import_utils").addFilter(_matters)
+
+
+def _matters(record: logging.LogRecord) -> bool:
+    return "torchvision" not in record.getMessage()
+
+
+def _progress(options: argparse.Namespace) -> bool:
+    """Bars are for people who watch."""
+    return not options.json and sys.stderr.isatty()
 
 
 def _print_json(data: Any) -> None:

@@ -199,7 +199,8 @@ def _denoise_shown(
         encoder, encoder_name = ingredients.find_encoder(
             request.encoder, adapter.spec, base, source.name
         )
-    adapter.attach(base.pipe, encoder=encoder)
+    with ingredients.quiet_loading(not request.progress):
+        adapter.attach(base.pipe, encoder=encoder)
     try:
         prompt = adapter.encode(pictures) if pictures else _image_prompt(request.image_prompt)
         with adapter.use(prompt, scale=request.scale):

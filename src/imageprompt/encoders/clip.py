@@ -39,6 +39,7 @@ class ClipEncoder:
         """
         import torch
         from transformers import CLIPVisionModelWithProjection
+        from transformers.utils import logging as of_transformers
 
         folder = locate_folder(source)
         if not (folder / "config.json").is_file():
@@ -47,17 +48,27 @@ class ClipEncoder:
                 rule="no folder with a config.json and weights",
                 remedy="Give the image_encoder folder of the adapter's repository.",
             )
+        said = of_transformers.get_verbosity()
+        of_transformers.set_verbosity_error()  # what it would report is raised below
         try:
-            model = CLIPVisionModelWithProjection.from_pretrained(
-                folder, dtype=dtype or torch.float32, local_files_only=True
+            model, report = CLIPVisionModelWithProjection.from_pretrained(
+                folder,
+                dtype=dtype or torch.float32,
+                local_files_only=True,
+                output_loading_info=True,
             )
+            lacking = sorted(report["missing_keys"])
+            reason = f"it has no {lacking[0]}" if lacking else ""
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
+        finally:
+            of_transformers.set_verbosity(said)
+        if reason:
             raise EncoderError(
                 f"encoder {str(source)!r}",
                 rule=f"not a CLIP vision tower with projection ({reason})",
                 remedy="Give a CLIPVisionModelWithProjection folder.",
-            ) from None
+            )
         return cls(model.to(device) if device else model, _stored_processor(folder))
 
     @property
