@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 # The one eager name: a module and a function are both called `generate`, and importing the module
 # later would put it in the function's place. It loads no torch until it is called.
 from imageprompt.generate import generate
+from imageprompt.version import __version__
 
 if TYPE_CHECKING:
     from imageprompt.adapter import Adapter
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from imageprompt.generate import GenerationResult, repeat
     from imageprompt.prompt import ImagePrompt
     from imageprompt.recipe import Recipe
-
-__version__ = "0.1.0"
 
 # Public name -> the module that defines it; torch is loaded when a name that needs it is touched.
 _HOME = {

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from imageprompt import __version__
 from imageprompt.errors import ImagePromptError
+from imageprompt.version import __version__
 
 PROGRAM = "imageprompt"
 USAGE_ERROR = 2

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from imageprompt.controls import Scale, site_scales
 from imageprompt.errors import OptionError, PictureError, WrongBaseError
 from imageprompt.recipe import Recipe, Source, check_size, checked
+from imageprompt.version import __version__
 
 if TYPE_CHECKING:
     from imageprompt.encoders.pictures import PictureSource
@@ -166,10 +167,8 @@ def versions() -> dict[str, str]:
     """Of ourselves and of the libraries that decide a picture's bits."""
     from importlib import metadata
 
-    import imageprompt
-
     others = {name: metadata.version(name) for name in ("torch", "diffusers", "transformers")}
-    return {"imageprompt": imageprompt.__version__, **others}
+    return {"imageprompt": __version__, **others}
 
 
 def as_list(reference: Any) -> list[Any]:

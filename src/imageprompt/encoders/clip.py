@@ -39,8 +39,10 @@ class ClipEncoder:
         """
         import torch
         from transformers import CLIPVisionModelWithProjection
-        from transformers.utils import logging as of_transformers
+        from transformers.utils import logging
 
+        kind: Any = CLIPVisionModelWithProjection
+        log: Any = logging
         folder = locate_folder(source)
         if not (folder / "config.json").is_file():
             raise EncoderError(
@@ -48,10 +50,10 @@ class ClipEncoder:
                 rule="no folder with a config.json and weights",
                 remedy="Give the image_encoder folder of the adapter's repository.",
             )
-        said = of_transformers.get_verbosity()
-        of_transformers.set_verbosity_error()  # what it would report is raised below
+        said = log.get_verbosity()
+        log.set_verbosity_error()  # what it would report is raised below
         try:
-            model, report = CLIPVisionModelWithProjection.from_pretrained(
+            model, report = kind.from_pretrained(
                 folder,
                 dtype=dtype or torch.float32,
                 local_files_only=True,
@@ -62,7 +64,7 @@ class ClipEncoder:
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
         finally:
-            of_transformers.set_verbosity(said)
+            log.set_verbosity(said)
         if reason:
             raise EncoderError(
                 f"encoder {str(source)!r}",
