@@ -63,7 +63,8 @@ class Adapter:
         self.module = module
         self.encoder: Encoder | None = None
         self._attached: _Attached | None = None
-        self._null: Tensor | None = None  # the encoder's features of the null picture
+        self._encoded_null: Tensor | None = None  # the encoder's features of the null picture
+        self._null: tuple[Any, Tensor] | None = None  # its tokens, and the weights that made them
         self._fingerprint: tuple[Any, str] | None = None
 
     def __repr__(self) -> str:
@@ -158,7 +159,7 @@ class Adapter:
             self.module.to(place.device)
         self._attached = _Attached(place, place.enter(), Projections(self.module, place))
         if opened is not None:
-            self.encoder, self._null = opened, None
+            self.encoder, self._encoded_null, self._null = opened, None, None
         return self
 
     def detach(self) -> None:
@@ -385,17 +386,27 @@ class Adapter:
         return list(torch.split(features, [len(group) for group in groups]))
 
     def _null_tokens(self, null_features: Tensor | None, like: Tensor) -> Tensor | None:
-        """Tokens [1, N, W] of "no picture", by the variant's rule; None if they cannot be had."""
+        """Tokens [1, N, W] of "no picture", by the variant's rule; None if they cannot be had.
+
+        The null picture is the same for every prompt, so its tokens are made once.
+        """
         if null_features is not None:
             self._check_features([null_features])
             return self.project(null_features[:1])
-        if self.spec.null_rule == "zero features":
-            return self.project(like, null=True)
-        if self.encoder is None:
+        features = self._null_features(like)
+        if features is None:
             return None
-        if self._null is None:
-            self._null = self.encoder.encode_null(self.spec.feature)
-        return self.project(self._null)
+        state = (tuple(features.shape), *versions(self.module.image_proj.parameters()))
+        if self._null is None or self._null[0] != state:
+            self._null = (state, self.project(features))
+        return self._null[1]
+
+    def _null_features(self, like: Tensor) -> Tensor | None:
+        if self.spec.null_rule == "zero features":
+            return torch.zeros_like(like)
+        if self._encoded_null is None and self.encoder is not None:
+            self._encoded_null = self.encoder.encode_null(self.spec.feature)
+        return self._encoded_null
 
     def _need_encoder(self, what: str) -> Encoder:
         if self.encoder is None:

@@ -26,7 +26,7 @@ class Projections:
     def __init__(self, module: AdapterModule, place: Place) -> None:
         self._module, self._place = module, place
         self._heads = [site.heads for site in place.sites.sites]
-        self._kept: weakref.WeakKeyDictionary[ImagePrompt, list[KeyValue]]
+        self._kept: weakref.WeakKeyDictionary[ImagePrompt, tuple[Any, list[KeyValue]]]
         self._kept = weakref.WeakKeyDictionary()
         self._kept_null: tuple[Tensor, list[KeyValue]] | None = None
         self._state: tuple[Any, ...] = ()
@@ -41,9 +41,11 @@ class Projections:
         if self._state != state:
             self._kept.clear()
             self._kept_null, self._state = None, state
-        if prompt not in self._kept:
-            self._kept[prompt] = self._stacked(prompt, self._null_pairs(prompt))
-        return self._kept[prompt]
+        written = versions(t for t in (prompt.tokens, prompt.null_tokens) if t is not None)
+        if prompt not in self._kept or self._kept[prompt][0] != written:
+            pairs = self._stacked(prompt, self._null_pairs(prompt))
+            self._kept[prompt] = (written, pairs)
+        return self._kept[prompt][1]
 
     def _stacked(self, prompt: ImagePrompt, negative: list[KeyValue] | None) -> list[KeyValue]:
         positive = self._project(prompt.tokens)

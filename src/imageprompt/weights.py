@@ -35,8 +35,11 @@ class AdapterModule(nn.Module):
 
 
 def versions(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
-    """Changes whenever a weight is written to, moved or replaced."""
-    return tuple((t.data_ptr(), t._version) for t in tensors)
+    """Changes whenever a tensor is written to, moved or replaced.
+
+    Tensors made in inference mode keep no count of writes; only their place is told.
+    """
+    return tuple((t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors)
 
 
 def _linear(weight: Tensor) -> nn.Linear:
