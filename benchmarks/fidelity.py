@@ -1,0 +1,244 @@
+"""How much of a reference the tiny stack brings across, and how well words still rule.
+
+    python benchmarks/fidelity.py --json fidelity.json --markdown fidelity.md
+
+On held-out references (half of them with (shape, colour) pairs that no part of the generator was
+trained on) the independent judge of the stack reads the five words off every picture. Beside each
+figure stand the judge's own ceilings, the text-only control and a 95 % Wilson interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from imageprompt.adapter import Adapter
+from imageprompt.demo import judge, scenes, stack
+
+Words = dict[str, str]
+Cell = dict[str, float]
+MAIN = ("colour", "background", "texture", "shape")  # "all at once" is these four and the style
+
+
+def wilson(right: int, count: int) -> Cell:
+    """Share with its 95 % Wilson interval."""
+    z = 1.96
+    share = right / count
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
+    return {"share": share, "low": middle - half, "high": middle + half, "count": count}
+
+
+def match(found: Sequence[Words], wanted: Sequence[Words]) -> dict[str, Cell]:
+    """Per attribute and all five at once: how often the judge reads what was wanted."""
+    right = {
+        name: [f[name] == w[name] for f, w in zip(found, wanted, strict=True)]
+        for name in scenes.ATTRIBUTES
+    }
+    right["all"] = [all(row) for row in zip(*right.values(), strict=True)]
+    return {name: wilson(sum(row), len(row)) for name, row in right.items()}
+
+
+def round_trip(vae: Any, pictures: Sequence[Image.Image]) -> tuple[list[Image.Image], float]:
+    """Pictures through the autoencoder, and the mean PSNR in dB."""
+    x = judge.to_tensor(pictures)
+    with torch.no_grad():
+        parts = [vae.decode(vae.encode(part).latent_dist.mode()).sample for part in x.split(32)]
+    y = torch.cat(parts).clamp(-1, 1)
+    psnr = float((10 * torch.log10(4 / (y - x).square().mean((1, 2, 3)))).mean())
+    arrays = ((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(array) for array in arrays], psnr
+
+
+class Bench:
+    """One set of references and everything that is asked about them."""
+
+    def __init__(self, options: argparse.Namespace, told: Callable[[int], None]) -> None:
+        self.options, self.told = options, told
+        self.pipe = stack.load_pipeline()
+        drawn = scenes.stream(options.split, seed=options.seed)
+        self.scenes = list(islice(drawn, options.count))
+        self.references = [scenes.draw(scene) for scene in self.scenes]
+        self.words = [scene.words() for scene in self.scenes]
+        self.seeds = [1_000_000 * (options.seed + 1) + i for i in range(options.count)]
+
+    def paint(self, prompts: Sequence[str], **more: Any) -> list[Words]:
+        """Paint and judge."""
+        pictures = stack.paint(
+            self.pipe,
+            prompts,
+            self.seeds[: len(prompts)],
+            steps=self.options.steps,
+            guidance=self.options.guidance,
+            after=self.told,
+            **more,
+        )
+        return judge.read(pictures)
+
+    def ceilings(self) -> dict[str, Any]:
+        """The judge on 2,000 real renders, and on the references after a round trip."""
+        fresh = list(islice(scenes.stream(self.options.split, seed=self.options.seed + 500), 2000))
+        through, psnr = round_trip(self.pipe.vae, self.references)
+        return {
+            "judge on renders": match(
+                judge.read([scenes.draw(scene) for scene in fresh]),
+                [scene.words() for scene in fresh],
+            ),
+            "judge after the autoencoder": match(judge.read(through), self.words),
+            "autoencoder_psnr_db": psnr,
+        }
+
+    def text_only(self) -> dict[str, Any]:
+        """Full captions without a reference; all, and the half whose pairs were never trained."""
+        found = self.paint([scenes.caption(scene) for scene in self.scenes])
+        return {
+            "full captions": match(found, self.words),
+            "full captions, pairs never trained": match(found[::2], self.words[::2]),
+        }
+
+    def control(self) -> dict[str, Any]:
+        """A generic or empty text without a reference: chance."""
+        return {"control": match(self.paint(self._generic()), self.words)}
+
+    def transfer(self, adapter: Any) -> dict[str, Any]:
+        """A generic or empty text with a reference."""
+        found = self.paint(
+            self._generic(), adapter=adapter, references=self.references, scale=self.options.scale
+        )
+        return {
+            "all": match(found, self.words),
+            "never trained": match(found[::2], self.words[::2]),
+        }
+
+    def overrides(self, adapter: Any, scale: float) -> dict[str, Any]:
+        """The text names one attribute otherwise: how often it wins, how the others are kept."""
+        count = min(self.options.overrides, self.options.count)
+        report: dict[str, Any] = {}
+        kept: dict[str, list[bool]] = {name: [] for name in scenes.ATTRIBUTES}
+        rng = np.random.default_rng(self.options.seed)
+        for name in scenes.ATTRIBUTES:
+            wanted = [scenes.change(scene, [name], rng) for scene in self.scenes[:count]]
+            found = self.paint(
+                [scenes.caption(scene, {name}) for scene in wanted],
+                adapter=adapter,
+                references=self.references[:count],
+                scale=scale,
+            )
+            cells = match(found, [scene.words() for scene in wanted])
+            report[name] = {"obeyed": cells.pop(name), "kept": cells}
+            for other in scenes.ATTRIBUTES:
+                if other != name:
+                    pairs = zip(found, wanted, strict=True)
+                    kept[other] += [f[other] == getattr(w, other) for f, w in pairs]
+        report["kept over all"] = {name: wilson(sum(row), len(row)) for name, row in kept.items()}
+        return report
+
+    def _generic(self) -> list[str]:
+        return ["a shape" if index % 4 < 2 else "" for index in range(len(self.scenes))]
+
+
+def show(cell: Cell) -> str:
+    """ ".97 (.94-.99)"."""
+    figures = (f"{cell[key]:.3f}".lstrip("0") for key in ("share", "low", "high"))
+    return "{} ({}-{})".format(*figures)
+
+
+def table(rows: dict[str, dict[str, Cell]], columns: Sequence[str]) -> str:
+    """Rows of cells as a Markdown table."""
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for title, cells in rows.items():
+        shown = (show(cells[name]) if name in cells else "" for name in columns)
+        lines.append(f"| {title} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The whole report."""
+    columns = [*MAIN, "style", "all"]
+    rows = {
+        "judge on renders": report["ceilings"]["judge on renders"],
+        "judge after the autoencoder": report["ceilings"]["judge after the autoencoder"],
+        "text only, full captions": report["text only"]["full captions"],
+        "text only, pairs never trained": report["text only"]["full captions, pairs never trained"],
+        "control: no reference": report["control"]["control"],
+    }
+    for name, found in report["transfer"].items():
+        rows[f"{name}, scale {report['settings']['scale']}"] = found["all"]
+        rows[f"{name}, pairs never trained"] = found["never trained"]
+    parts = [table(rows, columns), ""]
+    changed: dict[str, dict[str, Cell]] = {}
+    for name, found in report["overrides"].items():
+        changed[f"{name}: text obeyed"] = {key: found[key]["obeyed"] for key in scenes.ATTRIBUTES}
+        changed[f"{name}: others kept"] = found["kept over all"]
+    parts.append(table(changed, [*MAIN, "style"]))
+    psnr = report["ceilings"]["autoencoder_psnr_db"]
+    parts.append(f"\nAutoencoder: {psnr:.1f} dB. Settings: {json.dumps(report['settings'])}")
+    return "\n".join(parts)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--count", type=int, default=240, help="references")
+    parser.add_argument("--overrides", type=int, default=120, help="references per attribute")
+    parser.add_argument("--split", choices=("validation", "test"), default="test")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--override-scales", type=float, nargs="*", default=[0.5, 0.6])
+    parser.add_argument("--steps", type=int, default=stack.STEPS)
+    parser.add_argument("--guidance", type=float, default=stack.GUIDANCE)
+    parser.add_argument("--adapters", nargs="*", default=["base", "plus"])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = arguments()
+    started = time.monotonic()
+    per_adapter = options.count + 5 * len(options.override_scales) * options.overrides
+    bar = tqdm(total=2 * options.count + len(options.adapters) * per_adapter, unit="picture")
+    bench = Bench(options, bar.update)
+    report: dict[str, Any] = {
+        "settings": {
+            key: value for key, value in vars(options).items() if key not in ("json", "markdown")
+        },
+        "ceilings": bench.ceilings(),
+        "text only": bench.text_only(),
+        "control": bench.control(),
+        "transfer": {},
+        "overrides": {},
+    }
+    for name in options.adapters:
+        adapter = Adapter.load(
+            stack.folder() / "adapters" / f"{name}.safetensors", dtype=torch.float32
+        )
+        adapter.attach(bench.pipe, encoder=bench.pipe.image_encoder)
+        report["transfer"][name] = bench.transfer(adapter)
+        for scale in options.override_scales:
+            report["overrides"][f"{name}, scale {scale}"] = bench.overrides(adapter, scale)
+        adapter.detach()
+    bar.close()
+    report["settings"]["seconds"] = round(time.monotonic() - started)
+    text = markdown(report)
+    print(text)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    if options.markdown:
+        options.markdown.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

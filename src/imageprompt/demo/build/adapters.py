@@ -1,0 +1,132 @@
+"""Trains the base and the Plus adapter of the tiny stack with the package's own trainer."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imageprompt.demo import scenes
+from imageprompt.demo.build import pool
+from imageprompt.demo.build.base import Captions
+from imageprompt.demo.build.export import pipeline
+from imageprompt.demo.build.latents import load_latents
+from imageprompt.training.data import Batch
+from imageprompt.training.loop import TrainConfig, Trainer
+from imageprompt.training.objective import Drops, Timesteps
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "base": {"num_tokens": 4},
+    "plus": {"num_tokens": 12, "depth": 2, "width": 96, "heads": 1},
+}
+RATE = 1.5e-3
+CONTRARY = (
+    0.35  # share of samples whose reference differs from the target in what the caption names
+)
+
+
+class SceneSamples:
+    """Latents, captions and encoded references of the pool."""
+
+    def __init__(self, work: Path, kind: str, text_encoder: Any, null_features: Tensor) -> None:
+        self.latents = load_latents(work)
+        labels, geometry = pool.load(work / "pool", "labels"), pool.load(work / "pool", "geometry")
+        self.scenes = [pool.scene_of(*row) for row in zip(labels, geometry, strict=True)]
+        shards = [
+            torch.load(work / f"features-{index}.pt", mmap=True, weights_only=True)
+            for index in pool.shards(work / "pool")
+        ]
+        self.same = torch.cat([shard[f"same_{kind}"] for shard in shards])
+        self.other = torch.cat([shard[f"other_{kind}"] for shard in shards])
+        self.changed = torch.cat([shard["changed"] for shard in shards])
+        self.captions, self.text_encoder = Captions(), text_encoder
+        self._null_features = null_features
+        self._null_text = self.encode_text([""])
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def null_text(self) -> Tensor:
+        return self._null_text
+
+    def null_features(self) -> Tensor:
+        return self._null_features
+
+    @torch.no_grad()
+    def encode_text(self, lines: list[str]) -> Tensor:
+        """Text states [n, 24, 128]."""
+        tokens = torch.tensor([self.captions.encode(line) for line in lines])
+        states: Tensor = self.text_encoder(tokens).last_hidden_state
+        return states
+
+    def batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
+        """Random partial captions; now and then a reference that the caption contradicts."""
+        rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+        contrary = torch.rand(len(indices), generator=generator) < CONTRARY
+        lines = []
+        for row, index in enumerate(indices.tolist()):
+            scene = self.scenes[index]
+            if contrary[row]:
+                named = {
+                    name
+                    for name, changed in zip(scenes.ATTRIBUTES, self.changed[index], strict=True)
+                    if changed or rng.random() < 0.2
+                }
+                lines.append(scenes.caption(scene, named))
+            elif rng.random() < 0.25:
+                lines.append("a shape")
+            else:
+                lines.append(scenes.random_caption(scene, rng, full=0.08, empty=0.4))
+        mask = contrary.reshape(-1, *(1,) * (self.same.ndim - 1))
+        features = torch.where(mask, self.other[indices], self.same[indices]).float()
+        return Batch(self.latents[indices].float(), self.encode_text(lines), features)
+
+
+def train(work: Path, variant: str, steps: int, batch: int = 32, save_as: str = "") -> None:
+    """Train one adapter for so many steps, or go on with an unfinished run, and save it."""
+    from imageprompt.adapter import Adapter
+
+    pipe = pipeline(work)
+    adapter = Adapter.create(
+        variant, denoiser=pipe.unet, encoder=pipe.image_encoder, **OPTIONS[variant]
+    )
+    adapter.attach(pipe, encoder=pipe.image_encoder)
+    kind = "embeds" if variant == "base" else "hidden"
+    with torch.no_grad():
+        out = pipe.image_encoder(torch.zeros(1, 3, 64, 64), output_hidden_states=True)
+    null = torch.zeros_like(out.image_embeds) if variant == "base" else out.hidden_states[-2]
+    samples = SceneSamples(work, kind, pipe.text_encoder, null)
+    config = TrainConfig(
+        steps=steps,
+        batch=batch,
+        rate=RATE,
+        betas=(0.9, 0.99),
+        ema=0.998,
+        autocast=True,
+        save_every=300,
+        decay_from=0.5,
+        # captions of this world are often empty by themselves; a text dropped beside a contrary
+        # reference would teach that the reference is wrong
+        drops=Drops(image=0.06, text=0.0, both=0.06),
+        timesteps=Timesteps(uniform=0.3, mean=0.35, std=0.8),
+    )
+    trainer = Trainer(adapter, pipe.unet, pipe.scheduler, samples, config, work / f"run-{variant}")
+    trainer.run()
+    trainer.use_average()
+    target = work / "adapters" / f"{save_as or variant}.safetensors"
+    target.parent.mkdir(exist_ok=True)
+    adapter.module.half()
+    adapter.save(target)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", type=Path)
+    parser.add_argument("variant", choices=sorted(OPTIONS))
+    parser.add_argument("steps", type=int)
+    parser.add_argument("--batch", type=int, default=32)
+    train(**vars(parser.parse_args()))

@@ -1,0 +1,1 @@
+"""Training adapters: the objective, the loop and crash-safe state."""

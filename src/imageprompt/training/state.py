@@ -1,0 +1,74 @@
+"""Crash-safe training state: atomic checkpoint files, running averages, parameter groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imageprompt.files import write_atomically
+
+
+def save_atomic(state: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint so that a kill at any moment leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomically(path) as temporary:
+        torch.save(dict(state), temporary)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of `save_atomic`; tensors and plain values only, on the CPU."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict):
+        raise TypeError(f"{path} holds {type(state).__name__}, not a checkpoint")
+    return state
+
+
+def decay_groups(
+    parameters: Iterable[tuple[str, nn.Parameter]], decay: float
+) -> list[dict[str, Any]]:
+    """Two optimiser groups: weight matrices decay; norms, biases, embeddings and latents do not."""
+    plain: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
+    for name, parameter in parameters:
+        if not parameter.requires_grad:
+            continue
+        free = parameter.ndim < 2 or "latents" in name or "embedding" in name or "norm" in name
+        (plain if free else decayed).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+
+
+class Ema:
+    """Exponential running average of parameters, warmed up so that early steps do not dominate."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.average = {name: value.detach().clone() for name, value in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, parameters: Mapping[str, Tensor]) -> None:
+        """Move the average towards `parameters` (same names as at the start)."""
+        self.updates += 1
+        rate = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        names = list(self.average)
+        torch._foreach_lerp_(
+            [self.average[name] for name in names],
+            [parameters[name].detach() for name in names],
+            rate,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return {"updates": self.updates, "average": self.average}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Exactly the state that was saved."""
+        self.updates = int(state["updates"])
+        self.average = {name: value.clone() for name, value in state["average"].items()}
