@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from imageprompt.bundled import folder
+from imageprompt.bundled import GUIDANCE, STEPS, folder
 
 if TYPE_CHECKING:
     import torch
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 __all__ = ["GUIDANCE", "STEPS", "folder", "load_pipeline", "paint"]
 
-STEPS = 20
-GUIDANCE = 3.0
 BATCH = 16
 
 
