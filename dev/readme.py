@@ -1,4 +1,4 @@
-"""Write the generated parts of README.md: source map, host and variant tables. `--check` compares."""
+"""Write the generated parts of README.md: source map and support tables; `--check` compares."""
 
 from __future__ import annotations
 

@@ -101,7 +101,9 @@ def test_unknown_names_name_the_nearest() -> None:
         VARIANTS["pluss"]
 
 
-def test_two_plugins_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_plugins_of_one_name_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "twin.py").write_text("from imageprompt.variants.base import VARIANT\n")
     monkeypatch.setattr(variants, "__path__", [*variants.__path__, str(tmp_path)])
     with pytest.raises(ValueError, match="call themselves base"):
