@@ -1,0 +1,101 @@
+"""The bundled stack: plain diffusers loads it, it is small, references come across."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from imageprompt import bundled
+from imageprompt.adapter import Adapter
+from imageprompt.demo import judge, scenes, stack
+
+LIMIT = 24_000_000
+COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return bundled.folder()
+
+
+@pytest.fixture(scope="module")
+def pipe(folder: Path) -> Any:
+    return stack.load_pipeline()
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[scenes.Scene]:
+    return list(islice(scenes.stream("test", seed=900), COUNT))
+
+
+@pytest.fixture(params=["base", "plus"])
+def adapter(request: pytest.FixtureRequest, folder: Path, pipe: Any) -> Iterator[Any]:
+    loaded = Adapter.load(folder / "adapters" / f"{request.param}.safetensors", dtype=torch.float32)
+    loaded.attach(pipe, encoder=pipe.image_encoder)
+    yield loaded
+    loaded.detach()
+
+
+def shares(found: list[dict[str, str]], wanted: list[dict[str, str]]) -> dict[str, float]:
+    return {
+        name: sum(f[name] == w[name] for f, w in zip(found, wanted, strict=True)) / len(found)
+        for name in scenes.ATTRIBUTES
+    }
+
+
+def test_the_folder_is_small_and_readable(folder: Path) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= LIMIT
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in files)
+
+
+def test_plain_diffusers_loads_and_runs_it(folder: Path) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    models = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    assert {type(part).__module__.split(".")[0] for part in models} == {"diffusers", "transformers"}
+    assert {part.dtype for part in models} == {torch.float32}
+    generator = torch.Generator().manual_seed(0)
+    image = pipe("a red star", num_inference_steps=2, generator=generator).images[0]
+    assert image.size == (64, 64)
+
+
+def test_every_caption_word_is_one_token(pipe: Any) -> None:
+    for word in scenes.all_words():
+        assert len(pipe.tokenizer(word, add_special_tokens=False).input_ids) == 1
+    assert len(pipe.tokenizer("naïve 画 Straße!").input_ids) > 4
+
+
+def test_the_judge_reads_renders() -> None:
+    fresh = list(islice(scenes.stream("test", seed=901), 200))
+    found = judge.read([scenes.draw(scene) for scene in fresh])
+    assert min(shares(found, [scene.words() for scene in fresh]).values()) >= 0.985
+
+
+@pytest.mark.slow
+def test_text_alone_draws_what_it_says(pipe: Any, drawn: list[scenes.Scene]) -> None:
+    painted = stack.paint(pipe, [scenes.caption(scene) for scene in drawn], range(COUNT))
+    found = shares(judge.read(painted), [scene.words() for scene in drawn])
+    assert min(found.values()) >= 0.8, found
+
+
+@pytest.mark.slow
+def test_a_reference_comes_across(pipe: Any, adapter: Any, drawn: list[scenes.Scene]) -> None:
+    references = [scenes.draw(scene) for scene in drawn]
+    prompts = ["a shape"] * COUNT
+    painted = stack.paint(pipe, prompts, range(COUNT), adapter=adapter, references=references)
+    found = shares(judge.read(painted), [scene.words() for scene in drawn])
+    assert min(found.values()) >= 0.75, found
+    control = stack.paint(
+        pipe, prompts, range(COUNT), adapter=adapter, references=references, scale=0.0
+    )
+    chance = shares(judge.read(control), [scene.words() for scene in drawn])
+    assert all(found[name] > chance[name] for name in ("shape", "colour", "texture", "background"))
+    words = stack.paint(pipe, prompts, range(COUNT))
+    assert [a.tobytes() for a in words] == [b.tobytes() for b in control]
