@@ -87,18 +87,19 @@ def test_sites_at_scale_zero_cost_nothing(tmp_path: Path) -> None:
 
 def test_every_prompt_is_projected_once(tmp_path: Path) -> None:
     """One projector call for encoding, none while sampling, none when it is used again."""
-    rig = build("sd15", "plus", tmp_path)
+    rig = build("sd15", "base", tmp_path)
     inputs = rig.host.inputs(2)
     rig.adapter.attach(rig.unet)
     with projector_calls([rig.adapter.module.image_proj]) as calls:
-        prompt = rig.prompt(3)
-        assert len(calls) == 1
-        for _ in range(2):
-            with rig.adapter.use(prompt, scale=0.5) as live:
-                for t in timesteps()[:3]:
-                    rig.host.read(rig.unet, {**inputs, "timestep": t})
-                    live.scale = 0.8
-        assert len(calls) == 1
+        for number in range(1, 4):
+            prompt = rig.adapter.encode(features=rig.kind.features(3, seed=number))
+            assert len(calls) == number + 1  # and once for the null picture
+            for _ in range(2):
+                with rig.adapter.use(prompt, scale=0.5) as live:
+                    for t in timesteps()[:3]:
+                        rig.host.read(rig.unet, {**inputs, "timestep": t})
+                        live.scale = 0.8
+            assert len(calls) == number + 1
 
 
 def test_pairs_are_projected_once(tmp_path: Path) -> None:

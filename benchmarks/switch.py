@@ -1,0 +1,158 @@
+"""Time from one image prompt to another that was saved before, ready to sample.
+
+Ours: a saved ImagePrompt is read from disk and put to use; when `use` has been entered every site's
+K' and V' are made, in the denoiser's dtype. Beside it the same without the file (the prompt is in
+memory) and back to a prompt used before. diffusers keeps image embeddings, not tokens: its
+equivalent is loading the saved embeddings; projector and K', V' then run in every step, and their
+time in one step is listed with it. Wall time, since a person waits for it, and process CPU time;
+medians over the prompts.
+
+    python benchmarks/switch.py [--base sd15|sdxl] [--variant base|plus] [--prompts 15]
+                                [--threads N] [--quick] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bases import BASES, Base, random_unet
+from peer import (
+    diffusers_embeds,
+    diffusers_load,
+    flat,
+    published_adapter,
+    published_features,
+)
+from timing import regime
+
+GOALS = {("sd15", "base"): 10.0, ("sd15", "plus"): 10.0, ("sdxl", "plus"): 40.0}
+Row = dict[str, Any]
+
+
+def timed(call: Callable[[], object]) -> tuple[float, float]:
+    """Wall and CPU milliseconds of one call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    return 1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)
+
+
+def summary(what: str, pairs: list[tuple[float, float]]) -> Row:
+    """Medians and the worst of what was timed."""
+    wall, cpu = zip(*pairs, strict=True)
+    return {
+        "what": what,
+        "wall": statistics.median(wall),
+        "cpu": statistics.median(cpu),
+        "worst_wall": max(wall),
+    }
+
+
+def ours(unet: nn.Module, state: Any, variant: str, count: int, folder: Path) -> list[Row]:
+    """Switching with imageprompt."""
+    from safetensors.torch import save_file
+
+    import imageprompt as ip
+
+    path = folder / "adapter.safetensors"
+    save_file({k: v.contiguous() for k, v in flat(state).items()}, path)
+    adapter = ip.Adapter.load(path, dtype=torch.bfloat16).attach(unet)
+    files = []
+    for i in range(count + 1):
+        features = published_features(variant, torch.bfloat16, seed=100 + i)
+        prompt = adapter.encode(features=features, null_features=torch.zeros_like(features))
+        files.append(folder / f"{i}.safetensors")
+        prompt.save(files[-1])
+
+    def use(prompt: Any) -> None:
+        with torch.no_grad(), adapter.use(prompt):
+            pass
+
+    use(ip.ImagePrompt.load(files[-1]))  # the run before the first switch
+    rows = [
+        summary(
+            "imageprompt, saved prompt",
+            [timed(lambda f=f: use(ip.ImagePrompt.load(f))) for f in files[:-1]],
+        )
+    ]
+    loaded = [ip.ImagePrompt.load(f) for f in files[:-1]]
+    rows.append(summary("imageprompt, in memory", [timed(lambda p=p: use(p)) for p in loaded]))
+    rows.append(summary("imageprompt, used before", [timed(lambda p=p: use(p)) for p in loaded]))
+    adapter.detach()
+    return rows
+
+
+def theirs(unet: nn.Module, state: Any, variant: str, count: int, folder: Path) -> list[Row]:
+    """What diffusers offers: saved embeddings, and what it computes from them in every step."""
+    diffusers_load(unet, state)
+    files = []
+    for i in range(count):
+        features = published_features(variant, torch.bfloat16, seed=100 + i)
+        files.append(folder / f"{i}.pt")
+        torch.save(diffusers_embeds([features], torch.zeros_like(features)), files[-1])
+    sites = [p for p in unet.attn_processors.values() if hasattr(p, "to_k_ip")]
+
+    def prepare(path: Path) -> None:
+        embeds = torch.load(path, weights_only=True)
+        with torch.no_grad():
+            (tokens,) = unet.encoder_hid_proj([embeds])
+            for site in sites:
+                site.to_k_ip[0](tokens)
+                site.to_v_ip[0](tokens)
+
+    prepare(files[0])
+    return [
+        summary(
+            "diffusers, load embeddings",
+            [timed(lambda f=f: torch.load(f, weights_only=True)) for f in files],
+        ),
+        summary("diffusers, and K' V' (each step)", [timed(lambda f=f: prepare(f)) for f in files]),
+    ]
+
+
+def measure(base: Base, variant: str, count: int) -> list[Row]:
+    """All rows, in milliseconds."""
+    unet = random_unet(base, torch.bfloat16)
+    width = base.config["cross_attention_dim"]
+    state = published_adapter(unet, variant, width, dtype=torch.bfloat16)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = ours(unet, state, variant, count, Path(folder))
+        return rows + theirs(unet, state, variant, count, Path(folder))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base", choices=sorted(BASES), default="sd15")
+    parser.add_argument("--variant", choices=("base", "plus"))
+    parser.add_argument("--prompts", type=int, default=15)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--quick", action="store_true", help="5 prompts")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    base = BASES[args.base]
+    variant = args.variant or ("base" if base.name == "sd15" else "plus")
+    before = regime()
+    rows = measure(base, variant, 5 if args.quick else args.prompts)
+    goal = GOALS.get((base.name, variant))
+    print(f"{base.name} {variant}, bfloat16, ready to sample; wanted <= {goal} ms; {before}")
+    print(f"{'milliseconds':34}{'wall':>9}{'CPU':>9}{'worst wall':>12}")
+    for row in rows:
+        print(f"{row['what']:34}{row['wall']:>9.2f}{row['cpu']:>9.2f}{row['worst_wall']:>12.2f}")
+    if args.json:
+        args.json.write_text(json.dumps({"regime": before, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
