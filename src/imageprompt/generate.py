@@ -14,7 +14,7 @@ from imageprompt import bundled
 from imageprompt.controls import Scale
 from imageprompt.errors import OptionError, PromptError
 from imageprompt.files import check_folder
-from imageprompt.recipe import Recipe, Source, read_picture, write_picture
+from imageprompt.recipe import MIN_SIDE, Recipe, Source, read_picture, write_picture
 from imageprompt.request import Request, as_list, request_of, versions
 
 if TYPE_CHECKING:
@@ -170,13 +170,12 @@ def _run(request: Request) -> GenerationResult:
     request.must_be("base", base.source)
     options = _options(request, base)
     with _prepared(base.pipe, request):
+        recipe = _recipe(request, base, options, references)
         if request.words_alone:
             images, shown = _denoise(base.pipe, request, options), None
         else:
             images, shown = _denoise_shown(request, base, choice, pictures, options)
-    if not references and shown is not None and request.repeats is not None:
-        references = request.repeats.references
-    return _result(request, base, options, images, shown, references)
+    return _result(request, recipe, images, shown)
 
 
 def _denoise_shown(
@@ -227,14 +226,15 @@ def _denoise(pipe: Any, request: Request, options: Mapping[str, Any]) -> list[Im
         # generators on the CPU draw the same noise for every device
         generators = [torch.Generator().manual_seed(request.seed + i) for i in batch]
         try:
-            images = pipe(**options, num_images_per_prompt=len(batch), generator=generators).images
+            made_now = pipe(**options, num_images_per_prompt=len(batch), generator=generators)
         except torch.OutOfMemoryError as error:
             raise OptionError(
                 f"{len(batch)} pictures side by side",
                 rule="the device has not enough memory",
                 remedy="Lower --batch-size or --size, or use --dtype float16.",
             ) from error
-        made += [image for i, image in zip(batch, images, strict=True) if i in request.wanted]
+        images = zip(batch, made_now.images, strict=True)
+        made += [image for i, image in images if i in request.wanted]
     return made
 
 
@@ -305,18 +305,16 @@ def _scheduler(config: Mapping[str, Any]) -> Any:
         ) from error
 
 
-def _result(
-    request: Request,
-    base: Base,
-    options: Mapping[str, Any],
-    images: list[Image.Image],
-    shown: _Shown | None,
-    references: tuple[Source, ...],
-) -> GenerationResult:
-    from imageprompt.ingredients import dtype_name
+def _recipe(
+    request: Request, base: Base, options: Mapping[str, Any], references: tuple[Source, ...]
+) -> Recipe:
+    """All of the recipe that is known before the pictures are; what it refuses, it refuses now."""
+    from imageprompt.ingredients import device_of, dtype_name
 
-    scheduler = base.pipe.scheduler.config if request.repeats is None else request.repeats.scheduler
-    first = Recipe(
+    width, height = request.size or (MIN_SIDE, MIN_SIDE)  # unless told, the pictures will tell
+    if request.repeats is not None and not references:
+        references = request.repeats.references
+    return Recipe(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
         scale=request.scale,
@@ -326,18 +324,27 @@ def _result(
         batch_size=request.batch_size,
         steps=options["num_inference_steps"],
         guidance_scale=options.get("guidance_scale"),
-        width=images[0].width,
-        height=images[0].height,
+        width=width,
+        height=height,
         dtype=dtype_name(base.pipe),
-        device=str(base.pipe.device),
-        scheduler=_plain(scheduler),
+        device=str(device_of(base.pipe)),
+        scheduler=_plain(base.pipe.scheduler.config),
         base=base.source,
-        adapter=None if shown is None else shown.adapter,
-        encoder=None if shown is None else shown.encoder,
+        adapter=None,
+        encoder=None,
         references=references,
         versions=versions(),
     )
-    recipes = [replace(first, index=index) for index in request.wanted]
+
+
+def _result(
+    request: Request, recipe: Recipe, images: list[Image.Image], shown: _Shown | None
+) -> GenerationResult:
+    width, height = images[0].size
+    recipe = replace(recipe, width=width, height=height)
+    if shown is not None:
+        recipe = replace(recipe, adapter=shown.adapter, encoder=shown.encoder)
+    recipes = [replace(recipe, index=index) for index in request.wanted]
     return GenerationResult(images, recipes, None if shown is None else shown.prompt)
 
 

@@ -52,6 +52,7 @@ class Base:
             for part, module in self.pipe.components.items()
             if hasattr(module, "state_dict")
             for name, tensor in module.state_dict().items()
+            if tensor.device.type != "meta"  # offloaded piece by piece
         }
         return Source(name=self.name, hash=fingerprint(weights))
 
@@ -132,6 +133,11 @@ def _load_pipeline(folder: Path, name: str, dtype: str | None, device: str) -> A
         ) from error
 
 
+def device_of(pipe: Any) -> Any:
+    """Where a pipeline computes, which is not where its weights lie if they are offloaded."""
+    return getattr(pipe, "_execution_device", pipe.device)
+
+
 def dtype_name(pipe: Any) -> str:
     """The recipe's word for what a pipeline computes in."""
     name = str(pipe.dtype).removeprefix("torch.")
@@ -203,8 +209,9 @@ def load_adapter(choice: AdapterChoice, pipe: Any) -> tuple[Adapter, Source]:
 
     from imageprompt.adapter import Adapter
 
-    dtype = torch.float32 if pipe.device.type == "cpu" else pipe.dtype
-    adapter = Adapter.load(choice.path, device=pipe.device, dtype=dtype)
+    device = device_of(pipe)
+    dtype = torch.float32 if device.type == "cpu" else pipe.dtype
+    adapter = Adapter.load(choice.path, device=device, dtype=dtype)
     return adapter, Source(name=choice.name, hash=file_hash(choice.path), spec=_plain(adapter.spec))
 
 

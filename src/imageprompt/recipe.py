@@ -33,7 +33,7 @@ TOKENS_KEY = "imageprompt-tokens"
 MAX_TOKEN_BYTES = 700_000
 MAX_JSON_BYTES = 256_000
 
-MAX_SIDE = 8192
+MIN_SIDE, MAX_SIDE = 8, 8192
 MAX_PIXELS = 16_000_000
 MAX_BATCH = 64
 DTYPES = ("float32", "float16", "bfloat16")
@@ -348,8 +348,8 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "batch_size": _whole(1, MAX_BATCH),
     "steps": _whole(1, 1000),
     "guidance_scale": _guidance,
-    "width": _whole(8, MAX_SIDE),
-    "height": _whole(8, MAX_SIDE),
+    "width": _whole(MIN_SIDE, MAX_SIDE),
+    "height": _whole(MIN_SIDE, MAX_SIDE),
     "dtype": _dtype,
     "device": _device,
     "scheduler": _scheduler,
