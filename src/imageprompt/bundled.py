@@ -26,3 +26,8 @@ def folder() -> Path:
             remedy="Install imageprompt again, or build the stack with `make tiny-stack`.",
         )
     return path
+
+
+def adapter(name: str = DEFAULT_ADAPTER) -> Path:
+    """The file of one of its adapters, "base" or "plus"."""
+    return folder() / "adapters" / f"{name}.safetensors"
