@@ -203,6 +203,31 @@ def test_gradients_reach_every_weight(host: str, variant: str) -> None:
     assert all(parameter.grad is None for parameter in unet.parameters())
 
 
+def _gradients(unet: Any, case: HostCase, adapter: Any, *, look_first: bool) -> Tensor:
+    adapter.attach(unet, encoder=encoder())
+    feature = adapter.encoder.encode([picture(1)], adapter.spec.feature)
+    prompt = ip.ImagePrompt(adapter.project(feature), adapter.project(feature, null=True))
+    with adapter.use(prompt):
+        if look_first:
+            case.read(unet, case.inputs(2))
+        unet(**case.inputs(2)).sample.square().mean().backward()
+    adapter.detach()
+    found = torch.cat([parameter.grad.flatten() for parameter in adapter.parameters()])
+    adapter.module.zero_grad()
+    return found
+
+
+def test_gradients_survive_a_look_at_the_output() -> None:
+    """A call without gradients in the same `use`, and recomputation of blocks, change none."""
+    case, unet, adapter = make("tiny", "base")
+    unet.requires_grad_(False)
+    wanted = _gradients(unet, case, adapter, look_first=False)
+    assert torch.equal(_gradients(unet, case, adapter, look_first=True), wanted)
+    unet.enable_gradient_checkpointing()
+    unet.train()
+    assert difference(_gradients(unet, case, adapter, look_first=False), wanted) < 1e-6
+
+
 @EVERY
 def test_new_adapters(host: str, variant: str) -> None:
     """Copied from the text's K and V, or with V' zero: then it leaves the base as it is."""

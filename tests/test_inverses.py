@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import imageprompt as ip
 from hosts_table import ADAPTERS, CASES, AdapterCase, adapter_state
 from imageprompt.errors import AttachError, EncoderError, ImagePromptError, WrongBaseError
-from rigs import Rig, build, write_adapter
+from rigs import build, write_adapter
 
 
 class Snapshot:
@@ -90,7 +90,7 @@ def test_scale_zero_is_the_base(host: str, dtype: torch.dtype, tmp_path: Path) -
             assert torch.equal(rig.host.read(rig.unet, step), expected)
 
 
-def test_scale_zero_in_float16_with_the_unfused_processor(tmp_path: Path) -> None:
+def test_scale_zero_with_the_unfused_processor(tmp_path: Path) -> None:
     """A base whose processors do the softmax step by step keeps its own arithmetic."""
     from diffusers.models.attention_processor import AttnProcessor
 
@@ -100,6 +100,29 @@ def test_scale_zero_in_float16_with_the_unfused_processor(tmp_path: Path) -> Non
     before = rig.host.read(rig.unet, inputs)
     assert torch.equal(rig.ours(inputs, rig.prompt(1), scale=0.0), before)
     assert not torch.equal(rig.ours(inputs, rig.prompt(1), scale=1.0), before)
+
+
+def test_scale_zero_under_autocast(tmp_path: Path) -> None:
+    """Mixed precision by autocast: scale 0 is the base there too, and other scales act."""
+    rig = build("tiny", "base", tmp_path)
+    inputs = rig.host.inputs(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = rig.host.read(rig.unet, inputs)
+        assert torch.equal(rig.ours(inputs, rig.prompt(1), scale=0.0), before)
+        acted = rig.ours(inputs, rig.prompt(1))
+    assert acted.dtype is torch.bfloat16
+    assert (acted.float() - rig.ours(inputs, rig.prompt(1))).abs().max() < 0.1
+
+
+def test_arguments_by_position(tmp_path: Path) -> None:
+    """Pipelines pass sample, timestep and text by position, timesteps as plain numbers."""
+    rig = build("tiny", "base", tmp_path)
+    inputs = rig.host.inputs(2)
+    wanted = rig.ours(inputs, rig.prompt(1))
+    rig.adapter.attach(rig.unet)
+    with torch.no_grad(), rig.adapter.use(rig.prompt(1)):
+        found = rig.unet(inputs["sample"], 421, inputs["encoder_hidden_states"], return_dict=False)
+    assert torch.equal(found[0], wanted)
 
 
 def test_a_live_scale_is_the_scale(tmp_path: Path) -> None:
@@ -210,10 +233,6 @@ def _foreign(unet: nn.Module, where: str) -> None:
     processors = dict(unet.attn_processors)
     processors[where] = Foreign()
     unet.set_attn_processor(processors)
-
-
-def _wrong_base(rig: Rig, folder: Path) -> None:
-    rig.adapter.attach(rig.unet)
 
 
 def test_adapter_of_another_base(tmp_path: Path) -> None:

@@ -69,6 +69,22 @@ def test_site_table(
     assert heads == ({40, 80, 160} if base is SD15 else {64})
 
 
+@pytest.mark.parametrize(
+    ("base", "style", "layout"),
+    [
+        (SD15, ("up_blocks.1.",), ("down_blocks.2.", "mid_block.")),
+        (SDXL, ("up_blocks.0.attentions.1.",), ("down_blocks.2.attentions.1.",)),
+    ],
+    ids=["sd15", "sdxl"],
+)
+def test_roles(base: Base, style: tuple[str, ...], layout: tuple[str, ...]) -> None:
+    """The style and layout layers that InstantStyle names."""
+    unet = meta_unet(base)
+    for site in host_of(unet).describe(unet).sites:
+        is_style, is_layout = site.name.startswith(style), site.name.startswith(layout)
+        assert site.role == ("style" if is_style else "layout" if is_layout else "other")
+
+
 def test_names_match_the_denoiser() -> None:
     """Every site is a layer of that name, at the position that the format counts."""
     for case in CASES.values():

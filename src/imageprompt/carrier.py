@@ -70,7 +70,8 @@ class InUse:
 
     def bind(self, branches: Branches, copies: int, like: Tensor) -> None:
         """Lay K', V' out for a batch, once per layout rather than once per step."""
-        wanted = (branches, copies, like.device, like.dtype)
+        # what was laid out without gradients has lost them
+        wanted = (branches, copies, like.device, like.dtype, torch.is_grad_enabled())
         # a compiled graph lays them out itself: whatever it kept would guard its next call
         if torch.compiler.is_compiling() or wanted != self._bound_for:
             self._bound = [
