@@ -230,7 +230,9 @@ class Adapter:
         throughout, twice that [negative, positive] as diffusers does it, larger ones are told by
         their latents; a pipeline that draws two pictures of a prompt without guidance is seen as
         such. A compiled denoiser with several pictures of a prompt needs it stated.
-        Raises AttachError, PromptError, ScaleError, GuidanceError.
+
+        In training, run `backward()` inside the block if the denoiser checkpoints gradients: it
+        computes parts of its forward pass again. Raises AttachError, PromptError, ScaleError, GuidanceError.
         """
         if self._attached is None:
             raise AttachError(

@@ -26,7 +26,7 @@ class Projections:
     def __init__(self, module: AdapterModule, place: Place) -> None:
         self._module, self._place = module, place
         self._heads = [site.heads for site in place.sites.sites]
-        self._kept: weakref.WeakKeyDictionary[ImagePrompt, tuple[Any, list[KeyValue]]]
+        self._kept: weakref.WeakKeyDictionary[ImagePrompt, tuple[Any, list[Tensor], list[KeyValue]]]
         self._kept = weakref.WeakKeyDictionary()
         self._kept_null: tuple[Tensor, list[KeyValue]] | None = None
         self._state: tuple[Any, ...] = ()
@@ -41,11 +41,12 @@ class Projections:
         if self._state != state:
             self._kept.clear()
             self._kept_null, self._state = None, state
-        written = versions(t for t in (prompt.tokens, prompt.null_tokens) if t is not None)
-        if prompt not in self._kept or self._kept[prompt][0] != written:
+        # the tensors themselves are kept too, so that no other can come to lie where they lay
+        tensors = [t for t in (prompt.tokens, prompt.null_tokens) if t is not None]
+        if prompt not in self._kept or self._kept[prompt][0] != versions(tensors):
             pairs = self._stacked(prompt, self._null_pairs(prompt))
-            self._kept[prompt] = (written, pairs)
-        return self._kept[prompt][1]
+            self._kept[prompt] = (versions(tensors), tensors, pairs)
+        return self._kept[prompt][2]
 
     def _stacked(self, prompt: ImagePrompt, negative: list[KeyValue] | None) -> list[KeyValue]:
         positive = self._project(prompt.tokens)
