@@ -232,7 +232,9 @@ class Adapter:
         such. A compiled denoiser with several pictures of a prompt needs it stated.
 
         In training, run `backward()` inside the block if the denoiser checkpoints gradients: it
-        computes parts of its forward pass again. Raises AttachError, PromptError, ScaleError, GuidanceError.
+        computes parts of its forward pass again.
+
+        Raises AttachError, PromptError, ScaleError, GuidanceError.
         """
         if self._attached is None:
             raise AttachError(
