@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,9 +45,6 @@ def run(
     if not 1 <= count <= MOST:
         raise OptionError(f"count {count}", rule=f"a whole number from 1 to {MOST}")
     started = time.monotonic()
-    # Read when torch is first loaded: its threads sleep instead of spinning while they wait for one
-    # another, which costs nothing here and a factor of five on a machine that is busy otherwise.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     output = check_folder(output)
     rows = _rows(output, seed, count)
     with _bar(progress, 4 * count + SWEPT * (len(SWEEP) - 2)) as tell:

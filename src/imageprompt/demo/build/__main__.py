@@ -15,7 +15,7 @@ from pathlib import Path
 
 from imageprompt.demo.build import export, pool
 
-MINUTES = {"vae": 20.0, "vision": 10.0, "judging": 5.0, "base": 60.0}
+MINUTES = {"vae": 20.0, "vision": 10.0, "judging": 5.0, "base": 60.0, "decoder": 10.0}
 ADAPTER_STEPS = 6000
 SETTINGS = {
     "OMP_NUM_THREADS": "1",
@@ -64,6 +64,7 @@ def main() -> None:
     together(*([["base", work, minutes["base"], "--rank", part, "--world", "2"]] for part in "01"))
     steps = str(round(ADAPTER_STEPS * options.time))
     together(*([["adapters", work, name, steps]] for name in ("base", "plus")))
+    together([["decoder", work, minutes["decoder"]]])
     print(f"{export.export(options.work, options.target):,} bytes in {options.target}")
 
 

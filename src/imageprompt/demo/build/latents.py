@@ -42,11 +42,14 @@ def finish_vae(work: Path) -> None:
     )
 
 
-def load_vae(work: Path) -> Any:
-    """The finished autoencoder."""
+def load_vae(work: Path, *, sharpened: bool = True) -> Any:
+    """The finished autoencoder, with its sharpened decoder if that is trained."""
     state = load_state(work / "vae-final.ckpt")
     vae = build().eval()
     vae.load_state_dict(state["model"])
+    if sharpened and (work / "decoder.ckpt").exists():
+        better = load_state(work / "decoder.ckpt")
+        vae.load_state_dict(better["model"] | better["ema"]["average"])
     vae.register_to_config(scaling_factor=state["scaling_factor"])
     return vae.requires_grad_(False)
 

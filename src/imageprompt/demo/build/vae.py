@@ -43,7 +43,8 @@ def to_tensor(pictures: np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _slopes(x: Tensor) -> tuple[Tensor, Tensor]:
+def slopes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences between neighbours, down and across."""
     return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
 
 
@@ -52,7 +53,7 @@ def losses(model: Any, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     posterior = model.encode(x).latent_dist
     y = model.decode(posterior.sample()).sample.float()
     mse = F.mse_loss(y, x)
-    edges = sum(F.l1_loss(a, b) for a, b in zip(_slopes(y), _slopes(x), strict=True))
+    edges = sum(F.l1_loss(a, b) for a, b in zip(slopes(y), slopes(x), strict=True))
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean()
     loss = F.l1_loss(y, x) + 2 * mse + 0.5 * edges + 1e-3 * kl
     return loss, {"mse": mse, "kl": kl}
