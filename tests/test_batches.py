@@ -209,3 +209,6 @@ def test_a_prompt_changed_between_uses(tmp_path: Path) -> None:
     with rig.adapter.use(prompt):
         changed = rig.host.read(rig.unet, inputs)
     assert difference(changed[0], first[0]) > 1e-3
+    prompt.null_tokens.copy_(rig.prompt(1).null_tokens)
+    with rig.adapter.use(prompt):
+        assert difference(rig.host.read(rig.unet, inputs), first) < CLOSE

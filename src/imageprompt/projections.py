@@ -66,7 +66,7 @@ class Projections:
         if not torch.equal(null, row.expand_as(null)):
             return self._project(null)
         if self._kept_null is None or not torch.equal(self._kept_null[0], row):
-            self._kept_null = (row, self._project(row))
+            self._kept_null = (row.clone(), self._project(row))  # a view would change with it
         shape = (len(prompt), -1, -1, -1)
         return [(k.expand(shape), v.expand(shape)) for k, v in self._kept_null[1]]
 
