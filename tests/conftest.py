@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it: no test leaves this machine
+# Before any library reads them: no test leaves this machine, and the tests' small operations gain
+# nothing from a second thread, but lose much to it where the machine has other work.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))  # bases, peer, ops: used by tests as well

@@ -168,6 +168,16 @@ def test_the_numbers_of_saved_pictures_go_on(tiny_bundled: Path, tmp_path: Path)
     assert [path.name for path in result.save(tmp_path / "a" / "b")] == ["0042.png", "0043.png"]
 
 
+def test_the_number_of_threads_is_left_as_it_was(tiny_bundled: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        generate(reference=red(), **QUICK)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 # ── encoders ────────────────────────────────────────────────────────────────────────────────────
 
 
