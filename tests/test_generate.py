@@ -14,7 +14,7 @@ from PIL import Image
 import imageprompt as ip
 from imageprompt import errors, recipe
 from imageprompt.generate import generate, repeat
-from tiny_stack import SIDE, make_pipeline, save_stack
+from tiny_stack import SIDE, make_pipeline, make_xl_pipeline, save_stack
 
 QUICK: dict[str, Any] = {"steps": 2, "progress": False}
 
@@ -132,6 +132,23 @@ def test_adapters_by_short_name_path_and_object(tiny_bundled: Path) -> None:
     assert brought.recipe.adapter is not None
     assert brought.recipe.adapter.name is None
     assert bits(generate(reference=red(), adapter="plus", **QUICK)) != bits(by_name)
+
+
+def test_an_xl_base_from_its_folder(tmp_path: Path) -> None:
+    """Two text encoders, size conditioning, deeper blocks: nothing of it is known here."""
+    torch.manual_seed(0)
+    pipe = make_xl_pipeline()
+    pipe.save_pretrained(tmp_path / "xl")
+    adapter = ip.Adapter.create("plus", denoiser=pipe.unet, encoder=pipe.image_encoder, depth=1)
+    adapter.save(tmp_path / "plus.safetensors")
+    request: dict[str, Any] = {"base": tmp_path / "xl", "adapter": tmp_path / "plus.safetensors"}
+    made = generate("a star", red(), num_images=2, size=(32, 16), **request, **QUICK)
+    assert made.recipe.guidance_scale == 5.0  # the pipeline's own default
+    assert bits(made) != bits(
+        generate("a star", scale=0, num_images=2, size=(32, 16), **request, **QUICK)
+    )
+    again = repeat(made.save(tmp_path / "out")[1], progress=False)
+    assert bits(again) == bits(made)[1:]
 
 
 def test_a_pipeline_that_is_brought_is_given_back_as_it_was(tiny_folder: Path) -> None:

@@ -81,6 +81,42 @@ def make_pipeline() -> Any:
     )
 
 
+def make_xl_pipeline() -> Any:
+    """The same parts as a StableDiffusionXLPipeline: two text encoders, size conditioning."""
+    from diffusers import StableDiffusionXLPipeline
+    from diffusers import UNet2DConditionModel as UNet
+    from transformers import CLIPTextModelWithProjection
+
+    parts = make_pipeline()
+    text = parts.text_encoder.config
+    text.projection_dim = 24
+    return StableDiffusionXLPipeline(
+        vae=parts.vae,
+        text_encoder=parts.text_encoder,
+        text_encoder_2=CLIPTextModelWithProjection(text).eval(),
+        tokenizer=parts.tokenizer,
+        tokenizer_2=parts.tokenizer,
+        unet=UNet(
+            sample_size=SIDE // 2,
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            attention_head_dim=2,
+            transformer_layers_per_block=2,
+            cross_attention_dim=64,
+            norm_num_groups=4,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=24 + 6 * 4,
+        ),
+        scheduler=parts.scheduler,
+        image_encoder=parts.image_encoder,
+        feature_extractor=parts.feature_extractor,
+        add_watermarker=False,
+    )
+
+
 def make_tokenizer() -> Any:
     from transformers import CLIPTokenizer
 
