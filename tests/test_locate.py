@@ -210,9 +210,12 @@ def test_files_that_are_not_to_be_had(hub: Hub, reference: str, words: str) -> N
         ("someone/tiny/unet", "no Hub id of the form owner/repo"),
     ],
 )
-def test_pipelines_that_are_not_to_be_had(hub: Hub, reference: str, words: str) -> None:
+def test_pipelines_that_are_not_to_be_had(
+    hub: Hub, reference: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(NotFoundError, match=words) as caught:
         locate_pipeline(reference)
+    assert caplog.records == []  # the error alone speaks
     assert "\n" not in str(caught.value)
 
 

@@ -105,7 +105,7 @@ def locate_pipeline(reference: Reference, *, cached_only: bool = False) -> Path:
             raise _no_such_path(reference, "owner/repo")
         from diffusers import DiffusionPipeline
 
-        with _hub_errors(remote, reference, cached_only):
+        with _hub_errors(remote, reference, cached_only), _silent_diffusers():
             folder = Path(DiffusionPipeline.download(remote.repo, local_files_only=cached_only))
     if not (folder / "model_index.json").is_file():
         raise NotFoundError(
@@ -183,6 +183,19 @@ def _suggestion(reference: Reference) -> str:
 
 def _candidates(names: list[str]) -> str:
     return f"Did you mean {' or '.join(map(repr, names[:3]))}?" if names else ""
+
+
+@contextmanager
+def _silent_diffusers() -> Iterator[None]:
+    """It says on the way what the error says in the end."""
+    from diffusers.utils import logging
+
+    said = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(said)
 
 
 _NOT_FETCHED = (
