@@ -10,7 +10,7 @@ NAME = "bundled"
 """What recipes and the command line call it."""
 
 STEPS = 20
-GUIDANCE = 3.0
+GUIDANCE = 5.0
 """What its pictures look best with; other pipelines keep their own defaults."""
 
 DEFAULT_ADAPTER = "plus"
