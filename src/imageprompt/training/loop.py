@@ -33,6 +33,8 @@ class TrainConfig:
     clip: float = 1.0
     ema: float = 0.999
     seed: int = 0
+    scales: tuple[float, float] = (1.0, 1.0)
+    """Range that the adapter's scale is drawn from, once a step; the paper trains at 1."""
     autocast: bool = False
     save_every: int = 500
     log_every: int = 50
@@ -137,10 +139,12 @@ class Trainer:
         target = target_of(self.scheduler, batch.latents, noise, times)
         text = _replace(batch.text, self.samples.null_text(), drop_text)
         features = _replace(batch.features, self.samples.null_features(), drop_image)
+        low, high = self.config.scales
+        scale = low + (high - low) * float(torch.rand((), generator=generator))
         with torch.autocast(noisy.device.type, torch.bfloat16, enabled=self.config.autocast):
             tokens = self.adapter.project(features)
             prompt = ImagePrompt(tokens)
-            with self.adapter.use(prompt, scale=1.0, guidance="none"):
+            with self.adapter.use(prompt, scale=scale, guidance="none"):
                 guess = self.denoiser(noisy, times, encoder_hidden_states=text, return_dict=False)[
                     0
                 ]
