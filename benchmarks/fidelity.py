@@ -37,7 +37,12 @@ def wilson(right: int, count: int) -> Cell:
     share = right / count
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
-    return {"share": share, "low": middle - half, "high": middle + half, "count": count}
+    return {
+        "share": share,
+        "low": max(middle - half, 0.0),
+        "high": min(middle + half, 1.0),
+        "count": count,
+    }
 
 
 def match(found: Sequence[Words], wanted: Sequence[Words]) -> dict[str, Cell]:
@@ -191,7 +196,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--count", type=int, default=240, help="references")
-    parser.add_argument("--overrides", type=int, default=120, help="references per attribute")
+    parser.add_argument("--overrides", type=int, default=80, help="references per attribute")
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0)
