@@ -100,7 +100,7 @@ def test_scale_0_is_the_base_bit_for_bit_with_or_without_a_reference(tiny_bundle
         num_images_per_prompt=2,
         generator=generators,
         num_inference_steps=2,
-        guidance_scale=3.0,
+        guidance_scale=bundled.GUIDANCE,
     ).images
     expected = [image.tobytes() for image in plain]
     words = generate("a star", scale=0, num_images=2, **QUICK)
