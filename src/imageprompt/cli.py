@@ -9,15 +9,28 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from imageprompt import cli_files
 from imageprompt.errors import ImagePromptError
+from imageprompt.terminal import (
+    PROGRAM,
+    USAGE_ERROR,
+    Parser,
+    add_command,
+    add_json,
+    examples,
+    given,
+    print_aligned,
+    print_json,
+    print_table,
+    shown,
+    wants_progress,
+)
 from imageprompt.version import __version__
 
-PROGRAM = "imageprompt"
-USAGE_ERROR = 2
 INTERRUPTED = 128 + signal.SIGINT
 BROKEN_PIPE = 128 + 13  # SIGPIPE, which not every platform has
 
@@ -54,8 +67,8 @@ def _fail(message: str) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from imageprompt.demo import showcase
 
-    given = _given(options, "output", "seed", "count")
-    showcase.run(**given, json=options.json, progress=_progress(options))
+    wishes = given(options, "output", "seed", "count")
+    showcase.run(**wishes, json=options.json, progress=wants_progress(options))
     return 0
 
 
@@ -63,13 +76,13 @@ def _generate(options: argparse.Namespace) -> int:
     from imageprompt.files import check_folder
     from imageprompt.generate import generate, repeat
 
-    request = _given(
+    request = given(
         options,
         *("prompt", "reference", "base", "adapter", "encoder", "image_prompt", "scale", "seed"),
         *("num_images", "steps", "guidance_scale", "negative_prompt", "size", "dtype", "device"),
         "batch_size",
     )
-    request["progress"] = _progress(options)
+    request["progress"] = wants_progress(options)
     output = check_folder(options.output)
     result = repeat(options.recipe, **request) if "recipe" in options else generate(**request)
     paths = result.save(output)
@@ -78,7 +91,7 @@ def _generate(options: argparse.Namespace) -> int:
             {"path": str(path), "recipe": json.loads(recipe.to_json())}
             for path, recipe in zip(paths, result.recipes, strict=True)
         ]
-        _print_json({"pictures": pictures})
+        print_json({"pictures": pictures})
     else:
         print(*paths, sep="\n")
     return 0
@@ -98,7 +111,7 @@ def _hosts(options: argparse.Namespace) -> int:
         for host in HOSTS
         for spec in host.families()
     ]
-    return _print_table(rows, options.json)
+    return print_table(rows, options.json)
 
 
 def _variants(options: argparse.Namespace) -> int:
@@ -113,7 +126,7 @@ def _variants(options: argparse.Namespace) -> int:
         }
         for variant in VARIANTS
     ]
-    return _print_table(rows, options.json)
+    return print_table(rows, options.json)
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -121,12 +134,12 @@ def _doctor(options: argparse.Namespace) -> int:
 
     report = examine(self_test=not options.quick)
     if options.json:
-        _print_json(report)
+        print_json(report)
     else:
         for part, found in report.items():
             if isinstance(found, dict):
                 print(part)
-                _print_aligned((name, _shown(value)) for name, value in found.items())
+                print_aligned((name, shown(value)) for name, value in found.items())
         print("all well" if report["ok"] else "something is wrong: see above")
     return 0 if report["ok"] else 1
 
@@ -134,40 +147,31 @@ def _doctor(options: argparse.Namespace) -> int:
 # ── arguments ───────────────────────────────────────────────────────────────────────────────────
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors are one line, as everywhere else; the help shows its examples as they are written."""
-
-    def __init__(self, **options: Any) -> None:
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(allow_abbrev=False, **options)
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(USAGE_ERROR, f"{PROGRAM}: error: {message}. See `{self.prog} --help`.\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog=PROGRAM,
         description="Image prompts for diffusion models: pictures from pictures and words.",
-        epilog=_examples(
+        epilog=examples(
             "imageprompt demo",
             'imageprompt generate --reference cat.jpg --prompt "in the snow" --num-images 4',
             "imageprompt generate --recipe outputs/0001.png",
+            "imageprompt inspect adapter.safetensors",
         ),
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     _add_demo(commands)
     _add_generate(commands)
+    cli_files.add_commands(commands)
     for name, run, help_ in (
         ("hosts", _hosts, "which base architectures are known"),
         ("variants", _variants, "which adapter architectures are known"),
     ):
-        table = _add(
+        table = add_command(
             commands, name, run, help_, f"imageprompt {name}", f"imageprompt {name} --json"
         )
-        _add_json(table)
-    doctor = _add(
+        add_json(table)
+    doctor = add_command(
         commands,
         "doctor",
         _doctor,
@@ -176,30 +180,12 @@ def _parser() -> argparse.ArgumentParser:
         "imageprompt doctor --quick --json",
     )
     doctor.add_argument("--quick", action="store_true", help="without the self-test")
-    _add_json(doctor)
+    add_json(doctor)
     return parser
 
 
-def _add(
-    commands: Any,
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    help_: str,
-    *examples: str,
-) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        name, help=help_, description=f"{help_[0].upper()}{help_[1:]}.", epilog=_examples(*examples)
-    )
-    command.set_defaults(run=run)
-    return command
-
-
-def _add_json(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true", help="print JSON, and no progress bars")
-
-
 def _add_demo(commands: Any) -> None:
-    demo = _add(
+    demo = add_command(
         commands,
         "demo",
         _demo,
@@ -212,11 +198,11 @@ def _add_demo(commands: Any) -> None:
     add("--output", type=Path, metavar="DIR", default=absent, help="folder (outputs/demo)")
     add("--seed", type=int, metavar="N", default=absent, help="which references are drawn (1)")
     add("--count", type=int, metavar="N", default=absent, help="how many references (6)")
-    _add_json(demo)
+    add_json(demo)
 
 
 def _add_generate(commands: Any) -> None:
-    command = _add(
+    command = add_command(
         commands,
         "generate",
         _generate,
@@ -256,7 +242,7 @@ def _add_generate(commands: Any) -> None:
     command.add_argument(
         "--output", default="outputs", metavar="DIR", help="folder for the pictures (outputs)"
     )
-    _add_json(command)
+    add_json(command)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -264,14 +250,6 @@ def _size(text: str) -> tuple[int, int]:
     if not (cross and width.isdecimal() and height.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form WxH, such as 512x512")
     return int(width), int(height)
-
-
-def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in names if name in options}
-
-
-def _examples(*lines: str) -> str:
-    return "examples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
 # ── output ──────────────────────────────────────────────────────────────────────────────────────
@@ -294,36 +272,3 @@ def _settle() -> None:
 
 def _matters(record: logging.LogRecord) -> bool:
     return "torchvision" not in record.getMessage()
-
-
-def _progress(options: argparse.Namespace) -> bool:
-    """Bars are for people who watch."""
-    return not options.json and sys.stderr.isatty()
-
-
-def _print_json(data: Any) -> None:
-    print(json.dumps(data, ensure_ascii=False, indent=1))
-
-
-def _print_table(rows: list[dict[str, Any]], as_json: bool) -> int:
-    if as_json:
-        _print_json(rows)
-    else:
-        head = tuple(rows[0])
-        body = [tuple(_shown(value) for value in row.values()) for row in rows]
-        _print_aligned([head, tuple("-" * len(name) for name in head), *body], indent="")
-    return 0
-
-
-def _print_aligned(rows: Iterable[tuple[str, ...]], indent: str = "  ") -> None:
-    table = list(rows)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print(f"{indent}{'  '.join(cells)}".rstrip())
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

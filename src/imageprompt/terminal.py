@@ -1,0 +1,85 @@
+"""The terminal side that all commands share: parser, examples, JSON, tables, progress."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+PROGRAM = "imageprompt"
+USAGE_ERROR = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one line, as everywhere else; the help shows its examples as they are written."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_ERROR, f"{PROGRAM}: error: {message}. See `{self.prog} --help`.\n")
+
+
+def add_command(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    help_: str,
+    *lines: str,
+) -> argparse.ArgumentParser:
+    """A subcommand that calls `run`; `lines` are its examples."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=help_, description=f"{help_[0].upper()}{help_[1:]}.", epilog=examples(*lines)
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print JSON, and no progress bars")
+
+
+def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of the options that the user has set."""
+    return {name: getattr(options, name) for name in names if name in options}
+
+
+def examples(*lines: str) -> str:
+    """The epilogue of a help text."""
+    return "examples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def wants_progress(options: argparse.Namespace) -> bool:
+    """Bars are for people who watch."""
+    return not options.json and sys.stderr.isatty()
+
+
+def print_json(data: Any) -> None:
+    print(json.dumps(data, ensure_ascii=False, indent=1))
+
+
+def print_table(rows: list[dict[str, Any]], as_json: bool) -> int:
+    if as_json:
+        print_json(rows)
+    else:
+        head = tuple(rows[0])
+        body = [tuple(shown(value) for value in row.values()) for row in rows]
+        print_aligned([head, tuple("-" * len(name) for name in head), *body], indent="")
+    return 0
+
+
+def print_aligned(rows: Iterable[tuple[str, ...]], indent: str = "  ") -> None:
+    table = list(rows)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print(f"{indent}{'  '.join(cells)}".rstrip())
+
+
+def shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
