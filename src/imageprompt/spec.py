@@ -6,14 +6,31 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Shapes = Mapping[str, tuple[int, ...]]
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
 """Tensor names and their shapes: all that identification ever looks at."""
 
-Feature = Literal["image_embeds", "hidden_states[-2]"]
-"""Which output of the image encoder feeds the projector: pooled [F] or per patch [L, F]."""
+Feature = Literal[
+    "image_embeds",
+    "hidden_states[-2]",
+    "pooler_output",
+    "face_embeds",
+    "raw face_embeds",
+    "face_embeds + hidden_states[-2]",
+]
+"""Which output of the encoder feeds the projector: pooled [F], or per patch or face [L, F].
 
-NullRule = Literal["zero features", "zero pixels"]
+`face_embeds` is ArcFace's embedding of a face, normed to length 1 unless it is called raw.
+"""
+
+POOLED: frozenset[Feature] = frozenset(("image_embeds", "pooler_output", "face_embeds"))
+"""The features that are one vector a reference."""
+
+NullRule = Literal["zero features", "zero pixels", "black picture"]
 """What stands in for "no picture" on the negative side of guidance, before the projector."""
+
+SiteKind = Literal["cross", "joint double", "joint single"]
+"""How text meets the picture there: cross-attention, or joint attention with or without streams."""
 
 Role = Literal["style", "layout", "other"]
 
@@ -33,7 +50,21 @@ class Site:
     """Inner width of the attention (heads x head width)."""
     heads: int
     text_width: int
+    """Width of the tokens that K' and V' read."""
     role: Role
+    kind: SiteKind = "cross"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionLayer:
+    """Any attention layer of the denoiser, self-attention too: where an adapter may have LoRA."""
+
+    name: str
+    file_id: str
+    width: int
+    """Width of what q and the output projection read and write."""
+    input_width: int
+    """Width of what k and v read: the text's in cross-attention, else `width`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +73,15 @@ class HostSpec:
 
     family: str
     sites: tuple[Site, ...]
+    layers: tuple[AttentionLayer, ...] = ()
+    """Every attention layer in the order of the file ids; empty where no adapter asks for it."""
 
     @property
     def text_width(self) -> int:
-        """Width of the text states that the cross-attention reads."""
+        """Width of the tokens that K' and V' read, which is that of the text."""
         return self.sites[0].text_width
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> dict[str, Shape]:
         """Shapes of K' and V' in file naming: the template that a file is held against."""
         return {
             f"{site.file_id}.to_{kind}_ip.weight": (site.width, site.text_width)
@@ -68,7 +101,11 @@ class ProjectorSpec:
     depth: int = 0
     heads: int = 0
     width: int = 0
-    """Inner width of a resampler."""
+    """Inner width of a resampler or of an MLP."""
+    face_width: int = 0
+    """Width of the face embedding, where a projector reads one beside the picture's features."""
+    time_width: int = 0
+    """Width of the timestep's sinusoids, where a projector is modulated by the timestep."""
 
 
 @dataclass(frozen=True, kw_only=True)
