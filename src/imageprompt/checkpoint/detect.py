@@ -71,15 +71,15 @@ def likely_families(shapes: Shapes) -> list[str]:
 def _parts(path: Path, stored: Stored) -> Parts:
     for layout in FORMATS:
         if layout.claims(stored.tensors):
-            parts, unplaced = layout.read(stored.tensors)
-            if unplaced:
+            read = layout.read(stored.tensors)
+            if read.unplaced:
                 raise AdapterFileError(
                     str(path),
-                    rule=f"{len(unplaced)} tensors have no place in the {layout.name} layout "
-                    f"({_first(unplaced)})",
+                    rule=f"{len(read.unplaced)} tensors have no place in the {layout.name} layout "
+                    f"({_first(read.unplaced)})",
                     remedy="Check that the file is what its name says.",
                 )
-            return replace(parts, metadata=stored.metadata)
+            return replace(read.parts, metadata=stored.metadata)
     _explain(path, list(stored.tensors))
 
 

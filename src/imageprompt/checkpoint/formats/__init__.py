@@ -4,9 +4,9 @@ A file in this folder that ends in a constant `FORMAT` is a format. Formats know
 variant: they rename, nothing else.
 """
 
-from imageprompt.checkpoint.formats.contract import Format, Parts
+from imageprompt.checkpoint.formats.contract import Format, Parts, Read
 from imageprompt.registry import Registry
 
 FORMATS: Registry[Format] = Registry(__name__, "FORMAT")
 
-__all__ = ["FORMATS", "Format", "Parts"]
+__all__ = ["FORMATS", "Format", "Parts", "Read"]

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Generic, Protocol, TypeVar
 
-if TYPE_CHECKING:
-    from torch import Tensor
+T = TypeVar("T")  # a tensor, one that is still in its file, or a shape: formats never look inside
 
 
 @dataclass(frozen=True)
-class Parts:
+class Parts(Generic[T]):
     """An adapter's tensors in canonical form.
 
-    `projector`: name inside the projector -> tensor; `sites`: `{id}.to_k_ip.weight` and the like.
+    `projector`: name inside the projector -> tensor; `sites`: `{file id}.to_k_ip.weight`, LoRA and
+    the like; `named`: the same under `{layer name}.` where a layout speaks of layers by name.
     """
 
-    projector: Mapping[str, Tensor]
-    sites: Mapping[str, Tensor]
+    projector: Mapping[str, T]
+    sites: Mapping[str, T]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    named: Mapping[str, T] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Read(Generic[T]):
+    """What a layout made of a file's tensors."""
+
+    parts: Parts[T]
+    unplaced: tuple[str, ...] = ()
+    """Names that this layout has no place for: a fault of the file."""
+    ignored: Mapping[str, T] = field(default_factory=dict)
+    """Tensors beside the adapter that belong there, such as the frozen base, without prefix."""
 
 
 class Format(Protocol):
@@ -31,11 +43,18 @@ class Format(Protocol):
     @property
     def summary(self) -> str: ...
 
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """File name endings that its writers use; the first is ours."""
+
+    @property
+    def writable(self) -> bool: ...
+
     def claims(self, names: Iterable[str]) -> bool:
-        """Do these flat tensor names look like this layout?"""
+        """Do these flat tensor names look like this layout, however much is missing?"""
 
-    def read(self, tensors: Mapping[str, Tensor]) -> tuple[Parts, list[str]]:
-        """Canonical parts, and the names that this layout has no place for."""
+    def read(self, tensors: Mapping[str, T]) -> Read[T]:
+        """Canonical parts, and what is left."""
 
-    def write(self, parts: Parts) -> dict[str, Tensor]:
-        """Flat tensor names of this layout."""
+    def write(self, parts: Parts[T]) -> dict[str, T]:
+        """Flat tensor names of this layout. Raises OptionError for what it has no place for."""

@@ -1,14 +1,10 @@
-"""standard: `image_proj.*` and `ip_adapter.{id}.*`, what every published UNet adapter uses."""
+"""standard: `image_proj.*` and `ip_adapter.{id}.*`, what nearly every published adapter uses."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
-from imageprompt.checkpoint.formats.contract import Parts
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from imageprompt.checkpoint.formats.contract import Parts, Read, T
 
 PROJECTOR = "image_proj."
 SITES = "ip_adapter."
@@ -18,16 +14,15 @@ SITES_ALIAS = "adapter_modules."  # some published files keep the training scrip
 class Standard:
     name = "standard"
     summary = "image_proj + ip_adapter, flat in .safetensors, nested in .bin"
+    suffixes = (".safetensors", ".bin")
+    writable = True
 
     def claims(self, names: Iterable[str]) -> bool:
-        names = list(names)
-        return any(n.startswith(PROJECTOR) for n in names) and any(
-            n.startswith((SITES, SITES_ALIAS)) for n in names
-        )
+        return any(name.startswith((PROJECTOR, SITES)) for name in names)
 
-    def read(self, tensors: Mapping[str, Tensor]) -> tuple[Parts, list[str]]:
-        projector: dict[str, Tensor] = {}
-        sites: dict[str, Tensor] = {}
+    def read(self, tensors: Mapping[str, T]) -> Read[T]:
+        projector: dict[str, T] = {}
+        sites: dict[str, T] = {}
         unplaced: list[str] = []
         for name, tensor in tensors.items():
             if name.startswith(PROJECTOR):
@@ -36,9 +31,9 @@ class Standard:
                 sites[name.split(".", 1)[1]] = tensor
             else:
                 unplaced.append(name)
-        return Parts(projector, sites), unplaced
+        return Read(Parts(projector, sites), tuple(unplaced))
 
-    def write(self, parts: Parts) -> dict[str, Tensor]:
+    def write(self, parts: Parts[T]) -> dict[str, T]:
         flat = {f"{PROJECTOR}{name}": tensor for name, tensor in parts.projector.items()}
         return flat | {f"{SITES}{name}": tensor for name, tensor in parts.sites.items()}
 

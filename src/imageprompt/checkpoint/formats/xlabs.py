@@ -1,0 +1,64 @@
+"""xlabs: double_blocks.{id}.processor.* and ip_adapter_proj_model.*, XLabs' adapters for FLUX.
+
+Every K' and V' has a bias in this layout, and nothing else has a place in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from imageprompt.checkpoint.formats.contract import Parts, Read, T
+from imageprompt.errors import OptionError
+
+PROJECTOR = "ip_adapter_proj_model."
+_BLOCK = re.compile(
+    r"double_blocks\.(\d+)\.processor\.ip_adapter_double_stream_([kv])_proj\.(weight|bias)"
+)
+_SITE = re.compile(r"(\d+)\.to_([kv])_ip\.(weight|bias)")
+
+
+class XLabs:
+    name = "xlabs"
+    summary = "ip_adapter_proj_model + double_blocks, the FLUX adapters of XLabs"
+    suffixes = (".safetensors",)
+    writable = True
+
+    def claims(self, names: Iterable[str]) -> bool:
+        return any(name.startswith(PROJECTOR) or _BLOCK.fullmatch(name) for name in names)
+
+    def read(self, tensors: Mapping[str, T]) -> Read[T]:
+        projector: dict[str, T] = {}
+        sites: dict[str, T] = {}
+        unplaced: list[str] = []
+        for name, tensor in tensors.items():
+            block = _BLOCK.fullmatch(name)
+            if name.startswith(PROJECTOR):
+                projector[name.removeprefix(PROJECTOR)] = tensor
+            elif block:
+                sites["{}.to_{}_ip.{}".format(*block.groups())] = tensor
+            else:
+                unplaced.append(name)
+        return Read(Parts(projector, sites), tuple(unplaced))
+
+    def write(self, parts: Parts[T]) -> dict[str, T]:
+        places = {name: _SITE.fullmatch(name) for name in parts.sites}
+        ids = {name.split(".", 1)[0] for name in places}
+        wanted = {f"{i}.to_{k}_ip.{kind}" for i in ids for k in "kv" for kind in ("weight", "bias")}
+        odd = sorted(wanted ^ places.keys())
+        if odd:
+            raise OptionError(
+                f"the {self.name} layout",
+                rule=f"its sites have weight and bias of K' and V' alone; this adapter differs in "
+                f"{len(odd)} tensors ({', '.join(odd[:5])})",
+                remedy="Write the standard layout.",
+            )
+        flat = {f"{PROJECTOR}{name}": tensor for name, tensor in parts.projector.items()}
+        for name, tensor in parts.sites.items():
+            i, what, kind = name.split(".")
+            k = what.removeprefix("to_").removesuffix("_ip")
+            flat[f"double_blocks.{i}.processor.ip_adapter_double_stream_{k}_proj.{kind}"] = tensor
+        return flat
+
+
+FORMAT = XLabs()
