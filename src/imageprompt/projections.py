@@ -103,7 +103,8 @@ class Projections:
         """K', V' [P, N, width] site by site, in the denoiser's dtype."""
         weight = next(self._module.ip_adapter.parameters())
         pairs = self._module.pairs(tokens.to(weight.device, weight.dtype))
-        return [(k.to(self._place.dtype), v.to(self._place.dtype)) for k, v in pairs]
+        dtype = self._place.dtype  # asked once: diffusers looks through every module for it
+        return [(k.to(dtype), v.to(dtype)) for k, v in pairs]
 
     def _split(self, pairs: Iterable[KeyValue]) -> list[KeyValue]:
         """[P, N, width] -> [P, H, N, D], views."""
