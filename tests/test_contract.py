@@ -109,7 +109,7 @@ def test_unknown_members_are_named_with_the_nearest() -> None:
 
 def test_every_host_has_a_tiny_denoiser() -> None:
     claimed = {host_of(case.unet()).name for case in CASES.values()}
-    assert claimed == {host.name for host in HOSTS}
+    assert claimed == {host.name for host in HOSTS if host.attachable}
 
 
 def test_hosts_describe_the_same_on_the_meta_device() -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from imageprompt.carrier import Carrier
 from imageprompt.errors import AttachError
-from imageprompt.hosts import Host, denoiser_of, host_of
+from imageprompt.hosts import AttachableHost, denoiser_of, host_of
 from imageprompt.spec import HostSpec
 
 
@@ -33,7 +33,7 @@ class Place:
     """A denoiser, the host that describes it, and its sites."""
 
     denoiser: nn.Module
-    host: Host
+    host: AttachableHost
     sites: HostSpec
 
     @classmethod

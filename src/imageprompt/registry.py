@@ -23,7 +23,10 @@ T = TypeVar("T", bound=Named)
 
 
 class Registry(Generic[T]):
-    """The members of a package, found on first use, in order of their names."""
+    """The members of a package, found on first use, in order of their names.
+
+    Modules whose name starts with `_` are helpers of the members and not looked at.
+    """
 
     def __init__(self, package: str, constant: str) -> None:
         self._package, self._constant = package, constant
@@ -32,6 +35,8 @@ class Registry(Generic[T]):
     def _members(self) -> dict[str, T]:
         found: dict[str, T] = {}
         for info in pkgutil.iter_modules(importlib.import_module(self._package).__path__):
+            if info.name.startswith("_"):
+                continue
             module = importlib.import_module(f"{self._package}.{info.name}")
             if hasattr(module, self._constant):
                 member = cast(T, getattr(module, self._constant))

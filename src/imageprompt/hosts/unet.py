@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from imageprompt.attention import (
-    Kernel,
-    decoupled_attention,
-    fused_kernel,
-    merge_heads,
-    split_heads,
-)
 from imageprompt.errors import AttachError
-from imageprompt.hosts.text_cache import TextCache
-from imageprompt.spec import HostSpec, Role, Site
+from imageprompt.hosts import _unet_layers as layers
+from imageprompt.hosts._unet_layers import Layer
+from imageprompt.spec import HostSpec, Shapes
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from imageprompt.carrier import Carrier
 
 _SD = {
@@ -57,6 +50,7 @@ class UNetHost:
     name = "unet"
     summary = "UNet2DConditionModel and UNetMotionModel: SD1.5, SD2.x, SDXL, Kolors, tiny"
     pipeline_attribute = "unet"
+    attachable = True
 
     def claims(self, denoiser: object) -> bool:
         from diffusers import UNet2DConditionModel, UNetMotionModel
@@ -64,29 +58,30 @@ class UNetHost:
         return isinstance(denoiser, UNet2DConditionModel | UNetMotionModel)
 
     def describe(self, denoiser: nn.Module) -> HostSpec:
-        layers = list(_attention_layers(denoiser))
-        cross = [
-            (name, file_id, layer) for name, file_id, layer in layers if _takes_text(name, layer)
-        ]
-        if not cross:
+        spec = layers.host_spec(
+            list(_live_layers(denoiser)), projects_text=_projects_text(denoiser.config)
+        )
+        if spec is None:
             raise AttachError(
                 f"a {type(denoiser).__name__} without cross-attention",
                 rule="image tokens enter where text does",
                 remedy="Use a text-to-image base.",
             )
-        roles = _roles([name for name, _, _ in cross])
-        sites = tuple(
-            Site(
-                name=name,
-                file_id=str(file_id),
-                width=layer.inner_dim,
-                heads=layer.heads,
-                text_width=layer.cross_attention_dim,
-                role=roles(name),
-            )
-            for name, file_id, layer in cross
-        )
-        return HostSpec(family=_family(denoiser, sites), sites=sites)
+        return spec
+
+    def from_config(self, config: Mapping[str, Any]) -> HostSpec | None:
+        kind = config.get("_class_name", "UNet2DConditionModel")
+        if kind not in ("UNet2DConditionModel", "UNetMotionModel"):
+            return None
+        found = layers.from_config(config) if kind == "UNet2DConditionModel" else None
+        if found is None:
+            return self.describe(_on_meta_device(kind, config))
+        return layers.host_spec(found, projects_text=_projects_text(config))
+
+    def from_weights(self, shapes: Shapes) -> HostSpec | None:
+        found = layers.from_weights(shapes)
+        projects = "encoder_hid_proj.weight" in shapes
+        return None if found is None else layers.host_spec(found, projects_text=projects)
 
     def families(self, text_width: int | None = None) -> Iterator[HostSpec]:
         for family, config in FAMILIES.items():
@@ -100,181 +95,65 @@ class UNetHost:
     def install(
         self, denoiser: nn.Module, spec: HostSpec, carrier: Carrier
     ) -> list[tuple[Any, Any]]:
-        layers: list[Any] = [denoiser.get_submodule(site.name) for site in spec.sites]
-        for site, layer in zip(spec.sites, layers, strict=True):
-            _check_replaceable(site, layer)
-        before = [(layer, layer.processor) for layer in layers]
+        from imageprompt.hosts._unet_processor import SiteProcessor, check_replaceable
+
+        found: list[Any] = [denoiser.get_submodule(site.name) for site in spec.sites]
+        for site, layer in zip(spec.sites, found, strict=True):
+            check_replaceable(site, layer)
+        before = [(layer, layer.processor) for layer in found]
         for index, (layer, processor) in enumerate(before):
             layer.processor = SiteProcessor(carrier, index, processor)
         return before
 
     def intact(self, installed: list[tuple[Any, Any]]) -> bool:
+        from imageprompt.hosts._unet_processor import SiteProcessor
+
         return all(type(layer.processor) is SiteProcessor for layer, _ in installed)
 
     def remove(self, installed: list[tuple[Any, Any]]) -> None:
+        from imageprompt.hosts._unet_processor import SiteProcessor
+
         for layer, processor in installed:
             if type(layer.processor) is SiteProcessor:  # else the user has put another there
                 layer.processor = processor
 
 
-class SiteProcessor:
-    """The attention processor of one site: text attention as before, plus the image terms.
-
-    Not a module, so nothing of ours ever enters the denoiser's state dict. With no image prompt in
-    use it hands over to the processor that was there.
-    """
-
-    def __init__(self, carrier: Carrier, index: int, original: Any) -> None:
-        self.carrier, self.index, self.original = carrier, index, original
-        self._fused = not _is_plain_processor(original)
-        self._text = TextCache()
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Tensor:
-        if not self.carrier.in_use or encoder_hidden_states is None:
-            plain: Tensor = self.original(
-                attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs
-            )
-            return plain
-        residual = x = hidden_states
-        if attn.spatial_norm is not None:
-            x = attn.spatial_norm(x, temb)
-        if x.ndim == 4:
-            x = x.flatten(2).transpose(1, 2)
-        if attn.group_norm is not None:
-            x = attn.group_norm(x.transpose(1, 2)).transpose(1, 2)
-
-        q = split_heads(attn.to_q(x), attn.heads)
-        k, v = self._text.pair(attn, encoder_hidden_states, self.carrier.run)
-        if attn.norm_q is not None:
-            q = attn.norm_q(q)
-        mask = _additive_mask(attn, attention_mask, encoder_hidden_states)
-        images = self.carrier.terms(self.index, q)
-        kernel = fused_kernel if self._fused else _plain_kernel(attn)
-        x = decoupled_attention(q, k, v, images, mask=mask, kernel=kernel)
-
-        x = attn.to_out[1](attn.to_out[0](merge_heads(x)))
-        if residual.ndim == 4:
-            x = x.transpose(-1, -2).reshape(residual.shape)
-        if attn.residual_connection:
-            x = x + residual
-        if attn.rescale_output_factor != 1:  # dividing by 1 changes no bit, so it is left out
-            x = x / attn.rescale_output_factor
-        return cast(Tensor, x)
+def _live_layers(denoiser: Any) -> Iterator[Layer]:
+    """The layers of a model in the order of `attn_processors`; motion modules do not count."""
+    for processor in denoiser.attn_processors:
+        if "motion_modules" not in processor:
+            name = processor.removesuffix(".processor")
+            layer = denoiser.get_submodule(name)
+            cross = name.endswith("attn2") and layer.is_cross_attention
+            yield Layer(name, layer.inner_dim, layer.heads, layer.cross_attention_dim, cross)
 
 
-def _plain_kernel(attn: Any) -> Kernel:
-    """The attention of diffusers' AttnProcessor, so that scale 0 equals it to the bit too."""
-
-    def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        flat_mask = None if mask is None else mask.flatten(0, 1)
-        weights = attn.get_attention_scores(q.flatten(0, 1), k.flatten(0, 1), flat_mask)
-        return torch.bmm(weights, v.flatten(0, 1)).view(q.shape)
-
-    return kernel
+def _projects_text(config: Any) -> bool:
+    """Does the base project its text states itself, as Kolors does?"""
+    return bool(config.get("encoder_hid_dim_type") == "text_proj")
 
 
-def _additive_mask(attn: Any, mask: Tensor | None, text: Tensor) -> Tensor | None:
-    """The text's attention mask as [B, H, 1 or Q, T]; it covers the text tokens only."""
-    if mask is None:
-        return None
-    batch, length = text.shape[:2]
-    prepared: Tensor = attn.prepare_attention_mask(mask, length, batch)
-    return prepared.view(batch, attn.heads, -1, prepared.shape[-1])
+def _on_meta_device(kind: str, config: Mapping[str, Any]) -> Any:
+    """A model of this config without weights. Raises AttachError for a config that makes none."""
+    import diffusers
+    import torch
 
-
-def _is_plain_processor(processor: Any) -> bool:
-    from diffusers.models.attention_processor import AttnProcessor
-
-    return type(processor) is AttnProcessor
-
-
-def _check_replaceable(site: Site, layer: Any) -> None:
-    """Only processors whose arithmetic we reproduce may be replaced. Raises AttachError."""
-    from diffusers.models.attention_processor import AttnProcessor2_0
-
-    processor = layer.processor
-    if type(processor) is not AttnProcessor2_0 and not _is_plain_processor(processor):
+    try:
+        with torch.device("meta"):
+            return getattr(diffusers, kind).from_config(dict(config))
+    except Exception as error:  # diffusers checks configs with whatever happens to fail
         raise AttachError(
-            f"attention processor {type(processor).__name__} at {site.name}",
-            rule="an adapter replaces only AttnProcessor2_0 and AttnProcessor",
-            remedy="Unload other adapters (pipe.unload_ip_adapter()), undo fused or sliced "
-            "attention, or call unet.set_attn_processor(AttnProcessor2_0()).",
-        )
-    if layer.added_kv_proj_dim is not None:
-        raise AttachError(
-            f"{site.name} with added key/value projections",
-            rule="this attention layout is not described",
-            remedy="Use an SD1.5, SD2.x, SDXL or Kolors base.",
-        )
-
-
-def _attention_layers(denoiser: nn.Module) -> Any:
-    """(name, file id, layer) in the order of `attn_processors`; motion modules do not count."""
-    file_id = 0
-    for name in denoiser.attn_processors:  # type: ignore[union-attr]
-        if "motion_modules" not in name:
-            layer_name = name.removesuffix(".processor")
-            yield layer_name, file_id, denoiser.get_submodule(layer_name)
-            file_id += 1
-
-
-def _takes_text(name: str, layer: Any) -> bool:
-    return name.endswith("attn2") and layer.is_cross_attention
-
-
-def _roles(names: list[str]) -> Any:
-    """Style is the first up block, layout the last down block with text (InstantStyle).
-
-    In SDXL's deep transformers only the second attention of each counts; elsewhere whole blocks do,
-    and the middle block belongs to the layout.
-    """
-    down = max((n.split(".")[1] for n in names if n.startswith("down_blocks.")), default="")
-    up = min((n.split(".")[1] for n in names if n.startswith("up_blocks.")), default="")
-    deep = any(f"down_blocks.{down}.attentions.1.transformer_blocks.2." in name for name in names)
-    part = ".attentions.1" if deep else ""
-    style = f"up_blocks.{up}{part}."
-    layout = (f"down_blocks.{down}{part}.",) + (() if deep else ("mid_block.",))
-
-    def role(name: str) -> Role:
-        if name.startswith(style):
-            return "style"
-        return "layout" if name.startswith(layout) else "other"
-
-    return role
-
-
-def _family(denoiser: nn.Module, sites: tuple[Site, ...]) -> str:
-    """The published family whose sites these are, else "unet"."""
-    config: Any = denoiser.config
-    projected = getattr(config, "encoder_hid_dim_type", None) == "text_proj"
-    signature = (len(sites), sites[0].text_width, projected)
-    known = {
-        (16, 768, False): "sd15",
-        (16, 1024, False): "sd2",
-        (70, 2048, False): "sdxl",
-        (70, 2048, True): "kolors",
-    }
-    wide = max(site.width for site in sites) == 1280
-    return known.get(signature, "unet") if wide else "unet"
+            f"a {kind} config",
+            rule=f"diffusers makes no model of it ({' '.join(str(error).split())})",
+            remedy="Give the config.json of a base.",
+        ) from None
 
 
 @cache
 def _family_spec(family: str) -> HostSpec:
-    """Sites of a published base, from its config on the meta device: no weights are made."""
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):
-        denoiser = UNet2DConditionModel(**FAMILIES[family])
-    return HOST.describe(denoiser)
+    spec = HOST.from_config(FAMILIES[family])
+    assert spec is not None
+    return spec
 
 
 HOST = UNetHost()

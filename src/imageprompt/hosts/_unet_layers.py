@@ -1,0 +1,176 @@
+"""The attention layers of a UNet in the order of their file ids, from a config or from shapes.
+
+Pure Python: reading a file needs no torch. Tests hold both ways against diffusers' own models.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from imageprompt.spec import AttentionLayer, HostSpec, Role, Shapes, Site
+
+_WITH_ATTENTION = {"CrossAttnDownBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn"}
+_WITHOUT = {"DownBlock2D", "UpBlock2D", "UNetMidBlock2D", None}
+_DEFAULTS: Mapping[str, Any] = {
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "cross_attention_dim": 1280,
+    "transformer_layers_per_block": 1,
+    "reverse_transformer_layers_per_block": None,
+    "attention_head_dim": 8,
+}
+"""What diffusers takes for what a config leaves out."""
+_PLAIN: Mapping[str, tuple[Any, ...]] = {
+    "only_cross_attention": (False,),
+    "dual_cross_attention": (False,),
+    "attention_type": ("default",),
+    "num_attention_heads": (None,),
+    "encoder_hid_dim_type": (None, "text_proj"),
+    "addition_embed_type": (None, "text_time"),
+}
+"""Options that add or change attention layers, and the values that do not."""
+_FAMILIES = {
+    (16, 768, False): "sd15",
+    (16, 1024, False): "sd2",
+    (70, 2048, False): "sdxl",
+    (70, 2048, True): "kolors",
+}
+"""(number of sites, text width, a text projection of its own) of the published bases."""
+_WEIGHT = re.compile(
+    r"((down_blocks|up_blocks|mid_block)\.(?:(\d+)\.)?attentions\.(\d+)"
+    r"\.transformer_blocks\.(\d+)\.attn([12]))\.to_k\.weight"
+)
+_SECTIONS = ("down_blocks", "up_blocks", "mid_block")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One attention layer; `cross` where it reads the text."""
+
+    name: str
+    width: int
+    heads: int
+    input_width: int
+    cross: bool
+
+
+def host_spec(layers: Sequence[Layer], *, projects_text: bool) -> HostSpec | None:
+    """Sites and attention layers, numbered in the order given; None without cross-attention."""
+    numbered = [(str(i), layer) for i, layer in enumerate(layers)]
+    cross = [(file_id, layer) for file_id, layer in numbered if layer.cross]
+    if not cross:
+        return None
+    role = _roles([layer.name for _, layer in cross])
+    sites = tuple(
+        Site(
+            name=layer.name,
+            file_id=file_id,
+            width=layer.width,
+            heads=layer.heads,
+            text_width=layer.input_width,
+            role=role(layer.name),
+        )
+        for file_id, layer in cross
+    )
+    attention = tuple(
+        AttentionLayer(
+            name=layer.name, file_id=file_id, width=layer.width, input_width=layer.input_width
+        )
+        for file_id, layer in numbered
+    )
+    return HostSpec(family=_family(sites, projects_text), sites=sites, layers=attention)
+
+
+def from_config(config: Mapping[str, Any]) -> list[Layer] | None:
+    """The layers that diffusers makes of a config; None for what is not described here."""
+    options = {**_DEFAULTS, **config}
+    if any(options.get(name, values[0]) not in values for name, values in _PLAIN.items()):
+        return None
+    blocks = (*options["down_block_types"], *options["up_block_types"], options["mid_block_type"])
+    if not set(blocks) <= _WITH_ATTENTION | _WITHOUT:
+        return None
+    try:
+        return list(_layers(options))
+    except (TypeError, ValueError, IndexError, ZeroDivisionError):
+        return None  # a config that only diffusers itself can judge
+
+
+def from_weights(shapes: Shapes) -> list[Layer] | None:
+    """The layers of a UNet whose state dict has these tensors; heads cannot be told (0)."""
+    found: list[tuple[tuple[int, ...], Layer]] = []
+    for name, shape in shapes.items():
+        match = _WEIGHT.fullmatch(name)
+        if match and len(shape) == 2:
+            layer, section, *numbers = match.groups()
+            place = (_SECTIONS.index(section), *(int(n or 0) for n in numbers))
+            found.append((place, Layer(layer, shape[0], 0, shape[1], numbers[-1] == "2")))
+        elif name.endswith("to_k.weight") and "motion_modules" not in name:
+            return None  # attention of a kind that is not described here
+    return [layer for _, layer in sorted(found, key=lambda pair: pair[0])] or None
+
+
+def _layers(options: Mapping[str, Any]) -> Iterator[Layer]:
+    """Down, up, mid: the order in which diffusers registers the blocks of a UNet."""
+    channels = options["block_out_channels"]
+    count = len(channels)
+    heads = _each(options["attention_head_dim"], count)  # diffusers' misnomer: number of heads
+    text = _each(options["cross_attention_dim"], count)
+    depths = _each(options["transformer_layers_per_block"], count)
+    numbers = _each(options["layers_per_block"], count)
+    up_depths = options["reverse_transformer_layers_per_block"] or depths[::-1]
+
+    def block(prefix: str, kind: str | None, i: int, number: int, depth: Any) -> Iterator[Layer]:
+        if kind in _WITH_ATTENTION:
+            width = channels[i] // heads[i] * heads[i]
+            blocks = _each(depth, number)
+            for attention in range(number):
+                for one in range(blocks[attention]):
+                    name = f"{prefix}.attentions.{attention}.transformer_blocks.{one}"
+                    yield Layer(f"{name}.attn1", width, heads[i], width, False)
+                    yield Layer(f"{name}.attn2", width, heads[i], text[i], True)
+
+    for i, kind in enumerate(options["down_block_types"]):
+        yield from block(f"down_blocks.{i}", kind, i, numbers[i], depths[i])
+    for up, kind in enumerate(options["up_block_types"]):
+        i = count - 1 - up
+        yield from block(f"up_blocks.{up}", kind, i, numbers[i] + 1, up_depths[up])
+    yield from block("mid_block", options["mid_block_type"], count - 1, 1, depths[-1])
+
+
+def _each(value: Any, count: int) -> Sequence[Any]:
+    """One value for each of `count` places; a list stays as it is."""
+    return (value,) * count if isinstance(value, int) else tuple(value)
+
+
+def _roles(names: Iterable[str]) -> Callable[[str], Role]:
+    """Style is the first up block, layout the last down block with text (InstantStyle).
+
+    In SDXL's deep transformers only the second attention of each counts; elsewhere whole blocks do,
+    and the middle block belongs to the layout.
+    """
+    names = list(names)
+    down = max((n.split(".")[1] for n in names if n.startswith("down_blocks.")), default="")
+    up = min((n.split(".")[1] for n in names if n.startswith("up_blocks.")), default="")
+    deep = any(f"down_blocks.{down}.attentions.1.transformer_blocks.2." in name for name in names)
+    part = ".attentions.1" if deep else ""
+    style = f"up_blocks.{up}{part}."
+    layout = (f"down_blocks.{down}{part}.",) + (() if deep else ("mid_block.",))
+
+    def role(name: str) -> Role:
+        if name.startswith(style):
+            return "style"
+        return "layout" if name.startswith(layout) else "other"
+
+    return role
+
+
+def _family(sites: Sequence[Site], projects_text: bool) -> str:
+    """The published family whose sites these are, else "unet"."""
+    known = _FAMILIES.get((len(sites), sites[0].text_width, projects_text), "unet")
+    return known if max(site.width for site in sites) == 1280 else "unet"

@@ -1,0 +1,43 @@
+"""sd3: SD3Transformer2DModel, joint blocks of SD3 and SD3.5 (files only, not run yet)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from imageprompt.hosts._files_only import FilesOnlyHost
+from imageprompt.spec import Site
+
+PUBLISHED = {
+    "num_layers": 38,
+    "attention_head_dim": 64,
+    "num_attention_heads": 38,
+    "caption_projection_dim": 2432,
+    "dual_attention_layers": (),
+}
+"""SD3.5 Large."""
+
+
+def _sites(config: Mapping[str, Any]) -> Iterator[Site]:
+    """The joint attention of every block; a second attention, where a block has one, counts too."""
+    heads, file_id = config["num_attention_heads"], 0
+    for i in range(config["num_layers"]):
+        yield Site(
+            name=f"transformer_blocks.{i}.attn",
+            file_id=str(file_id),
+            width=heads * config["attention_head_dim"],
+            heads=heads,
+            text_width=config["caption_projection_dim"],
+            role="other",
+            kind="joint double",
+        )
+        file_id += 2 if i in config["dual_attention_layers"] else 1
+
+
+HOST = FilesOnlyHost(
+    name="sd3",
+    summary="SD3Transformer2DModel: SD3.5 Large; files only, not run yet",
+    denoiser_class="SD3Transformer2DModel",
+    published=PUBLISHED,
+    sites=_sites,
+)
