@@ -50,6 +50,10 @@ class Format(Protocol):
     @property
     def writable(self) -> bool: ...
 
+    @property
+    def nested(self) -> bool:
+        """In a pickle, is each part (the name up to its first dot) a dictionary of its own?"""
+
     def claims(self, names: Iterable[str]) -> bool:
         """Do these flat tensor names look like this layout, however much is missing?"""
 

@@ -16,6 +16,7 @@ class Standard:
     summary = "image_proj + ip_adapter, flat in .safetensors, nested in .bin"
     suffixes = (".safetensors", ".bin")
     writable = True
+    nested = True
 
     def claims(self, names: Iterable[str]) -> bool:
         return any(name.startswith((PROJECTOR, SITES)) for name in names)

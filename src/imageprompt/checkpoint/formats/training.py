@@ -23,6 +23,7 @@ class Training:
     summary = "training checkpoint: image_proj_model + adapter_modules or unet processors"
     suffixes = (".safetensors", ".bin")
     writable = True
+    nested = False
 
     def claims(self, names: Iterable[str]) -> bool:
         return any(_is_ours(name) for name in names)

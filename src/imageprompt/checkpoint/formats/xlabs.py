@@ -23,6 +23,7 @@ class XLabs:
     summary = "ip_adapter_proj_model + double_blocks, the FLUX adapters of XLabs"
     suffixes = (".safetensors",)
     writable = True
+    nested = False
 
     def claims(self, names: Iterable[str]) -> bool:
         return any(name.startswith(PROJECTOR) or _BLOCK.fullmatch(name) for name in names)
