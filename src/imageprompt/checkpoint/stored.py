@@ -101,23 +101,18 @@ def read_range(
 ) -> Iterator[memoryview]:
     """Bytes [offset, offset + nbytes) of a file, by plain reads: no mapping that could fault."""
     try:
-        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        with file.open("rb", buffering=0) as handle:
+            if stamp is not None and Stamp.of(os.fstat(handle.fileno())) != stamp:
+                raise _unreadable(file, "it changed after it was opened")
+            handle.seek(offset)
+            while nbytes > 0:
+                chunk = handle.read(min(size, nbytes))
+                if not chunk:
+                    raise _unreadable(file, "it ended early: it was cut while it was read")
+                yield memoryview(chunk)
+                nbytes -= len(chunk)
     except OSError as error:
         raise _unreadable(file, error.strerror or str(error)) from None
-    try:
-        if stamp is not None and Stamp.of(os.fstat(descriptor)) != stamp:
-            raise _unreadable(file, "it changed after it was opened")
-        end = offset + nbytes
-        while offset < end:
-            chunk = os.pread(descriptor, min(size, end - offset), offset)
-            if not chunk:
-                raise _unreadable(file, "it ended early: it was cut while it was read")
-            yield memoryview(chunk)
-            offset += len(chunk)
-    except OSError as error:
-        raise _unreadable(file, error.strerror or str(error)) from None
-    finally:
-        os.close(descriptor)
 
 
 def _unreadable(file: Path, why: str) -> AdapterFileError:

@@ -1,0 +1,1 @@
+"""One file a container: safetensors, torch's zip and legacy pickles, folders, torch DCP."""

@@ -1,0 +1,103 @@
+"""safetensors: an 8-byte length, a JSON header, then the tensors without holes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+from imageprompt.checkpoint.foreign import refuse
+from imageprompt.checkpoint.sources.raw import RawFile
+from imageprompt.checkpoint.stored import ITEM_SIZES, Source, StoredTensor
+
+MAX_HEADER = 32 * 2**20  # a header of 100,000 tensors; nothing larger is read into memory
+MAX_ITEMS = 1_000_000  # brackets and commas in it: what a JSON reader would make objects of
+MAX_DIMENSIONS = 32
+_AGAIN = "Download it again."
+
+
+def looks_like_safetensors(start: bytes) -> bool:
+    """Does it begin with a length and a `{`?"""
+    return len(start) > 8 and start[8:9] == b"{" and not start.lstrip().startswith(b"{")
+
+
+def read_safetensors(raw: RawFile) -> Source:
+    """The tensors that a header tells, each checked to lie in the file; nothing else is read."""
+    path = raw.path
+    length = int.from_bytes(raw.at(0, 8), "little")
+    if length > MAX_HEADER:
+        refuse(path, f"its header claims {length} bytes; the limit is {MAX_HEADER}", _AGAIN)
+    if length > raw.size - 8:
+        refuse(path, "its header is cut off", _AGAIN)
+    entries = _parse(raw, raw.at(8, length))
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        refuse(path, "its metadata is no table of texts", _AGAIN)
+    start = 8 + length
+    tensors = [(name, _tensor(raw, name, entry, start)) for name, entry in entries.items()]
+    tensors.sort(key=lambda item: (item[1].offset, item[1].nbytes))
+    _check_layout(raw, tensors, start)
+    return Source(path, (path,), "safetensors", dict(tensors), metadata)
+
+
+def _parse(raw: RawFile, header: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # json lets the last of two equal names win, in silence
+        names = dict(pairs)
+        if len(names) != len(pairs):
+            refuse(raw.path, "its header names something twice", _AGAIN)
+        return names
+
+    if sum(header.count(mark) for mark in (b"[", b"{", b",")) > MAX_ITEMS:
+        refuse(raw.path, f"its header has more than {MAX_ITEMS} items", _AGAIN)
+    try:
+        entries = json.loads(header, object_pairs_hook=unique)
+    except (ValueError, RecursionError):
+        refuse(raw.path, "its header is no JSON", _AGAIN)
+    if not isinstance(entries, dict):
+        refuse(raw.path, "its header is no table of tensors", _AGAIN)
+    return entries
+
+
+def _tensor(raw: RawFile, name: str, entry: object, start: int) -> StoredTensor:
+    known: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
+    dtype, shape = known.get("dtype"), known.get("shape")
+    offsets = known.get("data_offsets")
+    if not (_sizes(shape) and _sizes(offsets) and len(offsets) == 2 and isinstance(dtype, str)):
+        refuse(raw.path, f"its header does not say where {name[:80]!r} is", _AGAIN)
+    if dtype not in ITEM_SIZES:
+        refuse(raw.path, f"{name[:80]!r} has the dtype {dtype[:20]!r}, which no adapter has")
+    begin, end = offsets
+    place = (str(raw.path), begin, end - begin)
+    tensor = StoredTensor(dtype, tuple(shape), raw.path, raw.base + start + begin, place, raw.stamp)
+    if tensor.nbytes != end - begin:
+        refuse(
+            raw.path,
+            f"{name[:80]!r} of shape {shape} in {dtype} takes {tensor.nbytes} bytes, "
+            f"its header says {end - begin}",
+            _AGAIN,
+        )
+    return tensor
+
+
+def _sizes(value: object) -> TypeGuard[list[int]]:
+    """A short list of natural numbers that fit 64 bits (JSON's true and 1.0 are none)."""
+    return (
+        isinstance(value, list)
+        and len(value) <= MAX_DIMENSIONS
+        and all(type(n) is int and 0 <= n < 2**63 for n in value)
+    )
+
+
+def _check_layout(raw: RawFile, tensors: list[tuple[str, StoredTensor]], start: int) -> None:
+    position = raw.base + start
+    for name, tensor in tensors:
+        if tensor.offset != position:
+            fault = "overlap" if tensor.offset < position else "leave a hole"
+            refuse(raw.path, f"its tensors {fault} at {name[:80]!r}", _AGAIN)
+        position += tensor.nbytes
+    end = raw.base + raw.size
+    if position > end:
+        refuse(raw.path, f"it is cut off: {position - end} bytes are missing", _AGAIN)
+    if position < end:
+        refuse(raw.path, f"{end - position} bytes follow its last tensor", _AGAIN)
