@@ -16,7 +16,7 @@ from pathlib import Path
 from imageprompt.demo.build import export, pool
 
 MINUTES = {"vae": 20.0, "vision": 10.0, "judging": 5.0, "base": 60.0, "decoder": 10.0}
-ADAPTER_STEPS = 9000
+ADAPTER_STEPS = 6000
 SETTINGS = {
     "OMP_NUM_THREADS": "1",
     # large blocks are kept for the next step instead of going back to the system: 6-26 % faster
