@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from imageprompt.checkpoint.foreign import explain_bytes, looks_like_old_pickle, refuse
-from imageprompt.checkpoint.sources.raw import RawFile
-from imageprompt.checkpoint.sources.safetensors import looks_like_safetensors, read_safetensors
-from imageprompt.checkpoint.sources.torch_legacy import read_torch_legacy
-from imageprompt.checkpoint.sources.torch_tree import MAX_NAME, to_source
-from imageprompt.checkpoint.sources.torch_zip import read_torch_zip
+from imageprompt.checkpoint.sources.folders import open_folder
+from imageprompt.checkpoint.sources.sharded import INDEX_SUFFIX, read_sharded
+from imageprompt.checkpoint.sources.single import open_file
 from imageprompt.checkpoint.stored import Source
-
-_START = 512
 
 
 def open_source(path: Path) -> Source:
@@ -21,30 +16,8 @@ def open_source(path: Path) -> Source:
     Raises NotFoundError, or AdapterFileError that says what it is instead of tensors, or what is
     wrong with it. Tensor names in the result are printable and short.
     """
+    if path.is_dir():
+        return open_folder(path)
+    if path.name.endswith(INDEX_SUFFIX):
+        return read_sharded(path)
     return open_file(path)
-
-
-def open_file(path: Path) -> Source:
-    """One file, told by its content."""
-    with RawFile(path) as raw:
-        if raw.size < 8:
-            refuse(path, f"it has {raw.size} bytes", "Download it again.")
-        start = raw.at(0, min(raw.size, _START))
-        if start[:2] == b"PK":
-            source = to_source(path, read_torch_zip(raw))
-        elif start[:1] == b"\x80" or looks_like_old_pickle(start):
-            source = to_source(path, read_torch_legacy(raw))
-        elif looks_like_safetensors(start):
-            source = read_safetensors(raw)
-        else:
-            explain_bytes(path, start, raw.size)
-    _check_names(source)
-    return source
-
-
-def _check_names(source: Source) -> None:
-    """Names are shown to people and compared, never used as paths; odd ones are still a warning."""
-    for name in source.tensors:
-        parts = name.replace("\\", "/").split("/")
-        if len(name) > MAX_NAME or not name.isprintable() or ".." in parts:
-            refuse(source.path, f"it names a tensor {name[:60]!a}, as no weights are named")

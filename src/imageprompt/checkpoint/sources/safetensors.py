@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from imageprompt.checkpoint.foreign import refuse
+from imageprompt.checkpoint.sources.json_text import MAX_JSON, parse_table
 from imageprompt.checkpoint.sources.raw import RawFile
 from imageprompt.checkpoint.stored import ITEM_SIZES, Source, StoredTensor
 
-MAX_HEADER = 32 * 2**20  # a header of 100,000 tensors; nothing larger is read into memory
-MAX_ITEMS = 1_000_000  # brackets and commas in it: what a JSON reader would make objects of
 MAX_DIMENSIONS = 32
 _AGAIN = "Download it again."
 
@@ -25,11 +23,11 @@ def read_safetensors(raw: RawFile) -> Source:
     """The tensors that a header tells, each checked to lie in the file; nothing else is read."""
     path = raw.path
     length = int.from_bytes(raw.at(0, 8), "little")
-    if length > MAX_HEADER:
-        refuse(path, f"its header claims {length} bytes; the limit is {MAX_HEADER}", _AGAIN)
+    if length > MAX_JSON:
+        refuse(path, f"its header claims {length} bytes; the limit is {MAX_JSON}", _AGAIN)
     if length > raw.size - 8:
         refuse(path, "its header is cut off", _AGAIN)
-    entries = _parse(raw, raw.at(8, length))
+    entries = parse_table(path, raw.at(8, length), "header")
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         refuse(path, "its metadata is no table of texts", _AGAIN)
@@ -38,25 +36,6 @@ def read_safetensors(raw: RawFile) -> Source:
     tensors.sort(key=lambda item: (item[1].offset, item[1].nbytes))
     _check_layout(raw, tensors, start)
     return Source(path, (path,), "safetensors", dict(tensors), metadata)
-
-
-def _parse(raw: RawFile, header: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        # json lets the last of two equal names win, in silence
-        names = dict(pairs)
-        if len(names) != len(pairs):
-            refuse(raw.path, "its header names something twice", _AGAIN)
-        return names
-
-    if sum(header.count(mark) for mark in (b"[", b"{", b",")) > MAX_ITEMS:
-        refuse(raw.path, f"its header has more than {MAX_ITEMS} items", _AGAIN)
-    try:
-        entries = json.loads(header, object_pairs_hook=unique)
-    except (ValueError, RecursionError):
-        refuse(raw.path, "its header is no JSON", _AGAIN)
-    if not isinstance(entries, dict):
-        refuse(raw.path, "its header is no table of tensors", _AGAIN)
-    return entries
 
 
 def _tensor(raw: RawFile, name: str, entry: object, start: int) -> StoredTensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from imageprompt.checkpoint.foreign import refuse
+from imageprompt.checkpoint.sources.deepspeed import MERGE, PARTITIONED, explain_training_state
 from imageprompt.checkpoint.sources.pickle_machine import Global, Opaque, PickleError
 from imageprompt.checkpoint.sources.torch_objects import View
 from imageprompt.checkpoint.stored import Source, StoredTensor
@@ -39,6 +40,7 @@ def refuse_pickle(path: Path, error: PickleError) -> NoReturn:
 
 def to_source(path: Path, pickled: Pickled) -> Source:
     """The tensors by flat dotted name, in the order of the pickle."""
+    explain_training_state(path, pickled.value)
     root, notes = _unwrap(pickled.value)
     if not isinstance(root, dict):
         refuse(
@@ -57,6 +59,8 @@ def to_source(path: Path, pickled: Pickled) -> Source:
             tensors[name] = pickled.locate(value)
     if not tensors:
         refuse(path, f"it holds no tensors, only {', '.join(left_out[:3]) or 'an empty table'}")
+    if not any(tensor.nbytes for tensor in tensors.values()):
+        refuse(path, f"all its {len(tensors)} tensors are empty, as {PARTITIONED}", MERGE)
     if left_out:
         notes.append(f"{len(left_out)} values are no tensors: {', '.join(left_out[:3])}")
     if pickled.leaves:
