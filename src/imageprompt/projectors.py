@@ -1,4 +1,4 @@
-"""The projectors that turn image features into tokens: linear, MLP and resampler.
+"""The projectors that turn image features into tokens: linear, MLPs, resampler and perceiver.
 
 Parameter names are those of the published files, so a state dict is the file's `image_proj` part.
 Shapes: B batch, F feature width, L patches, N tokens, W text width.
@@ -43,6 +43,22 @@ class MLPProjector(nn.Module):
         return tokens
 
 
+class TokenMLP(nn.Module):
+    """One vector [B, F] -> tokens [B, N, W]: an MLP to all of them, then LayerNorm (FaceID)."""
+
+    def __init__(self, feature_width: int, text_width: int, tokens: int, *, width: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.proj = nn.Sequential(
+            nn.Linear(feature_width, width), nn.GELU(), nn.Linear(width, tokens * text_width)
+        )
+        self.norm = nn.LayerNorm(text_width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        tokens: Tensor = self.norm(self.proj(features).unflatten(-1, (self.tokens, -1)))
+        return tokens
+
+
 class ResamplerAttention(nn.Module):
     """Latents attend to features and to themselves (Flamingo's perceiver attention).
 
@@ -61,7 +77,10 @@ class ResamplerAttention(nn.Module):
         self.to_out = nn.Linear(inner, width, bias=False)
 
     def forward(self, features: Tensor, latents: Tensor) -> Tensor:
-        features, latents = self.norm1(features), self.norm2(latents)
+        return self.attend(self.norm1(features), self.norm2(latents))
+
+    def attend(self, features: Tensor, latents: Tensor) -> Tensor:
+        """What the latents [B, N, C] find in features [B, L, C]; both are normed already."""
         keys, values = self.to_kv(torch.cat((features, latents), dim=1)).chunk(2, dim=-1)
         q, k, v = (self._heads(x) for x in (self.to_q(latents), keys, values))
         root = HEAD_WIDTH**-0.25
@@ -97,8 +116,29 @@ class ResamplerLayer(nn.ModuleList):
         return latents + mlp(latents)  # type: ignore[no-any-return]
 
 
-class Resampler(nn.Module):
-    """Patch features [B, L, F] -> N tokens [B, N, W] through `depth` attention blocks (Plus)."""
+class Perceiver(nn.Module):
+    """Latents look at patch features, `depth` times; whose latents, the modules below say."""
+
+    def __init__(
+        self, feature_width: int, text_width: int, *, depth: int, heads: int, width: int
+    ) -> None:
+        super().__init__()
+        self.proj_in = nn.Linear(feature_width, width)
+        self.proj_out = nn.Linear(width, text_width)
+        self.norm_out = nn.LayerNorm(text_width)
+        self.layers = nn.ModuleList(ResamplerLayer(width, heads) for _ in range(depth))
+
+    def perceive(self, features: Tensor, latents: Tensor) -> Tensor:
+        """Tokens [B, N, W] of features [B, L, F] and latents [B, N, C]."""
+        features = self.proj_in(features)
+        for layer in self.layers:
+            latents = layer(features, latents)
+        tokens: Tensor = self.norm_out(self.proj_out(latents))
+        return tokens
+
+
+class Resampler(Perceiver):
+    """Patch features [B, L, F] -> N tokens [B, N, W]: a perceiver with learned latents (Plus)."""
 
     def __init__(
         self,
@@ -110,17 +150,46 @@ class Resampler(nn.Module):
         heads: int = 12,
         width: int = 768,
     ) -> None:
-        super().__init__()
-        self.latents = nn.Parameter(torch.randn(1, tokens, width) / width**0.5)
-        self.proj_in = nn.Linear(feature_width, width)
-        self.proj_out = nn.Linear(width, text_width)
-        self.norm_out = nn.LayerNorm(text_width)
-        self.layers = nn.ModuleList(ResamplerLayer(width, heads) for _ in range(depth))
+        latents = torch.randn(1, tokens, width) / width**0.5  # first: seeds keep their meaning
+        super().__init__(feature_width, text_width, depth=depth, heads=heads, width=width)
+        self.latents = nn.Parameter(latents)
 
     def forward(self, features: Tensor) -> Tensor:
-        latents = self.latents.expand(features.shape[0], -1, -1)
-        features = self.proj_in(features)
-        for layer in self.layers:
-            latents = layer(features, latents)
-        tokens: Tensor = self.norm_out(self.proj_out(latents))
-        return tokens
+        return self.perceive(features, self.latents.expand(features.shape[0], -1, -1))
+
+
+class FacePerceiver(nn.Module):
+    """Face embedding [B, E] and patch features [B, L, F] -> tokens [B, N, W] (FaceID-plus).
+
+    The embedding's tokens are the latents of a perceiver; with `shortcut` (v2) they are added to
+    what it makes of them, times `strength`.
+    """
+
+    def __init__(
+        self,
+        face_width: int,
+        feature_width: int,
+        text_width: int,
+        tokens: int,
+        *,
+        depth: int,
+        heads: int,
+        width: int,
+        shortcut: bool,
+    ) -> None:
+        super().__init__()
+        self.tokens, self.shortcut = tokens, shortcut
+        self.proj = nn.Sequential(
+            nn.Linear(face_width, 2 * face_width),
+            nn.GELU(),
+            nn.Linear(2 * face_width, tokens * width),
+        )
+        self.norm = nn.LayerNorm(width)
+        self.perceiver_resampler = Perceiver(
+            feature_width, text_width, depth=depth, heads=heads, width=width
+        )
+
+    def forward(self, face: Tensor, features: Tensor, strength: float = 1.0) -> Tensor:
+        identity = self.norm(self.proj(face).unflatten(-1, (self.tokens, -1)))
+        tokens = self.perceiver_resampler.perceive(features, identity)
+        return identity + strength * tokens if self.shortcut else tokens

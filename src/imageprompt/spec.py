@@ -29,8 +29,8 @@ POOLED: frozenset[Feature] = frozenset(("image_embeds", "pooler_output", "face_e
 NullRule = Literal["zero features", "zero pixels", "black picture"]
 """What stands in for "no picture" on the negative side of guidance, before the projector."""
 
-SiteKind = Literal["cross", "joint double", "joint single"]
-"""How text meets the picture there: cross-attention, or joint attention with or without streams."""
+SiteKind = Literal["cross", "joint", "joint double", "joint single"]
+"""How text meets the picture: cross-attention, SD3's joint blocks, FLUX's double or single ones."""
 
 Role = Literal["style", "layout", "other"]
 

@@ -29,7 +29,7 @@ def _sites(config: Mapping[str, Any]) -> Iterator[Site]:
             heads=heads,
             text_width=config["caption_projection_dim"],
             role="other",
-            kind="joint double",
+            kind="joint",
         )
         file_id += 2 if i in config["dual_attention_layers"] else 1
 

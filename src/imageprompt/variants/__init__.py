@@ -4,8 +4,25 @@ A file in this folder that ends in a constant `VARIANT` is a variant; nothing el
 """
 
 from imageprompt.registry import Registry
-from imageprompt.variants.contract import Variant, projector_shapes
+from imageprompt.variants.contract import (
+    Variant,
+    meant_before,
+    pending,
+    projector_shapes,
+    site_kinds,
+    site_shapes,
+    twins,
+)
 
 VARIANTS: Registry[Variant] = Registry(__name__, "VARIANT")
 
-__all__ = ["VARIANTS", "Variant", "projector_shapes"]
+__all__ = [
+    "VARIANTS",
+    "Variant",
+    "meant_before",
+    "pending",
+    "projector_shapes",
+    "site_kinds",
+    "site_shapes",
+    "twins",
+]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imageprompt.spec import Feature, NullRule, ProjectorOptions, ProjectorSpec, Shapes
+from imageprompt.spec import Feature, NullRule, ProjectorOptions, ProjectorSpec, Shape, Shapes
+from imageprompt.templates import linear, norm, size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,13 +23,19 @@ class Base:
     options: tuple[str, ...] = ("tokens",)
 
     def read(self, shapes: Shapes) -> ProjectorSpec | None:
-        if "proj.weight" not in shapes or "norm.weight" not in shapes:
+        rows = size(shapes, ("proj.weight", 0), ("proj.bias", 0))
+        text_width = size(shapes, ("norm.weight", 0), ("norm.bias", 0))
+        if not (rows and text_width):
             return None
-        rows, feature_width = shapes["proj.weight"]
-        (text_width,) = shapes["norm.weight"]
         return ProjectorSpec(
-            feature_width=feature_width, text_width=text_width, tokens=rows // text_width
+            feature_width=size(shapes, ("proj.weight", 1)),
+            text_width=text_width,
+            tokens=rows // text_width,
         )
+
+    def projector_shapes(self, spec: ProjectorSpec) -> dict[str, Shape]:
+        rows = (spec.tokens or DEFAULT_TOKENS) * spec.text_width
+        return linear("proj", rows, spec.feature_width) | norm("norm", spec.text_width)
 
     def propose(
         self, feature_width: int, text_width: int, options: ProjectorOptions

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imageprompt.spec import Feature, NullRule, ProjectorOptions, ProjectorSpec, Shapes
+from imageprompt.spec import Feature, NullRule, ProjectorOptions, ProjectorSpec, Shape, Shapes
+from imageprompt.templates import linear, norm, size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,10 +22,18 @@ class Full:
 
     def read(self, shapes: Shapes) -> ProjectorSpec | None:
         # proj.3 is a LayerNorm here: a 1-dim weight tells this MLP from any other Sequential
-        if "proj.0.weight" not in shapes or len(shapes.get("proj.3.weight", ())) != 1:
+        text_width = size(shapes, ("proj.3.weight", 0), ("proj.3.bias", 0))
+        if not text_width or len(shapes.get("proj.3.weight", (1,))) != 1:
             return None
-        return ProjectorSpec(
-            feature_width=shapes["proj.0.weight"][1], text_width=shapes["proj.3.weight"][0]
+        feature_width = size(shapes, ("proj.0.weight", 1), ("proj.2.weight", 1), ("proj.0.bias", 0))
+        return ProjectorSpec(feature_width=feature_width, text_width=text_width)
+
+    def projector_shapes(self, spec: ProjectorSpec) -> dict[str, Shape]:
+        width = spec.feature_width
+        return (
+            linear("proj.0", width, width)
+            | linear("proj.2", spec.text_width, width)
+            | norm("proj.3", spec.text_width)
         )
 
     def propose(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from imageprompt.spec import RESAMPLER_HEAD_WIDTH as HEAD_WIDTH
-from imageprompt.spec import Feature, NullRule, ProjectorOptions, ProjectorSpec, Shapes
+from imageprompt.spec import Feature, NullRule, ProjectorOptions, ProjectorSpec, Shape, Shapes
+from imageprompt.templates import ResamplerSize, resampler, size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,19 +25,24 @@ class Plus:
     feature: Feature = "hidden_states[-2]"
     null_rule: NullRule = "zero pixels"
     options: tuple[str, ...] = ("tokens", "depth", "heads", "width")
+    twins: Mapping[str, str] = field(
+        default_factory=lambda: {"plus-face": "the same, trained on cropped faces"}
+    )
 
     def read(self, shapes: Shapes) -> ProjectorSpec | None:
-        needed = ("latents", "proj_in.weight", "proj_out.weight", "layers.0.0.to_q.weight")
-        if any(name not in shapes for name in needed):
+        found = ResamplerSize.of(shapes)
+        if found is None:
             return None
-        _, tokens, width = shapes["latents"]
-        return ProjectorSpec(
-            feature_width=shapes["proj_in.weight"][1],
-            text_width=shapes["proj_out.weight"][0],
-            tokens=tokens,
-            depth=len({name.split(".")[1] for name in shapes if name.startswith("layers.")}),
-            heads=shapes["layers.0.0.to_q.weight"][0] // HEAD_WIDTH,
-            width=width,
+        tokens = size(shapes, ("latents", 1)) or DEFAULT_TOKENS
+        return ProjectorSpec(tokens=tokens, **vars(found))
+
+    def projector_shapes(self, spec: ProjectorSpec) -> dict[str, Shape]:
+        return {"latents": (1, spec.tokens or DEFAULT_TOKENS, spec.width)} | resampler(
+            spec.feature_width,
+            spec.text_width,
+            depth=spec.depth,
+            heads=spec.heads,
+            width=spec.width,
         )
 
     def propose(

@@ -1,0 +1,83 @@
+"""instantx-sd3: InstantX's adapter for SD3.5 Large: SigLIP patches, time-modulated resampler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from imageprompt.spec import (
+    Feature,
+    HostSpec,
+    NullRule,
+    ProjectorOptions,
+    ProjectorSpec,
+    Shape,
+    Shapes,
+    SiteKind,
+)
+from imageprompt.templates import key_values, linear, size
+from imageprompt.variants.plus import Plus
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TOKENS = 64
+TIME_WIDTH = 320
+MODULATIONS = 4  # shift and scale, before attention and before the MLP
+
+
+@dataclass(frozen=True)
+class InstantXSD3(Plus):
+    name: str = "instantx-sd3"
+    summary: str = (
+        "the picture on SD3.5 Large: SigLIP patches, 64 tokens by timestep (files only yet)"
+    )
+    feature: Feature = "hidden_states[-2]"
+    null_rule: NullRule = "zero features"
+    site_kinds: tuple[SiteKind, ...] = ("joint",)
+    pending: str = "adapters for SD3 are not run yet"
+
+    def read(self, shapes: Shapes) -> ProjectorSpec | None:
+        time_width = size(shapes, ("time_embedding.linear_1.weight", 1))
+        spec = super().read(shapes)
+        return replace(spec, time_width=time_width) if spec and time_width else None
+
+    def projector_shapes(self, spec: ProjectorSpec) -> dict[str, Shape]:
+        shapes = super().projector_shapes(spec)
+        shapes |= linear("time_embedding.linear_1", spec.width, spec.time_width)
+        shapes |= linear("time_embedding.linear_2", spec.width, spec.width)
+        for i in range(spec.depth):
+            shapes |= linear(f"layers.{i}.2.1", MODULATIONS * spec.width, spec.width)
+        return shapes
+
+    def site_shapes(self, host: HostSpec, spec: ProjectorSpec, lora_rank: int) -> dict[str, Shape]:
+        """K', V', the norms of q, k and k' over a head, and the timestep's shift and scale."""
+        shapes = key_values(host, self.site_kinds)
+        for site in host.sites:
+            shapes |= linear(f"{site.file_id}.norm_ip.linear", 2 * site.width, spec.width)
+            for name in ("norm_q", "norm_k", "norm_ip_k"):
+                shapes[f"{site.file_id}.{name}.weight"] = (site.width // site.heads,)
+        return shapes
+
+    def propose(
+        self, feature_width: int, text_width: int, options: ProjectorOptions
+    ) -> ProjectorSpec:
+        tokens = options.tokens or TOKENS
+        spec = super().propose(feature_width, text_width, replace(options, tokens=tokens))
+        return replace(spec, time_width=TIME_WIDTH)
+
+    def build(self, spec: ProjectorSpec) -> nn.Module:
+        from imageprompt.time_projectors import TimeResampler
+
+        return TimeResampler(
+            spec.feature_width,
+            spec.text_width,
+            spec.tokens or TOKENS,
+            depth=spec.depth,
+            heads=spec.heads,
+            width=spec.width,
+            time_width=spec.time_width,
+        )
+
+
+VARIANT = InstantXSD3()

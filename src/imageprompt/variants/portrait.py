@@ -1,0 +1,49 @@
+"""portrait: ArcFace embeddings of one or several faces, 16 tokens each, no LoRA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from imageprompt.spec import Feature, NullRule, ProjectorOptions, ProjectorSpec, Shape, Shapes
+from imageprompt.templates import read_token_mlp, token_mlp
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TOKENS = 16
+TOKENS_WITH_LORA = 4  # as few as this is a FaceID adapter that has lost its LoRA
+
+
+@dataclass(frozen=True)
+class Portrait:
+    name: str = "portrait"
+    summary: str = "whose face it is, from one or more pictures: ArcFace embedding, MLP, 16 tokens"
+    feature: Feature = "face_embeds"
+    null_rule: NullRule = "zero features"
+    options: tuple[str, ...] = ()
+
+    def read(self, shapes: Shapes) -> ProjectorSpec | None:
+        spec = read_token_mlp(shapes)
+        return spec if spec and (spec.tokens or 0) > TOKENS_WITH_LORA else None
+
+    def projector_shapes(self, spec: ProjectorSpec) -> dict[str, Shape]:
+        return token_mlp(spec)
+
+    def propose(
+        self, feature_width: int, text_width: int, options: ProjectorOptions
+    ) -> ProjectorSpec:
+        return ProjectorSpec(
+            feature_width=feature_width,
+            text_width=text_width,
+            tokens=TOKENS,
+            width=2 * feature_width,
+        )
+
+    def build(self, spec: ProjectorSpec) -> nn.Module:
+        from imageprompt.projectors import TokenMLP
+
+        return TokenMLP(spec.feature_width, spec.text_width, spec.tokens or 0, width=spec.width)
+
+
+VARIANT = Portrait()

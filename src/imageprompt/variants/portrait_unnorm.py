@@ -1,0 +1,27 @@
+"""portrait-unnorm: raw ArcFace embeddings through a resampler, 16 tokens (also InstantID's)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from imageprompt.spec import Feature, NullRule, ProjectorSpec, Shapes
+from imageprompt.templates import FACE_WIDTH
+from imageprompt.variants.plus import Plus
+
+
+@dataclass(frozen=True)
+class PortraitUnnorm(Plus):
+    name: str = "portrait-unnorm"
+    summary: str = "whose face it is: raw ArcFace embeddings, resampler, 16 tokens"
+    feature: Feature = "raw face_embeds"
+    null_rule: NullRule = "zero features"
+    twins: Mapping[str, str] = field(default_factory=dict)
+    meant_before: str = "plus"
+
+    def read(self, shapes: Shapes) -> ProjectorSpec | None:
+        spec = super().read(shapes)
+        return spec if spec and spec.feature_width == FACE_WIDTH else None
+
+
+VARIANT = PortraitUnnorm()

@@ -1,0 +1,24 @@
+"""xlabs: XLabs' adapters for FLUX: pooled embedding, linear projector, double blocks (v1, v2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from imageprompt.spec import HostSpec, NullRule, ProjectorSpec, Shape, SiteKind
+from imageprompt.templates import key_values
+from imageprompt.variants.base import Base
+
+
+@dataclass(frozen=True)
+class XLabs(Base):
+    name: str = "xlabs"
+    summary: str = "global look of the picture on FLUX: 4 (v1) or 16 tokens (v2) (files only yet)"
+    null_rule: NullRule = "black picture"
+    site_kinds: tuple[SiteKind, ...] = ("joint double",)
+    pending: str = "adapters for FLUX are not run yet"
+
+    def site_shapes(self, host: HostSpec, spec: ProjectorSpec, lora_rank: int) -> dict[str, Shape]:
+        return key_values(host, self.site_kinds, bias=True)
+
+
+VARIANT = XLabs()
