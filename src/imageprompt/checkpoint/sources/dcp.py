@@ -135,9 +135,9 @@ def _stored(piece: _Piece) -> StoredTensor:
         if raw.at(0, 2) != b"PK":
             refuse(piece.file, "its pieces are no torch files", "Save it in torch's own format.")
         pickled = read_torch_zip(raw)
-    if not isinstance(pickled.value, View):
-        refuse(piece.file, "a piece in it is no tensor")
-    return pickled.locate(pickled.value)
+        if not isinstance(pickled.value, View):
+            refuse(piece.file, "a piece in it is no tensor")
+        return pickled.locate(pickled.value)
 
 
 def _join(
