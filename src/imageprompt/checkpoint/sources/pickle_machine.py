@@ -18,10 +18,24 @@ MAX_ARGUMENTS = 16  # of what is applied: a remembered tuple may be given a mill
 
 
 class PickleError(Exception):
-    """The pickle is damaged, or does what no pickle of weights does."""
+    """Why a pickle is not read; `remedy` is what to do."""
+
+    remedy = "Save the tensors alone, by name."
 
 
-class PickleCut(PickleError):
+class PickleRefused(PickleError):
+    """It does what no pickle of weights does."""
+
+    remedy = "Nothing in it was run. Do not open it elsewhere: it may run code of its own."
+
+
+class PickleDamaged(PickleError):
+    """It makes no sense."""
+
+    remedy = "Download it again."
+
+
+class PickleCut(PickleDamaged):
     """The data ended before the pickle did."""
 
 
@@ -63,11 +77,13 @@ class Machine:
                     return self.stack.pop()
                 operation = _OPERATIONS.get(code)
                 if operation is None:
-                    raise PickleError(f"opcode 0x{code:02x} is not allowed")
+                    raise PickleRefused(
+                        f"its pickle uses opcode 0x{code:02x}, which no weights need"
+                    )
                 operation(self)
         except (IndexError, KeyError, ValueError, TypeError, OverflowError, struct.error):
-            raise PickleError("its pickle is damaged") from None
-        raise PickleError(f"more than {MAX_OPERATIONS} operations")
+            raise PickleDamaged("its pickle is damaged") from None
+        raise PickleRefused(f"its pickle takes more than {MAX_OPERATIONS} operations")
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────
 
@@ -130,7 +146,7 @@ class Machine:
         if not isinstance(function, Global) or not isinstance(args, tuple):
             raise TypeError  # only what `find` allowed is ever applied
         if len(args) > MAX_ARGUMENTS:
-            raise PickleError(f"{function.name[:80]} in it gets {len(args)} arguments")
+            raise PickleRefused(f"{function.name[:80]} in it gets {len(args)} arguments")
         made = Opaque(function.name, args) if function.make is None else function.make(*args)
         self.push(made)
 

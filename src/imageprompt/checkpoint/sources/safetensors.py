@@ -14,9 +14,14 @@ MAX_DIMENSIONS = 32
 _AGAIN = "Download it again."
 
 
-def looks_like_safetensors(start: bytes) -> bool:
-    """Does it begin with a length and a `{`?"""
-    return len(start) > 8 and start[8:9] == b"{" and not start.lstrip().startswith(b"{")
+def looks_like_safetensors(start: bytes, size: int) -> bool:
+    """Does a file of `size` bytes begin with a length and a `{`?
+
+    To be asked before any other container: the length may begin with the bytes of any magic
+    number. Text never has a NUL, where a length, even a wrong one, does.
+    """
+    fits = int.from_bytes(start[:8], "little") <= size - 8
+    return start[8:9] == b"{" and (fits or b"\0" in start[:8])
 
 
 def read_safetensors(raw: RawFile) -> Source:

@@ -21,12 +21,12 @@ def open_file(path: Path) -> Source:
         if raw.size < 8:
             refuse(path, f"it has {raw.size} bytes", "Download it again.")
         start = raw.at(0, min(raw.size, _START))
-        if start[:2] == b"PK":
+        if looks_like_safetensors(start, raw.size):
+            source = read_safetensors(raw)
+        elif start[:2] == b"PK":
             source = to_source(path, read_torch_zip(raw))
         elif start[:1] == b"\x80" or looks_like_old_pickle(start):
             source = to_source(path, read_torch_legacy(raw))
-        elif looks_like_safetensors(start):
-            source = read_safetensors(raw)
         else:
             explain_bytes(path, start, raw.size)
     check_names(source)

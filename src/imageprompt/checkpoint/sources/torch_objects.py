@@ -16,7 +16,9 @@ from imageprompt.checkpoint.sources.pickle_machine import (
     Global,
     Machine,
     Opaque,
+    PickleDamaged,
     PickleError,
+    PickleRefused,
 )
 from imageprompt.checkpoint.stored import ITEM_SIZES
 
@@ -149,7 +151,7 @@ class TorchPickle:
         if name in _LEAVES.get(module, "").split() or full.startswith(_LEAF_FAMILIES):
             self.leaves[full] = self.leaves.get(full, 0) + 1
             return Global(full)
-        raise PickleError(f"its pickle asks for {full[:80]}, which no weights need")
+        raise PickleRefused(f"its pickle asks for {full[:80]}, which no weights need")
 
     def _load(self, given: Any) -> Storage:
         """A persistent id: ("storage", type, key, location, number of elements[, view])."""
@@ -175,10 +177,10 @@ def _view(storage: Any, offset: Any, shape: Any, stride: Any, dtype: str | None)
         and len(shape) <= MAX_DIMENSIONS
         and all(map(_natural, (offset, *shape, *stride)))
     ):
-        raise PickleError("a tensor in it is malformed")
+        raise PickleDamaged("a tensor in it is malformed")
     view = View(storage, dtype or storage.dtype, offset, shape, stride)
     if view.span[1] > storage.nbytes or view.nbytes > storage.nbytes:
-        raise PickleError(
+        raise PickleDamaged(
             f"a tensor of shape {list(shape)} claims more than its {storage.nbytes} bytes"
         )
     return view

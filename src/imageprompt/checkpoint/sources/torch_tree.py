@@ -30,12 +30,7 @@ class Pickled:
 
 
 def refuse_pickle(path: Path, error: PickleError) -> NoReturn:
-    refuse(
-        path,
-        f"{error}",
-        "Nothing in it was run. Pickles can run code: use a .safetensors file, or a pickle of "
-        "tensors alone.",
-    )
+    refuse(path, str(error), error.remedy)
 
 
 def to_source(path: Path, pickled: Pickled) -> Source:
