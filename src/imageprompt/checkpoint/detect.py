@@ -1,174 +1,183 @@
-"""What is this file? Format, variant, projector and host, from names and shapes alone."""
+"""What is this file? Format, variant, projector and host, from names, shapes and metadata alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
 from imageprompt.checkpoint.formats import FORMATS, Parts
-from imageprompt.checkpoint.storage import Stored, read_file
+from imageprompt.checkpoint.layer_ids import number
+from imageprompt.checkpoint.match import Match, lora_rank, matches
+from imageprompt.checkpoint.other_models import explain_names
+from imageprompt.checkpoint.problems import SITES, Problem, problems_of
+from imageprompt.checkpoint.published import Published, published_as
+from imageprompt.checkpoint.source import open_source
+from imageprompt.checkpoint.stored import Source, StoredTensor
+from imageprompt.checkpoint.values import same_bytes
 from imageprompt.errors import AdapterFileError
 from imageprompt.hosts import HOSTS
-from imageprompt.spec import AdapterSpec, HostSpec, Shapes
-from imageprompt.variants import VARIANTS, Variant, projector_shapes
+from imageprompt.spec import AdapterSpec, HostSpec, Shape, Shapes
+from imageprompt.variants import VARIANTS, twins
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Identified", "Problem", "identify", "likely_families", "read_adapter"]
 
 UNKNOWN_HOST = "unet"
-_TELLTALES = (
-    (
-        "image_proj_model.",
-        "a training checkpoint of an adapter",
-        "Convert it to the standard layout.",
-    ),
-    (
-        "adapter_modules.",
-        "a training checkpoint of an adapter",
-        "Convert it to the standard layout.",
-    ),
-    ("ip_adapter_proj_model.", "an XLabs FLUX adapter", "Its host is not supported yet."),
-    ("controlnet_cond_embedding.", "a ControlNet", "Load it with diffusers' ControlNetModel."),
-    ("control_model.", "a ControlNet", "Load it with diffusers' ControlNetModel."),
-    ("model.diffusion_model.", "a full checkpoint", "Give it as the base, in diffusers layout."),
-    ("lora_unet_", "a LoRA", "Load it with pipe.load_lora_weights()."),
-    ("unet.", "a LoRA or a part of a pipeline", "Load it with diffusers."),
-    ("down_blocks.", "a denoiser", "Give it as a part of the base."),
-    ("vision_model.", "an image encoder", "Give it as the encoder."),
-)
 
 
-def read_adapter(path: Path) -> tuple[AdapterSpec, Parts]:
-    """Read a file and say what it is.
+@dataclass(frozen=True, kw_only=True)
+class Identified:
+    """All that names, shapes and metadata tell of an adapter file."""
 
-    Raises NotFoundError, or AdapterFileError when it is no adapter, not whole, or of a variant
-    that is not known.
+    format: str
+    variants: tuple[str, ...]
+    """Every variant that it can be; empty where its projector is of none."""
+    differences: str
+    """What tells those variants, and the published files, from each other."""
+    published: tuple[str, ...]
+    spec: AdapterSpec | None
+    host: str
+    base: HostSpec | None
+    """The sites that it was held against."""
+    template: Parts[Shape]
+    parts: Parts[StoredTensor]
+    """One copy of every tensor, all sites by file id."""
+    copies: tuple[tuple[str, StoredTensor, StoredTensor], ...]
+    """Tensors that are there twice: canonical name, the one in `parts`, the other."""
+    ignored: Mapping[str, StoredTensor]
+    """What is beside the adapter, such as the frozen base."""
+    lora_rank: int | None
+    problems: tuple[Problem, ...]
+    metadata: Mapping[str, str]
+
+
+def identify(source: Source, base: HostSpec | None = None) -> Identified:
+    """Say what a file is, whole or damaged; `base` is the base to hold it against, if it is known.
+
+    Raises AdapterFileError, which says what it is instead, for what is no adapter at all.
     """
-    stored = read_file(path)
-    parts = _parts(path, stored)
-    spec = _projector(path, parts)
-    host = _host_family({name: tuple(t.shape) for name, t in parts.sites.items()}, parts)
-    _check_sites(path, parts, spec.text_width)
-    return replace(spec, host=host), parts
+    layout = next((one for one in FORMATS if one.claims(source.tensors)), None)
+    if layout is None:
+        explain_names(source.path, source.tensors)
+    read = layout.read(source.tensors)
+    numbered = number(read, base)
+    parts = Parts(read.parts.projector, numbered.sites, source.metadata)
+    shapes = Parts(_shapes(parts.projector), _shapes(parts.sites))
+    tied = _settled(matches(shapes, numbered.host), source.metadata)
+    best = tied[0] if tied else None
+    variants = _variants(tied, source.metadata)
+    known = (
+        published_as(variants, best.host.family, best.projector) if best and best.projector else ()
+    )
+    template = best.template if best else Parts({}, {})
+    return Identified(
+        format=layout.name,
+        variants=variants,
+        differences=_differences(variants, known),
+        published=tuple(one.name for one in known),
+        spec=_spec(tied, variants),
+        host=best.host.family if best else UNKNOWN_HOST,
+        base=best.host if best else None,
+        template=template,
+        parts=parts,
+        copies=tuple((f"{SITES}.{name}", one, two) for name, one, two in numbered.copies),
+        ignored=read.ignored,
+        lora_rank=lora_rank(shapes.sites),
+        problems=tuple(problems_of(read, numbered, best, shapes, source.metadata)),
+        metadata=source.metadata,
+    )
 
 
-def family_hosts(text_width: int) -> Iterable[HostSpec]:
-    """The published bases whose text has this width."""
-    for host in HOSTS:
-        yield from host.families(text_width)
+def read_adapter(path: Path) -> tuple[AdapterSpec, Parts[Tensor]]:
+    """Read a whole adapter of any layout.
+
+    Raises NotFoundError, or AdapterFileError when it is none, not whole, or of no known variant.
+    """
+    from imageprompt.checkpoint.storage import tensor_of
+
+    found = identify(open_source(path))
+    problems = [problem.message for problem in found.problems]
+    if any(not same_bytes(kept, other) for _, kept, other in found.copies):
+        problems.append("the two copies of its tensors differ")
+    if problems or found.spec is None:
+        raise AdapterFileError(
+            str(path),
+            rule="; ".join(problems),
+            remedy="`imageprompt inspect` says more; download it again, or take another file.",
+        )
+    return found.spec, Parts(
+        {name: tensor_of(stored) for name, stored in found.parts.projector.items()},
+        {name: tensor_of(stored) for name, stored in found.parts.sites.items()},
+        found.metadata,
+    )
 
 
 def likely_families(shapes: Shapes) -> list[str]:
     """Names of the published bases that K' and V' of these shapes belong to."""
-    widths = {shape[-1] for shape in shapes.values()}
-    return [
-        spec.family
-        for width in widths
-        for spec in family_hosts(width)
-        if spec.shapes() == dict(shapes)
-    ]
+    families = (spec for host in HOSTS for spec in host.families())
+    return [spec.family for spec in families if spec.shapes() == dict(shapes)]
 
 
-def _parts(path: Path, stored: Stored) -> Parts:
-    for layout in FORMATS:
-        if layout.claims(stored.tensors):
-            read = layout.read(stored.tensors)
-            if read.unplaced:
-                raise AdapterFileError(
-                    str(path),
-                    rule=f"{len(read.unplaced)} tensors have no place in the {layout.name} layout "
-                    f"({_first(read.unplaced)})",
-                    remedy="Check that the file is what its name says.",
-                )
-            return replace(read.parts, metadata=stored.metadata)
-    _explain(path, list(stored.tensors))
+def _shapes(tensors: Mapping[str, StoredTensor]) -> dict[str, Shape]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def _explain(path: Path, names: list[str]) -> NoReturn:
-    """No format took it: say what it is instead, as far as its names tell."""
-    for prefix, what, remedy in _TELLTALES:
-        if any(name.startswith(prefix) for name in names):
-            raise AdapterFileError(str(path), rule=f"this is {what}, not an adapter", remedy=remedy)
-    rule = f"none of its {len(names)} tensors belongs to an adapter ({_first(names)})"
-    raise AdapterFileError(str(path), rule=rule, remedy="Give an image-prompt adapter file.")
+# ── which of several ────────────────────────────────────────────────────────────────────────────
 
 
-def _projector(path: Path, parts: Parts) -> AdapterSpec:
-    shapes = {name: tuple(tensor.shape) for name, tensor in parts.projector.items()}
-    for variant in VARIANTS:
-        try:
-            projector = variant.read(shapes)
-        except (ValueError, IndexError):
-            projector = None  # right names, wrong number of dimensions
-        if projector is None:
-            continue
-        _check_projector(path, variant, shapes, projector_shapes(variant, projector))
-        return AdapterSpec(
-            variant=variant.name,
-            host=UNKNOWN_HOST,
-            feature=variant.feature,
-            null_rule=variant.null_rule,
-            projector=projector,
-        )
-    raise AdapterFileError(
-        str(path),
-        rule=f"its projector is of no known variant ({_first(shapes)})",
-        remedy=f"Known variants: {', '.join(v.name for v in VARIANTS)}.",
-    )
+def _settled(tied: list[Match], metadata: Mapping[str, str]) -> list[Match]:
+    """Those of one host: the one that metadata names, else that of a published file."""
+    families = [match.host.family for match in tied]
+    family = metadata.get("host", "")
+    if family not in families:
+        hits = [m.host.family for m in tied if m.projector and m.variant and _is_published(m)]
+        family = next(iter(hits or families), "")
+    return [match for match in tied if match.host.family == family]
 
 
-def _check_projector(path: Path, variant: Variant, shapes: Shapes, template: Shapes) -> None:
-    problems = [f"lacks {n}" for n in template if n not in shapes]
-    problems += [f"does not know {n}" for n in shapes if n not in template]
-    problems += [
-        f"{n} is {list(shapes[n])} instead of {list(template[n])}"
-        for n in template
-        if n in shapes and shapes[n] != template[n]
-    ]
-    if problems:
-        raise AdapterFileError(
-            str(path),
-            rule=f"a {variant.name} projector with {len(problems)} wrong tensors "
-            f"({_first(problems)})",
-            remedy="The file is damaged or of another variant; download it again.",
-        )
+def _is_published(match: Match) -> bool:
+    assert match.variant is not None
+    assert match.projector is not None
+    names = (match.variant.name, *twins(match.variant))
+    return bool(published_as(names, match.host.family, match.projector))
 
 
-def _check_sites(path: Path, parts: Parts, text_width: int) -> None:
-    """Every id has exactly to_k_ip and to_v_ip of one shape [width, text width]."""
-    lora = [name for name in parts.sites if "_lora." in name]
-    if lora:
-        raise AdapterFileError(
-            str(path),
-            rule=f"it carries {len(lora)} LoRA tensors, as FaceID adapters do",
-            remedy="This variant is not supported yet.",
-        )
-    ids = {name.split(".", 1)[0] for name in parts.sites}
-    wanted = {f"{i}.to_{kind}_ip.weight" for i in ids for kind in "kv"}
-    odd = sorted(wanted ^ set(parts.sites))
-    misshapen = [
-        f"{name} {list(t.shape)}"
-        for name, t in parts.sites.items()
-        if t.ndim != 2 or t.shape[1] != text_width
-    ]
-    odd += misshapen or [i for i in ids if not i.isdecimal()]
-    if odd:
-        raise AdapterFileError(
-            str(path),
-            rule=f"{len(odd)} attention tensors missing, unknown or misshapen ({_first(odd)})",
-            remedy="The file is damaged; download it again.",
-        )
+def _variants(tied: Sequence[Match], metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Names of all that it can be; the one that metadata names, if it is among them."""
+    names: list[str] = []
+    for match in tied:
+        if match.variant:
+            names += [match.variant.name, *twins(match.variant)]
+    told = metadata.get("variant", "")
+    return (told,) if told in names else tuple(names)
 
 
-def _host_family(shapes: Shapes, parts: Parts) -> str:
-    """The family whose K', V' these are; metadata decides between twins (SDXL and Kolors)."""
-    families = likely_families(shapes)
-    told = parts.metadata.get("host", "")
-    if told in families or not families:
-        return told or UNKNOWN_HOST
-    return families[0]
+def _spec(tied: Sequence[Match], variants: Sequence[str]) -> AdapterSpec | None:
+    """The adapter as its first possible variant."""
+    for match in tied:
+        variant, projector = match.variant, match.projector
+        if variant and projector and variants[0] in (variant.name, *twins(variant)):
+            return AdapterSpec(
+                variant=variant.name,
+                host=match.host.family,
+                feature=variant.feature,
+                null_rule=variant.null_rule,
+                projector=projector,
+            )
+    return None
 
 
-def _first(items: Iterable[str], count: int = 5) -> str:
-    items = list(items)
-    more = ", ..." if len(items) > count else ""
-    return ", ".join(items[:count]) + more
+def _differences(variants: Sequence[str], known: Sequence[Published]) -> str:
+    """One line; empty where there is nothing to choose."""
+    lines: dict[str, str] = {}
+    if len(variants) > 1:
+        for variant in VARIANTS:
+            described = {variant.name: variant.summary, **twins(variant)}
+            lines |= {name: described[name] for name in variants if name in described}
+    if len(known) > 1:
+        lines |= {one.name: one.note for one in known if one.note}
+    return "; ".join(f"{name}: {text}" for name, text in lines.items())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from imageprompt.spec import (
@@ -34,6 +35,7 @@ class InstantXSD3(Plus):
     )
     feature: Feature = "hidden_states[-2]"
     null_rule: NullRule = "zero features"
+    twins: Mapping[str, str] = field(default_factory=dict)
     site_kinds: tuple[SiteKind, ...] = ("joint",)
     pending: str = "adapters for SD3 are not run yet"
 

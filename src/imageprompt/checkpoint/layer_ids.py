@@ -1,0 +1,86 @@
+"""From layer names to file ids: a training checkpoint's processors, numbered by the host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Generic
+
+from imageprompt.checkpoint.formats import Read
+from imageprompt.checkpoint.formats.contract import T
+from imageprompt.checkpoint.stored import StoredTensor
+from imageprompt.hosts import HOSTS
+from imageprompt.spec import HostSpec, Shape
+
+_SUFFIX_LENGTHS = (2, 3)  # to_k_ip.weight, to_q_lora.down.weight
+
+
+@dataclass(frozen=True)
+class Numbered(Generic[T]):
+    """A file's tensors at the sites, all under file ids."""
+
+    sites: Mapping[str, T]
+    copies: tuple[tuple[str, T, T], ...] = ()
+    """Tensors that were there under both names: (name, the one in `sites`, the other)."""
+    unknown: tuple[str, ...] = ()
+    """Names of layers that no base has."""
+    host: HostSpec | None = None
+    """The base, where the file itself or the caller told it."""
+
+
+def number(read: Read[StoredTensor], base: HostSpec | None) -> Numbered[StoredTensor]:
+    """Give every tensor its id: by `base`, by the frozen base in the file, or by the families."""
+    shapes = {name: tensor.shape for name, tensor in read.ignored.items()}
+    host = base or next((h for h in (one.from_weights(shapes) for one in HOSTS) if h), None)
+    named = read.parts.named
+    if not named:
+        return Numbered(read.parts.sites, host=host)
+    ids = _ids(host or _family({name: tensor.shape for name, tensor in named.items()}))
+    sites, copies, unknown = dict(read.parts.sites), [], []
+    for name, tensor in named.items():
+        canonical = _canonical(name, ids)
+        if canonical is None:
+            unknown.append(name)
+        elif canonical in sites:
+            copies.append((canonical, sites[canonical], tensor))
+        else:
+            sites[canonical] = tensor
+    return Numbered(sites, tuple(copies), tuple(unknown), host)
+
+
+def _ids(host: HostSpec | None) -> dict[str, str]:
+    if host is None:
+        return {}
+    return {site.name: site.file_id for site in host.sites} | {
+        layer.name: layer.file_id for layer in host.layers
+    }
+
+
+def _canonical(name: str, ids: Mapping[str, str]) -> str | None:
+    for layer, suffix in _splits(name):
+        if layer in ids:
+            return f"{ids[layer]}.{suffix}"
+    return None
+
+
+def _splits(name: str) -> Iterator[tuple[str, str]]:
+    """The ways to take a name apart into a layer's and a tensor's."""
+    parts = name.split(".")
+    for length in _SUFFIX_LENGTHS:
+        yield ".".join(parts[:-length]), ".".join(parts[-length:])
+
+
+def _family(named: Mapping[str, Shape]) -> HostSpec | None:
+    """The published base that has all these layers; text width tells those of equal names."""
+
+    def fits(host: HostSpec) -> tuple[bool, int]:
+        template, ids = host.shapes(), _ids(host)
+        canonical = {_canonical(name, ids): shape for name, shape in named.items()}
+        return None not in canonical, sum(template.get(n or "") == s for n, s in canonical.items())
+
+    return _best((*fits(host), host) for one in HOSTS for host in one.families())
+
+
+def _best(judged: Iterable[tuple[bool, int, HostSpec]]) -> HostSpec | None:
+    whole = [(count, host) for all_known, count, host in judged if all_known]
+    return max(whole, key=lambda pair: pair[0])[1] if whole else None

@@ -1,0 +1,176 @@
+"""Which variant on which host has tensors of these shapes: the template that fits best.
+
+Nothing is known here of any variant, host or layout by name; all of them are tried.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from imageprompt import templates
+from imageprompt.checkpoint.formats import Parts
+from imageprompt.hosts import HOSTS
+from imageprompt.spec import AttentionLayer, HostSpec, ProjectorSpec, Shape, Shapes, Site, SiteKind
+from imageprompt.variants import (
+    VARIANTS,
+    Variant,
+    meant_before,
+    projector_shapes,
+    site_kinds,
+    site_shapes,
+)
+
+Reading = tuple[Variant, ProjectorSpec]
+PLAUSIBLE = 0.5  # share of equal tensors from which a file may be a damaged one of a published base
+_KEY = re.compile(r"(\d+)\.to_([kv])_ip\.weight")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a file lacks, has too much, or has in another shape."""
+
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    misshapen: tuple[str, ...]
+
+    @classmethod
+    def between(cls, template: Shapes, found: Shapes) -> Difference:
+        return cls(
+            tuple(name for name in template if name not in found),
+            tuple(name for name in found if name not in template),
+            tuple(n for n, shape in template.items() if n in found and found[n] != shape),
+        )
+
+    @property
+    def count(self) -> int:
+        return len(self.missing) + len(self.extra) + len(self.misshapen)
+
+
+@dataclass(frozen=True)
+class Match:
+    """A variant (None: no variant has this projector) on a host, and what both ask for."""
+
+    variant: Variant | None
+    projector: ProjectorSpec | None
+    host: HostSpec
+    template: Parts[Shape]
+    misfit: int
+
+
+def matches(shapes: Parts[Shape], base: HostSpec | None) -> list[Match]:
+    """The best of all, more than one where shapes cannot tell; `base` leaves no other host."""
+    readings: list[Reading | None] = list(_readings(shapes.projector)) or [None]
+    tried = [
+        _match(shapes, reading, host)
+        for host in ([base] if base else _families(shapes.sites, readings))
+        for reading in readings
+    ]
+    if base is None:
+        tried = [m for m in tried if _plausible(m.template.sites, shapes.sites)]
+    if not tried:
+        tried = [
+            _match(shapes, reading, host)
+            for reading in readings
+            for host in _own_host(shapes.sites, reading)
+        ]
+    least = min((match.misfit for match in tried), default=0)
+    return _meant([match for match in tried if match.misfit == least])
+
+
+def lora_rank(sites: Shapes) -> int | None:
+    """The rank that most of the LoRA layers have; None without LoRA."""
+    ranks = Counter(
+        shape[0] for name, shape in sites.items() if name.endswith("_lora.down.weight") and shape
+    )
+    return ranks.most_common(1)[0][0] if ranks else None
+
+
+def _readings(projector: Shapes) -> Iterator[Reading]:
+    for variant in VARIANTS:
+        try:
+            spec = variant.read(projector)
+        except (ValueError, IndexError):
+            continue  # right names, wrong number of dimensions
+        if spec is not None:
+            yield variant, spec
+
+
+def _match(shapes: Parts[Shape], reading: Reading | None, host: HostSpec) -> Match:
+    rank = lora_rank(shapes.sites)
+    if reading is None:
+        sites = host.shapes() | (templates.lora(host, rank) if rank else {})
+        template = Parts(shapes.projector, sites)
+    else:
+        wanted = site_shapes(*reading[:1], host, reading[1], rank or templates.LORA_RANK)
+        template = Parts(projector_shapes(*reading), wanted)
+    misfit = sum(
+        Difference.between(*pair).count
+        for pair in ((template.projector, shapes.projector), (template.sites, shapes.sites))
+    )
+    variant, projector = reading or (None, None)
+    return Match(variant, projector, host, template, misfit)
+
+
+def _families(sites: Shapes, readings: Iterable[Reading | None]) -> list[HostSpec]:
+    """The published bases whose text is as wide as the projector's tokens, or as K' reads."""
+    widths = {shape[-1] for name, shape in sites.items() if _KEY.fullmatch(name) and shape}
+    widths |= {reading[1].text_width for reading in readings if reading}
+    return [spec for host in HOSTS for spec in host.families() if spec.text_width in widths]
+
+
+def _plausible(template: Shapes, found: Shapes) -> bool:
+    """Could this be a damaged file of that base, rather than a whole one of another?"""
+    equal = sum(template.get(name) == shape for name, shape in found.items())
+    if not template or equal == len(found) or template.keys() == found.keys():
+        return bool(template)
+    return equal >= PLAUSIBLE * len(template.keys() | found.keys())
+
+
+def _own_host(sites: Shapes, reading: Reading | None) -> Iterator[HostSpec]:
+    """A base that is not published, as far as the file's own K', V' and LoRA tell."""
+    keys = {match[1]: shape for name, shape in sites.items() if (match := _KEY.fullmatch(name))}
+    keys = {i: shape for i, shape in keys.items() if len(shape) == 2}
+    widths = Counter(shape[1] for shape in keys.values())
+    if not keys:
+        return
+    kind = _kind(keys, site_kinds(reading[0]) if reading else ())
+    text_width = widths.most_common(1)[0][0]
+    found = [
+        Site(
+            name="",
+            file_id=i,
+            width=keys[i][0],
+            heads=keys[i][0] // (templates.size(sites, (f"{i}.norm_q.weight", 0)) or keys[i][0]),
+            text_width=text_width,
+            role="other",
+            kind=kind,
+        )
+        for i in sorted(keys, key=int)
+    ]
+    family = next(s.family for h in HOSTS for s in h.families() if s.sites[0].kind == kind)
+    family = "unet" if kind == "cross" else family
+    yield HostSpec(family=family, sites=tuple(found), layers=tuple(_own_layers(sites, keys)))
+
+
+def _kind(ids: Iterable[str], wanted: Sequence[SiteKind]) -> SiteKind:
+    """Cross-attention has odd ids, for self-attention comes before it; joint attention has all."""
+    if all(int(i) % 2 for i in ids) or not wanted:
+        return "cross"
+    return wanted[0]
+
+
+def _own_layers(sites: Shapes, keys: Shapes) -> Iterator[AttentionLayer]:
+    ids = {name.split(".", 1)[0] for name in sites if "_lora." in name}
+    for i in sorted((i for i in ids if i.isdecimal()), key=int):
+        width = templates.size(sites, (f"{i}.to_q_lora.up.weight", 0), (f"{i}.to_k_ip.weight", 0))
+        read = keys[i][1] if i in keys else width
+        yield AttentionLayer(name="", file_id=i, width=width, input_width=read)
+
+
+def _meant(tied: list[Match]) -> list[Match]:
+    """Without the general variants, where a special one fits as well."""
+    special = {meant_before(match.variant) for match in tied if match.variant}
+    return [m for m in tied if m.variant is None or m.variant.name not in special]

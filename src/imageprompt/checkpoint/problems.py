@@ -1,0 +1,107 @@
+"""What is wrong with an adapter's names and shapes: missing, extra, misshapen, contradictory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from imageprompt import templates
+from imageprompt.checkpoint.formats import Parts, Read
+from imageprompt.checkpoint.layer_ids import Numbered
+from imageprompt.checkpoint.match import Difference, Match
+from imageprompt.checkpoint.stored import StoredTensor
+from imageprompt.spec import Shape, Shapes
+from imageprompt.variants import VARIANTS, twins
+
+PROJECTOR, SITES = "image_proj", "ip_adapter"
+SHOWN = 5  # names in a message
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a file: a short code, and one line that says it."""
+
+    code: str
+    message: str
+
+
+def problems_of(
+    read: Read[StoredTensor],
+    numbered: Numbered[StoredTensor],
+    best: Match | None,
+    shapes: Parts[Shape],
+    metadata: Mapping[str, str],
+) -> Iterator[Problem]:
+    if read.unplaced:
+        yield _counted("extra", read.unplaced, "have no place in this layout")
+    if numbered.unknown:
+        yield _counted(
+            "unknown-layers",
+            numbered.unknown,
+            "are named after layers that this base has not, so they cannot be numbered; give the "
+            "base it was trained on",
+        )
+    if best is None or best.variant is None:
+        known = ", ".join(variant.name for variant in VARIANTS)
+        what = f"its projector is of no known variant ({first(shapes.projector)}); known: {known}"
+        yield Problem("unknown-variant", what if shapes.projector else "it has no projector")
+    if best is None:
+        yield Problem("missing", "it has no K' and V' weights")
+        return
+    template, found = _canonical(best.template), _canonical(shapes)
+    difference = Difference.between(template, found)
+    if difference.missing:
+        what = f"of {len(template)} are missing{_hint_missing(difference.missing, template)}"
+        yield _counted("missing", difference.missing, what)
+    if difference.extra:
+        yield _counted("extra", difference.extra, "do not belong to this adapter")
+    if difference.misshapen:
+        yield _misshapen(difference.misshapen, template, found)
+    yield from _contradictions(best, metadata)
+
+
+def _canonical(parts: Parts[Shape]) -> dict[str, Shape]:
+    return templates.under(PROJECTOR, parts.projector) | templates.under(SITES, parts.sites)
+
+
+def _hint_missing(missing: Sequence[str], template: Shapes) -> str:
+    lora = [name for name in template if "_lora." in name]
+    if lora and set(lora) == set(missing):
+        return ": all of its LoRA, which a filter for `_ip.` loses; convert the checkpoint again"
+    return ""
+
+
+def _misshapen(names: Sequence[str], template: Shapes, found: Shapes) -> Problem:
+    shown = [f"{name} is {list(found[name])} instead of {list(template[name])}" for name in names]
+    sites = [name for name in names if name.startswith(SITES)]
+    what = "have the wrong shape"
+    if sites and sorted(found[n] for n in sites) == sorted(template[n] for n in sites):
+        what += ", but that of another layer: they were numbered by counting, not by the base"
+    return Problem("misshapen", f"{len(names)} tensors {what} ({first(shown)})")
+
+
+def _contradictions(best: Match, metadata: Mapping[str, str]) -> Iterator[Problem]:
+    """What does not fit together though every tensor has its shape."""
+    projector, text_width = best.projector, best.host.text_width
+    if projector and projector.text_width != text_width:
+        yield Problem(
+            "mismatched",
+            f"its projector makes tokens {projector.text_width} wide, its sites read {text_width}: "
+            "the halves of two adapters",
+        )
+    told = metadata.get("variant")
+    known = {name for variant in VARIANTS for name in (variant.name, *twins(variant))}
+    if best.variant and told in known - {best.variant.name, *twins(best.variant)}:
+        yield Problem(
+            "metadata", f"its metadata says {told}, its tensors are those of {best.variant.name}"
+        )
+
+
+def _counted(code: str, names: Sequence[str], what: str) -> Problem:
+    return Problem(code, f"{len(names)} tensors {what} ({first(names)})")
+
+
+def first(names: Iterable[str]) -> str:
+    """The first five of them, and whether there are more."""
+    names = list(names)
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
