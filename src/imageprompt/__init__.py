@@ -12,6 +12,10 @@ from imageprompt.version import __version__
 
 if TYPE_CHECKING:
     from imageprompt.adapter import Adapter
+    from imageprompt.checkpoint.convert import convert
+    from imageprompt.checkpoint.diff import diff
+    from imageprompt.checkpoint.inspect import Report, inspect
+    from imageprompt.checkpoint.validate import validate
     from imageprompt.encoders.pictures import open_picture
     from imageprompt.errors import ImagePromptError
     from imageprompt.generate import GenerationResult, repeat
@@ -25,8 +29,13 @@ _HOME = {
     "ImagePrompt": "imageprompt.prompt",
     "ImagePromptError": "imageprompt.errors",
     "Recipe": "imageprompt.recipe",
+    "Report": "imageprompt.checkpoint.inspect",
+    "convert": "imageprompt.checkpoint.convert",
+    "diff": "imageprompt.checkpoint.diff",
+    "inspect": "imageprompt.checkpoint.inspect",
     "open_picture": "imageprompt.encoders.pictures",
     "repeat": "imageprompt.generate",
+    "validate": "imageprompt.checkpoint.validate",
 }
 
 __all__ = [
@@ -35,10 +44,15 @@ __all__ = [
     "ImagePrompt",
     "ImagePromptError",
     "Recipe",
+    "Report",
     "__version__",
+    "convert",
+    "diff",
     "generate",
+    "inspect",
     "open_picture",
     "repeat",
+    "validate",
 ]
 
 

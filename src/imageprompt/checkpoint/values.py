@@ -7,7 +7,7 @@ time that loading a numerical library would.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -106,13 +106,19 @@ def pieces(weights: Weights) -> Iterator[bytes]:
         yield bytes(waiting)
 
 
-def full_hash(tensors: Mapping[str, Weights]) -> str:
-    """SHA-256 over names, dtypes, shapes and every byte, in order of the names."""
+def full_hash(
+    tensors: Mapping[str, Weights], advance: Callable[[int], object] = lambda _: None
+) -> str:
+    """SHA-256 over names, dtypes, shapes and every byte, in order of the names.
+
+    `advance` hears of every chunk read, in bytes.
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
         _add_header(digest, name, tensors[name])
         for chunk in tensors[name].chunks():
             digest.update(chunk)
+            advance(len(chunk))
     return digest.hexdigest()
 
 

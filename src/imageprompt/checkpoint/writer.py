@@ -1,4 +1,4 @@
-"""Writes safetensors files chunk by chunk, from wherever the weights lie; no torch."""
+"""Writes adapter files: safetensors chunk by chunk without torch, pickles through torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def write_safetensors(
     path: Path,
     tensors: Mapping[str, Weights],
     metadata: Mapping[str, str],
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Callable[[int], object] = lambda _: None,
 ) -> None:
     """Write a whole file in place; `advance` hears of every chunk written, in bytes.
 
@@ -29,6 +29,20 @@ def write_safetensors(
             for chunk in tensors[name].chunks():
                 file.write(chunk)
                 advance(len(chunk))
+
+
+def write_pickle(path: Path, tensors: Mapping[str, Weights], *, nested: bool) -> None:
+    """Write `torch.save`'s file in place, flat or with a dictionary for each part."""
+    import torch
+
+    from imageprompt.checkpoint.cast import as_tensor
+
+    tree: dict[str, object] = {}
+    for name, weights in tensors.items():
+        part, _, rest = name.partition(".")
+        into: dict[str, object] = tree.setdefault(part, {}) if nested else tree  # type: ignore[assignment]
+        into[rest if nested else name] = as_tensor(weights)
+    torch.save(tree, path)
 
 
 def _header(tensors: Mapping[str, Weights], metadata: Mapping[str, str]) -> bytes:

@@ -1,0 +1,127 @@
+"""Whole processes: `imageprompt convert` and `inspect` of a 3.5 GB checkpoint beside the snippet.
+
+Makes an SD1.5 training checkpoint twice (pytorch_model.bin as older trainers leave it,
+model.safetensors as accelerate does now), and takes the adapter out of each: ours, and the way the
+reference's README does it (load everything with torch, filter by key, save). The two take turns.
+This process loads nothing heavy: a child's peak memory would count it.
+
+    python benchmarks/convert.py --folder /tmp --rounds 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+MAKER = Path(__file__).with_name("training_checkpoint.py")
+FILES = ("pytorch_model.bin", "model.safetensors")
+
+PEER = {
+    "pytorch_model.bin": """
+import sys, torch
+state = torch.load(sys.argv[1], map_location="cpu")
+parts = {"image_proj": {}, "ip_adapter": {}}
+for key, value in state.items():
+    if key.startswith("image_proj_model."):
+        parts["image_proj"][key.removeprefix("image_proj_model.")] = value
+    elif key.startswith("adapter_modules."):
+        parts["ip_adapter"][key.removeprefix("adapter_modules.")] = value
+torch.save(parts, sys.argv[2])
+""",
+    # the same way for the newer file, whose ids have to come from somewhere else
+    "model.safetensors": """
+import sys, torch
+from safetensors.torch import load_file
+state = load_file(sys.argv[1])
+parts = {"image_proj": {}, "ip_adapter": {}}
+for key, value in state.items():
+    if key.startswith("image_proj_model."):
+        parts["image_proj"][key.removeprefix("image_proj_model.")] = value
+    elif "_ip." in key:
+        parts["ip_adapter"][key] = value
+torch.save(parts, sys.argv[2])
+""",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One command on one file: seconds of every round, and the largest peak of memory in MB."""
+
+    what: str
+    file: str
+    seconds: list[float]
+    peak_mb: float
+
+    def __str__(self) -> str:
+        middle, best = statistics.median(self.seconds), min(self.seconds)
+        return f"{self.what:22} {self.file:20} {middle:8.3f} {best:8.3f} {self.peak_mb:9.1f}"
+
+
+def measured(command: list[str]) -> tuple[float, float]:
+    """Wall seconds of a whole process, and its peak resident memory in MB."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    if os.waitstatus_to_exitcode(status) != 0:
+        raise SystemExit(f"failed: {' '.join(command[:4])} ...")
+    return seconds, usage.ru_maxrss / 1000
+
+
+def rows(source: Path, rounds: int) -> list[Row]:
+    """Ours and the peer's take turns, so that a disturbance falls on both."""
+    target, snippets = source.with_name("adapter.safetensors"), source.with_name("peer.bin")
+    ours = [sys.executable, "-m", "imageprompt"]
+    peer = [sys.executable, "-c", PEER[source.name]]
+    commands = {
+        "imageprompt convert": [*ours, "convert", str(source), str(target)],
+        "the README's snippet": [*peer, str(source), str(snippets)],
+        "imageprompt inspect": [*ours, "inspect", str(source)],
+        "imageprompt --help": [*ours, "--help"],
+    }
+    taken: dict[str, list[tuple[float, float]]] = {what: [] for what in commands}
+    for _ in range(rounds):
+        for what, command in commands.items():
+            taken[what].append(measured(command))
+    return [
+        Row(what, source.name, [seconds for seconds, _ in times], max(mb for _, mb in times))
+        for what, times in taken.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=None, help="where 4 GB fit (system's own)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="a small checkpoint, one round")
+    parser.add_argument("--json", type=Path, help="keep the rows")
+    options = parser.parse_args()
+    found: list[Row] = []
+    print(f"{'process':22} {'file':20} {'median s':>8} {'best s':>8} {'peak MB':>9}")
+    for name in FILES:  # one at a time: each is 3.5 GB
+        folder = Path(tempfile.mkdtemp(dir=options.folder))
+        try:
+            make = [sys.executable, str(MAKER), str(folder / name)]
+            subprocess.run([*make, *(["--quick"] if options.quick else [])], check=True)
+            found += rows(folder / name, 1 if options.quick else options.rounds)
+            print(*found[-4:], sep="\n", flush=True)
+        finally:
+            shutil.rmtree(folder)
+    load = os.getloadavg()[0]
+    print(f"{os.cpu_count()} cores, load {load:.1f}, files in the page cache")
+    if options.json:
+        options.json.write_text(json.dumps({"rows": [asdict(row) for row in found]}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

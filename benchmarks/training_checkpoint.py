@@ -1,0 +1,101 @@
+"""Writes the training checkpoint that `convert.py` measures: SD1.5's UNet and a base adapter.
+
+pytorch_model.bin holds every weight of the adapter under two names, model.safetensors under one,
+as accelerate wrote and writes them. Tensors are views of two short files of noise, so that making
+3.5 GB takes little memory.
+
+    python benchmarks/training_checkpoint.py /tmp/pytorch_model.bin
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bases import SD15, Base, meta_unet
+from peer import site_ids
+
+ENCODER_WIDTH, TOKENS = 1024, 4
+QUICK = Base(  # the same blocks, narrow; the widths of text and encoder stay
+    name="quick",
+    config={**SD15.config, "block_out_channels": (32, 32, 32, 32)},
+    text_width=768,
+    latent=8,
+)
+
+
+class Noise:
+    """Tensors [..] of float32 noise; each is a mapping of its own of one file."""
+
+    def __init__(self, path: Path, largest: int) -> None:
+        self.path = path
+        with path.open("wb") as file:
+            for start in range(0, largest, 1 << 20):
+                noise = torch.randn(min(1 << 20, largest - start)) * 0.02
+                file.write(noise.numpy().tobytes())
+
+    def tensor(self, *shape: int) -> Tensor:
+        flat = torch.from_file(str(self.path), shared=False, size=math.prod(shape))
+        return flat.view(shape)
+
+
+def checkpoint(base: Base, folder: Path, *, twice: bool) -> dict[str, Tensor]:
+    """What the reference's wrapper has in its state dict; `twice`: ids and layer names."""
+    unet = meta_unet(base)
+    largest = max(tensor.numel() for tensor in unet.state_dict().values())
+    frozen, trained = Noise(folder / "frozen.noise", largest), Noise(folder / "new.noise", 1 << 23)
+    state = {f"unet.{name}": frozen.tensor(*t.shape) for name, t in unet.state_dict().items()}
+    aliases = {}
+    for position, (name, width) in site_ids(unet).items():
+        for kind in ("to_k_ip", "to_v_ip"):
+            weight = trained.tensor(width, base.text_width)
+            state[f"unet.{name}.{kind}.weight"] = weight
+            aliases[f"adapter_modules.{position}.{kind}.weight"] = weight
+    state["image_proj_model.proj.weight"] = trained.tensor(TOKENS * base.text_width, ENCODER_WIDTH)
+    state["image_proj_model.proj.bias"] = trained.tensor(TOKENS * base.text_width)
+    state["image_proj_model.norm.weight"] = trained.tensor(base.text_width)
+    state["image_proj_model.norm.bias"] = trained.tensor(base.text_width)
+    return state | aliases if twice else state
+
+
+def write_safetensors(path: Path, state: dict[str, Tensor]) -> None:
+    """Tensor by tensor: the library's own writer would hold all of it in memory."""
+    header, offset = {}, 0
+    for name in sorted(state):
+        end = offset + state[name].numel() * 4
+        header[name] = {
+            "dtype": "F32", "shape": list(state[name].shape), "data_offsets": [offset, end]
+        }  # fmt: skip
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in sorted(state):
+            file.write(memoryview(state[name].numpy()).cast("B"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    path = options.path
+    old = path.suffix == ".bin"
+    state = checkpoint(QUICK if options.quick else SD15, path.parent, twice=old)
+    if old:
+        torch.save(state, path)
+    else:
+        write_safetensors(path, state)
+    for noise in path.parent.glob("*.noise"):
+        os.unlink(noise)  # noqa: PTH108 - mapped still; gone with this process
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""What is this file, is it whole, and what to do with it? The answer to `imageprompt inspect`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from imageprompt.checkpoint.checks import (
+    PROJECTOR,
+    SITES,
+    canonical,
+    constants,
+    copies_differ,
+    not_finite,
+    untrained,
+)
+from imageprompt.checkpoint.detect import Identified, Problem, identify
+from imageprompt.checkpoint.partners import locate_source, open_base
+from imageprompt.checkpoint.published import encoder_name
+from imageprompt.checkpoint.remedy import Remedy, remedies
+from imageprompt.checkpoint.source import open_source
+from imageprompt.checkpoint.values import full_hash, quick_hash
+from imageprompt.checkpoint.words import (
+    dtype_names,
+    printable,
+    problem_dicts,
+    rows,
+    size_in_words,
+)
+from imageprompt.locate import Reference
+
+QUICK = "sha256 of names, dtypes, shapes and both ends (4 KiB) of every adapter tensor"
+FULL = "sha256 of names, dtypes, shapes and all bytes of every adapter tensor"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a file turned out to be. `as_dict()` is the JSON, `str()` the text for people."""
+
+    path: str
+    files: tuple[str, ...]
+    container: str
+    format: str
+    variants: tuple[str, ...]
+    """All that its tensors allow; `differences` says what differs between them."""
+    differences: str
+    published: tuple[str, ...]
+    host: str
+    sites: int
+    text_width: int | None
+    tokens: int | None
+    """Tokens a reference; None where that depends on the encoder (one per patch), or is unknown."""
+    depth: int | None
+    heads: int | None
+    width: int | None
+    encoder: Mapping[str, str | int | None]
+    """`feature` and `width` of what the projector reads, and the `name` of the likely encoder."""
+    null_rule: str | None
+    lora_rank: int | None
+    tensors: int
+    parameters: int
+    bytes: int
+    dtypes: Mapping[str, tuple[str, ...]]
+    hash: Mapping[str, str]
+    """`value`, and `of`: what was hashed, which is the same in every layout."""
+    metadata: Mapping[str, str]
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+    remedies: tuple[Remedy, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Nothing is wrong with it, as far as was looked."""
+        return not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        advice = {remedy.where: remedy.line for remedy in self.remedies}
+        return {**vars(self), "problems": problem_dicts(self.problems), "remedies": advice}
+
+    def __str__(self) -> str:
+        count = len(self.problems)
+        verdict = "a whole image-prompt adapter" if not count else "an image-prompt adapter with "
+        lines = [f"{self.path}: {verdict}{f'{count} problem' + 's' * (count > 1) if count else ''}"]
+        lines += rows(self._facts())
+        if self.problems:
+            lines += ["problems", *(f"  {problem.message}" for problem in self.problems)]
+        lines += ["what to do", *rows((advice.where, advice.line) for advice in self.remedies)]
+        return "\n".join(lines)
+
+    def _facts(self) -> list[tuple[str, str]]:
+        shape = {"tokens": self.tokens, "depth": self.depth, "heads": self.heads}
+        shape["width"] = self.width
+        encoder = self.encoder
+        dtypes = (f"{part} {' and '.join(names)}" for part, names in self.dtypes.items())
+        metadata = (f"{printable(k)}={printable(v)}" for k, v in self.metadata.items())
+        return [
+            ("format", f"{self.format}, in {self.container}"),
+            ("variant", " or ".join(self.variants) or "unknown"),
+            ("", self.differences),
+            ("published", ", ".join(self.published)),
+            ("host", f"{self.host}: {self.sites} sites, text width {self.text_width or '?'}"),
+            ("reads", f"{encoder['feature']}, {encoder['width']} wide" if encoder["width"] else ""),
+            ("projector", ", ".join(f"{value} {name}" for name, value in shape.items() if value)),
+            ("no picture", self.null_rule or ""),
+            ("LoRA", f"rank {self.lora_rank}" if self.lora_rank else ""),
+            ("size", f"{self.tensors} tensors, {self.parameters:,} parameters, "
+             f"{size_in_words(self.bytes)}"),
+            ("dtypes", ", ".join(dtypes)),
+            ("hash", self.hash["value"]),
+            ("", self.hash["of"]),
+            ("metadata", ", ".join(metadata)),
+            *(("note", note) for note in self.notes),
+        ]  # fmt: skip
+
+
+def inspect(path: Reference, deep: bool = False, base: Reference | None = None) -> Report:
+    """Identify a file, a training folder or a Hub file by its tensors, never by its name.
+
+    `deep` reads the weights too: NaN, constant tensors, unequal copies, and weights equal to the
+    base's own (to those of `base`, a folder, or of the base inside a training checkpoint). `base`
+    is also what the sites are held against. Raises NotFoundError, OptionError, and
+    AdapterFileError, which says what the file is, if it is no adapter.
+    """
+    against = None if base is None else open_base(base)
+    source = open_source(locate_source(path))
+    found = identify(source, against.spec if against else None)
+    tensors = canonical(found.parts)
+    problems = list(found.problems)
+    if deep:
+        problems += copies_differ(found) + not_finite(tensors) + constants(tensors)
+        problems += untrained(found, against)
+    hashed = {"value": full_hash(tensors), "of": FULL} if deep else None
+    return Report(
+        path=str(source.path),
+        files=tuple(str(file) for file in source.files),
+        container=source.container,
+        format=found.format,
+        variants=found.variants,
+        differences=found.differences,
+        published=found.published,
+        host=found.host,
+        sites=len({name.split(".", 1)[0] for name in found.parts.sites if "_ip." in name}),
+        **_projector(found),
+        lora_rank=found.lora_rank,
+        tensors=len(tensors),
+        parameters=sum(prod(tensor.shape) for tensor in tensors.values()),
+        bytes=sum(tensor.nbytes for tensor in tensors.values()),
+        dtypes=_dtypes(found),
+        hash=hashed or {"value": quick_hash(tensors), "of": QUICK},
+        metadata=found.metadata,
+        problems=tuple(problems),
+        notes=source.notes,
+        remedies=tuple(remedies(found, source, problems)),
+    )
+
+
+def _projector(found: Identified) -> dict[str, Any]:
+    """What the projector says about itself; all unknown where it is of no known variant."""
+    spec = found.spec
+    if spec is None:
+        names = ("text_width", "tokens", "depth", "heads", "width", "null_rule")
+        return dict.fromkeys(names) | {"encoder": {"feature": None, "width": None, "name": None}}
+    encoder = {"feature": spec.feature, "width": spec.feature_width}
+    return {
+        "text_width": spec.text_width,
+        "tokens": spec.tokens,
+        "depth": spec.depth or None,
+        "heads": spec.heads or None,
+        "width": spec.projector.width or None,
+        "encoder": encoder | {"name": encoder_name(spec.feature, spec.feature_width)},
+        "null_rule": spec.null_rule,
+    }
+
+
+def _dtypes(found: Identified) -> dict[str, tuple[str, ...]]:
+    """Part -> the dtypes of its tensors; LoRA apart from K' and V'."""
+    sites = found.parts.sites.items()
+    parts = {
+        PROJECTOR: list(found.parts.projector.values()),
+        SITES: [tensor for name, tensor in sites if "_lora." not in name],
+        "lora": [tensor for name, tensor in sites if "_lora." in name],
+    }
+    return {part: dtype_names(tensors) for part, tensors in parts.items() if tensors}
