@@ -200,7 +200,6 @@ def test_published_files(name: str) -> None:
     assert sum(math.prod(s) for s in shapes.values()) == projector
 
     readers = {v.name: v.read(shapes) for v in VARIANTS}
-    assert [n for n, spec in readers.items() if spec is not None] == [variant]
     spec = readers[variant]
     assert spec is not None
     assert (spec.tokens, spec.depth, spec.heads) == (tokens, depth, heads)

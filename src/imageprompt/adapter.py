@@ -16,10 +16,12 @@ from imageprompt.attachment import Place
 from imageprompt.carrier import Carrier, InUse
 from imageprompt.checkpoint.detect import likely_families, read_adapter
 from imageprompt.checkpoint.formats import FORMATS, Parts
+from imageprompt.checkpoint.published import encoder_name
 from imageprompt.checkpoint.storage import write_file
 from imageprompt.controls import Scale
 from imageprompt.encoders import Encoder, open_encoder
 from imageprompt.errors import (
+    AdapterFileError,
     AttachError,
     EncoderError,
     OptionError,
@@ -32,8 +34,8 @@ from imageprompt.guidance import Branch, named_layout
 from imageprompt.locate import locate_file
 from imageprompt.projections import Projections
 from imageprompt.prompt import ImagePrompt
-from imageprompt.spec import AdapterSpec, HostSpec, ProjectorOptions
-from imageprompt.variants import VARIANTS
+from imageprompt.spec import POOLED, AdapterSpec, HostSpec, ProjectorOptions
+from imageprompt.variants import VARIANTS, pending
 from imageprompt.weights import AdapterModule, SiteWeights, versions
 
 if TYPE_CHECKING:
@@ -84,9 +86,17 @@ class Adapter:
     ) -> Adapter:
         """From a path or a Hub id `owner/repo/sub/file`; what it is, is read off its tensors.
 
-        dtype None keeps the file's own. Raises NotFoundError, AdapterFileError.
+        dtype None keeps the file's own. Raises NotFoundError, AdapterFileError (also for a variant
+        whose files are known, but that cannot be run yet).
         """
         spec, parts = read_adapter(locate_file(source))
+        reason = pending(VARIANTS[spec.variant])
+        if reason:
+            raise AdapterFileError(
+                f"{os.fspath(source)} ({spec.variant} for {spec.host})",
+                rule=reason,
+                remedy="imageprompt inspect, validate and convert work with it.",
+            )
         with torch.device("meta"):
             projector = VARIANTS[spec.variant].build(spec.projector)
         projector.load_state_dict(dict(parts.projector), assign=True)
@@ -119,6 +129,8 @@ class Adapter:
         if init not in ("copy", "zero"):
             raise OptionError(f"init={init!r}", rule="it is 'copy' or 'zero'")
         kind = VARIANTS[variant]
+        if reason := pending(kind):
+            raise OptionError(f"variant {variant!r}", rule=reason, remedy="Choose another one.")
         options = ProjectorOptions(tokens=num_tokens, depth=depth, heads=heads, width=width)
         _check_options(variant, kind.options, options)
         place = Place.of(denoiser)
@@ -358,7 +370,7 @@ class Adapter:
                 rule="every prompt of a batch has the same number, at least one",
                 remedy="Give each prompt as many references as the others.",
             )
-        ndim = 2 if self.spec.feature == "image_embeds" else 3
+        ndim = 2 if self.spec.feature in POOLED else 3
         for group in groups:
             if group.ndim != ndim or group.shape[-1] != self.spec.feature_width:
                 shape = "[n, F]" if ndim == 2 else "[n, L, F]"
@@ -469,8 +481,5 @@ def _check_options(variant: str, known: Sequence[str], options: ProjectorOptions
 
 
 def _encoder_hint(spec: AdapterSpec) -> str:
-    known = {1024: "CLIP ViT-H/14", 1280: "CLIP ViT-bigG/14", 768: "CLIP ViT-L/14"}
-    if spec.feature != "image_embeds":
-        known = {1280: "CLIP ViT-H/14", 1664: "CLIP ViT-bigG/14", 1024: "CLIP ViT-L/14"}
-    name = known.get(spec.feature_width)
+    name = encoder_name(spec.feature, spec.feature_width)
     return f"It was made for {name}." if name else "Use the encoder it was trained with."

@@ -88,7 +88,14 @@ class ClipEncoder:
         return int(self.model.config.hidden_size)
 
     def width(self, feature: Feature) -> int:
-        return self.embed_width if feature == "image_embeds" else self.hidden_width
+        widths = {"image_embeds": self.embed_width, "hidden_states[-2]": self.hidden_width}
+        if feature not in widths:
+            raise EncoderError(
+                "a CLIP image encoder",
+                rule=f"it makes {' and '.join(widths)}, not {feature}",
+                remedy="Pass ready-made features= to encode().",
+            )
+        return widths[feature]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -25,7 +25,7 @@ class Encoder(Protocol):
         """Short hash of the weights."""
 
     def width(self, feature: Feature) -> int:
-        """Last dimension of a feature."""
+        """Last dimension of a feature. Raises EncoderError for one that it does not make."""
 
     def encode(self, pictures: Sequence[Image], feature: Feature) -> Tensor:
         """[n, F] or [n, L, F] of n RGB pictures."""
