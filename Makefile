@@ -29,7 +29,7 @@ $(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
 
 # ... and the tools that check it.
 $(VENV)/.tools: $(VENV)/.installed
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[train,dev]'
 	@touch $@
 
 demo: $(VENV)/.installed

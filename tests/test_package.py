@@ -36,12 +36,12 @@ def test_everything_needed_is_pinned_to_what_is_tested() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
     pins = {plain(name): version for name, version in pins.items()}
-    found = needed("imageprompt", frozenset({"", "dev"}), {})
+    found = needed("imageprompt", frozenset({"", "dev", "train"}), {})
     assert {name: version.split("+")[0] for name, version in found.items()} == pins
 
 
 def test_nothing_that_the_house_does_without_is_needed() -> None:
-    found = needed("imageprompt", frozenset({"", "dev"}), {})
+    found = needed("imageprompt", frozenset({"", "dev", "train"}), {})
     assert not {"torchvision", "xformers"} & found.keys()
     assert not any(name.startswith(("nvidia", "cuda")) for name in found)
 
