@@ -141,11 +141,26 @@ def _fetch_file(remote: HubId, *, cached_only: bool) -> Path:
 def _local(reference: Reference) -> Path | None:
     try:
         path = Path(reference).expanduser()
-        return path if path.exists() else None
+        if path.exists():
+            return path
+        if path.is_symlink():
+            raise no_such_file(path)
+        return None
     except (OSError, ValueError, RuntimeError) as error:  # NUL, name too long, no access, ~nobody
         raise NotFoundError(
             f"{os.fspath(reference)!r}", rule=f"no usable path ({error})", remedy="Check the path."
         ) from error
+
+
+def no_such_file(path: Path) -> NotFoundError:
+    """For a local path that does not exist, or a link whose end does not."""
+    if path.is_symlink():
+        return NotFoundError(
+            str(path),
+            rule=f"a link to {path.readlink()}, which does not exist",
+            remedy="Fetch the file that it points to.",
+        )
+    return NotFoundError(str(path), rule="no such file", remedy="Check the path.")
 
 
 def _local_folder(reference: Reference) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from imageprompt.checkpoint.foreign import refuse
 from imageprompt.checkpoint.sources.folders import open_folder
 from imageprompt.checkpoint.sources.sharded import INDEX_SUFFIX, read_sharded
 from imageprompt.checkpoint.sources.single import open_file
@@ -16,8 +17,11 @@ def open_source(path: Path) -> Source:
     Raises NotFoundError, or AdapterFileError that says what it is instead of tensors, or what is
     wrong with it. Tensor names in the result are printable and short.
     """
-    if path.is_dir():
-        return open_folder(path)
-    if path.name.endswith(INDEX_SUFFIX):
-        return read_sharded(path)
-    return open_file(path)
+    try:
+        if path.is_dir():
+            return open_folder(path)
+        if path.name.endswith(INDEX_SUFFIX):
+            return read_sharded(path)
+        return open_file(path)
+    except OSError as error:  # a folder on the way that may not be entered, a name too long
+        refuse(path, f"it cannot be read ({error.strerror})", "Check its name and permissions.")

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from imageprompt.checkpoint.foreign import refuse
 from imageprompt.checkpoint.stored import Stamp
-from imageprompt.errors import NotFoundError
+from imageprompt.locate import no_such_file
 
 
 class RawFile:
@@ -24,10 +24,10 @@ class RawFile:
         try:
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):
-                refuse(path, "it is no ordinary file (a folder, pipe or device)")
+                refuse(path, "it is no file, but a folder, pipe or device")
             self._handle = path.open("rb", buffering=0)
         except FileNotFoundError:
-            raise _missing(path) from None
+            raise no_such_file(path) from None
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             reason = getattr(error, "strerror", None) or str(error)
             refuse(path, f"it cannot be read ({reason})", "Check its name and permissions.")
@@ -60,13 +60,3 @@ class RawFile:
         if content is None or len(content) != count:
             refuse(self.path, "it was cut while it was read", "Try again.")
         return content
-
-
-def _missing(path: Path) -> NotFoundError:
-    if path.is_symlink():
-        return NotFoundError(
-            str(path),
-            rule=f"a link to {path.readlink()}, which does not exist",
-            remedy="Fetch the file that it points to.",
-        )
-    return NotFoundError(str(path), rule="no such file", remedy="Check the path.")
