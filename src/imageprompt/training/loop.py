@@ -1,65 +1,68 @@
-"""The training loop of an adapter: frozen base, drop events, EMA, exact resume."""
+"""The training loop of an adapter: frozen base, accumulation, averages, exact resume."""
 
 from __future__ import annotations
 
-import json
 import math
-import time
-from dataclasses import asdict, dataclass, field
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from imageprompt.errors import OptionError
-from imageprompt.training.data import Batch, Samples, indices_at
-from imageprompt.training.objective import Drops, Timesteps, target_of
-from imageprompt.training.state import Ema, decay_groups, load_state, save_atomic
+from imageprompt.files import check_folder
+from imageprompt.training import checkpoints, saved
+from imageprompt.training.chance import Chance, mixed
+from imageprompt.training.data import Batch, Samples
+from imageprompt.training.metrics import Metrics, Pace, Window, line_of, say
+from imageprompt.training.objective import Nulls, Objective
+from imageprompt.training.processes import Processes
+from imageprompt.training.resuming import Identity
+from imageprompt.training.settings import TrainConfig
+from imageprompt.training.state import Ema, decay_groups
+from imageprompt.training.stopping import Stopping
+
+BEST = "best.safetensors"
+SMALLEST_LOSS_SCALE = 1.0
+
+Validate = Callable[["Trainer"], Mapping[str, float]]
+"""Makes pictures; returns figures, of which a higher "score" is a better adapter."""
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides a run; after the share `decay_from` of it the rate falls."""
+class Ending:
+    """How a run ended: at its last step, or by a signal."""
 
-    steps: int
-    batch: int = 8
-    rate: float = 1e-4
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
-    warmup: int = 100
-    decay_from: float = 0.7
-    clip: float = 1.0
-    ema: float = 0.999
-    seed: int = 0
-    scales: tuple[float, float] = (1.0, 1.0)
-    """Range that the adapter's scale is drawn from, once a step; the paper trains at 1."""
-    autocast: bool = False
-    save_every: int = 500
-    log_every: int = 50
-    drops: Drops = field(default_factory=Drops)
-    timesteps: Timesteps = field(default_factory=Timesteps)
+    step: int
+    finished: bool
+    signal: int | None = None
 
-    def rate_at(self, step: int) -> float:
-        """Rate of a step: linear warm-up, constant, cosine to zero from `decay_from` on."""
-        if step < self.warmup:
-            return self.rate * (step + 1) / self.warmup
-        along = step / self.steps
-        if along <= self.decay_from:
-            return self.rate
-        return (
-            self.rate
-            * 0.5
-            * (1 + math.cos(math.pi * (along - self.decay_from) / (1 - self.decay_from)))
-        )
+
+class _LossOf(nn.Module):
+    """The loss as a module that owns the adapter's weights alone: what DDP may know of."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__()
+        self.adapter = trainer.adapter.module
+        self._frozen = (trainer.adapter, trainer.denoiser, trainer.scheduler)
+        self._objective, self._nulls = trainer.objective, Nulls.of(trainer.samples)
+
+    def forward(self, batch: Batch, chance: Chance, until: ExitStack) -> tuple[Tensor, Tensor]:
+        """Losses and timesteps [b]; the prompt stays in use until `until` is closed."""
+        loss = self._objective.loss(*self._frozen, batch, self._nulls, chance)
+        return until.enter_context(loss)
 
 
 class Trainer:
     """One run of one adapter on one frozen denoiser, in one folder.
 
-    `adapter` is attached to `denoiser`; `scheduler` is the base's own. `folder` gets `state.ckpt`
-    (everything needed to go on as if nothing had happened) and `metrics.jsonl`.
+    `adapter` is attached to `denoiser`; `scheduler` is the base's own. `folder` gets checkpoints
+    (everything needed to go on as if nothing had happened) and `metrics.jsonl`; a run that finds
+    checkpoints there goes on from the newest whole one, if it is of the same `identity`.
     """
 
     def __init__(
@@ -70,10 +73,25 @@ class Trainer:
         samples: Samples,
         config: TrainConfig,
         folder: Path,
+        *,
+        objective: Objective | None = None,
+        identity: Identity | None = None,
+        processes: Processes | None = None,
+        trackers: tuple[str, ...] = (),
+        validate: Validate | None = None,
+        progress: bool = False,
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.adapter, self.denoiser, self.scheduler = adapter, denoiser, scheduler
         self.samples, self.config, self.folder = samples, config, folder
+        self.processes = processes or Processes(str(next(adapter.parameters()).device))
+        self.identity = identity or Identity(asdict(config))
+        self.objective = objective or Objective(
+            drops=config.drops,
+            timesteps=config.timesteps,
+            scales=config.scales,
+            autocast=config.autocast,
+        )
+        self.validate, self.progress = validate, progress
         denoiser.requires_grad_(False)
         adapter.module.requires_grad_(True)
         self.named: dict[str, nn.Parameter] = dict(adapter.module.named_parameters())
@@ -81,115 +99,187 @@ class Trainer:
             decay_groups(self.named.items(), config.weight_decay),
             lr=config.rate,
             betas=config.betas,
+            fused=True,
         )
-        self.ema = Ema(self.named, config.ema)
-        self.step = 0
-        self.path = folder / "state.ckpt"
-        if self.path.exists():
-            self._resume()
+        device = self.processes.device.type
+        self.scaler = torch.amp.GradScaler(device, enabled=config.loss_scaling)
+        self.ema = Ema(self.named, config.ema) if config.ema else None
+        self.window = Window(scheduler.config.num_train_timesteps)
+        self.step, self.position, self.best = 0, 0, -math.inf
+        self.root = folder / "checkpoints"
+        self.metrics = Metrics(folder / "metrics.jsonl", self.processes.accelerator, trackers)
+        self.processes.on_main(lambda: check_folder(folder).mkdir(parents=True, exist_ok=True))
+        self._resume()
+        self.model = self.processes.wrap(_LossOf(self))
+        self._saved = self.step if self.step else None
 
-    def run(self, until: int | None = None) -> None:
-        """Train up to step `until` (default: the end) and save."""
+    # ── running ─────────────────────────────────────────────────────────────────────────────────
+
+    def run(self, until: int | None = None) -> Ending:
+        """Train up to step `until` (default: the end) and save; SIGTERM ends it after a step.
+
+        Raises OptionError when the loss is no number, the disk is full, or a process has died;
+        then nothing is lost but the steps since the last checkpoint.
+        """
         last = self.config.steps if until is None else min(until, self.config.steps)
-        started, since = time.monotonic(), self.step
-        total = 0.0
-        while self.step < last:
-            total += self._one_step()
-            if self.step % self.config.log_every == 0:
-                speed = (self.step - since) * self.config.batch / (time.monotonic() - started)
-                self._log(loss=total / self.config.log_every, samples_per_second=speed)
-                total = 0.0
-            if self.step % self.config.save_every == 0 and self.step < last:
-                self.save()
-        self.save()
+        if self.processes.main:
+            self.metrics.start(self.step, self.identity.config)
+        with Stopping() as stopping, self.processes.together(self._hint):
+            pace = Pace(self.step, self.config.batch * self.config.accumulate)
+            stop = False
+            while self.step < last and not stop:
+                stop = self._one_step(stopping)
+                self._after_step(pace)
+            self.save()
+        if self.processes.main:
+            self.metrics.close()
+        return Ending(self.step, self.step >= self.config.steps, stopping.asked)
 
-    def _one_step(self) -> float:
+    def _one_step(self, stopping: Stopping) -> bool:
+        """One step of the optimiser; True if any process was asked to stop."""
         config = self.config
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
-        indices = indices_at(self.step, config.batch, len(self.samples), config.seed)
-        batch = self.samples.batch(indices, generator)
-        loss = self.loss(batch, generator)
-        value = float(loss.detach())
-        if not math.isfinite(value):
+        for part in range(config.accumulate):
+            self._accumulate(last=part == config.accumulate - 1)
+        self.scaler.unscale_(self.optimiser)
+        norm = nn.utils.clip_grad_norm_(self.named.values(), config.clip or math.inf)
+        finite = math.isfinite(float(norm)) or self._may_skip()
+        stop, broken = self.processes.any(stopping.asked is not None, not finite)
+        if broken:
             raise OptionError(
                 f"training step {self.step}",
-                rule="the loss is not a finite number",
-                remedy="lower the rate and start again from the last checkpoint",
+                rule="the loss or its gradient is not a finite number",
+                remedy=f"Lower learning_rate and start again; {self._hint()}",
             )
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.named.values(), config.clip)
+        self.grad_norm = float(norm)
         for group in self.optimiser.param_groups:
             group["lr"] = config.rate_at(self.step)
-        self.optimiser.step()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
-        self.ema.update(self.named)
-        return value
+        if self.ema:
+            self.ema.update(self.named)
+        return stop
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Mean squared error against the base's own target, after the drop events."""
-        from imageprompt.prompt import ImagePrompt
+    def _accumulate(self, last: bool) -> None:
+        """Add the gradients of this process's part of one global batch."""
+        config, here = self.config, self.processes
+        together = config.batch * here.count
+        number, mine = self.position // together, here.rank * config.batch
+        indices = self.samples.indices(number, together, config.seed)[mine : mine + config.batch]
+        chance = Chance.at(config.seed, self.position + mine, config.batch, self.step)
+        torch.manual_seed(mixed(config.seed, 3, number, here.rank))
+        batch = self.samples.batch(indices, chance)
+        with ExitStack() as until, here.exchange(self.model, last):
+            losses, times = self.model(batch, chance, until)
+            self.scaler.scale(losses.mean() / config.accumulate).backward()
+        self.window.add(losses, times)
+        self.position += together
 
-        count = len(batch.latents)
-        drop_image, drop_text = self.config.drops.draw(count, generator)
-        total = self.scheduler.config.num_train_timesteps
-        times = self.config.timesteps.draw(count, total, generator)
-        noise = torch.randn(batch.latents.shape, generator=generator)
-        noisy = self.scheduler.add_noise(batch.latents, noise, times)
-        target = target_of(self.scheduler, batch.latents, noise, times)
-        text = _replace(batch.text, self.samples.null_text(), drop_text)
-        features = _replace(batch.features, self.samples.null_features(), drop_image)
-        low, high = self.config.scales
-        scale = low + (high - low) * float(torch.rand((), generator=generator))
-        with torch.autocast(noisy.device.type, torch.bfloat16, enabled=self.config.autocast):
-            tokens = self.adapter.project(features)
-            prompt = ImagePrompt(tokens)
-            with self.adapter.use(prompt, scale=scale, guidance="none"):
-                guess = self.denoiser(noisy, times, encoder_hidden_states=text, return_dict=False)[
-                    0
-                ]
-        return F.mse_loss(guess.float(), target.float())
+    def _may_skip(self) -> bool:
+        """A loss scale that was too high is halved, and the step left out."""
+        return self.config.loss_scaling and self.scaler.get_scale() > SMALLEST_LOSS_SCALE
+
+    def _after_step(self, pace: Pace) -> None:
+        config = self.config
+        if self.step % config.log_every == 0:
+            self._log(pace)
+        if config.validate_every and self.step % config.validate_every == 0:
+            self._validate()
+        if config.save_every and self.step % config.save_every == 0:
+            self.save()
+
+    def _log(self, pace: Pace) -> None:
+        figures = self.window.figures(self.processes.summed(self.window.sums))
+        self.window.sums.zero_()
+        figures |= {"rate": self.config.rate_at(self.step - 1), "grad_norm": self.grad_norm}
+        speed = pace.figures(self.step, self.config.steps)
+        speed["pictures_per_second"] *= self.processes.count
+        if self.processes.main:
+            epoch = {"epoch": self.position / len(self.samples)}
+            self.metrics.write(self.step, figures | epoch | speed)
+            if self.progress:
+                say(line_of(self.step, self.config.steps, figures | speed))
+
+    def _validate(self) -> None:
+        """Figures of the running average, by the first process; the best one is kept as a file."""
+        if self.validate is not None and self.processes.main:
+            with self.averaged():
+                figures = dict(self.validate(self))
+                if figures.get("score", -math.inf) > self.best:
+                    self.best = figures["score"]
+                    self.adapter.save(self.folder / BEST)
+            self.metrics.write(self.step, figures)
+        self.processes.accelerator.wait_for_everyone()
+
+    # ── state ───────────────────────────────────────────────────────────────────────────────────
 
     def save(self) -> None:
-        """Checkpoint now, atomically."""
-        state = {
-            "step": self.step,
-            "module": {name: value.detach() for name, value in self.named.items()},
-            "optimiser": self.optimiser.state_dict(),
-            "ema": self.ema.state_dict(),
-            "config": asdict(self.config),
+        """Checkpoint now, unless this very step is saved already. Raises OptionError."""
+        if self._saved == self.step:
+            return
+        sums = self.processes.summed(self.window.sums)
+        writers = saved.writers(self.adapter, self.named, self.optimiser, self.ema)
+        facts = self.identity.facts(self.processes.count) | {
+            "position": self.position,
+            "ema_updates": self.ema.updates if self.ema else 0,
+            "window": sums.tolist(),
+            "best": self.best if math.isfinite(self.best) else None,
+            "loss_scale": self.scaler.state_dict(),
         }
-        save_atomic(state, self.path)
+
+        def write() -> None:
+            checkpoints.write(self.root, self.step, writers, facts, self.config.keep)
+
+        self.processes.on_main(write)
+        self._saved = self.step
 
     def _resume(self) -> None:
-        state = load_state(self.path)
-        now = asdict(self.config)
-        changed = sorted(key for key, value in state["config"].items() if now.get(key) != value)
-        if changed:
-            raise OptionError(
-                f"training folder {self.folder}",
-                rule=f"it belongs to a run with other settings ({', '.join(changed)})",
-                remedy="use the same settings or an empty folder",
-            )
-        with torch.no_grad():
-            for name, parameter in self.named.items():
-                parameter.copy_(state["module"][name])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.ema.load_state_dict(state["ema"])
-        self.step = state["step"]
+        """Go on from the newest whole checkpoint; all processes from the same one."""
+        found, damaged = self.processes.on_main(lambda: checkpoints.newest(self.root))
+        if self.processes.main:
+            for line in damaged:
+                say(line)
+        if found is None:
+            return
+        self.identity.check(found, self.processes.count, self.folder)
+        facts = found.facts
+        saved.restore(found.folder, self.named, self.optimiser, self.ema, facts["ema_updates"])
+        self.step, self.position = found.step, facts["position"]
+        self.best = -math.inf if facts["best"] is None else facts["best"]
+        if self.config.loss_scaling and facts["loss_scale"]:
+            self.scaler.load_state_dict(facts["loss_scale"])
+        if self.processes.main:
+            self.window.sums.copy_(torch.tensor(facts["window"], dtype=torch.float64))
 
-    def _log(self, **figures: float) -> None:
-        line = {"step": self.step, "rate": self.config.rate_at(self.step)}
-        with (self.folder / "metrics.jsonl").open("a") as handle:
-            handle.write(json.dumps(line | {k: round(v, 6) for k, v in figures.items()}) + "\n")
+    def _hint(self) -> str:
+        if self._saved is None:
+            return "there is no checkpoint yet."
+        return f"--resume goes on from the checkpoint of step {self._saved}."
+
+    # ── averages ────────────────────────────────────────────────────────────────────────────────
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """While the block runs, the adapter's weights are their running averages."""
+        kept = {name: value.detach().clone() for name, value in self.named.items()}
+        self.use_average()
+        try:
+            yield
+        finally:
+            self._put(kept)
 
     def use_average(self) -> None:
         """Put the running averages into the adapter, to save or sample; training is over then."""
+        if self.ema:
+            self._put(self.ema.average)
+
+    def _put(self, values: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             for name, parameter in self.named.items():
-                parameter.copy_(self.ema.average[name])
+                parameter.copy_(values[name])
 
 
-def _replace(values: Tensor, null: Tensor, which: Tensor) -> Tensor:
-    mask = which.reshape(-1, *(1,) * (values.ndim - 1))
-    return torch.where(mask, null.to(values.dtype), values)
+def exit_code(ending: Ending) -> int:
+    """What a shell expects of a process that was asked to end."""
+    return 0 if ending.signal is None else 128 + int(signal.Signals(ending.signal))

@@ -19,9 +19,11 @@ from imageprompt.demo.build import pool
 from imageprompt.demo.build.base import Captions
 from imageprompt.demo.build.export import pipeline
 from imageprompt.demo.build.latents import load_latents
-from imageprompt.training.data import Batch, indices_at
-from imageprompt.training.loop import TrainConfig, Trainer
+from imageprompt.training.chance import Chance
+from imageprompt.training.data import Batch, Samples, indices_at
+from imageprompt.training.loop import Trainer
 from imageprompt.training.objective import Drops, Timesteps
+from imageprompt.training.settings import TrainConfig
 from imageprompt.training.words import chosen_states, learn_words
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -35,7 +37,7 @@ FULL_CAPTION = 11  # tokens of "a striped red star on a plain blue background", 
 CONTRARY = 0.2  # share of samples whose reference the caption contradicts
 
 
-class SceneSamples:
+class SceneSamples(Samples):
     """Latents, captions and encoded references of the pool."""
 
     def __init__(self, work: Path, kind: str, text_encoder: Any, null_features: Tensor) -> None:
@@ -69,13 +71,12 @@ class SceneSamples:
         states: Tensor = self.text_encoder(tokens).last_hidden_state
         return states
 
-    def batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
+    def batch(self, indices: Tensor, chance: Chance) -> Batch:
         """Random partial captions; now and then a reference that the caption contradicts."""
-        rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
-        contrary = torch.rand(len(indices), generator=generator) < CONTRARY
+        seeds, contrary = chance.integers(2**62).tolist(), chance.rand() < CONTRARY
         lines = []
         for row, index in enumerate(indices.tolist()):
-            scene = self.scenes[index]
+            rng, scene = np.random.default_rng(seeds[row]), self.scenes[index]
             if contrary[row]:
                 named = {
                     name
