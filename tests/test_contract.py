@@ -289,9 +289,8 @@ def test_formats(layout: str, variant: str) -> None:
     parts = template(variant)
     try:
         written = FORMATS[layout].write(parts)
-    except ip.ImagePromptError as error:
+    except ip.ImagePromptError:
         assert layout != "standard"
-        assert "\n" not in str(error)
         return
     assert FORMATS[layout].writable
     assert [one.name for one in FORMATS if one.claims(written)] == [layout]

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
-
 import pytest
 import torch
 
 from bases import SD15, SDXL, Base, meta_unet
 from hosts_table import CASES
-from imageprompt.hosts import HOSTS, host_of
-from imageprompt.variants import VARIANTS
-from peer import resampler_state, site_ids
+from imageprompt.hosts import host_of
+from peer import site_ids
 
 # file ids of the cross-attention sites by block (odd ones of these ranges), and widths
 SD15_BLOCKS = {
@@ -131,104 +127,3 @@ def test_motion_modules_are_not_counted() -> None:
     found = host_of(motion).describe(motion)
     assert found.shapes() == wanted.shapes()
     assert [s.file_id for s in found.sites] == [s.file_id for s in wanted.sites]
-
-
-# ── published files ──────────────────────────────────────────────────────────────────────────────
-
-Shapes = dict[str, tuple[int, ...]]
-
-
-def _linear(out: int, feature: int) -> Shapes:
-    return {
-        "proj.weight": (4 * out, feature),
-        "proj.bias": (4 * out,),
-        "norm.weight": (out,),
-        "norm.bias": (out,),
-    }
-
-
-def _resampler(width: int, heads: int, out: int) -> Shapes:
-    gen = torch.Generator().manual_seed(0)
-    small = resampler_state(gen, feature=7, width=3, heads=1, depth=4, tokens=16, out=5, dim_head=2)
-    real = {7: 1280, 3: width, 1: 1, 16: 16, 5: out, 2: 64 * heads, 4: 128 * heads, 12: 4 * width}
-    return {key: tuple(real[n] for n in value.shape) for key, value in small.items()}
-
-
-def _mlp() -> Shapes:
-    return {
-        "proj.0.weight": (1280, 1280),
-        "proj.0.bias": (1280,),
-        "proj.2.weight": (768, 1280),
-        "proj.2.bias": (768,),
-        "proj.3.weight": (768,),
-        "proj.3.bias": (768,),
-    }
-
-
-# name: (base, variant, projector shapes, projector keys, projector parameters, all parameters,
-#        tokens, depth, heads)
-PUBLISHED = {
-    "ip-adapter_sd15": (
-        "sd15", "base", _linear(768, 1024), 4, 3_150_336, 22_319_616, 4, 0, 0,
-    ),
-    "ip-adapter_sd15_vit-G": (
-        "sd15", "base", _linear(768, 1280), 4, 3_936_768, 23_106_048, 4, 0, 0,
-    ),
-    "ip-adapter-plus_sd15": (
-        "sd15", "plus", _resampler(768, 12, 768), 51, 29_918_208, 49_087_488, 16, 4, 12,
-    ),
-    "ip-adapter-full-face_sd15": (
-        "sd15", "full", _mlp(), 6, 2_625_024, 21_794_304, None, 0, 0,
-    ),
-    "ip-adapter_sdxl": (
-        "sdxl", "base", _linear(2048, 1280), 4, 10_498_048, 351_285_248, 4, 0, 0,
-    ),
-    "ip-adapter_sdxl_vit-h": (
-        "sdxl", "base", _linear(2048, 1024), 4, 8_400_896, 349_188_096, 4, 0, 0,
-    ),
-    "ip-adapter-plus_sdxl_vit-h": (
-        "sdxl", "plus", _resampler(1280, 20, 2048), 51, 82_961_664, 423_748_864, 16, 4, 20,
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_files(name: str) -> None:
-    """Variant, tokens, depth and heads read off the shapes; our module has the same tensors."""
-    base, variant, shapes, keys, projector, total, tokens, depth, heads = PUBLISHED[name]
-    assert len(shapes) == keys
-    assert sum(math.prod(s) for s in shapes.values()) == projector
-
-    readers = {v.name: v.read(shapes) for v in VARIANTS}
-    spec = readers[variant]
-    assert spec is not None
-    assert (spec.tokens, spec.depth, spec.heads) == (tokens, depth, heads)
-
-    with torch.device("meta"):
-        module = VARIANTS[variant].build(spec)
-    assert {k: tuple(v.shape) for k, v in module.state_dict().items()} == shapes
-
-    unet = meta_unet(SD15 if base == "sd15" else SDXL)
-    sites = HOSTS["unet"].describe(unet).shapes()
-    assert len(sites) == (32 if base == "sd15" else 140)
-    assert projector + sum(math.prod(s) for s in sites.values()) == total
-
-
-@pytest.mark.parametrize("name", ["ip-adapter_sd15", "ip-adapter-plus_sd15"])
-def test_published_shapes_load_and_attach(name: str, tmp_path: Path) -> None:
-    """A file of the published shapes is recognised as SD1.5's and attaches to its denoiser."""
-    from safetensors.torch import save_file
-
-    import imageprompt as ip
-
-    base, variant, shapes, *_ = PUBLISHED[name]
-    unet = meta_unet(SD15)
-    tensors = {f"image_proj.{k}": torch.zeros(s, dtype=torch.float16) for k, s in shapes.items()}
-    for key, shape in HOSTS["unet"].describe(unet).shapes().items():
-        tensors[f"ip_adapter.{key}"] = torch.zeros(shape, dtype=torch.float16)
-    path = tmp_path / "renamed-by-somebody.safetensors"
-    save_file(tensors, path)
-    adapter = ip.Adapter.load(path)
-    assert adapter.spec.variant == variant
-    assert adapter.spec.host == base
-    assert set(adapter.module.state_dict()) == set(tensors)

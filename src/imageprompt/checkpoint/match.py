@@ -163,11 +163,14 @@ def _kind(ids: Iterable[str], wanted: Sequence[SiteKind]) -> SiteKind:
 
 
 def _own_layers(sites: Shapes, keys: Shapes) -> Iterator[AttentionLayer]:
-    ids = {name.split(".", 1)[0] for name in sites if "_lora." in name}
-    for i in sorted((i for i in ids if i.isdecimal()), key=int):
-        width = templates.size(sites, (f"{i}.to_q_lora.up.weight", 0), (f"{i}.to_k_ip.weight", 0))
-        read = keys[i][1] if i in keys else width
-        yield AttentionLayer(name="", file_id=i, width=width, input_width=read)
+    """Every layer seen, and before each cross-attention a self-attention of the same width."""
+    seen = (name.split(".", 1)[0] for name in sites)
+    ids = {int(i) for i in seen if i.isdecimal()} | {int(i) - 1 for i in keys}
+    for i in sorted(ids):
+        places = (f"{i}.to_q_lora.up.weight", f"{i}.to_k_ip.weight", f"{i + 1}.to_k_ip.weight")
+        width = templates.size(sites, *((place, 0) for place in places))
+        read = keys[str(i)][1] if str(i) in keys else width
+        yield AttentionLayer(name="", file_id=str(i), width=width, input_width=read)
 
 
 def _meant(tied: list[Match]) -> list[Match]:
