@@ -24,6 +24,7 @@ from imageprompt.checkpoint.sources.torch_zip import read_torch_zip
 from imageprompt.checkpoint.stored import ITEM_SIZES, Source, StoredTensor
 
 METADATA = ".metadata"
+_COPY = "Copy the whole folder, of all ranks."
 _DAMAGED = "its .metadata is damaged"
 Sizes = tuple[int, ...]
 
@@ -52,11 +53,14 @@ def read_dcp(folder: Path) -> Source:
     state = _state(index, value)
     described, notes = _weights(_table(index, state.get("state_dict_metadata")))
     pieces = _pieces(folder, _table(index, state.get("storage_data")))
+    files = dict.fromkeys(piece.file for parts in pieces.values() for piece in parts)
+    lost = [file.name for file in files if not file.exists()]
+    if lost:
+        refuse(folder, f"{len(lost)} of its files are missing ({', '.join(lost[:5])})", _COPY)
     tensors = {
         short: _tensor(index, known, pieces.get(full, []))
         for short, (full, known) in described.items()
     }
-    files = dict.fromkeys(piece.file for parts in pieces.values() for piece in parts)
     if not tensors:
         refuse(folder, "it is a folder of torch DCP without tensors")
     source = Source(
@@ -122,7 +126,7 @@ def _tensor(index: Path, entry: Opaque, pieces: list[_Piece]) -> StoredTensor:
         if not fits or any(end > whole for end, whole in zip(ends, shape, strict=True)):
             refuse(index, "a piece does not fit its tensor")
     if sum(prod(part.shape) for _, part in parts) != prod(shape):
-        refuse(index, "pieces of a tensor are missing", "Copy the whole folder, of all ranks.")
+        refuse(index, "pieces of a tensor are missing", _COPY)
     if len(parts) == 1:
         return parts[0][1]
     whole = replace(parts[0][1], shape=shape, slow=None)

@@ -114,4 +114,6 @@ def _label(key: Any) -> str | None:
 
 
 def _kind(value: Any) -> str:
+    if isinstance(value, View):
+        return "tensor"
     return value.name[:80] if isinstance(value, Opaque | Global) else type(value).__name__
