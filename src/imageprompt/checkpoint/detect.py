@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Identified", "Problem", "identify", "likely_families", "read_adapter"]
 
-UNKNOWN_HOST = "unet"
+UNKNOWN_HOST = "unet"  # a base of somebody's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,8 @@ def identify(source: Source, base: HostSpec | None = None) -> Identified:
     numbered = number(read, base)
     parts = Parts(read.parts.projector, numbered.sites, source.metadata)
     shapes = Parts(_shapes(parts.projector), _shapes(parts.sites))
-    tied = _settled(matches(shapes, numbered.host), source.metadata)
+    own = source.metadata.get("host") == UNKNOWN_HOST
+    tied = _settled(matches(shapes, numbered.host, published=not own), source.metadata)
     best = tied[0] if tied else None
     variants = _variants(tied, source.metadata)
     known = (

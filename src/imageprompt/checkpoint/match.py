@@ -60,14 +60,14 @@ class Match:
     misfit: int
 
 
-def matches(shapes: Parts[Shape], base: HostSpec | None) -> list[Match]:
-    """The best of all, more than one where shapes cannot tell; `base` leaves no other host."""
+def matches(shapes: Parts[Shape], base: HostSpec | None, *, published: bool = True) -> list[Match]:
+    """The best of all, more than one where shapes cannot tell.
+
+    `base` leaves no other host; `published=False` says that it is none of the published bases.
+    """
     readings: list[Reading | None] = list(_readings(shapes.projector)) or [None]
-    tried = [
-        _match(shapes, reading, host)
-        for host in ([base] if base else _families(shapes.sites, readings))
-        for reading in readings
-    ]
+    hosts = [base] if base else _families(shapes.sites, readings) if published else []
+    tried = [_match(shapes, reading, host) for host in hosts for reading in readings]
     if base is None:
         tried = [m for m in tried if _plausible(m.template.sites, shapes.sites)]
     if not tried:
@@ -124,7 +124,7 @@ def _families(sites: Shapes, readings: Iterable[Reading | None]) -> list[HostSpe
 def _plausible(template: Shapes, found: Shapes) -> bool:
     """Could this be a damaged file of that base, rather than a whole one of another?"""
     equal = sum(template.get(name) == shape for name, shape in found.items())
-    if not template or equal == len(found) or template.keys() == found.keys():
+    if not template or equal == len(found):
         return bool(template)
     return equal >= PLAUSIBLE * len(template.keys() | found.keys())
 

@@ -41,13 +41,13 @@ def problems_of(
             "are named after layers that this base has not, so they cannot be numbered; give the "
             "base it was trained on",
         )
-    if best is None or best.variant is None:
+    if best is None:
+        yield Problem("missing", "it has no K' and V' weights, so nothing tells its base")
+        return
+    if best.variant is None:
         known = ", ".join(variant.name for variant in VARIANTS)
         what = f"its projector is of no known variant ({first(shapes.projector)}); known: {known}"
         yield Problem("unknown-variant", what if shapes.projector else "it has no projector")
-    if best is None:
-        yield Problem("missing", "it has no K' and V' weights")
-        return
     template, found = _canonical(best.template), _canonical(shapes)
     difference = Difference.between(template, found)
     if difference.missing:
