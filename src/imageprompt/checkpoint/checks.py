@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from imageprompt.checkpoint.detect import Identified, Problem
 from imageprompt.checkpoint.formats import Parts
 from imageprompt.checkpoint.partners import Base
+from imageprompt.checkpoint.problems import first
 from imageprompt.checkpoint.stored import ITEM_SIZES, StoredTensor
 from imageprompt.checkpoint.values import Weights, constant, finite, same_bytes
-from imageprompt.checkpoint.words import first
 from imageprompt.spec import HostSpec
 
 PROJECTOR, SITES = "image_proj", "ip_adapter"

@@ -25,10 +25,11 @@ from imageprompt.checkpoint.detect import Identified, Problem, identify
 from imageprompt.checkpoint.formats import FORMATS, Format
 from imageprompt.checkpoint.metadata import written_metadata
 from imageprompt.checkpoint.partners import locate_source, open_base
+from imageprompt.checkpoint.problems import first
 from imageprompt.checkpoint.source import open_source
 from imageprompt.checkpoint.stored import Source
-from imageprompt.checkpoint.values import Weights, full_hash, same_bytes
-from imageprompt.checkpoint.words import dtype_names, first, problem_dicts, size_in_words
+from imageprompt.checkpoint.values import QUICK, Weights, quick_hash, same_bytes
+from imageprompt.checkpoint.words import dtype_names, problem_dicts, size_in_words
 from imageprompt.checkpoint.writer import write_pickle, write_safetensors
 from imageprompt.errors import AdapterFileError, NotFoundError, OptionError
 from imageprompt.files import write_atomically
@@ -60,8 +61,8 @@ class Conversion:
     left_out: int
     """Tensors of the source that are not taken: the frozen base, second copies, other state."""
     copies_compared: int
-    source_sha256: str
-    """Over names, dtypes, shapes and all bytes of the adapter's tensors, before any change."""
+    source_hash: str
+    """Of the adapter's tensors before any change, as `inspect` tells it of the source."""
     forced: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -118,16 +119,15 @@ def convert(
     if wanted is not None and not suspicious:
         suspicious = not_finite(planned)
     _check_forced(suspicious, source, force)
-    total = sum(tensor.nbytes for tensor in (*kept.values(), *planned.values()))
-    with _bar(total, progress) as advance:
-        digest = full_hash(kept, advance)
-        metadata = written_metadata(found, source, variant) | {"source_sha256": digest}
-        with write_atomically(target) as temporary:
-            if target.suffix == SAFETENSORS:
-                write_safetensors(temporary, planned, metadata, advance)
-            else:
-                write_pickle(temporary, planned, nested=layout.nested)
-            _verify(temporary, planned, found.base)
+    digest = quick_hash(kept)
+    metadata = written_metadata(found, source, variant) | {"source_hash": f"{QUICK}:{digest}"}
+    size = sum(tensor.nbytes for tensor in planned.values())
+    with write_atomically(target) as temporary, _bar(size, progress) as advance:
+        if target.suffix == SAFETENSORS:
+            write_safetensors(temporary, planned, metadata, advance)
+        else:
+            write_pickle(temporary, planned, nested=layout.nested)
+        _verify(temporary, planned, found.base)
     return Conversion(
         source=str(source.path),
         container=source.container,
@@ -138,11 +138,11 @@ def convert(
         host=found.host,
         tensors=len(planned),
         parameters=sum(prod(tensor.shape) for tensor in planned.values()),
-        bytes=sum(tensor.nbytes for tensor in planned.values()),
+        bytes=size,
         dtypes=dtype_names(planned.values()),
         left_out=len(source.tensors) - len(kept),
         copies_compared=len(found.copies),
-        source_sha256=digest,
+        source_hash=f"{QUICK}:{digest}",
         forced=tuple(suspicious),
         notes=source.notes,
     )

@@ -21,7 +21,7 @@ from imageprompt.checkpoint.partners import locate_source, open_base
 from imageprompt.checkpoint.published import encoder_name
 from imageprompt.checkpoint.remedy import Remedy, remedies
 from imageprompt.checkpoint.source import open_source
-from imageprompt.checkpoint.values import full_hash, quick_hash
+from imageprompt.checkpoint.values import FULL, QUICK, full_hash, quick_hash
 from imageprompt.checkpoint.words import (
     dtype_names,
     printable,
@@ -31,8 +31,11 @@ from imageprompt.checkpoint.words import (
 )
 from imageprompt.locate import Reference
 
-QUICK = "sha256 of names, dtypes, shapes and both ends (4 KiB) of every adapter tensor"
-FULL = "sha256 of names, dtypes, shapes and all bytes of every adapter tensor"
+HASHED = {
+    QUICK: "names, dtypes, shapes and both ends (4 KiB) of every tensor",
+    FULL: "names, dtypes, shapes and all bytes of every tensor",
+}
+"""What the hashes are of, which is the same in every layout: only the adapter's own tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +66,8 @@ class Report:
     parameters: int
     bytes: int
     dtypes: Mapping[str, tuple[str, ...]]
-    hash: Mapping[str, str]
-    """`value`, and `of`: what was hashed, which is the same in every layout."""
+    hashes: Mapping[str, str]
+    """By what was hashed, see `HASHED`: the quick one, and the full one of a deep look."""
     metadata: Mapping[str, str]
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
@@ -108,8 +111,7 @@ class Report:
             ("size", f"{self.tensors} tensors, {self.parameters:,} parameters, "
              f"{size_in_words(self.bytes)}"),
             ("dtypes", ", ".join(dtypes)),
-            ("hash", self.hash["value"]),
-            ("", self.hash["of"]),
+            *(("hash", f"{kind}:{value} ({HASHED[kind]})") for kind, value in self.hashes.items()),
             ("metadata", ", ".join(metadata)),
             *(("note", note) for note in self.notes),
         ]  # fmt: skip
@@ -131,7 +133,7 @@ def inspect(path: Reference, deep: bool = False, base: Reference | None = None) 
     if deep:
         problems += copies_differ(found) + not_finite(tensors) + constants(tensors)
         problems += untrained(found, against)
-    hashed = {"value": full_hash(tensors), "of": FULL} if deep else None
+    hashes = {QUICK: quick_hash(tensors)} | ({FULL: full_hash(tensors)} if deep else {})
     return Report(
         path=str(source.path),
         files=tuple(str(file) for file in source.files),
@@ -148,7 +150,7 @@ def inspect(path: Reference, deep: bool = False, base: Reference | None = None) 
         parameters=sum(prod(tensor.shape) for tensor in tensors.values()),
         bytes=sum(tensor.nbytes for tensor in tensors.values()),
         dtypes=_dtypes(found),
-        hash=hashed or {"value": quick_hash(tensors), "of": QUICK},
+        hashes=hashes,
         metadata=found.metadata,
         problems=tuple(problems),
         notes=source.notes,

@@ -32,12 +32,6 @@ def printable(text: str) -> str:
     return safe if len(text) <= LONGEST else f"{safe[:LONGEST]}..."
 
 
-def first(items: Iterable[str], count: int = 5) -> str:
-    """The first five of them, and whether there are more."""
-    items = list(items)
-    return ", ".join(items[:count]) + (", ..." if len(items) > count else "")
-
-
 def problem_dicts(problems: Iterable[Problem]) -> list[dict[str, str]]:
     """Problems as they stand in JSON."""
     return [{"code": problem.code, "message": problem.message} for problem in problems]
