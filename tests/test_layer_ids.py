@@ -1,13 +1,22 @@
-"""Site tables of the published bases, and the size of the published files, on the meta device."""
+"""Site tables of the published bases on the meta device, and the same without torch."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from bases import SD15, SDXL, Base, meta_unet
 from hosts_table import CASES
-from imageprompt.hosts import host_of
+from imageprompt.errors import ImagePromptError
+from imageprompt.hosts import HOSTS, host_of
+from imageprompt.hosts._unet_layers import from_config
+from imageprompt.hosts.unet import FAMILIES
+from imageprompt.spec import HostSpec
 from peer import site_ids
 
 # file ids of the cross-attention sites by block (odd ones of these ranges), and widths
@@ -127,3 +136,125 @@ def test_motion_modules_are_not_counted() -> None:
     found = host_of(motion).describe(motion)
     assert found.shapes() == wanted.shapes()
     assert [s.file_id for s in found.sites] == [s.file_id for s in wanted.sites]
+
+
+# ── without torch ────────────────────────────────────────────────────────────────────────────────
+
+ODD: dict[str, dict[str, Any]] = {
+    "depths": {"transformer_layers_per_block": (1, 2, 3, 4)},
+    "layers": {"layers_per_block": (1, 2, 3, 1)},
+    "heads and texts": {
+        "attention_head_dim": (5, 10, 20, 20),
+        "cross_attention_dim": (64, 128, 32, 32),
+    },
+    "depth of each": {
+        "transformer_layers_per_block": ((1, 2), (2, 1), (1, 1), (1, 1)),
+        "reverse_transformer_layers_per_block": ((1, 1, 1), (1, 2, 3), (3, 2, 1), (1, 1, 2)),
+    },
+    "no middle": {"mid_block_type": None},
+    "middle without attention": {"mid_block_type": "UNetMidBlock2D"},
+    "heads that do not divide": {"attention_head_dim": 6},
+    "text alone": {"only_cross_attention": True},
+    "gated": {"attention_type": "gated"},
+    "self-attention blocks": {"down_block_types": ("AttnDownBlock2D",) * 4},
+}
+DERIVED = set(ODD) - {"text alone", "gated", "self-attention blocks"}
+
+
+def _without_heads(spec: HostSpec) -> HostSpec:
+    return replace(spec, sites=tuple(replace(site, heads=0) for site in spec.sites))
+
+
+def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_are_what_diffusers_makes_of_their_configs(family: str) -> None:
+    """Sites and attention layers, from the config and from the tensors, are the model's own."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**FAMILIES[family])
+    expected = host_of(unet).describe(unet)
+    host = HOSTS["unet"]
+    assert expected.family == family
+    assert next(s for s in host.families() if s.family == family) == expected
+    seen = host.from_weights(_shapes(unet))
+    assert seen == _without_heads(expected)
+    assert len(expected.layers) == len(unet.attn_processors)
+
+
+@pytest.mark.parametrize("name", [*ODD, *CASES])
+def test_any_config(name: str) -> None:
+    """Odd and tiny configs: derived, or built on the meta device where they are not described."""
+    with torch.device("meta"):
+        if name in CASES:
+            unet = CASES[name].build(**CASES[name].config)
+        else:
+            from diffusers import UNet2DConditionModel
+
+            unet = UNet2DConditionModel(**{"cross_attention_dim": 768, **ODD[name]})
+    host = HOSTS["unet"]
+    expected = host_of(unet).describe(unet)
+    assert host.from_config({**unet.config, "_class_name": type(unet).__name__}) == expected
+    assert (from_config(unet.config) is not None) == (name in {*DERIVED, *CASES} - {"motion"})
+    seen = host.from_weights(_shapes(unet))
+    assert seen in (None, _without_heads(expected))
+    assert (seen is None) == (name in ("gated", "self-attention blocks"))
+
+
+def test_configs_that_make_no_model() -> None:
+    for config in (
+        {"block_out_channels": "wide"},
+        {"attention_head_dim": 0},
+        {"down_block_types": ()},
+    ):
+        with pytest.raises(ImagePromptError, match=r"config\.json"):
+            HOSTS["unet"].from_config(config)
+    assert HOSTS["unet"].from_config({"_class_name": "AutoencoderKL"}) is None
+    assert HOSTS["unet"].from_weights({"vision_model.embeddings.weight": (4, 4)}) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "config"),
+    [
+        ("flux", "FluxTransformer2DModel", {}),
+        ("flux", "FluxTransformer2DModel", {"num_layers": 2, "num_single_layers": 3,
+         "attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 24}),
+        ("sd3", "SD3Transformer2DModel", {"num_layers": 38, "num_attention_heads": 38,
+         "caption_projection_dim": 2432}),
+        ("sd3", "SD3Transformer2DModel", {"num_layers": 4, "num_attention_heads": 2,
+         "caption_projection_dim": 128, "dual_attention_layers": (0, 1)}),
+    ],
+)  # fmt: skip
+def test_transformers(name: str, kind: str, config: dict[str, Any]) -> None:
+    """FLUX and SD3: names, ids and widths are those of the model's own attention layers."""
+    import diffusers
+
+    with torch.device("meta"):
+        model = getattr(diffusers, kind)(**config)
+    host = HOSTS[name]
+    spec = host.from_config({**config, "_class_name": kind})
+    assert spec is not None
+    names = [processor.removesuffix(".processor") for processor in model.attn_processors]
+    assert [site.name for site in spec.sites] == [n for n in names if not n.endswith(".attn2")]
+    for site in spec.sites:
+        layer = model.get_submodule(site.name)
+        assert names[int(site.file_id)] == site.name
+        assert (site.width, site.heads) == (layer.to_q.out_features, layer.heads)
+    context = model.context_embedder
+    assert spec.text_width == (context.in_features if name == "flux" else context.out_features)
+    assert not host.attachable
+    with pytest.raises(ImagePromptError, match="not run yet"):
+        host_of(model)
+
+
+def test_sites_need_no_torch() -> None:
+    """The published bases are described by a process that never loads torch."""
+    code = (
+        "import sys; from imageprompt.hosts import HOSTS; "
+        "n = sum(len(s.sites) for h in HOSTS for s in h.families()); "
+        "sys.exit('torch' in sys.modules or 'diffusers' in sys.modules or n != 267)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -92,10 +92,11 @@ def from_config(config: Mapping[str, Any]) -> list[Layer] | None:
     options = {**_DEFAULTS, **config}
     if any(options.get(name, values[0]) not in values for name, values in _PLAIN.items()):
         return None
-    blocks = (*options["down_block_types"], *options["up_block_types"], options["mid_block_type"])
-    if not set(blocks) <= _WITH_ATTENTION | _WITHOUT:
-        return None
+    down, up = options["down_block_types"], options["up_block_types"]
     try:
+        known = {*down, *up, options["mid_block_type"]} <= _WITH_ATTENTION | _WITHOUT
+        if not known or {len(down), len(up)} != {len(options["block_out_channels"])}:
+            return None
         return list(_layers(options))
     except (TypeError, ValueError, IndexError, ZeroDivisionError):
         return None  # a config that only diffusers itself can judge
