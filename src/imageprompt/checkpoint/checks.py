@@ -5,15 +5,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping
 
-from imageprompt.checkpoint.detect import Identified, Problem
+from imageprompt.checkpoint.detect import Identified
 from imageprompt.checkpoint.formats import Parts
 from imageprompt.checkpoint.partners import Base
-from imageprompt.checkpoint.problems import first
+from imageprompt.checkpoint.problems import PROJECTOR, SITES, Problem, first
 from imageprompt.checkpoint.stored import ITEM_SIZES, StoredTensor
 from imageprompt.checkpoint.values import Weights, constant, finite, same_bytes
 from imageprompt.spec import HostSpec
 
-PROJECTOR, SITES = "image_proj", "ip_adapter"
 SAMPLES = 1024  # values compared where two dtypes have to be brought together
 
 

@@ -21,11 +21,11 @@ from imageprompt.checkpoint.checks import (
     not_finite,
     untrained,
 )
-from imageprompt.checkpoint.detect import Identified, Problem, identify
+from imageprompt.checkpoint.detect import Identified, identify
 from imageprompt.checkpoint.formats import FORMATS, Format
 from imageprompt.checkpoint.metadata import written_metadata
 from imageprompt.checkpoint.partners import locate_source, open_base
-from imageprompt.checkpoint.problems import first
+from imageprompt.checkpoint.problems import Problem, first
 from imageprompt.checkpoint.source import open_source
 from imageprompt.checkpoint.stored import Source
 from imageprompt.checkpoint.values import QUICK, Weights, quick_hash, same_bytes

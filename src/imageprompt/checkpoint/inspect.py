@@ -8,16 +8,15 @@ from math import prod
 from typing import Any
 
 from imageprompt.checkpoint.checks import (
-    PROJECTOR,
-    SITES,
     canonical,
     constants,
     copies_differ,
     not_finite,
     untrained,
 )
-from imageprompt.checkpoint.detect import Identified, Problem, identify
+from imageprompt.checkpoint.detect import Identified, identify
 from imageprompt.checkpoint.partners import locate_source, open_base
+from imageprompt.checkpoint.problems import PROJECTOR, SITES, Problem
 from imageprompt.checkpoint.published import encoder_name
 from imageprompt.checkpoint.remedy import Remedy, remedies
 from imageprompt.checkpoint.source import open_source

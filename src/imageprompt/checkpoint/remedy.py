@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imageprompt.checkpoint.detect import Identified, Problem
-from imageprompt.checkpoint.published import encoder_name
+from imageprompt.checkpoint.detect import Identified
+from imageprompt.checkpoint.problems import Problem
+from imageprompt.checkpoint.published import SIGLIP, VIT_G, VIT_H, VIT_L, encoder_name
 from imageprompt.checkpoint.stored import Source
+from imageprompt.spec import AdapterSpec
 from imageprompt.variants import VARIANTS, pending
 
 _BASES = {
-    "sd15": "any Stable Diffusion 1.5, e.g. stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sd2": "any Stable Diffusion 2.x, e.g. stabilityai/stable-diffusion-2-1",
-    "sdxl": "any SDXL, e.g. stabilityai/stable-diffusion-xl-base-1.0",
-    "kolors": "Kolors, e.g. Kwai-Kolors/Kolors-diffusers",
-    "flux": "FLUX.1, e.g. black-forest-labs/FLUX.1-dev",
-    "sd3": "Stable Diffusion 3.5 Large, e.g. stabilityai/stable-diffusion-3.5-large",
+    "sd15": ("any Stable Diffusion 1.5", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+    "sd2": ("any Stable Diffusion 2.x", "stabilityai/stable-diffusion-2-1"),
+    "sdxl": ("any SDXL", "stabilityai/stable-diffusion-xl-base-1.0"),
+    "kolors": ("Kolors", "Kwai-Kolors/Kolors-diffusers"),
+    "flux": ("FLUX.1", "black-forest-labs/FLUX.1-dev"),
+    "sd3": ("Stable Diffusion 3.5 Large", "stabilityai/stable-diffusion-3.5-large"),
 }
+_FOLDERS = {
+    VIT_H: "h94/IP-Adapter/models/image_encoder",
+    VIT_G: "h94/IP-Adapter/sdxl_models/image_encoder",
+    VIT_L: "openai/clip-vit-large-patch14",
+    SIGLIP: "google/siglip-so400m-patch14-384",
+}
+_ENCODED = ("image_embeds", "hidden_states[-2]")  # what our own encoders make of a picture
 _LOADABLE = ("standard", "xlabs")  # layouts that programs load; others are converted first
 _CONVERTED = Path("adapter.safetensors")
 _IPADAPTER_PLUS = 'copy it to ComfyUI/models/ipadapter; node "IPAdapter Model Loader"'
@@ -47,58 +56,61 @@ def remedies(found: Identified, source: Source, problems: Sequence[Problem]) -> 
 
     A layout that those do not read is converted first; the lines then name the new file.
     """
-    advice = [Remedy("base", _BASES.get(found.host, "the base that it was trained on"))]
-    advice.append(Remedy("encoder", _encoder(found)))
-    if problems:
-        line = "do not use this file: download it again, or take another checkpoint"
-        return [*advice, Remedy("first", line)]
-    path = source.path
+    words, example = _BASES.get(found.host, ("the base that it was trained on", ""))
+    base = Remedy("base", f"{words}, such as {example}" if example else words)
+    if problems or found.spec is None:
+        return [base, Remedy("first", "do not use this file: fetch it again, or take another")]
+    path, convert = source.path, []
     if found.format not in _LOADABLE or not path.is_file():
-        advice.append(Remedy("first", f"imageprompt convert {path} {_CONVERTED}"))
+        convert = [Remedy("first", f"imageprompt convert {path} {_CONVERTED}")]
         path = _CONVERTED
     return [
-        *advice,
-        Remedy("here", _here(found, path)),
-        Remedy("diffusers", _diffusers(found, path)),
-        Remedy("ComfyUI", next((_COMFYUI[v] for v in found.variants if v in _COMFYUI), "")
-               or _IPADAPTER_PLUS),
-    ]  # fmt: skip
+        base,
+        Remedy("encoder", _encoder(found.spec)),
+        *convert,
+        Remedy("here", _here(found.spec, path)),
+        Remedy("diffusers", _diffusers(found.spec, path, found.parts.projector)),
+        Remedy("ComfyUI", _comfyui(found.variants)),
+    ]
 
 
-def _encoder(found: Identified) -> str:
-    if found.spec is None:
-        return "the one that it was trained with"
-    feature, width = found.spec.feature, found.spec.feature_width
-    name = encoder_name(feature, width)
-    return f"{name}: its {feature}" if name else f"one whose {feature} is {width} wide"
+def _encoder(spec: AdapterSpec) -> str:
+    name = encoder_name(spec.feature, spec.feature_width)
+    if name is None:
+        return f"one whose {spec.feature} is {spec.feature_width} wide"
+    folder = f" ({_FOLDERS[name]})" if name in _FOLDERS else ""
+    return f"{name}: its {spec.feature}{folder}"
 
 
-def _here(found: Identified, path: Path) -> str:
-    why = next((pending(variant) for variant in VARIANTS if variant.name in found.variants), "")
+def _here(spec: AdapterSpec, path: Path) -> str:
+    why = pending(VARIANTS[spec.variant])
     if why:
         return f"read, checked and converted here; not run yet ({why})"
-    return f'imageprompt.Adapter.load("{path}")  # or: imageprompt generate --adapter {path} ...'
+    if spec.feature not in _ENCODED:
+        return f'adapter = imageprompt.Adapter.load("{path}"); adapter.encode(features=...)'
+    _, base = _BASES.get(spec.host, ("", "BASE"))
+    encoder = _FOLDERS.get(encoder_name(spec.feature, spec.feature_width) or "", "ENCODER")
+    command = f"imageprompt generate --reference picture.png --adapter {path}"
+    return f"{command} --base {base} --encoder {encoder}"
 
 
-def _diffusers(found: Identified, path: Path) -> str:
+def _diffusers(spec: AdapterSpec, path: Path, projector: Container[str]) -> str:
     """Its loader goes by the projector's names, and takes some numbers for granted."""
-    spec, names = found.spec, found.parts.projector
-    pooled = "proj.weight" in names
-    refused = ""
-    if found.host == "flux" and not pooled:
-        refused = "of FLUX adapters it knows those of XLabs"
-    elif spec is not None and pooled and spec.tokens not in _tokens(found.host):
-        refused = f"it takes {' or '.join(map(str, _tokens(found.host)))} tokens for granted"
-    elif spec is not None and "latents" in names and found.host != "sd3" and spec.depth != 4:
-        refused = "it takes a depth of 4 for granted"
-    if refused:
-        return f"cannot load it: {refused}"
+    pooled, flux = "proj.weight" in projector, spec.host == "flux"
+    tokens = (4, 16) if flux else (4,)
+    if flux and not pooled:
+        return "cannot load it: of FLUX adapters it knows those of XLabs"
+    if pooled and spec.tokens not in tokens:
+        return f"cannot load it: it takes {' or '.join(map(str, tokens))} tokens for granted"
+    if "latents" in projector and spec.host != "sd3" and spec.depth != 4:
+        return "cannot load it: it takes a depth of 4 for granted"
     arguments = f'"{path.parent}", weight_name="{path.name}"'
-    if found.host == "flux":
+    if flux:
         encoder = "image_encoder_pretrained_model_name_or_path"
-        return f'pipe.load_ip_adapter({arguments}, {encoder}="openai/clip-vit-large-patch14")'
-    return f'pipe.load_ip_adapter({arguments}, subfolder="", image_encoder_folder=None)'
+        return f'pipe.load_ip_adapter({arguments}, {encoder}="{_FOLDERS[VIT_L]}")'
+    line = f'pipe.load_ip_adapter({arguments}, subfolder="", image_encoder_folder=None)'
+    return line if "face" in spec.feature else f"{line}  # pipe made with image_encoder=..."
 
 
-def _tokens(host: str) -> tuple[int, ...]:
-    return (4, 16) if host == "flux" else (4,)
+def _comfyui(variants: Iterable[str]) -> str:
+    return next((_COMFYUI[name] for name in variants if name in _COMFYUI), _IPADAPTER_PLUS)

@@ -13,8 +13,9 @@ from imageprompt.checkpoint.checks import (
     not_finite,
     untrained,
 )
-from imageprompt.checkpoint.detect import Identified, Problem, identify
+from imageprompt.checkpoint.detect import Identified, identify
 from imageprompt.checkpoint.partners import Base, encoder_widths, locate_source, open_base
+from imageprompt.checkpoint.problems import Problem
 from imageprompt.checkpoint.published import encoder_name
 from imageprompt.checkpoint.source import open_source
 from imageprompt.checkpoint.stored import Source

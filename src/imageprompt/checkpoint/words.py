@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from imageprompt.checkpoint.cast import NAMES
-from imageprompt.checkpoint.detect import Problem
+from imageprompt.checkpoint.problems import Problem
 from imageprompt.checkpoint.values import Weights
 
 LONGEST = 200  # characters of a stranger's text that are shown
