@@ -172,6 +172,11 @@ HOSTS: dict[str, Callable[[bool], Shapes]] = {
 }
 
 
+@cache
+def _sites(host: str, lora: bool) -> Shapes:
+    return HOSTS[host](lora)
+
+
 # ── the table ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -193,10 +198,9 @@ class File:
     twin: Callable[[int], Shapes] | None = None
     """The projector again, small, for a base whose text is that wide."""
 
-    @cache  # noqa: B019 - the table lives as long as the tests
     def shapes(self) -> Shapes:
         """All tensors of the file, by flat name of the standard layout."""
-        sites = HOSTS[self.host](self.lora)
+        sites = _sites(self.host, self.lora)
         flat = {f"image_proj.{name}": shape for name, shape in self.projector.items()}
         return flat | {f"ip_adapter.{name}": shape for name, shape in sites.items()}
 

@@ -19,7 +19,7 @@ from imageprompt.checkpoint.values import same_bytes
 from imageprompt.errors import AdapterFileError
 from imageprompt.hosts import HOSTS
 from imageprompt.spec import AdapterSpec, HostSpec, Shape, Shapes
-from imageprompt.variants import VARIANTS, twins
+from imageprompt.variants import VARIANTS, meant_before, twins
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,13 +131,19 @@ def _shapes(tensors: Mapping[str, StoredTensor]) -> dict[str, Shape]:
 
 
 def _settled(tied: list[Match], metadata: Mapping[str, str]) -> list[Match]:
-    """Those of one host: the one that metadata names, else that of a published file."""
+    """Those of one host: the one that metadata names, else that of a published file.
+
+    A general variant goes where a special one fits as well, unless metadata names it.
+    """
     families = [match.host.family for match in tied]
     family = metadata.get("host", "")
     if family not in families:
         hits = [m.host.family for m in tied if m.projector and m.variant and _is_published(m)]
         family = next(iter(hits or families), "")
-    return [match for match in tied if match.host.family == family]
+    special = {meant_before(match.variant) for match in tied if match.variant}
+    general = special - {metadata.get("variant")}
+    kept = [m for m in tied if m.variant is None or m.variant.name not in general]
+    return [match for match in kept if match.host.family == family]
 
 
 def _is_published(match: Match) -> bool:

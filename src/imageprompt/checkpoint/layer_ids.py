@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic
 
@@ -71,16 +71,15 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _family(named: Mapping[str, Shape]) -> HostSpec | None:
-    """The published base that has all these layers; text width tells those of equal names."""
+    """The published base of these layers: the same sites, or, if some are missing, their shapes.
 
-    def fits(host: HostSpec) -> tuple[bool, int]:
+    A smaller base may have some of the names of a larger one, at other places.
+    """
+    for host in (host for one in HOSTS for host in one.families()):
         template, ids = host.shapes(), _ids(host)
-        canonical = {_canonical(name, ids): shape for name, shape in named.items()}
-        return None not in canonical, sum(template.get(n or "") == s for n, s in canonical.items())
-
-    return _best((*fits(host), host) for one in HOSTS for host in one.families())
-
-
-def _best(judged: Iterable[tuple[bool, int, HostSpec]]) -> HostSpec | None:
-    whole = [(count, host) for all_known, count, host in judged if all_known]
-    return max(whole, key=lambda pair: pair[0])[1] if whole else None
+        found = {_canonical(name, ids): shape for name, shape in named.items()}
+        sites = {name: shape for name, shape in found.items() if name is None or "_ip." in name}
+        same_shapes = all(template.get(name or "") == shape for name, shape in sites.items())
+        if None not in found and (same_shapes or sites.keys() == template.keys()):
+            return host
+    return None

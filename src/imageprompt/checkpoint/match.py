@@ -17,7 +17,6 @@ from imageprompt.spec import AttentionLayer, HostSpec, ProjectorSpec, Shape, Sha
 from imageprompt.variants import (
     VARIANTS,
     Variant,
-    meant_before,
     projector_shapes,
     site_kinds,
     site_shapes,
@@ -66,18 +65,20 @@ def matches(shapes: Parts[Shape], base: HostSpec | None, *, published: bool = Tr
     `base` leaves no other host; `published=False` says that it is none of the published bases.
     """
     readings: list[Reading | None] = list(_readings(shapes.projector)) or [None]
-    hosts = [base] if base else _families(shapes.sites, readings) if published else []
-    tried = [_match(shapes, reading, host) for host in hosts for reading in readings]
-    if base is None:
+    if base is not None:
+        tried = _tried(shapes, readings, [base]) or [_match(shapes, readings[0], base)]
+    else:
+        hosts = _families(shapes.sites, readings) if published else []
+        tried = _tried(shapes, readings, hosts)
         tried = [m for m in tried if _plausible(m.template.sites, shapes.sites)]
     if not tried:
         tried = [
-            _match(shapes, reading, host)
+            match
             for reading in readings
-            for host in _own_host(shapes.sites, reading)
+            for match in _tried(shapes, [reading], _own_host(shapes.sites, reading))
         ]
     least = min((match.misfit for match in tried), default=0)
-    return _meant([match for match in tried if match.misfit == least])
+    return [match for match in tried if match.misfit == least]
 
 
 def lora_rank(sites: Shapes) -> int | None:
@@ -96,6 +97,18 @@ def _readings(projector: Shapes) -> Iterator[Reading]:
             continue  # right names, wrong number of dimensions
         if spec is not None:
             yield variant, spec
+
+
+def _tried(
+    shapes: Parts[Shape], readings: Sequence[Reading | None], hosts: Iterable[HostSpec]
+) -> list[Match]:
+    """Every reading on every host that has sites for it."""
+    return [
+        _match(shapes, reading, host)
+        for host in hosts
+        for reading in readings
+        if reading is None or {site.kind for site in host.sites} & {*site_kinds(reading[0])}
+    ]
 
 
 def _match(shapes: Parts[Shape], reading: Reading | None, host: HostSpec) -> Match:
@@ -171,9 +184,3 @@ def _own_layers(sites: Shapes, keys: Shapes) -> Iterator[AttentionLayer]:
         width = templates.size(sites, *((place, 0) for place in places))
         read = keys[str(i)][1] if str(i) in keys else width
         yield AttentionLayer(name="", file_id=str(i), width=width, input_width=read)
-
-
-def _meant(tied: list[Match]) -> list[Match]:
-    """Without the general variants, where a special one fits as well."""
-    special = {meant_before(match.variant) for match in tied if match.variant}
-    return [m for m in tied if m.variant is None or m.variant.name not in special]
