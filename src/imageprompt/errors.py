@@ -12,7 +12,12 @@ class ImagePromptError(Exception):
         self.what, self.rule, self.remedy = what, rule, remedy
         head = f"{what}: {rule}" if rule else what
         message = f"{head.rstrip('.')}. {remedy}" if remedy else head
-        super().__init__(" ".join(message.split()))
+        super().__init__(_printable(" ".join(message.split())))
+
+
+def _printable(text: str) -> str:
+    """Names out of files may hold what steers a terminal: shown escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class AdapterFileError(ImagePromptError):
