@@ -12,9 +12,9 @@ from torch import Tensor
 
 import imageprompt as ip
 from imageprompt import cli
-from trainers import KINDS, SAVERS, SITES, Wrapper, standard, wrapper
+from trainers import SAVERS, SITES, Wrapper, standard, wrapper
 
-CASES = [(host, kind) for host in SITES for kind in KINDS]
+CASES = [(host, kind) for host in SITES for kind in ("base", "plus", "faceid")]
 LORA_KEYS = {"sd15": 32 * 8, "sdxl": 140 * 8}
 
 

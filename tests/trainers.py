@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hosts_table import ADAPTERS, CASES, HostCase
-from peer import random_tensor
+from peer import random_tensor, resampler_state
 
 LORA_RANK = 4
 
@@ -38,7 +38,8 @@ SITES = {
         sites=70,
     ),
 }
-KINDS = ("base", "plus", "faceid")
+KINDS = ("base", "plus", "full", "faceid", "faceid-plus", "portrait", "portrait-unnorm")
+WITH_LORA = ("faceid", "faceid-plus")
 
 
 class Lora(nn.Module):
@@ -97,24 +98,35 @@ def wrapper(host: str, kind: str) -> Wrapper:
     """Random weights; the same for the same arguments."""
     gen = torch.Generator().manual_seed(11)
     case = SITES[host]
-    made = Wrapper(case.unet(), Projector(_projector(kind, case, gen)), lora=kind == "faceid")
+    made = Wrapper(
+        case.unet(), Projector(projector_state(kind, case.cross_dim, gen)), lora=kind in WITH_LORA
+    )
     for parameter in made.adapter_modules.parameters():
         parameter.data.copy_(random_tensor(gen, *parameter.shape))
     return made
 
 
-def _projector(kind: str, case: HostCase, gen: torch.Generator) -> dict[str, Tensor]:
-    width = case.cross_dim
-    if kind != "faceid":
+def projector_state(kind: str, width: int, gen: torch.Generator) -> dict[str, Tensor]:
+    """Weights of a projector that makes tokens `width` wide, by the names of published files."""
+    if kind in ADAPTERS:
         return ADAPTERS[kind].image_proj(width, gen)
-    return {
+    if kind == "portrait-unnorm":
+        sizes = {"feature": 512, "width": 64, "heads": 1, "depth": 4, "tokens": 16}
+        return resampler_state(gen, **sizes, out=width)
+    tokens = 16 if kind == "portrait" else 4
+    state = {
         "proj.0.weight": random_tensor(gen, 1024, 512),
         "proj.0.bias": random_tensor(gen, 1024),
-        "proj.2.weight": random_tensor(gen, 4 * width, 1024),
-        "proj.2.bias": random_tensor(gen, 4 * width),
+        "proj.2.weight": random_tensor(gen, tokens * width, 1024),
+        "proj.2.bias": random_tensor(gen, tokens * width),
         "norm.weight": 1 + random_tensor(gen, width),
         "norm.bias": random_tensor(gen, width),
     }
+    if kind == "faceid-plus":
+        sizes = {"feature": 1280, "width": width, "heads": 1, "depth": 4, "tokens": 4}
+        inner = resampler_state(gen, **sizes, out=width)
+        state |= {f"perceiver_resampler.{n}": t for n, t in inner.items() if n != "latents"}
+    return state
 
 
 def standard(made: Wrapper) -> dict[str, Tensor]:

@@ -133,7 +133,8 @@ def _shapes(tensors: Mapping[str, StoredTensor]) -> dict[str, Shape]:
 def _settled(tied: list[Match], metadata: Mapping[str, str]) -> list[Match]:
     """Those of one host: the one that metadata names, else that of a published file.
 
-    A general variant goes where a special one fits as well, unless metadata names it.
+    A general variant goes where a special one fits as well, unless metadata names it. Where
+    metadata names one that fits, the others go.
     """
     families = [match.host.family for match in tied]
     family = metadata.get("host", "")
@@ -143,7 +144,10 @@ def _settled(tied: list[Match], metadata: Mapping[str, str]) -> list[Match]:
     special = {meant_before(match.variant) for match in tied if match.variant}
     general = special - {metadata.get("variant")}
     kept = [m for m in tied if m.variant is None or m.variant.name not in general]
-    return [match for match in kept if match.host.family == family]
+    kept = [match for match in kept if match.host.family == family]
+    told = metadata.get("variant")
+    named = [m for m in kept if m.variant and told in (m.variant.name, *twins(m.variant))]
+    return named or kept
 
 
 def _is_published(match: Match) -> bool:

@@ -30,6 +30,7 @@ from imageprompt.checkpoint.words import (
 )
 from imageprompt.locate import Reference
 
+SHOWN = 16  # entries of the metadata that the text names; the JSON has all
 HASHED = {
     QUICK: "names, dtypes, shapes and both ends (4 KiB) of every tensor",
     FULL: "names, dtypes, shapes and all bytes of every tensor",
@@ -96,7 +97,8 @@ class Report:
         shape["width"] = self.width
         encoder = self.encoder
         dtypes = (f"{part} {' and '.join(names)}" for part, names in self.dtypes.items())
-        metadata = (f"{printable(k)}={printable(v)}" for k, v in self.metadata.items())
+        metadata = [f"{printable(k)}={printable(v)}" for k, v in self.metadata.items()]
+        metadata[SHOWN:] = [f"and {len(metadata) - SHOWN} more"] * (len(metadata) > SHOWN)
         return [
             ("format", f"{self.format}, in {self.container}"),
             ("variant", " or ".join(self.variants) or "unknown"),
