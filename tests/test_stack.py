@@ -66,6 +66,34 @@ def test_plain_diffusers_loads_and_runs_it(folder: Path) -> None:
     assert image.size == (64, 64)
 
 
+@pytest.mark.parametrize("variant", ["base", "plus"])
+def test_diffusers_reads_the_bundled_adapters(
+    folder: Path, variant: str, drawn: list[scenes.Scene]
+) -> None:
+    """diffusers' own loader, which knows resamplers of depth 4 only, computes the same latents."""
+    reference = scenes.draw(drawn[0])
+
+    def latents(pipe: Any, **more: Any) -> torch.Tensor:
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        steps: Any = {"num_inference_steps": 4, "generator": generator, "output_type": "latent"}
+        found: torch.Tensor = pipe("a shape", **steps, **more).images
+        return found
+
+    ours = StableDiffusionPipeline.from_pretrained(folder)
+    adapter = Adapter.load(bundled.adapter(variant), dtype=torch.float32)
+    adapter.attach(ours, encoder=folder / "image_encoder")
+    with adapter.use(adapter.encode([reference]), scale=0.8):
+        here = latents(ours)
+    theirs = StableDiffusionPipeline.from_pretrained(folder)
+    path = Path(bundled.adapter(variant))
+    theirs.load_ip_adapter(
+        str(path.parent), subfolder="", weight_name=path.name, image_encoder_folder=None
+    )
+    theirs.set_ip_adapter_scale(0.8)
+    assert (latents(theirs, ip_adapter_image=reference) - here).abs().max() <= 1e-4
+
+
 def test_every_caption_word_is_one_token(pipe: Any) -> None:
     for word in scenes.all_words():
         assert len(pipe.tokenizer(word, add_special_tokens=False).input_ids) == 1
