@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from imageprompt.generate import GenerationResult, repeat
     from imageprompt.prompt import ImagePrompt
     from imageprompt.recipe import Recipe
+    from imageprompt.training.config import TrainingConfig
+    from imageprompt.training.train import TrainResult, train
 
 # Public name -> the module that defines it; torch is loaded when a name that needs it is touched.
 _HOME = {
@@ -29,12 +31,15 @@ _HOME = {
     "ImagePrompt": "imageprompt.prompt",
     "ImagePromptError": "imageprompt.errors",
     "Recipe": "imageprompt.recipe",
+    "TrainResult": "imageprompt.training.train",
+    "TrainingConfig": "imageprompt.training.config",
     "Report": "imageprompt.checkpoint.inspect",
     "convert": "imageprompt.checkpoint.convert",
     "diff": "imageprompt.checkpoint.diff",
     "inspect": "imageprompt.checkpoint.inspect",
     "open_picture": "imageprompt.encoders.pictures",
     "repeat": "imageprompt.generate",
+    "train": "imageprompt.training.train",
     "validate": "imageprompt.checkpoint.validate",
 }
 
@@ -45,6 +50,8 @@ __all__ = [
     "ImagePromptError",
     "Recipe",
     "Report",
+    "TrainResult",
+    "TrainingConfig",
     "__version__",
     "convert",
     "diff",
@@ -52,6 +59,7 @@ __all__ = [
     "inspect",
     "open_picture",
     "repeat",
+    "train",
     "validate",
 ]
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from imageprompt import cli_files
+from imageprompt import cli_files, cli_train
 from imageprompt.errors import ImagePromptError
 from imageprompt.terminal import (
     PROGRAM,
@@ -65,6 +65,11 @@ def _fail(message: str) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    if "draw" in options:
+        from imageprompt.demo.draw import draw_folder
+
+        print(*draw_folder(options.draw, **given(options, "seed", "count")), sep="\n")
+        return 0
     from imageprompt.demo import showcase
 
     wishes = given(options, "output", "seed", "count")
@@ -163,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_generate(commands)
     cli_files.add_commands(commands)
+    cli_train.add_commands(commands)
     for name, run, help_ in (
         ("hosts", _hosts, "which base architectures are known"),
         ("variants", _variants, "which adapter architectures are known"),
@@ -192,12 +198,20 @@ def _add_demo(commands: Any) -> None:
         "draw references, generate with them on the bundled stack, show it all on one sheet",
         "imageprompt demo",
         "imageprompt demo --output sheet --seed 7",
+        "imageprompt demo --draw scenes --count 4000",
     )
     add = demo.add_argument
     absent = argparse.SUPPRESS
     add("--output", type=Path, metavar="DIR", default=absent, help="folder (outputs/demo)")
     add("--seed", type=int, metavar="N", default=absent, help="which references are drawn (1)")
     add("--count", type=int, metavar="N", default=absent, help="how many references (6)")
+    add(
+        "--draw",
+        type=Path,
+        metavar="DIR",
+        default=absent,
+        help="draw scenes with captions to train on (--count of them, 4000), and held-out ones",
+    )
     add_json(demo)
 
 

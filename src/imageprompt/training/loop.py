@@ -109,9 +109,9 @@ class Trainer:
         self.root = folder / "checkpoints"
         self.metrics = Metrics(folder / "metrics.jsonl", self.processes.accelerator, trackers)
         self.processes.on_main(lambda: check_folder(folder).mkdir(parents=True, exist_ok=True))
+        self._saved: int | None = None
         self._resume()
         self.model = self.processes.wrap(_LossOf(self))
-        self._saved = self.step if self.step else None
 
     # ── running ─────────────────────────────────────────────────────────────────────────────────
 
@@ -245,7 +245,7 @@ class Trainer:
         self.identity.check(found, self.processes.count, self.folder)
         facts = found.facts
         saved.restore(found.folder, self.named, self.optimiser, self.ema, facts["ema_updates"])
-        self.step, self.position = found.step, facts["position"]
+        self.step, self.position, self._saved = found.step, facts["position"], found.step
         self.best = -math.inf if facts["best"] is None else facts["best"]
         if self.config.loss_scaling and facts["loss_scale"]:
             self.scaler.load_state_dict(facts["loss_scale"])

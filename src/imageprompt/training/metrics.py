@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,12 +77,12 @@ class Metrics:
         if self.tracked:
             self.accelerator.log(dict(figures), step=step)
 
-    def picture(self, step: int, name: str, pixels: Any) -> None:
-        """A picture [h, w, 3] uint8 for the trackers that show pictures."""
+    def picture(self, step: int, name: str, picture: Any) -> None:
+        """An RGB picture for the trackers that show pictures."""
         for tracker in self.accelerator.trackers if self.tracked else ():
             if hasattr(tracker, "log_images"):
                 options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                tracker.log_images({name: pixels[None]}, step=step, **options)
+                tracker.log_images({name: np.asarray(picture)[None]}, step=step, **options)
 
     def close(self) -> None:
         if self.tracked:

@@ -1,0 +1,119 @@
+"""Pictures made during training with held-out references and fixed seeds, on a contact sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from imageprompt.errors import OptionError
+from imageprompt.files import write_atomically
+from imageprompt.training.config import ValidationConfig
+
+if TYPE_CHECKING:
+    from imageprompt.training.loop import Trainer
+
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp"))
+LARGEST_CELL, GAP, HEAD = 256, 8, 22
+PAPER, INK = (252, 252, 250), (32, 32, 36)
+
+
+class Validation:
+    """Makes the pictures of a step: a row a reference, a column a prompt, always the same noise.
+
+    The score is the mean cosine between the image encoder's `image_embeds` of a reference and of
+    the picture made with the first prompt. It tells whether pictures come closer to their
+    references, not whether they are good: look at the sheets.
+    """
+
+    def __init__(self, pipe: Any, config: ValidationConfig, size: int, folder: Path) -> None:
+        from imageprompt.encoders.pictures import open_picture
+
+        self.pipe, self.config, self.size, self.folder = pipe, config, size, folder
+        self.references = [open_picture(path) for path in chosen_references(config)]
+        self.sheets: list[Path] = []
+
+    @torch.no_grad()
+    def __call__(self, trainer: Trainer) -> dict[str, float]:
+        """Write `step-N.png` and return {"score": ...}."""
+        columns = [self._painted(trainer.adapter, prompt) for prompt in self.config.prompts]
+        sheet = contact_sheet(self.references, self.config.prompts, columns)
+        self.folder.mkdir(exist_ok=True)
+        path = self.folder / f"step-{trainer.step}.png"
+        with write_atomically(path) as temporary:
+            sheet.save(temporary)
+        self.sheets.append(path)
+        trainer.metrics.picture(trainer.step, "validation", sheet)
+        return {"score": self._score(trainer.adapter.encoder, columns[0])}
+
+    def _painted(self, adapter: Any, prompt: str) -> list[Image.Image]:
+        """One picture a reference."""
+        wishes, made = self.config, []
+        for row, reference in enumerate(self.references):
+            encoded = adapter.encode([reference])
+            with adapter.use(encoded, scale=wishes.scale):
+                made += self.pipe(
+                    prompt=prompt,
+                    height=self.size,
+                    width=self.size,
+                    num_inference_steps=wishes.steps,
+                    guidance_scale=wishes.guidance,
+                    generator=torch.Generator().manual_seed(wishes.seed + row),
+                ).images
+        return made
+
+    def _score(self, encoder: Any, made: Sequence[Image.Image]) -> float:
+        ours, theirs = (
+            torch.nn.functional.normalize(encoder.encode(list(rows), "image_embeds").float(), dim=1)
+            for rows in (made, self.references)
+        )
+        return float((ours * theirs).sum(1).mean())
+
+
+def chosen_references(config: ValidationConfig) -> list[Path]:
+    """The first `count` pictures of the folder or list. Raises OptionError."""
+    named = config.references
+    paths = [Path(one).expanduser() for one in ([named] if isinstance(named, str) else named)]
+    inside = [
+        path
+        for place in paths
+        for path in (sorted(place.iterdir()) if place.is_dir() else [place])
+        if path.suffix.lower() in SUFFIXES
+    ][: config.count]
+    if not inside:
+        raise OptionError(
+            f"validation.references {named!r}",
+            rule="there is no picture",
+            remedy="Name a folder of pictures that are not in `data`, or set validate_every: 0.",
+        )
+    return inside
+
+
+def contact_sheet(
+    references: Sequence[Image.Image],
+    prompts: Sequence[str],
+    columns: Sequence[Sequence[Image.Image]],
+) -> Image.Image:
+    """References on the left, beside each what was made with it; the prompts on top."""
+    cell = min(LARGEST_CELL, columns[0][0].width)
+    step = cell + GAP
+    size = (GAP + (1 + len(columns)) * step, HEAD + len(references) * step)
+    sheet = Image.new("RGB", size, PAPER)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    heads = ["reference", *(f"\u201c{prompt}\u201d" for prompt in prompts)]
+    for column, (head, pictures) in enumerate(zip(heads, [references, *columns], strict=True)):
+        left = GAP + column * step
+        pen.text((left, 5), _cut(head, font, cell), font=font, fill=INK)
+        for row, picture in enumerate(pictures):
+            fitted = picture.convert("RGB").resize((cell, cell), Image.Resampling.LANCZOS)
+            sheet.paste(fitted, (left, HEAD + row * step))
+    return sheet
+
+
+def _cut(text: str, font: Any, width: int) -> str:
+    while text and font.getlength(text) > width:
+        text = text[:-1]
+    return text
