@@ -79,7 +79,7 @@ class ResamplerSize:
         return cls(
             feature_width=size(shapes, ("proj_in.weight", 1)),
             text_width=text_width,
-            depth=max(layers) + 1,
+            depth=min(max(layers) + 1, 2 * len(layers)),  # names from strangers have any number
             heads=inner // HEAD_WIDTH,
             width=width,
         )

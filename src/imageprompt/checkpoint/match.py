@@ -156,7 +156,7 @@ def _own_host(sites: Shapes, reading: Reading | None) -> Iterator[HostSpec]:
             name="",
             file_id=i,
             width=keys[i][0],
-            heads=keys[i][0] // (templates.size(sites, (f"{i}.norm_q.weight", 0)) or keys[i][0]),
+            heads=_heads(keys[i][0], templates.size(sites, (f"{i}.norm_q.weight", 0))),
             text_width=text_width,
             role="other",
             kind=kind,
@@ -166,6 +166,11 @@ def _own_host(sites: Shapes, reading: Reading | None) -> Iterator[HostSpec]:
     family = next(s.family for h in HOSTS for s in h.families() if s.sites[0].kind == kind)
     family = "unet" if kind == "cross" else family
     yield HostSpec(family=family, sites=tuple(found), layers=tuple(_own_layers(sites, keys)))
+
+
+def _heads(width: int, head_width: int) -> int:
+    """As many as a norm over one head tells; 1 where there is none."""
+    return max(width // head_width, 1) if head_width else 1
 
 
 def _kind(ids: Iterable[str], wanted: Sequence[SiteKind]) -> SiteKind:

@@ -32,14 +32,14 @@ def problems_of(
     shapes: Parts[Shape],
     metadata: Mapping[str, str],
 ) -> Iterator[Problem]:
+    """Everything that names, shapes and metadata say against a file."""
     if read.unplaced:
-        yield _counted("extra", read.unplaced, "have no place in this layout")
+        yield _extra(read.unplaced, "layout")
     if numbered.unknown:
-        yield _counted(
+        yield Problem(
             "unknown-layers",
-            numbered.unknown,
-            "are named after layers that this base has not, so they cannot be numbered; give the "
-            "base it was trained on",
+            f"{_tensors(numbered.unknown)} of layers that this base has not, so they cannot be "
+            f"numbered ({first(numbered.unknown)}); give the base that it was trained on",
         )
     if best is None:
         yield Problem("missing", "it has no K' and V' weights, so nothing tells its base")
@@ -51,10 +51,9 @@ def problems_of(
     template, found = _canonical(best.template), _canonical(shapes)
     difference = Difference.between(template, found)
     if difference.missing:
-        what = f"of {len(template)} are missing{_hint_missing(difference.missing, template)}"
-        yield _counted("missing", difference.missing, what)
+        yield _missing(difference.missing, template)
     if difference.extra:
-        yield _counted("extra", difference.extra, "do not belong to this adapter")
+        yield _extra(difference.extra, "adapter")
     if difference.misshapen:
         yield _misshapen(difference.misshapen, template, found)
     yield from _contradictions(best, metadata)
@@ -64,20 +63,24 @@ def _canonical(parts: Parts[Shape]) -> dict[str, Shape]:
     return templates.under(PROJECTOR, parts.projector) | templates.under(SITES, parts.sites)
 
 
-def _hint_missing(missing: Sequence[str], template: Shapes) -> str:
-    lora = [name for name in template if "_lora." in name]
-    if lora and set(lora) == set(missing):
-        return ": all of its LoRA, which a filter for `_ip.` loses; convert the checkpoint again"
-    return ""
+def _extra(names: Sequence[str], whose: str) -> Problem:
+    return Problem("extra", f"{_tensors(names)} too many for this {whose} ({first(names)})")
+
+
+def _missing(names: Sequence[str], template: Shapes) -> Problem:
+    what = f"{len(names)} of {len(template)} tensors missing"
+    if set(names) == {name for name in template if "_lora." in name}:
+        what += ": all of its LoRA, which a filter for `_ip.` loses; convert the checkpoint again"
+    return Problem("missing", f"{what} ({first(names)})")
 
 
 def _misshapen(names: Sequence[str], template: Shapes, found: Shapes) -> Problem:
     shown = [f"{name} is {list(found[name])} instead of {list(template[name])}" for name in names]
     sites = [name for name in names if name.startswith(SITES)]
-    what = "have the wrong shape"
+    what = f"{_tensors(names)} of the wrong shape"
     if sites and sorted(found[n] for n in sites) == sorted(template[n] for n in sites):
         what += ", but that of another layer: they were numbered by counting, not by the base"
-    return Problem("misshapen", f"{len(names)} tensors {what} ({first(shown)})")
+    return Problem("misshapen", f"{what} ({first(shown)})")
 
 
 def _contradictions(best: Match, metadata: Mapping[str, str]) -> Iterator[Problem]:
@@ -97,8 +100,8 @@ def _contradictions(best: Match, metadata: Mapping[str, str]) -> Iterator[Proble
         )
 
 
-def _counted(code: str, names: Sequence[str], what: str) -> Problem:
-    return Problem(code, f"{len(names)} tensors {what} ({first(names)})")
+def _tensors(names: Sequence[str]) -> str:
+    return "1 tensor" if len(names) == 1 else f"{len(names)} tensors"
 
 
 def first(names: Iterable[str]) -> str:

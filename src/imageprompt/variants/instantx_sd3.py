@@ -55,7 +55,7 @@ class InstantXSD3(Plus):
     def site_shapes(self, host: HostSpec, spec: ProjectorSpec, lora_rank: int) -> dict[str, Shape]:
         """K', V', the norms of q, k and k' over a head, and the timestep's shift and scale."""
         shapes = key_values(host, self.site_kinds)
-        for site in host.sites:
+        for site in (site for site in host.sites if site.kind in self.site_kinds):
             shapes |= linear(f"{site.file_id}.norm_ip.linear", 2 * site.width, spec.width)
             for name in ("norm_q", "norm_k", "norm_ip_k"):
                 shapes[f"{site.file_id}.{name}.weight"] = (site.width // site.heads,)
