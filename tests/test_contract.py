@@ -412,3 +412,49 @@ def test_image_prompts_are_kept(variant: str, tmp_path: Path) -> None:
     with pytest.raises(ip.ImagePromptError) as caught, other.use(loaded):
         pass
     assert "\n" not in str(caught.value)
+
+
+# ── faces: features made elsewhere ───────────────────────────────────────────────────────────────
+
+
+class FaceEncoder:
+    """As wide as ArcFace; its features come ready-made."""
+
+    image_size, fingerprint = 112, "0" * 16
+
+    def width(self, feature: str) -> int:
+        return 512
+
+    def encode(self, pictures: list[Image.Image], feature: str) -> Tensor:
+        raise NotImplementedError
+
+    encode_null = encode
+
+
+@pytest.mark.parametrize(
+    ("variant", "shape"), [("portrait", (1, 512)), ("portrait-unnorm", (1, 3, 512))]
+)
+def test_faces_from_ready_made_features(
+    variant: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Without an encoder of faces here: created, saved, loaded, and as diffusers computes it."""
+    case = CASES["sd15"]
+    unet = case.unet()
+    adapter = ip.Adapter.create(variant, denoiser=unet, encoder=FaceEncoder())
+    adapter.save(tmp_path / "face.safetensors")
+    loaded = ip.Adapter.load(tmp_path / "face.safetensors")
+    assert loaded.spec == adapter.spec
+    features = torch.randn(shape)
+    prompt = loaded.encode(features=features)
+    assert prompt.tokens.shape == (1, 16, case.cross_dim)
+
+    state = {
+        part: getattr(adapter.module, part).state_dict() for part in ("image_proj", "ip_adapter")
+    }
+    theirs = diffusers_load(copy.deepcopy(unet), state)
+    embeds = diffusers_embeds([features], torch.zeros(shape))
+    inputs = case.inputs(2)
+    expected = case.read(theirs, {**inputs, "added_cond_kwargs": {"image_embeds": [embeds]}})
+    assert difference(output(case, unet, loaded, prompt), expected) <= 1e-5
+    with pytest.raises(ip.ImagePromptError, match="face_embeds"):
+        ip.Adapter.create(variant, denoiser=unet, encoder=encoder())

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 import formulas
 from hosts_table import AdapterCase
-from imageprompt.projectors import LinearProjector, MLPProjector, Resampler
+from imageprompt.projectors import (
+    FacePerceiver,
+    LinearProjector,
+    MLPProjector,
+    Resampler,
+    TokenMLP,
+)
+from imageprompt.time_projectors import TimeResampler
 
 TOLERANCE = 1e-10
+SINGLE = 1e-5  # where weights went through float32
 OUT = 24
 
 
@@ -77,3 +87,57 @@ def test_half_precision_stays_close() -> None:
         half = module.bfloat16()(features.bfloat16())
     assert half.dtype is torch.bfloat16
     assert (half.float() - full).abs().max() < 0.1
+
+
+# ── against diffusers ────────────────────────────────────────────────────────────────────────────
+
+
+def _stirred(module: torch.nn.Module) -> torch.nn.Module:
+    """In float64, with every weight moved off its start."""
+    gen = torch.Generator().manual_seed(7)
+    for parameter in module.double().parameters():
+        parameter.data.add_(torch.randn(parameter.shape, generator=gen, dtype=torch.float64) * 0.1)
+    return module.eval()
+
+
+def _theirs(module: torch.nn.Module) -> Any:
+    """diffusers' own module, loaded from our state dict as from a published file."""
+    from diffusers.loaders import UNet2DConditionLoadersMixin
+
+    mixin: Any = UNet2DConditionLoadersMixin()
+    state = {name: tensor.float() for name, tensor in module.state_dict().items()}
+    theirs = mixin._convert_ip_adapter_image_proj_to_diffusers(state, low_cpu_mem_usage=False)
+    return theirs.double().eval()
+
+
+@pytest.mark.parametrize("tokens", [4, 16])
+def test_face_embeddings(tokens: int) -> None:
+    """FaceID and portrait: one vector through an MLP to all tokens."""
+    module = _stirred(TokenMLP(12, OUT, tokens, width=24))
+    face = torch.randn(3, 12, dtype=torch.float64)
+    assert (module(face) - _theirs(module)(face)).abs().max() < SINGLE
+
+
+@pytest.mark.parametrize("shortcut", [False, True])
+def test_faces_and_their_look(shortcut: bool) -> None:
+    """FaceID-plus v1 returns what the perceiver makes, v2 adds it to the identity's tokens."""
+    module = _stirred(FacePerceiver(12, 20, OUT, 4, depth=4, heads=1, width=OUT, shortcut=shortcut))
+    face = torch.randn(3, 12, dtype=torch.float64)
+    look = torch.randn(3, 9, 20, dtype=torch.float64)
+    theirs = _theirs(module)
+    theirs.clip_embeds, theirs.shortcut, theirs.shortcut_scale = look[:, None], shortcut, 0.7
+    assert (module(face, look, 0.7) - theirs(face)).abs().max() < SINGLE
+
+
+def test_timesteps_modulate() -> None:
+    """The resampler of InstantX's SD3.5 adapter."""
+    from diffusers.loaders.transformer_sd3 import SD3Transformer2DLoadersMixin
+
+    module = _stirred(TimeResampler(20, OUT, 5, depth=4, heads=2, width=48, time_width=32)).float()
+    mixin: Any = SD3Transformer2DLoadersMixin()
+    theirs = mixin._convert_ip_adapter_image_proj_to_diffusers(
+        module.state_dict(), low_cpu_mem_usage=False
+    )
+    features, timesteps = torch.randn(3, 9, 20), torch.tensor([3.0, 500.0, 999.0])
+    expected, _ = theirs(features, timesteps)
+    assert (module(features, timesteps) - expected).abs().max() < SINGLE
