@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from hostile import header, write
+from forge import header, write
 from imageprompt.checkpoint.source import open_source
 from imageprompt.checkpoint.sources.pickle_machine import PickleError
 from imageprompt.checkpoint.sources.torch_objects import TorchPickle

@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from hostile import CANARY, HOSTILE, adapter_shapes, header, torch_zip, whole, write
+from forge import adapter_shapes, header, torch_zip, whole, write
+from hostile import CANARY, HOSTILE
 from imageprompt.checkpoint.source import open_source
 from imageprompt.checkpoint.storage import read_file
 from imageprompt.errors import AdapterFileError, ImagePromptError, NotFoundError
@@ -165,8 +166,9 @@ def test_whole_files_of_broken_content(name: str, tmp_path: Path) -> None:
 def test_missing_layers_are_listed_up_to_five(tmp_path: Path) -> None:
     path = HOSTILE["missing layers"].make(tmp_path)
     ran = run(tmp_path / "told.json", ["inspect", str(path)])
-    assert "7 tensors of 36 are missing" in ran.out
-    assert ran.out.count(".to_k_ip.weight") == 5
+    (line,) = [line for line in ran.out.splitlines() if "missing" in line]
+    assert line.split()[0] == "7"
+    assert line.count(".to_k_ip.weight") == 5
 
 
 def test_mixed_dtypes_are_told_and_are_no_fault(tmp_path: Path) -> None:

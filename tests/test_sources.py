@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hostile import header, write
+from forge import header, write
 from imageprompt.checkpoint.source import open_source
 from imageprompt.checkpoint.storage import read_file, tensor_of
 from imageprompt.checkpoint.stored import Source
@@ -68,6 +68,19 @@ def test_torch_files(zipped: bool, container: str, tmp_path: Path) -> None:
     slow = [name for name, tensor in source.tensors.items() if not tensor.plain]
     assert slow == ["transposed", "window"]
     assert "2 tensors are" in source.notes[0]
+
+
+def test_the_state_of_a_module(tmp_path: Path) -> None:
+    """An ordered table with versions attached, in which the parameters share one tensor."""
+    module = torch.nn.Sequential(
+        torch.nn.Linear(3, 3), torch.nn.LayerNorm(3), torch.nn.Linear(3, 3)
+    )
+    module[2].weight = module[0].weight
+    torch.save(module.state_dict(), tmp_path / "a.pt")
+    source = open_source(tmp_path / "a.pt")
+    equal(source, module.state_dict())
+    assert source.notes == ()
+    assert source.tensors["0.weight"].storage == source.tensors["2.weight"].storage
 
 
 def test_dtypes_without_a_storage_class(tmp_path: Path) -> None:
@@ -243,10 +256,11 @@ def test_a_training_folder_of_this_project(tmp_path: Path) -> None:
     """The final adapter; before there is one, the newest whole checkpoint."""
     for step in (100, 200, 1000):
         saved(tmp_path / f"checkpoints/step-{step}/adapter.safetensors", step)
+        saved(tmp_path / f"checkpoints/step-{step}/state.safetensors")
     source = open_source(tmp_path)
     assert value(source) == 1000
     assert source.path == tmp_path
-    assert "step-1000 is read, the newest of 3 checkpoints" in source.notes
+    assert source.notes == ("step-1000 is read, the newest of 3 checkpoints",)
     assert value(open_source(tmp_path / "checkpoints")) == 1000
     assert value(open_source(tmp_path / "checkpoints/step-200")) == 200
 
@@ -268,7 +282,7 @@ def test_a_folder_of_broken_checkpoints_says_what_is_wrong(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors"]
+    "name", ["model.safetensors", "pytorch_model.bin", "pytorch_model_fsdp.bin"]
 )
 def test_a_checkpoint_of_accelerate(name: str, tmp_path: Path) -> None:
     saved(tmp_path / name, 3)
@@ -277,6 +291,7 @@ def test_a_checkpoint_of_accelerate(name: str, tmp_path: Path) -> None:
     source = open_source(tmp_path)
     assert value(source) == 3
     assert source.files == (tmp_path / name,)
+    assert source.notes == ()
 
 
 def test_several_models_in_one_checkpoint_are_told(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,11 +22,24 @@ _FILES = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "pytorch_model_fsdp.bin",
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.safetensors.index.json",
 )
 _INNER = ("pytorch_model", "pytorch_model_fsdp_0")  # accelerate with DeepSpeed, with FSDP
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_SHARD = re.compile(r".*-\d+-of-\d+\..*")
+# What lies beside the weights of a checkpoint and is none
+_STATE = (
+    "optim",
+    "random_states",
+    "rng_state",
+    "sampler",
+    "scaler",
+    "scheduler",
+    "state",
+    "training_args",
+)
 _NUMBERED = re.compile(r"(?:checkpoint|step|global_step|epoch)[-_]?(\d{1,12})")
 _MAX_DEPTH = 4
 
@@ -63,12 +75,8 @@ def _with_note(source: Source, folder: Path, note: str) -> Source:
 
 def _beside(found: Path) -> str:
     """Other weights in the folder that could have been meant."""
-    shard = re.compile(r".*-\d+-of-\d+\..*")
-    others = [
-        path.name
-        for path in _weights(found.parent)
-        if path != found and not shard.match(path.name) and not path.name.startswith("optim")
-    ]
+    weights = (path for path in _weights(found.parent) if path != found)
+    others = [path.name for path in weights if not _SHARD.match(path.name)]
     return f"{found.name} is read, not {', '.join(others[:3])} beside it" if others else ""
 
 
@@ -106,7 +114,7 @@ def _latest(folder: Path) -> Path | None:
 
 
 def _only_file(folder: Path) -> Source:
-    weights = list(_weights(folder))
+    weights = _weights(folder)
     if len(weights) == 1:
         return _with_note(_open(weights[0]), folder, f"{weights[0].name} is read")
     names = ", ".join(path.name for path in (weights or list(_inside(folder)))[:5])
@@ -115,8 +123,9 @@ def _only_file(folder: Path) -> Source:
     refuse(folder, f"it is a folder without weights ({names or 'empty'})", "Give the file itself.")
 
 
-def _weights(folder: Path) -> Iterator[Path]:
-    return (p for p in _inside(folder) if p.suffix in _SUFFIXES and p.is_file())
+def _weights(folder: Path) -> list[Path]:
+    named = (p for p in _inside(folder) if p.suffix in _SUFFIXES and not p.name.startswith(_STATE))
+    return [path for path in named if path.is_file()]
 
 
 def _inside(folder: Path) -> list[Path]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from imageprompt.checkpoint.foreign import refuse
 
-MAX_JSON = 32 * 2**20  # bytes: a table of 100,000 tensors
-MAX_ITEMS = 1_000_000  # brackets and commas: what a reader would make objects of
+MAX_JSON = 32 * 2**20  # bytes
+MAX_ITEMS = 500_000  # brackets and commas, of which a reader makes objects: 50,000 tensors
 _AGAIN = "Download it again."
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 MAX_PICKLE = 32 * 2**20  # bytes; the structure of a checkpoint takes some 200 for a tensor
 MAX_OPERATIONS = 1_000_000
+_MAX_KEY = 2**60  # below, a number is its own hash
 MAX_ARGUMENTS = 16  # of what is applied: a remembered tuple may be given a million times
 
 
@@ -176,6 +177,8 @@ class Machine:
         self.push(self.find_global(module, name))
 
     def memoize(self, index: int) -> None:
+        if not 0 <= index < _MAX_KEY:
+            raise ValueError
         self.memo[index] = self.stack[-1]
 
 
@@ -187,9 +190,13 @@ def pairs(items: list[Any]) -> dict[Any, Any]:
 
 
 def key(value: Any) -> Any:
-    """A dictionary key. Tuples may be nested so deeply that hashing never ends: by identity."""
-    if isinstance(value, tuple):
-        return Opaque("tuple", value)
+    """A dictionary key that is cheap to hash, else a stand-in, equal to nothing but itself.
+
+    Tuples can be nested so deeply that hashing never ends, and large numbers can be chosen to have
+    one hash, which makes a table quadratic.
+    """
+    if isinstance(value, tuple) or (isinstance(value, int) and abs(value) >= _MAX_KEY):
+        return Opaque(type(value).__name__)
     if value is None or isinstance(value, str | bytes | int | float | Opaque | Global):
         return value
     raise TypeError

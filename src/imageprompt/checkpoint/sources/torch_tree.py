@@ -15,7 +15,7 @@ from imageprompt.checkpoint.stored import Source, StoredTensor
 
 MAX_DEPTH = 32
 MAX_NAME = 512
-MAX_VALUES = 200_000
+MAX_VALUES = 50_000
 WRAPPERS = ("module", "state_dict", "model", "model_state_dict")  # what trainers put weights under
 
 
@@ -95,7 +95,7 @@ def _leaves(path: Path, root: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
                 return
             continue
         label = _label(key)
-        if label is None:
+        if label is None or len(prefix) + len(label) > MAX_NAME:
             refuse(path, f"it has a name of the kind {_kind(key)}, or one without end")
         if not isinstance(value, dict):
             yield f"{prefix}{label}", value
