@@ -42,7 +42,7 @@ def _validate(options: argparse.Namespace) -> int:
 def _convert(options: argparse.Namespace) -> int:
     from imageprompt.checkpoint.convert import convert
 
-    wishes = given(options, "to", "dtype", "base", "force")
+    wishes = given(options, "to", "dtype", "variant", "base", "force")
     _check_report(options)
     done = convert(options.source, options.target, **wishes, progress=wants_progress(options))
     _print(options, done)
@@ -125,6 +125,12 @@ def _add_convert(commands: Any) -> None:
     )
     command.add_argument(
         "--dtype", default=absent, metavar="TYPE", help="float32, float16, bfloat16 (as it is)"
+    )
+    command.add_argument(
+        "--variant",
+        default=absent,
+        metavar="NAME",
+        help="settle what the tensors leave open, e.g. faceid-plus-v2 (inspect lists them)",
     )
     _add_base(command, "for a training checkpoint of a base of your own")
     command.add_argument(

@@ -62,7 +62,7 @@ def validate(
     try:
         findings = _findings(open_source(place), against, widths)
     except AdapterFileError as error:
-        findings = [Problem("no-adapter", str(error))]
+        findings = [Problem("no-adapter", f"{error.rule}. {error.remedy}")]
     return Findings(path=str(place), checked=tuple(checked), findings=tuple(findings))
 
 
