@@ -36,6 +36,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = (5, 6, 7, 8)
 
 # What a file that is none of FORMATS most likely is, by its first bytes.
 _LOOKALIKES = (
@@ -88,6 +89,26 @@ def open_picture(source: PictureSource) -> Image.Image:
                 remedy="Fetch or export the picture again.",
             ) from error
         return _opaque_rgb(_upright(image, label), label)
+
+
+def picture_size(source: PictureSource) -> tuple[int, int]:
+    """Width and height of what `open_picture` would return, from the header: nothing is decoded.
+
+    Raises PictureError for what is no picture or breaks a limit; damage further on is not seen.
+    """
+    label = describe(source)
+    with ExitStack() as stack:
+        if isinstance(source, Image.Image):
+            image = source
+        else:
+            image = _identify(stack.enter_context(_stream(source, label)), label)
+        _check_size(image, label)
+        try:
+            turned = image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
+        except _DAMAGE:
+            turned = False
+        width, height = image.size
+        return (height, width) if turned else (width, height)
 
 
 def describe(source: object) -> str:

@@ -18,7 +18,7 @@ from imageprompt.errors import EncoderError, OptionError, PictureError, WrongBas
 from imageprompt.fingerprint import fingerprint
 from imageprompt.spec import Feature, NullRule
 from imageprompt.training.data import Features
-from imageprompt.training.pictures import to_pixels
+from imageprompt.training.pictures import Size, to_pixels
 from imageprompt.variants import Variant
 
 if TYPE_CHECKING:
@@ -104,9 +104,10 @@ class Encoders:
         """Pixels of a picture's side for one of its latents'."""
         return int(2 ** (len(self._vae.config.block_out_channels) - 1))
 
-    @property
-    def moment_channels(self) -> int:
-        return 2 * int(self._vae.config.latent_channels)
+    def moment_bytes(self, sizes: Sequence[Size]) -> int:
+        """Bytes of the largest moments of pictures of these sizes."""
+        area = max(width * height for width, height in sizes) // self.scale**2
+        return 2 * int(self._vae.config.latent_channels) * area * int(self._vae.dtype.itemsize)
 
     @torch.no_grad()
     def moments(self, pictures: Sequence[Image]) -> Tensor:
@@ -148,23 +149,17 @@ class Encoders:
         """What the image encoder makes of RGB pictures of any size, [n, ...]."""
         return self._encoder.encode(pictures, self._encoded).cpu()
 
-    def joined(self, encoded: Tensor | None, faces: Tensor | None) -> Features:
-        """The variant's features from what the encoder and the faces' embeddings say."""
-        if faces is not None and self.feature != "raw face_embeds":
-            faces = torch.nn.functional.normalize(faces, dim=-1)
-        parts = tuple(part for part in (faces, encoded) if part is not None)
-        return parts if len(parts) > 1 else parts[0]
-
     def null(self, faces: Tensor | None = None) -> Features:
         """Features of "no picture" by the variant's rule [1, ...]; `faces` tells their size."""
         no_face = None
         if self.reads_faces:
             no_face = torch.zeros(1, FACE_WIDTH) if faces is None else torch.zeros_like(faces[:1])
-        encoded = self._null_encoded if self.reads_pictures else None
-        return self.joined(encoded, no_face)
+        encoded = self.null_encoded if self.reads_pictures else None
+        return joined(self.feature, encoded, no_face)
 
     @cached_property
-    def _null_encoded(self) -> Tensor:
+    def null_encoded(self) -> Tensor:
+        """What the image encoder says of the null picture [1, ...]."""
         with torch.no_grad():
             if self.null_rule == "black picture":
                 from PIL import Image as Pillow
@@ -183,6 +178,10 @@ class Encoders:
         """What of the feature the encoder makes."""
         face = self.feature == "face_embeds + hidden_states[-2]"
         return "hidden_states[-2]" if face else self.feature
+
+    def identity(self) -> str:
+        """Changes when anything does that decides what is encoded."""
+        return f"{self.feature} {self.null_rule} {json.dumps(self.recipes, sort_keys=True)}"
 
     # ── names ───────────────────────────────────────────────────────────────────────────────────
 
@@ -206,6 +205,14 @@ class Encoders:
                 self._encoder.fingerprint, kind, self._encoded, json.dumps(settings, default=str)
             )
         return found
+
+
+def joined(feature: Feature, encoded: Tensor | None, faces: Tensor | None) -> Features:
+    """A variant's features from what the encoder says and the faces' embeddings."""
+    if faces is not None and feature != "raw face_embeds":
+        faces = torch.nn.functional.normalize(faces, dim=-1)
+    parts = tuple(part for part in (faces, encoded) if part is not None)
+    return parts if len(parts) > 1 else parts[0]
 
 
 def faces_of(embeddings: Sequence[Any], keys: Sequence[str]) -> Tensor:

@@ -110,6 +110,10 @@ class PictureOptions:
         """Different framings of a picture, 0 for endlessly many."""
         return self.views if self.crop == "random" or self.flip else 1
 
+    def identity(self) -> str:
+        """Changes when anything does that decides how a picture is framed."""
+        return f"{self.sizes} {self.crop} {self.chance_of_flip} {self.fixed_views}"
+
     def bucket(self, original: Size) -> int:
         """Which of `sizes` is nearest in aspect; of equal ones the largest that is not larger."""
         aspect = math.log(original[0] / original[1])

@@ -45,7 +45,8 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.damaged: dict[str, str] = {}
-        self._shards: list[str] = []
+        self._shards: dict[str, Addresses] = {}
+        self._names: list[str] = []
         self._known: Addresses = np.empty(0, "S32")
         self._where: NDArray[np.int64] = np.empty(0, np.int64)
         self._open: OrderedDict[str, tuple[Any, dict[str, int]]] = OrderedDict()
@@ -53,20 +54,16 @@ class Store:
 
     def refresh(self) -> None:
         """Look again at which shards there are; those that are cut short count as damaged."""
-        known = dict(zip(self._shards, range(len(self._shards)), strict=True))
         found = sorted(path.name for path in self.folder.glob(f"[0-9a-f]*{_SUFFIX}"))
-        parts, where = [], []
-        for number, name in enumerate(found):
-            if name in known:
-                mine = self._known[self._where == known[name]]
-            else:
-                mine = self._addresses_in(name)
-            parts.append(mine)
-            where.append(np.full(len(mine), number))
-        addresses = np.concatenate([np.empty(0, "S32"), *parts])
+        known = self._shards
+        self._shards = {
+            name: known[name] if name in known else self._addresses_in(name) for name in found
+        }
+        self._names = found
+        sizes = [len(mine) for mine in self._shards.values()]
+        addresses = np.concatenate([np.empty(0, "S32"), *self._shards.values()])
         order = np.argsort(addresses, kind="stable")
-        numbers = np.concatenate([np.empty(0, np.int64), *where])
-        self._shards, self._known, self._where = found, addresses[order], numbers[order]
+        self._known, self._where = addresses[order], np.repeat(np.arange(len(found)), sizes)[order]
 
     def has(self, addresses: Addresses) -> NDArray[np.bool_]:
         """Which of these entries are there."""
@@ -85,7 +82,7 @@ class Store:
                 rule="it is not in the cache",
                 remedy="Run `imageprompt prepare` again.",
             )
-        shard = self._shards[int(self._where[place])]
+        shard = self._names[int(self._where[place])]
         try:
             handle, sums = self._opened(shard)
             start = f"{address.decode()}."
@@ -100,14 +97,12 @@ class Store:
 
     def check(self) -> dict[str, str]:
         """Read everything: damaged shards and what is wrong with each."""
-        for place in np.unique(self._where, return_index=True)[1]:
-            shard = self._shards[int(self._where[place])]
-            for address in self._known[self._where == self._where[place]]:
-                try:
-                    self.read(bytes(address))
-                except CacheError as error:
-                    self.damaged[shard] = error.rule
-                    break
+        for shard, addresses in self._shards.items():
+            try:
+                for one in addresses:
+                    self.read(bytes(one))
+            except CacheError as error:
+                self.damaged[shard] = error.rule
         return self.damaged
 
     def drop(self, shard: str) -> None:
@@ -118,13 +113,13 @@ class Store:
         self.refresh()
 
     @contextmanager
-    def writing(self, partition: str) -> Iterator[None]:
-        """Hold the lock of a partition; waits for whoever holds it, sees what they wrote."""
+    def writing(self, partition: str, *, wait: bool = True) -> Iterator[None]:
+        """Hold the lock of a partition and see what others wrote before. Raises Timeout."""
         from filelock import FileLock
 
         locks = self.folder / "locks"
         locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / f"{partition}.lock"):
+        with FileLock(locks / f"{partition}.lock", timeout=-1 if wait else 0):
             for left in self.folder.glob(f".{partition}-*.tmp{_SUFFIX}"):
                 left.unlink(missing_ok=True)  # of a process that was killed: we hold the lock
             self.refresh()
@@ -209,4 +204,5 @@ def check_room(folder: Path, needed: int) -> None:
 def _sum(tensor: Tensor) -> int:
     import torch
 
-    return zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    content: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return zlib.crc32(content)

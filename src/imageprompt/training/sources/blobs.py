@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 from imageprompt.encoders.pictures import MAX_FILE_BYTES
 from imageprompt.errors import PictureError
@@ -22,8 +20,8 @@ class Blob(Protocol):
     def stamp(self) -> str:
         """Name, size and time, or whatever else tells that it was replaced; read from no data."""
 
-    def open(self) -> BinaryIO:
-        """From its first byte. Raises PictureError."""
+    def source(self) -> Path | bytes:
+        """What a picture is opened from. Raises PictureError."""
 
     def read(self) -> bytes:
         """All of it. Raises PictureError."""
@@ -46,22 +44,18 @@ class FileBlob:
             return f"{self.path}:missing"
         return f"{self.path}:{status.st_size}:{status.st_mtime_ns}"
 
-    def open(self) -> BinaryIO:
+    def source(self) -> Path:
+        return self.path
+
+    def read(self) -> bytes:
         try:
             if not self.path.is_file():
                 what = "it is a folder" if self.path.is_dir() else "there is no such file"
                 raise PictureError(self.label, rule=what, remedy="Check the path.")
-            return self.path.open("rb")
+            _check_size(self.path.stat().st_size, self.label)
+            return self.path.read_bytes()
         except (OSError, ValueError) as error:
             raise _unreadable(self.label, error) from error
-
-    def read(self) -> bytes:
-        with self.open() as stream:
-            try:
-                _check_size(os.fstat(stream.fileno()).st_size, self.label)
-                return stream.read()
-            except OSError as error:
-                raise _unreadable(self.label, error) from error
 
 
 @dataclass(frozen=True)
@@ -82,8 +76,8 @@ class RangeBlob:
     def stamp(self) -> str:
         return f"{self.shard}:{self.shard_stamp}:{self.offset}:{self.size}"
 
-    def open(self) -> BinaryIO:
-        return io.BytesIO(self.read())
+    def source(self) -> bytes:
+        return self.read()
 
     def read(self) -> bytes:
         _check_size(self.size, self.label)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from imageprompt.errors import OptionError, PictureError
 from imageprompt.training.reading import read_into
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from imageprompt.training.sources.blobs import Blob
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,12 @@ class Record:
     picture: Blob
     reference: Blob | None = None
     id_embed: Blob | None = None
+
+    def size(self) -> tuple[int, int]:
+        """Width and height of the upright picture, from its header. Raises PictureError."""
+        from imageprompt.encoders.pictures import picture_size
+
+        return self._named(picture_size, self.picture)
 
     def open_picture(self) -> Image:
         """The picture, upright and RGB. Raises PictureError."""
@@ -54,8 +63,13 @@ class Record:
     def _opened(self, blob: Blob) -> Image:
         from imageprompt.encoders.pictures import open_picture
 
+        return self._named(open_picture, blob)
+
+    @staticmethod
+    def _named(read: Callable[[Path | bytes], T], blob: Blob) -> T:
+        """What `read` makes of a blob, whose name is in the errors."""
         try:
-            return open_picture(blob.read())
+            return read(blob.source())
         except PictureError as error:
             raise PictureError(blob.label, rule=error.rule, remedy=error.remedy) from error
 

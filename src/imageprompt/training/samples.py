@@ -1,0 +1,55 @@
+"""Opens the training samples that a configuration asks for, live or from a feature cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from imageprompt.training.cached import CachedSamples, PreparedSet, set_path
+from imageprompt.training.features import Encoders
+from imageprompt.training.live import LiveSamples
+from imageprompt.training.pictures import PictureOptions
+from imageprompt.training.prepare import Told, prepare
+from imageprompt.training.quarantine import Quarantine
+from imageprompt.training.sources import DataOptions, open_data
+
+
+def open_samples(
+    data: str | Mapping[str, Any],
+    cache: str | None,
+    encoders: Encoders,
+    options: PictureOptions,
+    *,
+    online: bool = False,
+    announce: Callable[[str], None] = lambda line: None,
+    told: Told = lambda what, done, total: None,
+) -> LiveSamples | CachedSamples:
+    """The samples of `data`; with a `cache`, what it lacks is encoded first.
+
+    Several processes that open the same cache share that work. Raises OptionError, NotFoundError,
+    PictureError, CacheError.
+    """
+    source = DataOptions.of(data)
+    records = open_data(source)
+    if cache is None:
+        quarantine = Quarantine(len(records), source.max_broken, records.troubles())
+        return LiveSamples(records, encoders, options, quarantine)
+    folder = Path(cache).expanduser()
+    path = set_path(folder, records, encoders, options, online)
+    work = (records, encoders) if online and encoders.reads_pictures else None
+    if path.is_file():
+        samples = CachedSamples(folder, PreparedSet.load(path), work)
+        if samples.complete():
+            return samples
+    prepare(
+        records,
+        encoders,
+        options,
+        folder,
+        max_broken=source.max_broken,
+        online=online,
+        announce=announce,
+        told=told,
+    )
+    return CachedSamples(folder, PreparedSet.load(path), work)
