@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import time
 from functools import lru_cache
 from pathlib import Path
@@ -102,3 +103,12 @@ def same(a: Trainer, b: Trainer) -> bool:
         (a.optimiser.state[a.named[name]], b.optimiser.state[b.named[name]]) for name in a.named
     ]
     return all(torch.equal(left[name], right[name]) for left, right in pairs for name in left)
+
+
+def figures(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in line.items() if k not in ("pictures_per_second", "eta_seconds")}
+        for line in lines
+    ]

@@ -6,7 +6,7 @@ import math
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ class Trainer:
         self.adapter, self.denoiser, self.scheduler = adapter, denoiser, scheduler
         self.samples, self.config, self.folder = samples, config, folder
         self.processes = processes or Processes(str(next(adapter.parameters()).device))
-        self.identity = identity or Identity(asdict(config))
+        self.identity = identity or Identity(config.identity())
         self.objective = objective or Objective(
             drops=config.drops,
             timesteps=config.timesteps,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from imageprompt.errors import OptionError
 from imageprompt.training.objective import Drops, Timesteps
 
 SCHEDULES = ("constant", "cosine", "linear")
+FREE = ("save_every", "validate_every", "log_every", "keep")
+"""What may differ between a run and its continuation: no weight depends on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,3 +67,7 @@ class TrainConfig:
         if self.schedule == "linear":
             return self.rate * (1 - fallen)
         return self.rate * 0.5 * (1 + math.cos(math.pi * fallen))
+
+    def identity(self) -> dict[str, Any]:
+        """What a run and its continuation must share, as plain values."""
+        return {name: value for name, value in asdict(self).items() if name not in FREE}
