@@ -11,6 +11,11 @@ import torch
 import imageprompt as ip
 from hosts_table import CASES
 from imageprompt import variants
+from imageprompt.checkpoint import formats
+from imageprompt.checkpoint.detect import identify
+from imageprompt.checkpoint.formats import FORMATS
+from imageprompt.checkpoint.source import open_source
+from imageprompt.checkpoint.writer import write_safetensors
 from imageprompt.errors import OptionError
 from imageprompt.registry import Registry
 from imageprompt.variants import VARIANTS
@@ -94,6 +99,61 @@ def test_a_variant_is_one_file(tmp_path: Path) -> None:
         assert not torch.equal(case.read(unet, inputs), plain)
     loaded.detach()
     assert torch.equal(case.read(unet, inputs), plain)
+
+
+NEW_FORMAT = '''
+"""shouted: the standard layout in capitals."""
+from imageprompt.checkpoint.formats.contract import Parts, Read
+
+
+class Shouted:
+    name = "shouted"
+    summary = "the standard layout in capitals"
+    suffixes = (".safetensors",)
+    writable = True
+    nested = False
+
+    def claims(self, names):
+        return any(name.startswith("PROJ.") for name in names)
+
+    def read(self, tensors):
+        parts = {"PROJ": {}, "SITES": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest.lower()] = tensor
+        return Read(Parts(parts["PROJ"], parts["SITES"]))
+
+    def write(self, parts):
+        flat = {f"PROJ.{name.upper()}": tensor for name, tensor in parts.projector.items()}
+        return flat | {f"SITES.{name.upper()}": tensor for name, tensor in parts.sites.items()}
+
+
+FORMAT = Shouted()
+'''
+
+
+@pytest.fixture
+def shouted_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "shouted.py").write_text(NEW_FORMAT)
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
+    FORMATS.__dict__.pop("_members", None)
+    yield
+    FORMATS.__dict__.pop("_members", None)
+
+
+@pytest.mark.usefixtures("shouted_format")
+def test_a_format_is_one_file(tmp_path: Path) -> None:
+    """Written, told by its names, and loaded, by programs that never heard of it."""
+    unet = CASES["tiny"].unet()
+    adapter = ip.Adapter.create("full", denoiser=unet, encoder=_Encoder())
+    adapter.save(tmp_path / "a.safetensors")
+    parts = identify(open_source(tmp_path / "a.safetensors")).parts
+    loud = FORMATS["shouted"].write(parts)
+    write_safetensors(tmp_path / "loud.safetensors", loud, {})
+    found = identify(open_source(tmp_path / "loud.safetensors"))
+    assert (found.format, found.variants, found.problems) == ("shouted", ("full",), ())
+    loaded = ip.Adapter.load(tmp_path / "loud.safetensors").module.state_dict()
+    assert all(torch.equal(loaded[name], t) for name, t in adapter.module.state_dict().items())
 
 
 def test_unknown_names_name_the_nearest() -> None:

@@ -49,6 +49,7 @@ class Site:
     width: int
     """Inner width of the attention (heads x head width)."""
     heads: int
+    """0 where only a base's tensors were seen: they do not tell."""
     text_width: int
     """Width of the tokens that K' and V' read."""
     role: Role

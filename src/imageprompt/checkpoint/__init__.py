@@ -1,1 +1,1 @@
-"""Adapter files: storage (bytes to tensors) · formats (layouts) · detect (what is it?)."""
+"""Adapter files: sources (bytes) · formats (layouts) · detect (what is it?) · the jobs on them."""

@@ -131,23 +131,20 @@ def _shapes(tensors: Mapping[str, StoredTensor]) -> dict[str, Shape]:
 
 
 def _settled(tied: list[Match], metadata: Mapping[str, str]) -> list[Match]:
-    """Those of one host: the one that metadata names, else that of a published file.
+    """Those of one host and variant that metadata names; else of the host of a published file.
 
-    A general variant goes where a special one fits as well, unless metadata names it. Where
-    metadata names one that fits, the others go.
+    A general variant goes where a special one fits as well.
     """
     families = [match.host.family for match in tied]
     family = metadata.get("host", "")
     if family not in families:
         hits = [m.host.family for m in tied if m.projector and m.variant and _is_published(m)]
         family = next(iter(hits or families), "")
-    special = {meant_before(match.variant) for match in tied if match.variant}
-    general = special - {metadata.get("variant")}
-    kept = [m for m in tied if m.variant is None or m.variant.name not in general]
-    kept = [match for match in kept if match.host.family == family]
+    kept = [match for match in tied if match.host.family == family]
     told = metadata.get("variant")
     named = [m for m in kept if m.variant and told in (m.variant.name, *twins(m.variant))]
-    return named or kept
+    special = {meant_before(match.variant) for match in kept if match.variant}
+    return named or [m for m in kept if m.variant is None or m.variant.name not in special]
 
 
 def _is_published(match: Match) -> bool:
