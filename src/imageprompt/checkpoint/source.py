@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from imageprompt.checkpoint.foreign import refuse
-from imageprompt.checkpoint.sources.folders import open_folder
-from imageprompt.checkpoint.sources.sharded import INDEX_SUFFIX, read_sharded
-from imageprompt.checkpoint.sources.single import open_file
+from imageprompt.checkpoint.sources.single import INDEX_SUFFIX, open_file
 from imageprompt.checkpoint.stored import Source
 
 
@@ -18,10 +16,16 @@ def open_source(path: Path) -> Source:
     wrong with it. Tensor names in the result are printable and short.
     """
     try:
-        if path.is_dir():
-            return open_folder(path)
-        if path.name.endswith(INDEX_SUFFIX):
-            return read_sharded(path)
+        if path.is_dir() or path.name.endswith(INDEX_SUFFIX):
+            return _open_several(path)
         return open_file(path)
     except OSError as error:  # a folder on the way that may not be entered, a name too long
         refuse(path, f"it cannot be read ({error.strerror})", "Check its name and permissions.")
+
+
+def _open_several(path: Path) -> Source:
+    """A folder or an index; what reads them is loaded for them only."""
+    from imageprompt.checkpoint.sources.folders import open_folder
+    from imageprompt.checkpoint.sources.sharded import read_sharded
+
+    return open_folder(path) if path.is_dir() else read_sharded(path)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from imageprompt.checkpoint.source import open_source
 from imageprompt.checkpoint.sources.torch_objects import DTYPES
-from imageprompt.checkpoint.stored import StoredTensor
+from imageprompt.checkpoint.values import Weights
 from imageprompt.errors import AdapterFileError, NotFoundError
 from imageprompt.files import write_atomically
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
@@ -42,15 +43,28 @@ def read_file(path: Path) -> Stored:
     return Stored(tensors, dict(source.metadata))
 
 
-def tensor_of(stored: StoredTensor) -> Tensor:
+def tensor_of(weights: Weights) -> Tensor:
     """One stored tensor, read into memory of its own."""
     import torch
 
-    dtype = getattr(torch, _DTYPES[stored.dtype])
-    content = stored.read()
+    dtype = torch_dtype(weights.dtype)
+    content = bytearray().join(weights.chunks())
     if not content:  # torch takes no empty buffers
-        return torch.empty(stored.shape, dtype=dtype)
-    return torch.frombuffer(content, dtype=dtype).reshape(stored.shape)
+        return torch.empty(weights.shape, dtype=dtype)
+    return torch.frombuffer(content, dtype=dtype).reshape(weights.shape)
+
+
+def dtype_name(name: str) -> str:
+    """A dtype of files in torch's words: "F16" is float16."""
+    return _DTYPES.get(name, name)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a dtype of files."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, dtype_name(name))
+    return dtype
 
 
 def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -66,14 +80,15 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
             save_file(whole, temporary, dict(metadata))
     elif path.suffix in PICKLE_SUFFIXES:
         with write_atomically(path) as temporary:
-            torch.save(_nest(whole), temporary)
+            torch.save(nest(whole), temporary)
     else:
         raise AdapterFileError(
             str(path), rule="an adapter file ends in .safetensors or .bin", remedy="Rename it."
         )
 
 
-def _nest(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def nest(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """A dictionary for each part, the name up to its first dot: the standard pickle."""
     nested: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")

@@ -10,8 +10,8 @@ from pathlib import Path
 from imageprompt.checkpoint.foreign import refuse
 from imageprompt.checkpoint.sources.dcp import METADATA, read_dcp
 from imageprompt.checkpoint.sources.deepspeed import model_file
-from imageprompt.checkpoint.sources.sharded import INDEX_SUFFIX, read_sharded
-from imageprompt.checkpoint.sources.single import open_file
+from imageprompt.checkpoint.sources.sharded import read_sharded
+from imageprompt.checkpoint.sources.single import INDEX_SUFFIX, open_file
 from imageprompt.checkpoint.stored import Source
 from imageprompt.errors import AdapterFileError
 

@@ -57,7 +57,7 @@ class Opaque:
     state: Any = None
 
 
-@dataclass(slots=True)
+@dataclass
 class Machine:
     """Runs one pickle that starts at `position` of `data`; afterwards `position` is its end."""
 
@@ -71,9 +71,13 @@ class Machine:
 
     def run(self) -> Any:
         """The pickled value. Raises PickleError, or what `find` and `load` raise."""
+        data, end = self.data, len(self.data)
         try:
             for _ in range(MAX_OPERATIONS):
-                code = self.take(1)[0]
+                if self.position >= end:
+                    raise PickleCut("its pickle is cut off")
+                code = data[self.position]
+                self.position += 1
                 if code == 0x2E:  # STOP
                     return self.stack.pop()
                 operation = _OPERATIONS.get(code)

@@ -10,7 +10,6 @@ from imageprompt.checkpoint.sources.raw import RawFile
 from imageprompt.checkpoint.sources.single import open_file
 from imageprompt.checkpoint.stored import Source
 
-INDEX_SUFFIX = ".index.json"
 MAX_SHARDS = 1000
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from imageprompt.checkpoint.foreign import explain_bytes, looks_like_old_pickle, refuse
 from imageprompt.checkpoint.sources.raw import RawFile
 from imageprompt.checkpoint.sources.safetensors import looks_like_safetensors, read_safetensors
-from imageprompt.checkpoint.sources.torch_legacy import read_torch_legacy
-from imageprompt.checkpoint.sources.torch_tree import MAX_NAME, to_source
-from imageprompt.checkpoint.sources.torch_zip import read_torch_zip
 from imageprompt.checkpoint.stored import Source
 
+INDEX_SUFFIX = ".index.json"  # of the list of a sharded file's parts
+MAX_NAME = 512
 _START = 512
 
 
@@ -23,14 +22,21 @@ def open_file(path: Path) -> Source:
         start = raw.at(0, min(raw.size, _START))
         if looks_like_safetensors(start, raw.size):
             source = read_safetensors(raw)
-        elif start[:2] == b"PK":
-            source = to_source(path, read_torch_zip(raw))
-        elif start[:1] == b"\x80" or looks_like_old_pickle(start):
-            source = to_source(path, read_torch_legacy(raw))
+        elif start[:2] == b"PK" or start[:1] == b"\x80" or looks_like_old_pickle(start):
+            source = _read_torch(raw, zipped=start[:2] == b"PK")
         else:
             explain_bytes(path, start, raw.size)
     check_names(source)
     return source
+
+
+def _read_torch(raw: RawFile, zipped: bool) -> Source:
+    """A file of torch; what reads pickles is loaded for them alone, which takes a while."""
+    from imageprompt.checkpoint.sources.torch_legacy import read_torch_legacy
+    from imageprompt.checkpoint.sources.torch_tree import to_source
+    from imageprompt.checkpoint.sources.torch_zip import read_torch_zip
+
+    return to_source(raw.path, read_torch_zip(raw) if zipped else read_torch_legacy(raw))
 
 
 def check_names(source: Source) -> None:

@@ -10,11 +10,11 @@ from typing import Any, NoReturn
 from imageprompt.checkpoint.foreign import refuse
 from imageprompt.checkpoint.sources.deepspeed import MERGE, PARTITIONED, explain_training_state
 from imageprompt.checkpoint.sources.pickle_machine import Global, Opaque, PickleError
+from imageprompt.checkpoint.sources.single import MAX_NAME
 from imageprompt.checkpoint.sources.torch_objects import View
 from imageprompt.checkpoint.stored import Source, StoredTensor
 
 MAX_DEPTH = 32
-MAX_NAME = 512
 MAX_VALUES = 50_000
 WRAPPERS = ("module", "state_dict", "model", "model_state_dict")  # what trainers put weights under
 
