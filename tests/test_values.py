@@ -10,8 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from imageprompt.checkpoint.cast import Cast, as_tensor
+from imageprompt.checkpoint.cast import Cast
 from imageprompt.checkpoint.source import open_source
+from imageprompt.checkpoint.storage import tensor_of
 from imageprompt.checkpoint.stored import StoredTensor
 from imageprompt.checkpoint.values import constant, finite, full_hash, quick_hash, same_bytes
 from imageprompt.checkpoint.writer import write_pickle, write_safetensors
@@ -145,7 +146,7 @@ def test_casts_round_as_torch_does(dtype: torch.dtype, to: str, tmp_path: Path) 
     tensor = torch.randn(LONG // 4).to(dtype)
     cast = Cast.of(one(tensor, tmp_path), to)
     assert cast.nbytes == sum(len(chunk) for chunk in cast.chunks(1000))
-    assert torch.equal(as_tensor(cast), tensor.to(FLOATS[to]))
+    assert torch.equal(tensor_of(cast), tensor.to(FLOATS[to]))
 
 
 def test_whole_numbers_are_not_cast(tmp_path: Path) -> None:

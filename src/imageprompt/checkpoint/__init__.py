@@ -1,1 +1,1 @@
-"""Adapter files: sources (bytes) · formats (layouts) · detect (what is it?) · the jobs on them."""
+"""Adapter files: sources (bytes), formats (layouts), detect (what is it?), and the jobs on them."""

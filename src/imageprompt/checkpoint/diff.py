@@ -10,6 +10,7 @@ from imageprompt.checkpoint.checks import canonical
 from imageprompt.checkpoint.detect import identify
 from imageprompt.checkpoint.partners import locate_source, open_base
 from imageprompt.checkpoint.source import open_source
+from imageprompt.checkpoint.storage import torch_dtype
 from imageprompt.checkpoint.stored import CHUNK, ITEM_SIZES, StoredTensor
 from imageprompt.checkpoint.values import pieces, same_bytes
 from imageprompt.checkpoint.words import rows
@@ -180,6 +181,6 @@ def _decoded(data: bytes, dtype: str) -> NDArray[Any]:
         return wide.view(np.float32)
     if dtype in _PLAIN:
         return np.frombuffer(data, _PLAIN[dtype])
-    from imageprompt.checkpoint.cast import as_float32
+    import torch
 
-    return as_float32(data, dtype)
+    return torch.frombuffer(bytearray(data), dtype=torch_dtype(dtype)).float().numpy()

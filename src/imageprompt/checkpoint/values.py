@@ -50,6 +50,7 @@ _SPECIAL = {
     "F8_E5M2": _Exponents(_HALF),
     "F8_E4M3": _Exponents((0x7F, 0xFF)),
 }
+FLOATS = frozenset(_SPECIAL)
 
 
 def finite(weights: Weights) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from imageprompt.checkpoint.cast import NAMES
 from imageprompt.checkpoint.problems import Problem
+from imageprompt.checkpoint.storage import dtype_name
 from imageprompt.checkpoint.values import Weights
 
 LONGEST = 200  # characters of a stranger's text that are shown
@@ -13,7 +13,7 @@ LONGEST = 200  # characters of a stranger's text that are shown
 
 def dtype_names(tensors: Iterable[Weights]) -> tuple[str, ...]:
     """Their dtypes in torch's words, each once: ("float16", "float32")."""
-    return tuple(sorted({NAMES.get(tensor.dtype, tensor.dtype) for tensor in tensors}))
+    return tuple(sorted({dtype_name(tensor.dtype) for tensor in tensors}))
 
 
 def size_in_words(count: int) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from imageprompt.checkpoint.storage import nest, tensor_of
 from imageprompt.checkpoint.stored import ITEM_SIZES
 from imageprompt.checkpoint.values import Weights
 
@@ -35,14 +36,8 @@ def write_pickle(path: Path, tensors: Mapping[str, Weights], *, nested: bool) ->
     """Write `torch.save`'s file in place, flat or with a dictionary for each part."""
     import torch
 
-    from imageprompt.checkpoint.cast import as_tensor
-
-    tree: dict[str, object] = {}
-    for name, weights in tensors.items():
-        part, _, rest = name.partition(".")
-        into: dict[str, object] = tree.setdefault(part, {}) if nested else tree  # type: ignore[assignment]
-        into[rest if nested else name] = as_tensor(weights)
-    torch.save(tree, path)
+    whole = {name: tensor_of(weights) for name, weights in tensors.items()}
+    torch.save(nest(whole) if nested else whole, path)
 
 
 def _header(tensors: Mapping[str, Weights], metadata: Mapping[str, str]) -> bytes:
