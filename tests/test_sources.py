@@ -196,7 +196,11 @@ def test_what_holds_no_named_tensors(tmp_path: Path) -> None:
         ([torch.ones(2)], "the kind list"),
         ({"a": 1}, "no tensors, only a"),
         ({}, "empty table"),
-        ({"a": torch.zeros(0)}, "ZeRO-3"),
+        ({"a": torch.zeros(0)}, "1 of its 1 tensors are empty: .*ZeRO-3"),
+        (
+            {"module": {"a": torch.zeros(0), "b": torch.ones(2)}, "param_shapes": []},
+            "1 of its 2 tensors are empty: .*ZeRO-3",
+        ),
         ({"state": {}, "param_groups": []}, "state of an optimiser"),
         ({"optimizer_state_dict": {}}, "optimiser's partition"),
         (torch.nn.Linear(2, 2), "the kind torch.nn.modules.linear.Linear"),

@@ -23,7 +23,6 @@ _STARTS = (
     (b"\xff\xd8\xff", "a picture", _PICTURE),
     (b"gif8", "a picture", _PICTURE),
     (b"riff", "a picture or a sound", _PICTURE),
-    (b"bm", "a picture", _PICTURE),
     (b"gguf", "a GGUF model", "Give an adapter in .safetensors or .bin."),
     (b"ggml", "a GGML model", "Give an adapter in .safetensors or .bin."),
     (b"\x89hdf", "an HDF5 file, as Keras writes them", GIVE_AN_ADAPTER),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from imageprompt.checkpoint.foreign import refuse
+from imageprompt.checkpoint.stored import StoredTensor
 
 PARTITIONED = "DeepSpeed's ZeRO-3 keeps the weights in partitions, one for each process"
 MERGE = (
@@ -35,3 +37,14 @@ def explain_training_state(path: Path, value: Any) -> None:
         refuse(path, "it is an optimiser's partition, without names of weights", MERGE)
     if {"state", "param_groups"} <= value.keys():
         refuse(path, "it is the state of an optimiser", "Give the model's file beside it.")
+
+
+def check_whole(path: Path, value: Any, tensors: Mapping[str, StoredTensor]) -> None:
+    """Turn down a partition that was given by itself.
+
+    DeepSpeed leaves an empty tensor for each weight that it split; small ones stay whole.
+    """
+    empty = sum(not tensor.nbytes for tensor in tensors.values())
+    split = isinstance(value, dict) and "param_shapes" in value
+    if empty == len(tensors) or (empty and split):
+        refuse(path, f"{empty} of its {len(tensors)} tensors are empty: {PARTITIONED}", MERGE)

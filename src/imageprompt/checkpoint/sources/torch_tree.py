@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from imageprompt.checkpoint.foreign import refuse
-from imageprompt.checkpoint.sources.deepspeed import MERGE, PARTITIONED, explain_training_state
+from imageprompt.checkpoint.sources.deepspeed import check_whole, explain_training_state
 from imageprompt.checkpoint.sources.pickle_machine import Global, Opaque, PickleError
 from imageprompt.checkpoint.sources.single import MAX_NAME
 from imageprompt.checkpoint.sources.torch_objects import View
@@ -54,8 +54,7 @@ def to_source(path: Path, pickled: Pickled) -> Source:
             tensors[name] = pickled.locate(value)
     if not tensors:
         refuse(path, f"it holds no tensors, only {', '.join(left_out[:3]) or 'an empty table'}")
-    if not any(tensor.nbytes for tensor in tensors.values()):
-        refuse(path, f"all its {len(tensors)} tensors are empty, as {PARTITIONED}", MERGE)
+    check_whole(path, pickled.value, tensors)
     if left_out:
         notes.append(f"{len(left_out)} values are no tensors: {', '.join(left_out[:3])}")
     if pickled.leaves:
