@@ -7,51 +7,35 @@ address that follows from what it is made from, and is written under the lock of
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
-
-import torch
-from filelock import Timeout
-from torch import Tensor
 
 from imageprompt.errors import OptionError
 from imageprompt.files import check_folder
 from imageprompt.training.cached import PreparedSet, set_path, store_folder
 from imageprompt.training.features import Encoders
+from imageprompt.training.filling import Encoding, Told, fill
 from imageprompt.training.ordering import fingerprint_of
-from imageprompt.training.pictures import Framing, PictureOptions
-from imageprompt.training.planning import Entries, Plan
+from imageprompt.training.pictures import PictureOptions
+from imageprompt.training.planning import Plan
 from imageprompt.training.quarantine import Quarantine
 from imageprompt.training.sources import Records
-from imageprompt.training.store import CacheError, Store, check_room, partitions
+from imageprompt.training.store import Store, check_room
 from imageprompt.training.survey import survey
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-T = TypeVar("T")
-SHARD_BYTES = 2**26
-SHARD_ENTRIES = 1024
-
-Origins = Sequence[tuple[bytes, int]]
-"""Addresses of entries, and where each comes from."""
-
-Made = Iterator[tuple[bytes, dict[str, Tensor]]]
-Told = Callable[[str, int, int], None]
-"""Hears what is being done, how much of it is done, and how much there is."""
+NAMES = {"moments": "pictures", "text": "captions", "features": "image features"}
 
 
 @dataclass
 class Prepared:
-    """What was prepared. `encoded` and `kept`: entries by kind, made now and there before."""
+    """What was prepared. `encoded` and `kept`: entries by kind, made here and there before."""
 
     path: Path
     samples: int
     encoded: dict[str, int] = field(default_factory=dict)
+    room: dict[str, int] = field(default_factory=dict)
+    """Bytes that was not there before, by kind."""
     kept: dict[str, int] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
@@ -71,15 +55,17 @@ def prepare(
     max_broken: float = 0.02,
     online: bool = False,
     verify: bool = False,
+    dry_run: bool = False,
     batch_size: int = 8,
     announce: Callable[[str], None] = lambda line: None,
     told: Told = lambda what, done, total: None,
 ) -> Prepared:
     """Fill the cache in `folder` with all that these records need and is not there yet.
 
-    `online` leaves image features out; `verify` reads what is there and replaces what is damaged.
-    `announce` hears the disk it will take before anything is encoded. Raises OptionError (no room,
-    no fixed views), PictureError (too many broken), CacheError (disk full, picture replaced).
+    `online` leaves image features out; `verify` reads what is there and replaces what is damaged;
+    `dry_run` ends before anything is encoded. `announce` hears the disk it will take. Raises
+    OptionError (no room, no fixed views), PictureError (too many broken), CacheError (disk full,
+    picture replaced).
     """
     started = time.monotonic()
     if options.fixed_views == 0:
@@ -111,17 +97,18 @@ def prepare(
         kind: Store(store_folder(folder, kind, encoders.recipes[kind])) for kind in plan.entries
     }
     result.damaged = [line for store in stores.values() for line in _discard(store, verify)]
-    room = {}
     for kind, entries in plan.entries.items():
         missing = int((~stores[kind].has(entries.addresses)).sum())
         result.kept[kind] = len(entries.addresses) - missing
-        room[kind] = missing * entries.largest
+        result.room[kind] = missing * entries.largest
         if missing:
-            announce(f"{missing:,} {kind} to encode: {room[kind] / 1e9:.2f} GB in {str(folder)!r}")
-    check_room(folder, sum(room.values()))
-    work = _Encoding(records, encoders, plan, batch_size)
+            announce(f"{missing:,} {NAMES[kind]} to encode: {_in_words(result.room[kind])}")
+    _announce_room(result, folder, online or not encoders.reads_pictures, announce)
+    if dry_run:
+        return result
+    work = Encoding(records, encoders, plan, batch_size)
     for kind, entries in plan.entries.items():
-        result.encoded[kind] = _fill(kind, entries, stores[kind], work, told)
+        result.encoded[kind] = fill(kind, entries, stores[kind], work, told)
     tokens = plan.tokens(stores["text"])
     result.cut_captions = int((tokens > encoders.most_tokens).sum())
     prepared = plan.prepared_set(tokens, result.broken, fingerprint_of(records, encoders, options))
@@ -129,6 +116,22 @@ def prepare(
         prepared.save(path)
     result.seconds = time.monotonic() - started
     return result
+
+
+def _announce_room(
+    result: Prepared, folder: Path, lean: bool, announce: Callable[[str], None]
+) -> None:
+    """Say what it takes, before it is taken. Raises OptionError if it is not there."""
+    room, features = sum(result.room.values()), result.room.get("features", 0)
+    if room:
+        announce(f"together {_in_words(room)} in {str(folder)!r}")
+    if not lean and features > room / 2 and features > 10**9:
+        announce(f"online: true would leave {_in_words(features)} of image features out")
+    check_room(folder, room)
+
+
+def _in_words(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 10**8 else f"{size / 1e6:.2f} MB"
 
 
 def _discard(store: Store, verify: bool) -> list[str]:
@@ -140,83 +143,3 @@ def _discard(store: Store, verify: bool) -> list[str]:
             store.drop(shard)
         lines.append(f"{store.folder / shard}: {why}")
     return lines
-
-
-def _fill(kind: str, entries: Entries, store: Store, work: _Encoding, told: Told) -> int:
-    """Encode what is missing, partition by partition; returns how many entries were made here."""
-    size = max(1, min(SHARD_BYTES // max(entries.largest, 1), SHARD_ENTRIES))
-    parts = partitions(entries.addresses)
-    total, made = len(entries.addresses), 0
-    done: set[str] = set()
-    for wait in (False, True):  # first what nobody else is at, then whatever is left
-        for name, addresses in parts.items():
-            if name in done:
-                continue
-            try:
-                with store.writing(name, wait=wait):
-                    missing = addresses[~store.has(addresses)]
-                    for start in range(0, len(missing), size):
-                        chunk = [bytes(one) for one in missing[start : start + size]]
-                        store.write(name, work.encode(kind, entries.origins_of(chunk)))
-                        made += len(chunk)
-                        told(kind, made, total)
-                    done.add(name)
-            except Timeout:
-                continue
-    store.refresh()
-    return made
-
-
-class _Encoding:
-    """Encodes entries from the samples that they come from."""
-
-    def __init__(self, records: Records, encoders: Encoders, plan: Plan, batch_size: int) -> None:
-        self._records, self._encoders, self._plan = records, encoders, plan
-        self._batch = batch_size
-        self._pool = ThreadPoolExecutor(min(8, batch_size))
-
-    def encode(self, kind: str, origins: Origins) -> dict[bytes, dict[str, Tensor]]:
-        """Address and origin of each entry -> its tensors."""
-        encode = {"moments": self._moments, "text": self._text, "features": self._image}[kind]
-        return dict(encode(origins))
-
-    def _moments(self, origins: Origins) -> Made:
-        framed = [(*self._plan.framing(origin), address) for address, origin in origins]
-        framed.sort(key=lambda one: one[1].crop)  # stable: one size a batch
-        for _, alike in groupby(framed, key=lambda one: one[1].crop):
-            for rows in _batches(list(alike), self._batch):
-                shown = list(self._pool.map(lambda row: self._shown(row[0], row[1]), rows))
-                for row, one in zip(rows, self._encoders.moments(shown), strict=True):
-                    yield row[2], {"moments": one.clone()}
-
-    def _text(self, origins: Origins) -> Made:
-        for rows in _batches(origins, self._batch):
-            captions = [self._records.record(origin).text for _, origin in rows]
-            states, added = self._encoders.text(captions)
-            counts = self._encoders.token_counts(captions)
-            for row, (address, _) in enumerate(rows):
-                parts = {"states": states[row].clone(), "tokens": torch.tensor(counts[row])}
-                yield address, parts | {name: value[row].clone() for name, value in added.items()}
-
-    def _image(self, origins: Origins) -> Made:
-        for rows in _batches(origins, self._batch):
-            pictures = self._pool.map(
-                lambda row: self._records.record(row[1]).open_reference(), rows
-            )
-            for (address, _), one in zip(rows, self._encoders.image(list(pictures)), strict=True):
-                yield address, {"encoded": one.clone()}
-
-    def _shown(self, index: int, framing: Framing) -> Image:
-        record = self._records.record(index)
-        picture = record.open_picture()
-        if picture.size != framing.original:
-            raise CacheError(
-                f"picture {record.key!r}",
-                rule="it was replaced while the cache was being prepared",
-                remedy="Run `imageprompt prepare` again.",
-            )
-        return framing.apply(picture)
-
-
-def _batches(rows: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))

@@ -8,9 +8,10 @@ from typing import Any
 
 from imageprompt.training.cached import CachedSamples, PreparedSet, set_path
 from imageprompt.training.features import Encoders
+from imageprompt.training.filling import Told
 from imageprompt.training.live import LiveSamples
 from imageprompt.training.pictures import PictureOptions
-from imageprompt.training.prepare import Told, prepare
+from imageprompt.training.prepare import prepare
 from imageprompt.training.quarantine import Quarantine
 from imageprompt.training.sources import DataOptions, open_data
 

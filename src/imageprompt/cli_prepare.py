@@ -1,0 +1,95 @@
+"""The command `imageprompt prepare`: encodes a training set once, into the config's cache."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from imageprompt.terminal import add_command, add_json, print_json, wants_progress
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command to the parser."""
+    command = add_command(
+        commands,
+        "prepare",
+        _prepare,
+        "encode the pictures and captions of a training set once, into its cache",
+        "imageprompt prepare config.yaml",
+        "imageprompt prepare config.yaml --set cache=features --dry-run",
+        "imageprompt prepare config.yaml --verify",
+    )
+    add = command.add_argument
+    add("config", type=Path, metavar="CONFIG.yaml", help="the config of the run to prepare")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a key of the config; may be repeated",
+    )
+    add("--dry-run", action="store_true", help="say what there is to encode and what disk it takes")
+    add("--verify", action="store_true", help="read all of the cache; make anew what is damaged")
+    add_json(command)
+    command.epilog = (
+        f"{command.epilog}\n\nIt may be stopped and started again, and run several times at once:"
+        " nothing is\nencoded twice. `imageprompt train` prepares what is missing by itself."
+    )
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    from imageprompt.training.config import TrainingConfig
+    from imageprompt.training.prepare import NAMES
+    from imageprompt.training.preparing import prepare_for
+
+    config = TrainingConfig.load(options.config, options.set)
+    with _Bar(wants_progress(options)) as bar:
+        done = prepare_for(
+            config,
+            verify=options.verify,
+            dry_run=options.dry_run,
+            announce=lambda line: print(line, file=sys.stderr),
+            told=bar.told,
+        )
+    if options.json:
+        print_json(asdict(done) | {"path": str(done.path)})
+        return 0
+    for kind, name in NAMES.items():
+        if kind in done.kept:
+            print(f"{name}: {done.encoded.get(kind, 0):,} encoded, {done.kept[kind]:,} were there")
+    for line in [*done.damaged, *done.broken]:
+        print(f"  {line}")
+    print(
+        f"{done.samples:,} samples, {len(done.broken):,} of them broken, {done.enlarged:,} smaller "
+        f"than they are shown, {done.cut_captions:,} captions cut; {done.seconds:.0f} s"
+    )
+    return 0
+
+
+class _Bar:
+    """One progress bar after the other, for people who watch."""
+
+    def __init__(self, watched: bool) -> None:
+        self._watched, self._what = watched, ""
+        self._bar: Any = None
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def told(self, what: str, done: int, total: int) -> None:
+        """So much of this is done."""
+        if not self._watched:
+            return
+        if what != self._what:
+            from tqdm import tqdm
+
+            self.__exit__()
+            self._what, self._bar = what, tqdm(total=total, desc=what, unit="")
+        self._bar.update(done - self._bar.n)

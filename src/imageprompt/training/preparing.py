@@ -1,0 +1,50 @@
+"""From a config to a filled feature cache: opens what `prepare` needs, and asks for no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from imageprompt.errors import OptionError
+from imageprompt.training.base import FrozenBase
+from imageprompt.training.config import TrainingConfig
+from imageprompt.training.features import Encoders
+from imageprompt.training.filling import Told
+from imageprompt.training.prepare import Prepared, prepare
+from imageprompt.training.sources import DataOptions, open_data
+from imageprompt.training.train import pictures_of
+from imageprompt.variants import VARIANTS
+
+
+def prepare_for(
+    config: TrainingConfig,
+    *,
+    verify: bool = False,
+    dry_run: bool = False,
+    announce: Callable[[str], None] = lambda line: None,
+    told: Told = lambda what, done, total: None,
+) -> Prepared:
+    """Fill the cache that `config` names with all that its run reads. Raises as `prepare` does."""
+    if config.cache is None:
+        raise OptionError(
+            "config key 'cache'",
+            rule="it names no folder to prepare",
+            remedy="Add a line `cache: FOLDER`, or --set cache=FOLDER.",
+        )
+    data = DataOptions.of(config.data)
+    records = open_data(data)  # before the models: what is wrong with it is told at once
+    base = FrozenBase.load(
+        config.base, config.encoder, precision=config.mixed_precision, device=config.device
+    )
+    return prepare(
+        records,
+        Encoders(base, VARIANTS[config.variant]),
+        pictures_of(config),
+        Path(config.cache).expanduser(),
+        max_broken=data.max_broken,
+        online=config.online,
+        verify=verify,
+        dry_run=dry_run,
+        announce=announce,
+        told=told,
+    )
