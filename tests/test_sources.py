@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 import zipfile
@@ -362,6 +363,12 @@ def test_torch_dcp_folders(tmp_path: Path) -> None:
     equal(source, wanted)
     assert source.container == "torch DCP"
     assert "1 tensors outside 'model.' are left out" in source.notes
+    metadata = pickle.loads((tmp_path / "dcp/.metadata").read_bytes())
+    for place in metadata.storage_data.values():
+        place.offset = 0
+    (tmp_path / "dcp/.metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(AdapterFileError, match="its pieces overlap"):
+        open_source(tmp_path / "dcp")
     (tmp_path / "dcp/__0_0.distcp").unlink()
     with pytest.raises(AdapterFileError, match=r"1 of its files are missing \(__0_0.distcp\)"):
         open_source(tmp_path / "dcp")

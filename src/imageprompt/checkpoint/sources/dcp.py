@@ -57,6 +57,7 @@ def read_dcp(folder: Path) -> Source:
     lost = [file.name for file in files if not file.exists()]
     if lost:
         refuse(folder, f"{len(lost)} of its files are missing ({', '.join(lost[:5])})", _COPY)
+    _check_apart(index, pieces)
     tensors = {
         short: _tensor(index, known, pieces.get(full, []))
         for short, (full, known) in described.items()
@@ -109,6 +110,15 @@ def _pieces(folder: Path, storage: dict[Any, Any]) -> dict[str, list[_Piece]]:
             refuse(index, _DAMAGED)
         pieces.setdefault(name, []).append(_Piece(offsets, folder / file, *span))
     return pieces
+
+
+def _check_apart(index: Path, pieces: dict[str, list[_Piece]]) -> None:
+    """No two pieces overlap: reading them takes no longer than the files are large."""
+    ends: dict[Path, int] = {}
+    for piece in sorted((p for parts in pieces.values() for p in parts), key=lambda p: p.begin):
+        if piece.begin < ends.get(piece.file, 0):
+            refuse(index, "its pieces overlap", _COPY)
+        ends[piece.file] = piece.begin + piece.length
 
 
 def _tensor(index: Path, entry: Opaque, pieces: list[_Piece]) -> StoredTensor:
