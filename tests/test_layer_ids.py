@@ -212,6 +212,8 @@ def test_configs_that_make_no_model() -> None:
     ):
         with pytest.raises(ImagePromptError, match=r"config\.json"):
             HOSTS["unet"].from_config(config)
+    with pytest.raises(ImagePromptError, match=r"config\.json"):
+        HOSTS["flux"].from_config({"_class_name": "FluxTransformer2DModel", "num_layers": "many"})
     assert HOSTS["unet"].from_config({"_class_name": "AutoencoderKL"}) is None
     assert HOSTS["unet"].from_weights({"vision_model.embeddings.weight": (4, 4)}) is None
 

@@ -34,6 +34,9 @@ SiteKind = Literal["cross", "joint", "joint double", "joint single"]
 
 Role = Literal["style", "layout", "other"]
 
+OWN_BASE = "unet"
+"""The family of every UNet that is not a published one."""
+
 RESAMPLER_HEAD_WIDTH = 64
 """Head width of every published resampler: its heads are the rows of `to_q` / 64."""
 

@@ -18,15 +18,13 @@ from imageprompt.checkpoint.stored import Source, StoredTensor
 from imageprompt.checkpoint.values import same_bytes
 from imageprompt.errors import AdapterFileError
 from imageprompt.hosts import HOSTS
-from imageprompt.spec import AdapterSpec, HostSpec, Shape, Shapes
+from imageprompt.spec import OWN_BASE, AdapterSpec, HostSpec, Shape, Shapes
 from imageprompt.variants import VARIANTS, meant_before, twins
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["Identified", "Problem", "identify", "likely_families", "read_adapter"]
-
-UNKNOWN_HOST = "unet"  # a base of somebody's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +65,7 @@ def identify(source: Source, base: HostSpec | None = None) -> Identified:
     numbered = number(read, base)
     parts = Parts(read.parts.projector, numbered.sites, source.metadata)
     shapes = Parts(_shapes(parts.projector), _shapes(parts.sites))
-    own = source.metadata.get("host") == UNKNOWN_HOST
+    own = source.metadata.get("host") == OWN_BASE
     tied = _settled(matches(shapes, numbered.host, published=not own), source.metadata)
     best = tied[0] if tied else None
     variants = _variants(tied, source.metadata)
@@ -81,7 +79,7 @@ def identify(source: Source, base: HostSpec | None = None) -> Identified:
         differences=_differences(variants, known),
         published=tuple(one.name for one in known),
         spec=_spec(tied, variants),
-        host=best.host.family if best else UNKNOWN_HOST,
+        host=best.host.family if best else OWN_BASE,
         base=best.host if best else None,
         template=template,
         parts=parts,

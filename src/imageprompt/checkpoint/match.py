@@ -5,26 +5,19 @@ Nothing is known here of any variant, host or layout by name; all of them are tr
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from imageprompt import templates
 from imageprompt.checkpoint.formats import Parts
+from imageprompt.checkpoint.own_host import KEY, own_host
 from imageprompt.hosts import HOSTS
-from imageprompt.spec import AttentionLayer, HostSpec, ProjectorSpec, Shape, Shapes, Site, SiteKind
-from imageprompt.variants import (
-    VARIANTS,
-    Variant,
-    projector_shapes,
-    site_kinds,
-    site_shapes,
-)
+from imageprompt.spec import HostSpec, ProjectorSpec, Shape, Shapes
+from imageprompt.variants import VARIANTS, Variant, projector_shapes, site_kinds, site_shapes
 
 Reading = tuple[Variant, ProjectorSpec]
 PLAUSIBLE = 0.5  # share of equal tensors from which a file may be a damaged one of a published base
-_KEY = re.compile(r"(\d+)\.to_([kv])_ip\.weight")
 
 
 @dataclass(frozen=True)
@@ -72,11 +65,9 @@ def matches(shapes: Parts[Shape], base: HostSpec | None, *, published: bool = Tr
         tried = _tried(shapes, readings, hosts)
         tried = [m for m in tried if _plausible(m.template.sites, shapes.sites)]
     if not tried:
-        tried = [
-            match
-            for reading in readings
-            for match in _tried(shapes, [reading], _own_host(shapes.sites, reading))
-        ]
+        for reading in readings:
+            own = own_host(shapes.sites, site_kinds(reading[0]) if reading else ("cross",))
+            tried += _tried(shapes, [reading], [own] if own else [])
     least = min((match.misfit for match in tried), default=0)
     return [match for match in tried if match.misfit == least]
 
@@ -112,24 +103,24 @@ def _tried(
 
 
 def _match(shapes: Parts[Shape], reading: Reading | None, host: HostSpec) -> Match:
+    variant, projector = reading or (None, None)
     rank = lora_rank(shapes.sites)
-    if reading is None:
+    if variant is None or projector is None:
         sites = host.shapes() | (templates.lora(host, rank) if rank else {})
         template = Parts(shapes.projector, sites)
     else:
-        wanted = site_shapes(*reading[:1], host, reading[1], rank or templates.LORA_RANK)
-        template = Parts(projector_shapes(*reading), wanted)
+        sites = site_shapes(variant, host, projector, rank or templates.LORA_RANK)
+        template = Parts(projector_shapes(variant, projector), sites)
     misfit = sum(
         Difference.between(*pair).count
         for pair in ((template.projector, shapes.projector), (template.sites, shapes.sites))
     )
-    variant, projector = reading or (None, None)
     return Match(variant, projector, host, template, misfit)
 
 
 def _families(sites: Shapes, readings: Iterable[Reading | None]) -> list[HostSpec]:
     """The published bases whose text is as wide as the projector's tokens, or as K' reads."""
-    widths = {shape[-1] for name, shape in sites.items() if _KEY.fullmatch(name) and shape}
+    widths = {shape[-1] for name, shape in sites.items() if name.endswith(KEY) and shape}
     widths |= {reading[1].text_width for reading in readings if reading}
     return [spec for host in HOSTS for spec in host.families() if spec.text_width in widths]
 
@@ -140,52 +131,3 @@ def _plausible(template: Shapes, found: Shapes) -> bool:
     if not template or equal == len(found):
         return bool(template)
     return equal >= PLAUSIBLE * len(template.keys() | found.keys())
-
-
-def _own_host(sites: Shapes, reading: Reading | None) -> Iterator[HostSpec]:
-    """A base that is not published, as far as the file's own K', V' and LoRA tell."""
-    keys = {match[1]: shape for name, shape in sites.items() if (match := _KEY.fullmatch(name))}
-    keys = {i: shape for i, shape in keys.items() if len(shape) == 2}
-    widths = Counter(shape[1] for shape in keys.values())
-    if not keys:
-        return
-    kind = _kind(keys, site_kinds(reading[0]) if reading else ())
-    text_width = widths.most_common(1)[0][0]
-    found = [
-        Site(
-            name="",
-            file_id=i,
-            width=keys[i][0],
-            heads=_heads(keys[i][0], templates.size(sites, (f"{i}.norm_q.weight", 0))),
-            text_width=text_width,
-            role="other",
-            kind=kind,
-        )
-        for i in sorted(keys, key=int)
-    ]
-    family = next(s.family for h in HOSTS for s in h.families() if s.sites[0].kind == kind)
-    family = "unet" if kind == "cross" else family
-    yield HostSpec(family=family, sites=tuple(found), layers=tuple(_own_layers(sites, keys)))
-
-
-def _heads(width: int, head_width: int) -> int:
-    """As many as a norm over one head tells; 1 where there is none."""
-    return max(width // head_width, 1) if head_width else 1
-
-
-def _kind(ids: Iterable[str], wanted: Sequence[SiteKind]) -> SiteKind:
-    """Cross-attention has odd ids, for self-attention comes before it; joint attention has all."""
-    if all(int(i) % 2 for i in ids) or not wanted:
-        return "cross"
-    return wanted[0]
-
-
-def _own_layers(sites: Shapes, keys: Shapes) -> Iterator[AttentionLayer]:
-    """Every layer seen, and before each cross-attention a self-attention of the same width."""
-    seen = (name.split(".", 1)[0] for name in sites)
-    ids = {int(i) for i in seen if i.isdecimal()} | {int(i) - 1 for i in keys}
-    for i in sorted(ids):
-        places = (f"{i}.to_q_lora.up.weight", f"{i}.to_k_ip.weight", f"{i + 1}.to_k_ip.weight")
-        width = templates.size(sites, *((place, 0) for place in places))
-        read = keys[str(i)][1] if str(i) in keys else width
-        yield AttentionLayer(name="", file_id=str(i), width=width, input_width=read)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from imageprompt.errors import AttachError
 from imageprompt.spec import HostSpec, Shapes, Site
 
 
@@ -29,7 +30,15 @@ class FilesOnlyHost:
     def from_config(self, config: Mapping[str, Any]) -> HostSpec | None:
         if config.get("_class_name") != self.denoiser_class:
             return None
-        return HostSpec(family=self.name, sites=tuple(self.sites({**self.published, **config})))
+        try:
+            sites = tuple(self.sites({**self.published, **config}))
+        except (TypeError, ValueError) as error:
+            raise AttachError(
+                f"a {self.denoiser_class} config",
+                rule=f"its numbers make no model ({error})",
+                remedy="Give the config.json of a base.",
+            ) from None
+        return HostSpec(family=self.name, sites=sites)
 
     def from_weights(self, shapes: Shapes) -> HostSpec | None:
         return None  # nobody keeps a frozen transformer beside its adapter

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from imageprompt.spec import AttentionLayer, HostSpec, Role, Shapes, Site
+from imageprompt.spec import OWN_BASE, AttentionLayer, HostSpec, Role, Shapes, Site
 
 _WITH_ATTENTION = {"CrossAttnDownBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn"}
 _WITHOUT = {"DownBlock2D", "UpBlock2D", "UNetMidBlock2D", None}
@@ -172,6 +172,6 @@ def _roles(names: Iterable[str]) -> Callable[[str], Role]:
 
 
 def _family(sites: Sequence[Site], projects_text: bool) -> str:
-    """The published family whose sites these are, else "unet"."""
-    known = _FAMILIES.get((len(sites), sites[0].text_width, projects_text), "unet")
-    return known if max(site.width for site in sites) == 1280 else "unet"
+    """The published family whose sites these are, if one's."""
+    known = _FAMILIES.get((len(sites), sites[0].text_width, projects_text), OWN_BASE)
+    return known if max(site.width for site in sites) == 1280 else OWN_BASE
