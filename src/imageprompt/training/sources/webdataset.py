@@ -83,9 +83,9 @@ class TarRecords:
                 if kind := _KIND_OF.get(ending.lower()):
                     found[kind] = (offset, size)
         except DamagedShardError as error:
-            # the sample at the damage may lack a part of it
-            self._troubles[shard.path] = f"{error.rule}; {len(self)} samples before that are used"
-            return
+            if not found.keys() & {"text", "json"}:
+                found = {}  # the last one lacks its caption, which lies behind the damage
+            self._troubles[shard.path] = f"{error.rule}; what comes before that is used"
         self._add(number, key, found)
 
     def _add(self, number: int, key: str, found: Mapping[str, tuple[int, int]]) -> None:
