@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 import step_time
 import switch
 from bases import BASES, SD15, Base, fill, meta_unet
+from conftest import ROOT
 from hosts_table import CASES
 
 TINY = Base(
@@ -50,6 +52,21 @@ def test_switch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows = _run(switch, monkeypatch, tmp_path)
     assert len(rows) == 5
     assert all(row["wall"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_convert(tmp_path: Path) -> None:
+    """As a script, in processes of its own: what it measures is whole processes."""
+    path = tmp_path / "rows.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "convert.py"), "--quick"]
+    subprocess.run([*command, "--folder", str(tmp_path), "--json", str(path)], check=True)
+    rows = json.loads(path.read_text())["rows"]
+    assert len(rows) == 8
+    peaks = {(row["what"], row["file"]): row["peak_mb"] for row in rows}
+    for file in ("pytorch_model.bin", "model.safetensors"):
+        assert peaks["imageprompt convert", file] <= 60
+        assert peaks["the README's snippet", file] > 100  # it loads torch
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.json"]
 
 
 def test_fast_weights_are_sane() -> None:
