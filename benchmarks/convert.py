@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -83,7 +82,7 @@ def measured(command: list[str], caches: Path) -> tuple[float, float]:
     return seconds, usage.ru_maxrss / 1000
 
 
-def rows(source: Path, rounds: int) -> list[Row]:
+def rows(source: Path, rounds: int, caches: Path) -> list[Row]:
     """Ours and the peer's take turns, so that a disturbance falls on both."""
     target, snippets = source.with_name("adapter.safetensors"), source.with_name("peer.bin")
     ours = [sys.executable, "-m", "imageprompt"]
@@ -97,7 +96,7 @@ def rows(source: Path, rounds: int) -> list[Row]:
     taken: dict[str, list[tuple[float, float]]] = {what: [] for what in commands}
     for _ in range(1 + rounds):  # the first fills the caches
         for what, command in commands.items():
-            taken[what].append(measured(command, source.parent / "caches"))
+            taken[what].append(measured(command, caches))
     return [
         Row(what, source.name, [seconds for seconds, _ in times[1:]], max(mb for _, mb in times))
         for what, times in taken.items()
@@ -113,16 +112,16 @@ def main() -> None:
     options = parser.parse_args()
     found: list[Row] = []
     print(f"{'process':22} {'file':20} {'median s':>8} {'best s':>8} {'peak MB':>9}")
-    for name in FILES:  # one at a time: each is 3.5 GB
-        folder = Path(tempfile.mkdtemp(dir=options.folder))
-        try:
-            make = [sys.executable, str(MAKER), str(folder / name)]
-            subprocess.run([*make, *(["--quick"] if options.quick else [])], check=True)
-            os.sync()  # else its writing back disturbs what is measured
-            found += rows(folder / name, 1 if options.quick else options.rounds)
+    with tempfile.TemporaryDirectory() as caches:
+        for name in FILES:  # one at a time: each is 3.5 GB
+            with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+                source = Path(folder) / name
+                make = [sys.executable, str(MAKER), str(source)]
+                subprocess.run([*make, *(["--quick"] if options.quick else [])], check=True)
+                os.sync()  # else its writing back disturbs what is measured
+                rounds = 1 if options.quick else options.rounds
+                found += rows(source, rounds, Path(caches))
             print(*found[-4:], sep="\n", flush=True)
-        finally:
-            shutil.rmtree(folder)
     load = os.getloadavg()[0]
     print(f"{os.cpu_count()} cores, load {load:.1f}, files in the page cache")
     if options.json:
