@@ -192,6 +192,12 @@ def pipe(folder: Path) -> Path:
     return folder / "file.safetensors"
 
 
+def folder_of_pipes(folder: Path) -> Path:
+    for name in ("model_index.json", "latest"):
+        os.mkfifo(folder / name)
+    return folder
+
+
 def folder_of(*files: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         for name in files:
@@ -363,6 +369,7 @@ HOSTILE: dict[str, Hostile] = {
     "dangling link": Hostile(dangling, "which does not exist"),
     "pipe": Hostile(pipe, "it is no file"),
     "folder": Hostile(folder_of("readme.md"), "a folder without weights"),
+    "folder with pipes": Hostile(folder_of_pipes, "a folder without weights"),
     "folder with two files": Hostile(folder_of("a.bin", "b.safetensors"), "2 weight files"),
     "pipeline folder": Hostile(pipeline, "StableDiffusionPipeline"),
     "missing shard": Hostile(shards(SHARD), "1 of its 1 shards are missing"),

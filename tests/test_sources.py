@@ -274,6 +274,10 @@ def test_a_training_folder_of_this_project(tmp_path: Path) -> None:
     assert value(source) == 200
     assert "1 newer ones are not whole" in source.notes[-1]
 
+    (tmp_path / "checkpoints/step-200/adapter.safetensors").unlink()
+    (tmp_path / "checkpoints/step-200/adapter.safetensors").symlink_to(tmp_path / "gone")
+    assert value(open_source(tmp_path)) == 100
+
     saved(tmp_path / "adapter.safetensors", 7)
     assert value(open_source(tmp_path)) == 7
 

@@ -13,7 +13,7 @@ from imageprompt.checkpoint.sources.deepspeed import model_file
 from imageprompt.checkpoint.sources.sharded import read_sharded
 from imageprompt.checkpoint.sources.single import INDEX_SUFFIX, open_file
 from imageprompt.checkpoint.stored import Source
-from imageprompt.errors import AdapterFileError
+from imageprompt.errors import ImagePromptError
 
 # In this order: this project's own, accelerate's (new and old), diffusers'
 _FILES = (
@@ -82,11 +82,11 @@ def _beside(found: Path) -> str:
 
 def _newest(folder: Path, numbered: list[Path], depth: int) -> Source:
     """The newest checkpoint that opens; what was passed over is said."""
-    faults: list[AdapterFileError] = []
+    faults: list[ImagePromptError] = []
     for path in numbered:
         try:
             source = open_folder(path, depth + 1)
-        except AdapterFileError as error:
+        except ImagePromptError as error:
             faults.append(error)
             continue
         passed = f", {len(faults)} newer ones are not whole" if faults else ""
@@ -105,9 +105,8 @@ def _numbered(folder: Path) -> list[Path]:
 def _latest(folder: Path) -> Path | None:
     """DeepSpeed's file `latest` holds the name of a folder."""
     try:
-        with (folder / "latest").open("rb") as file:
-            name = file.read(256).decode().strip()
-    except (OSError, UnicodeDecodeError):
+        name = _beginning(folder / "latest", 256).decode().strip()
+    except UnicodeDecodeError:
         return None
     plain = name and Path(name).name == name and "\0" not in name
     return folder / name if plain and (folder / name).is_dir() else None
@@ -151,8 +150,18 @@ def _explain(folder: Path) -> None:
 
 def _json_value(path: Path, key: str) -> str:
     try:
-        with path.open("rb") as file:
-            value = json.loads(file.read(1 << 20)).get(key)
-    except (OSError, ValueError, AttributeError, RecursionError):
+        value = json.loads(_beginning(path, 1 << 20) or b"{}").get(key)
+    except (ValueError, AttributeError, RecursionError):
         return ""
     return ascii(value)[:60] if value else ""
+
+
+def _beginning(path: Path, count: int) -> bytes:
+    """The first bytes of a file; none where there is no such file (a pipe would never end)."""
+    try:
+        if not path.is_file():
+            return b""
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError:
+        return b""
