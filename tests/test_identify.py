@@ -67,6 +67,16 @@ def test_any_missing_tensor_is_named(name: str) -> None:
         assert found.variants == file.variants or "proj_in.weight" in gone
 
 
+def test_missing_tensors_of_an_unpublished_base() -> None:
+    """Half of K' gone: V' still tells the sites; and the rest of a LoRA tells its layers."""
+    shapes = {n: tuple(t.shape) for n, t in PUBLISHED[FACE].small("tiny").items()}
+    gone = ["ip_adapter.1.to_k_ip.weight", "ip_adapter.5.to_v_ip.weight"]
+    gone += ["ip_adapter.0.to_q_lora.up.weight", "ip_adapter.3.to_out_lora.down.weight"]
+    found = look(without(shapes, *gone))
+    assert (found.host, found.variants, codes(found)) == ("unet", ("faceid",), ["missing"])
+    assert all(name in found.problems[0].message for name in gone)
+
+
 def test_the_first_five_and_the_count() -> None:
     found = look(without(PUBLISHED[PLUS].shapes(), "ip_adapter.1", "ip_adapter.2"))
     (problem,) = found.problems

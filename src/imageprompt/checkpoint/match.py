@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from imageprompt import templates
 from imageprompt.checkpoint.formats import Parts
-from imageprompt.checkpoint.own_host import KEY, own_host
+from imageprompt.checkpoint.own_host import KEY, VALUE, own_host
 from imageprompt.hosts import HOSTS
 from imageprompt.spec import HostSpec, ProjectorSpec, Shape, Shapes
 from imageprompt.variants import VARIANTS, Variant, projector_shapes, site_kinds, site_shapes
@@ -120,7 +120,7 @@ def _match(shapes: Parts[Shape], reading: Reading | None, host: HostSpec) -> Mat
 
 def _families(sites: Shapes, readings: Iterable[Reading | None]) -> list[HostSpec]:
     """The published bases whose text is as wide as the projector's tokens, or as K' reads."""
-    widths = {shape[-1] for name, shape in sites.items() if name.endswith(KEY) and shape}
+    widths = {shape[-1] for name, shape in sites.items() if shape and name.endswith((KEY, VALUE))}
     widths |= {reading[1].text_width for reading in readings if reading}
     return [spec for host in HOSTS for spec in host.families() if spec.text_width in widths]
 

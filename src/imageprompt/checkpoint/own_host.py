@@ -6,15 +6,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from imageprompt.hosts import HOSTS
-from imageprompt.spec import OWN_BASE, AttentionLayer, HostSpec, Shapes, Site, SiteKind
+from imageprompt.spec import OWN_BASE, AttentionLayer, HostSpec, Shape, Shapes, Site, SiteKind
 from imageprompt.templates import size
 
 KEY = ".to_k_ip.weight"
+VALUE = ".to_v_ip.weight"
 
 
 def own_host(sites: Shapes, kinds: Sequence[SiteKind]) -> HostSpec | None:
-    """The sites that have a K', for a variant that enters these kinds; None if none has."""
-    keys = {name.removesuffix(KEY): shape for name, shape in sites.items() if name.endswith(KEY)}
+    """The sites that have a K' or V', for a variant that enters these kinds; None if none has."""
+    keys: dict[str, Shape] = {}
+    for suffix in (VALUE, KEY):
+        keys |= {n.removesuffix(suffix): shape for n, shape in sites.items() if n.endswith(suffix)}
     keys = {i: shape for i, shape in keys.items() if i.isdecimal() and len(shape) == 2}
     if not keys:
         return None
@@ -57,7 +60,7 @@ def _layers(sites: Shapes, keys: Shapes) -> Iterator[AttentionLayer]:
     seen = (name.split(".", 1)[0] for name in sites)
     ids = {int(i) for i in seen if i.isdecimal()} | {int(i) - 1 for i in keys}
     for i in sorted(ids):
-        places = (f"{i}.to_q_lora.up.weight", f"{i}{KEY}", f"{i + 1}{KEY}")
-        width = size(sites, *((place, 0) for place in places))
-        read = keys[str(i)][1] if str(i) in keys else width
+        near = keys.get(str(i)) or keys.get(str(i + 1)) or (0, 0)
+        width = size(sites, (f"{i}.to_q_lora.up.weight", 0)) or near[0]
+        read = near[1] if str(i) in keys else width
         yield AttentionLayer(name="", file_id=str(i), width=width, input_width=read)
