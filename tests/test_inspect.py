@@ -109,6 +109,16 @@ def test_metadata_cannot_write_to_the_terminal(tmp_path: Path) -> None:
 # ── the remedy is true ───────────────────────────────────────────────────────────────────────────
 
 
+def test_one_token_per_patch_is_counted_where_the_encoder_is_known(tmp_path: Path) -> None:
+    """Full-face: its tokens are the hidden states of the encoder that its width tells."""
+    assert ip.inspect(source(tmp_path, "full")).tokens is None
+    wide = {"image_proj.proj.0.weight": torch.randn(1280, 1280)}
+    wide |= {"image_proj.proj.0.bias": torch.ones(1280)}
+    wide |= {"image_proj.proj.2.weight": torch.randn(24, 1280)}
+    report = ip.inspect(source(tmp_path, "full", **wide))
+    assert (report.encoder["name"], report.tokens) == ("CLIP ViT-H/14", 257)
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_lines_for_diffusers_and_here_work(kind: str, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from imageprompt.checkpoint.checks import (
 from imageprompt.checkpoint.detect import Identified, identify
 from imageprompt.checkpoint.partners import locate_source, open_base
 from imageprompt.checkpoint.problems import PROJECTOR, SITES, Problem
-from imageprompt.checkpoint.published import encoder_name
+from imageprompt.checkpoint.published import POSITIONS, encoder_name
 from imageprompt.checkpoint.remedy import Remedy, remedies
 from imageprompt.checkpoint.source import open_source
 from imageprompt.checkpoint.values import FULL, QUICK, full_hash, quick_hash
@@ -54,7 +54,7 @@ class Report:
     sites: int
     text_width: int | None
     tokens: int | None
-    """Tokens a reference; None where that depends on the encoder (one per patch), or is unknown."""
+    """Tokens a reference; None where they are one per patch of an unknown encoder, or not told."""
     depth: int | None
     heads: int | None
     width: int | None
@@ -160,19 +160,19 @@ def inspect(path: Reference, deep: bool = False, base: Reference | None = None) 
 
 
 def _projector(found: Identified) -> dict[str, Any]:
-    """What the projector says about itself; all unknown where it is of no known variant."""
+    """What the projector says about itself; None is what no tensor tells."""
     spec = found.spec
     if spec is None:
         names = ("text_width", "tokens", "depth", "heads", "width", "null_rule")
         return dict.fromkeys(names) | {"encoder": {"feature": None, "width": None, "name": None}}
-    encoder = {"feature": spec.feature, "width": spec.feature_width}
+    name = encoder_name(spec.feature, spec.feature_width)
     return {
-        "text_width": spec.text_width,
-        "tokens": spec.tokens,
+        "text_width": spec.text_width or None,
+        "tokens": POSITIONS.get(name or "") if spec.tokens is None else spec.tokens or None,
         "depth": spec.depth or None,
         "heads": spec.heads or None,
         "width": spec.projector.width or None,
-        "encoder": encoder | {"name": encoder_name(spec.feature, spec.feature_width)},
+        "encoder": {"feature": spec.feature, "width": spec.feature_width or None, "name": name},
         "null_rule": spec.null_rule,
     }
 

@@ -24,6 +24,8 @@ _WIDTHS: dict[str, dict[Feature, int]] = {
     f"{ARCFACE} and {VIT_H}": {"face_embeds + hidden_states[-2]": 1280},
 }
 """What the encoders in use give out, and how wide it is."""
+POSITIONS = {VIT_H: 257, VIT_G: 257, VIT_L: 257, VIT_L_336: 577, SIGLIP: 729}
+"""How many hidden states they give of a picture, the class token's included."""
 _DEFAULT = ProjectorOptions()
 
 
