@@ -97,8 +97,9 @@ class Report:
         shape["width"] = self.width
         encoder = self.encoder
         dtypes = (f"{part} {' and '.join(names)}" for part, names in self.dtypes.items())
-        metadata = [f"{printable(k)}={printable(v)}" for k, v in self.metadata.items()]
-        metadata[SHOWN:] = [f"and {len(metadata) - SHOWN} more"] * (len(metadata) > SHOWN)
+        entries = list(self.metadata.items())
+        metadata = [f"{printable(key)}={printable(value)}" for key, value in entries[:SHOWN]]
+        metadata += [f"and {len(entries) - SHOWN} more"] if len(entries) > SHOWN else []
         return [
             ("format", f"{self.format}, in {self.container}"),
             ("variant", " or ".join(self.variants) or "unknown"),
