@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import time
 from functools import lru_cache
+from multiprocessing import forkserver, get_context
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +92,7 @@ def trainer(
     adapter.attach(unet)
     config = TrainConfig(**{"steps": 8, "batch": 5, "rate": 1e-3, "warmup": 2} | settings)
     scheduler = DDIMScheduler()
-    return Trainer(adapter, unet, scheduler, samples or Toy(), config, folder, **(more or {}))
+    return Trainer(adapter, unet, scheduler, samples or Toy(), config, Path(folder), **(more or {}))
 
 
 def weights(run: Trainer) -> dict[str, Tensor]:
@@ -112,3 +115,20 @@ def figures(folder: Path) -> list[dict[str, Any]]:
         {k: v for k, v in line.items() if k not in ("pictures_per_second", "eta_seconds")}
         for line in lines
     ]
+
+
+@lru_cache
+def server() -> ForkServerContext:
+    """Processes that start in milliseconds: they are forked from one that has torch loaded."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["toy_training"])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # it knows nothing of sys.path
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+    return context

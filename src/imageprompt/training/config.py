@@ -74,7 +74,7 @@ class TrainingConfig:
     crop: Literal["center", "random"] = "center"
     flip: bool = False
     buckets: bool = False
-    views: int = 1
+    views: int = 4
     online: bool = False
     steps: int = 10_000
     batch_size: int = 8

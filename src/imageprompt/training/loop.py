@@ -112,6 +112,8 @@ class Trainer:
         self._saved: int | None = None
         self._resume()
         self.model = self.processes.wrap(_LossOf(self))
+        if self.processes.count > 1:
+            self._settle()
 
     # ── running ─────────────────────────────────────────────────────────────────────────────────
 
@@ -175,6 +177,17 @@ class Trainer:
             self.scaler.scale(losses.mean() / config.accumulate).backward()
         self.window.add(losses, times)
         self.position += together
+
+    def _settle(self) -> None:
+        """A first pass that is thrown away.
+
+        After it DDP lays its buckets out anew, and in other buckets the gradients of three or more
+        processes are added in another order: that must not come between a run and its resumption.
+        """
+        position, sums = self.position, self.window.sums.clone()
+        self._accumulate(last=True)
+        self.optimiser.zero_grad(set_to_none=True)
+        self.position, self.window.sums = position, sums
 
     def _may_skip(self) -> bool:
         """A loss scale that was too high is halved, and the step left out."""

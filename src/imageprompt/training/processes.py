@@ -21,12 +21,7 @@ class Processes:
         from accelerate import Accelerator
         from accelerate.utils import DistributedDataParallelKwargs
 
-        # Looking for unused parameters keeps DDP from laying its buckets out anew after the first
-        # step, which would add the gradients of three or more processes in another order in a
-        # resumed run than in one never stopped. It also allows for branches that are dropped.
-        options = DistributedDataParallelKwargs(
-            find_unused_parameters=True, gradient_as_bucket_view=True, broadcast_buffers=False
-        )
+        options = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         self.accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[options])
         self.rank: int = self.accelerator.process_index
         self.count: int = self.accelerator.num_processes
