@@ -13,7 +13,7 @@ from PIL import Image
 
 import imageprompt as ip
 from imageprompt import bundled, errors, recipe
-from imageprompt.generate import generate, repeat
+from imageprompt.generation import generate, repeat
 from tiny_stack import SIDE, make_pipeline, make_xl_pipeline, save_stack
 
 QUICK: dict[str, Any] = {"steps": 2, "progress": False}

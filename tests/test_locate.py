@@ -16,7 +16,7 @@ from PIL import Image
 import imageprompt as ip
 from hub import Hub, serving
 from imageprompt.errors import NotFoundError, OptionError
-from imageprompt.generate import generate, repeat
+from imageprompt.generation import generate, repeat
 from imageprompt.locate import HubId, hub_id, locate_file, locate_folder, locate_pipeline
 
 ADAPTER = "someone/IP-Adapter/models/plus.safetensors"

@@ -5,9 +5,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-# The one eager name: a module and a function are both called `generate`, and importing the module
-# later would put it in the function's place. It loads no torch until it is called.
-from imageprompt.generate import generate
 from imageprompt.version import __version__
 
 if TYPE_CHECKING:
@@ -18,7 +15,7 @@ if TYPE_CHECKING:
     from imageprompt.checkpoint.validate import validate
     from imageprompt.encoders.pictures import open_picture
     from imageprompt.errors import ImagePromptError
-    from imageprompt.generate import GenerationResult, repeat
+    from imageprompt.generation import GenerationResult, generate, repeat
     from imageprompt.prompt import ImagePrompt
     from imageprompt.recipe import Recipe
     from imageprompt.training.config import TrainingConfig
@@ -27,7 +24,7 @@ if TYPE_CHECKING:
 # Public name -> the module that defines it; torch is loaded when a name that needs it is touched.
 _HOME = {
     "Adapter": "imageprompt.adapter",
-    "GenerationResult": "imageprompt.generate",
+    "GenerationResult": "imageprompt.generation",
     "ImagePrompt": "imageprompt.prompt",
     "ImagePromptError": "imageprompt.errors",
     "Recipe": "imageprompt.recipe",
@@ -36,9 +33,10 @@ _HOME = {
     "Report": "imageprompt.checkpoint.inspect",
     "convert": "imageprompt.checkpoint.convert",
     "diff": "imageprompt.checkpoint.diff",
+    "generate": "imageprompt.generation",
     "inspect": "imageprompt.checkpoint.inspect",
     "open_picture": "imageprompt.encoders.pictures",
-    "repeat": "imageprompt.generate",
+    "repeat": "imageprompt.generation",
     "train": "imageprompt.training.train",
     "validate": "imageprompt.checkpoint.validate",
 }

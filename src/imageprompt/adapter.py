@@ -29,14 +29,14 @@ from imageprompt.errors import (
     PromptError,
     WrongBaseError,
 )
-from imageprompt.fingerprint import fingerprint
+from imageprompt.fingerprint import fingerprint, versions
 from imageprompt.guidance import Branch, named_layout
 from imageprompt.locate import locate_file
 from imageprompt.projections import Projections
 from imageprompt.prompt import ImagePrompt
 from imageprompt.spec import POOLED, AdapterSpec, HostSpec, ProjectorOptions
 from imageprompt.variants import VARIANTS, pending
-from imageprompt.weights import AdapterModule, SiteWeights, versions
+from imageprompt.weights import AdapterModule, SiteWeights
 
 if TYPE_CHECKING:
     from imageprompt.encoders.pictures import PictureSource

@@ -79,7 +79,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _generate(options: argparse.Namespace) -> int:
     from imageprompt.files import check_folder
-    from imageprompt.generate import generate, repeat
+    from imageprompt.generation import generate, repeat
 
     request = given(
         options,

@@ -99,7 +99,7 @@ def _paint() -> dict[str, Any]:
 
     from PIL import Image
 
-    from imageprompt.generate import generate, repeat
+    from imageprompt.generation import generate, repeat
 
     start = time.perf_counter()
     reference = Image.new("RGB", (64, 64), (200, 30, 40))

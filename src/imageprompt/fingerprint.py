@@ -1,9 +1,9 @@
-"""A short name for weights: a hash of samples, the same whatever precision they load in."""
+"""Names for weights: a hash of samples, whatever their precision; and a mark of every change."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
@@ -23,3 +23,11 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         sample = flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES]
         digest.update(sample.half().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def versions(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
+    """Changes whenever a tensor is written to, moved or replaced.
+
+    Tensors made in inference mode keep no count of writes; only their place is told.
+    """
+    return tuple((t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors)

@@ -12,9 +12,9 @@ from torch import Tensor
 from imageprompt.attachment import Place
 from imageprompt.attention import split_heads
 from imageprompt.carrier import KeyValue
-from imageprompt.fingerprint import fingerprint
+from imageprompt.fingerprint import fingerprint, versions
 from imageprompt.prompt import ImagePrompt, Prepared
-from imageprompt.weights import AdapterModule, versions
+from imageprompt.weights import AdapterModule
 
 
 class Projections:

@@ -14,7 +14,7 @@ from torch import Tensor
 from imageprompt.carrier import KeyValue
 from imageprompt.checkpoint.storage import read_file, write_file
 from imageprompt.errors import AdapterFileError, PromptError
-from imageprompt.weights import versions
+from imageprompt.fingerprint import versions
 
 KIND = "image-prompt"
 _TOKENS = {"tokens", "null_tokens"}

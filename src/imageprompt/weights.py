@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -32,14 +32,6 @@ class AdapterModule(nn.Module):
             (site.to_k_ip(tokens), site.to_v_ip(tokens))  # type: ignore[operator]
             for site in self.ip_adapter.values()
         ]
-
-
-def versions(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
-    """Changes whenever a tensor is written to, moved or replaced.
-
-    Tensors made in inference mode keep no count of writes; only their place is told.
-    """
-    return tuple((t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors)
 
 
 def _linear(weight: Tensor) -> nn.Linear:

@@ -22,7 +22,7 @@ from imageprompt.files import check_folder, write_atomically
 if TYPE_CHECKING:
     from PIL import Image
 
-    from imageprompt.generate import GenerationResult
+    from imageprompt.generation import GenerationResult
 
 MOST = 40
 # which word the text changes, row by row
@@ -121,7 +121,7 @@ def _generate_row(
 
 
 def _generate(**options: Any) -> GenerationResult:
-    from imageprompt.generate import generate
+    from imageprompt.generation import generate
 
     return generate(**options, progress=False)
 
