@@ -39,6 +39,10 @@ def test_help_has_examples_and_exit_codes(command: str, capsys: pytest.CaptureFi
     assert all(len(line) <= 100 for line in text.splitlines())
 
 
+def remedies(report: ip.Report) -> dict[str, str]:
+    return {advice["where"]: advice["line"] for advice in report.as_dict()["remedies"]}
+
+
 # ── whole files ──────────────────────────────────────────────────────────────────────────────────
 
 READS = {
@@ -124,7 +128,7 @@ def test_one_token_per_patch_is_counted_where_the_encoder_is_known(tmp_path: Pat
 def test_the_lines_for_diffusers_and_here_work(kind: str, tmp_path: Path) -> None:
     from tiny_stack import make_pipeline
 
-    advice = ip.inspect(source(tmp_path, kind)).as_dict()["remedies"]
+    advice = remedies(ip.inspect(source(tmp_path, kind)))
     pipe = make_pipeline()
     pipe.unet = SITES["sd15"].unet()
     exec(advice["diffusers"], {"pipe": pipe})
@@ -148,7 +152,7 @@ def test_what_diffusers_cannot_load_is_said(
     pipe = make_pipeline()
     adapter = ip.Adapter.create(variant, denoiser=pipe.unet, encoder=pipe.image_encoder, **option)
     adapter.save(tmp_path / "adapter.safetensors")
-    advice = ip.inspect(tmp_path / "adapter.safetensors").as_dict()["remedies"]
+    advice = remedies(ip.inspect(tmp_path / "adapter.safetensors"))
     assert "cannot load it" in advice["diffusers"]
     line = {"weight_name": "adapter.safetensors", "image_encoder_folder": None}
     with pytest.raises((ValueError, RuntimeError, NotImplementedError)):
@@ -157,7 +161,7 @@ def test_what_diffusers_cannot_load_is_said(
 
 def test_a_checkpoint_is_converted_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = SAVERS["training_folder"](wrapper("sd15", "base"), tmp_path / "run")
-    advice = ip.inspect(folder).as_dict()["remedies"]
+    advice = remedies(ip.inspect(folder))
     monkeypatch.chdir(tmp_path)
     assert cli.main(advice["first"].split()[1:]) == 0
     assert Path("adapter.safetensors").is_file()
@@ -179,6 +183,7 @@ def test_what_is_missing_is_named_and_counted(
     assert "8 of 36" in out
     assert "ip_adapter.1.to_k_ip.weight" in out
     assert "imageprompt generate" not in out
+    assert "first  fetch it again" in out
     code, out, _ = run(capsys, "inspect", path, "--json")
     assert code == 1
     assert [problem["code"] for problem in json.loads(out)["problems"]] == ["missing"]
@@ -193,6 +198,8 @@ def test_a_deep_look_finds_what_shapes_hide(tmp_path: Path) -> None:
     assert "ip_adapter.5.to_v_ip.weight" in report.problems[0].message
     assert "ip_adapter.7.to_v_ip.weight" in report.problems[1].message
     assert report.hashes.keys() == {"sha256-ends", "sha256"}
+    told = [advice.line.split(" ")[2] for advice in report.remedies if advice.where == "first"]
+    assert told == ["earlier", "later"]  # two problems, two ways out
 
 
 def test_files_that_are_no_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

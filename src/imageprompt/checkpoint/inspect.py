@@ -79,7 +79,7 @@ class Report:
         return not self.problems
 
     def as_dict(self) -> dict[str, Any]:
-        advice = {remedy.where: remedy.line for remedy in self.remedies}
+        advice = [vars(remedy) for remedy in self.remedies]
         return {**vars(self), "problems": problem_dicts(self.problems), "remedies": advice}
 
     def __str__(self) -> str:

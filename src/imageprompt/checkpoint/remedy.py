@@ -40,6 +40,16 @@ _COMFYUI = {
     '"plusv2" in the file\'s name',
     "portrait-unnorm": f'{_IPADAPTER_PLUS}; it goes by "unnorm" in the file\'s name',
 }
+_FETCH = "fetch it again, or convert the checkpoint that it came from again"
+_CURES = {
+    "not-finite": "take an earlier checkpoint: this training had diverged",
+    "constant": "take a later checkpoint: these weights are where a training starts",
+    "untrained": "take a later checkpoint: these weights are where a training starts",
+    "copies-differ": "save the checkpoint again: which of the two copies is right, nobody can tell",
+    "unknown-layers": "name the base that it was trained on: --base DIR",
+    "mismatched": "take both halves from one adapter",
+}
+"""What to do about a problem, by its code."""
 _COMFYUI["faceid-plus-v2"] = _COMFYUI["faceid-plus"]
 
 
@@ -59,7 +69,8 @@ def remedies(found: Identified, source: Source, problems: Sequence[Problem]) -> 
     words, example = _BASES.get(found.host, ("the base that it was trained on", ""))
     base = Remedy("base", f"{words}, such as {example}" if example else words)
     if problems or found.spec is None:
-        return [base, Remedy("first", "do not use this file: fetch it again, or take another")]
+        cures = dict.fromkeys(_CURES.get(problem.code, _FETCH) for problem in problems)
+        return [base, *(Remedy("first", cure) for cure in cures)]
     path, convert = source.path, []
     if found.format not in _LOADABLE or not path.is_file():
         convert = [Remedy("first", f"imageprompt convert {path} {_CONVERTED}")]
@@ -85,7 +96,7 @@ def _encoder(spec: AdapterSpec) -> str:
 def _here(spec: AdapterSpec, path: Path) -> str:
     why = pending(VARIANTS[spec.variant])
     if why:
-        return f"read, checked and converted here; not run yet ({why})"
+        return f"it is read, checked and converted, but {why}"
     if spec.feature not in _ENCODED:
         return f'adapter = imageprompt.Adapter.load("{path}"); adapter.encode(features=...)'
     _, base = _BASES.get(spec.host, ("", "BASE"))
