@@ -257,6 +257,27 @@ def test_layer_names_become_ids(base: str, unet: bool) -> None:
     assert not found.copies
 
 
+@pytest.mark.parametrize(
+    "gone",
+    [
+        "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k",
+        "up_blocks.2.attentions.1.transformer_blocks.0.attn2",
+        "down_blocks.1.attentions.0",
+        "attn1",
+        "attn2",
+        "transformer_blocks",
+    ],
+)
+def test_a_frozen_base_with_holes_shifts_no_numbers(gone: str) -> None:
+    """Ids come from a whole list of layers, else from the published base's."""
+    projector, named, frozen = trained("sd15", lora=True)
+    holed = {name: shape for name, shape in frozen.items() if gone not in name}
+    assert len(holed) < len(frozen)
+    found = look(projector | named | holed)
+    assert {n: t.shape for n, t in found.parts.sites.items()} == canonical("sd15", lora=True)
+    assert (found.host, found.problems) == ("sd15", ())
+
+
 WRAPPED: dict[str, Callable[[str], str]] = {
     "DDP": lambda name: f"module.{name}",
     "compiled": lambda name: f"_orig_mod.{name}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic
 
@@ -30,9 +30,8 @@ class Numbered(Generic[T]):
 
 def number(read: Read[StoredTensor], base: HostSpec | None) -> Numbered[StoredTensor]:
     """Give every tensor its id: by `base`, by the frozen base in the file, or by the families."""
-    shapes = {name: tensor.shape for name, tensor in read.ignored.items()}
-    host = base or next((h for h in (one.from_weights(shapes) for one in HOSTS) if h), None)
     named = read.parts.named
+    host = base or _seen(read)
     if not named:
         return Numbered(read.parts.sites, host=host)
     ids = _ids(host or _family({name: tensor.shape for name, tensor in named.items()}))
@@ -48,12 +47,26 @@ def number(read: Read[StoredTensor], base: HostSpec | None) -> Numbered[StoredTe
     return Numbered(sites, tuple(copies), tuple(unknown), host)
 
 
+def _seen(read: Read[StoredTensor]) -> HostSpec | None:
+    """The frozen base beside the adapter, if it has all of the adapter's layers."""
+    shapes = {name: tensor.shape for name, tensor in read.ignored.items()}
+    for host in (one.from_weights(shapes) for one in HOSTS):
+        if host and _knows_all(host, read.parts.named):
+            return host
+    return None
+
+
 def _ids(host: HostSpec | None) -> dict[str, str]:
     if host is None:
         return {}
     return {site.name: site.file_id for site in host.sites} | {
         layer.name: layer.file_id for layer in host.layers
     }
+
+
+def _knows_all(host: HostSpec, named: Iterable[str]) -> bool:
+    ids = _ids(host)
+    return all(_canonical(name, ids) for name in named)
 
 
 def _canonical(name: str, ids: Mapping[str, str]) -> str | None:

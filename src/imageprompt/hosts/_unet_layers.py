@@ -113,6 +113,9 @@ def from_weights(shapes: Shapes) -> list[Layer] | None:
             found.append((place, Layer(layer, shape[0], 0, shape[1], numbers[-1] == "2")))
         elif name.endswith("to_k.weight") and "motion_modules" not in name:
             return None  # attention of a kind that is not described here
+    places = {place for place, _ in found}
+    if any((*place[:-1], 3 - place[-1]) not in places for place in places):
+        return None  # one of a block's two is missing, which would shift all numbers after it
     return [layer for _, layer in sorted(found, key=lambda pair: pair[0])] or None
 
 
