@@ -25,7 +25,7 @@ T = TypeVar("T", bound=Named)
 class Registry(Generic[T]):
     """The members of a package, found on first use, in order of their names.
 
-    Modules whose name starts with `_` are helpers of the members and not looked at.
+    Modules whose name starts with `_` are parts of members and not looked at.
     """
 
     def __init__(self, package: str, constant: str) -> None:

@@ -1,7 +1,7 @@
 """One file an architecture: its sites, its guidance, where image tokens enter.
 
 A file in this folder that ends in a constant `HOST` is a host; nothing else needs to know. Files
-whose name starts with `_` are helpers of the hosts.
+whose name starts with `_` are parts of hosts.
 """
 
 from __future__ import annotations
