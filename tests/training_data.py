@@ -77,12 +77,17 @@ def size_of(index: int) -> tuple[int, int]:
 
 
 def write_folder(
-    folder: Path, count: int, *, sizes: bool = False, broken: Sequence[int] = ()
+    folder: Path,
+    count: int,
+    *,
+    size: tuple[int, int] = (20, 16),
+    sizes: bool = False,
+    broken: Sequence[int] = (),
 ) -> Path:
     """Pictures 000.png ... with captions beside them; those of `broken` are cut short."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
-        content = picture_bytes(index, size_of(index) if sizes else (20, 16))
+        content = picture_bytes(index, size_of(index) if sizes else size)
         if index in broken:
             content = content[: len(content) // 2]
         (folder / f"{index:03d}.png").write_bytes(content)

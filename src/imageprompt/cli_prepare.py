@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ def _prepare(options: argparse.Namespace) -> int:
             told=bar.told,
         )
     if options.json:
-        print_json(asdict(done) | {"path": str(done.path)})
+        print_json(done.as_dict())
         return 0
     for kind, name in NAMES.items():
         if kind in done.kept:

@@ -19,7 +19,7 @@ from imageprompt.training.features import Encoders, Latents, joined
 from imageprompt.training.ordering import Groups, fingerprint_of
 from imageprompt.training.pictures import PictureOptions
 from imageprompt.training.sources import Records
-from imageprompt.training.store import Addresses, CacheError, Store
+from imageprompt.training.store import Addresses, Store
 from imageprompt.training.survey import HASH
 
 _NULL = "null."
@@ -64,8 +64,8 @@ class PreparedSet:
         return all(torch.equal(self.tensors[name], other.tensors[name]) for name in self.tensors)
 
     @classmethod
-    def load(cls, path: Path) -> PreparedSet:
-        """Read what `save` wrote. Raises CacheError."""
+    def find(cls, path: Path) -> PreparedSet | None:
+        """What `save` wrote there; None if nothing did, or if it is damaged: it is soon made."""
         from safetensors import safe_open
 
         try:
@@ -73,12 +73,8 @@ class PreparedSet:
                 tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
                 plain: dict[str, Any] = json.loads(handle.metadata()["set"])
             return cls(tensors, **plain | {"latents": Latents(**plain["latents"])})
-        except Exception as error:
-            raise CacheError(
-                f"prepared set {path}",
-                rule=f"it is damaged ({error})",
-                remedy="Run `imageprompt prepare` again.",
-            ) from error
+        except Exception:  # safetensors, JSON and the system each have their own
+            return None
 
 
 def set_path(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from imageprompt.errors import OptionError
 from imageprompt.files import check_folder
@@ -33,6 +34,8 @@ class Prepared:
 
     path: Path
     samples: int
+    set: PreparedSet | None = None
+    """None after a dry run."""
     encoded: dict[str, int] = field(default_factory=dict)
     room: dict[str, int] = field(default_factory=dict)
     """Bytes that was not there before, by kind."""
@@ -44,6 +47,11 @@ class Prepared:
     enlarged: int = 0
     """Pictures smaller than they are shown."""
     seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """All but the set itself, as plain values."""
+        plain = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "set"}
+        return plain | {"path": str(self.path)}
 
 
 def prepare(
@@ -111,9 +119,12 @@ def prepare(
         result.encoded[kind] = fill(kind, entries, stores[kind], work, told)
     tokens = plan.tokens(stores["text"])
     result.cut_captions = int((tokens > encoders.most_tokens).sum())
-    prepared = plan.prepared_set(tokens, result.broken, fingerprint_of(records, encoders, options))
-    if not path.is_file() or not PreparedSet.load(path).same(prepared):
-        prepared.save(path)
+    result.set = plan.prepared_set(
+        tokens, result.broken, fingerprint_of(records, encoders, options)
+    )
+    known = PreparedSet.find(path)
+    if known is None or not known.same(result.set):
+        result.set.save(path)
     result.seconds = time.monotonic() - started
     return result
 

@@ -37,13 +37,13 @@ def open_samples(
         quarantine = Quarantine(len(records), source.max_broken, records.troubles())
         return LiveSamples(records, encoders, options, quarantine)
     folder = Path(cache).expanduser()
-    path = set_path(folder, records, encoders, options, online)
     work = (records, encoders) if online and encoders.reads_pictures else None
-    if path.is_file():
-        samples = CachedSamples(folder, PreparedSet.load(path), work)
+    known = PreparedSet.find(set_path(folder, records, encoders, options, online))
+    if known is not None:
+        samples = CachedSamples(folder, known, work)
         if samples.complete():
             return samples
-    prepare(
+    done = prepare(
         records,
         encoders,
         options,
@@ -53,4 +53,5 @@ def open_samples(
         announce=announce,
         told=told,
     )
-    return CachedSamples(folder, PreparedSet.load(path), work)
+    assert done.set is not None  # it was no dry run
+    return CachedSamples(folder, done.set, work)
