@@ -10,7 +10,6 @@ from torch import Tensor
 from imageprompt.adapter import Adapter
 from imageprompt.errors import OptionError
 from imageprompt.training.config import TrainingConfig
-from imageprompt.training.data import indices_at
 from imageprompt.training.metrics import say
 from imageprompt.training.words import chosen_states, learn_words
 
@@ -85,7 +84,7 @@ def warm_start(config: TrainingConfig, adapter: Adapter, samples: Any, told: boo
         )
 
     def pairs(step: int) -> tuple[Tensor, Tensor]:
-        indices = indices_at(step, WORDS_BATCH, len(samples), config.seed)
+        indices = samples.indices(step, WORDS_BATCH, config.seed)
         features, states, counts = samples.captioned(indices)
         device = next(adapter.parameters()).device
         chosen = [

@@ -149,6 +149,11 @@ class TrainingConfig:
         return Path(self.output).expanduser()
 
     @property
+    def cache_folder(self) -> Path:
+        """`cache` as a path, the working folder without one."""
+        return Path(self.cache or "").expanduser()
+
+    @property
     def projector(self) -> dict[str, int]:
         """The options of the variant's projector that were given."""
         options = {"num_tokens": self.tokens, "depth": self.depth}

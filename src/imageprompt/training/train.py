@@ -27,7 +27,7 @@ from imageprompt.training.pictures import PictureOptions
 from imageprompt.training.processes import Processes
 from imageprompt.training.resuming import Identity
 from imageprompt.training.samples import open_samples
-from imageprompt.training.validation import Validation
+from imageprompt.training.validation import Validation, chosen_references
 from imageprompt.variants import VARIANTS
 
 ADAPTER = "adapter.safetensors"
@@ -114,7 +114,8 @@ def _prepared(
     config: TrainingConfig, processes: Processes, allow_changes: bool, progress: bool
 ) -> tuple[Trainer, Validation | None]:
     """Everything opened, and the adapter attached."""
-    variant = VARIANTS[config.variant]
+    check_validation(config)
+    variant, watched = VARIANTS[config.variant], progress and processes.main
     device = None if processes.count == 1 else str(processes.device)
     base = FrozenBase.load(
         config.base,
@@ -123,16 +124,22 @@ def _prepared(
         device=config.device or device,
         gradient_checkpointing=config.gradient_checkpointing,
     )
-    samples = open_samples(config.data, config.cache, Encoders(base, variant), pictures_of(config))
+    samples = open_samples(
+        config.data,
+        config.cache,
+        Encoders(base, variant),
+        pictures_of(config),
+        online=config.online,
+        announce=say if watched else lambda line: None,
+    )
     torch.manual_seed(config.seed)
     adapter = begin(config, base)
     adapter.attach(base.pipe, encoder=base.encoder)
     fresh = not checkpoints.steps_in(config.folder / "checkpoints")
     if fresh and config.warm_start == "captions":
-        warm_start(config, adapter, samples, told=progress and processes.main)
+        warm_start(config, adapter, samples, told=watched)
     validation = None
     if config.validate_every and processes.main:
-        _check_validation(config)
         sheets = config.folder / "validation"
         validation = Validation(base.pipe, config.validation, config.resolution, sheets)
     trainer = Trainer(
@@ -177,13 +184,17 @@ def objective_of(config: TrainingConfig) -> Objective:
     )
 
 
-def _check_validation(config: TrainingConfig) -> None:
+def check_validation(config: TrainingConfig) -> None:
+    """Before anything is loaded: can the pictures be made at all? Raises OptionError."""
+    if not config.validate_every:
+        return
     if VARIANTS[config.variant].feature in FACES:
         raise OptionError(
             f"validate_every with {config.variant}",
             rule="references of faces need an identity embedding, which a picture has not",
             remedy="Set validate_every: 0 and generate with the checkpoints instead.",
         )
+    chosen_references(config.validation)
 
 
 def _finished(config: TrainingConfig, trainer: Trainer, processes: Processes) -> Path:

@@ -35,6 +35,7 @@ class Validation:
         self.pipe, self.config, self.size, self.folder = pipe, config, size, folder
         self.references = [open_picture(path) for path in chosen_references(config)]
         self.sheets: list[Path] = []
+        pipe.set_progress_bar_config(disable=True)
 
     @torch.no_grad()
     def __call__(self, trainer: Trainer) -> dict[str, float]:
