@@ -40,7 +40,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "validate_every": (0, 10**9),
     "log_every": (1, 10**9),
     "keep": (1, 10**6),
-    "warm_start_steps": (1, 10**9),
+    "warm_start_steps": (10, 10**9),
 }
 
 

@@ -72,7 +72,10 @@ class Plan:
 
 
 def plan(config: TrainingConfig) -> Plan:
-    """Open everything as `train` does, train nothing, write nothing. Raises what `train` raises."""
+    """Open everything as `train` does, and train nothing; raises what `train` raises.
+
+    Nothing is written but what a look at the pictures told, which a cache keeps.
+    """
     check_folder(config.folder)
     check_validation(config)
     processes = Processes(config.device)
