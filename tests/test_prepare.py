@@ -111,8 +111,13 @@ def test_captions_that_are_cut_and_pictures_that_are_enlarged_are_counted(
     data = write_wide(tmp_path / "data", 4)
     (data / "001.txt").write_text("star " * 20)
     big = PictureOptions(resolution=24)
-    done = run(parts, data, tmp_path / "cache", framing=big)
+    said: list[str] = []
+    done = run(parts, data, tmp_path / "cache", framing=big, announce=said.append)
     assert (done.cut_captions, done.enlarged) == (1, 4)
+    assert sum("1 captions" in line or "4 pictures are smaller" in line for line in said) == 2
+    live = open_samples(str(data), None, Encoders(parts, VARIANTS["base"]), big)
+    with pytest.warns(UserWarning, match="longer than 16 tokens are cut"):
+        batches(live)
 
 
 def test_the_disk_it_takes_is_told_first(parts: Parts, tmp_path: Path) -> None:

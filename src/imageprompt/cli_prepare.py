@@ -61,10 +61,7 @@ def _prepare(options: argparse.Namespace) -> int:
             print(f"{name}: {done.encoded.get(kind, 0):,} encoded, {done.kept[kind]:,} were there")
     for line in [*done.damaged, *done.broken]:
         print(f"  {line}")
-    print(
-        f"{done.samples:,} samples, {len(done.broken):,} of them broken, {done.enlarged:,} smaller "
-        f"than they are shown, {done.cut_captions:,} captions cut; {done.seconds:.0f} s"
-    )
+    print(f"{done.samples:,} samples, {len(done.broken):,} broken, in {done.seconds:.1f} s")
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +28,7 @@ FACES: frozenset[Feature] = frozenset(
 )
 """The features that a face embedding computed before is, or is a part of."""
 FACE_WIDTH = 512  # ArcFace
+VERSION = 1  # of how pictures and captions are prepared here; another one makes entries anew
 
 
 class Frozen(Protocol):
@@ -132,10 +132,8 @@ class Encoders:
     def token_counts(self, captions: Sequence[str]) -> list[int]:
         """Tokens of each caption with start and end, before anything is cut off."""
         tokenizer = self._base.pipe.tokenizer
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = tokenizer(list(captions), truncation=False, padding=False).input_ids
-        return [len(ids) for ids in found]
+        found = tokenizer(list(captions), truncation=False, padding=False, verbose=False)
+        return [len(ids) for ids in found.input_ids]
 
     @property
     def most_tokens(self) -> int:
@@ -191,10 +189,12 @@ class Encoders:
         pipe = self._base.pipe
         texts = [name for name in sorted(pipe.components) if name.startswith("text_encoder")]
         models = [getattr(pipe, name) for name in texts if getattr(pipe, name) is not None]
-        words = getattr(pipe, "tokenizer", None)
+        words, most = pipe.tokenizer, self.most_tokens
         found = {
-            "moments": _hash(_of(self._vae)),
-            "text": _hash(*(_of(m) for m in models), type(words).__name__, self.most_tokens),
+            "moments": _hash(VERSION, _of(self._vae)),
+            "text": _hash(
+                VERSION, *(_of(one) for one in models), type(words).__name__, len(words), most
+            ),
         }
         if self.reads_pictures:
             model = getattr(self._encoder, "model", None)
@@ -202,7 +202,11 @@ class Encoders:
             processor = getattr(self._encoder, "processor", None)
             settings = processor.to_dict() if processor is not None else {}
             found["features"] = _hash(
-                self._encoder.fingerprint, kind, self._encoded, json.dumps(settings, default=str)
+                VERSION,
+                self._encoder.fingerprint,
+                kind,
+                self._encoded,
+                json.dumps(settings, default=str),
             )
         return found
 

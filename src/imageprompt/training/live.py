@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,7 @@ class LiveSamples(Samples):
         if len(options.sizes) > 1:
             sizes = np.array(list(self._pool.map(self._size, range(len(records)))), np.int32)
             self._groups = Groups.by_size(sizes, options)
+        self._told_cut = False
         self._a_face: Tensor | None = None
 
     def __len__(self) -> int:
@@ -152,6 +154,7 @@ class LiveSamples(Samples):
     def _text(self, captions: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         new = [one for one in dict.fromkeys(captions) if one not in self._texts]
         if new:
+            self._tell_cut(new)
             states, added = self._encoders.text(new)
             for row, caption in enumerate(new):
                 own = {name: value[row] for name, value in added.items()}
@@ -164,6 +167,18 @@ class LiveSamples(Samples):
             torch.stack([states for states, _ in found]),
             {name: torch.stack([added[name] for _, added in found]) for name in names},
         )
+
+    def _tell_cut(self, captions: Sequence[str]) -> None:
+        """Say once that captions are cut; how many there are is known only to `prepare`."""
+        most = self._encoders.most_tokens
+        counts = self._encoders.token_counts(captions)
+        if not self._told_cut and max(counts) > most:
+            self._told_cut = True
+            longest = captions[counts.index(max(counts))]
+            warnings.warn(
+                f"captions longer than {most} tokens are cut, such as {longest[:200]!r}",
+                stacklevel=4,
+            )
 
     def _features(self, rows: Sequence[_Row]) -> Features:
         pictures = [row.reference for row in rows if row.reference is not None]

@@ -71,9 +71,10 @@ def prepare(
     """Fill the cache in `folder` with all that these records need and is not there yet.
 
     `online` leaves image features out; `verify` reads what is there and replaces what is damaged;
-    `dry_run` ends before anything is encoded. `announce` hears the disk it will take. Raises
-    OptionError (no room, no fixed views), PictureError (too many broken), CacheError (disk full,
-    picture replaced).
+    `dry_run` ends before anything is encoded. `announce` hears the disk it will take, and later how
+    many captions are cut and pictures enlarged; `told` hears of the progress. Raises OptionError
+    (no room, no fixed views), PictureError (too many broken), CacheError (disk full, picture
+    replaced).
     """
     started = time.monotonic()
     if options.fixed_views == 0:
@@ -119,6 +120,12 @@ def prepare(
         result.encoded[kind] = fill(kind, entries, stores[kind], work, told)
     tokens = plan.tokens(stores["text"])
     result.cut_captions = int((tokens > encoders.most_tokens).sum())
+    for number, what in (
+        (result.enlarged, "pictures are smaller than they are shown, and enlarged"),
+        (result.cut_captions, f"captions are longer than {encoders.most_tokens} tokens, and cut"),
+    ):
+        if number:
+            announce(f"{number:,} {what}")
     result.set = plan.prepared_set(
         tokens, result.broken, fingerprint_of(records, encoders, options)
     )

@@ -86,6 +86,7 @@ class TarRecords:
             if not found.keys() & {"text", "json"}:
                 found = {}  # the last one lacks its caption, which lies behind the damage
             self._troubles[shard.path] = f"{error.rule}; what comes before that is used"
+            warnings.warn(f"shard {shard.path}: {self._troubles[shard.path]}", stacklevel=2)
         self._add(number, key, found)
 
     def _add(self, number: int, key: str, found: Mapping[str, tuple[int, int]]) -> None:
