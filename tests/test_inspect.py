@@ -14,7 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import imageprompt as ip
+from forge import header, write
 from imageprompt import cli
+from imageprompt.variants import VARIANTS, pending
+from published import OTHERS
 from test_convert import bad_weights, source
 from trainers import KINDS, SAVERS, SITES, WITH_LORA, projector_state, standard, wrapper
 
@@ -133,8 +136,8 @@ def test_the_lines_for_diffusers_and_here_work(kind: str, tmp_path: Path) -> Non
     pipe.unet = SITES["sd15"].unet()
     exec(advice["diffusers"], {"pipe": pipe})
     assert pipe.unet.encoder_hid_proj is not None
-    if kind in WITH_LORA:
-        assert "not run yet" in advice["here"]
+    if pending(VARIANTS[kind]):
+        assert pending(VARIANTS[kind]) in advice["here"]
     else:
         path = re.search(r"--adapter (\S+)|load\(\"([^\"]+)", advice["here"])
         assert path
@@ -200,6 +203,22 @@ def test_a_deep_look_finds_what_shapes_hide(tmp_path: Path) -> None:
     assert report.hashes.keys() == {"sha256-ends", "sha256"}
     told = [advice.line.split(" ")[2] for advice in report.remedies if advice.where == "first"]
     assert told == ["earlier", "later"]  # two problems, two ways out
+
+
+def test_a_bias_of_zeros_is_no_fault(tmp_path: Path) -> None:
+    zeros = {"image_proj.proj.bias": torch.zeros(4 * 24), "image_proj.norm.weight": torch.ones(24)}
+    assert ip.inspect(source(tmp_path, **zeros), deep=True).whole
+
+
+def test_the_encoder_of_a_published_file_is_known_where_widths_are_not_enough(
+    tmp_path: Path,
+) -> None:
+    """Kolors reads CLIP ViT-L/14 at 336 pixels, whose features are as wide as those at 224."""
+    path = write(tmp_path / "k.safetensors", header(OTHERS["Kolors-IP-Adapter-Plus"].shapes()))
+    report = ip.inspect(path)
+    assert report.host == "kolors"
+    assert report.encoder["name"] == "CLIP ViT-L/14 at 336 pixels"
+    assert remedies(report)["here"].endswith("--encoder openai/clip-vit-large-patch14-336")
 
 
 def test_files_that_are_no_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

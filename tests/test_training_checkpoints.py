@@ -119,6 +119,17 @@ def test_weights_that_were_never_trained_are_refused(
     assert [f.code for f in ip.validate(target, base=tmp_path / "base").findings] == ["untrained"]
 
 
+def test_one_layer_as_it_was_is_no_fault(tmp_path: Path) -> None:
+    """Some trainings leave layers out; only an adapter without one trained layer is refused."""
+    made = wrapper("sd15", "base")
+    name = next(name for name in made.state_dict() if name.endswith("to_k_ip.weight"))
+    frozen = made.state_dict()[name.replace("processor.to_k_ip", "to_k")]
+    made.get_submodule(name.rpartition(".")[0]).weight.data.copy_(frozen)
+    torch.save(made.state_dict(), tmp_path / "nearly.bin")
+    ip.convert(tmp_path / "nearly.bin", tmp_path / "adapter.safetensors")
+    check(tmp_path / "adapter.safetensors", made)
+
+
 def test_the_report_of_a_conversion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = wrapper("sd15", "plus")
     source = SAVERS["accelerate_before"](made, tmp_path)

@@ -17,7 +17,7 @@ from imageprompt.checkpoint.checks import (
 from imageprompt.checkpoint.detect import Identified, identify
 from imageprompt.checkpoint.partners import locate_source, open_base
 from imageprompt.checkpoint.problems import PROJECTOR, SITES, Problem
-from imageprompt.checkpoint.published import POSITIONS, encoder_name
+from imageprompt.checkpoint.published import POSITIONS, likely_encoder
 from imageprompt.checkpoint.remedy import Remedy, remedies
 from imageprompt.checkpoint.source import open_source
 from imageprompt.checkpoint.values import FULL, QUICK, full_hash, quick_hash
@@ -166,7 +166,7 @@ def _projector(found: Identified) -> dict[str, Any]:
     if spec is None:
         names = ("text_width", "tokens", "depth", "heads", "width", "null_rule")
         return dict.fromkeys(names) | {"encoder": {"feature": None, "width": None, "name": None}}
-    name = encoder_name(spec.feature, spec.feature_width)
+    name = likely_encoder(spec.feature, spec.feature_width, found.published)
     return {
         "text_width": spec.text_width or None,
         "tokens": POSITIONS.get(name or "") if spec.tokens is None else spec.tokens or None,

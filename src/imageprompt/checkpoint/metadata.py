@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from imageprompt.checkpoint.detect import Identified
-from imageprompt.checkpoint.published import encoder_name
+from imageprompt.checkpoint.published import likely_encoder
 from imageprompt.checkpoint.stored import Source
 from imageprompt.errors import OptionError
 from imageprompt.variants import VARIANTS
@@ -36,7 +36,7 @@ def written_metadata(found: Identified, source: Source, variant: str | None) -> 
             "tokens": str(spec.tokens or "one per patch"),
             "null_rule": spec.null_rule,
         }
-        name = encoder_name(spec.feature, spec.feature_width)
+        name = likely_encoder(spec.feature, spec.feature_width, found.published)
         told |= {"encoder": name} if name and "encoder" not in kept else {}
     return kept | told | _certain(variant or "", found.variants)
 

@@ -100,6 +100,13 @@ def encoder_name(feature: Feature, width: int) -> str | None:
     return next((name for name, made in _WIDTHS.items() if made.get(feature) == width), None)
 
 
+def likely_encoder(feature: Feature, width: int, published: Iterable[str]) -> str | None:
+    """The encoder of the published files that it can be; else of that feature and width."""
+    names = set(published)
+    encoders = {one.encoder for one in PUBLISHED if one.name in names}
+    return encoders.pop() if len(encoders) == 1 else encoder_name(feature, width)
+
+
 def published_as(
     variants: Iterable[str], host: str, projector: ProjectorSpec
 ) -> tuple[Published, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from imageprompt.checkpoint.detect import Identified
 from imageprompt.checkpoint.problems import Problem
-from imageprompt.checkpoint.published import SIGLIP, VIT_G, VIT_H, VIT_L, encoder_name
+from imageprompt.checkpoint.published import SIGLIP, VIT_G, VIT_H, VIT_L, VIT_L_336, likely_encoder
 from imageprompt.checkpoint.stored import Source
 from imageprompt.spec import AdapterSpec
 from imageprompt.variants import VARIANTS, pending
@@ -25,6 +25,7 @@ _FOLDERS = {
     VIT_H: "h94/IP-Adapter/models/image_encoder",
     VIT_G: "h94/IP-Adapter/sdxl_models/image_encoder",
     VIT_L: "openai/clip-vit-large-patch14",
+    VIT_L_336: "openai/clip-vit-large-patch14-336",
     SIGLIP: "google/siglip-so400m-patch14-384",
 }
 _ENCODED = ("image_embeds", "hidden_states[-2]")  # what our own encoders make of a picture
@@ -32,8 +33,10 @@ _LOADABLE = ("standard", "xlabs")  # layouts that programs load; others are conv
 _CONVERTED = Path("adapter.safetensors")
 _IPADAPTER_PLUS = 'copy it to ComfyUI/models/ipadapter; node "IPAdapter Model Loader"'
 _COMFYUI = {
-    "xlabs": 'as --to xlabs in ComfyUI/models/xlabs/ipadapters; node "Flux Load IPAdapter"',
-    "instantx": "copy it to ComfyUI/models/ipadapter-flux; nodes of ComfyUI-IPAdapter-Flux",
+    "xlabs": "its xlabs layout (convert --to xlabs) goes to ComfyUI/models/xlabs/ipadapters; node "
+    '"Flux Load IPAdapter"',
+    "instantx": "its pickle (convert --to bin) goes to ComfyUI/models/ipadapter-flux; nodes of "
+    "ComfyUI-IPAdapter-Flux",
     "instantx-sd3": "nodes of ComfyUI-InstantX-IPAdapter-SD3",
     "faceid": f"{_IPADAPTER_PLUS}, and its LoRA with a LoRA loader",
     "faceid-plus": f"{_IPADAPTER_PLUS}, and its LoRA with a LoRA loader; that node tells v2 by "
@@ -71,38 +74,38 @@ def remedies(found: Identified, source: Source, problems: Sequence[Problem]) -> 
     if problems or found.spec is None:
         cures = dict.fromkeys(_CURES.get(problem.code, _FETCH) for problem in problems)
         return [base, *(Remedy("first", cure) for cure in cures)]
+    spec = found.spec
+    encoder = likely_encoder(spec.feature, spec.feature_width, found.published)
     path, convert = source.path, []
     if found.format not in _LOADABLE or not path.is_file():
         convert = [Remedy("first", f"imageprompt convert {path} {_CONVERTED}")]
         path = _CONVERTED
     return [
         base,
-        Remedy("encoder", _encoder(found.spec)),
+        Remedy("encoder", _encoder(spec, encoder)),
         *convert,
-        Remedy("here", _here(found.spec, path)),
-        Remedy("diffusers", _diffusers(found.spec, path, found.parts.projector)),
+        Remedy("here", _here(spec, path, encoder)),
+        Remedy("diffusers", _diffusers(spec, path, found.parts.projector)),
         Remedy("ComfyUI", _comfyui(found.variants)),
     ]
 
 
-def _encoder(spec: AdapterSpec) -> str:
-    name = encoder_name(spec.feature, spec.feature_width)
+def _encoder(spec: AdapterSpec, name: str | None) -> str:
     if name is None:
         return f"one whose {spec.feature} is {spec.feature_width} wide"
     folder = f" ({_FOLDERS[name]})" if name in _FOLDERS else ""
     return f"{name}: its {spec.feature}{folder}"
 
 
-def _here(spec: AdapterSpec, path: Path) -> str:
+def _here(spec: AdapterSpec, path: Path, encoder: str | None) -> str:
     why = pending(VARIANTS[spec.variant])
     if why:
         return f"it is read, checked and converted, but {why}"
     if spec.feature not in _ENCODED:
         return f'adapter = imageprompt.Adapter.load("{path}"); adapter.encode(features=...)'
     _, base = _BASES.get(spec.host, ("", "BASE"))
-    encoder = _FOLDERS.get(encoder_name(spec.feature, spec.feature_width) or "", "ENCODER")
     command = f"imageprompt generate --reference picture.png --adapter {path}"
-    return f"{command} --base {base} --encoder {encoder}"
+    return f"{command} --base {base} --encoder {_FOLDERS.get(encoder or '', 'ENCODER')}"
 
 
 def _diffusers(spec: AdapterSpec, path: Path, projector: Container[str]) -> str:
