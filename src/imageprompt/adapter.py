@@ -16,7 +16,6 @@ from imageprompt.attachment import Place
 from imageprompt.carrier import Carrier, InUse
 from imageprompt.checkpoint.detect import likely_families, read_adapter
 from imageprompt.checkpoint.formats import FORMATS, Parts
-from imageprompt.checkpoint.published import encoder_name
 from imageprompt.checkpoint.storage import write_file
 from imageprompt.controls import Scale
 from imageprompt.encoders import Encoder, open_encoder
@@ -29,19 +28,33 @@ from imageprompt.errors import (
     PromptError,
     WrongBaseError,
 )
+from imageprompt.features import (
+    Features,
+    Group,
+    count,
+    encoder_hint,
+    first,
+    groups_of,
+    joined,
+    zeros_like,
+)
+from imageprompt.features import check as check_features
 from imageprompt.fingerprint import fingerprint, versions
 from imageprompt.guidance import Branch, named_layout
 from imageprompt.locate import locate_file
+from imageprompt.lora import LoraHooks
 from imageprompt.projections import Projections
 from imageprompt.prompt import ImagePrompt
-from imageprompt.spec import POOLED, AdapterSpec, HostSpec, ProjectorOptions
-from imageprompt.variants import VARIANTS, pending
-from imageprompt.weights import AdapterModule, SiteWeights
+from imageprompt.spec import AdapterSpec, Feature, HostSpec, ProjectorOptions, Shapes
+from imageprompt.templates import FACE_WIDTH, LORA_RANK
+from imageprompt.variants import VARIANTS, pending, site_shapes
+from imageprompt.weights import AdapterModule, new_lora
 
 if TYPE_CHECKING:
     from imageprompt.encoders.pictures import PictureSource
 
-Features = Tensor | Sequence[Tensor]
+FACES_ONLY = ("face_embeds", "raw face_embeds")
+"""Features that no image encoder makes any part of."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,7 @@ class _Attached:
     place: Place
     carrier: Carrier
     projections: Projections
+    hooks: LoraHooks
 
 
 class Adapter:
@@ -100,11 +114,7 @@ class Adapter:
         with torch.device("meta"):
             projector = VARIANTS[spec.variant].build(spec.projector)
         projector.load_state_dict(dict(parts.projector), assign=True)
-        ids = sorted({name.split(".", 1)[0] for name in parts.sites}, key=int)
-        sites = {
-            i: SiteWeights(*(parts.sites[f"{i}.to_{kind}_ip.weight"] for kind in "kv")) for i in ids
-        }
-        module = AdapterModule(projector, sites)
+        module = AdapterModule.of(projector, parts.sites)
         return cls(spec, module.to(device=device, dtype=dtype).requires_grad_(False))
 
     @classmethod
@@ -123,8 +133,9 @@ class Adapter:
         """New float32 weights for a denoiser (or pipeline) and an image encoder.
 
         K' starts as a copy of the text's K; V' as a copy of its V (`init="copy"`, the paper) or as
-        zeros (`init="zero"`: the untrained adapter leaves the base as it is). depth, heads and
-        width shape a resampler. Raises OptionError for an option the variant has no use for.
+        zeros (`init="zero"`: the untrained adapter leaves the base as it is). LoRA starts as no
+        change. `encoder` is None where only a face's embedding is read. depth, heads and width
+        shape a resampler. Raises OptionError for an option the variant has no use for.
         """
         if init not in ("copy", "zero"):
             raise OptionError(f"init={init!r}", rule="it is 'copy' or 'zero'")
@@ -134,13 +145,16 @@ class Adapter:
         options = ProjectorOptions(tokens=num_tokens, depth=depth, heads=heads, width=width)
         _check_options(variant, kind.options, options)
         place = Place.of(denoiser)
-        feature_width = open_encoder(encoder).width(kind.feature)
-        projector = kind.propose(feature_width, place.sites.text_width, options)
-        weights = {}
+        projector = kind.propose(
+            _feature_width(kind.feature, encoder), place.sites.text_width, options
+        )
+        weights = new_lora(site_shapes(kind, place.sites, projector))
         for site in place.sites.sites:
             key, value = place.host.text_weights(place.denoiser, site.name)
             value = torch.zeros_like(value) if init == "zero" else value
-            weights[site.file_id] = SiteWeights(*(w.detach().float().clone() for w in (key, value)))
+            for name, weight in (("k", key), ("v", value)):
+                copied = weight.detach().float().clone()
+                weights[f"{site.file_id}.to_{name}_ip.weight"] = copied
         spec = AdapterSpec(
             variant=variant,
             host=place.sites.family,
@@ -149,7 +163,7 @@ class Adapter:
             projector=projector,
         )
         with torch.device(place.device):
-            return cls(spec, AdapterModule(kind.build(projector), weights))
+            return cls(spec, AdapterModule.of(kind.build(projector), weights))
 
     # ── attaching ───────────────────────────────────────────────────────────────────────────────
 
@@ -169,7 +183,15 @@ class Adapter:
         opened = None if encoder is None else self._checked_encoder(encoder)
         if place.device.type != "meta":
             self.module.to(place.device)
-        self._attached = _Attached(place, place.enter(), Projections(self.module, place))
+        loras = self.module.loras
+        linears = {
+            layer.file_id: place.host.linears(place.denoiser, layer.name)
+            for layer in place.sites.layers
+            if layer.file_id in loras
+        }
+        carrier = place.enter()
+        hooks = LoraHooks(carrier, self, loras, linears)
+        self._attached = _Attached(place, carrier, Projections(self.module, place), hooks)
         if opened is not None:
             self.encoder, self._encoded_null, self._null = opened, None, None
         return self
@@ -180,6 +202,7 @@ class Adapter:
             return
         in_use = self._attached.carrier.in_use
         in_use[:] = [entry for entry in in_use if entry.owner is not self]
+        self._attached.hooks.remove()
         self._attached.place.leave()
         self._attached = None
 
@@ -190,41 +213,51 @@ class Adapter:
         pictures: Sequence[PictureSource] | Sequence[Sequence[PictureSource]] | None = None,
         *,
         features: Features | None = None,
-        null_features: Tensor | None = None,
+        null_features: Group | None = None,
     ) -> ImagePrompt:
         """Encode and project references.
 
         `[a, b]` is one prompt with two references, their tokens side by side; `[[a], [b]]` are two
         prompts, one reference each, for a batch of two text prompts. Ready-made `features` [n, ...]
         are n references of one prompt, a list of such tensors several prompts; `null_features`
-        [1, ...] what the encoder makes of the null picture. Raises PictureError, EncoderError,
-        PromptError.
+        [1, ...] what the encoder makes of the null picture. FaceID reads features alone; for
+        FaceID-plus they are a tuple: face embeddings [n, 512], patch features of the faces
+        [n, L, F]. Raises PictureError, EncoderError, PromptError.
         """
         if (pictures is None) == (features is None):
             raise PromptError(
                 "encode()", rule="it takes either pictures or features", remedy="Give one of them."
             )
         with torch.no_grad():
-            groups = _groups(features) if features is not None else self._encoded(pictures)
-            self._check_features(groups)
-            n = len(groups[0])
-            tokens = self.project(torch.cat(list(groups)))
+            groups = groups_of(features) if features is not None else self._encoded(pictures)
+            check_features(groups, self.spec)
+            n = count(groups[0])
+            tokens = self.project(joined(groups))
             tokens = tokens.reshape(len(groups), -1, tokens.shape[-1])
-            null = self._null_tokens(null_features, groups[0][:1])
+            null = self._null_tokens(null_features, first(groups[0]))
             if null is not None:
                 null = null.expand(len(groups), -1, -1).repeat(1, n, 1)
         return ImagePrompt(tokens, null, self._prompt_metadata(n))
 
-    def project(self, features: Tensor, *, null: bool = False) -> Tensor:
+    def project(
+        self, features: Group, *, null: bool = False, strength: float | Tensor = 1.0
+    ) -> Tensor:
         """Features [B, ...] -> tokens [B, N, W]; differentiable.
 
         `null=True` applies the variant's null rule to a batch of that size: zero features, or for
         variants whose null picture is encoded, the features given (which then must be its own).
+        `strength` (a number, or [B, 1, 1]) is FaceID-plus v2's weight of the picture's features
+        beside the face's embedding; other variants have no use for it.
         """
         if null and self.spec.null_rule == "zero features":
-            features = torch.zeros_like(features)
+            features = zeros_like(features)
         weight = next(self.module.image_proj.parameters())
-        tokens: Tensor = self.module.image_proj(features.to(weight.device, weight.dtype))
+        parts = (features,) if isinstance(features, Tensor) else features
+        placed = [part.to(weight.device, weight.dtype) for part in parts]
+        if isinstance(strength, Tensor):
+            strength = strength.to(weight.device, weight.dtype)
+        beside = () if len(placed) == 1 else (strength,)
+        tokens: Tensor = self.module.image_proj(*placed, *beside)
         return tokens
 
     def prepare(self, prompt: ImagePrompt) -> ImagePrompt:
@@ -247,6 +280,8 @@ class Adapter:
         prompt: ImagePrompt,
         scale: Scale = 1.0,
         guidance: str | Sequence[Branch] = "auto",
+        *,
+        lora: float = 1.0,
     ) -> Iterator[InUse]:
         """While the block runs, the base listens to `prompt`; yields a handle with a live `.scale`.
 
@@ -254,6 +289,10 @@ class Adapter:
         throughout, twice that [negative, positive] as diffusers does it, larger ones are told by
         their latents; a pipeline that draws two pictures of a prompt without guidance is seen as
         such. A compiled denoiser with several pictures of a prompt needs it stated.
+
+        `lora` (the handle's `.lora`, live) weights the LoRA of FaceID adapters, which acts on the
+        whole batch while the block runs. It is apart from `scale`, as published adapters are used,
+        but at scale 0 it is off as well: that is the base alone.
 
         In training, run `backward()` inside the block if the denoiser checkpoints gradients: it
         computes parts of its forward pass again.
@@ -271,6 +310,7 @@ class Adapter:
             prompts=len(prompt),
             scale=scale,
             branches=named_layout(guidance),
+            lora=lora,
         )
         carrier.in_use.append(entry)
         try:
@@ -311,6 +351,9 @@ class Adapter:
             "null_rule": spec.null_rule,
             "tokens": str(spec.tokens or "one per patch"),
         }
+        shortcut = getattr(VARIANTS[spec.variant], "shortcut", None)
+        if shortcut is not None:  # nothing in the tensors tells FaceID-plus from its v2
+            metadata["shortcut"] = str(shortcut).lower()
         if self.encoder is not None:
             metadata["encoder"] = self.encoder.fingerprint
         return metadata
@@ -337,49 +380,31 @@ class Adapter:
     def _check_base(self, sites: HostSpec) -> None:
         """Same ids, same widths. Raises WrongBaseError naming the likely base."""
         ours = {name: tuple(w.shape) for name, w in self.module.ip_adapter.state_dict().items()}
-        theirs = sites.shapes()
+        variant, rank = VARIANTS[self.spec.variant], self.module.rank
+        theirs = site_shapes(variant, sites, self.spec.projector, rank or LORA_RANK)
         if ours == theirs:
             return
-        families = likely_families(ours)
+        families = likely_families({n: shape for n, shape in ours.items() if "_ip." in n})
         made_for = " or ".join(families) if families else self.spec.host
         odd = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
         raise WrongBaseError(
             f"this {self.spec.variant} adapter on a {sites.family} base",
-            rule=f"it has {len(ours) // 2} sites of text width {self.spec.text_width}, the base "
-            f"{len(theirs) // 2} of {sites.text_width}; {len(odd)} tensors do not fit "
+            rule=f"it has {_sites(ours)} sites of text width {self.spec.text_width}, the base "
+            f"{_sites(theirs)} of {sites.text_width}; {len(odd)} tensors do not fit "
             f"({', '.join(odd[:5])})",
             remedy=f"It was made for {made_for}: use such a base, or another adapter.",
         )
 
     def _checked_encoder(self, encoder: object) -> Encoder:
         opened = open_encoder(encoder)
-        width = opened.width(self.spec.feature)
+        width = opened.width(_encoded(self.spec.feature))
         if width != self.spec.feature_width:
             raise EncoderError(
                 f"an image encoder whose {self.spec.feature} are {width} wide",
                 rule=f"this {self.spec.variant} adapter reads {self.spec.feature_width}",
-                remedy=_encoder_hint(self.spec),
+                remedy=encoder_hint(self.spec),
             )
         return opened
-
-    def _check_features(self, groups: Sequence[Tensor]) -> None:
-        counts = sorted({len(group) for group in groups})
-        if len(counts) != 1 or counts[0] == 0:
-            raise PromptError(
-                f"prompts with {' and '.join(map(str, counts)) or 'no'} reference(s)",
-                rule="every prompt of a batch has the same number, at least one",
-                remedy="Give each prompt as many references as the others.",
-            )
-        ndim = 2 if self.spec.feature in POOLED else 3
-        for group in groups:
-            if group.ndim != ndim or group.shape[-1] != self.spec.feature_width:
-                shape = "[n, F]" if ndim == 2 else "[n, L, F]"
-                raise EncoderError(
-                    f"features of shape {list(group.shape)}",
-                    rule=f"{self.spec.feature} of this adapter are {shape}, "
-                    f"F = {self.spec.feature_width}",
-                    remedy=_encoder_hint(self.spec),
-                )
 
     def _check_prompt(self, prompt: ImagePrompt) -> None:
         if not isinstance(prompt, ImagePrompt):
@@ -405,38 +430,51 @@ class Adapter:
 
     # ── features ────────────────────────────────────────────────────────────────────────────────
 
-    def _encoded(self, pictures: Any) -> list[Tensor]:
+    def _encoded(self, pictures: Any) -> list[Group]:
         """Features of every prompt's references, [n, ...] each."""
         from imageprompt.encoders.pictures import open_picture
 
+        if "face_embeds" in self.spec.feature:
+            raise EncoderError(
+                f"pictures for a {self.spec.variant} adapter",
+                rule="it reads face embeddings, which an image encoder does not make",
+                remedy="Make them with a face recogniser (ArcFace) and pass encode(features=...).",
+            )
         groups = _picture_groups(pictures)
         encoder = self._need_encoder("pictures")
         opened = [open_picture(picture) for group in groups for picture in group]
         features = encoder.encode(opened, self.spec.feature)
         return list(torch.split(features, [len(group) for group in groups]))
 
-    def _null_tokens(self, null_features: Tensor | None, like: Tensor) -> Tensor | None:
+    def _null_tokens(self, null_features: Group | None, like: Group) -> Tensor | None:
         """Tokens [1, N, W] of "no picture", by the variant's rule; None if they cannot be had.
 
         The null picture is the same for every prompt, so its tokens are made once.
         """
         if null_features is not None:
-            self._check_features([null_features])
-            return self.project(null_features[:1])
+            check_features([null_features], self.spec)
+            return self.project(first(null_features))
         features = self._null_features(like)
         if features is None:
             return None
-        state = (tuple(features.shape), *versions(self.module.image_proj.parameters()))
+        parts = (features,) if isinstance(features, Tensor) else features
+        state = (
+            tuple(part.shape for part in parts),
+            *versions(self.module.image_proj.parameters()),
+        )
         if self._null is None or self._null[0] != state:
             self._null = (state, self.project(features))
         return self._null[1]
 
-    def _null_features(self, like: Tensor) -> Tensor | None:
+    def _null_features(self, like: Group) -> Group | None:
+        """Of one reference like this one; a face's embedding is zeroed in any case."""
         if self.spec.null_rule == "zero features":
-            return torch.zeros_like(like)
+            return zeros_like(like)
         if self._encoded_null is None and self.encoder is not None:
-            self._encoded_null = self.encoder.encode_null(self.spec.feature)
-        return self._encoded_null
+            self._encoded_null = self.encoder.encode_null(_encoded(self.spec.feature))
+        if self._encoded_null is None or isinstance(like, Tensor):
+            return self._encoded_null
+        return torch.zeros_like(like[0]), self._encoded_null
 
     def _need_encoder(self, what: str) -> Encoder:
         if self.encoder is None:
@@ -446,10 +484,6 @@ class Adapter:
                 remedy="Pass encoder= to attach(), or ready-made features= to encode().",
             )
         return self.encoder
-
-
-def _groups(features: Features) -> list[Tensor]:
-    return [features] if isinstance(features, Tensor) else list(features)
 
 
 def _picture_groups(pictures: Any) -> list[list[PictureSource]]:
@@ -480,6 +514,17 @@ def _check_options(variant: str, known: Sequence[str], options: ProjectorOptions
             )
 
 
-def _encoder_hint(spec: AdapterSpec) -> str:
-    name = encoder_name(spec.feature, spec.feature_width)
-    return f"It was made for {name}." if name else "Use the encoder it was trained with."
+def _encoded(feature: Feature) -> Feature:
+    """What of a feature the image encoder makes."""
+    return "hidden_states[-2]" if feature == "face_embeds + hidden_states[-2]" else feature
+
+
+def _feature_width(feature: Feature, encoder: object) -> int:
+    """Width of what the projector reads: the image encoder's, or that of a face embedding."""
+    if encoder is None and feature in FACES_ONLY:
+        return FACE_WIDTH
+    return open_encoder(encoder).width(_encoded(feature))
+
+
+def _sites(shapes: Shapes) -> int:
+    return sum(name.endswith("to_k_ip.weight") for name in shapes)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from imageprompt.attention import ImageTerm
-from imageprompt.controls import Scale, site_scales
+from imageprompt.controls import Scale, one_scale, site_scales
 from imageprompt.errors import GuidanceError
 from imageprompt.guidance import Branches, by_count, copies_in, tell
 from imageprompt.spec import Site
@@ -26,7 +26,7 @@ KeyValue = tuple[Tensor, Tensor]
 
 
 class InUse:
-    """One image prompt in use on a denoiser: K', V' of every site and a live scale.
+    """One image prompt in use on a denoiser: K', V' of every site, a live scale and LoRA strength.
 
     `pairs[s]` holds K' and V' [2P or P, H, N, D] of site s, negative rows first if there are any.
     """
@@ -40,6 +40,7 @@ class InUse:
         prompts: int,
         scale: Scale,
         branches: Branches | None,
+        lora: float = 1.0,
     ) -> None:
         self.owner = owner
         self.prompts = prompts
@@ -49,7 +50,22 @@ class InUse:
         self._table = torch.zeros(len(sites), device=pairs[0][0].device)
         self._bound: list[KeyValue] = []
         self._bound_for: tuple[Any, ...] = ()
+        self._lora = one_scale(lora, "lora")
+        self.strength = torch.zeros((), device=self._table.device)
         self.scale = scale
+
+    @property
+    def lora(self) -> float:
+        """How strongly the adapter's LoRA acts, where it has any: a number 0..2. Live.
+
+        It does not act where the scale is 0 at every site: that is the base alone.
+        """
+        return self._lora
+
+    @lora.setter
+    def lora(self, lora: float) -> None:
+        self._lora = one_scale(lora, "lora")
+        self._set_strength()
 
     @property
     def scale(self) -> Scale:
@@ -63,6 +79,16 @@ class InUse:
         self._values = [value or 0.0 for value in values]
         self._off = [value is None for value in values]
         self._table.copy_(torch.tensor(self._values))
+        self._set_strength()
+
+    def _set_strength(self) -> None:
+        """LoRA's strength as a tensor, so that changing it recompiles nothing."""
+        self.strength.fill_(self._lora if any(self._values) else 0.0)
+
+    @property
+    def adds_lora(self) -> bool:
+        """Does LoRA act? Inside a compiled graph that is left to its strength."""
+        return torch.compiler.is_compiling() or (self._lora != 0 and any(self._values))
 
     @property
     def has_negative(self) -> bool:
@@ -82,6 +108,7 @@ class InUse:
                 for k, v in self._pairs
             ]
             self._table = self._table.to(like.device)
+            self.strength = self.strength.to(like.device)
             self._bound_for = wanted
 
     def _rows(self, x: Tensor, branches: Branches, copies: int) -> Tensor:
@@ -156,6 +183,15 @@ class Carrier:
         """The image terms of one site, in order of use."""
         terms = (entry.term(index, q) for entry in self.in_use)
         return [term for term in terms if term is not None]
+
+    def strength(self, owner: object) -> Tensor | None:
+        """How strongly an adapter's LoRA acts; the strongest of its prompts' in use, else None."""
+        found = [
+            entry.strength for entry in self.in_use if entry.owner is owner and entry.adds_lora
+        ]
+        if len(found) > 1:
+            return torch.stack(found).amax()
+        return found[0] if found else None
 
 
 class _Clock:

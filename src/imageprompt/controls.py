@@ -21,8 +21,8 @@ def site_scales(scale: Scale, sites: Sequence[Site]) -> tuple[float | None, ...]
     Raises ScaleError for numbers outside 0..2 and for keys that match no site.
     """
     if not isinstance(scale, Mapping):
-        return (_checked(scale, "scale"),) * len(sites)
-    table = {key: _checked(value, f"scale[{key!r}]") for key, value in scale.items()}
+        return (one_scale(scale, "scale"),) * len(sites)
+    table = {key: one_scale(value, f"scale[{key!r}]") for key, value in scale.items()}
     matches = [_best_key(site, table) for site in sites]
     for key in table:
         if not any(_covers(key, site) for site in sites):
@@ -30,7 +30,8 @@ def site_scales(scale: Scale, sites: Sequence[Site]) -> tuple[float | None, ...]
     return tuple(None if key is None else table[key] for key in matches)
 
 
-def _checked(value: object, name: str) -> float:
+def one_scale(value: object, name: str) -> float:
+    """`value` if it is a number 0..2, as a float. Raises ScaleError."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ScaleError(f"{name} = {value!r}", rule="a scale is a number from 0 to 2")
     if not (math.isfinite(value) and 0.0 <= value <= MAX_SCALE):

@@ -55,6 +55,12 @@ class AttachableHost(Host, Protocol):
     def text_weights(self, denoiser: nn.Module, name: str) -> tuple[Any, Any]:
         """The to_k and to_v weights [width, text_width] of the site of that name."""
 
+    def linears(self, denoiser: nn.Module, name: str) -> Mapping[str, nn.Module]:
+        """The linear maps of the attention layer of that name: q, k, v and out.
+
+        Raises AttachError where the layer does not use them.
+        """
+
     def install(self, denoiser: nn.Module, spec: HostSpec, carrier: Carrier) -> Any:
         """Let every site read the carrier; returns what `remove` needs. All sites or none."""
 

@@ -92,6 +92,16 @@ class UNetHost:
         layer: Any = denoiser.get_submodule(name)
         return layer.to_k.weight, layer.to_v.weight
 
+    def linears(self, denoiser: nn.Module, name: str) -> dict[str, nn.Module]:
+        layer: Any = denoiser.get_submodule(name)
+        if layer.fused_projections:
+            raise AttachError(
+                f"{name} with fused projections",
+                rule="an adapter with LoRA adds to q, k and v apart",
+                remedy="Call pipe.unfuse_qkv_projections() first.",
+            )
+        return {"q": layer.to_q, "k": layer.to_k, "v": layer.to_v, "out": layer.to_out[0]}
+
     def install(
         self, denoiser: nn.Module, spec: HostSpec, carrier: Carrier
     ) -> list[tuple[Any, Any]]:

@@ -26,12 +26,11 @@ DEFAULT_TOKENS = 4
 @dataclass(frozen=True)
 class FaceID:
     name: str = "faceid"
-    summary: str = "whose face it is: ArcFace embedding, MLP, 4 tokens, LoRA (files only yet)"
+    summary: str = "whose face it is: ArcFace embedding, MLP, 4 tokens, LoRA"
     feature: Feature = "face_embeds"
     null_rule: NullRule = "zero features"
     options: tuple[str, ...] = ("tokens",)
     site_kinds: tuple[SiteKind, ...] = ("cross",)
-    pending: str = "its LoRA layers are not run yet"
 
     def read(self, shapes: Shapes) -> ProjectorSpec | None:
         return read_token_mlp(shapes)

@@ -40,16 +40,13 @@ DEFAULT_DEPTH = 4
 @dataclass(frozen=True)
 class FaceIDPlus:
     name: str = "faceid-plus"
-    summary: str = (
-        "face and its look: ArcFace queries patch features, 4 tokens, LoRA (files only yet)"
-    )
+    summary: str = "face and its look: ArcFace queries patch features, 4 tokens, LoRA"
     feature: Feature = "face_embeds + hidden_states[-2]"
     null_rule: NullRule = "zero pixels"
     options: tuple[str, ...] = ("tokens", "depth", "heads")
     site_kinds: tuple[SiteKind, ...] = ("cross",)
     shortcut: bool = False
     """Are the identity's tokens added to what the perceiver makes of them?"""
-    pending: str = "its LoRA layers are not run yet"
 
     def read(self, shapes: Shapes) -> ProjectorSpec | None:
         found = ResamplerSize.of(inside(PERCEIVER, shapes))

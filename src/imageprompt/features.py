@@ -1,0 +1,89 @@
+"""Ready-made features of references: their shapes by kind of feature, and groups of them.
+
+The references of one prompt are a tensor [n, ...], or for variants that read a face embedding
+beside the picture's features a tuple of two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from imageprompt.checkpoint.published import encoder_name
+from imageprompt.errors import EncoderError, PromptError
+from imageprompt.spec import POOLED, AdapterSpec
+
+Group = Tensor | tuple[Tensor, ...]
+Features = Group | Sequence[Group]
+"""Of one prompt, or a list of several prompts'."""
+
+
+def groups_of(features: Features) -> list[Group]:
+    """One entry for each prompt."""
+    return [features] if isinstance(features, Tensor | tuple) else list(features)
+
+
+def joined(groups: Sequence[Group]) -> Group:
+    """The references of all prompts in a row."""
+    if isinstance(groups[0], Tensor):
+        return torch.cat([group for group in groups if isinstance(group, Tensor)])
+    return tuple(torch.cat(parts) for parts in zip(*groups, strict=True))
+
+
+def zeros_like(features: Group) -> Group:
+    if isinstance(features, Tensor):
+        return torch.zeros_like(features)
+    return tuple(torch.zeros_like(part) for part in features)
+
+
+def count(group: Group) -> int:
+    """References in a group."""
+    return len(group if isinstance(group, Tensor) else group[0])
+
+
+def first(group: Group) -> Group:
+    """The first reference alone."""
+    return group[:1] if isinstance(group, Tensor) else tuple(part[:1] for part in group)
+
+
+def check(groups: Sequence[Group], spec: AdapterSpec) -> None:
+    """Raises PromptError for uneven or empty groups, EncoderError for features of another kind."""
+    counts = sorted({count(group) for group in groups})
+    if len(counts) != 1 or counts[0] == 0:
+        raise PromptError(
+            f"prompts with {' and '.join(map(str, counts)) or 'no'} reference(s)",
+            rule="every prompt of a batch has the same number, at least one",
+            remedy="Give each prompt as many references as the others.",
+        )
+    wanted = _shapes(spec)
+    for group in groups:
+        parts = (group,) if isinstance(group, Tensor) else group
+        fits = len(parts) == len(wanted) and all(
+            part.ndim == len(shape) and part.shape[-1] == shape[-1]
+            for part, shape in zip(parts, wanted, strict=True)
+        )
+        if not fits:
+            shown = " and ".join(f"[{', '.join(map(str, shape))}]" for shape in wanted)
+            raise EncoderError(
+                f"features of shape {' and '.join(str(list(part.shape)) for part in parts)}",
+                rule=f"{spec.feature} of this adapter are {shown}",
+                remedy=encoder_hint(spec),
+            )
+
+
+def _shapes(spec: AdapterSpec) -> tuple[tuple[str | int, ...], ...]:
+    """n references, L positions; the last number is the width."""
+    if spec.projector.face_width:
+        return ("n", spec.projector.face_width), ("n", "L", spec.feature_width)
+    if spec.feature in POOLED:
+        return (("n", spec.feature_width),)
+    return (("n", "L", spec.feature_width),)
+
+
+def encoder_hint(spec: AdapterSpec) -> str:
+    if spec.feature in ("face_embeds", "raw face_embeds"):
+        return "They are ArcFace's embeddings of faces, made by a face recogniser."
+    name = encoder_name(spec.feature, spec.feature_width)
+    return f"It was made for {name}." if name else "Use the encoder it was trained with."
