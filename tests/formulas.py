@@ -7,7 +7,8 @@ ours. Symbols as in arXiv 2308.06721: Q, K, V of the text, K', V' of the image t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,9 +98,32 @@ def resampler_tokens(state: State, features: Tensor, *, dim_head: int = 64) -> T
     return layer_norm(out, w["norm_out.weight"], w["norm_out.bias"])
 
 
-def tokens(variant: str, state: State, feature: Tensor) -> Tensor:
+def face_tokens(state: State, face: Tensor) -> Tensor:
+    """FaceID: a face's embedding [E] -> tokens [N, D]."""
+    w = _double(state)
+    hidden = gelu(face.double() @ w["proj.0.weight"].T + w["proj.0.bias"])
+    out = (hidden @ w["proj.2.weight"].T + w["proj.2.bias"]).reshape(-1, len(w["norm.weight"]))
+    return layer_norm(out, w["norm.weight"], w["norm.bias"])
+
+
+def shortcut_tokens(state: State, feature: tuple[Tensor, Tensor]) -> Tensor:
+    """FaceID-plus v2: the face's tokens, plus what they find in the picture's features [S, H]."""
+    face, features = feature
+    prefix = "perceiver_resampler."
+    inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    identity = face_tokens(state, face)
+    return identity + resampler_tokens({**inner, "latents": identity[None]}, features)
+
+
+def tokens(variant: str, state: State, feature: Any) -> Tensor:
     """Tokens [N, D] of one picture's feature by the variant's formula."""
-    formulas = {"base": linear_tokens, "full": mlp_tokens, "plus": resampler_tokens}
+    formulas: dict[str, Callable[[State, Any], Tensor]] = {
+        "base": linear_tokens,
+        "full": mlp_tokens,
+        "plus": resampler_tokens,
+        "faceid": face_tokens,
+        "faceid-plus-v2": shortcut_tokens,
+    }
     return formulas[variant](state, feature)
 
 

@@ -25,14 +25,14 @@ class Case:
 
     latents: Tensor
     text: Tensor
-    features: Tensor
+    features: Any
     added: dict[str, Tensor]
     noise: Tensor
     times: Tensor
     drop_image: Tensor
     drop_text: Tensor
     null_text: Tensor
-    null_features: Tensor
+    null_features: Any
     null_added: dict[str, Tensor]
 
 
@@ -82,8 +82,8 @@ def step(
         for name, tensor in tensors.items()
     }
     projector = {n.removeprefix("image_proj."): t for n, t in flat.items() if "image_proj" in n}
-    features = _dropped(case.features, case.null_features, case.drop_image)
-    tokens = torch.stack([formulas.tokens(variant, projector, row) for row in features]).float()
+    rows = _features(case)
+    tokens = torch.stack([formulas.tokens(variant, projector, row) for row in rows]).float()
     text = _dropped(case.text, case.null_text, case.drop_text)
     added = {
         name: _dropped(value, case.null_added[name], case.drop_text)
@@ -115,6 +115,14 @@ def with_processors(unet: nn.Module, flat: Mapping[str, Tensor], count: int) -> 
         layer = model.get_submodule(name.removesuffix(".processor"))
         layer.set_processor(PlainProcessor(weights, count))
     return model
+
+
+def _features(case: Case) -> list[Any]:
+    """The features of every sample, a pair where the variant reads two."""
+    if isinstance(case.features, Tensor):
+        return list(_dropped(case.features, case.null_features, case.drop_image))
+    pairs = zip(case.features, case.null_features, strict=True)
+    return list(zip(*(_dropped(*pair, case.drop_image) for pair in pairs), strict=True))
 
 
 def _dropped(values: Tensor, null: Tensor, which: Tensor) -> Tensor:

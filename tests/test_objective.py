@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+import imageprompt as ip
 from hosts_table import CASES
 from imageprompt.errors import OptionError
 from imageprompt.training.chance import Chance
@@ -20,6 +22,48 @@ from reference_step import Case, step
 from rigs import Rig, build
 
 ROWS = 4  # nothing, image, text, both dropped
+
+
+@dataclass
+class Faces:
+    """Face embeddings, and patch features beside them where the variant reads both."""
+
+    variant: str
+    image_size = 112
+    fingerprint = "0" * 16
+
+    def width(self, feature: str) -> int:
+        return 512 if feature == "face_embeds" else 20
+
+    def encode(self, pictures: Any, feature: str) -> Tensor:
+        raise NotImplementedError
+
+    encode_null = encode
+
+    def features(self, count: int, *, seed: int = 5) -> Any:
+        gen = torch.Generator().manual_seed(seed)
+        faces = torch.nn.functional.normalize(torch.randn(count, 512, generator=gen), dim=-1)
+        if self.variant == "faceid":
+            return faces
+        return faces, torch.randn(count, 9, 20, generator=gen)
+
+    def null_features(self) -> Any:
+        made = self.features(1, seed=99)
+        return torch.zeros(1, 512) if self.variant == "faceid" else (torch.zeros(1, 512), made[1])
+
+
+def face_rig(host: str, variant: str, folder: Path) -> Rig:
+    """A FaceID adapter whose LoRA does something."""
+    torch.manual_seed(0)
+    kind: Any = Faces(variant)
+    unet = CASES[host].unet()
+    adapter = ip.Adapter.create(variant, denoiser=unet, encoder=kind)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    parts = ("image_proj", "ip_adapter")
+    state = {part: dict(getattr(adapter.module, part).state_dict()) for part in parts}
+    return Rig(CASES[host], kind, unet, state, folder, adapter)
 
 
 def make_case(rig: Rig) -> Case:
@@ -50,9 +94,9 @@ def ours(rig: Rig, kind: str, case: Case, **options: Any) -> tuple[Tensor, dict[
     noising = Noising.of(DDPMScheduler(prediction_type=kind))
     batch = Batch(case.latents, case.text, case.features, case.added)
     nulls = Nulls(case.null_text, case.null_features, case.null_added)
-    draw = Draw(
-        case.times, case.noise, case.drop_image, case.drop_text, torch.zeros(ROWS, dtype=torch.bool)
-    )
+    none = torch.zeros(ROWS, dtype=torch.bool)
+    dropped = options.pop("drop_branch", none)
+    draw = Draw(case.times, case.noise, case.drop_image, case.drop_text, dropped)
     rig.unet.requires_grad_(False)
     rig.adapter.module.requires_grad_(True).zero_grad()
     rig.adapter.attach(rig.unet)
@@ -76,20 +120,39 @@ def ours(rig: Rig, kind: str, case: Case, **options: Any) -> tuple[Tensor, dict[
         ("sd2", "plus", "v_prediction"),
         ("sdxl", "base", "epsilon"),
         ("sdxl", "plus", "v_prediction"),
+        ("sd15", "faceid", "epsilon"),
+        ("sd2", "faceid-plus-v2", "v_prediction"),
+        ("sdxl", "faceid", "epsilon"),
     ],
 )
 def test_loss_and_every_gradient_are_the_references(
     host: str, variant: str, kind: str, tmp_path: Path
 ) -> None:
-    rig = build(host, variant, tmp_path)
+    rig = (face_rig if "face" in variant else build)(host, variant, tmp_path)
     case = make_case(rig)
     wanted_loss, wanted = step(rig.unet, rig.state, variant, kind, case)
     losses, gradients = ours(rig, kind, case)
     assert float(losses.mean()) == pytest.approx(wanted_loss, rel=1e-4)
     assert gradients.keys() == wanted.keys()
     for name, gradient in gradients.items():
-        off = (gradient - wanted[name]).norm() / wanted[name].norm()
+        size = wanted[name].norm().clamp(min=1e-7)  # 0 where there is one place to attend to
+        off = (gradient - wanted[name]).norm() / size
         assert off < 1e-4, f"{name}: {off}"
+
+
+def test_the_branch_of_a_sample_is_dropped_as_often_as_asked(tmp_path: Path) -> None:
+    rig = face_rig("sd15", "faceid-plus-v2", tmp_path)
+    noising = Noising.of(DDPMScheduler())
+    latents = torch.zeros(2000, 1, 1, 1)
+    drawn = Objective(branch_drop=0.5).draw(latents, noising, Chance(range(2000))).drop_branch
+    assert abs(float(drawn.float().mean()) - 0.5) < 0.04
+    case = make_case(rig)
+    case.drop_image[:] = False
+    losses, _ = ours(rig, "epsilon", case, drop_branch=torch.tensor([True, False, True, False]))
+    faces, hidden = case.features
+    case.features = (faces, hidden + 1)
+    others, _ = ours(rig, "epsilon", case, drop_branch=torch.tensor([True, False, True, False]))
+    assert (losses != others).tolist() == [False, True, False, True]
 
 
 def test_min_snr_weights_each_sample(tmp_path: Path) -> None:
