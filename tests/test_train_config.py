@@ -157,3 +157,10 @@ def test_the_rate_warms_up_and_falls(schedule: str, middle: float, end: float) -
     assert config.rate_at(9) == config.rate_at(200) == 1
     assert config.rate_at(600) == pytest.approx(middle)
     assert config.rate_at(999) == pytest.approx(end, abs=2e-3)
+
+
+def test_the_documentation_lists_every_key() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    listed = {name.strip(" `") for row in rows for name in row.split(",")}
+    assert vars(load()).keys() <= listed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,11 @@ def _train(options: argparse.Namespace) -> int:
         allow_changes=options.allow_changes,
         progress=not options.json,
     )
-    if options.json:
-        print_json(result.as_dict())
-    elif result.adapter is not None:
-        print(result.adapter)
+    if int(os.environ.get("RANK", "0")) == 0:  # one of several processes speaks for all
+        if options.json:
+            print_json(result.as_dict())
+        elif result.adapter is not None:
+            print(result.adapter)
     return 0 if result.signal is None else STOPPED_BY + result.signal
 
 

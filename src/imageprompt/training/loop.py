@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -291,8 +290,3 @@ class Trainer:
         with torch.no_grad():
             for name, parameter in self.named.items():
                 parameter.copy_(values[name])
-
-
-def exit_code(ending: Ending) -> int:
-    """What a shell expects of a process that was asked to end."""
-    return 0 if ending.signal is None else 128 + int(signal.Signals(ending.signal))

@@ -67,7 +67,9 @@ class Metrics:
         if self.tracked:
             plain = {key: v for key, v in config.items() if isinstance(v, int | float | str)}
             own = {"tensorboard": {"purge_step": step + 1}}
-            self.accelerator.init_trackers("tensorboard", config=plain, init_kwargs=own)
+            # tensorboard takes the name for a folder, the others for a project
+            name = "tensorboard" if self.accelerator.log_with == ["tensorboard"] else "imageprompt"
+            self.accelerator.init_trackers(name, config=plain, init_kwargs=own)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """One line, whole or not at all for a reader."""
@@ -85,8 +87,8 @@ class Metrics:
                 tracker.log_images({name: np.asarray(picture)[None]}, step=step, **options)
 
     def close(self) -> None:
-        if self.tracked:
-            self.accelerator.end_training()
+        for tracker in self.accelerator.trackers if self.tracked else ():
+            tracker.finish()  # accelerate's own end_training would part the processes as well
 
     def _lines(self) -> list[dict[str, Any]]:
         """Those that are whole; a kill may have cut the last one."""

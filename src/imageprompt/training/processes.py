@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from imageprompt.errors import ImagePromptError, OptionError
+from imageprompt.ingredients import usable_device
 
 T = TypeVar("T")
 
@@ -18,11 +20,13 @@ class Processes:
     """One process alone, or one of those that torchrun or `accelerate launch` has started."""
 
     def __init__(self, device: str | None = None) -> None:
+        """On `device`, or the best one here. Raises OptionError for one that is not here."""
         from accelerate import Accelerator
         from accelerate.utils import DistributedDataParallelKwargs
 
         options = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-        self.accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[options])
+        on_cpu = usable_device(device) == "cpu"
+        self.accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[options])
         self.rank: int = self.accelerator.process_index
         self.count: int = self.accelerator.num_processes
         self.main: bool = self.accelerator.is_main_process
@@ -91,9 +95,14 @@ class Processes:
                 raise
             raise OptionError(
                 f"training with {self.count} processes",
-                rule=f"another process is gone ({str(error).splitlines()[0][:120]})",
+                rule=f"another process is gone ({_first_sentence(error)})",
                 remedy=hint(),
             ) from error
+
+
+def _first_sentence(error: RuntimeError) -> str:
+    """Without the place in gloo's source that it begins with."""
+    return re.sub(r"^\[[^]]*\] ", "", str(error)).splitlines()[0].partition(". ")[0]
 
 
 def _lost(error: RuntimeError) -> bool:
