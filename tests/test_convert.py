@@ -431,6 +431,35 @@ def test_nan_can_be_forced_and_is_said(tmp_path: Path) -> None:
     assert ip.diff(path, tmp_path / "adapter.safetensors").same
 
 
+def test_every_flag_reaches_the_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nan = standard(wrapper("sd15", "faceid-plus"))["ip_adapter.5.to_v_ip.weight"].clone()
+    nan[0, 0] = float("nan")
+    path = source(tmp_path, "faceid-plus", **{"ip_adapter.5.to_v_ip.weight": nan})
+    SITES["sd15"].unet().save_config(tmp_path / "base")
+    flags = ["--variant", "faceid-plus-v2", "--dtype", "float16", "--to", "training", "--force"]
+    flags += ["--base", str(tmp_path / "base"), "--json"]
+    assert convert(path, tmp_path / "model.safetensors", *flags) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["layout"], told["dtypes"]) == ("training", ["float16"])
+    assert told["variants"] == ["faceid-plus-v2"]
+    assert [problem["code"] for problem in told["forced"]] == ["not-finite"]
+
+
+def test_a_bar_for_people_who_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import tqdm
+
+    seen: list[tuple[float, float]] = []
+    close = tqdm.tqdm.close
+    monkeypatch.setattr(
+        tqdm.tqdm, "close", lambda bar: (seen.append((bar.n, bar.total)), close(bar))
+    )
+    done = ip.convert(source(tmp_path), tmp_path / "adapter.safetensors", progress=True)
+    assert (done.bytes, done.bytes) in seen
+    assert capsys.readouterr() == ("", "")  # it was too quick to be shown
+
+
 def test_values_beyond_half_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = source(tmp_path, **bad_weights(1e6))
     assert convert(path, tmp_path / "half.safetensors", "--dtype", "float16") == 2
