@@ -24,7 +24,7 @@ from imageprompt.checkpoint.checks import (
 from imageprompt.checkpoint.detect import Identified, identify
 from imageprompt.checkpoint.formats import FORMATS, Format
 from imageprompt.checkpoint.metadata import written_metadata
-from imageprompt.checkpoint.partners import locate_source, open_base
+from imageprompt.checkpoint.partners import Base, locate_source, open_base
 from imageprompt.checkpoint.problems import Problem, first
 from imageprompt.checkpoint.source import open_source
 from imageprompt.checkpoint.stored import Source
@@ -59,7 +59,7 @@ class Conversion:
     bytes: int
     dtypes: tuple[str, ...]
     left_out: int
-    """Tensors of the source that are not taken: the frozen base, second copies, other state."""
+    """Tensors of the source that are not the adapter's: the frozen base, other state."""
     copies_compared: int
     source_hash: str
     """Of the adapter's tensors before any change, as `inspect` tells it of the source."""
@@ -115,12 +115,9 @@ def convert(
         name: tensor if wanted is None else Cast.of(tensor, wanted)
         for name, tensor in layout.write(found.parts).items()
     }
-    suspicious = [*not_finite(kept), *untrained(found, against)]
-    if wanted is not None and not suspicious:
-        suspicious = not_finite(planned)
-    _check_forced(suspicious, source, force)
-    digest = quick_hash(kept)
-    metadata = written_metadata(found, source, variant) | {"source_hash": f"{QUICK}:{digest}"}
+    forced = _check_useful(source, found, planned, against, force=force)
+    digest = f"{QUICK}:{quick_hash(kept)}"
+    metadata = written_metadata(found, source, variant) | {"source_hash": digest}
     size = sum(tensor.nbytes for tensor in planned.values())
     with write_atomically(target) as temporary, _bar(size, progress) as advance:
         if target.suffix == SAFETENSORS:
@@ -140,10 +137,10 @@ def convert(
         parameters=sum(prod(tensor.shape) for tensor in planned.values()),
         bytes=size,
         dtypes=dtype_names(planned.values()),
-        left_out=len(source.tensors) - len(kept),
+        left_out=len(source.tensors) - len(kept) - len(found.copies),
         copies_compared=len(found.copies),
-        source_hash=f"{QUICK}:{digest}",
-        forced=tuple(suspicious),
+        source_hash=digest,
+        forced=tuple(forced),
         notes=source.notes,
     )
 
@@ -193,14 +190,28 @@ def _check_whole(found: Identified, source: Source) -> None:
         )
 
 
-def _check_forced(problems: list[Problem], source: Source, force: bool) -> None:
-    """What makes an adapter useless, though it is whole. Raises AdapterFileError."""
+def _check_useful(
+    source: Source,
+    found: Identified,
+    planned: Mapping[str, Weights],
+    base: Base | None,
+    *,
+    force: bool,
+) -> list[Problem]:
+    """What makes a whole adapter useless: NaN, nothing trained, values that a cast cannot hold.
+
+    Returns what was forced. Raises AdapterFileError unless it is.
+    """
+    problems = not_finite(canonical(found.parts)) + untrained(found, base)
+    cast = {name: tensor for name, tensor in planned.items() if isinstance(tensor, Cast)}
+    problems = problems or not_finite(cast)
     if problems and not force:
         raise AdapterFileError(
             str(source.path),
             rule="; ".join(problem.message for problem in problems),
             remedy="Nothing was written; --force (force=True) writes it all the same.",
         )
+    return problems
 
 
 def _verify(path: Path, planned: Mapping[str, Weights], base: HostSpec | None) -> None:
