@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from imageprompt.cli import main
+from imageprompt.training.preparing import device_of_rank
 from training_data import write_folder
 
 
@@ -47,6 +48,13 @@ def test_it_says_what_it_did_and_what_is_broken(
     assert report["damaged"] == []
     assert Path(report["path"]).is_file()
     assert not (config.parent / "out").exists()
+
+
+def test_processes_of_one_machine_take_an_accelerator_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert device_of_rank() is None
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert device_of_rank() == "cuda:1"
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from pathlib import Path
 
 from imageprompt.errors import OptionError
 from imageprompt.training.base import FrozenBase
@@ -19,12 +19,16 @@ from imageprompt.variants import VARIANTS
 def prepare_for(
     config: TrainingConfig,
     *,
+    encoders: Encoders | None = None,
     verify: bool = False,
     dry_run: bool = False,
     announce: Callable[[str], None] = lambda line: None,
     told: Told = lambda what, done, total: None,
 ) -> Prepared:
-    """Fill the cache that `config` names with all that its run reads. Raises as `prepare` does."""
+    """Fill the cache that `config` names with all that its run reads. Raises as `prepare` does.
+
+    `encoders` are loaded where they are not given.
+    """
     if config.cache is None:
         raise OptionError(
             "config key 'cache'",
@@ -33,14 +37,19 @@ def prepare_for(
         )
     data = DataOptions.of(config.data)
     records = open_data(data)  # before the models: what is wrong with it is told at once
-    base = FrozenBase.load(
-        config.base, config.encoder, precision=config.mixed_precision, device=config.device
-    )
+    if encoders is None:
+        base = FrozenBase.load(
+            config.base,
+            config.encoder,
+            precision=config.mixed_precision,
+            device=config.device or device_of_rank(),
+        )
+        encoders = Encoders(base, VARIANTS[config.variant])
     return prepare(
         records,
-        Encoders(base, VARIANTS[config.variant]),
+        encoders,
         pictures_of(config),
-        Path(config.cache).expanduser(),
+        config.cache_folder,
         max_broken=data.max_broken,
         online=config.online,
         verify=verify,
@@ -48,3 +57,11 @@ def prepare_for(
         announce=announce,
         told=told,
     )
+
+
+def device_of_rank() -> str | None:
+    """The accelerator of this process where torchrun has started several; None: the best one."""
+    import torch
+
+    rank, count = os.environ.get("LOCAL_RANK"), torch.cuda.device_count()
+    return f"cuda:{int(rank) % count}" if rank is not None and count > 1 else None
