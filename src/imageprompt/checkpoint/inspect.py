@@ -93,8 +93,9 @@ class Report:
         return "\n".join(lines)
 
     def _facts(self) -> list[tuple[str, str]]:
-        shape = {"tokens": self.tokens, "depth": self.depth, "heads": self.heads}
-        shape["width"] = self.width
+        shape = {"depth": self.depth, "heads": self.heads, "width": self.width}
+        sizes = [f"{self.tokens} tokens"] * bool(self.tokens)
+        sizes += [f"{name} {value}" for name, value in shape.items() if value]
         encoder = self.encoder
         dtypes = (f"{part} {' and '.join(names)}" for part, names in self.dtypes.items())
         entries = list(self.metadata.items())
@@ -107,7 +108,7 @@ class Report:
             ("published", ", ".join(self.published)),
             ("host", f"{self.host}: {self.sites} sites, text width {self.text_width or '?'}"),
             ("reads", f"{encoder['feature']}, {encoder['width']} wide" if encoder["width"] else ""),
-            ("projector", ", ".join(f"{value} {name}" for name, value in shape.items() if value)),
+            ("projector", ", ".join(sizes)),
             ("no picture", self.null_rule or ""),
             ("LoRA", f"rank {self.lora_rank}" if self.lora_rank else ""),
             ("size", f"{self.tensors} tensors, {self.parameters:,} parameters, "
