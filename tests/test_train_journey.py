@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -201,7 +203,10 @@ def test_a_run_may_begin_with_an_adapter_of_other_tokens(
         ({"variant": "base", "adapter": "plus"}, "it is of variant plus"),
         ({"variant": "plus", "adapter": "plus", "depth": 3}, "Only the number of tokens"),
         ({"validate_every": 1}, "validation.references"),
-        ({"variant": "faceid", "validate_every": 1}, "identity embedding"),
+        (
+            {"variant": "faceid", "validate_every": 1, "validation": {"references": ["a.png"]}},
+            "references of faces need identity embeddings",
+        ),
     ],
 )
 def test_what_cannot_go_well_is_refused_before_it_begins(
@@ -212,6 +217,38 @@ def test_what_cannot_go_well_is_refused_before_it_begins(
     needed = {"base": str(tiny_folder), "data": str(scenes / "train"), "resolution": SIDE}
     with pytest.raises(OptionError, match=words):
         ip.train(needed | {"output": str(tmp_path / "out"), "validate_every": 0} | keys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["faceid", "faceid-plus", "faceid-plus-v2"])
+def test_faces_train_from_a_list_with_identity_embeddings(
+    variant: str, scenes: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    rng, rows = np.random.default_rng(0), []
+    for number in range(4):
+        np.save(tmp_path / f"{number}.npy", rng.standard_normal(512).astype(np.float32))
+        picture = scenes / "train" / f"{number:06}.png"
+        rows.append({"image_file": str(picture), "text": "a", "id_embed_file": f"{number}.npy"})
+    (tmp_path / "faces.json").write_text(json.dumps(rows))
+    config: dict[str, Any] = {"base": str(tiny_folder), "variant": variant, "resolution": SIDE}
+    config |= {"data": str(tmp_path / "faces.json"), "output": str(tmp_path / "out"), "steps": 4}
+    config |= {"batch_size": 2, "checkpoint_every": 2, "validate_every": 2, "warmup": 0}
+    config |= {"learning_rate": 1e-2, "trackers": [], "gradient_checkpointing": True}
+    wishes = {"references": config["data"], "count": 2, "steps": 2}
+    result = ip.train(config | {"validation": wishes}, progress=False)
+    assert len(result.sheets) == 2
+    assert result.adapter is not None
+    assert cli.main(["validate", str(result.adapter)]) == 0
+    file = load_file(result.adapter)
+    ups = [name for name in file if name.endswith("to_q_lora.up.weight")]
+    assert ups
+    assert all(float(file[name].abs().max()) > 0 for name in ups)  # they begin as zeros
+    # the newest checkpoint is lost: the rest of the way is gone again, to the same end
+    shutil.rmtree(tmp_path / "out" / "checkpoints" / "step-4")
+    result.adapter.unlink()
+    again = ip.train(config | {"validation": wishes}, resume=True, progress=False)
+    assert again.adapter is not None
+    assert all(torch.equal(load_file(again.adapter)[name], value) for name, value in file.items())
 
 
 def test_two_runs_in_one_folder(scenes: Path, tiny_folder: Path, tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imageprompt.adapter import Adapter
+from imageprompt.adapter import FACES_ONLY, Adapter
 from imageprompt.errors import OptionError
 from imageprompt.training.config import TrainingConfig
 from imageprompt.training.metrics import say
 from imageprompt.training.words import chosen_states, learn_words
+from imageprompt.variants import VARIANTS
 
 WORDS_BATCH = 64
 
@@ -46,10 +47,11 @@ def begin(config: TrainingConfig, base: Any) -> Adapter:
 
 
 def _created(config: TrainingConfig, base: Any, options: dict[str, int]) -> Adapter:
+    reads_pictures = VARIANTS[config.variant].feature not in FACES_ONLY
     return Adapter.create(
         config.variant,
         denoiser=base.denoiser,
-        encoder=base.encoder,
+        encoder=base.encoder if reads_pictures else None,
         init=config.init,
         **options,
     )
@@ -59,8 +61,6 @@ def _with_other_tokens(
     config: TrainingConfig, base: Any, loaded: Adapter, options: dict[str, Any]
 ) -> Adapter:
     """All that fits is kept; what depends on the number of tokens is made anew, and said."""
-    from imageprompt.variants import VARIANTS
-
     named = {"num_tokens": "tokens"}
     known = VARIANTS[config.variant].options
     wanted = {k: v for k, v in options.items() if named.get(k, k) in known and v is not None}

@@ -89,7 +89,7 @@ def plan(config: TrainingConfig) -> Plan:
     )
     encoders = Encoders(base, variant)
     samples = open_samples(config.data, None, encoders, pictures_of(config))
-    adapter = begin(config, base).attach(base.pipe, encoder=base.encoder)
+    adapter = begin(config, base).attach(base.pipe)
     frozen = _unique([*base.pipe.components.values(), getattr(base.encoder, "model", None)])
     adapter.module.requires_grad_(True)
     trained = sum(weight.numel() for weight in adapter.parameters())

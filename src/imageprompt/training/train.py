@@ -27,7 +27,7 @@ from imageprompt.training.pictures import PictureOptions
 from imageprompt.training.processes import Processes
 from imageprompt.training.resuming import Identity
 from imageprompt.training.samples import open_samples
-from imageprompt.training.validation import Validation, chosen_references
+from imageprompt.training.validation import Validation, check_references
 from imageprompt.variants import VARIANTS
 
 ADAPTER = "adapter.safetensors"
@@ -124,24 +124,26 @@ def _prepared(
         device=config.device or device,
         gradient_checkpointing=config.gradient_checkpointing,
     )
+    encoders = Encoders(base, variant)
     samples = open_samples(
         config.data,
         config.cache,
-        Encoders(base, variant),
+        encoders,
         pictures_of(config),
         online=config.online,
         announce=say if watched else lambda line: None,
     )
     torch.manual_seed(config.seed)
     adapter = begin(config, base)
-    adapter.attach(base.pipe, encoder=base.encoder)
+    adapter.attach(base.pipe, encoder=base.encoder if encoders.reads_pictures else None)
     fresh = not checkpoints.steps_in(config.folder / "checkpoints")
     if fresh and config.warm_start == "captions":
         warm_start(config, adapter, samples, told=watched)
     validation = None
     if config.validate_every and processes.main:
         sheets = config.folder / "validation"
-        validation = Validation(base.pipe, config.validation, config.resolution, sheets)
+        wishes = config.validation
+        validation = Validation(base, encoders, wishes, config.resolution, sheets)
     trainer = Trainer(
         adapter,
         base.denoiser,
@@ -188,13 +190,7 @@ def check_validation(config: TrainingConfig) -> None:
     """Before anything is loaded: can the pictures be made at all? Raises OptionError."""
     if not config.validate_every:
         return
-    if VARIANTS[config.variant].feature in FACES:
-        raise OptionError(
-            f"validate_every with {config.variant}",
-            rule="references of faces need an identity embedding, which a picture has not",
-            remedy="Set validate_every: 0 and generate with the checkpoints instead.",
-        )
-    chosen_references(config.validation)
+    check_references(config.validation, VARIANTS[config.variant].feature in FACES)
 
 
 def _finished(config: TrainingConfig, trainer: Trainer, processes: Processes) -> Path:

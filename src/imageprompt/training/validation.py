@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,11 @@ from PIL import Image, ImageDraw, ImageFont
 from imageprompt.errors import OptionError
 from imageprompt.files import write_atomically
 from imageprompt.training.config import ValidationConfig
+from imageprompt.training.features import Encoders, faces_of, joined
+from imageprompt.training.sources import DataOptions, open_data
 
 if TYPE_CHECKING:
+    from imageprompt.training.base import FrozenBase
     from imageprompt.training.loop import Trainer
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp"))
@@ -21,40 +25,58 @@ LARGEST_CELL, GAP, HEAD = 256, 8, 22
 PAPER, INK = (252, 252, 250), (32, 32, 36)
 
 
+@dataclass(frozen=True)
+class Shown:
+    """A held-out reference, and what `Adapter.encode` takes of it."""
+
+    picture: Image.Image
+    wanted: dict[str, Any]
+
+
 class Validation:
     """Makes the pictures of a step: a row a reference, a column a prompt, always the same noise.
 
     The score is the mean cosine between the image encoder's `image_embeds` of a reference and of
     the picture made with the first prompt. It tells whether pictures come closer to their
-    references, not whether they are good: look at the sheets.
+    references, not whether they are good: look at the sheets. Without an image encoder (FaceID)
+    there is none.
     """
 
-    def __init__(self, pipe: Any, config: ValidationConfig, size: int, folder: Path) -> None:
-        from imageprompt.encoders.pictures import open_picture
-
-        self.pipe, self.config, self.size, self.folder = pipe, config, size, folder
-        self.references = [open_picture(path) for path in chosen_references(config)]
+    def __init__(
+        self,
+        base: FrozenBase,
+        encoders: Encoders,
+        config: ValidationConfig,
+        size: int,
+        folder: Path,
+    ) -> None:
+        self.pipe, self.encoder = base.pipe, base.encoder
+        self.config, self.size, self.folder = config, size, folder
+        self.shown = _faces(config, encoders) if encoders.reads_faces else _pictures(config)
         self.sheets: list[Path] = []
-        pipe.set_progress_bar_config(disable=True)
+        self.pipe.set_progress_bar_config(disable=True)
 
     @torch.no_grad()
     def __call__(self, trainer: Trainer) -> dict[str, float]:
-        """Write `step-N.png` and return {"score": ...}."""
+        """Write `step-N.png` and return {"score": ...}, empty where nothing can tell one."""
         columns = [self._painted(trainer.adapter, prompt) for prompt in self.config.prompts]
-        sheet = contact_sheet(self.references, self.config.prompts, columns)
+        references = [one.picture for one in self.shown]
+        sheet = contact_sheet(references, self.config.prompts, columns)
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"step-{trainer.step}.png"
         with write_atomically(path) as temporary:
             sheet.save(temporary)
         self.sheets.append(path)
         trainer.metrics.picture(trainer.step, "validation", sheet)
-        return {"score": self._score(trainer.adapter.encoder, columns[0])}
+        if self.encoder is None:
+            return {}
+        return {"score": likeness(self.encoder, columns[0], references)}
 
     def _painted(self, adapter: Any, prompt: str) -> list[Image.Image]:
         """One picture a reference."""
         wishes, made = self.config, []
-        for row, reference in enumerate(self.references):
-            encoded = adapter.encode([reference])
+        for row, reference in enumerate(self.shown):
+            encoded = adapter.encode(**reference.wanted)
             with adapter.use(encoded, scale=wishes.scale):
                 made += self.pipe(
                     prompt=prompt,
@@ -66,12 +88,51 @@ class Validation:
                 ).images
         return made
 
-    def _score(self, encoder: Any, made: Sequence[Image.Image]) -> float:
-        ours, theirs = (
-            torch.nn.functional.normalize(encoder.encode(list(rows), "image_embeds").float(), dim=1)
-            for rows in (made, self.references)
-        )
-        return float((ours * theirs).sum(1).mean())
+
+def likeness(encoder: Any, made: Sequence[Image.Image], of: Sequence[Image.Image]) -> float:
+    """Mean cosine between the embeddings of pictures and of their references."""
+    ours, theirs = (
+        torch.nn.functional.normalize(encoder.encode(list(rows), "image_embeds").float(), dim=1)
+        for rows in (made, of)
+    )
+    return float((ours * theirs).sum(1).mean())
+
+
+def check_references(config: ValidationConfig, reads_faces: bool) -> None:
+    """Before anything is loaded: are there references? Raises OptionError."""
+    if reads_faces:
+        if not isinstance(config.references, str):
+            raise OptionError(
+                f"validation.references {config.references!r}",
+                rule="references of faces need identity embeddings",
+                remedy="Name a data list with id_embed_file, of faces that are not in `data`.",
+            )
+    else:
+        chosen_references(config)
+
+
+def _pictures(config: ValidationConfig) -> list[Shown]:
+    from imageprompt.encoders.pictures import open_picture
+
+    opened = [open_picture(path) for path in chosen_references(config)]
+    return [Shown(picture, {"pictures": [picture]}) for picture in opened]
+
+
+def _faces(config: ValidationConfig, encoders: Encoders) -> list[Shown]:
+    """From a data list, whose records have a face embedding each."""
+    records = open_data(DataOptions.of(str(config.references)))
+    shown = []
+    for index in range(min(config.count, len(records))):
+        record = records.record(index)
+        picture = record.open_reference()
+        faces = faces_of([record.id_embeds()], [record.key])
+        encoded = encoders.image([picture]) if encoders.reads_pictures else None
+        wanted = {
+            "features": joined(encoders.feature, encoded, faces),
+            "null_features": encoders.null(faces),
+        }
+        shown.append(Shown(picture, wanted))
+    return shown
 
 
 def chosen_references(config: ValidationConfig) -> list[Path]:
