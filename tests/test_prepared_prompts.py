@@ -44,7 +44,8 @@ def projections_in(rig: Rig, inputs: Any, prompt: Any) -> int:
 def test_a_prepared_prompt_is_a_look_up(rig: Rig, tmp_path: Path) -> None:
     prompt = saved(rig, tmp_path / "prompt.safetensors")
     sites = len(rig.adapter.module.ip_adapter)
-    assert prompt.prepared is not None and len(prompt.prepared.pairs) == sites
+    assert prompt.prepared is not None
+    assert len(prompt.prepared.pairs) == sites
     inputs = rig.host.inputs(1)
     plain = rig.prompt(1)
     assert torch.equal(
