@@ -136,7 +136,7 @@ def test_recomputation_changes_no_gradient(dtype: torch.dtype) -> None:
     unet = pipe.unet.to(dtype).eval().requires_grad_(False)
     blocked.compute_in_blocks(unet)
     adapter = ip.Adapter.create("base", denoiser=unet, encoder=pipe.image_encoder).attach(unet)
-    side = 40  # 400 keys in the blocks of half size: computed in blocks, in bfloat16
+    side = 48  # 2 x 576 positions in the blocks of half size
     ran: list[int] = []
     unet.down_blocks[1].attentions[0].transformer_blocks[0].norm3.register_forward_hook(
         lambda *_: ran.append(1)
