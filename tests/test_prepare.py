@@ -26,7 +26,7 @@ from imageprompt.training import filling, survey
 from imageprompt.training.features import Encoders
 from imageprompt.training.pictures import PictureOptions
 from imageprompt.training.samples import open_samples
-from imageprompt.training.store import CacheError
+from imageprompt.training.store import CacheError, Store
 from imageprompt.variants import VARIANTS
 from prepare_worker import FRAMING, run
 from test_train_data import assert_same, batches
@@ -199,6 +199,23 @@ def test_a_corrupt_shard_is_found_named_and_made_anew(
     for one, other in zip(good, after, strict=True):
         assert torch.equal(one.latents, other.latents)
         assert torch.equal(one.features, other.features)
+
+
+def test_a_shard_that_another_has_repaired_is_not_dropped(parts: Parts, tmp_path: Path) -> None:
+    data, cache = write_wide(tmp_path / "data", 20), tmp_path / "cache"
+    run(parts, data, cache)
+    whole = shards(cache)
+    path = next(cache.glob("features/*/*.safetensors"))
+    content = path.read_bytes()
+    path.write_bytes(content[:200])
+    late = Store(path.parent)
+    assert list(late.damaged) == [path.name]
+    run(parts, data, cache)
+    with late.writing(path.name.partition("-")[0]):
+        assert not late.drop(path.name, deep=True)
+    assert not late.damaged
+    assert shards(cache) == whole
+    assert set(entries(cache).values()) == {1}
 
 
 def test_a_damaged_set_or_survey_is_made_anew(parts: Parts, tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ class CachedSamples(Samples):
     def _read(self, kind: str, addresses: Tensor, name: str) -> Tensor:
         """One tensor of the entries at these addresses, uint8 [b, 16] -> [b, ...]."""
         store = self._stores[kind]
-        return torch.stack([store.read(bytes(one))[name] for one in addresses_of(addresses)])
+        return torch.stack([store.read(bytes(one), name) for one in addresses_of(addresses)])
 
 
 def addresses_of(hashes: Tensor) -> Addresses:

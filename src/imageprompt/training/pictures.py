@@ -42,6 +42,11 @@ class Framing:
         (w, h), (target_w, target_h) = self.original, self.crop
         return [h, w, self.top, self.left, target_h, target_w]
 
+    @property
+    def enlarges(self) -> bool:
+        """Is the picture smaller than what is shown of it?"""
+        return self.scaled[0] > self.original[0]
+
     def apply(self, picture: Image) -> Image:
         """The part of `picture` (of the size `original`), `crop` large."""
         from PIL import Image as Pillow

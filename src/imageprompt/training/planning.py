@@ -49,7 +49,9 @@ class Plan:
         self._survey, self._encoders, self._options = survey, encoders, options
         many = len(options.sizes) > 1
         self._groups = Groups.by_size(survey["size"], options) if many else Groups.all(len(survey))
-        self._online = online
+        self._good = np.flatnonzero(survey["good"])
+        self.enlarged = self._frame()
+        """Pictures smaller than what is shown of them."""
         self.entries = {"moments": self._moments, "text": self._text}
         if encoders.reads_pictures and not online:
             self.entries["features"] = self._features
@@ -57,15 +59,6 @@ class Plan:
     @property
     def samples(self) -> int:
         return len(self._groups)
-
-    @property
-    def enlarged(self) -> int:
-        """Pictures smaller than what is shown of them."""
-        sizes = self._survey["size"]
-        return sum(
-            any(c > o for c, o in zip(self._framings(i)[0].crop, sizes[i], strict=True))
-            for i in self._good.tolist()
-        )
 
     def framing(self, origin: int) -> tuple[int, Framing]:
         """Sample and framing of a moments' origin."""
@@ -75,7 +68,7 @@ class Plan:
     def tokens(self, store: Store) -> NDArray[np.int64]:
         """Tokens of every sample's caption, 0 where it has none."""
         entries = self.entries["text"]
-        counts = np.array([int(store.read(bytes(one))["tokens"]) for one in entries.addresses])
+        counts = np.array([int(store.read(bytes(one), "tokens")) for one in entries.addresses])
         mine = self._hashes("caption", self._stand_ins)
         return counts[np.searchsorted(entries.addresses, mine)]
 
@@ -87,13 +80,11 @@ class Plan:
         group = np.full(len(self._survey), -1, np.int32)
         for number, members in enumerate(self._groups.groups):
             group[members] = number
-        framings = [self._framings(index) for index in rows.tolist()]
-        ids = np.array([[one.time_ids() for one in views] for views in framings], np.int32)
         longest = self._null_text[0].shape[1]
         tensors = {
             "moments": _bytes(self._moment_addresses[rows]),
             "text": torch.from_numpy(self._survey["caption"][rows]),
-            "time_ids": torch.from_numpy(ids),
+            "time_ids": torch.from_numpy(self._time_ids[rows]),
             "group": torch.from_numpy(group),
             "origin": torch.from_numpy(rows),
             "tokens": torch.from_numpy(np.minimum(tokens, longest).astype(np.int32)),
@@ -120,10 +111,6 @@ class Plan:
     # ── samples ─────────────────────────────────────────────────────────────────────────────────
 
     @cached_property
-    def _good(self) -> NDArray[np.int64]:
-        return np.flatnonzero(self._survey["good"])
-
-    @cached_property
     def _stand_ins(self) -> NDArray[np.int64]:
         """For every sample the one that is read in its place: itself, if it is good."""
         good = self._survey["good"]
@@ -146,17 +133,19 @@ class Plan:
 
     # ── entries ─────────────────────────────────────────────────────────────────────────────────
 
-    @cached_property
-    def _moment_addresses(self) -> Addresses:
-        """[n, v]; empty where a sample is broken."""
-        found = np.zeros((len(self._survey), self._views), "S32")
+    def _frame(self) -> int:
+        """Addresses [n, v] and SDXL's sizes [n, v, 6] of all framings; returns how many enlarge."""
+        count, enlarged = len(self._survey), 0
+        self._moment_addresses = np.zeros((count, self._views), "S32")
+        self._time_ids = np.zeros((count, self._views, 6), np.int32)
         for index in self._good.tolist():
             digest = bytes(self._survey["picture"][index]).hex()
-            found[index] = [
-                address(digest, one.scaled, one.crop, one.left, one.top, one.flip)
-                for one in self._framings(index)
-            ]
-        return found
+            for view, one in enumerate(self._framings(index)):
+                parts = (digest, one.scaled, one.crop, one.left, one.top, one.flip)
+                self._moment_addresses[index, view] = address(*parts)
+                self._time_ids[index, view] = one.time_ids()
+            enlarged += one.enlarges
+        return enlarged
 
     @property
     def _moments(self) -> Entries:

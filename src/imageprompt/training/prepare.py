@@ -154,10 +154,11 @@ def _in_words(size: int) -> str:
 
 def _discard(store: Store, verify: bool) -> list[str]:
     """Remove damaged shards; a line for each. All are read if `verify`, else only their headers."""
+    if verify:
+        store.check()
     lines = []
-    damaged = store.check() if verify else store.damaged
-    for shard, why in list(damaged.items()):
+    for shard, why in list(store.damaged.items()):
         with store.writing(shard.partition("-")[0]):
-            store.drop(shard)
-        lines.append(f"{store.folder / shard}: {why}")
+            if store.drop(shard, deep=verify):
+                lines.append(f"{store.folder / shard}: {why}")
     return lines

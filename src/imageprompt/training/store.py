@@ -55,6 +55,8 @@ class Store:
     def refresh(self) -> None:
         """Look again at which shards there are; those that are cut short count as damaged."""
         found = sorted(path.name for path in self.folder.glob(f"[0-9a-f]*{_SUFFIX}"))
+        if found == self._names:
+            return
         known = self._shards
         self._shards = {
             name: known[name] if name in known else self._addresses_in(name) for name in found
@@ -73,8 +75,8 @@ class Store:
         found[inside] = self._known[places[inside]] == addresses[inside]
         return found
 
-    def read(self, address: bytes) -> dict[str, Tensor]:
-        """The tensors of an entry, on the CPU. Raises CacheError, naming the shard."""
+    def read(self, address: bytes, name: str) -> Tensor:
+        """One tensor of an entry, on the CPU. Raises CacheError, naming the shard."""
         place = int(np.searchsorted(self._known, address))
         if place == len(self._known) or self._known[place] != address:
             raise CacheError(
@@ -82,35 +84,25 @@ class Store:
                 rule="it is not in the cache",
                 remedy="Run `imageprompt prepare` again.",
             )
-        shard = self._names[int(self._where[place])]
-        try:
-            handle, sums = self._opened(shard)
-            start = f"{address.decode()}."
-            names = [name for name in sums if name.startswith(start)]
-            found = {name.removeprefix(start): handle.get_tensor(name) for name in names}
-        except Exception as error:  # safetensors, JSON and the system each have their own
-            raise self._damage(shard, str(error)) from error
-        for name, tensor in found.items():
-            if _sum(tensor) != sums[start + name]:
-                raise self._damage(shard, f"the checksum of {start + name} is wrong")
-        return found
+        return self._tensor(self._names[int(self._where[place])], f"{address.decode()}.{name}")
 
-    def check(self) -> dict[str, str]:
-        """Read everything: damaged shards and what is wrong with each."""
-        for shard, addresses in self._shards.items():
-            try:
-                for one in addresses:
-                    self.read(bytes(one))
-            except CacheError as error:
-                self.damaged[shard] = error.rule
-        return self.damaged
+    def check(self) -> None:
+        """Read everything, and add what cannot be read to `damaged`."""
+        for shard in self._names:
+            if why := self._trouble(shard, deep=True):
+                self.damaged[shard] = why
 
-    def drop(self, shard: str) -> None:
-        """Remove a damaged shard; what was in it is missing from then on."""
-        (self.folder / shard).unlink(missing_ok=True)
+    def drop(self, shard: str, *, deep: bool) -> bool:
+        """Remove a shard, under its lock, if it still is damaged: another may have made it anew."""
         self._open.pop(shard, None)
         self.damaged.pop(shard, None)
+        still = bool(self._trouble(shard, deep=deep))
+        if still:
+            (self.folder / shard).unlink(missing_ok=True)
+        self._shards.pop(shard, None)
+        self._names = []  # look at it again
         self.refresh()
+        return still
 
     @contextmanager
     def writing(self, partition: str, *, wait: bool = True) -> Iterator[None]:
@@ -158,13 +150,36 @@ class Store:
         self._open.move_to_end(shard)
         return self._open[shard]
 
-    def _addresses_in(self, shard: str) -> Addresses:
+    def _tensor(self, shard: str, name: str) -> Tensor:
         try:
-            _, sums = self._opened(shard)
-        except Exception as error:
-            self.damaged[shard] = str(error)
+            handle, sums = self._opened(shard)
+            found: Tensor = handle.get_tensor(name)
+            right = _sum(found) == sums[name]
+        except Exception as error:  # safetensors, JSON and the system each have their own
+            raise self._damage(shard, str(error)) from error
+        if not right:
+            raise self._damage(shard, f"the checksum of {name} is wrong")
+        return found
+
+    def _trouble(self, shard: str, *, deep: bool) -> str:
+        """What is wrong with a shard, "" if nothing is; its header alone is read unless `deep`."""
+        try:
+            names = self._opened(shard)[1]
+            for name in names if deep else ():
+                self._tensor(shard, name)
+            return ""
+        except CacheError as error:
+            return error.rule
+        except Exception as error:  # as in `_tensor`
+            return str(error)
+
+    def _addresses_in(self, shard: str) -> Addresses:
+        why = self._trouble(shard, deep=False)
+        if why:
+            self.damaged[shard] = why
             return np.empty(0, "S32")
-        return np.unique(np.array([name[:32].encode() for name in sums], "S32"))
+        names = self._opened(shard)[1]
+        return np.unique(np.array([name[:32].encode() for name in names], "S32"))
 
     def _damage(self, shard: str, why: str) -> CacheError:
         return CacheError(
