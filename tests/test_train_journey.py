@@ -22,7 +22,7 @@ from imageprompt import cli
 from imageprompt.demo import draw
 from imageprompt.errors import OptionError
 from imageprompt.training.checkpoints import steps_in
-from tiny_stack import SIDE
+from tiny_stack import SIDE, make_pipeline, make_xl_pipeline
 
 STEPS = 8
 PATIENCE = 120
@@ -249,6 +249,49 @@ def test_faces_train_from_a_list_with_identity_embeddings(
     again = ip.train(config | {"validation": wishes}, resume=True, progress=False)
     assert again.adapter is not None
     assert all(torch.equal(load_file(again.adapter)[name], value) for name, value in file.items())
+
+
+@pytest.fixture(scope="module")
+def other_bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SDXL with sizes among its conditions, and a base that predicts v, as SD 2 does."""
+    from diffusers import DDIMScheduler
+
+    folder = tmp_path_factory.mktemp("bases")
+    make_xl_pipeline().save_pretrained(folder / "xl")
+    pipe = make_pipeline()
+    pipe.scheduler = DDIMScheduler.from_config(
+        pipe.scheduler.config, prediction_type="v_prediction"
+    )
+    pipe.save_pretrained(folder / "v")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:captions longer than 16 tokens")  # tiny ones know no words
+@pytest.mark.parametrize(
+    ("base", "options"),
+    [
+        ("xl", {"mixed_precision": "bf16", "buckets": True, "online": True, "cache": "cache"}),
+        ("xl", {"crop": "random", "flip": True, "accumulate": 2, "cache": "cache"}),
+        ("v", {"mixed_precision": "fp16", "ema": 0, "min_snr": 5, "noise_offset": 0.05}),
+    ],
+)
+def test_other_bases_train_and_are_validated(
+    base: str, options: dict[str, Any], other_bases: Path, scenes: Path, tmp_path: Path
+) -> None:
+    config: dict[str, Any] = {"base": str(other_bases / base), "variant": "plus", "tokens": 4}
+    config |= {"data": str(scenes / "train"), "output": str(tmp_path / "out"), "depth": 1}
+    config |= {"resolution": SIDE, "steps": 2, "batch_size": 2, "log_every": 1, "trackers": []}
+    config |= {"validate_every": 2, "gradient_checkpointing": True} | options
+    if "cache" in config:
+        config["cache"] = str(tmp_path / config["cache"])
+    wishes = {"references": str(scenes / "held-out"), "count": 1, "steps": 2}
+    result = ip.train(config | {"validation": wishes}, progress=False)
+    assert result.adapter is not None
+    assert len(result.sheets) == 1
+    assert all(value.dtype == torch.float32 for value in load_file(result.adapter).values())
+    lines = [json.loads(line) for line in result.metrics.read_text().splitlines()]
+    assert all(line["loss"] > 0 for line in lines if "loss" in line)
 
 
 def test_two_runs_in_one_folder(scenes: Path, tiny_folder: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from imageprompt.errors import OptionError
 from imageprompt.files import write_atomically
@@ -78,15 +79,26 @@ class Validation:
         for row, reference in enumerate(self.shown):
             encoded = adapter.encode(**reference.wanted)
             with adapter.use(encoded, scale=wishes.scale):
-                made += self.pipe(
+                latents = self.pipe(
                     prompt=prompt,
                     height=self.size,
                     width=self.size,
                     num_inference_steps=wishes.steps,
                     guidance_scale=wishes.guidance,
                     generator=torch.Generator().manual_seed(wishes.seed + row),
+                    output_type="latent",
                 ).images
+            made += self._decoded(latents)
         return made
+
+    def _decoded(self, latents: Tensor) -> list[Image.Image]:
+        """By the VAE in its own precision, which pipelines take to be the denoiser's."""
+        vae = self.pipe.vae
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        clean = latents.to(vae.dtype) / vae.config.scaling_factor + shift
+        pixels = vae.decode(clean, return_dict=False)[0]
+        found: list[Image.Image] = self.pipe.image_processor.postprocess(pixels.float())
+        return found
 
 
 def likeness(encoder: Any, made: Sequence[Image.Image], of: Sequence[Image.Image]) -> float:
