@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from imageprompt.errors import OptionError
+from imageprompt.training.metrics import Window, in_words, line_of, usable_trackers
 from imageprompt.training.state import Ema, decay_groups, load_state, save_atomic
 from toy_training import denoiser, same, trainer, weights
 
@@ -70,3 +71,24 @@ def test_the_average_starts_close_and_then_lags() -> None:
     ema = Ema(value, 0.9)
     ema.update({"w": torch.ones(1)})
     assert float(ema.average["w"]) == pytest.approx(1 - 2 / 11)
+
+
+def test_a_line_tells_where_the_run_is() -> None:
+    figures = {"loss": 0.25, "loss_t0-250": 0.5, "pictures_per_second": 41.23, "eta_seconds": 130.4}
+    line = "step 300/3000  loss 0.2500  t0-250 0.5000  41.2 pictures/s  2 min 10 s left"
+    assert line_of(300, 3000, figures) == line
+    assert [in_words(seconds) for seconds in (0.4, 59.4, 60, 3725)] == [
+        *("0 s", "59 s", "1 min 0 s", "1 h 2 min")
+    ]
+
+
+def test_losses_are_told_by_part_of_the_timesteps() -> None:
+    window = Window(1000)
+    window.add(torch.tensor([1.0, 2.0]), torch.tensor([0, 249]))
+    window.add(torch.tensor([6.0]), torch.tensor([999]))
+    assert window.figures(window.sums) == {"loss": 3.0, "loss_t0-250": 1.5, "loss_t750-1000": 6.0}
+
+
+def test_a_tracker_that_is_not_installed_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert usable_trackers(("tensorboard", "comet_ml")) == ["tensorboard"]
+    assert "comet_ml not installed" in capsys.readouterr().err

@@ -189,7 +189,8 @@ class TrainingConfig:
         """What a run and its continuation must share, as plain values."""
         plain = {one.name: getattr(self, one.name) for one in fields(self)}
         plain |= {"drop": asdict(self.drop), "timesteps": asdict(self.timesteps)}
-        return {name: value for name, value in plain.items() if name not in FREE_KEYS}
+        kept = {name: value for name, value in plain.items() if name not in FREE_KEYS}
+        return kept | {"cached": self.cache is not None}
 
 
 def _refuse(name: str, value: object, rule: str) -> None:
