@@ -121,6 +121,17 @@ class PictureOptions:
 
     def bucket(self, original: Size) -> int:
         """Which of `sizes` is nearest in aspect; of equal ones the largest that is not larger."""
+        found = self._buckets.get(original)
+        if found is None:
+            found = self._buckets[original] = self._nearest(original)
+        return found
+
+    @cached_property
+    def _buckets(self) -> dict[Size, int]:
+        """What was found for the sizes asked for: pictures have few different ones."""
+        return {}
+
+    def _nearest(self, original: Size) -> int:
         aspect = math.log(original[0] / original[1])
 
         def far(index: int) -> tuple[float, bool, int]:
