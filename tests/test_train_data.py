@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from imageprompt.errors import NotFoundError, OptionError, PictureError
+from imageprompt.training import sources
 from imageprompt.training.chance import Chance
 from imageprompt.training.data import BucketOrder, Samples, indices_at
 from imageprompt.training.features import Encoders, Latents
@@ -70,6 +71,56 @@ def test_every_source_gives_the_same_samples(any_source: str) -> None:
 def test_every_source_says_what_it_is() -> None:
     assert {source.name for source in SOURCES} == {"json", "folder", "webdataset"}
     assert all(source.summary for source in SOURCES)
+
+
+NEW_SOURCE = '''
+"""table: lines of path and caption with a tab between them."""
+from pathlib import Path
+from imageprompt.training.sources.blobs import FileBlob
+from imageprompt.training.sources.contract import Record
+
+
+class Table:
+    def __init__(self, options):
+        self.folder = Path(options.path).parent
+        self.rows = [line.split("\\t") for line in Path(options.path).read_text().splitlines()]
+
+    def __len__(self):
+        return len(self.rows)
+
+    def record(self, index):
+        name, text = self.rows[index]
+        return Record(name, text, FileBlob(self.folder / name))
+
+    def fingerprint(self):
+        return str(hash(str(self.rows)))
+
+    def troubles(self):
+        return {}
+
+
+class _Source:
+    name, summary, open = "table", "a .tsv file", Table
+
+    def claims(self, path):
+        return path.endswith(".tsv")
+
+
+SOURCE = _Source()
+'''
+
+
+def test_a_source_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "plug").mkdir()
+    (tmp_path / "plug" / "table.py").write_text(NEW_SOURCE)
+    monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path / "plug")])
+    monkeypatch.setattr(SOURCES, "_members", SOURCES._members)  # put back afterwards
+    SOURCES.__dict__.pop("_members")
+    write_folder(tmp_path, 3)
+    (tmp_path / "list.tsv").write_text("001.png\tone\n002.png\ttwo\n")
+    records = open_data(str(tmp_path / "list.tsv"))
+    assert [records.record(index).text for index in range(2)] == ["one", "two"]
+    assert records.record(1).size() == (20, 16)
 
 
 def test_the_fingerprint_of_a_list_changes_with_it(tmp_path: Path) -> None:
