@@ -27,13 +27,16 @@ def source_map() -> str:
 def hosts_table() -> str:
     from imageprompt.hosts import HOSTS
 
-    rows = ["| base | host | attention sites | text width |", "|---|---|---|---|"]
-    for host in HOSTS:
+    rows = ["| base | host | attention sites | text width | what works |", "|---|---|---|---|---|"]
+    for host in sorted(HOSTS, key=lambda host: not host.attachable):
+        works = "generate, train, files" if host.attachable else "files"
         rows += [
-            f"| {spec.family} | {host.name} | {len(spec.sites)} | {spec.text_width} |"
+            f"| {spec.family} | {host.name} | {len(spec.sites)} | {spec.text_width} | {works} |"
             for spec in host.families()
         ]
-        rows.append(f"| any other | {host.name}: {host.summary} | from its config | any |")
+        rows.append(
+            f"| any other | {host.name}: {host.summary} | from its config | any | {works} |"
+        )
     return "\n".join(rows)
 
 

@@ -112,6 +112,7 @@ def _hosts(options: argparse.Namespace) -> int:
             "sites": len(spec.sites),
             "text width": spec.text_width,
             "site widths": sorted({site.width for site in spec.sites}),
+            "use": "generate, train, files" if host.attachable else "files",
         }
         for host in HOSTS
         for spec in host.families()
