@@ -100,6 +100,8 @@ def test_yaml_words_are_read_as_what_they_mean(tmp_path: Path) -> None:
     assert config.encoder is None
     assert config.data == {"path": "a", "format": "folder"}
     assert config.validation.references == ("a.png", "b.png")
+    assert load(buckets=[[512, 768], [768, 512]]).buckets == ((512, 768), (768, 512))
+    assert load(flip=0.3, buckets=True).flip == 0.3
 
 
 @pytest.mark.parametrize(

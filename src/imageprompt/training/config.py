@@ -72,8 +72,8 @@ class TrainingConfig:
     cache: str | None = None
     resolution: int = 512
     crop: Literal["center", "random"] = "center"
-    flip: bool = False
-    buckets: bool = False
+    flip: bool | float = False
+    buckets: bool | tuple[tuple[int, int], ...] = False
     views: int = 4
     online: bool = False
     steps: int = 10_000
