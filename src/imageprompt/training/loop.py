@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from imageprompt.errors import OptionError
 from imageprompt.files import check_folder
 from imageprompt.training import checkpoints, saved
 from imageprompt.training.chance import Chance, mixed
-from imageprompt.training.data import Batch, Samples
+from imageprompt.training.data import Samples
 from imageprompt.training.metrics import Metrics, Pace, Window, line_of, say
 from imageprompt.training.objective import Nulls, Objective
-from imageprompt.training.processes import Processes
+from imageprompt.training.processes import AdapterLoss, Processes
 from imageprompt.training.resuming import Identity
 from imageprompt.training.settings import TrainConfig
-from imageprompt.training.state import Ema, decay_groups
+from imageprompt.training.state import Ema, averaged, decay_groups, put
 from imageprompt.training.stopping import Stopping
 
 BEST = "best.safetensors"
@@ -39,21 +39,6 @@ class Ending:
     step: int
     finished: bool
     signal: int | None = None
-
-
-class _LossOf(nn.Module):
-    """The loss as a module that owns the adapter's weights alone: what DDP may know of."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        super().__init__()
-        self.adapter = trainer.adapter.module
-        self._frozen = (trainer.adapter, trainer.denoiser, trainer.scheduler)
-        self._objective, self._nulls = trainer.objective, Nulls.of(trainer.samples)
-
-    def forward(self, batch: Batch, chance: Chance, until: ExitStack) -> tuple[Tensor, Tensor]:
-        """Losses and timesteps [b]; the prompt stays in use until `until` is closed."""
-        loss = self._objective.loss(*self._frozen, batch, self._nulls, chance)
-        return until.enter_context(loss)
 
 
 class Trainer:
@@ -110,7 +95,7 @@ class Trainer:
         self.processes.on_main(lambda: check_folder(folder).mkdir(parents=True, exist_ok=True))
         self._saved: int | None = None
         self._resume()
-        self.model = self.processes.wrap(_LossOf(self))
+        self.model = self.processes.wrap(self._loss())
         if self.processes.count > 1:
             self._settle()
 
@@ -264,6 +249,10 @@ class Trainer:
         if self.processes.main:
             self.window.sums.copy_(torch.tensor(facts["window"], dtype=torch.float64))
 
+    def _loss(self) -> AdapterLoss:
+        frozen = (self.adapter, self.denoiser, self.scheduler)
+        return AdapterLoss(self.objective, frozen, Nulls.of(self.samples))
+
     def _hint(self) -> str:
         if self._saved is None:
             return "there is no checkpoint yet."
@@ -271,22 +260,11 @@ class Trainer:
 
     # ── averages ────────────────────────────────────────────────────────────────────────────────
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged(self) -> AbstractContextManager[None]:
         """While the block runs, the adapter's weights are their running averages."""
-        kept = {name: value.detach().clone() for name, value in self.named.items()}
-        self.use_average()
-        try:
-            yield
-        finally:
-            self._put(kept)
+        return averaged(self.named, self.ema)
 
     def use_average(self) -> None:
         """Put the running averages into the adapter, to save or sample; training is over then."""
         if self.ema:
-            self._put(self.ema.average)
-
-    def _put(self, values: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in self.named.items():
-                parameter.copy_(values[name])
+            put(self.ema.average, self.named)

@@ -1,10 +1,10 @@
-"""The processes of a run, through accelerate: who this one is, and what all of them agree on."""
+"""The processes of a run, through accelerate: who this one is, what they share and agree on."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -12,8 +12,28 @@ from torch import Tensor, nn
 
 from imageprompt.errors import ImagePromptError, OptionError
 from imageprompt.ingredients import usable_device
+from imageprompt.training.chance import Chance
+from imageprompt.training.data import Batch
+from imageprompt.training.objective import Nulls, Objective
 
 T = TypeVar("T")
+
+
+class AdapterLoss(nn.Module):
+    """The loss as a module that owns the adapter's weights alone: all that DDP may know of.
+
+    `frozen`: the attached adapter, the denoiser and its scheduler.
+    """
+
+    def __init__(self, objective: Objective, frozen: tuple[Any, Any, Any], nulls: Nulls) -> None:
+        super().__init__()
+        self.adapter = frozen[0].module
+        self._objective, self._frozen, self._nulls = objective, frozen, nulls
+
+    def forward(self, batch: Batch, chance: Chance, until: ExitStack) -> tuple[Tensor, Tensor]:
+        """Losses and timesteps [b]; the prompt stays in use until `until` is closed."""
+        loss = self._objective.loss(*self._frozen, batch, self._nulls, chance)
+        return until.enter_context(loss)
 
 
 class Processes:

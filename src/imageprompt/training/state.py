@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +73,24 @@ class Ema:
         """Exactly the state that was saved."""
         self.updates = int(state["updates"])
         self.average = {name: value.clone() for name, value in state["average"].items()}
+
+
+def put(values: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
+    """Write values into parameters of the same names."""
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(values[name])
+
+
+@contextmanager
+def averaged(parameters: Mapping[str, Tensor], ema: Ema | None) -> Iterator[None]:
+    """While the block runs, parameters are their running averages, if there are any."""
+    if ema is None:
+        yield
+        return
+    kept = {name: value.detach().clone() for name, value in parameters.items()}
+    put(ema.average, parameters)
+    try:
+        yield
+    finally:
+        put(kept, parameters)
