@@ -231,20 +231,18 @@ def test_a_damaged_set_or_survey_is_made_anew(parts: Parts, tmp_path: Path) -> N
 def test_a_full_disk_is_one_line_and_loses_nothing(
     parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import safetensors.torch
-
     data, cache = write_wide(tmp_path / "data", 20), tmp_path / "cache"
     run(parts, data, tmp_path / "whole")
-    save, saved = safetensors.torch.save_file, []
+    write, written = Path.write_bytes, []
 
-    def full(tensors: Any, path: Path, metadata: Any) -> None:
-        saved.append(path)
-        if len(saved) > 5:
-            Path(path).write_bytes(b"half")
+    def full(path: Path, content: bytes) -> int:
+        written.append(path)
+        if len(written) > 6:  # the survey and five shards
+            write(path, content[: len(content) // 2])
             raise OSError(28, "No space left on device")
-        save(tensors, path, metadata)
+        return write(path, content)
 
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(CacheError, match="No space left"):
         run(parts, data, cache)
     assert len(shards(cache)) == 5

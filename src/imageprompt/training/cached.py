@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imageprompt.files import write_atomically
 from imageprompt.spec import Feature
 from imageprompt.training.chance import Chance
 from imageprompt.training.data import Batch, Features, Samples
@@ -19,7 +18,7 @@ from imageprompt.training.features import Encoders, Latents, joined
 from imageprompt.training.ordering import Groups, fingerprint_of
 from imageprompt.training.pictures import PictureOptions
 from imageprompt.training.sources import Records
-from imageprompt.training.store import Addresses, Store
+from imageprompt.training.store import Addresses, Store, save_tensors
 from imageprompt.training.survey import HASH
 
 _NULL = "null."
@@ -43,10 +42,7 @@ class PreparedSet:
     fingerprint: str
 
     def save(self, path: Path) -> None:
-        """Write it, whole or not at all."""
-        from safetensors.torch import save_file
-
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write it, whole or not at all. Raises CacheError."""
         plain = {
             "recipes": self.recipes,
             "latents": asdict(self.latents),
@@ -54,8 +50,7 @@ class PreparedSet:
             "broken": self.broken,
             "fingerprint": self.fingerprint,
         }
-        with write_atomically(path) as temporary:
-            save_file(self.tensors, temporary, {"set": json.dumps(plain)})
+        save_tensors(path, self.tensors, {"set": json.dumps(plain)})
 
     def same(self, other: PreparedSet) -> bool:
         """Is there any difference between the two?"""

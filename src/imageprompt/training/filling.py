@@ -37,6 +37,7 @@ def fill(kind: str, entries: Entries, store: Store, work: Encoding, told: Told) 
     size = max(1, min(SHARD_BYTES // max(entries.largest, 1), SHARD_ENTRIES))
     parts = partitions(entries.addresses)
     total, made = len(entries.addresses), 0
+    kept = int(store.has(entries.addresses).sum())
     done: set[str] = set()
     for wait in (False, True):  # first what nobody else is at, then whatever is left
         for name, addresses in parts.items():
@@ -49,7 +50,7 @@ def fill(kind: str, entries: Entries, store: Store, work: Encoding, told: Told) 
                         chunk = [bytes(one) for one in missing[start : start + size]]
                         store.write(name, work.encode(kind, entries.origins_of(chunk)))
                         made += len(chunk)
-                        told(kind, made, total)
+                        told(kind, kept + made, total)
                     done.add(name)
             except Timeout:
                 continue

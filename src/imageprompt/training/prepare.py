@@ -23,9 +23,12 @@ from imageprompt.training.planning import Plan
 from imageprompt.training.quarantine import Quarantine
 from imageprompt.training.sources import Records
 from imageprompt.training.store import Store, check_room
-from imageprompt.training.survey import survey
+from imageprompt.training.survey import Survey, survey
 
 NAMES = {"moments": "pictures", "text": "captions", "features": "image features"}
+
+Announce = Callable[[str], None]
+"""Hears a line for whoever watches."""
 
 
 @dataclass
@@ -65,7 +68,7 @@ def prepare(
     verify: bool = False,
     dry_run: bool = False,
     batch_size: int = 8,
-    announce: Callable[[str], None] = lambda line: None,
+    announce: Announce = lambda line: None,
     told: Told = lambda what, done, total: None,
 ) -> Prepared:
     """Fill the cache in `folder` with all that these records need and is not there yet.
@@ -85,20 +88,7 @@ def prepare(
         )
     check_folder(folder).mkdir(parents=True, exist_ok=True)
     quarantine = Quarantine(len(records), max_broken, records.troubles())
-    looked = 0
-
-    def count(number: int) -> None:
-        nonlocal looked
-        looked += number
-        told("look", looked, len(records))
-
-    found = survey(
-        records,
-        folder / "survey",
-        faces=encoders.reads_faces,
-        quarantine=quarantine,
-        told=count,
-    )
+    found = _look(records, folder, encoders.reads_faces, quarantine, told)
     plan = Plan(found, encoders, options, online)
     path = set_path(folder, records, encoders, options, online)
     result = Prepared(path, plan.samples, broken=quarantine.lines(), enlarged=plan.enlarged)
@@ -110,9 +100,7 @@ def prepare(
         missing = int((~stores[kind].has(entries.addresses)).sum())
         result.kept[kind] = len(entries.addresses) - missing
         result.room[kind] = missing * entries.largest
-        if missing:
-            announce(f"{missing:,} {NAMES[kind]} to encode: {_in_words(result.room[kind])}")
-    _announce_room(result, folder, online or not encoders.reads_pictures, announce)
+    _announce_room(result, plan, folder, announce)
     if dry_run:
         return result
     work = Encoding(records, encoders, plan, batch_size)
@@ -120,12 +108,7 @@ def prepare(
         result.encoded[kind] = fill(kind, entries, stores[kind], work, told)
     tokens = plan.tokens(stores["text"])
     result.cut_captions = int((tokens > encoders.most_tokens).sum())
-    for number, what in (
-        (result.enlarged, "pictures are smaller than they are shown, and enlarged"),
-        (result.cut_captions, f"captions are longer than {encoders.most_tokens} tokens, and cut"),
-    ):
-        if number:
-            announce(f"{number:,} {what}")
+    _announce_odd(result, encoders.most_tokens, announce)
     result.set = plan.prepared_set(
         tokens, result.broken, fingerprint_of(records, encoders, options)
     )
@@ -136,16 +119,40 @@ def prepare(
     return result
 
 
-def _announce_room(
-    result: Prepared, folder: Path, lean: bool, announce: Callable[[str], None]
-) -> None:
-    """Say what it takes, before it is taken. Raises OptionError if it is not there."""
+def _look(
+    records: Records, folder: Path, faces: bool, quarantine: Quarantine, told: Told
+) -> Survey:
+    """Look at all samples, and tell how many are done."""
+    looked = 0
+
+    def count(number: int) -> None:
+        nonlocal looked
+        looked += number
+        told("look", looked, len(records))
+
+    return survey(records, folder / "survey", faces=faces, quarantine=quarantine, told=count)
+
+
+def _announce_room(result: Prepared, plan: Plan, folder: Path, announce: Announce) -> None:
+    """Say what disk it takes, before it is taken. Raises OptionError if it is not there."""
+    for kind, room in result.room.items():
+        missing = len(plan.entries[kind].addresses) - result.kept[kind]
+        if missing:
+            announce(f"{missing:,} {NAMES[kind]} to encode: {_in_words(room)}")
     room, features = sum(result.room.values()), result.room.get("features", 0)
     if room:
         announce(f"together {_in_words(room)} in {str(folder)!r}")
-    if not lean and features > room / 2 and features > 10**9:
+    if features > max(room / 2, 10**9):
         announce(f"online: true would leave {_in_words(features)} of image features out")
     check_room(folder, room)
+
+
+def _announce_odd(result: Prepared, most: int, announce: Announce) -> None:
+    """Say what is not shown or read as it is."""
+    if result.enlarged:
+        announce(f"{result.enlarged:,} pictures are smaller than they are shown, and enlarged")
+    if result.cut_captions:
+        announce(f"{result.cut_captions:,} captions are longer than {most} tokens, and cut")
 
 
 def _in_words(size: int) -> str:

@@ -119,8 +119,6 @@ class Store:
 
     def write(self, partition: str, entries: Mapping[bytes, Mapping[str, Tensor]]) -> Path:
         """Write a shard. Raises CacheError when the disk is full; then nothing has changed."""
-        from safetensors.torch import save_file
-
         tensors = {
             f"{address.decode()}.{name}": tensor.contiguous()
             for address, parts in sorted(entries.items())
@@ -128,15 +126,7 @@ class Store:
         }
         sums = json.dumps({name: _sum(tensor) for name, tensor in tensors.items()})
         path = self.folder / f"{partition}-{shard_name(sorted(entries))}{_SUFFIX}"
-        try:
-            with write_atomically(path) as temporary:
-                save_file(tensors, temporary, {"sums": sums})
-        except Exception as error:
-            raise CacheError(
-                f"cache shard {path}",
-                rule=f"it cannot be written ({error})",
-                remedy="Make room and run `imageprompt prepare` again: it goes on where it was.",
-            ) from error
+        save_tensors(path, tensors, {"sums": sums})
         return path
 
     def _opened(self, shard: str) -> tuple[Any, dict[str, int]]:
@@ -188,6 +178,23 @@ class Store:
             remedy="Run `imageprompt prepare --verify` with the same config: it makes anew what is "
             "damaged; then go on with --resume.",
         )
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a file of the cache, whole or not at all. Raises CacheError, as on a full disk."""
+    from safetensors.torch import save
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(path) as temporary:
+            # save_file has a temporary file of its own, which a kill would leave for ever
+            temporary.write_bytes(save(dict(tensors), metadata))
+    except Exception as error:  # safetensors and the system each have their own
+        raise CacheError(
+            f"cache file {path}",
+            rule=f"it cannot be written ({error})",
+            remedy="Make room and run `imageprompt prepare` again: it goes on where it was.",
+        ) from error
 
 
 def shard_name(addresses: Sequence[bytes]) -> str:

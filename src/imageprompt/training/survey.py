@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from imageprompt.errors import PictureError
-from imageprompt.files import write_atomically
 from imageprompt.training.quarantine import Quarantine
 from imageprompt.training.sources import Records
+from imageprompt.training.store import save_tensors
 
 UNIT = 1024  # samples looked at under one lock and kept in one file
 HASH = 16  # bytes
@@ -168,8 +169,6 @@ def _look(records: Records, index: int, stamp: bytes, faces: bool) -> _Look:
 
 def _written(path: Path, looks: list[_Look], faces: bool) -> Survey:
     """Write a unit. Samples whose faces are not shaped like the first one's are broken."""
-    from safetensors.numpy import save_file
-
     shape = next((one.face.shape for one in looks if one.face is not None), (0,))
     for one in looks:
         if one.face is not None and one.face.shape != shape:
@@ -188,8 +187,8 @@ def _written(path: Path, looks: list[_Look], faces: bool) -> Survey:
         kept = [one.face if one.good and one.face is not None else none for one in looks]
         columns["face"] = np.stack(kept)
     broken = {index: one.why for index, one in enumerate(looks) if not one.good}
-    with write_atomically(path) as temporary:
-        save_file(columns, temporary, {"broken": json.dumps(broken)})
+    tensors = {name: torch.from_numpy(column.copy()) for name, column in columns.items()}
+    save_tensors(path, tensors, {"broken": json.dumps(broken)})
     return Survey(columns, broken)
 
 
