@@ -7,7 +7,7 @@ from pathlib import Path
 
 from imageprompt.demo import scenes
 from imageprompt.errors import OptionError
-from imageprompt.files import check_folder, write_atomically
+from imageprompt.files import check_folder
 
 TRAIN, HELD_OUT = "train", "held-out"
 MOST = 1_000_000
@@ -32,9 +32,13 @@ def draw_folder(folder: Path, count: int = DEFAULT_COUNT, *, seed: int = 0) -> l
 
 
 def _write(scene: scenes.Scene, path: Path) -> None:
-    """The caption first: a picture that is there is complete."""
+    """The caption first: a picture that is there is complete.
+
+    Nothing is synced: that would take a minute for a thousand pictures, which are drawn in seconds.
+    """
     if path.exists():
         return
     path.with_suffix(".txt").write_text(f"{scenes.caption(scene)}\n", encoding="utf-8")
-    with write_atomically(path) as temporary:
-        scenes.draw(scene).save(temporary, format="PNG")
+    temporary = path.with_suffix(".tmp")
+    scenes.draw(scene).save(temporary, format="PNG")
+    temporary.replace(path)
