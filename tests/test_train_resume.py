@@ -126,6 +126,14 @@ def test_leftovers_of_a_killed_save_are_removed_by_the_next(tmp_path: Path) -> N
     assert kept(tmp_path) == ["step-1"]
 
 
+def test_leftovers_of_killed_writes_are_swept(tmp_path: Path) -> None:
+    names = (".adapter.0a1b2c3d.tmp.safetensors", ".tmpAb3dE6", "adapter.safetensors", ".lock")
+    for name in names:
+        (tmp_path / name).touch()
+    checkpoints.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "adapter.safetensors"]
+
+
 # ── refusals ────────────────────────────────────────────────────────────────────────────────────
 
 

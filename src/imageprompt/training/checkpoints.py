@@ -93,6 +93,16 @@ def read(folder: Path) -> Checkpoint:
     return Checkpoint(folder, facts)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what killed writes have left in a folder that this process has locked.
+
+    The names are those of `write_atomically` and of safetensors' own temporary files.
+    """
+    for pattern in (".*.tmp.safetensors", ".tmp??????"):
+        for left in folder.glob(pattern):
+            left.unlink(missing_ok=True)
+
+
 def steps_in(root: Path) -> list[int]:
     """Steps of the checkpoints that are there, newest first, whole or not."""
     return [step_of(folder) for folder in _newest_first(root)]

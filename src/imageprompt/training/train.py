@@ -97,6 +97,7 @@ def _alone(config: TrainingConfig, processes: Processes, resume: bool) -> Iterat
     def open_folder() -> None:
         check_folder(folder).mkdir(parents=True, exist_ok=True)
         held.enter_context(locked(folder))
+        checkpoints.sweep(folder)
         steps = checkpoints.steps_in(folder / "checkpoints")
         if steps and not resume:
             raise OptionError(
