@@ -45,8 +45,10 @@ def plain(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def train(folder: str, until: int | None, options: dict[str, Any], said: Any) -> None:
-    run = trainer(Path(folder), **OPTIONS | options)
+    more = {"trackers": ("tensorboard",)}
+    run = trainer(Path(folder), more=more, **OPTIONS | options)
     ending = run.run(until)
+    assert run.processes.on_main(lambda: "still together") == "still together"
     said.put((run.processes.rank, ending.step, ending.signal, plain(weights(run))))
 
 
@@ -59,7 +61,7 @@ def one_dies(folder: str, until: None, options: dict[str, Any], said: Any) -> No
 
 def differ(folder: str, until: None, options: dict[str, Any], said: Any) -> None:
     try:
-        Processes("cpu").same("the config", os.environ["RANK"])
+        Processes().same("the config", os.environ["RANK"])
     except OptionError as error:
         said.put(str(error))
 
