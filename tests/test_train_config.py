@@ -78,6 +78,8 @@ def test_an_unknown_example_names_the_nearest(capsys: pytest.CaptureFixture[str]
         ({"output": " "}, "a folder"),
         ({"data": None}, "'data': it is missing"),
         ({"gradient_checkpointing": "yes please"}, "true or false"),
+        ({"validation": {"prompts": []}}, "at least one"),
+        ({"validation": {"count": 0}}, "'validation.count': 0: it has to be at least 1"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_a_line(keys: dict[str, Any], words: str) -> None:

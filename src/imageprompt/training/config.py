@@ -58,6 +58,13 @@ class ValidationConfig:
     guidance: float = 5.0
     seed: int = 1
 
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            _refuse("validation.prompts", self.prompts, 'at least one, such as [""]')
+        for name in ("count", "steps"):
+            if getattr(self, name) < 1:
+                _refuse(f"validation.{name}", getattr(self, name), "at least 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
