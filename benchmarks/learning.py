@@ -1,0 +1,127 @@
+"""How fast an adapter learns on the tiny stack: what the training examples reach, and when.
+
+    python benchmarks/learning.py [--example tiny-base|tiny-plus] [--references 96] [--folder DIR]
+
+Draws scenes, trains the example as it stands from nothing (`imageprompt train`, every part of it in
+the time given), then lets the stack's judge read what each checkpoint makes of held-out references,
+text empty or "a shape", scale 1; beside it the bundled adapter and the control without a reference.
+"Reached" is the share of the bundled adapter's match above the control, over the mean of the five
+words and over all five at once. Time is wall time and CPU time of the training process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fidelity
+from imageprompt import bundled
+from imageprompt.adapter import Adapter
+from imageprompt.demo import scenes
+
+CHECKPOINTS = 8
+Shares = dict[str, float]
+
+
+def command(*words: str, folder: Path) -> str:
+    """Run imageprompt as a user does; returns what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "imageprompt", *words],
+        cwd=folder,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return done.stdout
+
+
+def train(example: str, folder: Path, steps: int | None, scene_count: int) -> dict[str, float]:
+    """Scenes, then training; returns seconds and CPU seconds of the training."""
+    command("demo", "--draw", "scenes", "--count", str(scene_count), folder=folder)
+    config = command("train", "--example", example, folder=folder)
+    (folder / "config.yaml").write_text(config)
+    total = steps or int(config.split("\nsteps:")[1].split()[0])
+    sets = (f"steps={total}", f"checkpoint_every={total // CHECKPOINTS}", f"keep={CHECKPOINTS + 1}")
+    options = [word for one in (*sets, "validate_every=0", "output=run") for word in ("--set", one)]
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    command("train", "config.yaml", *options, folder=folder)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": time.monotonic() - started, "cpu": cpu}
+
+
+def matches(bench: fidelity.Bench, path: Path) -> Shares:
+    """How often each word, and all at once, comes across with this adapter."""
+    adapter = Adapter.load(path, dtype=torch.float32)
+    adapter.attach(bench.pipe, encoder=bench.pipe.image_encoder)
+    found = bench.transfer(adapter)["all"]
+    adapter.detach()
+    return {name: cell["share"] for name, cell in found.items()}
+
+
+def reached(shares: Shares, goal: Shares, control: Shares) -> dict[str, float]:
+    """Share of the goal above the control, of the words' mean and of all at once."""
+
+    def mean(of: Shares) -> float:
+        return sum(of[name] for name in scenes.ATTRIBUTES) / len(scenes.ATTRIBUTES)
+
+    return {
+        "reached words": (mean(shares) - mean(control)) / (mean(goal) - mean(control)),
+        "reached all": (shares["all"] - control["all"]) / (goal["all"] - control["all"]),
+    }
+
+
+def main() -> None:
+    """Train, measure, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--example", choices=("tiny-base", "tiny-plus"), default="tiny-plus")
+    parser.add_argument("--references", type=int, default=96)
+    parser.add_argument("--scenes", type=int, default=6000)
+    parser.add_argument("--steps", type=int, help="instead of the example's")
+    parser.add_argument("--folder", type=Path, help="an empty folder to work in, and to keep")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        spent = train(options.example, folder, options.steps, options.scenes)
+        argv, sys.argv = sys.argv, ["fidelity", "--count", str(options.references)]
+        bench = fidelity.Bench(fidelity.arguments(), lambda count: None)
+        sys.argv = argv
+        control = {k: cell["share"] for k, cell in bench.control()["control"].items()}
+        variant = options.example.removeprefix("tiny-")
+        goal = matches(bench, Path(bundled.adapter(variant)))
+        rows: list[dict[str, Any]] = []
+        saved = sorted((folder / "run" / "checkpoints").iterdir(), key=lambda p: int(p.name[5:]))
+        for path in [*saved, folder / "run"]:
+            shares = matches(bench, path / "adapter.safetensors")
+            name = path.name if path in saved else "the result"
+            rows.append({"what": name} | shares | reached(shares, goal, control))
+    columns = [*scenes.ATTRIBUTES, "all"]
+    print(
+        f"{options.example}: {spent['seconds']:.0f} s, {spent['cpu']:.0f} s of CPU; load {load:.1f}"
+    )
+    print(f"| | {' | '.join(columns)} | reached: words | reached: all |")
+    print("|---" * (len(columns) + 3) + "|")
+    for title, shares in (("control", control), ("bundled", goal)):
+        print(f"| {title} | {' | '.join(f'{shares[c]:.2f}' for c in columns)} | | |")
+    for row in rows:
+        figures = [f"{row[c]:.2f}" for c in (*columns, "reached words", "reached all")]
+        print(f"| {row['what']} | {' | '.join(figures)} |")
+    if options.json:
+        report = {"spent": spent, "control": control, "bundled": goal, "rows": rows}
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
