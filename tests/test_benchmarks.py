@@ -50,7 +50,7 @@ def test_step_time(
 
 def test_switch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows = _run(switch, monkeypatch, tmp_path)
-    assert len(rows) == 5
+    assert len(rows) == 6
     assert all(row["wall"] > 0 for row in rows)
 
 

@@ -51,7 +51,7 @@ def learn_words(
     for step in range(steps):
         features, states = pairs(step)
         loss = F.mse_loss(projector(features), states)
-        if step >= steps * 0.9:
+        if step >= min(0.9 * steps, steps - 1):
             error += float(loss.detach())
             spread += float(states.var(dim=0, correction=0).mean())
         for group in optimiser.param_groups:
