@@ -78,10 +78,22 @@ def random_model(make: Callable[[], nn.Module], dtype: torch.dtype = DTYPE) -> A
     return model.eval().requires_grad_(False)
 
 
-def vision_tower(parts: Parts, make: Callable[..., Any] = random_model) -> Any:
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+class _Widths:
+    """All that an adapter asks of an encoder whose features are cached."""
 
-    return make(lambda: CLIPVisionModelWithProjection(CLIPVisionConfig(**parts.vision)))
+    image_size, fingerprint = 0, ""
+
+    def __init__(self, parts: Parts) -> None:
+        self._config = parts.vision
+
+    def width(self, feature: str) -> int:
+        key = "projection_dim" if feature == "image_embeds" else "hidden_size"
+        return int(self._config[key])
+
+    def encode(self, *_: object) -> Tensor:
+        raise NotImplementedError
+
+    encode_null = encode
 
 
 class Encoders:
@@ -89,11 +101,17 @@ class Encoders:
 
     def __init__(self, parts: Parts, variant: str, side: int) -> None:
         from diffusers import AutoencoderKL
-        from transformers import CLIPTextConfig, CLIPTextModel
+        from transformers import (
+            CLIPTextConfig,
+            CLIPTextModel,
+            CLIPVisionConfig,
+            CLIPVisionModelWithProjection,
+        )
 
         self.vae = random_model(lambda: AutoencoderKL(**parts.vae))
         self.text = random_model(lambda: CLIPTextModel(CLIPTextConfig(**parts.text)))
-        self.vision = vision_tower(parts)
+        vision = CLIPVisionConfig(**parts.vision)
+        self.vision = random_model(lambda: CLIPVisionModelWithProjection(vision))
         self.variant = variant
         gen = torch.Generator().manual_seed(1)
         eye = parts.vision["image_size"]
@@ -166,13 +184,8 @@ class Ours:
         if checkpointing:
             recompute_blocks(self.unet)
 
-        def on_meta(make: Callable[[], Any]) -> Any:
-            with torch.device("meta"):
-                return make()
-
-        tower = vision_tower(parts, on_meta)
         self.adapter = ip.Adapter.create(
-            variant, denoiser=self.unet, encoder=tower, **parts.options
+            variant, denoiser=self.unet, encoder=_Widths(parts), **parts.options
         )
         self.adapter.attach(self.unet)
         named = list(self.adapter.module.named_parameters())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ import torch
 
 import step_time
 import switch
+import train_memory
+import train_step
+import training_parts
 from bases import BASES, SD15, Base, fill, meta_unet
 from conftest import ROOT
 from hosts_table import CASES
@@ -67,6 +71,51 @@ def test_convert(tmp_path: Path) -> None:
         assert peaks["imageprompt convert", file] <= 60
         assert peaks["the README's snippet", file] > 100  # it loads torch
     assert [p.name for p in tmp_path.iterdir()] == ["rows.json"]
+
+
+TINY_PARTS = training_parts.Parts(
+    TINY,
+    vae={
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "norm_num_groups": 4,
+    },
+    text={
+        "hidden_size": 24,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    },
+    vision={**training_parts.VIT_H, "num_hidden_layers": 1, "image_size": 28},
+)
+
+
+def test_train_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reference and ours train, the same adapter and latents; every candidate is timed."""
+    monkeypatch.setitem(training_parts.PARTS, "tiny", TINY_PARTS)
+    path = tmp_path / "rows.json"
+    command = ["x", "--base", "tiny", "--side", "16", "--quick", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", [*command, "--json", str(path)])
+    train_step.main()
+    rows = json.loads(path.read_text())["rows"]
+    names = ["reference", "ours, no cache", "ours, cached", "encoding alone"]
+    assert [row["what"] for row in rows] == names
+    assert all(row["cpu"] > 0 for row in rows)
+    assert "pays after" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["reference", "ours", "ours, checkpointing"])
+def test_train_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process of the benchmark does; a step changes the weights, so the loss moves."""
+    monkeypatch.setitem(training_parts.PARTS, "tiny", replace(TINY_PARTS, options={"depth": 4}))
+    candidate = replace(train_memory.CANDIDATES[name], base="tiny", side=16)
+    row = train_memory.work(candidate, 1)
+    assert row["peak"] > 0
+    assert all(0 < loss < 100 for loss in row["losses"])
+    assert len(set(row["losses"])) == 2
 
 
 def test_fast_weights_are_sane() -> None:
