@@ -58,8 +58,12 @@ def _run(block: Callable[..., Any], x: Tensor, *args: Any) -> Any:
 
 
 def _on_tidy_heap(block: Callable[..., Any], x: Tensor, *args: Any) -> Any:
-    """Run a large block, now and when it is computed again, with nothing lying free."""
-    _give_back(x.device)
+    """Run a block, now and when it is computed again, with nothing lying free beside it.
+
+    The very largest are left out: what they gave back they would take again at once.
+    """
+    if x.shape[0] * x.shape[1] < 4 * MANY:
+        _give_back(x.device)
     return block(x, *args)
 
 
