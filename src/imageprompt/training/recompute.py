@@ -1,9 +1,9 @@
 """Gradient checkpointing that recomputes what is large and cheap, and keeps the rest.
 
 Of a transformer block self-attention is the dear part and its result the small one, so all but that
-is computed again in the backward pass, and only where there are many positions: a block costs the
-same at every resolution, but keeps the more the more positions it has. Of a frozen resnet only
-norms and activations are computed again; its convolutions are dear.
+is computed again in the backward pass; of a frozen resnet only norms and activations, since its
+convolutions are dear. And only where there are many positions: a block costs the same at every
+resolution, but keeps the more the more positions it has.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ATTENTION = {
 }
 """The attention kernels of every device."""
 MANY = 1024
-"""Positions (of all samples together) from which a transformer block is computed again."""
+"""Positions (of all samples together) from which a block is computed again."""
 FEW = 128
 """Keys up to which attention is cheap: text and image tokens."""
 
@@ -50,10 +50,11 @@ def recompute_blocks(denoiser: Any) -> None:
 
 def _run(block: Callable[..., Any], x: Tensor, *args: Any) -> Any:
     """What the denoiser calls its resnets and transformer blocks through, one by one."""
+    positions = x.numel() // x.shape[1 if x.ndim == 4 else -1]
+    if positions < MANY:
+        return block(x, *args)
     if isinstance(block, ResnetBlock2D):
         return _recomputed(block, _dear_in(block), x, *args)
-    if x.ndim == 3 and x.shape[0] * x.shape[1] < MANY:
-        return block(x, *args)
     return _recomputed(partial(_on_tidy_heap, block), _long_attention, x, *args)
 
 
