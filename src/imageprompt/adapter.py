@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from imageprompt.attachment import Place
 from imageprompt.carrier import Carrier, InUse
-from imageprompt.checkpoint.detect import likely_families, read_adapter
+from imageprompt.checkpoint.detect import read_adapter
 from imageprompt.checkpoint.formats import FORMATS, Parts
 from imageprompt.checkpoint.storage import write_file
 from imageprompt.controls import Scale
-from imageprompt.encoders import Encoder, open_encoder
+from imageprompt.encoders import Encoder
 from imageprompt.errors import (
     AdapterFileError,
     AttachError,
@@ -26,13 +26,11 @@ from imageprompt.errors import (
     OptionError,
     PictureError,
     PromptError,
-    WrongBaseError,
 )
 from imageprompt.features import (
     Features,
     Group,
     count,
-    encoder_hint,
     first,
     groups_of,
     joined,
@@ -45,16 +43,20 @@ from imageprompt.locate import locate_file
 from imageprompt.lora import LoraHooks
 from imageprompt.projections import Projections
 from imageprompt.prompt import ImagePrompt
-from imageprompt.spec import AdapterSpec, Feature, HostSpec, ProjectorOptions, Shapes
-from imageprompt.templates import FACE_WIDTH, LORA_RANK
+from imageprompt.spec import AdapterSpec, ProjectorOptions
+from imageprompt.suitability import (
+    check_base,
+    check_options,
+    check_prompt,
+    checked_encoder,
+    encoded_part,
+    feature_width_of,
+)
 from imageprompt.variants import VARIANTS, pending, site_shapes
 from imageprompt.weights import AdapterModule, new_lora
 
 if TYPE_CHECKING:
     from imageprompt.encoders.pictures import PictureSource
-
-FACES_ONLY = ("face_embeds", "raw face_embeds")
-"""Features that no image encoder makes any part of."""
 
 
 @dataclass(frozen=True)
@@ -143,10 +145,10 @@ class Adapter:
         if reason := pending(kind):
             raise OptionError(f"variant {variant!r}", rule=reason, remedy="Choose another one.")
         options = ProjectorOptions(tokens=num_tokens, depth=depth, heads=heads, width=width)
-        _check_options(variant, kind.options, options)
+        check_options(variant, kind.options, options)
         place = Place.of(denoiser)
         projector = kind.propose(
-            _feature_width(kind.feature, encoder), place.sites.text_width, options
+            feature_width_of(kind.feature, encoder), place.sites.text_width, options
         )
         weights = new_lora(site_shapes(kind, place.sites, projector))
         for site in place.sites.sites:
@@ -179,8 +181,8 @@ class Adapter:
                 "this adapter", rule="it is attached already", remedy="Call detach() first."
             )
         place = Place.of(pipe)
-        self._check_base(place.sites)
-        opened = None if encoder is None else self._checked_encoder(encoder)
+        check_base(self.spec, self.module, place.sites)
+        opened = None if encoder is None else checked_encoder(self.spec, encoder)
         if place.device.type != "meta":
             self.module.to(place.device)
         loras = self.module.loras
@@ -268,7 +270,7 @@ class Adapter:
         than these are noticed, and K', V' made anew. Raises AttachError, PromptError.
         """
         attached = self._need_attached("prepare()")
-        self._check_prompt(prompt)
+        check_prompt(self.spec, self.fingerprint, prompt)
         attached.projections.prepare(prompt)
         return prompt
 
@@ -302,7 +304,7 @@ class Adapter:
         attached = self._need_attached("use()")
         place, carrier = attached.place, attached.carrier
         place.check()
-        self._check_prompt(prompt)
+        check_prompt(self.spec, self.fingerprint, prompt)
         entry = InUse(
             self,
             place.sites.sites,
@@ -377,57 +379,6 @@ class Adapter:
             )
         return self._attached
 
-    def _check_base(self, sites: HostSpec) -> None:
-        """Same ids, same widths. Raises WrongBaseError naming the likely base."""
-        ours = {name: tuple(w.shape) for name, w in self.module.ip_adapter.state_dict().items()}
-        variant, rank = VARIANTS[self.spec.variant], self.module.rank
-        theirs = site_shapes(variant, sites, self.spec.projector, rank or LORA_RANK)
-        if ours == theirs:
-            return
-        families = likely_families({n: shape for n, shape in ours.items() if "_ip." in n})
-        made_for = " or ".join(families) if families else self.spec.host
-        odd = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
-        raise WrongBaseError(
-            f"this {self.spec.variant} adapter on a {sites.family} base",
-            rule=f"it has {_sites(ours)} sites of text width {self.spec.text_width}, the base "
-            f"{_sites(theirs)} of {sites.text_width}; {len(odd)} tensors do not fit "
-            f"({', '.join(odd[:5])})",
-            remedy=f"It was made for {made_for}: use such a base, or another adapter.",
-        )
-
-    def _checked_encoder(self, encoder: object) -> Encoder:
-        opened = open_encoder(encoder)
-        width = opened.width(_encoded(self.spec.feature))
-        if width != self.spec.feature_width:
-            raise EncoderError(
-                f"an image encoder whose {self.spec.feature} are {width} wide",
-                rule=f"this {self.spec.variant} adapter reads {self.spec.feature_width}",
-                remedy=encoder_hint(self.spec),
-            )
-        return opened
-
-    def _check_prompt(self, prompt: ImagePrompt) -> None:
-        if not isinstance(prompt, ImagePrompt):
-            raise PromptError(
-                f"a {type(prompt).__name__}",
-                rule="it is no image prompt",
-                remedy="Make one with adapter.encode().",
-            )
-        width = prompt.tokens.shape[-1]
-        if width != self.spec.text_width:
-            raise PromptError(
-                f"an image prompt {width} wide",
-                rule=f"this adapter's tokens are {self.spec.text_width} wide",
-                remedy="Encode the pictures with this adapter.",
-            )
-        made_by = prompt.metadata.get("projector")
-        if made_by is not None and made_by != self.fingerprint():
-            raise PromptError(
-                f"an image prompt of projector {made_by}",
-                rule=f"this adapter's projector is {self.fingerprint()}, which reads others",
-                remedy="Encode the pictures again with this adapter.",
-            )
-
     # ── features ────────────────────────────────────────────────────────────────────────────────
 
     def _encoded(self, pictures: Any) -> list[Group]:
@@ -471,7 +422,7 @@ class Adapter:
         if self.spec.null_rule == "zero features":
             return zeros_like(like)
         if self._encoded_null is None and self.encoder is not None:
-            self._encoded_null = self.encoder.encode_null(_encoded(self.spec.feature))
+            self._encoded_null = self.encoder.encode_null(encoded_part(self.spec.feature))
         if self._encoded_null is None or isinstance(like, Tensor):
             return self._encoded_null
         return torch.zeros_like(like[0]), self._encoded_null
@@ -499,32 +450,3 @@ def _picture_groups(pictures: Any) -> list[list[PictureSource]]:
             remedy="Give at least one picture: encode([picture]) or encode([[a], [b]]).",
         )
     return groups
-
-
-def _check_options(variant: str, known: Sequence[str], options: ProjectorOptions) -> None:
-    given = [f.name for f in fields(options) if getattr(options, f.name) is not None]
-    for name in given:
-        value = getattr(options, name)
-        if name not in known or not isinstance(value, int) or value < 1:
-            rule = "a whole number above 0" if name in known else f"{variant} has no such option"
-            raise OptionError(
-                f"{'num_tokens' if name == 'tokens' else name}={value!r}",
-                rule=rule,
-                remedy=f"Options of {variant}: {', '.join(known) or 'none'}.",
-            )
-
-
-def _encoded(feature: Feature) -> Feature:
-    """What of a feature the image encoder makes."""
-    return "hidden_states[-2]" if feature == "face_embeds + hidden_states[-2]" else feature
-
-
-def _feature_width(feature: Feature, encoder: object) -> int:
-    """Width of what the projector reads: the image encoder's, or that of a face embedding."""
-    if encoder is None and feature in FACES_ONLY:
-        return FACE_WIDTH
-    return open_encoder(encoder).width(_encoded(feature))
-
-
-def _sites(shapes: Shapes) -> int:
-    return sum(name.endswith("to_k_ip.weight") for name in shapes)

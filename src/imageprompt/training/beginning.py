@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imageprompt.adapter import FACES_ONLY, Adapter
+from imageprompt.adapter import Adapter
 from imageprompt.errors import OptionError
+from imageprompt.suitability import FACES_ONLY
 from imageprompt.training.config import TrainingConfig
 from imageprompt.training.metrics import say
 from imageprompt.training.words import chosen_states, learn_words
