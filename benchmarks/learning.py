@@ -45,14 +45,21 @@ def command(*words: str, folder: Path) -> str:
     return done.stdout
 
 
-def train(example: str, folder: Path, steps: int | None, scene_count: int) -> dict[str, float]:
+def train(
+    example: str, folder: Path, steps: int | None, scene_count: int, changes: list[str]
+) -> dict[str, float]:
     """Scenes, then training; returns seconds and CPU seconds of the training."""
     command("demo", "--draw", "scenes", "--count", str(scene_count), folder=folder)
     config = command("train", "--example", example, folder=folder)
     (folder / "config.yaml").write_text(config)
     total = steps or int(config.split("\nsteps:")[1].split()[0])
-    sets = (f"steps={total}", f"checkpoint_every={total // CHECKPOINTS}", f"keep={CHECKPOINTS + 1}")
-    options = [word for one in (*sets, "validate_every=0", "output=run") for word in ("--set", one)]
+    sets: tuple[str, ...] = (
+        f"steps={total}",
+        f"checkpoint_every={total // CHECKPOINTS}",
+        f"keep={CHECKPOINTS + 1}",
+    )
+    sets += ("validate_every=0", "output=run", *changes)
+    options = [word for one in sets for word in ("--set", one)]
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     command("train", "config.yaml", *options, folder=folder)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -88,13 +95,14 @@ def main() -> None:
     parser.add_argument("--references", type=int, default=96)
     parser.add_argument("--scenes", type=int, default=6000)
     parser.add_argument("--steps", type=int, help="instead of the example's")
+    parser.add_argument("--set", action="append", default=[], help="change a key of the example")
     parser.add_argument("--folder", type=Path, help="an empty folder to work in, and to keep")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        spent = train(options.example, folder, options.steps, options.scenes)
+        spent = train(options.example, folder, options.steps, options.scenes, options.set)
         argv, sys.argv = sys.argv, ["fidelity", "--count", str(options.references)]
         bench = fidelity.Bench(fidelity.arguments(), lambda count: None)
         sys.argv = argv

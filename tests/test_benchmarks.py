@@ -118,6 +118,30 @@ def test_train_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(set(row["losses"])) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "options", "rows"),
+    [
+        (
+            "learning.py",
+            ["--steps", "8", "--scenes", "24", "--references", "2", "--set", "warm_start_steps=10"],
+            10,
+        ),
+        ("style.py", ["--steps", "2", "--pictures", "8", "--references", "2"], 4),
+    ],
+)
+def test_training_on_the_tiny_stack(
+    script: str, options: list[str], rows: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *options, "--json", str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+    report = json.loads(path.read_text())["rows"]
+    assert len(report) == rows
+    shares = report if isinstance(report, list) else report.values()
+    assert all(0 <= row["all"] <= row["colour"] <= 1 for row in shares)
+
+
 def test_fast_weights_are_sane() -> None:
     """Random weights of the full-size denoisers: unit gain, no two layers alike, none empty."""
     model = torch.nn.Sequential(torch.nn.Linear(2000, 900), torch.nn.Linear(2000, 900))

@@ -1,0 +1,119 @@
+"""The second stage of a style adapter, on the tiny stack: what training on one domain brings.
+
+    python benchmarks/style.py [--shape heart] [--pictures 600] [--steps 600] [--references 64]
+
+The bundled base adapter goes on training on drawn scenes of one shape (`imageprompt train` from
+`adapter:`, at a small rate, as the example style-stage2 does); then the judge reads what references
+of that shape, held out, bring across before and after, and what references of all shapes do. Text
+empty or "a shape", scale 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import fidelity
+import imageprompt as ip
+import learning
+from imageprompt import bundled
+from imageprompt.demo import scenes
+
+
+def domain(split: str, shape: str | None, count: int, seed: int) -> list[scenes.Scene]:
+    """Scenes of one shape, or of all."""
+    drawn = scenes.stream(split, seed=seed)
+    return list(islice((s for s in drawn if shape in (None, s.shape)), count))
+
+
+def draw(folder: Path, chosen: list[scenes.Scene]) -> Path:
+    """Pictures with their captions beside them."""
+    folder.mkdir(parents=True)
+    for index, scene in enumerate(chosen):
+        scenes.draw(scene).save(folder / f"{index:05}.png")
+        (folder / f"{index:05}.txt").write_text(scenes.caption(scene))
+    return folder
+
+
+def bench_of(chosen: list[scenes.Scene]) -> fidelity.Bench:
+    """The bench of fidelity.py on these references."""
+    argv, sys.argv = sys.argv, ["fidelity", "--count", str(len(chosen))]
+    bench = fidelity.Bench(fidelity.arguments(), lambda count: None)
+    sys.argv = argv
+    bench.scenes = chosen
+    bench.references = [scenes.draw(scene) for scene in chosen]
+    bench.words = [scene.words() for scene in chosen]
+    return bench
+
+
+def train(folder: Path, data: Path, steps: int, rate: float) -> Path:
+    """Stage two, from the bundled base adapter."""
+    config: dict[str, Any] = {
+        "base": "tiny",
+        "variant": "base",
+        "adapter": str(bundled.adapter("base")),
+        "data": str(data),
+        "cache": str(folder / "cache"),
+        "output": str(folder / "run"),
+        "resolution": 64,
+        "steps": steps,
+        "batch_size": 32,
+        "learning_rate": rate,
+        "schedule": "cosine",
+        "ema": 0.99,
+        "betas": [0.9, 0.99],
+        "drop": {"image": 0.02, "text": 0.9, "both": 0.02},
+        "timesteps": {"uniform": 0.35, "mean": 1.6, "std": 1.2},
+        "checkpoint_every": 0,
+    }
+    adapter = ip.train(config, progress=False).adapter
+    assert adapter is not None
+    return adapter
+
+
+def main() -> None:
+    """Before, training, after."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shape", choices=scenes.VOCABULARY["shape"], default="heart")
+    parser.add_argument("--pictures", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--references", type=int, default=64)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    benches = {
+        f"references: {options.shape}": bench_of(
+            domain("test", options.shape, options.references, 7)
+        ),
+        "references: all shapes": bench_of(domain("test", None, options.references, 8)),
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        data = draw(folder / "data", domain("train", options.shape, options.pictures, 9))
+        started = time.monotonic()
+        after = train(folder, data, options.steps, options.rate)
+        seconds = time.monotonic() - started
+        adapters = {"before": Path(bundled.adapter("base")), "after": after}
+        rows = {
+            f"{what}, {when}": learning.matches(bench, path)
+            for what, bench in benches.items()
+            for when, path in adapters.items()
+        }
+    columns = [*scenes.ATTRIBUTES, "all"]
+    print(f"{options.steps} steps on {options.pictures} pictures in {seconds:.0f} s")
+    print(f"| | {' | '.join(columns)} |")
+    print("|---" * (len(columns) + 1) + "|")
+    for title, shares in rows.items():
+        print(f"| {title} | {' | '.join(f'{shares[c]:.2f}' for c in columns)} |")
+    if options.json:
+        options.json.write_text(json.dumps({"seconds": seconds, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
