@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from imageprompt.demo.build.saving import load_state, save_atomic
 from imageprompt.errors import OptionError
 from imageprompt.training.metrics import Window, in_words, line_of, usable_trackers
-from imageprompt.training.state import Ema, decay_groups, load_state, save_atomic
+from imageprompt.training.state import Ema, decay_groups
 from toy_training import denoiser, same, trainer, weights
 
 

@@ -1,31 +1,13 @@
-"""Crash-safe training state: atomic checkpoint files, running averages, parameter groups."""
+"""What an optimiser is given and what it leaves: parameter groups, and their running averages."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from imageprompt.files import write_atomically
-
-
-def save_atomic(state: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint so that a kill at any moment leaves the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with write_atomically(path) as temporary:
-        torch.save(dict(state), temporary)
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of `save_atomic`; tensors and plain values only, on the CPU."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(state, dict):
-        raise TypeError(f"{path} holds {type(state).__name__}, not a checkpoint")
-    return state
 
 
 def decay_groups(

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from imageprompt.training.state import Ema, decay_groups, load_state, save_atomic
+from imageprompt.demo.build.saving import load_state, save_atomic
+from imageprompt.training.state import Ema, decay_groups
 
 
 def schedule(progress: float, *, warm: float = 0.01, flat: float = 0.0) -> float:

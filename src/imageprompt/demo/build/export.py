@@ -12,10 +12,10 @@ import torch
 
 from imageprompt.demo.build.base import Base, scheduler
 from imageprompt.demo.build.latents import load_vae
+from imageprompt.demo.build.saving import load_state
 from imageprompt.demo.build.vision import Heads
 from imageprompt.demo.build.words import build_tokenizer
 from imageprompt.demo.judge import Judge
-from imageprompt.training.state import load_state
 
 STACK = Path(__file__).resolve().parent.parent / "stack"
 LIMIT = 24_000_000

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from imageprompt.demo.build import pool
+from imageprompt.demo.build.saving import load_state, save_atomic
 from imageprompt.demo.build.vae import build, to_tensor
-from imageprompt.training.state import load_state, save_atomic
 
 
 @torch.no_grad()
