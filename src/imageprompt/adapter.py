@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,25 +19,13 @@ from imageprompt.checkpoint.formats import FORMATS, Parts
 from imageprompt.checkpoint.storage import write_file
 from imageprompt.controls import Scale
 from imageprompt.encoders import Encoder
+from imageprompt.encoding import Encoding, Pictures
 from imageprompt.errors import (
     AdapterFileError,
     AttachError,
-    EncoderError,
     OptionError,
-    PictureError,
-    PromptError,
 )
-from imageprompt.features import (
-    Features,
-    Group,
-    count,
-    first,
-    groups_of,
-    joined,
-    zeros_like,
-)
-from imageprompt.features import check as check_features
-from imageprompt.fingerprint import fingerprint, versions
+from imageprompt.features import Features, Group
 from imageprompt.guidance import Branch, named_layout
 from imageprompt.locate import locate_file
 from imageprompt.lora import LoraHooks
@@ -49,14 +37,10 @@ from imageprompt.suitability import (
     check_options,
     check_prompt,
     checked_encoder,
-    encoded_part,
     feature_width_of,
 )
 from imageprompt.variants import VARIANTS, pending, site_shapes
 from imageprompt.weights import AdapterModule, new_lora
-
-if TYPE_CHECKING:
-    from imageprompt.encoders.pictures import PictureSource
 
 
 @dataclass(frozen=True)
@@ -79,11 +63,13 @@ class Adapter:
     def __init__(self, spec: AdapterSpec, module: AdapterModule) -> None:
         self.spec = spec
         self.module = module
-        self.encoder: Encoder | None = None
+        self.encoding = Encoding(spec, module.image_proj)
         self._attached: _Attached | None = None
-        self._encoded_null: Tensor | None = None  # the encoder's features of the null picture
-        self._null: tuple[Any, Tensor] | None = None  # its tokens, and the weights that made them
-        self._fingerprint: tuple[Any, str] | None = None
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """What reads pictures: the encoder of the last attach that brought one."""
+        return self.encoding.encoder
 
     def __repr__(self) -> str:
         where = "attached" if self._attached else "not attached"
@@ -195,7 +181,7 @@ class Adapter:
         hooks = LoraHooks(carrier, self, loras, linears)
         self._attached = _Attached(place, carrier, Projections(self.module, place), hooks)
         if opened is not None:
-            self.encoder, self._encoded_null, self._null = opened, None, None
+            self.encoding.open(opened)
         return self
 
     def detach(self) -> None:
@@ -212,7 +198,7 @@ class Adapter:
 
     def encode(
         self,
-        pictures: Sequence[PictureSource] | Sequence[Sequence[PictureSource]] | None = None,
+        pictures: Pictures | None = None,
         *,
         features: Features | None = None,
         null_features: Group | None = None,
@@ -226,20 +212,7 @@ class Adapter:
         FaceID-plus they are a tuple: face embeddings [n, 512], patch features of the faces
         [n, L, F]. Raises PictureError, EncoderError, PromptError.
         """
-        if (pictures is None) == (features is None):
-            raise PromptError(
-                "encode()", rule="it takes either pictures or features", remedy="Give one of them."
-            )
-        with torch.no_grad():
-            groups = groups_of(features) if features is not None else self._encoded(pictures)
-            check_features(groups, self.spec)
-            n = count(groups[0])
-            tokens = self.project(joined(groups))
-            tokens = tokens.reshape(len(groups), -1, tokens.shape[-1])
-            null = self._null_tokens(null_features, first(groups[0]))
-            if null is not None:
-                null = null.expand(len(groups), -1, -1).repeat(1, n, 1)
-        return ImagePrompt(tokens, null, self._prompt_metadata(n))
+        return self.encoding.encode(pictures, features, null_features)
 
     def project(
         self, features: Group, *, null: bool = False, strength: float | Tensor = 1.0
@@ -251,16 +224,7 @@ class Adapter:
         `strength` (a number, or [B, 1, 1]) is FaceID-plus v2's weight of the picture's features
         beside the face's embedding; other variants have no use for it.
         """
-        if null and self.spec.null_rule == "zero features":
-            features = zeros_like(features)
-        weight = next(self.module.image_proj.parameters())
-        parts = (features,) if isinstance(features, Tensor) else features
-        placed = [part.to(weight.device, weight.dtype) for part in parts]
-        if isinstance(strength, Tensor):
-            strength = strength.to(weight.device, weight.dtype)
-        beside = () if len(placed) == 1 else (strength,)
-        tokens: Tensor = self.module.image_proj(*placed, *beside)
-        return tokens
+        return self.encoding.project(features, null=null, strength=strength)
 
     def prepare(self, prompt: ImagePrompt) -> ImagePrompt:
         """Make K', V' of every site ahead and keep them with the prompt, which is returned.
@@ -337,10 +301,7 @@ class Adapter:
 
     def fingerprint(self) -> str:
         """Short hash of the projector: image prompts are good for adapters that share it."""
-        state = versions(self.module.image_proj.parameters())
-        if self._fingerprint is None or self._fingerprint[0] != state:
-            self._fingerprint = (state, fingerprint(self.module.image_proj.state_dict()))
-        return self._fingerprint[1]
+        return self.encoding.fingerprint()
 
     def _metadata(self) -> dict[str, str]:
         spec = self.spec
@@ -360,16 +321,6 @@ class Adapter:
             metadata["encoder"] = self.encoder.fingerprint
         return metadata
 
-    def _prompt_metadata(self, references: int) -> dict[str, str]:
-        metadata = {
-            "variant": self.spec.variant,
-            "projector": self.fingerprint(),
-            "references": str(references),
-        }
-        if self.encoder is not None:
-            metadata["encoder"] = self.encoder.fingerprint
-        return metadata
-
     # ── checks ──────────────────────────────────────────────────────────────────────────────────
 
     def _need_attached(self, call: str) -> _Attached:
@@ -378,75 +329,3 @@ class Adapter:
                 call, rule="the adapter is attached to nothing", remedy="Call attach(pipe) first."
             )
         return self._attached
-
-    # ── features ────────────────────────────────────────────────────────────────────────────────
-
-    def _encoded(self, pictures: Any) -> list[Group]:
-        """Features of every prompt's references, [n, ...] each."""
-        from imageprompt.encoders.pictures import open_picture
-
-        if "face_embeds" in self.spec.feature:
-            raise EncoderError(
-                f"pictures for a {self.spec.variant} adapter",
-                rule="it reads face embeddings, which an image encoder does not make",
-                remedy="Make them with a face recogniser (ArcFace) and pass encode(features=...).",
-            )
-        groups = _picture_groups(pictures)
-        encoder = self._need_encoder("pictures")
-        opened = [open_picture(picture) for group in groups for picture in group]
-        features = encoder.encode(opened, self.spec.feature)
-        return list(torch.split(features, [len(group) for group in groups]))
-
-    def _null_tokens(self, null_features: Group | None, like: Group) -> Tensor | None:
-        """Tokens [1, N, W] of "no picture", by the variant's rule; None if they cannot be had.
-
-        The null picture is the same for every prompt, so its tokens are made once.
-        """
-        if null_features is not None:
-            check_features([null_features], self.spec)
-            return self.project(first(null_features))
-        features = self._null_features(like)
-        if features is None:
-            return None
-        parts = (features,) if isinstance(features, Tensor) else features
-        state = (
-            tuple(part.shape for part in parts),
-            *versions(self.module.image_proj.parameters()),
-        )
-        if self._null is None or self._null[0] != state:
-            self._null = (state, self.project(features))
-        return self._null[1]
-
-    def _null_features(self, like: Group) -> Group | None:
-        """Of one reference like this one; a face's embedding is zeroed in any case."""
-        if self.spec.null_rule == "zero features":
-            return zeros_like(like)
-        if self._encoded_null is None and self.encoder is not None:
-            self._encoded_null = self.encoder.encode_null(encoded_part(self.spec.feature))
-        if self._encoded_null is None or isinstance(like, Tensor):
-            return self._encoded_null
-        return torch.zeros_like(like[0]), self._encoded_null
-
-    def _need_encoder(self, what: str) -> Encoder:
-        if self.encoder is None:
-            raise EncoderError(
-                f"no image encoder for {what}",
-                rule=f"{self.spec.feature} {self.spec.feature_width} wide are needed",
-                remedy="Pass encoder= to attach(), or ready-made features= to encode().",
-            )
-        return self.encoder
-
-
-def _picture_groups(pictures: Any) -> list[list[PictureSource]]:
-    """[[...], ...]: the references of every prompt. Raises PictureError when there is none."""
-    if not isinstance(pictures, list | tuple):
-        pictures = [pictures]
-    nested = [isinstance(entry, list | tuple) for entry in pictures]
-    groups = [list(entry) for entry in pictures] if all(nested) else [list(pictures)]
-    if not pictures or any(not group for group in groups) or (any(nested) and not all(nested)):
-        raise PictureError(
-            "references",
-            rule="a list of pictures, or one non-empty list for each prompt",
-            remedy="Give at least one picture: encode([picture]) or encode([[a], [b]]).",
-        )
-    return groups
