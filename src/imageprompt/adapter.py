@@ -194,6 +194,16 @@ class Adapter:
         self._attached.place.leave()
         self._attached = None
 
+    @property
+    def attached(self) -> bool:
+        """Is it attached to a base?"""
+        return self._attached is not None
+
+    def made_by(self) -> str:
+        """Names K', V' weights, their precision and the base's: what `prepare` makes is good for
+        these. Raises AttachError."""
+        return self._need_attached("made_by()").projections.made_by()
+
     # ── encoding ────────────────────────────────────────────────────────────────────────────────
 
     def encode(

@@ -56,7 +56,16 @@ class Projections:
             pairs = self._project_flat(prompt.tokens)
         ids = [site.file_id for site in self._sites]
         named = dict(zip(ids, pairs, strict=True))
-        prompt.prepared = Prepared(self._made_by(), named, versions([prompt.tokens]))
+        prompt.prepared = Prepared(self.made_by(), named, versions([prompt.tokens]))
+
+    def made_by(self) -> str:
+        """Names the weights, their precision and that of the denoiser."""
+        self._forget_stale()
+        if not self._name:
+            weights = self._module.ip_adapter.state_dict()
+            precision = next(iter(weights.values())).dtype
+            self._name = f"{fingerprint(weights)} {precision} {self._place.dtype}"
+        return self._name
 
     def _forget_stale(self) -> None:
         """Drop what was made by other weights or for another precision."""
@@ -65,18 +74,10 @@ class Projections:
             self._kept.clear()
             self._kept_null, self._state, self._name = None, state, ""
 
-    def _made_by(self) -> str:
-        """Names the weights, their precision and that of the denoiser."""
-        if not self._name:
-            weights = self._module.ip_adapter.state_dict()
-            precision = next(iter(weights.values())).dtype
-            self._name = f"{fingerprint(weights)} {precision} {self._place.dtype}"
-        return self._name
-
     def _positive_pairs(self, prompt: ImagePrompt) -> list[KeyValue]:
         """Those of the prompt's tokens: prepared ahead by these very weights, or made now."""
         ahead, ids = prompt.prepared, [site.file_id for site in self._sites]
-        suits = ahead is not None and ahead.suits(self._made_by(), prompt.tokens)
+        suits = ahead is not None and ahead.suits(self.made_by(), prompt.tokens)
         shapes = {site.file_id: (*prompt.tokens.shape[:2], site.width) for site in self._sites}
         if ahead is None or not suits or ahead.shapes() != shapes:
             return self._project(prompt.tokens)
