@@ -139,9 +139,12 @@ def test_the_lines_for_diffusers_and_here_work(kind: str, tmp_path: Path) -> Non
     if pending(VARIANTS[kind]):
         assert pending(VARIANTS[kind]) in advice["here"]
     else:
-        path = re.search(r"--adapter (\S+)|load\(\"([^\"]+)", advice["here"])
-        assert path
-        ip.Adapter.load(path[1] or path[2]).attach(SITES["sd15"].unet())
+        path = re.search(r"--adapter (\S+)", advice["here"])
+        line = f'adapter = imageprompt.Adapter.load("{path[1]}")' if path else advice["here"]
+        known: dict[str, Any] = {"imageprompt": ip}
+        exec(line.split("; ")[0], known)
+        known["adapter"].attach(SITES["sd15"].unet())
+        assert known["adapter"].spec.variant == kind
 
 
 @pytest.mark.parametrize(

@@ -83,15 +83,17 @@ class Adapter:
         cls,
         source: str | os.PathLike[str],
         *,
+        variant: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Adapter:
         """From a path or a Hub id `owner/repo/sub/file`; what it is, is read off its tensors.
 
-        dtype None keeps the file's own. Raises NotFoundError, AdapterFileError (also for a variant
-        whose files are known, but that cannot be run yet).
+        `variant` settles what neither tensors nor metadata tell, which is "faceid-plus" from
+        "faceid-plus-v2". dtype None keeps the file's own. Raises NotFoundError, AdapterFileError
+        (also for a variant whose files are known, but that cannot be run yet), OptionError.
         """
-        spec, parts = read_adapter(locate_file(source))
+        spec, parts = read_adapter(locate_file(source), variant)
         reason = pending(VARIANTS[spec.variant])
         if reason:
             raise AdapterFileError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from imageprompt.checkpoint.published import Published, published_as
 from imageprompt.checkpoint.source import open_source
 from imageprompt.checkpoint.stored import Source, StoredTensor
 from imageprompt.checkpoint.values import same_bytes
-from imageprompt.errors import AdapterFileError
+from imageprompt.errors import AdapterFileError, OptionError
 from imageprompt.hosts import HOSTS
 from imageprompt.spec import OWN_BASE, AdapterSpec, HostSpec, Shape, Shapes
 from imageprompt.variants import VARIANTS, meant_before, twins
@@ -24,7 +24,7 @@ from imageprompt.variants import VARIANTS, meant_before, twins
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Identified", "Problem", "identify", "likely_families", "read_adapter"]
+__all__ = ["Identified", "Problem", "identify", "kinds_of", "likely_families", "read_adapter"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,8 @@ class Identified:
     lora_rank: int | None
     problems: tuple[Problem, ...]
     metadata: Mapping[str, str]
+    matches: tuple[Match, ...]
+    """The variants' templates that fit it equally well."""
 
 
 def identify(source: Source, base: HostSpec | None = None) -> Identified:
@@ -88,13 +90,15 @@ def identify(source: Source, base: HostSpec | None = None) -> Identified:
         lora_rank=lora_rank(shapes.sites),
         problems=tuple(problems_of(read, numbered, best, shapes, source.metadata)),
         metadata=source.metadata,
+        matches=tuple(tied),
     )
 
 
-def read_adapter(path: Path) -> tuple[AdapterSpec, Parts[Tensor]]:
-    """Read a whole adapter of any layout.
+def read_adapter(path: Path, variant: str | None = None) -> tuple[AdapterSpec, Parts[Tensor]]:
+    """Read a whole adapter of any layout, to be run; `variant` is what the user says it is.
 
-    Raises NotFoundError, or AdapterFileError when it is none, not whole, or of no known variant.
+    Raises NotFoundError, or AdapterFileError when it is none, not whole, of no known variant, or of
+    one of several that run differently; OptionError for a variant that it cannot be.
     """
     from imageprompt.checkpoint.storage import tensor_of
 
@@ -108,11 +112,39 @@ def read_adapter(path: Path) -> tuple[AdapterSpec, Parts[Tensor]]:
             rule="; ".join(problems),
             remedy="`imageprompt inspect` says more; download it again, or take another file.",
         )
-    return found.spec, Parts(
+    return _run_as(path, found, variant), Parts(
         {name: tensor_of(stored) for name, stored in found.parts.projector.items()},
         {name: tensor_of(stored) for name, stored in found.parts.sites.items()},
         found.metadata,
     )
+
+
+def _run_as(path: Path, found: Identified, variant: str | None) -> AdapterSpec:
+    """The one architecture that a file is run as: told by itself or by the user, never guessed."""
+    if variant is not None and variant not in found.variants:
+        raise OptionError(
+            f"{path} as {variant!r}",
+            rule=f"it is of variant {' or '.join(found.variants)}",
+            remedy="Name one of these, or give another file.",
+        )
+    names = kinds_of(found.variants if variant is None else (variant,))
+    if len(names) > 1:
+        raise AdapterFileError(
+            str(path),
+            rule=f"it is {' or '.join(names)}: the tensors are the same, what they make is not, "
+            "and its metadata does not say",
+            remedy=f'Say which: variant="{names[-1]}" in Python, --variant {names[-1]} on the '
+            "command line; imageprompt convert --variant writes it into the file.",
+        )
+    spec = _spec(found.matches, names)
+    assert spec is not None
+    return spec
+
+
+def kinds_of(variants: Iterable[str]) -> list[str]:
+    """The architectures among these variants: twins run alike."""
+    wanted = {*variants}
+    return [kind.name for kind in VARIANTS if {kind.name, *twins(kind)} & wanted]
 
 
 def likely_families(shapes: Shapes) -> list[str]:
@@ -159,7 +191,15 @@ def _variants(tied: Sequence[Match], metadata: Mapping[str, str]) -> tuple[str, 
         if match.variant:
             names += [match.variant.name, *twins(match.variant)]
     told = metadata.get("variant", "")
-    return (told,) if told in names else tuple(names)
+    if told in names:
+        return (told,)
+    shortcut = metadata.get("shortcut", "").lower()
+    with_it = [
+        match.variant.name
+        for match in tied
+        if match.variant and str(getattr(match.variant, "shortcut", None)).lower() == shortcut
+    ]
+    return tuple(with_it or names)
 
 
 def _spec(tied: Sequence[Match], variants: Sequence[str]) -> AdapterSpec | None:

@@ -6,7 +6,7 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imageprompt.checkpoint.detect import Identified
+from imageprompt.checkpoint.detect import Identified, kinds_of
 from imageprompt.checkpoint.problems import Problem
 from imageprompt.checkpoint.published import SIGLIP, VIT_G, VIT_H, VIT_L, VIT_L_336, likely_encoder
 from imageprompt.checkpoint.stored import Source
@@ -84,7 +84,7 @@ def remedies(found: Identified, source: Source, problems: Sequence[Problem]) -> 
         base,
         Remedy("encoder", _encoder(spec, encoder)),
         *convert,
-        Remedy("here", _here(spec, path, encoder)),
+        Remedy("here", _here(spec, path, encoder, found.variants)),
         Remedy("diffusers", _diffusers(spec, path, found.parts.projector)),
         Remedy("ComfyUI", _comfyui(found.variants)),
     ]
@@ -97,12 +97,16 @@ def _encoder(spec: AdapterSpec, name: str | None) -> str:
     return f"{name}: its {spec.feature}{folder}"
 
 
-def _here(spec: AdapterSpec, path: Path, encoder: str | None) -> str:
+def _here(spec: AdapterSpec, path: Path, encoder: str | None, variants: Sequence[str]) -> str:
     why = pending(VARIANTS[spec.variant])
     if why:
         return f"it is read, checked and converted, but {why}"
     if spec.feature not in _ENCODED:
-        return f'adapter = imageprompt.Adapter.load("{path}"); adapter.encode(features=...)'
+        asked = f', variant="{spec.variant}"' if len(kinds_of(variants)) > 1 else ""
+        others = "".join(f', or variant="{name}"' for name in variants[1:] if asked)
+        faces = "[face], embeddings=..." if spec.projector.face_width else "embeddings=..."
+        line = f'adapter = imageprompt.Adapter.load("{path}"{asked}); adapter.encode({faces})'
+        return f"{line}  # {others[2:]}" if others else line
     _, base = _BASES.get(spec.host, ("", "BASE"))
     command = f"imageprompt generate --reference picture.png --adapter {path}"
     return f"{command} --base {base} --encoder {_FOLDERS.get(encoder or '', 'ENCODER')}"

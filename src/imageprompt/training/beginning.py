@@ -25,14 +25,8 @@ def begin(config: TrainingConfig, base: Any) -> Adapter:
     """
     if config.adapter is None:
         return _created(config, base, config.projector)
-    loaded = Adapter.load(config.adapter, dtype=torch.float32)
+    loaded = Adapter.load(config.adapter, variant=config.variant, dtype=torch.float32)
     spec = loaded.spec
-    if spec.variant != config.variant:
-        raise OptionError(
-            f"adapter {config.adapter!r}",
-            rule=f"it is of variant {spec.variant}, and the config says {config.variant}",
-            remedy=f"Write `variant: {spec.variant}`, or start from another file.",
-        )
     names = {"num_tokens": "tokens", "depth": "depth", "heads": "heads", "width": "width"}
     theirs = {name: getattr(spec.projector, field) for name, field in names.items()}
     changed = {name: v for name, v in config.projector.items() if v != theirs[name]}
