@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from imageprompt.attention import ImageTerm
 from imageprompt.controls import Scale, one_scale, site_scales
 from imageprompt.errors import GuidanceError
-from imageprompt.guidance import Branches, by_count, copies_in, tell
+from imageprompt.guidance import Branches, Layouts, by_count, copies_in
 from imageprompt.spec import Site
 
 KeyValue = tuple[Tensor, Tensor]
@@ -143,7 +143,7 @@ class Carrier:
         self.in_use: list[InUse] = []
         self.run = 0  # counts denoise loops; whatever was cached in an older one is stale
         self._clock = _Clock()
-        self._layouts: dict[tuple[int, int], Branches] = {}  # of this run, by batch and prompts
+        self._layouts = Layouts()
 
     def before_forward(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook: read the call's batch and timestep, lay the prompts out for it."""
@@ -167,17 +167,13 @@ class Carrier:
     def _note_time(self, timestep: object) -> None:
         if not self._clock.goes_on(timestep):
             self.run += 1
-            self._layouts = {}
+            self._layouts.forget()
 
     def _layout(self, sample: Tensor, text: Tensor | None, prompts: int) -> Branches:
-        """The layout of a batch; told once a run, since that compares latents."""
+        """The layout of a batch."""
         if torch.compiler.is_compiling():
             return by_count(sample.shape[0], prompts)
-        key = (sample.shape[0], prompts)
-        if key not in self._layouts:
-            scheduled = self._clock.scheduled
-            self._layouts[key] = tell(sample, text, prompts, scheduled=scheduled)
-        return self._layouts[key]
+        return self._layouts.of(sample, text, prompts, scheduled=self._clock.scheduled)
 
     def terms(self, index: int, q: Tensor) -> list[ImageTerm]:
         """The image terms of one site, in order of use."""

@@ -6,6 +6,7 @@ layout is told from what it hands to the denoiser, or stated by the user.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Literal
 
@@ -60,28 +61,52 @@ def by_count(batch: int, prompts: int) -> Branches:
 def tell(sample: Tensor, text: Tensor | None, prompts: int, *, scheduled: bool) -> Branches:
     """The layout of a batch: the prompts' batch is positive, twice that [negative, positive].
 
-    Larger batches are told by their latents, which guidance repeats. A loop over a schedule
-    (`scheduled`) may also draw two pictures of every prompt without guidance: then the latents
-    differ while the text is the same. Raises GuidanceError for three equal copies, where pipelines
-    differ in what they mean.
+    Larger batches are told by their latents, which guidance repeats: halves that are equal are
+    [negative, positive], equal neighbours with two texts in turn [negative, positive] over and
+    over. A loop over a schedule (`scheduled`) may also draw two pictures of every prompt without
+    guidance: then the latents differ while the text is the same. Raises GuidanceError for three or
+    more equal copies, where pipelines differ in what they mean.
     """
     batch = sample.shape[0]
-    copies = batch // prompts if batch % prompts == 0 else 0
-    if copies == 2:
+    if batch % prompts or batch == prompts:
+        return LAYOUTS["none"]
+    if batch == 2 * prompts:
         pictures = (
             scheduled and not _repeats(sample, 2) and text is not None and _same_rows(text, prompts)
         )
         return LAYOUTS["none"] if pictures else LAYOUTS["negative-positive"]
-    if copies > 2 and copies % 2 == 0 and _repeats(sample, 2):
+    copies = _copies(sample, prompts)
+    if copies == 2:
         return LAYOUTS["negative-positive"]
-    if copies % 3 == 0 and copies and _repeats(sample, 3):
-        raise GuidanceError(
-            f"three copies of {batch // 3} latent(s)",
-            rule="a batch of three guidance branches has no single meaning",
-            remedy="Pass guidance='positive-negative-negative' (InstructPix2Pix) or "
-            "'negative-positive-positive' (perturbed attention) to use().",
-        )
+    if copies > 2:
+        return _many(copies, text, batch // copies)
+    if batch % 2 == 0 and _in_turn(sample, text):
+        return LAYOUTS["negative-positive"] * (batch // 2)
     return LAYOUTS["none"]
+
+
+def _many(copies: int, text: Tensor | None, latents: int) -> Branches:
+    """More than two equal copies of the latents: only their texts may tell what they are."""
+    if text is not None and copies % 2 == 0 and text.shape[0] % copies == 0:
+        texts = text.chunk(copies)
+        if all(torch.equal(texts[0], other) for other in texts[1 : copies // 2]):
+            return LAYOUTS["negative-positive"]  # several prompts on the same latents
+        if _in_turn(None, text, copies):
+            return LAYOUTS["negative-positive"] * (copies // 2)
+    raise GuidanceError(
+        f"{copies} copies of {latents} latent(s)",
+        rule=f"a batch of {copies} guidance branches has no single meaning",
+        remedy="Pass guidance= to use(): 'positive-negative-negative' (InstructPix2Pix), "
+        "'negative-positive-positive' (perturbed attention), or the branches as a list of "
+        "'negative' and 'positive' (an edit counts as positive).",
+    )
+
+
+def _copies(sample: Tensor, prompts: int) -> int:
+    """How many times a batch repeats the same latents, every prompt being in each."""
+    batch = sample.shape[0]
+    counts = (batch // part for part in range(prompts, batch, prompts) if batch % part == 0)
+    return next((count for count in counts if _repeats(sample, count)), 1)
 
 
 def _repeats(sample: Tensor, parts: int) -> bool:
@@ -90,11 +115,76 @@ def _repeats(sample: Tensor, parts: int) -> bool:
     return all(torch.equal(first, other) for other in others)
 
 
+def _in_turn(sample: Tensor | None, text: Tensor | None, parts: int | None = None) -> bool:
+    """Do two texts take turns, on latents that are equal in pairs?"""
+    if text is None:
+        return False
+    texts = text.chunk(parts or text.shape[0])
+    if len(texts) % 2 or torch.equal(texts[0], texts[1]):
+        return False
+    turns = all(torch.equal(part, texts[i % 2]) for i, part in enumerate(texts))
+    return turns and (sample is None or torch.equal(sample[::2, :4], sample[1::2, :4]))
+
+
 def _same_rows(text: Tensor, prompts: int) -> bool:
     if text.shape[0] % prompts:
         return False
     rows = text.reshape(prompts, -1, *text.shape[1:])
     return bool((rows == rows[:, :1]).all())
+
+
+class Layouts:
+    """The layouts of a denoise loop, told once each, since that compares latents.
+
+    A pipeline may call its denoiser again with one half of the text alone (self-attention guidance
+    does, with the negative half): a view of a text that is known has the branches of its rows.
+    """
+
+    def __init__(self) -> None:
+        self._told: dict[tuple[int, int], Branches] = {}
+        self._known: dict[int, tuple[weakref.ref[Tensor], Branches]] = {}
+
+    def forget(self) -> None:
+        """A new loop begins."""
+        self._told = {}
+
+    def of(self, sample: Tensor, text: Tensor | None, prompts: int, *, scheduled: bool) -> Branches:
+        """The branches of a call. Raises GuidanceError."""
+        rows = None if text is None else self._rows(text, prompts)
+        if rows is not None:
+            return rows
+        key = (sample.shape[0], prompts)
+        if key not in self._told:
+            self._told[key] = tell(sample, text, prompts, scheduled=scheduled)
+        told = self._told[key]
+        if text is not None and len(told) > 1:
+            self._known[prompts] = (weakref.ref(text), told)
+        return told
+
+    def _rows(self, text: Tensor, prompts: int) -> Branches | None:
+        """The branches of a text that shares the memory of one that is known."""
+        reference, branches = self._known.get(prompts, (None, ()))
+        whole = None if reference is None else reference()
+        if whole is None or text is whole or not _is_part(text, whole):
+            return None
+        each = whole.shape[0] // len(branches)
+        first = (text.storage_offset() - whole.storage_offset()) // whole.stride(0)
+        last = first + text.shape[0] - 1
+        if first // each == last // each:
+            return (branches[first // each],)
+        whole_branches = first % each == 0 and text.shape[0] % each == 0
+        return branches[first // each : last // each + 1] if whole_branches else None
+
+
+def _is_part(text: Tensor, whole: Tensor) -> bool:
+    """Is `text` made of some rows of `whole`, in the same memory?"""
+    return (
+        text.shape[0] < whole.shape[0]
+        and text.shape[1:] == whole.shape[1:]
+        and text.stride() == whole.stride()
+        and whole.stride(0) > 0
+        and text.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+    )
 
 
 def copies_in(batch: int, branches: int, prompts: int) -> int:
