@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -58,6 +59,7 @@ class Place:
         if self.denoiser not in _entered:
             carrier = Carrier()
             undo = self.host.install(self.denoiser, self.sites, carrier)
+            carrier.check = partial(_check_intact, self.host, undo)
             hook = self.denoiser.register_forward_pre_hook(carrier.before_forward, with_kwargs=True)
             _entered[self.denoiser] = _Entered(carrier, undo, hook)
         self.check()
@@ -76,9 +78,14 @@ class Place:
 
     def check(self) -> None:
         """Somebody may have replaced the processors since. Raises AttachError."""
-        if not self.host.intact(_entered[self.denoiser].undo):
-            raise AttachError(
-                "the attention processors of this denoiser",
-                rule="they were replaced after an adapter was attached, so it would do nothing",
-                remedy="detach() and attach() again after changing attention processors.",
-            )
+        _check_intact(self.host, _entered[self.denoiser].undo)
+
+
+def _check_intact(host: AttachableHost, undo: Any) -> None:
+    if not host.intact(undo):
+        raise AttachError(
+            "the attention processors of this denoiser",
+            rule="they were replaced after an adapter was attached, so it would do nothing",
+            remedy="detach() and attach() again after changing attention processors; a pipeline "
+            "that replaces them while it runs cannot be used with an adapter.",
+        )

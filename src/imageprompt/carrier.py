@@ -10,7 +10,7 @@ Shapes: P prompts, B batch, H heads, N image tokens, D head width, S sites.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -144,6 +144,8 @@ class Carrier:
         self.run = 0  # counts denoise loops; whatever was cached in an older one is stale
         self._clock = _Clock()
         self._layouts = Layouts()
+        self.check: Callable[[], None] = _no_check
+        """Raises AttachError where somebody has replaced the sites' processors."""
 
     def before_forward(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook: read the call's batch and timestep, lay the prompts out for it."""
@@ -152,6 +154,7 @@ class Carrier:
         sample = _argument(args, kwargs, 0, "sample")
         text = _argument(args, kwargs, 2, "encoder_hidden_states")
         if not torch.compiler.is_compiling():
+            self.check()
             self._note_time(_argument(args, kwargs, 1, "timestep"))
         for entry in self.in_use:
             branches = entry.branches or self._layout(sample, text, entry.prompts)
@@ -220,6 +223,10 @@ class _Clock:
         self._base, before = None, self._number
         self._number = float(timestep)  # type: ignore[arg-type]
         return before is not None and self._number < before
+
+
+def _no_check() -> None:
+    """A carrier without a denoiser has nothing to check."""
 
 
 def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str) -> Any:
