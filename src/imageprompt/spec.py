@@ -34,6 +34,9 @@ SiteKind = Literal["cross", "joint", "joint double", "joint single"]
 
 Role = Literal["style", "layout", "other"]
 
+Section = Literal["input", "middle", "output"]
+"""Before, in or after the middle of a denoiser."""
+
 OWN_BASE = "unet"
 """The family of every UNet that is not a published one."""
 
@@ -57,6 +60,9 @@ class Site:
     """Width of the tokens that K' and V' read."""
     role: Role
     kind: SiteKind = "cross"
+    group: int | None = None
+    """The number of its transformer in sampling order; None where that is not described."""
+    section: Section = "middle"
 
 
 @dataclass(frozen=True, kw_only=True)

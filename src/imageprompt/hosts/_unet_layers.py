@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from imageprompt.spec import OWN_BASE, AttentionLayer, HostSpec, Role, Shapes, Site
+from imageprompt.spec import OWN_BASE, AttentionLayer, HostSpec, Role, Section, Shapes, Site
 
 _WITH_ATTENTION = {"CrossAttnDownBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn"}
 _WITHOUT = {"DownBlock2D", "UpBlock2D", "UNetMidBlock2D", None}
@@ -66,7 +66,8 @@ def host_spec(layers: Sequence[Layer], *, projects_text: bool) -> HostSpec | Non
     cross = [(file_id, layer) for file_id, layer in numbered if layer.cross]
     if not cross:
         return None
-    role = _roles([layer.name for _, layer in cross])
+    names = [layer.name for _, layer in cross]
+    role, groups = _roles(names), _groups(names)
     sites = tuple(
         Site(
             name=layer.name,
@@ -75,6 +76,8 @@ def host_spec(layers: Sequence[Layer], *, projects_text: bool) -> HostSpec | Non
             heads=layer.heads,
             text_width=layer.input_width,
             role=role(layer.name),
+            group=groups[_transformer(layer.name)],
+            section=_section(layer.name),
         )
         for file_id, layer in cross
     )
@@ -172,6 +175,22 @@ def _roles(names: Iterable[str]) -> Callable[[str], Role]:
         return "layout" if name.startswith(layout) else "other"
 
     return role
+
+
+def _transformer(name: str) -> str:
+    """The transformer that a layer is part of: `down_blocks.1.attentions.0`."""
+    return name.split(".transformer_blocks.")[0]
+
+
+def _section(name: str) -> Section:
+    return "input" if name[0] == "d" else "output" if name[0] == "u" else "middle"
+
+
+def _groups(names: Iterable[str]) -> dict[str, int]:
+    """Transformers numbered in the order of sampling: down, mid, up."""
+    found = dict.fromkeys(_transformer(name) for name in names)
+    order = sorted(found, key=lambda name: ("input", "middle", "output").index(_section(name)))
+    return {name: index for index, name in enumerate(order)}
 
 
 def _family(sites: Sequence[Site], projects_text: bool) -> str:
