@@ -28,7 +28,7 @@ from imageprompt.errors import (
 from imageprompt.features import Features, Group
 from imageprompt.guidance import Branch, named_layout
 from imageprompt.locate import locate_file
-from imageprompt.lora import LoraHooks
+from imageprompt.lora import ActingLora, Mode, act, check_mode, pairs_of
 from imageprompt.projections import Projections
 from imageprompt.prompt import ImagePrompt
 from imageprompt.spec import AdapterSpec, ProjectorOptions
@@ -50,7 +50,7 @@ class _Attached:
     place: Place
     carrier: Carrier
     projections: Projections
-    hooks: LoraHooks
+    lora: ActingLora
 
 
 class Adapter:
@@ -157,12 +157,16 @@ class Adapter:
 
     # ── attaching ───────────────────────────────────────────────────────────────────────────────
 
-    def attach(self, pipe: object, encoder: object = None) -> Adapter:
+    def attach(self, pipe: object, encoder: object = None, *, lora: Mode = "live") -> Adapter:
         """Attach to a diffusers pipeline or a denoiser; returns self.
 
         Nothing of the pipeline is read but its denoiser. `encoder` (a model, a folder or one of
         ours) is needed to encode pictures. Everything is checked before anything changes: raises
         AttachError, WrongBaseError or EncoderError and leaves the base as it was.
+
+        `lora="merged"` writes the LoRA of FaceID adapters into the base's weights while an image
+        prompt is in use, and the weights' own bits back afterwards: steps cost no more than the
+        base's then, a change of strength does. "live" leaves all weights alone.
         """
         if self._attached is not None:
             raise AttachError(
@@ -179,9 +183,11 @@ class Adapter:
             for layer in place.sites.layers
             if layer.file_id in loras
         }
+        pairs = pairs_of(loras, linears)
+        check_mode(lora, pairs, place.denoiser)
         carrier = place.enter()
-        hooks = LoraHooks(carrier, self, loras, linears)
-        self._attached = _Attached(place, carrier, Projections(self.module, place), hooks)
+        acting = act(lora, carrier, self, pairs, place.denoiser)
+        self._attached = _Attached(place, carrier, Projections(self.module, place), acting)
         if opened is not None:
             self.encoding.open(opened)
         return self
@@ -192,7 +198,7 @@ class Adapter:
             return
         in_use = self._attached.carrier.in_use
         in_use[:] = [entry for entry in in_use if entry.owner is not self]
-        self._attached.hooks.remove()
+        self._attached.lora.remove()
         self._attached.place.leave()
         self._attached = None
 
@@ -292,10 +298,12 @@ class Adapter:
         )
         carrier.in_use.append(entry)
         try:
+            attached.lora.update()
             yield entry
         finally:
             if entry in carrier.in_use:
                 carrier.in_use.remove(entry)
+            attached.lora.update()
 
     # ── saving ──────────────────────────────────────────────────────────────────────────────────
 
