@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from imageprompt.terminal import add_command, add_json, print_json, wants_progress
+from imageprompt.terminal import Bars, add_command, add_json, print_json, wants_progress
 
 
 def add_commands(commands: Any) -> None:
@@ -45,13 +45,13 @@ def _prepare(options: argparse.Namespace) -> int:
     from imageprompt.training.preparing import prepare_for
 
     config = TrainingConfig.load(options.config, options.set)
-    with _Bar(wants_progress(options)) as bar:
+    with Bars(wants_progress(options)) as bars:
         done = prepare_for(
             config,
             verify=options.verify,
             dry_run=options.dry_run,
             announce=lambda line: print(line, file=sys.stderr),
-            told=bar.told,
+            told=bars.told,
         )
     if options.json:
         print_json(done.as_dict())
@@ -63,29 +63,3 @@ def _prepare(options: argparse.Namespace) -> int:
         print(f"  {line}")
     print(f"{done.samples:,} samples, {len(done.broken):,} broken, in {done.seconds:.1f} s")
     return 0
-
-
-class _Bar:
-    """One progress bar after the other, for people who watch."""
-
-    def __init__(self, watched: bool) -> None:
-        self._watched, self._what = watched, ""
-        self._bar: Any = None
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def told(self, what: str, done: int, total: int) -> None:
-        """So much of this is done."""
-        if not self._watched:
-            return
-        if what != self._what:
-            from tqdm import tqdm
-
-            self.__exit__()
-            self._what, self._bar = what, tqdm(total=total, desc=what, unit="")
-        self._bar.update(done - self._bar.n)

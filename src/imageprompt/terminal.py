@@ -57,6 +57,32 @@ def wants_progress(options: argparse.Namespace) -> bool:
     return not options.json and sys.stderr.isatty()
 
 
+class Bars:
+    """One progress bar after the other on stderr, for people who watch."""
+
+    def __init__(self, watched: bool) -> None:
+        self._watched, self._what = watched, ""
+        self._bar: Any = None
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def told(self, what: str, done: int, total: int) -> None:
+        """So much of this is done."""
+        if not self._watched:
+            return
+        if what != self._what:
+            from tqdm import tqdm
+
+            self.__exit__()
+            self._what, self._bar = what, tqdm(total=total, desc=what, unit="")
+        self._bar.update(done - self._bar.n)
+
+
 def print_json(data: Any) -> None:
     print(json.dumps(data, ensure_ascii=False, indent=1))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from imageprompt.adapter import Adapter
 from imageprompt.errors import OptionError
 from imageprompt.suitability import FACES_ONLY
+from imageprompt.terminal import Bars
 from imageprompt.training.config import TrainingConfig
 from imageprompt.training.metrics import say
 from imageprompt.training.words import chosen_states, learn_words
@@ -89,7 +91,14 @@ def warm_start(config: TrainingConfig, adapter: Adapter, samples: Any, told: boo
         return features.float().to(device), torch.cat(chosen).float().to(device)
 
     adapter.module.requires_grad_(True)
-    left = learn_words(adapter.module.image_proj, pairs, config.warm_start_steps)
+    steps = config.warm_start_steps
+    with Bars(told and sys.stderr.isatty()) as bars:
+        left = learn_words(
+            adapter.module.image_proj,
+            pairs,
+            steps,
+            told=lambda step: bars.told("warm start", step, steps),
+        )
     if told:
         say(f"warm start: {left:.1%} of the captions' variance is left unexplained")
 

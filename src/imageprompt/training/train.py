@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ import torch
 
 from imageprompt.errors import AdapterFileError, OptionError
 from imageprompt.files import check_folder
+from imageprompt.terminal import Bars
 from imageprompt.training import checkpoints
 from imageprompt.training.base import FrozenBase
 from imageprompt.training.beginning import begin, warm_start
@@ -126,14 +128,16 @@ def _prepared(
         gradient_checkpointing=config.gradient_checkpointing,
     )
     encoders = Encoders(base, variant)
-    samples = open_samples(
-        config.data,
-        config.cache,
-        encoders,
-        pictures_of(config),
-        online=config.online,
-        announce=say if watched else lambda line: None,
-    )
+    with Bars(watched and sys.stderr.isatty()) as bars:
+        samples = open_samples(
+            config.data,
+            config.cache,
+            encoders,
+            pictures_of(config),
+            online=config.online,
+            announce=say if watched else lambda line: None,
+            told=bars.told,
+        )
     torch.manual_seed(config.seed)
     adapter = begin(config, base)
     adapter.attach(base.pipe, encoder=base.encoder if encoders.reads_pictures else None)
