@@ -1,0 +1,136 @@
+"""Mixes of styles: the weighted mean of what the projector read, or of what it made of it.
+
+Before projection is where one picture's features would come in: the mean goes through the projector
+as a picture does, and its tokens are such as the adapter knows. The mean of tokens needs no
+adapter, but lies between what two pictures would say rather than being what a third one says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from imageprompt.checkpoint.storage import tensor_of
+from imageprompt.errors import OptionError, PromptError
+from imageprompt.features import Group
+from imageprompt.library.file import features_of
+from imageprompt.library.style import Style
+from imageprompt.recipe import Source
+
+if TYPE_CHECKING:
+    from imageprompt.adapter import Adapter
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """What a mix's file will hold; `of` tells what the mean was taken of."""
+
+    of: str
+    tokens: Tensor
+    null_tokens: Tensor | None
+    features: Group | None
+    embedding: Tensor | None
+
+
+def shares_of(weights: Mapping[str, float]) -> dict[str, float]:
+    """Weights that sum to 1. Raises OptionError for fewer than two, or what is no weight."""
+    if not isinstance(weights, Mapping) or len(weights) < 2:
+        raise OptionError(
+            f"a mix of {len(weights) if isinstance(weights, Mapping) else weights!r:.40}",
+            rule="it takes two styles at least, each with a weight",
+            remedy="Write A:0.6 B:0.4, or {'A': 0.6, 'B': 0.4} in Python.",
+        )
+    for name, weight in weights.items():
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not number or not math.isfinite(weight) or not 0 < weight <= 1000:
+            raise OptionError(
+                f"weight {weight!r} of style {name!r}", rule="not a number above 0, at most 1000"
+            )
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()}
+
+
+def check_relatives(styles: Sequence[Style]) -> None:
+    """Were all made by the same projector and encoder? Raises PromptError."""
+    first = styles[0]
+    for other in styles[1:]:
+        for what in ("adapter", "encoder"):
+            ours, theirs = getattr(first, what), getattr(other, what)
+            if (ours and ours.hash) != (theirs and theirs.hash):
+                raise PromptError(
+                    f"styles {first.name!r} and {other.name!r}",
+                    rule=f"they were made with different {what}s ({_shown(ours)}, "
+                    f"{_shown(theirs)}): their numbers do not mean the same",
+                    remedy="Add the pictures of one of them again with the other's.",
+                )
+
+
+def mix(styles: Sequence[Style], shares: Sequence[float], adapter: Adapter | None) -> Mixed:
+    """Mix styles that `check_relatives` let pass. Raises PromptError where nothing fits."""
+    embedding = _mean_embedding(styles, shares)
+    features = _mean_features(styles, shares)
+    if adapter is not None and features is not None:
+        prompt = adapter.encode(features=features)
+        null = _mean_null(styles, shares, prompt.tokens.shape[1])
+        null = prompt.null_tokens if null is None else null
+        return Mixed("features", prompt.tokens, null, features, embedding)
+    counts = sorted({style.shape[0] for style in styles})
+    if len(counts) > 1:
+        raise PromptError(
+            f"styles of {' and '.join(map(str, counts))} tokens",
+            rule="their tokens have no mean"
+            + ("" if features is None else ", and the adapter that could mix before is not given"),
+            remedy="Add them again with the same number of references."
+            if features is None
+            else "Give the adapter that they were made with: --adapter, adapter= in Python.",
+        )
+    tokens = _mean([tensor_of(style.tensors["tokens"]) for style in styles], shares)
+    return Mixed("tokens", tokens, _mean_null(styles, shares, counts[0]), None, embedding)
+
+
+def _mean_features(styles: Sequence[Style], shares: Sequence[float]) -> Group | None:
+    """[1, ...]: of the references of each style, then of the styles; None where some lack them."""
+    groups = [features_of(style) for style in styles]
+    parts = [x if isinstance(x, tuple) else (x,) for x in groups if x is not None]
+    shapes = {tuple(x.shape[1:] for x in part) for part in parts}
+    if len(parts) < len(groups) or len(shapes) > 1:
+        return None
+    means = [[x.float().mean(0, keepdim=True).to(x.dtype) for x in part] for part in parts]
+    mixed = tuple(_mean(rows, shares) for rows in zip(*means, strict=True))
+    return mixed if isinstance(groups[0], tuple) else mixed[0]
+
+
+def _mean_null(styles: Sequence[Style], shares: Sequence[float], count: int) -> Tensor | None:
+    """Null tokens [1, count, W]: those of each reference are the same, so the first will do."""
+    stored = [style.tensors.get("null_tokens") for style in styles]
+    if any(null is None or null.shape[1] < count for null in stored):
+        return None
+    return _mean([tensor_of(null)[:, :count] for null in stored if null is not None], shares)
+
+
+def _mean_embedding(styles: Sequence[Style], shares: Sequence[float]) -> Tensor | None:
+    """[1, E], of length 1."""
+    stored = [style.tensors.get("embedding") for style in styles]
+    found = [tensor_of(rows) for rows in stored if rows is not None]
+    if len(found) < len(stored) or len({rows.shape[1] for rows in found}) > 1:
+        return None
+    means = [normalize(rows.float(), dim=-1).mean(0, keepdim=True) for rows in found]
+    return normalize(_mean(means, shares), dim=-1)
+
+
+def _mean(rows: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """Taken in float32; equal tensors, as null tokens mostly are, stay what they are to the bit."""
+    if all(torch.equal(rows[0], other) for other in rows[1:]):
+        return rows[0]
+    total = sum((s * x.float() for s, x in zip(shares, rows, strict=True)), torch.zeros(()))
+    return total.to(rows[0].dtype)
+
+
+def _shown(source: Source | None) -> str:
+    return "none" if source is None else f"{source.name or 'unnamed'} {source.hash[:16]}"

@@ -1,0 +1,94 @@
+"""Small pictures of styles: made from references, kept as PNG or JPEG, read with suspicion."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+
+from PIL import Image, ImageOps
+
+from imageprompt.checkpoint.values import Weights
+from imageprompt.encoders.pictures import open_picture, picture_size
+from imageprompt.errors import PictureError, PromptError
+from imageprompt.library.file import MAX_THUMBNAIL, Held
+from imageprompt.library.style import Style
+
+SIDE = 256  # px
+MAX_SIDE = 1024  # of one that is read
+PAPER = "white"
+_STARTS = (b"\x89PNG", b"\xff\xd8\xff")
+
+
+def of_references(pictures: Sequence[Image.Image]) -> Image.Image:
+    """One square picture of up to four references: alone, or two by two."""
+    if len(pictures) == 1:
+        return _fitted(pictures[0], SIDE)
+    canvas = Image.new("RGB", (SIDE, SIDE), PAPER)
+    half = SIDE // 2
+    for index, picture in enumerate(pictures[:4]):
+        canvas.paste(_fitted(picture, half), (index % 2 * half, index // 2 * half))
+    return canvas
+
+
+def of_shares(pictures: Sequence[Image.Image], shares: Sequence[float]) -> Image.Image:
+    """Vertical strips of the styles in a mix, as wide as their shares."""
+    canvas = Image.new("RGB", (SIDE, SIDE), PAPER)
+    left, reached = 0, 0.0
+    for picture, share in zip(pictures, shares, strict=True):
+        reached += share
+        right = round(SIDE * reached)
+        if right > left:
+            strip = ImageOps.fit(picture, (right - left, SIDE), Image.Resampling.LANCZOS)
+            canvas.paste(strip, (left, 0))
+        left = right
+    return canvas
+
+
+def held(picture: Image.Image) -> Held:
+    """As the bytes of a PNG where that is small (drawings are), else of a JPEG."""
+    content = _encoded(picture, format="PNG", optimize=True)
+    if len(content) > MAX_THUMBNAIL // 8:
+        content = _encoded(picture, format="JPEG", quality=90)
+    return Held("U8", (len(content),), content)
+
+
+def read(style: Style) -> Image.Image | None:
+    """A style's thumbnail; None where it has none. Raises PromptError for one that is none."""
+    stored = style.tensors.get("thumbnail")
+    if stored is None:
+        return None
+    try:
+        return opened(stored)
+    except PictureError as error:
+        raise PromptError(
+            f"thumbnail of style {style.name!r}",
+            rule=error.rule,
+            remedy="Get the file again, or add the style anew.",
+        ) from error
+
+
+def opened(stored: Weights) -> Image.Image:
+    """Decoded, after its header has been looked at. Raises PictureError."""
+    content = b"".join(map(bytes, stored.chunks()))
+    if not content.startswith(_STARTS):
+        raise PictureError("thumbnail", rule="it is no PNG and no JPEG")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about frames and EXIF, of which it needs neither
+        width, height = picture_size(content)
+        if max(width, height) > MAX_SIDE:
+            raise PictureError(
+                "thumbnail", rule=f"{width}x{height} is more than {MAX_SIDE}x{MAX_SIDE}"
+            )
+        return open_picture(content)
+
+
+def _fitted(picture: Image.Image, side: int) -> Image.Image:
+    """All of the picture, on a square."""
+    return ImageOps.pad(picture, (side, side), Image.Resampling.LANCZOS, color=PAPER)
+
+
+def _encoded(picture: Image.Image, **options: object) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, **options)  # type: ignore[arg-type]
+    return stream.getvalue()
