@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from imageprompt.checkpoint.formats import FORMATS, Parts
 from imageprompt.checkpoint.storage import write_file
 from imageprompt.controls import Scale
 from imageprompt.encoders import Encoder
-from imageprompt.encoding import Encoding, Pictures
+from imageprompt.encoding import Encoding
 from imageprompt.errors import (
     AdapterFileError,
     AttachError,
@@ -29,8 +29,10 @@ from imageprompt.features import Features, Group
 from imageprompt.guidance import Branch, named_layout
 from imageprompt.locate import locate_file
 from imageprompt.lora import ActingLora, Mode, act, check_mode, pairs_of
+from imageprompt.mixture import Mixture
 from imageprompt.projections import Projections
 from imageprompt.prompt import ImagePrompt
+from imageprompt.references import Pictures
 from imageprompt.spec import AdapterSpec, ProjectorOptions
 from imageprompt.suitability import (
     check_base,
@@ -41,6 +43,11 @@ from imageprompt.suitability import (
 )
 from imageprompt.variants import VARIANTS, pending, site_shapes
 from imageprompt.weights import AdapterModule, new_lora
+
+if TYPE_CHECKING:
+    from imageprompt.encoders.framing import Preparation
+    from imageprompt.encoders.noise import Noise
+    from imageprompt.encoders.pictures import PictureSource
 
 
 @dataclass(frozen=True)
@@ -188,6 +195,7 @@ class Adapter:
         carrier = place.enter()
         acting = act(lora, carrier, self, pairs, place.denoiser)
         self._attached = _Attached(place, carrier, Projections(self.module, place), acting)
+        self.encoding.base = pipe
         if opened is not None:
             self.encoding.open(opened)
         return self
@@ -200,7 +208,7 @@ class Adapter:
         in_use[:] = [entry for entry in in_use if entry.owner is not self]
         self._attached.lora.remove()
         self._attached.place.leave()
-        self._attached = None
+        self._attached = self.encoding.base = None
 
     @property
     def attached(self) -> bool:
@@ -220,6 +228,17 @@ class Adapter:
         *,
         features: Features | None = None,
         null_features: Group | None = None,
+        fusion: str = "concat",
+        weights: Sequence[float] | Sequence[Sequence[float]] | None = None,
+        prepare: Preparation | str | None = None,
+        reference_mask: Any = None,
+        negative: Pictures | PictureSource | None = None,
+        noise: Noise | float | str = 0.0,
+        noise_seed: int = 0,
+        subtract_text: str | Sequence[str] | Tensor | None = None,
+        subtract_strength: float = 1.0,
+        text: str | Sequence[str] | Tensor | None = None,
+        text_encoder: object = None,
     ) -> ImagePrompt:
         """Encode and project references.
 
@@ -228,9 +247,42 @@ class Adapter:
         are n references of one prompt, a list of such tensors several prompts; `null_features`
         [1, ...] what the encoder makes of the null picture. FaceID reads features alone; for
         FaceID-plus they are a tuple: face embeddings [n, 512], patch features of the faces
-        [n, L, F]. Raises PictureError, EncoderError, PromptError.
+        [n, L, F].
+
+        `fusion` mixes the references of a prompt before they are projected (fusion.py has the
+        formulas); any but "concat" leaves one, so that prompts may differ in their numbers.
+        `weights`, one a reference (or a list of them for each prompt), multiply the features first.
+        "attention-weighted" finds its own: the nearness to `text` or to the other references.
+
+        `prepare` frames the pictures (`Preparation`, or its words: "squash", "crop:top", "pad",
+        "tiles", "crop+sharpen:0.3"); without it the encoder takes the centre. `reference_mask`
+        (anything `use(mask=)` takes, in the picture's shape; one, or one a reference) keeps what
+        is white and shows the encoder its mean colour elsewhere.
+
+        `negative` pictures stand for "no picture" on the negative side of guidance; `noise`
+        (0..1, or "dissolve:0.4": see `Noise`) puts a noisy version of them there, or of the
+        references themselves, drawn from `noise_seed`.
+
+        `subtract_text` takes words out of the references: image_embeds - strength * text_embeds
+        (InstantStyle). Words need a text encoder of the same space: that of the base where it is
+        known to be (SDXL with CLIP bigG), or `text_encoder=` (a folder, or (model, tokenizer)).
+
+        Raises PictureError, EncoderError, PromptError, OptionError.
         """
-        return self.encoding.encode(pictures, features, null_features)
+        mixture = Mixture.of(
+            fusion=fusion,
+            weights=weights,
+            prepare=prepare,
+            reference_mask=reference_mask,
+            negative=negative,
+            noise=noise,
+            noise_seed=noise_seed,
+            subtract_text=subtract_text,
+            subtract_strength=subtract_strength,
+            text=text,
+            text_encoder=text_encoder,
+        )
+        return self.encoding.encode(pictures, features, null_features, mixture)
 
     def project(
         self, features: Group, *, null: bool = False, strength: float | Tensor = 1.0

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from imageprompt.encoders import Encoder
-from imageprompt.errors import EncoderError, PictureError, PromptError
+from imageprompt.errors import EncoderError, PromptError
 from imageprompt.features import (
     Features,
     Group,
+    check_counts,
+    check_shapes,
     count,
     first,
     groups_of,
     joined,
     zeros_like,
 )
-from imageprompt.features import check as check_features
 from imageprompt.fingerprint import fingerprint, versions
+from imageprompt.mixing import mixed
+from imageprompt.mixture import Mixture
 from imageprompt.prompt import ImagePrompt
+from imageprompt.references import Pictures, References
 from imageprompt.spec import AdapterSpec
 from imageprompt.suitability import encoded_part
-
-if TYPE_CHECKING:
-    from imageprompt.encoders.pictures import PictureSource
-
-Pictures = Sequence["PictureSource"] | Sequence[Sequence["PictureSource"]]
-"""References of one prompt, or a list of several prompts'."""
 
 
 class Encoding:
@@ -42,6 +40,7 @@ class Encoding:
         self.spec = spec
         self.projector = projector
         self.encoder: Encoder | None = None
+        self.base: object = None  # what the adapter is attached to, with its text encoders
         self._encoded_null: Tensor | None = None  # the encoder's features of the null picture
         self._null: tuple[Any, Tensor] | None = None  # its tokens, and the weights that made them
         self._fingerprint: tuple[Any, str] | None = None
@@ -51,23 +50,28 @@ class Encoding:
         self.encoder, self._encoded_null, self._null = encoder, None, None
 
     def encode(
-        self, pictures: Pictures | None, features: Features | None, null_features: Group | None
+        self,
+        pictures: Pictures | None,
+        features: Features | None,
+        null_features: Group | None,
+        mixture: Mixture,
     ) -> ImagePrompt:
         """As `Adapter.encode`."""
         if (pictures is None) == (features is None):
             raise PromptError(
                 "encode()", rule="it takes either pictures or features", remedy="Give one of them."
             )
+        mixture.check(self.spec, pictures, null_features)
         with torch.no_grad():
-            groups = groups_of(features) if features is not None else self._encoded(pictures)
-            check_features(groups, self.spec)
-            n = count(groups[0])
-            tokens = self.project(joined(groups))
-            tokens = tokens.reshape(len(groups), -1, tokens.shape[-1])
-            null = self._null_tokens(null_features, first(groups[0]))
-            if null is not None:
-                null = null.expand(len(groups), -1, -1).repeat(1, n, 1)
-        return ImagePrompt(tokens, null, self._metadata(n))
+            groups, seen = self._encoded(pictures, features, mixture)
+            check_shapes(groups, self.spec)
+            read = mixed(groups, seen, mixture, self.encoder, self.base)
+            check_counts(read)
+            tokens = self._side_by_side(read)
+            null = self._null_rows(null_features, read, seen, mixture)
+        numbers = sorted({count(group) for group in groups})
+        said = {"references": ", ".join(map(str, numbers)), **mixture.words()}
+        return ImagePrompt(tokens, null, self._metadata() | said, features=read)
 
     def project(
         self, features: Group, *, null: bool = False, strength: float | Tensor = 1.0
@@ -91,33 +95,71 @@ class Encoding:
             self._fingerprint = (state, fingerprint(self.projector.state_dict()))
         return self._fingerprint[1]
 
-    def _metadata(self, references: int) -> dict[str, str]:
-        metadata = {
-            "variant": self.spec.variant,
-            "projector": self.fingerprint(),
-            "references": str(references),
-        }
+    def _metadata(self) -> dict[str, str]:
+        metadata = {"variant": self.spec.variant, "projector": self.fingerprint()}
         if self.encoder is not None:
             metadata["encoder"] = self.encoder.fingerprint
         return metadata
 
-    # ── features ────────────────────────────────────────────────────────────────────────────────
+    def _side_by_side(self, groups: Sequence[Group]) -> Tensor:
+        """[P, n N, W] of n references for each of P prompts."""
+        tokens = self.project(joined(groups))
+        return tokens.reshape(len(groups), -1, tokens.shape[-1])
 
-    def _encoded(self, pictures: Any) -> list[Group]:
-        """Features of every prompt's references, [n, ...] each."""
-        from imageprompt.encoders.pictures import open_picture
-
+    def _encoded(
+        self, pictures: Pictures | None, features: Features | None, mixture: Mixture
+    ) -> tuple[list[Group], References | None]:
+        """Features of every prompt's references, [n, ...] each, and what the encoder was shown."""
+        if features is not None:
+            return groups_of(features), None
         if "face_embeds" in self.spec.feature:
             raise EncoderError(
                 f"pictures for a {self.spec.variant} adapter",
                 rule="it reads face embeddings, which an image encoder does not make",
                 remedy="Make them with a face recogniser (ArcFace) and pass encode(features=...).",
             )
-        groups = _picture_groups(pictures)
-        encoder = self._need_encoder("pictures")
-        opened = [open_picture(picture) for group in groups for picture in group]
-        features = encoder.encode(opened, self.spec.feature)
-        return list(torch.split(features, [len(group) for group in groups]))
+        encoder = self._need_encoder()
+        seen = References.of(pictures, encoder, mixture.prepare, mixture.reference_mask)
+        return list(seen.encoded(encoder, self.spec.feature)), seen
+
+    # ── no picture ──────────────────────────────────────────────────────────────────────────────
+
+    def _null_rows(
+        self,
+        null_features: Group | None,
+        read: list[Group],
+        seen: References | None,
+        mixture: Mixture,
+    ) -> Tensor | None:
+        """Null tokens in the shape of the tokens, [P, n N, W]; None if they cannot be had."""
+        shown = self._shown_as_null(seen, mixture)
+        prompts, n, like = len(read), count(read[0]), first(read[0])
+        if shown is None:
+            null = self._null_tokens(null_features, like)
+            return None if null is None else null.expand(prompts, -1, -1).repeat(1, n, 1)
+        negative = shown.encoded(self._need_encoder(), encoded_part(self.spec.feature))
+        if len(negative) not in (1, prompts):
+            raise PromptError(
+                f"negative pictures for {len(negative)} prompts",
+                rule=f"there are {prompts} prompt(s)",
+                remedy="Give one list for each prompt, or one picture for all.",
+            )
+        groups: list[Group] = [_paired(group, n) for group in negative]
+        if not isinstance(like, Tensor):  # a face's embedding is zeroed in any case
+            faces = torch.zeros_like(like[0]).expand(n, -1)
+            groups = [(faces, group) for group in groups if isinstance(group, Tensor)]
+        return self._side_by_side(groups).expand(prompts, -1, -1)
+
+    def _shown_as_null(self, seen: References | None, mixture: Mixture) -> References | None:
+        """Pictures in the place of no picture, where the user wants some."""
+        shown = seen
+        if mixture.negative is not None:
+            shown = References.of(mixture.negative, self._need_encoder(), mixture.prepare)
+        elif not mixture.noise:
+            return None
+        if mixture.noise and shown is not None:
+            shown = shown.noisy(self._need_encoder(), mixture.noise, mixture.noise_seed)
+        return shown
 
     def _null_tokens(self, null_features: Group | None, like: Group) -> Tensor | None:
         """Tokens [1, N, W] of "no picture", by the variant's rule; None if they cannot be had.
@@ -125,7 +167,7 @@ class Encoding:
         The null picture is the same for every prompt, so its tokens are made once.
         """
         if null_features is not None:
-            check_features([null_features], self.spec)
+            check_shapes([null_features], self.spec)
             return self.project(first(null_features))
         features = self._null_features(like)
         if features is None:
@@ -149,26 +191,30 @@ class Encoding:
             return self._encoded_null
         return torch.zeros_like(like[0]), self._encoded_null
 
-    def _need_encoder(self, what: str) -> Encoder:
+    # ── checks ──────────────────────────────────────────────────────────────────────────────────
+
+    def _need_encoder(self) -> Encoder:
         if self.encoder is None:
             raise EncoderError(
-                f"no image encoder for {what}",
+                "no image encoder for pictures",
                 rule=f"{self.spec.feature} {self.spec.feature_width} wide are needed",
                 remedy="Pass encoder= to attach(), or ready-made features= to encode().",
             )
         return self.encoder
 
 
-def _picture_groups(pictures: Any) -> list[list[PictureSource]]:
-    """[[...], ...]: the references of every prompt. Raises PictureError when there is none."""
-    if not isinstance(pictures, list | tuple):
-        pictures = [pictures]
-    nested = [isinstance(entry, list | tuple) for entry in pictures]
-    groups = [list(entry) for entry in pictures] if all(nested) else [list(pictures)]
-    if not pictures or any(not group for group in groups) or (any(nested) and not all(nested)):
-        raise PictureError(
-            "references",
-            rule="a list of pictures, or one non-empty list for each prompt",
-            remedy="Give at least one picture: encode([picture]) or encode([[a], [b]]).",
+def _paired(group: Tensor, references: int) -> Tensor:
+    """Negative pictures' features [k, ...] -> [n, ...]: one beside each reference.
+
+    The last is repeated where there are fewer; beside mixed references their mean stands. Raises
+    PromptError where there are more negative pictures than references side by side.
+    """
+    if references == 1:
+        return group.mean(0, keepdim=True)
+    if len(group) > references:
+        raise PromptError(
+            f"{len(group)} negative pictures for {references} references",
+            rule="side by side, each has its own; the last is repeated",
+            remedy="Give no more than there are references.",
         )
-    return groups
+    return torch.cat([group, group[-1:].expand(references - len(group), *group.shape[1:])])

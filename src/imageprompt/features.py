@@ -6,7 +6,7 @@ beside the picture's features a tuple of two.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -32,10 +32,15 @@ def joined(groups: Sequence[Group]) -> Group:
     return tuple(torch.cat(parts) for parts in zip(*groups, strict=True))
 
 
+def mapped(group: Group, change: Callable[[Tensor], Tensor]) -> Group:
+    """Every part of a group, changed."""
+    if isinstance(group, Tensor):
+        return change(group)
+    return tuple(change(part) for part in group)
+
+
 def zeros_like(features: Group) -> Group:
-    if isinstance(features, Tensor):
-        return torch.zeros_like(features)
-    return tuple(torch.zeros_like(part) for part in features)
+    return mapped(features, torch.zeros_like)
 
 
 def count(group: Group) -> int:
@@ -48,20 +53,24 @@ def first(group: Group) -> Group:
     return group[:1] if isinstance(group, Tensor) else tuple(part[:1] for part in group)
 
 
-def check(groups: Sequence[Group], spec: AdapterSpec) -> None:
-    """Raises PromptError for uneven or empty groups, EncoderError for features of another kind."""
+def check_counts(groups: Sequence[Group]) -> None:
+    """Raises PromptError unless every prompt of a batch has as many references, at least one."""
     counts = sorted({count(group) for group in groups})
     if len(counts) != 1 or counts[0] == 0:
         raise PromptError(
             f"prompts with {' and '.join(map(str, counts)) or 'no'} reference(s)",
-            rule="every prompt of a batch has the same number, at least one",
-            remedy="Give each prompt as many references as the others.",
+            rule="side by side, every prompt of a batch has the same number, at least one",
+            remedy="Give each as many references, or mix those of a prompt: fusion='average'.",
         )
+
+
+def check_shapes(groups: Sequence[Group], spec: AdapterSpec) -> None:
+    """Raises EncoderError for features of another kind, PromptError where there are none."""
     wanted = _shapes(spec)
     for group in groups:
         parts = (group,) if isinstance(group, Tensor) else group
         fits = len(parts) == len(wanted) and all(
-            part.ndim == len(shape) and part.shape[-1] == shape[-1]
+            part.ndim == len(shape) and part.shape[-1] == shape[-1] and len(part) == len(parts[0])
             for part, shape in zip(parts, wanted, strict=True)
         )
         if not fits:
@@ -71,6 +80,8 @@ def check(groups: Sequence[Group], spec: AdapterSpec) -> None:
                 rule=f"{spec.feature} of this adapter are {shown}",
                 remedy=encoder_hint(spec),
             )
+    if not groups or not all(map(count, groups)):
+        check_counts([])
 
 
 def _shapes(spec: AdapterSpec) -> tuple[tuple[str | int, ...], ...]:

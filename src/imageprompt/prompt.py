@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from imageprompt.carrier import KeyValue
+from imageprompt.attention import KeyValue
 from imageprompt.checkpoint.storage import read_file, write_file
 from imageprompt.errors import AdapterFileError, PromptError
 from imageprompt.fingerprint import versions
+
+if TYPE_CHECKING:
+    from imageprompt.features import Group
 
 KIND = "image-prompt"
 _TOKENS = {"tokens", "null_tokens"}
@@ -45,8 +48,9 @@ class ImagePrompt:
 
     `null_tokens` [P, N, W] is None only when the prompt was made without an encoder by a variant
     whose null picture has to be encoded; such a prompt cannot be used with guidance. `metadata`
-    says what made it: variant, projector and encoder fingerprints. `prepared` holds K', V' where
-    `Adapter.prepare` made them ahead.
+    says what made it: variant, projector and encoder fingerprints. `features` is what the projector
+    read, one group [n, ...] for each prompt (not saved; None where it is not known). `prepared`
+    holds K', V' where `Adapter.prepare` made them ahead.
     """
 
     def __init__(
@@ -54,6 +58,8 @@ class ImagePrompt:
         tokens: Tensor,
         null_tokens: Tensor | None = None,
         metadata: Mapping[str, str] | None = None,
+        *,
+        features: Sequence[Group] | None = None,
     ) -> None:
         if tokens.ndim != 3 or 0 in tokens.shape:
             raise PromptError(
@@ -70,6 +76,7 @@ class ImagePrompt:
         self.tokens = tokens
         self.null_tokens = null_tokens
         self.metadata = dict(metadata or {})
+        self.features = None if features is None else list(features)
         self.prepared: Prepared | None = None
 
     def __len__(self) -> int:
@@ -89,6 +96,7 @@ class ImagePrompt:
             self.tokens.to(device, dtype),
             None if null is None else null.to(device, dtype),
             self.metadata,
+            features=self.features,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -34,6 +34,17 @@ class Encoder(Protocol):
         """The same of a pixel tensor that is zero after normalisation, [1, ...]."""
 
 
+@runtime_checkable
+class PixelEncoder(Encoder, Protocol):
+    """An encoder whose pixels can be had and changed: what a mask on the reference needs."""
+
+    def prepare(self, pictures: Sequence[Image]) -> Tensor:
+        """RGB pictures -> normalised pixels [n, 3, S, S]."""
+
+    def encode_pixels(self, pixels: Tensor, feature: Feature) -> Tensor:
+        """Normalised pixels [n, 3, S, S] -> features, as `encode` makes them."""
+
+
 class EncoderKind(Protocol):
     """How a kind of encoder is recognised and opened."""
 

@@ -1,0 +1,138 @@
+"""Fusion: the features of several references become those of one, or stay side by side.
+
+Every formula works on x [n, ...], the features of the n references of a prompt, before they are
+projected. The first seven are those of ComfyUI_IPAdapter_plus (its combine-embeds node).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from imageprompt.errors import OptionError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TEMPERATURE = 0.1
+"""Of the softmax over cosine similarities: a reference that is 0.1 closer weighs e times more."""
+
+CONCAT, WEIGHTED, ATTENTION = "concat", "weighted", "attention-weighted"
+
+Formula = Callable[["Tensor"], "Tensor"]
+
+
+def _norm_average(x: Tensor) -> Tensor:
+    """mean of x / |x|, where |x| is taken over the references, number by number of the features.
+
+    It is not the length of each reference that is made 1. Numbers that all references have zero
+    stay zero (the peer makes them NaN).
+    """
+    length = x.norm(dim=0, keepdim=True)
+    mean: Tensor = (x / length.where(length > 0, 1)).mean(0, keepdim=True)
+    return mean
+
+
+FORMULAS: Mapping[str, Formula] = MappingProxyType(
+    {
+        CONCAT: lambda x: x,
+        "add": lambda x: x.sum(0, keepdim=True),
+        "subtract": lambda x: x[:1] - x[1:].mean(0, keepdim=True),
+        "average": lambda x: x.mean(0, keepdim=True),
+        "norm average": _norm_average,
+        "max": lambda x: x.amax(0, keepdim=True),
+        "min": lambda x: x.amin(0, keepdim=True),
+    }
+)
+"""x [n, ...] -> [n, ...] or [1, ...]."""
+
+FUSIONS = (*FORMULAS, WEIGHTED, ATTENTION)
+"""All names. `weighted` is sum(w x) / sum(w); `attention-weighted` the same with weights of its
+own: softmax of each reference's similarity to the text, or to the other references."""
+
+NOT_FOR_FACES = ("max", "min")
+"""Single numbers of a face's embedding mean nothing: it is a direction."""
+
+
+def named(fusion: object) -> str:
+    """The fusion of that name; hyphens and spaces are one. Raises OptionError."""
+    plain = str(fusion).strip().lower().replace("-", " ").replace("_", " ")
+    found = [name for name in FUSIONS if name.replace("-", " ") == plain]
+    if not isinstance(fusion, str) or not found:
+        raise OptionError(
+            f"fusion {fusion!r}", rule="no such fusion", remedy=f"One of: {', '.join(FUSIONS)}."
+        )
+    return found[0]
+
+
+def checked_weights(weights: object, fusion: str) -> tuple[float, ...] | None:
+    """Numbers, one for each reference of a prompt; None where none were given.
+
+    Raises OptionError for what is no list of finite numbers, and for weights that the fusion lacks
+    or has no use for.
+    """
+    if weights is None:
+        if fusion == WEIGHTED:
+            raise OptionError(
+                "fusion 'weighted'", rule="it needs weights", remedy="Give one for each reference."
+            )
+        return None
+    if fusion == ATTENTION:
+        raise OptionError(
+            f"weights with fusion {ATTENTION!r}",
+            rule="it finds its own",
+            remedy="Leave the weights out, or use 'weighted'.",
+        )
+    numbers = list(weights) if isinstance(weights, Sequence) else []
+    wrong = [w for w in numbers if isinstance(w, bool) or not isinstance(w, Real)]
+    if not numbers or isinstance(weights, str) or wrong or not all(map(math.isfinite, numbers)):
+        raise OptionError(
+            f"weights {weights!r}",
+            rule="a list of finite numbers, one for each reference",
+            remedy="For two references: [0.7, 0.3].",
+        )
+    if fusion == WEIGHTED and sum(numbers) <= 0:
+        raise OptionError(
+            f"weights {numbers}", rule="'weighted' divides by their sum, which must be above 0"
+        )
+    return tuple(map(float, numbers))
+
+
+def fuse(x: Tensor, fusion: str, weights: Tensor | None = None) -> Tensor:
+    """Features [n, ...] -> [n, ...] for `concat`, else [1, ...]; weights [n].
+
+    Weights multiply the features before any other formula too, as in the peer's encode node. One
+    reference alone is left as it is by every fusion, but for its weight.
+    """
+    if fusion in (WEIGHTED, ATTENTION):
+        assert weights is not None, "checked before"
+        shares = _beside(weights / weights.sum(), x)
+        return (x * shares).sum(0, keepdim=True)
+    if weights is not None:
+        x = x * _beside(weights, x)
+    return x if len(x) == 1 else FORMULAS[fusion](x)
+
+
+def attention_weights(x: Tensor, text: Tensor | None = None) -> Tensor:
+    """softmax(s / TEMPERATURE) [n] of references that are seen as vectors x [n, F].
+
+    s is the cosine of each with `text` [F], or without a text the mean cosine with the others: who
+    agrees with the rest counts for more. One reference alone weighs 1.
+    """
+    units = x.float() / x.float().norm(dim=1, keepdim=True).clamp(min=1e-12)
+    if text is not None:
+        words = text.float().to(units.device)
+        similarity = units @ (words / words.norm().clamp(min=1e-12))
+    else:
+        pairs = units @ units.T
+        similarity = (pairs.sum(1) - pairs.diagonal()) / max(len(x) - 1, 1)
+    weights: Tensor = (similarity / TEMPERATURE).softmax(0)
+    return weights
+
+
+def _beside(weights: Tensor, x: Tensor) -> Tensor:
+    """[n] -> [n, 1, ...], in the precision of x."""
+    return weights.to(x).reshape(-1, *(1 for _ in x.shape[1:]))

@@ -1,0 +1,113 @@
+"""Mixing: the encoded references of every prompt, as a Mixture wants them: what is projected."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imageprompt.encoders import Encoder
+from imageprompt.encoders.clip_text import open_text_encoder
+from imageprompt.errors import EncoderError, PromptError
+from imageprompt.features import Group, count, mapped
+from imageprompt.fusion import ATTENTION, attention_weights, fuse
+from imageprompt.mixture import Mixture
+from imageprompt.references import References
+
+
+def mixed(
+    groups: list[Group],
+    seen: References | None,
+    mixture: Mixture,
+    encoder: Encoder | None,
+    base: object,
+) -> list[Group]:
+    """Words subtracted, then weighed, then fused: [n, ...] of each prompt -> [n or 1, ...].
+
+    `seen` is what the encoder was shown (None for ready-made features); `base` is searched for a
+    text encoder where words are wanted and the mixture brings none. Raises OptionError,
+    EncoderError, PromptError.
+    """
+
+    def words(text: Any) -> Tensor:
+        return _words(text, len(groups), mixture.text_encoder or base, encoder)
+
+    weights = _weights(groups, seen, mixture, encoder, words)
+    if mixture.subtract_text is not None:
+        texts = words(mixture.subtract_text) * mixture.subtract_strength
+        groups = [_less(group, text) for group, text in zip(groups, texts, strict=True)]
+    return [
+        mapped(group, partial(fuse, fusion=mixture.fusion, weights=row))
+        for group, row in zip(groups, weights, strict=True)
+    ]
+
+
+def _less(group: Group, text: Tensor) -> Group:
+    return mapped(group, lambda part: part - text.to(part))
+
+
+def _weights(
+    groups: list[Group],
+    seen: References | None,
+    mixture: Mixture,
+    encoder: Encoder | None,
+    words: Any,
+) -> list[Tensor | None]:
+    """One number for each reference of each prompt; tiles have that of their picture."""
+    if mixture.fusion == ATTENTION:
+        texts = [None] * len(groups) if mixture.text is None else words(mixture.text)
+        vectors = _vectors(groups, seen, mixture, encoder)
+        return [attention_weights(x, text) for x, text in zip(vectors, texts, strict=True)]
+    found: list[Tensor | None] = []
+    for i, group in enumerate(groups):
+        tiles = [1] * count(group) if seen is None else seen.counts[i]
+        row = mixture.row(i, len(groups), len(tiles))
+        each = None if row is None else torch.tensor(row)
+        found.append(None if each is None else each.repeat_interleave(torch.tensor(tiles)))
+    return found
+
+
+def _vectors(
+    groups: list[Group], seen: References | None, mixture: Mixture, encoder: Encoder | None
+) -> list[Tensor]:
+    """One vector [n, F] for each reference, to compare them by.
+
+    Pictures are compared by their `image_embeds`, faces by their embeddings; ready-made features of
+    patches by the mean patch, which no text can be compared with.
+    """
+    parts = [group if isinstance(group, Tensor) else group[0] for group in groups]
+    if all(part.ndim == 2 for part in parts):
+        return parts
+    if seen is not None and encoder is not None:
+        return seen.encoded(encoder, "image_embeds")
+    if mixture.text is not None:
+        raise EncoderError(
+            "text= beside ready-made features of patches",
+            rule="they share no space with words",
+            remedy="Give the pictures, or leave the text out.",
+        )
+    return [part.mean(1) for part in parts]
+
+
+def _words(text: Any, prompts: int, source: object, encoder: Encoder | None) -> Tensor:
+    """Text features [P, E] in the space of the encoder's embeddings."""
+    if isinstance(text, Tensor):
+        found = text.reshape(-1, text.shape[-1])
+    elif encoder is None:
+        raise EncoderError(
+            "words beside references",
+            rule="without an image encoder it is not known what shares a space with it",
+            remedy="Pass encoder= to attach(), or ready-made text features.",
+        )
+    else:
+        tower = open_text_encoder(source, encoder)
+        found = tower.embed([text] if isinstance(text, str) else list(text))
+    if len(found) not in (1, prompts):
+        raise PromptError(
+            f"{len(found)} texts for {prompts} prompt(s)",
+            rule="one for each prompt, or one for all",
+            remedy="Give as many as there are prompts.",
+        )
+    return found.expand(prompts, -1)

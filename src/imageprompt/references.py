@@ -1,0 +1,150 @@
+"""References: pictures opened, framed, masked and encoded, before they are mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from imageprompt.encoders.contract import Encoder, PixelEncoder
+from imageprompt.encoders.framing import Preparation
+from imageprompt.encoders.noise import Noise
+from imageprompt.encoders.pictures import PictureSource, open_picture
+from imageprompt.errors import EncoderError, OptionError, PictureError
+from imageprompt.spec import Feature
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Pictures = Sequence[PictureSource] | Sequence[Sequence[PictureSource]]
+"""References of one prompt, or a list of several prompts'."""
+
+
+@dataclass(frozen=True)
+class References:
+    """What an encoder is shown, prompt by prompt, and from which picture each of it came.
+
+    `shown` are squares, or where nothing was asked for, the pictures themselves, which the encoder
+    prepares in its own way. `counts[p][i]` squares came from picture i of prompt p: several with
+    tiles. `masks` are squares in mode "L" beside them.
+    """
+
+    shown: list[list[Image]]
+    counts: list[list[int]]
+    masks: list[list[Image]] | None = None
+
+    @classmethod
+    def of(
+        cls, pictures: Any, encoder: Encoder, prepare: Preparation | None, mask: Any = None
+    ) -> References:
+        """Raises PictureError, OptionError."""
+        opened = [[open_picture(picture) for picture in group] for group in groups_of(pictures)]
+        side = encoder.image_size
+        framed = [
+            [[picture] if prepare is None else prepare.frame(picture, side) for picture in group]
+            for group in opened
+        ]
+        masks = None
+        if mask is not None:
+            cut = prepare or Preparation()
+            masks = [
+                [part for one in row for part in cut.frame_mask(one, side)]
+                for row in _masks_of(mask, opened)
+            ]
+        return cls(
+            [[square for squares in group for square in squares] for group in framed],
+            [[len(squares) for squares in group] for group in framed],
+            masks,
+        )
+
+    def noisy(self, encoder: Encoder, noise: Noise, seed: int) -> References:
+        """A noisy version of every square; square i of a prompt is drawn from seed + i."""
+        frame, side = Preparation().frame, encoder.image_size
+        shown = [
+            [noise.put_on(frame(picture, side)[0], seed + i) for i, picture in enumerate(group)]
+            for group in self.shown
+        ]
+        return References(shown, self.counts)
+
+    def encoded(self, encoder: Encoder, feature: Feature) -> list[Tensor]:
+        """Features of every prompt's squares, [n, ...] each."""
+        flat = [square for group in self.shown for square in group]
+        if self.masks is None:
+            features = encoder.encode(flat, feature)
+        else:
+            features = _masked(encoder, flat, [m for row in self.masks for m in row], feature)
+        return list(torch.split(features, [len(group) for group in self.shown]))
+
+
+def groups_of(pictures: Any) -> list[list[PictureSource]]:
+    """[[...], ...]: the references of every prompt. Raises PictureError when there is none."""
+    if not isinstance(pictures, list | tuple):
+        pictures = [pictures]
+    nested = [isinstance(entry, list | tuple) for entry in pictures]
+    groups = [list(entry) for entry in pictures] if all(nested) else [list(pictures)]
+    if not pictures or any(not group for group in groups) or (any(nested) and not all(nested)):
+        raise PictureError(
+            "references",
+            rule="a list of pictures, or one non-empty list for each prompt",
+            remedy="Give at least one picture: encode([picture]) or encode([[a], [b]]).",
+        )
+    return groups
+
+
+def _masked(
+    encoder: Encoder, pictures: list[Image], masks: list[Image], feature: Feature
+) -> Tensor:
+    """Normalised pixels times the mask: what is masked out is the mean colour, as in the peer."""
+    import numpy as np
+
+    if not isinstance(encoder, PixelEncoder):
+        raise EncoderError(
+            "a mask on the reference",
+            rule=f"{type(encoder).__name__} does not show its pixels",
+            remedy="Paint over the picture instead, or use a CLIP encoder.",
+        )
+    pixels = encoder.prepare(pictures)
+    shares = torch.from_numpy(np.stack([np.asarray(mask, np.float32) / 255 for mask in masks]))
+    return encoder.encode_pixels(pixels * shares[:, None].to(pixels), feature)
+
+
+def _masks_of(mask: Any, opened: list[list[Image]]) -> list[list[Image]]:
+    """A mask in the size of each picture; one given is for all of them. Raises OptionError."""
+    if not isinstance(mask, list | tuple):
+        return [[_fitted(mask, picture) for picture in pictures] for pictures in opened]
+    nested = any(isinstance(row, list | tuple) for row in mask)
+    rows = list(mask) if nested else [mask] * len(opened)
+    if list(map(_length, rows)) != list(map(len, opened)):
+        raise OptionError(
+            "masks on references",
+            rule=f"{sum(map(_length, rows))} of them for {sum(map(len, opened))} reference(s)",
+            remedy="Give one mask for each reference, or one for all.",
+        )
+    return [
+        [_fitted(one, picture) for one, picture in zip(row, pictures, strict=True)]
+        for row, pictures in zip(rows, opened, strict=True)
+    ]
+
+
+def _length(row: object) -> int:
+    return len(row) if isinstance(row, list | tuple) else 1
+
+
+def _fitted(mask: Any, picture: Image) -> Image:
+    """Scaled to the picture's size, whose shape it must have."""
+    from PIL import Image as Images
+
+    from imageprompt.masks import open_mask
+
+    grey = Images.fromarray((open_mask(mask) * 255).round().astype("uint8"))
+    (w, h), (wide, high) = grey.size, picture.size
+    if abs(w * high - h * wide) > max(wide, high, w, h):  # a pixel of rounding on a side
+        raise OptionError(
+            f"a mask of {w}x{h} on a reference of {wide}x{high}",
+            rule="it must have the picture's shape",
+            remedy="Make it in the size of the picture.",
+        )
+    return grey.resize(picture.size, Images.Resampling.BICUBIC)
