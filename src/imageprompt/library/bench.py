@@ -1,0 +1,60 @@
+"""Adapters for the work on a library: with an encoder, or the projector alone, without a base."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from imageprompt import bundled, ingredients
+from imageprompt.adapter import Adapter
+from imageprompt.errors import ImagePromptError
+from imageprompt.suitability import FACES_ONLY, checked_encoder
+
+if TYPE_CHECKING:
+    from imageprompt.library.style import Style
+
+
+@dataclass(frozen=True)
+class Bench:
+    """An adapter that can encode, and how its parts were named."""
+
+    adapter: Adapter
+    made_with: dict[str, str | None]
+
+
+def encoding_bench(
+    *, adapter: Any = None, encoder: Any = None, base: Any = None, variant: str | None = None
+) -> Bench:
+    """Open an adapter and its encoder by the names that `generate` takes; the base, by default the
+    bundled one, only tells where they are.
+
+    Raises NotFoundError, AdapterFileError, EncoderError, OptionError.
+    """
+    folder = ingredients.base_folder(base)
+    choice = ingredients.find_adapter(adapter, folder, cached_only=False)
+    loaded = Adapter.load(choice.path, variant=variant, dtype=torch.float32)
+    named = bundled.NAME if base is None else os.fspath(base)
+    made_with = {"adapter": choice.name, "base": named}
+    if loaded.spec.feature not in FACES_ONLY:
+        place = ingredients.Base(None, named, folder)
+        found, name = ingredients.find_encoder(encoder, loaded.spec, place, choice.name)
+        with ingredients.quiet_loading(True):
+            loaded.encoding.open(checked_encoder(loaded.spec, found))
+        made_with["encoder"] = name
+    return Bench(loaded, made_with)
+
+
+def projector_of(style: Style) -> Adapter | None:
+    """The adapter that a style says it was made with, if it is here; nothing is downloaded."""
+    if style.adapter.name is None:
+        return None
+    try:
+        folder = ingredients.base_folder(style.recipe.get("base"), cached_only=True)
+        choice = ingredients.find_adapter(style.adapter.name, folder, cached_only=True)
+        adapter = Adapter.load(choice.path, variant=style.variant, dtype=torch.float32)
+    except ImagePromptError:  # not here, or no longer what it was
+        return None
+    return adapter if adapter.fingerprint() == style.adapter.hash else None
