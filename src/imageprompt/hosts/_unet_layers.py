@@ -6,11 +6,12 @@ Pure Python: reading a file needs no torch. Tests hold both ways against diffuse
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from imageprompt.spec import OWN_BASE, AttentionLayer, HostSpec, Role, Section, Shapes, Site
+from imageprompt.hosts._unet_roles import roles
+from imageprompt.spec import OWN_BASE, AttentionLayer, HostSpec, Section, Shapes, Site
 
 _WITH_ATTENTION = {"CrossAttnDownBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn"}
 _WITHOUT = {"DownBlock2D", "UpBlock2D", "UNetMidBlock2D", None}
@@ -46,6 +47,7 @@ _WEIGHT = re.compile(
     r"((down_blocks|up_blocks|mid_block)\.(?:(\d+)\.)?attentions\.(\d+)"
     r"\.transformer_blocks\.(\d+)\.attn([12]))\.to_k\.weight"
 )
+_NO_CONFIG: Mapping[str, Any] = {}
 _SECTIONS = ("down_blocks", "up_blocks", "mid_block")
 
 
@@ -60,14 +62,19 @@ class Layer:
     cross: bool
 
 
-def host_spec(layers: Sequence[Layer], *, projects_text: bool) -> HostSpec | None:
-    """Sites and attention layers, numbered in the order given; None without cross-attention."""
+def host_spec(
+    layers: Sequence[Layer], *, projects_text: bool, config: Mapping[str, Any] = _NO_CONFIG
+) -> HostSpec | None:
+    """Sites and attention layers, numbered in the order given; None without cross-attention.
+
+    Raises AttachError for a config that states roles for sites that are not there.
+    """
     numbered = [(str(i), layer) for i, layer in enumerate(layers)]
     cross = [(file_id, layer) for file_id, layer in numbered if layer.cross]
     if not cross:
         return None
     names = [layer.name for _, layer in cross]
-    role, groups = _roles(names), _groups(names)
+    role, groups = roles(names, config), _groups(names)
     sites = tuple(
         Site(
             name=layer.name,
@@ -153,28 +160,6 @@ def _layers(options: Mapping[str, Any]) -> Iterator[Layer]:
 def _each(value: Any, count: int) -> Sequence[Any]:
     """One value for each of `count` places; a list stays as it is."""
     return (value,) * count if isinstance(value, int) else tuple(value)
-
-
-def _roles(names: Iterable[str]) -> Callable[[str], Role]:
-    """Style is the first up block, layout the last down block with text (InstantStyle).
-
-    In SDXL's deep transformers only the second attention of each counts; elsewhere whole blocks do,
-    and the middle block belongs to the layout.
-    """
-    names = list(names)
-    down = max((n.split(".")[1] for n in names if n.startswith("down_blocks.")), default="")
-    up = min((n.split(".")[1] for n in names if n.startswith("up_blocks.")), default="")
-    deep = any(f"down_blocks.{down}.attentions.1.transformer_blocks.2." in name for name in names)
-    part = ".attentions.1" if deep else ""
-    style = f"up_blocks.{up}{part}."
-    layout = (f"down_blocks.{down}{part}.",) + (() if deep else ("mid_block.",))
-
-    def role(name: str) -> Role:
-        if name.startswith(style):
-            return "style"
-        return "layout" if name.startswith(layout) else "other"
-
-    return role
 
 
 def _transformer(name: str) -> str:
