@@ -44,11 +44,17 @@ class SiteProcessor:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        if not self.carrier.in_use or encoder_hidden_states is None:
+        if not self.carrier.in_use:
             plain: Tensor = self.original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs
             )
             return plain
+        if encoder_hidden_states is None:
+            raise AttachError(
+                "this pipeline",
+                rule="it gives its denoiser no text, and image tokens enter where text does",
+                remedy="Use a pipeline that works from words.",
+            )
         residual = x = hidden_states
         if attn.spatial_norm is not None:
             x = attn.spatial_norm(x, temb)

@@ -59,13 +59,16 @@ class UNetHost:
 
     def describe(self, denoiser: nn.Module) -> HostSpec:
         spec = layers.host_spec(
-            list(_live_layers(denoiser)), projects_text=_projects_text(denoiser.config)
+            list(_live_layers(denoiser)),
+            projects_text=_projects_text(denoiser.config),
+            config=denoiser.config,
         )
         if spec is None:
             raise AttachError(
-                f"a {type(denoiser).__name__} without cross-attention",
-                rule="image tokens enter where text does",
-                remedy="Use a text-to-image base.",
+                f"a {type(denoiser).__name__} without cross-attention of its own",
+                rule="image tokens enter where text does; bases that join the text to their own "
+                "positions (DeepFloyd IF, Kandinsky 2) or that read none have no such place",
+                remedy="Use an SD1.5, SD2.x, SDXL or Kolors base.",
             )
         return spec
 
@@ -76,7 +79,7 @@ class UNetHost:
         found = layers.from_config(config) if kind == "UNet2DConditionModel" else None
         if found is None:
             return self.describe(_on_meta_device(kind, config))
-        return layers.host_spec(found, projects_text=_projects_text(config))
+        return layers.host_spec(found, projects_text=_projects_text(config), config=config)
 
     def from_weights(self, shapes: Shapes) -> HostSpec | None:
         found = layers.from_weights(shapes)
@@ -129,9 +132,12 @@ class UNetHost:
 
 
 def _live_layers(denoiser: Any) -> Iterator[Layer]:
-    """The layers of a model in the order of `attn_processors`; motion modules do not count."""
+    """The layers of a model in the order of `attn_processors`.
+
+    Motion modules and GLIGEN's fusers do not count: they join a base that has its ids already.
+    """
     for processor in denoiser.attn_processors:
-        if "motion_modules" not in processor:
+        if "motion_modules" not in processor and ".fuser." not in processor:
             name = processor.removesuffix(".processor")
             layer = denoiser.get_submodule(name)
             cross = name.endswith("attn2") and layer.is_cross_attention
