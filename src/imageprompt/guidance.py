@@ -62,8 +62,8 @@ def tell(sample: Tensor, text: Tensor | None, prompts: int, *, scheduled: bool) 
     """The layout of a batch: the prompts' batch is positive, twice that [negative, positive].
 
     Larger batches are told by their latents, which guidance repeats: halves that are equal are
-    [negative, positive], equal neighbours with two texts in turn [negative, positive] over and
-    over. A loop over a schedule (`scheduled`) may also draw two pictures of every prompt without
+    [negative, positive], equal neighbours with the same text every second row [negative, positive]
+    over and over. A loop over a schedule (`scheduled`) may also draw two pictures of every prompt without
     guidance: then the latents differ while the text is the same. Raises GuidanceError for three or
     more equal copies, where pipelines differ in what they mean.
     """
@@ -116,13 +116,16 @@ def _repeats(sample: Tensor, parts: int) -> bool:
 
 
 def _in_turn(sample: Tensor | None, text: Tensor | None, parts: int | None = None) -> bool:
-    """Do two texts take turns, on latents that are equal in pairs?"""
+    """Is every second text the same negative one, on latents that are equal in pairs?"""
     if text is None:
         return False
     texts = text.chunk(parts or text.shape[0])
-    if len(texts) % 2 or torch.equal(texts[0], texts[1]):
-        return False
-    turns = all(torch.equal(part, texts[i % 2]) for i, part in enumerate(texts))
+    negative, positive = texts[::2], texts[1::2]
+    turns = (
+        len(negative) == len(positive)
+        and all(torch.equal(negative[0], other) for other in negative)
+        and not any(torch.equal(negative[0], other) for other in positive)
+    )
     return turns and (sample is None or torch.equal(sample[::2, :4], sample[1::2, :4]))
 
 
