@@ -31,12 +31,19 @@ def mixed(
     EncoderError, PromptError.
     """
 
-    def words(text: Any) -> Tensor:
-        return _words(text, len(groups), mixture.text_encoder or base, encoder)
+    def words(text: Any, width: int) -> Tensor:
+        found = _words(text, len(groups), mixture.text_encoder or base, encoder)
+        if found.shape[-1] != width:
+            raise EncoderError(
+                f"text features {found.shape[-1]} wide",
+                rule=f"the references are seen as vectors {width} wide",
+                remedy="Give those of the text encoder that shares their space.",
+            )
+        return found.expand(len(groups), -1)
 
     weights = _weights(groups, seen, mixture, encoder, words)
-    if mixture.subtract_text is not None:
-        texts = words(mixture.subtract_text) * mixture.subtract_strength
+    if mixture.subtract_text is not None and isinstance(groups[0], Tensor):
+        texts = words(mixture.subtract_text, groups[0].shape[-1]) * mixture.subtract_strength
         groups = [_less(group, text) for group, text in zip(groups, texts, strict=True)]
     return [
         mapped(group, partial(fuse, fusion=mixture.fusion, weights=row))
@@ -57,8 +64,10 @@ def _weights(
 ) -> list[Tensor | None]:
     """One number for each reference of each prompt; tiles have that of their picture."""
     if mixture.fusion == ATTENTION:
-        texts = [None] * len(groups) if mixture.text is None else words(mixture.text)
         vectors = _vectors(groups, seen, mixture, encoder)
+        texts: Any = [None] * len(groups)
+        if mixture.text is not None:
+            texts = words(mixture.text, vectors[0].shape[-1])
         return [attention_weights(x, text) for x, text in zip(vectors, texts, strict=True)]
     found: list[Tensor | None] = []
     for i, group in enumerate(groups):
@@ -92,7 +101,7 @@ def _vectors(
 
 
 def _words(text: Any, prompts: int, source: object, encoder: Encoder | None) -> Tensor:
-    """Text features [P, E] in the space of the encoder's embeddings."""
+    """Text features [P or 1, E] in the space of the encoder's embeddings."""
     if isinstance(text, Tensor):
         found = text.reshape(-1, text.shape[-1])
     elif encoder is None:
@@ -110,4 +119,4 @@ def _words(text: Any, prompts: int, source: object, encoder: Encoder | None) -> 
             rule="one for each prompt, or one for all",
             remedy="Give as many as there are prompts.",
         )
-    return found.expand(prompts, -1)
+    return found
