@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from imageprompt.attachment import Place
-from imageprompt.carrier import Carrier, InUse
+from imageprompt.carrier import Carrier
 from imageprompt.checkpoint.detect import read_adapter
 from imageprompt.checkpoint.formats import FORMATS, Parts
 from imageprompt.checkpoint.storage import write_file
-from imageprompt.controls import Scale
+from imageprompt.clock import stated
+from imageprompt.controls import Controls, Scale, Scaling
 from imageprompt.encoders import Encoder
 from imageprompt.encoding import Encoding
 from imageprompt.errors import (
@@ -27,8 +28,10 @@ from imageprompt.errors import (
 )
 from imageprompt.features import Features, Group
 from imageprompt.guidance import Branch, named_layout
+from imageprompt.in_use import InUse
 from imageprompt.locate import locate_file
 from imageprompt.lora import ActingLora, Mode, act, check_mode, pairs_of
+from imageprompt.masks import open_masks
 from imageprompt.mixture import Mixture
 from imageprompt.projections import Projections
 from imageprompt.prompt import ImagePrompt
@@ -318,8 +321,26 @@ class Adapter:
         guidance: str | Sequence[Branch] = "auto",
         *,
         lora: float = 1.0,
+        preset: str | None = None,
+        composition: float | None = None,
+        boost: float | None = None,
+        schedule: object = None,
+        mask: Any = None,
+        scaling: Scaling = "V only",
+        timesteps: Any = None,
+        controls: Controls | None = None,
     ) -> Iterator[InUse]:
         """While the block runs, the base listens to `prompt`; yields a handle with a live `.scale`.
+
+        Where: `scale` is a number or numbers by site (see `Scale`); a `preset` of PRESETS makes
+        the scale its weight, `composition` and `boost` are the further numbers of some. When:
+        `schedule` is a `Schedule`, a text ("0-0.4", "0.1-0.8 ease-out"), numbers for the steps or
+        a function of the fraction of the loop that has passed. `timesteps` (those of the loop)
+        are needed where its calls do not tell, which is an error then. Where in the picture:
+        `mask` (see `open_mask`; a list has one for each prompt) is 1 where the reference acts; the
+        text acts everywhere, and several references with masks of their own are several blocks,
+        one in the other. `scaling` says what the scale multiplies. `controls` takes the place of
+        scale, lora, preset, composition, boost, schedule and scaling.
 
         `guidance` states how the batch is stacked. "auto": the prompts' batch is positive
         throughout, twice that [negative, positive] as diffusers does it, larger ones are told by
@@ -333,20 +354,32 @@ class Adapter:
         In training, run `backward()` inside the block if the denoiser checkpoints gradients: it
         computes parts of its forward pass again.
 
-        Raises AttachError, PromptError, ScaleError, GuidanceError.
+        Raises AttachError, PromptError, ScaleError, OptionError, PictureError, GuidanceError.
         """
         attached = self._need_attached("use()")
         place, carrier = attached.place, attached.carrier
         place.check()
         check_prompt(self.spec, self.fingerprint, prompt)
+        asked = Controls.of(
+            controls,
+            scale=scale,
+            lora=lora,
+            preset=preset,
+            composition=composition,
+            boost=boost,
+            schedule=schedule,
+            scaling=scaling,
+        )
+        masks = [] if mask is None else open_masks(mask, len(prompt))
         entry = InUse(
             self,
             place.sites.sites,
             attached.projections.pairs(prompt),
             prompts=len(prompt),
-            scale=scale,
+            controls=asked,
             branches=named_layout(guidance),
-            lora=lora,
+            masks=[torch.from_numpy(weights)[None, None] for weights in masks],
+            timesteps=stated(timesteps),
         )
         carrier.in_use.append(entry)
         try:

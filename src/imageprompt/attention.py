@@ -16,6 +16,9 @@ from torch.nn import functional as F
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """`(q [B,H,Q,D], k [B,H,T,D], v [B,H,T,D], additive mask or None) -> [B,H,Q,D]`."""
 
+KeyValue = tuple[Tensor, Tensor]
+"""K' and V' of a site."""
+
 
 @dataclass(frozen=True)
 class ImageTerm:
@@ -55,6 +58,18 @@ def decoupled_attention(
         weight = term.scale if term.mask is None else term.scale * term.mask
         z = torch.addcmul(z, kernel(q, term.key, term.value, None), weight)
     return z
+
+
+def scaled_pair(key: Tensor, value: Tensor, scale: Tensor, *, mean: bool) -> KeyValue:
+    """K' and V' [B, H, N, D] multiplied by a scale, instead of the result; `controls.scaling`.
+
+    With `mean` it is V's mean over the tokens alone that is multiplied: (V - mu) + scale * mu.
+    """
+    scale = scale.to(key.dtype)
+    if not mean:
+        return key * scale, value * scale
+    mu = value.mean(dim=2, keepdim=True)
+    return key * scale, (value - mu) + mu * scale
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from imageprompt.attachment import Place
 from imageprompt.attention import split_heads
-from imageprompt.carrier import KeyValue
+from imageprompt.attention import KeyValue
 from imageprompt.fingerprint import fingerprint, versions
 from imageprompt.prompt import ImagePrompt, Prepared
 from imageprompt.weights import AdapterModule
@@ -56,11 +56,14 @@ class Projections:
             pairs = self._project_flat(prompt.tokens)
         ids = [site.file_id for site in self._sites]
         named = dict(zip(ids, pairs, strict=True))
-        prompt.prepared = Prepared(self.made_by(), named, versions([prompt.tokens]))
+        prompt.prepared = Prepared(self._made_by(), named, versions([prompt.tokens]))
 
     def made_by(self) -> str:
         """Names the weights, their precision and that of the denoiser."""
         self._forget_stale()
+        return self._made_by()
+
+    def _made_by(self) -> str:
         if not self._name:
             weights = self._module.ip_adapter.state_dict()
             precision = next(iter(weights.values())).dtype
@@ -77,7 +80,7 @@ class Projections:
     def _positive_pairs(self, prompt: ImagePrompt) -> list[KeyValue]:
         """Those of the prompt's tokens: prepared ahead by these very weights, or made now."""
         ahead, ids = prompt.prepared, [site.file_id for site in self._sites]
-        suits = ahead is not None and ahead.suits(self.made_by(), prompt.tokens)
+        suits = ahead is not None and ahead.suits(self._made_by(), prompt.tokens)
         shapes = {site.file_id: (*prompt.tokens.shape[:2], site.width) for site in self._sites}
         if ahead is None or not suits or ahead.shapes() != shapes:
             return self._project(prompt.tokens)

@@ -30,6 +30,22 @@ class Controls:
     scaling: Scaling = "V only"
     lora: float = 1.0
 
+    @classmethod
+    def of(cls, whole: Controls | None, **parts: Any) -> Controls:
+        """`whole`, or controls of its parts; `schedule` may be anything that stands for one."""
+        if whole is None:
+            schedule = parts.pop("schedule", None)
+            return cls(**parts, schedule=None if schedule is None else Schedule.of(schedule))
+        plain = cls()
+        given = [name for name, value in parts.items() if value != getattr(plain, name)]
+        if not isinstance(whole, cls) or given:
+            raise OptionError(
+                f"controls= and {', '.join(given)}=" if given else f"controls {whole!r}",
+                rule="controls are Controls, and take the place of everything else",
+                remedy="Give either of them: dataclasses.replace(controls, ...) changes a part.",
+            )
+        return whole
+
     def __post_init__(self) -> None:
         self.check()
 

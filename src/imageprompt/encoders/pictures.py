@@ -66,6 +66,11 @@ def open_picture(source: PictureSource) -> Image.Image:
     Raises PictureError for what is no PNG, JPEG or WEBP, is damaged, larger than MAX_FILE_BYTES or
     MAX_PIXELS, smaller than MIN_SIDE on a side, or narrower than 1:MAX_ASPECT.
     """
+    return _opaque_rgb(open_upright(source), describe(source))
+
+
+def open_upright(source: PictureSource) -> Image.Image:
+    """The same, with the colours and the transparency that it has."""
     label = describe(source)
     with ExitStack() as stack:
         if isinstance(source, Image.Image):
@@ -88,7 +93,7 @@ def open_picture(source: PictureSource) -> Image.Image:
                 rule=f"the {image.format or 'picture'} data is damaged or cut short ({error})",
                 remedy="Fetch or export the picture again.",
             ) from error
-        return _opaque_rgb(_upright(image, label), label)
+        return _upright(image, label)
 
 
 def picture_size(source: PictureSource) -> tuple[int, int]:
