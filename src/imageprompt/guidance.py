@@ -63,9 +63,9 @@ def tell(sample: Tensor, text: Tensor | None, prompts: int, *, scheduled: bool) 
 
     Larger batches are told by their latents, which guidance repeats: halves that are equal are
     [negative, positive], equal neighbours with the same text every second row [negative, positive]
-    over and over. A loop over a schedule (`scheduled`) may also draw two pictures of every prompt without
-    guidance: then the latents differ while the text is the same. Raises GuidanceError for three or
-    more equal copies, where pipelines differ in what they mean.
+    over and over. A loop over a schedule (`scheduled`) may also draw two pictures of every prompt
+    without guidance: then the latents differ while the text is the same. Raises GuidanceError for
+    three or more equal copies, where pipelines differ in what they mean.
     """
     batch = sample.shape[0]
     if batch % prompts or batch == prompts:

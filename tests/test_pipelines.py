@@ -1,0 +1,245 @@
+"""Every diffusers pipeline with a UNet: attach, use, scale 0 is the plain pipeline, detach."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import typing
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import imageprompt as ip
+import pipelines_parts as parts
+from imageprompt.errors import AttachError, WrongBaseError
+from pipelines_table import DOCS, PIPELINES, Case, render
+
+
+@cache
+def kinds() -> dict[str, type]:
+    """The pipelines of diffusers whose `unet` is one that the unet host describes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return dict(_walk())
+
+
+def _walk() -> Iterator[tuple[str, type]]:
+    import diffusers
+    from diffusers import pipelines
+
+    for module in pkgutil.walk_packages(pipelines.__path__, "diffusers.pipelines."):
+        if not module.name.rpartition(".")[2].startswith("pipeline_"):
+            continue
+        for name, kind in vars(importlib.import_module(module.name)).items():
+            if (
+                inspect.isclass(kind)
+                and issubclass(kind, diffusers.DiffusionPipeline)
+                and kind.__module__ == module.name
+                and _holds_unet(kind)
+            ):
+                yield name, kind
+
+
+def _holds_unet(kind: type) -> bool:
+    from diffusers import UNet2DConditionModel, UNetMotionModel
+
+    wanted = inspect.signature(kind.__init__).parameters.get("unet")
+    if wanted is None:
+        return False
+    allowed = typing.get_args(wanted.annotation) or (wanted.annotation,)
+    return bool({UNet2DConditionModel, UNetMotionModel} & set(allowed))
+
+
+SEEN = [name for name, case in PIPELINES.items() if not case.unseen]
+RUN = [name for name in SEEN if not PIPELINES[name].refused]
+REFUSED = [name for name in SEEN if PIPELINES[name].refused]
+pytestmark = pytest.mark.filterwarnings("ignore")  # much of it is deprecated, and says so
+
+
+def build(name: str) -> Any:
+    case = PIPELINES[name]
+    pipe = parts.make(kinds()[name], case.unet, case.given)
+    if case.before is not None:
+        case.before(pipe)
+    return pipe
+
+
+def run(pipe: Any, case: Case) -> Tensor:
+    """Two steps; what the pipeline returns, as one tensor."""
+    known = inspect.signature(pipe.__call__).parameters
+    options: dict[str, Any] = {
+        "prompt": "a star",
+        "negative_prompt": "blue",
+        "num_inference_steps": 2,
+        "guidance_scale": 3.0,
+        "generator": torch.Generator().manual_seed(5),
+        "output_type": "latent",
+    }
+    options = {name: value for name, value in options.items() if name in known} | case.call
+    torch.manual_seed(6)  # a few draw numbers apart from their generator
+    with torch.no_grad():
+        made = pipe(**options)[0]
+    return made if isinstance(made, Tensor) else torch.as_tensor(made)
+
+
+def adapter_for(pipe: Any) -> ip.Adapter:
+    torch.manual_seed(7)
+    adapter = ip.Adapter.create("base", denoiser=pipe.unet, encoder=parts.PARTS["image_encoder"]())
+    for weights in adapter.parameters():
+        weights.data.normal_(std=0.5)
+    return adapter
+
+
+def prompt_of(adapter: ip.Adapter, *, null: int = 1) -> ip.ImagePrompt:
+    made = adapter.encode(features=torch.randn(1, 24, generator=torch.Generator().manual_seed(8)))
+    noise = torch.randn(made.tokens.shape, generator=torch.Generator().manual_seed(null))
+    return ip.ImagePrompt(made.tokens, noise)
+
+
+class _Seen(Exception):
+    """The first call of the denoiser is all that was wanted."""
+
+
+def first_call(pipe: Any, case: Case) -> Tensor:
+    """What the denoiser makes of its first call, [B, ...]."""
+    kept = []
+
+    def keep(_: Any, __: Any, made: Any) -> None:
+        kept.append(made[0])
+        raise _Seen
+
+    hook, processors = pipe.unet.register_forward_hook(keep), dict(pipe.unet.attn_processors)
+    try:
+        with pytest.raises(_Seen):
+            run(pipe, case)
+    finally:
+        hook.remove()
+        pipe.unet.set_attn_processor(processors)  # some put theirs back at the end alone
+    return kept[0]
+
+
+def state(pipe: Any) -> tuple[Any, ...]:
+    """What an adapter must leave as it was."""
+    processors = {name: id(processor) for name, processor in pipe.unet.attn_processors.items()}
+    hooks = [len(getattr(m, h)) for m in pipe.unet.modules() for h in _HOOKS]
+    return processors, hooks, list(pipe.unet.state_dict())
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+
+
+def test_the_table_knows_every_pipeline() -> None:
+    assert set(PIPELINES) == set(kinds())
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_contract(name: str) -> None:
+    """Scale 0 is the plain pipeline to the bit; with a reference it differs; detach is exact."""
+    case, pipe = PIPELINES[name], build(name)
+    plain = run(pipe, case)
+    assert plain.isfinite().all()
+    before, adapter = state(pipe), adapter_for(pipe)
+    prompt, other_null = prompt_of(adapter), prompt_of(adapter, null=2)
+    adapter.attach(pipe)
+    with adapter.use(prompt, scale=0.0, guidance=case.guidance):
+        assert torch.equal(run(pipe, case), plain)
+    with adapter.use(prompt, guidance=case.guidance):
+        with_picture = run(pipe, case)
+        first = first_call(pipe, case)
+    with adapter.use(other_null, guidance=case.guidance):
+        changed = first_call(pipe, case)
+    adapter.detach()
+    assert with_picture.isfinite().all()
+    assert not torch.equal(with_picture, plain)
+    # the negative rows alone listen to what stands for no picture
+    rows = ["p" if torch.equal(*pair) else "n" for pair in zip(first, changed, strict=True)]
+    assert "".join(rows) == case.rows
+    assert state(pipe) == before
+    assert torch.equal(run(pipe, case), plain)
+
+
+@pytest.mark.parametrize("name", [name for name in RUN if "ControlNet" in name])
+def test_image_tokens_never_reach_a_controlnet(name: str) -> None:
+    """What it is given at the first step, and what it makes of it, is the plain pipeline's."""
+    case, pipe = PIPELINES[name], build(name)
+    seen: list[Any] = []
+
+    def keep(_: Any, args: Any, kwargs: Any, made: Any) -> None:
+        seen.append((_tensors((args, kwargs)), _tensors(made)))
+
+    hook = pipe.controlnet.register_forward_hook(keep, with_kwargs=True)
+    plain = first_call(pipe, case)
+    adapter = adapter_for(pipe).attach(pipe)
+    with adapter.use(prompt_of(adapter), guidance=case.guidance):
+        changed = first_call(pipe, case)
+    adapter.detach()
+    hook.remove()
+    assert not torch.equal(plain, changed)
+    (before, made_before), (after, made_after) = seen
+    assert len(before) > 2
+    assert made_before
+    for a, b in zip(before + made_before, after + made_after, strict=True):
+        assert torch.equal(a, b)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    entries = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, dict | list | tuple):
+        return []
+    return [tensor for entry in entries for tensor in _tensors(entry)]
+
+
+def test_a_refiner_goes_on_where_a_base_with_an_adapter_stopped() -> None:
+    """The adapter is the base's; the refiner has sites and a text width of its own."""
+    base, refiner = build("StableDiffusionXLPipeline"), build("StableDiffusionXLImg2ImgPipeline")
+    words = {"prompt": "a star", "num_inference_steps": 4, "output_type": "latent"}
+
+    def both() -> Tensor:
+        generator = torch.Generator().manual_seed(5)
+        latents = base(**words, denoising_end=0.5, generator=generator).images
+        return refiner(**words, image=latents, denoising_start=0.5, generator=generator).images
+
+    plain = both()
+    adapter = adapter_for(base)
+    with pytest.raises(WrongBaseError, match="text width"):
+        adapter.attach(refiner)
+    adapter.attach(base)
+    with adapter.use(prompt_of(adapter), scale=0.0):
+        assert torch.equal(both(), plain)
+    with adapter.use(prompt_of(adapter)):
+        assert not torch.equal(both(), plain)
+    adapter.detach()
+    assert torch.equal(both(), plain)
+
+
+def test_the_guide_shows_the_table() -> None:
+    text = DOCS.read_text()
+    assert text == render(text), "run: python tests/pipelines_table.py"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_are_clear_and_leave_nothing_of_ours(name: str) -> None:
+    case, pipe = PIPELINES[name], build(name)
+    with pytest.raises(AttachError, match=case.refused) as caught:
+        _try(pipe, case)
+    assert "\n" not in str(caught.value)
+    assert not pipe.unet._forward_pre_hooks
+    left = {type(processor).__name__ for processor in pipe.unet.attn_processors.values()}
+    assert "SiteProcessor" not in left
+
+
+def _try(pipe: Any, case: Case) -> None:
+    adapter = adapter_for(pipe).attach(pipe)
+    try:
+        with adapter.use(prompt_of(adapter), guidance=case.guidance):
+            run(pipe, case)
+    finally:
+        adapter.detach()
