@@ -11,7 +11,7 @@ import hashlib
 import io
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from imageprompt.encoders._face_crop import CROP, aligned
 from imageprompt.encoders.pictures import PictureSource, describe, open_picture
 from imageprompt.errors import EncoderError, NotFoundError, OptionError, PictureError
 
@@ -48,6 +49,11 @@ class Face:
     """[5, 2]: eyes, nose, corners of the mouth, in pixels."""
     embedding: Tensor
     """[512], raw: portrait-unnorm reads it so, the other variants its direction."""
+    picture: Image.Image = field(repr=False)
+
+    def crop(self, side: int = CROP) -> Image.Image:
+        """The face upright in a square, as FaceID-plus' image encoder is shown it."""
+        return aligned(self.picture, self.points, side)
 
     @property
     def size(self) -> tuple[float, float]:
@@ -111,13 +117,8 @@ class FaceEncoder:
         """All faces of a picture, the largest first; looked for again with black round it if there
         seems to be none. Raises PictureError for a picture that cannot be read."""
         opened = open_picture(picture)
-        found = self._look(opened, (0, 0))
-        if not found:
-            pad = int(PADDING * opened.width), int(PADDING * opened.height)
-            wide = Image.new("RGB", (opened.width + 2 * pad[0], opened.height + 2 * pad[1]))
-            wide.paste(opened, pad)
-            found = self._look(wide, pad)
-        return found
+        pad = int(PADDING * opened.width), int(PADDING * opened.height)
+        return self._look(opened, (0, 0)) or self._look(opened, pad)
 
     def choose(self, picture: PictureSource, which: Choice = LARGEST) -> list[Face]:
         """Those faces of a picture. Raises PictureError where there is none, or not that one."""
@@ -140,22 +141,24 @@ class FaceEncoder:
             )
         return [found[index]]
 
-    def _look(self, picture: Image.Image, origin: tuple[int, int]) -> list[Face]:
+    def _look(self, picture: Image.Image, pad: tuple[int, int]) -> list[Face]:
+        """The faces of a picture with so many black pixels on either side of it."""
         import torch
 
-        pixels = np.ascontiguousarray(np.asarray(picture)[:, :, ::-1])  # it reads BGR
+        pixels = np.asarray(picture)[:, :, ::-1]  # it reads BGR
+        pixels = np.pad(pixels, ((pad[1], pad[1]), (pad[0], pad[0]), (0, 0)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what its own libraries deprecate is not the user's
             seen = [one for one in self.analysis.get(pixels) if _is_whole(one)]
         seen.sort(key=_area, reverse=True)
-        shift = np.asarray(origin, np.float32)
         return [
             Face(
                 index=index,
-                box=tuple(float(x) for x in one.bbox[:4] - np.tile(shift, 2)),  # type: ignore[arg-type]
+                box=tuple(float(x) for x in one.bbox[:4] - np.tile(pad, 2)),  # type: ignore[arg-type]
                 score=float(one.det_score),
-                points=np.asarray(one.kps, np.float32) - shift,
+                points=np.asarray(one.kps, np.float32) - np.asarray(pad, np.float32),
                 embedding=torch.from_numpy(np.array(one.embedding, np.float32).reshape(-1)),
+                picture=picture,
             )
             for index, one in enumerate(seen)
         ]

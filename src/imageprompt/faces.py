@@ -1,0 +1,126 @@
+"""Identity embeddings of faces: from files, arrays or pictures; checked, and normed if need be.
+
+An embedding is what ArcFace makes of one aligned face, 512 numbers. FaceID adapters and portrait
+read it at length 1, portrait-unnorm as it came.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL.Image import Image
+from torch import Tensor
+
+from imageprompt.checkpoint.sources.arrays import read_arrays
+from imageprompt.encoders.face import Choice, FaceEncoder, check_choice
+from imageprompt.encoders.pictures import PictureSource
+from imageprompt.errors import AdapterFileError, PictureError
+from imageprompt.spec import AdapterSpec
+
+MAX_FACES = 256
+WIDTH = 512
+LENGTH_TOLERANCE = 1e-2  # half precision and rounding; ArcFace's raw ones are 10 to 30 long
+RAW = "raw face_embeds"
+_REMEDY = "Save it with numpy.save as 512 numbers a face, or as [faces, 512]."
+
+Embedding = str | os.PathLike[str] | Tensor | NDArray[Any]
+"""A file, or an array [512] or [n, 512]."""
+Embeddings = Embedding | Sequence[Embedding] | Sequence[Sequence[Embedding]]
+"""One, or a list: the faces of one prompt; a list of lists: several prompts'."""
+
+
+def read_embeddings(path: str | os.PathLike[str]) -> Tensor:
+    """[n, 512] float32, as they are in a .npy, .safetensors, torch or JSON file.
+
+    Raises NotFoundError, PictureError.
+    """
+    file = Path(path)
+    try:
+        arrays = read_arrays(file, MAX_FACES * WIDTH)
+    except AdapterFileError as error:
+        why = error.rule.removeprefix("not an adapter file: ")
+        raise _refused(f"face embeddings {str(file)!r}", why) from None
+    return torch.from_numpy(_rows(arrays, f"face embeddings {str(file)!r}"))
+
+
+def embeddings_of(groups: Sequence[Sequence[Embedding]], spec: AdapterSpec) -> list[Tensor]:
+    """The faces of every prompt, [n, 512] each, as this adapter reads them.
+
+    What is not of length 1 is scaled to it where the adapter wants that, with one warning. Raises
+    NotFoundError, PictureError.
+    """
+    read = [torch.cat([_read(one) for one in group]) for group in groups]
+    lengths = torch.cat([rows.norm(dim=-1) for rows in read])
+    normed = (lengths - 1).abs() <= LENGTH_TOLERANCE
+    if spec.feature == RAW and normed.any():
+        raise PictureError(
+            "face embeddings of length 1",
+            rule=f"{spec.variant} reads them as the recogniser made them, 10 to 30 long",
+            remedy="Give insightface's face.embedding, not its normed_embedding.",
+        )
+    if spec.feature != RAW and not normed.all():
+        worst = float(lengths[(lengths - 1).abs().argmax()])
+        warnings.warn(
+            f"{int((~normed).sum())} face embedding(s) of length {worst:.3g} were scaled to 1, "
+            f"as {spec.variant} reads them",
+            stacklevel=2,
+        )
+    return read if normed.all() else [_as_read(rows, spec) for rows in read]
+
+
+def faces_in(
+    groups: Sequence[Sequence[PictureSource]], finder: FaceEncoder, which: Choice, spec: AdapterSpec
+) -> tuple[list[Tensor], list[list[Image]]]:
+    """The faces in every prompt's pictures as this adapter reads them, [n, 512] each, and each face
+    upright in a square. Raises PictureError, OptionError."""
+    check_choice(which)
+    found = [
+        [face for source in group for face in finder.choose(source, which)] for group in groups
+    ]
+    rows = [_as_read(torch.stack([face.embedding for face in faces]), spec) for faces in found]
+    return rows, [[face.crop() for face in faces] for faces in found]
+
+
+def _read(given: object) -> Tensor:
+    if isinstance(given, str | os.PathLike):
+        return read_embeddings(given)
+    label = f"face embeddings of type {type(given).__name__}"
+    if isinstance(given, Tensor) and given.is_floating_point():
+        given = given.detach().float().cpu().numpy()
+    if not isinstance(given, np.ndarray) or given.dtype.kind != "f":
+        raise _refused(label, "they are a file, or an array of floating-point numbers")
+    return torch.from_numpy(_rows([given.astype(np.float32)], label))
+
+
+def _rows(arrays: Sequence[NDArray[np.float32]], label: str) -> NDArray[np.float32]:
+    """[n, 512] of all arrays in a row. Raises PictureError."""
+    for array in arrays:
+        if array.ndim not in (1, 2) or array.shape[-1] != WIDTH or 0 in array.shape:
+            shape = list(array.shape)
+            raise _refused(label, f"an embedding is [{WIDTH}] or [faces, {WIDTH}], this is {shape}")
+    rows = np.concatenate([array.reshape(-1, WIDTH) for array in arrays]) if arrays else None
+    if rows is None or len(rows) > MAX_FACES:
+        raise _refused(
+            label, f"{0 if rows is None else len(rows)} faces; 1 to {MAX_FACES} are read"
+        )
+    odd = [i for i, row in enumerate(rows) if not (np.isfinite(row).all() and row.any())]
+    if odd:
+        raise _refused(
+            label, f"face {odd[0]} is {'zero' if not rows[odd[0]].any() else 'not finite'}"
+        )
+    return np.ascontiguousarray(rows)
+
+
+def _as_read(rows: Tensor, spec: AdapterSpec) -> Tensor:
+    return rows if spec.feature == RAW else torch.nn.functional.normalize(rows, dim=-1)
+
+
+def _refused(what: str, why: str) -> PictureError:
+    return PictureError(what, rule=why, remedy=_REMEDY)
