@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 PROGRAM = "imageprompt"
@@ -98,11 +98,17 @@ def print_table(rows: list[dict[str, Any]], as_json: bool) -> int:
 
 
 def print_aligned(rows: Iterable[tuple[str, ...]], indent: str = "  ") -> None:
+    for line in aligned(rows, indent):
+        print(line)
+
+
+def aligned(rows: Iterable[tuple[str, ...]], indent: str = "  ") -> Iterator[str]:
+    """The rows as lines whose columns stand below one another."""
     table = list(rows)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print(f"{indent}{'  '.join(cells)}".rstrip())
+        yield f"{indent}{'  '.join(cells)}".rstrip()
 
 
 def shown(value: Any) -> str:
