@@ -58,10 +58,9 @@ class UNetHost:
         return isinstance(denoiser, UNet2DConditionModel | UNetMotionModel)
 
     def describe(self, denoiser: nn.Module) -> HostSpec:
+        config: Any = denoiser.config
         spec = layers.host_spec(
-            list(_live_layers(denoiser)),
-            projects_text=_projects_text(denoiser.config),
-            config=denoiser.config,
+            list(_live_layers(denoiser)), projects_text=_projects_text(config), config=config
         )
         if spec is None:
             raise AttachError(
