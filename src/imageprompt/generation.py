@@ -169,7 +169,7 @@ def _run(request: Request) -> GenerationResult:
     )
     request.must_be("base", base.source)
     options = _options(request, base)
-    with _threads(base), _prepared(base.pipe, request):
+    with ingredients.few_threads(base), _prepared(base.pipe, request):
         recipe = _recipe(request, base, options, references)
         if request.words_alone:
             images, shown = _denoise(base.pipe, request, options), None
@@ -271,21 +271,6 @@ def _options(request: Request, base: Base) -> dict[str, Any]:
             )
         options |= {"width": width, "height": height}
     return options
-
-
-@contextmanager
-def _threads(base: Base) -> Iterator[None]:
-    """One for the bundled stack: its operations are too small to share, and sharing them costs
-    much where the machine is busy otherwise. Afterwards as many as before."""
-    import torch
-
-    before = torch.get_num_threads()
-    if base.name == bundled.NAME:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

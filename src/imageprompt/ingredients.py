@@ -145,6 +145,21 @@ def dtype_name(pipe: Any) -> str:
 
 
 @contextmanager
+def few_threads(base: Base) -> Iterator[None]:
+    """One for the bundled stack: its operations are too small to share, and sharing them costs
+    much where the machine is busy otherwise. Afterwards as many as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    if base.name == bundled.NAME:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def quiet_loading(quiet: bool) -> Iterator[None]:
     """No bars for loading weights while the block runs, if `quiet`."""
     from diffusers.utils import logging as of_diffusers
