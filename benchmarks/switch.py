@@ -8,8 +8,11 @@ equivalent is loading the saved embeddings; projector and K', V' then run in eve
 time in one step is listed with it. Wall time, since a person waits for it, and process CPU time;
 medians over the prompts.
 
+With `--library` the prompts are styles of a library, opened by name: found in a folder of that
+many, its description and tokens checked, K' and V' read from beside it and checked.
+
     python benchmarks/switch.py [--base sd15|sdxl] [--variant base|plus] [--prompts 15]
-                                [--threads N] [--quick] [--json FILE]
+                                [--library] [--threads N] [--quick] [--json FILE]
 """
 
 from __future__ import annotations
@@ -95,6 +98,36 @@ def ours(unet: nn.Module, state: Any, variant: str, count: int, folder: Path) ->
     return rows
 
 
+def library(unet: nn.Module, state: Any, variant: str, count: int, folder: Path) -> list[Row]:
+    """Switching between the styles of a library."""
+    from safetensors.torch import save_file
+
+    import imageprompt as ip
+    from imageprompt.library import Library
+
+    path = folder / "adapter.safetensors"
+    save_file({k: v.contiguous() for k, v in flat(state).items()}, path)
+    adapter = ip.Adapter.load(path, dtype=torch.bfloat16).attach(unet)
+    styles = Library(folder / "library")
+    for i in range(count + 1):
+        features = published_features(variant, torch.bfloat16, seed=100 + i)
+        null = torch.zeros_like(features)
+        styles.add(f"style {i}", adapter, features=features, null_features=null)
+
+    def use(name: str) -> None:
+        with torch.no_grad(), adapter.use(styles.open(name, adapter)):
+            pass
+
+    *names, last = styles.names()
+    use(last)  # the run before the first switch
+    rows = [
+        summary(what, [timed(lambda n=n: use(n)) for n in names])
+        for what in ("imageprompt library, first use", "imageprompt library")
+    ]
+    adapter.detach()
+    return rows
+
+
 def theirs(unet: nn.Module, state: Any, variant: str, count: int, folder: Path) -> list[Row]:
     """What diffusers offers: saved embeddings, and what it computes from them in every step."""
     diffusers_load(unet, state)
@@ -123,12 +156,14 @@ def theirs(unet: nn.Module, state: Any, variant: str, count: int, folder: Path) 
     ]
 
 
-def measure(base: Base, variant: str, count: int) -> list[Row]:
-    """All rows, in milliseconds."""
+def measure(base: Base, variant: str, count: int, *, styles: bool = False) -> list[Row]:
+    """All rows, in milliseconds; `styles`: those of a library alone."""
     unet = random_unet(base, torch.bfloat16)
     width = base.config["cross_attention_dim"]
     state = published_adapter(unet, variant, width, dtype=torch.bfloat16)
     with tempfile.TemporaryDirectory() as folder:
+        if styles:
+            return library(unet, state, variant, count, Path(folder))
         rows = ours(unet, state, variant, count, Path(folder))
         return rows + theirs(unet, state, variant, count, Path(folder))
 
@@ -139,6 +174,7 @@ def main() -> None:
     parser.add_argument("--base", choices=sorted(BASES), default="sd15")
     parser.add_argument("--variant", choices=("base", "plus"))
     parser.add_argument("--prompts", type=int, default=15)
+    parser.add_argument("--library", action="store_true", help="styles by name")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--quick", action="store_true", help="5 prompts")
     parser.add_argument("--json", type=Path)
@@ -148,7 +184,7 @@ def main() -> None:
     base = BASES[args.base]
     variant = args.variant or ("base" if base.name == "sd15" else "plus")
     before = regime()
-    rows = measure(base, variant, 5 if args.quick else args.prompts)
+    rows = measure(base, variant, 5 if args.quick else args.prompts, styles=args.library)
     goal = GOALS.get((base.name, variant))
     print(f"{base.name} {variant}, bfloat16, ready to sample; wanted <= {goal} ms; {before}")
     print(f"{'milliseconds':34}{'wall':>9}{'CPU':>9}{'worst wall':>12}")

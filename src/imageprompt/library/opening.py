@@ -99,7 +99,8 @@ def _read(path: Path, prompt: ImagePrompt, made_by: str) -> bool:
     ahead = kept.prepared
     if ahead is None or ahead.made_by != made_by or not torch.equal(kept.tokens, prompt.tokens):
         return False
-    if not all(bool(x.isfinite().all()) for pair in ahead.pairs.values() for x in pair):
+    together = torch.cat([x.flatten() for pair in ahead.pairs.values() for x in pair])
+    if not together.isfinite().all():
         return False
     prompt.tokens, prompt.prepared = kept.tokens, ahead
     return True
