@@ -43,9 +43,22 @@ Dear = Callable[[Any, tuple[Any, ...]], bool]
 
 
 def recompute_blocks(denoiser: Any) -> None:
-    """Switch gradient checkpointing on, as above, for a denoiser of diffusers."""
+    """Switch gradient checkpointing on, as above, for a denoiser of diffusers.
+
+    Memory is at its peak while the last block runs, with all results before it kept, and in the
+    backward pass of the upward blocks: the heap is tidied before.
+    """
     denoiser.enable_gradient_checkpointing(_run)
-    denoiser.register_forward_pre_hook(lambda *_: _give_back(denoiser.device))
+    blocks = denoiser.up_blocks
+    blocks[-1].register_forward_pre_hook(lambda *_: _give_back(denoiser.device))
+    for block in blocks[::-2]:
+        block.register_forward_hook(_tidy_before_backward)
+
+
+def _tidy_before_backward(_: Any, __: Any, out: Any) -> None:
+    """A forward hook: the heap is tidied once the gradient of `out` is there."""
+    if out.requires_grad:
+        out.register_hook(lambda grad: _give_back(grad.device))
 
 
 def _run(block: Callable[..., Any], x: Tensor, *args: Any) -> Any:
@@ -55,17 +68,7 @@ def _run(block: Callable[..., Any], x: Tensor, *args: Any) -> Any:
         return block(x, *args)
     if isinstance(block, ResnetBlock2D):
         return _recomputed(block, _dear_in(block), x, *args)
-    return _recomputed(partial(_on_tidy_heap, block), _long_attention, x, *args)
-
-
-def _on_tidy_heap(block: Callable[..., Any], x: Tensor, *args: Any) -> Any:
-    """Run a block, now and when it is computed again, with nothing lying free beside it.
-
-    The very largest are left out: what they gave back they would take again at once.
-    """
-    if x.shape[0] * x.shape[1] < 4 * MANY:
-        _give_back(x.device)
-    return block(x, *args)
+    return _recomputed(block, _long_attention, x, *args)
 
 
 def _long_attention(operation: Any, args: tuple[Any, ...]) -> bool:
@@ -100,7 +103,8 @@ def _recomputed(block: Callable[..., Any], dear: Dear, *args: Any) -> Any:
 def _give_back(device: torch.device) -> None:
     """What lies free in the heap between pieces in use, back to the system (glibc, CPU).
 
-    It is a tenth of the peak of an SD1.5 step; to find it takes 10 to 40 ms.
+    It is a tenth of the peak of an SD1.5 step; to find it takes 10 to 40 ms. What was given back has
+    to be taken again, so this is done at the few places that decide the peak.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None and device.type == "cpu":
