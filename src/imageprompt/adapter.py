@@ -20,12 +20,14 @@ from imageprompt.checkpoint.storage import write_file
 from imageprompt.clock import stated
 from imageprompt.controls import Controls, Scale, Scaling
 from imageprompt.encoders import Encoder
+from imageprompt.encoders.face import LARGEST, Choice
 from imageprompt.encoding import Encoding
 from imageprompt.errors import (
     AdapterFileError,
     AttachError,
     OptionError,
 )
+from imageprompt.faces import Embeddings
 from imageprompt.features import Features, Group
 from imageprompt.guidance import Branch, named_layout
 from imageprompt.in_use import InUse
@@ -42,6 +44,7 @@ from imageprompt.suitability import (
     check_options,
     check_prompt,
     checked_encoder,
+    checked_faces,
     feature_width_of,
 )
 from imageprompt.variants import VARIANTS, pending, site_shapes
@@ -167,12 +170,22 @@ class Adapter:
 
     # ── attaching ───────────────────────────────────────────────────────────────────────────────
 
-    def attach(self, pipe: object, encoder: object = None, *, lora: Mode = "live") -> Adapter:
+    def attach(
+        self,
+        pipe: object,
+        encoder: object = None,
+        *,
+        faces: object = None,
+        lora: Mode = "live",
+    ) -> Adapter:
         """Attach to a diffusers pipeline or a denoiser; returns self.
 
         Nothing of the pipeline is read but its denoiser. `encoder` (a model, a folder or one of
         ours) is needed to encode pictures. Everything is checked before anything changes: raises
         AttachError, WrongBaseError or EncoderError and leaves the base as it was.
+
+        `faces` finds the faces in pictures for FaceID adapters and portrait: insightface's model
+        pack (a folder, or a name in ~/.insightface/models) or a FaceAnalysis that is prepared.
 
         `lora="merged"` writes the LoRA of FaceID adapters into the base's weights while an image
         prompt is in use, and the weights' own bits back afterwards: steps cost no more than the
@@ -185,6 +198,7 @@ class Adapter:
         place = Place.of(pipe)
         check_base(self.spec, self.module, place.sites)
         opened = None if encoder is None else checked_encoder(self.spec, encoder)
+        finder = None if faces is None else checked_faces(self.spec, faces)
         if place.device.type != "meta":
             self.module.to(place.device)
         loras = self.module.loras
@@ -201,6 +215,8 @@ class Adapter:
         self.encoding.base = pipe
         if opened is not None:
             self.encoding.open(opened)
+        if finder is not None:
+            self.encoding.faces = finder
         return self
 
     def detach(self) -> None:
@@ -231,6 +247,8 @@ class Adapter:
         *,
         features: Features | None = None,
         null_features: Group | None = None,
+        embeddings: Embeddings | None = None,
+        face: Choice = LARGEST,
         fusion: str = "concat",
         weights: Sequence[float] | Sequence[Sequence[float]] | None = None,
         prepare: Preparation | str | None = None,
@@ -248,13 +266,18 @@ class Adapter:
         `[a, b]` is one prompt with two references, their tokens side by side; `[[a], [b]]` are two
         prompts, one reference each, for a batch of two text prompts. Ready-made `features` [n, ...]
         are n references of one prompt, a list of such tensors several prompts; `null_features`
-        [1, ...] what the encoder makes of the null picture. FaceID reads features alone; for
-        FaceID-plus they are a tuple: face embeddings [n, 512], patch features of the faces
-        [n, L, F].
+        [1, ...] what the encoder makes of the null picture. For FaceID-plus they are a tuple:
+        face embeddings [n, 512], patch features of the faces [n, L, F].
+
+        FaceID adapters and portrait read the faces in the pictures: of each the "largest", "all",
+        or the one of an index (`face`; 0 is the largest). Or they are given `embeddings`: a file
+        (.npy, .safetensors, torch, JSON), an array [512] or [n, 512], or lists of these as of
+        pictures; FaceID-plus then reads crops of the same faces as its pictures.
 
         `fusion` mixes the references of a prompt before they are projected (fusion.py has the
         formulas); any but "concat" leaves one, so that prompts may differ in their numbers.
-        `weights`, one a reference (or a list of them for each prompt), multiply the features first.
+        `weights`, one a reference (or a list of them for each prompt), multiply the features first;
+        with "concat" the tokens, where 0 leaves nothing of a reference.
         "attention-weighted" finds its own: the nearness to `text` or to the other references.
 
         `prepare` frames the pictures (`Preparation`, or its words: "squash", "crop:top", "pad",
@@ -285,7 +308,9 @@ class Adapter:
             text=text,
             text_encoder=text_encoder,
         )
-        return self.encoding.encode(pictures, features, null_features, mixture)
+        return self.encoding.encode(
+            pictures, features, null_features, mixture, embeddings=embeddings, face=face
+        )
 
     def project(
         self, features: Group, *, null: bool = False, strength: float | Tensor = 1.0

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from imageprompt.encoders import Encoder
+from imageprompt.encoders.face import LARGEST, Choice, FaceEncoder, check_choice
 from imageprompt.errors import EncoderError, PromptError
+from imageprompt.faces import Embeddings, embeddings_of, faces_in
 from imageprompt.features import (
     Features,
     Group,
-    check_counts,
     check_shapes,
     count,
     first,
@@ -26,8 +27,9 @@ from imageprompt.mixing import mixed
 from imageprompt.mixture import Mixture
 from imageprompt.prompt import ImagePrompt
 from imageprompt.references import Pictures, References
+from imageprompt.references import groups_of as groups_of_pictures
 from imageprompt.spec import AdapterSpec
-from imageprompt.suitability import encoded_part
+from imageprompt.suitability import FACES_ONLY, encoded_part
 
 
 class Encoding:
@@ -40,6 +42,7 @@ class Encoding:
         self.spec = spec
         self.projector = projector
         self.encoder: Encoder | None = None
+        self.faces: FaceEncoder | None = None
         self.base: object = None  # what the adapter is attached to, with its text encoders
         self._encoded_null: Tensor | None = None  # the encoder's features of the null picture
         self._null: tuple[Any, Tensor] | None = None  # its tokens, and the weights that made them
@@ -55,20 +58,32 @@ class Encoding:
         features: Features | None,
         null_features: Group | None,
         mixture: Mixture,
+        *,
+        embeddings: Embeddings | None = None,
+        face: Choice = LARGEST,
     ) -> ImagePrompt:
         """As `Adapter.encode`."""
-        if (pictures is None) == (features is None):
+        if (pictures is None and embeddings is None) == (features is None):
             raise PromptError(
                 "encode()", rule="it takes either pictures or features", remedy="Give one of them."
             )
         mixture.check(self.spec, pictures, null_features)
+        self._check_faces(pictures, embeddings, face)
         with torch.no_grad():
-            groups, seen = self._encoded(pictures, features, mixture)
+            if features is not None:
+                groups, seen = groups_of(features), None
+            elif "face_embeds" in self.spec.feature:
+                groups, seen = self._encoded_faces(pictures, embeddings, face, mixture)
+            else:
+                groups, seen = self._encoded(pictures, mixture)
             check_shapes(groups, self.spec)
-            read = mixed(groups, seen, mixture, self.encoder, self.base)
-            check_counts(read)
+            read, shares = mixed(groups, seen, mixture, self.encoder, self.base)
             tokens = self._side_by_side(read)
             null = self._null_rows(null_features, read, seen, mixture)
+            if shares is not None:
+                each = shares.to(tokens).repeat_interleave(tokens.shape[1] // shares.shape[1], 1)
+                tokens = tokens * each[..., None]
+                null = None if null is None else null * each[..., None]
         numbers = sorted({count(group) for group in groups})
         said = {"references": ", ".join(map(str, numbers)), **mixture.words()}
         return ImagePrompt(tokens, null, self._metadata() | said, features=read)
@@ -99,6 +114,8 @@ class Encoding:
         metadata = {"variant": self.spec.variant, "projector": self.fingerprint()}
         if self.encoder is not None:
             metadata["encoder"] = self.encoder.fingerprint
+        if self.faces is not None and self.faces.fingerprint:
+            metadata["faces"] = self.faces.fingerprint
         return metadata
 
     def _side_by_side(self, groups: Sequence[Group]) -> Tensor:
@@ -107,20 +124,81 @@ class Encoding:
         return tokens.reshape(len(groups), -1, tokens.shape[-1])
 
     def _encoded(
-        self, pictures: Pictures | None, features: Features | None, mixture: Mixture
-    ) -> tuple[list[Group], References | None]:
+        self, pictures: Pictures | None, mixture: Mixture
+    ) -> tuple[list[Group], References]:
         """Features of every prompt's references, [n, ...] each, and what the encoder was shown."""
-        if features is not None:
-            return groups_of(features), None
-        if "face_embeds" in self.spec.feature:
-            raise EncoderError(
-                f"pictures for a {self.spec.variant} adapter",
-                rule="it reads face embeddings, which an image encoder does not make",
-                remedy="Make them with a face recogniser (ArcFace) and pass encode(features=...).",
-            )
         encoder = self._need_encoder()
         seen = References.of(pictures, encoder, mixture.prepare, mixture.reference_mask)
-        return list(seen.encoded(encoder, self.spec.feature)), seen
+        return list(seen.encoded(encoder, encoded_part(self.spec.feature))), seen
+
+    # ── faces ───────────────────────────────────────────────────────────────────────────────────
+
+    def _encoded_faces(
+        self,
+        pictures: Pictures | None,
+        embeddings: Embeddings | None,
+        face: Choice,
+        mixture: Mixture,
+    ) -> tuple[list[Group], References | None]:
+        """Embeddings of every prompt's faces, given or found in the pictures; for FaceID-plus
+        beside what the encoder makes of the faces' crops."""
+        crops: Any = pictures
+        if embeddings is not None:
+            rows = embeddings_of(groups_of_pictures(embeddings), self.spec)
+        elif self.faces is not None:
+            rows, crops = faces_in(groups_of_pictures(pictures), self.faces, face, self.spec)
+        else:
+            raise EncoderError(
+                f"pictures for a {self.spec.variant} adapter",
+                rule="it reads embeddings of faces, which a face recogniser makes",
+                remedy="Attach one: attach(pipe, faces=PACK), insightface's model pack; or give "
+                "embeddings=.",
+            )
+        if self.spec.feature in FACES_ONLY:
+            return list(rows), None
+        shown, seen = self._encoded(crops, mixture)
+        counts = [count(group) for group in shown]
+        if counts != [len(group) for group in rows]:
+            raise PromptError(
+                f"{sum(map(len, rows))} face embedding(s) beside {sum(counts)} picture(s)",
+                rule=f"{self.spec.variant} reads one picture of each face",
+                remedy="Give the faces' crops in the order of their embeddings.",
+            )
+        return [(r, s) for r, s in zip(rows, shown, strict=True) if isinstance(s, Tensor)], seen
+
+    def _check_faces(self, pictures: object, embeddings: object, face: Choice) -> None:
+        """What the variant has no use for, or lacks. Raises PromptError, OptionError."""
+        check_choice(face)
+        variant, feature = self.spec.variant, self.spec.feature
+        given = embeddings is not None
+        for wrong, what, rule, remedy in (
+            (
+                given and "face_embeds" not in feature,
+                f"face embeddings for a {variant} adapter",
+                f"it reads {feature} of pictures",
+                "Give the pictures.",
+            ),
+            (
+                given and pictures is not None and feature in FACES_ONLY,
+                f"pictures beside embeddings for a {variant} adapter",
+                "it reads embeddings alone",
+                "Give one of the two.",
+            ),
+            (
+                given and pictures is None and feature not in FACES_ONLY,
+                f"embeddings without pictures for a {variant} adapter",
+                "its image encoder is shown the faces as well",
+                "Give their crops too: encode([crop], embeddings=...).",
+            ),
+            (
+                face != LARGEST and (given or "face_embeds" not in feature),
+                f"face={face!r}",
+                "it chooses among the faces that are found in a picture",
+                "Leave it out.",
+            ),
+        ):
+            if wrong:
+                raise PromptError(what, rule=rule, remedy=remedy)
 
     # ── no picture ──────────────────────────────────────────────────────────────────────────────
 

@@ -104,9 +104,12 @@ def checked_weights(weights: object, fusion: str) -> tuple[float, ...] | None:
 def fuse(x: Tensor, fusion: str, weights: Tensor | None = None) -> Tensor:
     """Features [n, ...] -> [n, ...] for `concat`, else [1, ...]; weights [n].
 
-    Weights multiply the features before any other formula too, as in the peer's encode node. One
-    reference alone is left as it is by every fusion, but for its weight.
+    Weights multiply the features before any other formula too, as in the peer's encode node; but
+    side by side they are the tokens' (see `mixing.py`). One reference alone is left as it is by
+    every fusion, but for its weight.
     """
+    if fusion == CONCAT:
+        return x
     if fusion in (WEIGHTED, ATTENTION):
         assert weights is not None, "checked before"
         shares = _beside(weights / weights.sum(), x)

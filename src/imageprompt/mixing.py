@@ -1,4 +1,10 @@
-"""Mixing: the encoded references of every prompt, as a Mixture wants them: what is projected."""
+"""Mixing: the encoded references of every prompt, as a Mixture wants them: what is projected.
+
+Weights of references side by side are not the features' but the tokens': projectors norm what they
+read and make, so that a weight on features does nothing for Plus and the opposite of what is meant
+for base (measured on the bundled stack: dev/LOG.md). K' and V' are linear in the tokens: at weight
+0 nothing of a reference is left.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +17,8 @@ from torch import Tensor
 from imageprompt.encoders import Encoder
 from imageprompt.encoders.clip_text import open_text_encoder
 from imageprompt.errors import EncoderError, PromptError
-from imageprompt.features import Group, count, mapped
-from imageprompt.fusion import ATTENTION, attention_weights, fuse
+from imageprompt.features import Group, check_counts, count, mapped
+from imageprompt.fusion import ATTENTION, CONCAT, attention_weights, fuse
 from imageprompt.mixture import Mixture
 from imageprompt.references import References
 
@@ -23,9 +29,10 @@ def mixed(
     mixture: Mixture,
     encoder: Encoder | None,
     base: object,
-) -> list[Group]:
+) -> tuple[list[Group], Tensor | None]:
     """Words subtracted, then weighed, then fused: [n, ...] of each prompt -> [n or 1, ...].
 
+    Second, the weights of the tokens of references side by side, [P, n]; None where all are 1.
     `seen` is what the encoder was shown (None for ready-made features); `base` is searched for a
     text encoder where words are wanted and the mixture brings none. Raises OptionError,
     EncoderError, PromptError.
@@ -45,10 +52,13 @@ def mixed(
     if mixture.subtract_text is not None and isinstance(groups[0], Tensor):
         texts = words(mixture.subtract_text, groups[0].shape[-1]) * mixture.subtract_strength
         groups = [_less(group, text) for group, text in zip(groups, texts, strict=True)]
-    return [
+    fused = [
         mapped(group, partial(fuse, fusion=mixture.fusion, weights=row))
         for group, row in zip(groups, weights, strict=True)
     ]
+    check_counts(fused)
+    beside = [row for row in weights if row is not None and mixture.fusion == CONCAT]
+    return fused, torch.stack(beside) if beside else None
 
 
 def _less(group: Group, text: Tensor) -> Group:
