@@ -9,9 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from imageprompt.encoders import Encoder
-from imageprompt.encoders.face import LARGEST, Choice, FaceEncoder, check_choice
+from imageprompt.encoders.face import LARGEST, Choice, FaceEncoder
 from imageprompt.errors import EncoderError, PromptError
-from imageprompt.faces import Embeddings, embeddings_of, faces_in
+from imageprompt.faces import (
+    Embeddings,
+    check_crops,
+    check_faces,
+    embeddings_of,
+    faces_in,
+    reads_pictures,
+)
 from imageprompt.features import (
     Features,
     Group,
@@ -27,9 +34,8 @@ from imageprompt.mixing import mixed
 from imageprompt.mixture import Mixture
 from imageprompt.prompt import ImagePrompt
 from imageprompt.references import Pictures, References
-from imageprompt.references import groups_of as groups_of_pictures
 from imageprompt.spec import AdapterSpec
-from imageprompt.suitability import FACES_ONLY, encoded_part
+from imageprompt.suitability import encoded_part
 
 
 class Encoding:
@@ -68,7 +74,7 @@ class Encoding:
                 "encode()", rule="it takes either pictures or features", remedy="Give one of them."
             )
         mixture.check(self.spec, pictures, null_features)
-        self._check_faces(pictures, embeddings, face)
+        check_faces(self.spec, pictures, embeddings, face)
         with torch.no_grad():
             if features is not None:
                 groups, seen = groups_of(features), None
@@ -131,8 +137,6 @@ class Encoding:
         seen = References.of(pictures, encoder, mixture.prepare, mixture.reference_mask)
         return list(seen.encoded(encoder, encoded_part(self.spec.feature))), seen
 
-    # ── faces ───────────────────────────────────────────────────────────────────────────────────
-
     def _encoded_faces(
         self,
         pictures: Pictures | None,
@@ -142,63 +146,16 @@ class Encoding:
     ) -> tuple[list[Group], References | None]:
         """Embeddings of every prompt's faces, given or found in the pictures; for FaceID-plus
         beside what the encoder makes of the faces' crops."""
-        crops: Any = pictures
         if embeddings is not None:
-            rows = embeddings_of(groups_of_pictures(embeddings), self.spec)
-        elif self.faces is not None:
-            rows, crops = faces_in(groups_of_pictures(pictures), self.faces, face, self.spec)
+            crops: Any = pictures
+            rows = embeddings_of(embeddings, self.spec)
         else:
-            raise EncoderError(
-                f"pictures for a {self.spec.variant} adapter",
-                rule="it reads embeddings of faces, which a face recogniser makes",
-                remedy="Attach one: attach(pipe, faces=PACK), insightface's model pack; or give "
-                "embeddings=.",
-            )
-        if self.spec.feature in FACES_ONLY:
+            rows, crops = faces_in(pictures, self.faces, face, self.spec)
+        if not reads_pictures(self.spec):
             return list(rows), None
         shown, seen = self._encoded(crops, mixture)
-        counts = [count(group) for group in shown]
-        if counts != [len(group) for group in rows]:
-            raise PromptError(
-                f"{sum(map(len, rows))} face embedding(s) beside {sum(counts)} picture(s)",
-                rule=f"{self.spec.variant} reads one picture of each face",
-                remedy="Give the faces' crops in the order of their embeddings.",
-            )
+        check_crops([len(group) for group in rows], [count(group) for group in shown], self.spec)
         return [(r, s) for r, s in zip(rows, shown, strict=True) if isinstance(s, Tensor)], seen
-
-    def _check_faces(self, pictures: object, embeddings: object, face: Choice) -> None:
-        """What the variant has no use for, or lacks. Raises PromptError, OptionError."""
-        check_choice(face)
-        variant, feature = self.spec.variant, self.spec.feature
-        given = embeddings is not None
-        for wrong, what, rule, remedy in (
-            (
-                given and "face_embeds" not in feature,
-                f"face embeddings for a {variant} adapter",
-                f"it reads {feature} of pictures",
-                "Give the pictures.",
-            ),
-            (
-                given and pictures is not None and feature in FACES_ONLY,
-                f"pictures beside embeddings for a {variant} adapter",
-                "it reads embeddings alone",
-                "Give one of the two.",
-            ),
-            (
-                given and pictures is None and feature not in FACES_ONLY,
-                f"embeddings without pictures for a {variant} adapter",
-                "its image encoder is shown the faces as well",
-                "Give their crops too: encode([crop], embeddings=...).",
-            ),
-            (
-                face != LARGEST and (given or "face_embeds" not in feature),
-                f"face={face!r}",
-                "it chooses among the faces that are found in a picture",
-                "Leave it out.",
-            ),
-        ):
-            if wrong:
-                raise PromptError(what, rule=rule, remedy=remedy)
 
     # ── no picture ──────────────────────────────────────────────────────────────────────────────
 

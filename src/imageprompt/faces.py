@@ -19,9 +19,9 @@ from PIL.Image import Image
 from torch import Tensor
 
 from imageprompt.checkpoint.sources.arrays import read_arrays
-from imageprompt.encoders.face import Choice, FaceEncoder, check_choice
-from imageprompt.encoders.pictures import PictureSource
-from imageprompt.errors import AdapterFileError, PictureError
+from imageprompt.encoders.face import LARGEST, Choice, FaceEncoder, check_choice
+from imageprompt.errors import AdapterFileError, EncoderError, PictureError, PromptError
+from imageprompt.references import Pictures, groups_of
 from imageprompt.spec import AdapterSpec
 
 MAX_FACES = 256
@@ -50,13 +50,18 @@ def read_embeddings(path: str | os.PathLike[str]) -> Tensor:
     return torch.from_numpy(_rows(arrays, f"face embeddings {str(file)!r}"))
 
 
-def embeddings_of(groups: Sequence[Sequence[Embedding]], spec: AdapterSpec) -> list[Tensor]:
+def reads_pictures(spec: AdapterSpec) -> bool:
+    """Does this adapter of faces read features of their pictures, beside the embeddings?"""
+    return spec.projector.face_width > 0
+
+
+def embeddings_of(given: Embeddings, spec: AdapterSpec) -> list[Tensor]:
     """The faces of every prompt, [n, 512] each, as this adapter reads them.
 
     What is not of length 1 is scaled to it where the adapter wants that, with one warning. Raises
     NotFoundError, PictureError.
     """
-    read = [torch.cat([_read(one) for one in group]) for group in groups]
+    read = [torch.cat([_read(one) for one in group]) for group in groups_of(given)]
     lengths = torch.cat([rows.norm(dim=-1) for rows in read])
     normed = (lengths - 1).abs() <= LENGTH_TOLERANCE
     if spec.feature == RAW and normed.any():
@@ -76,16 +81,68 @@ def embeddings_of(groups: Sequence[Sequence[Embedding]], spec: AdapterSpec) -> l
 
 
 def faces_in(
-    groups: Sequence[Sequence[PictureSource]], finder: FaceEncoder, which: Choice, spec: AdapterSpec
+    pictures: Pictures | None, finder: FaceEncoder | None, which: Choice, spec: AdapterSpec
 ) -> tuple[list[Tensor], list[list[Image]]]:
     """The faces in every prompt's pictures as this adapter reads them, [n, 512] each, and each face
-    upright in a square. Raises PictureError, OptionError."""
-    check_choice(which)
+    upright in a square. Raises PictureError, EncoderError."""
+    groups = groups_of(pictures)
+    if finder is None:
+        raise EncoderError(
+            f"pictures for a {spec.variant} adapter",
+            rule="it reads embeddings of faces, which a face recogniser makes",
+            remedy="Attach one: attach(pipe, faces=PACK), insightface's model pack; or give "
+            "embeddings=.",
+        )
     found = [
         [face for source in group for face in finder.choose(source, which)] for group in groups
     ]
     rows = [_as_read(torch.stack([face.embedding for face in faces]), spec) for faces in found]
     return rows, [[face.crop() for face in faces] for faces in found]
+
+
+def check_crops(faces: list[int], crops: list[int], spec: AdapterSpec) -> None:
+    """Raises PromptError where prompts have other numbers of embeddings than of pictures."""
+    if faces != crops:
+        raise PromptError(
+            f"{sum(faces)} face embedding(s) beside {sum(crops)} picture(s)",
+            rule=f"{spec.variant} reads one picture of each face",
+            remedy="Give the faces' crops in the order of their embeddings.",
+        )
+
+
+def check_faces(spec: AdapterSpec, pictures: object, embeddings: object, face: Choice) -> None:
+    """What the variant has no use for, or lacks. Raises PromptError, OptionError."""
+    check_choice(face)
+    given, of_faces = embeddings is not None, "face_embeds" in spec.feature
+    both, variant = reads_pictures(spec), f"a {spec.variant} adapter"
+    for wrong, what, rule, remedy in (
+        (
+            given and not of_faces,
+            f"face embeddings for {variant}",
+            f"it reads {spec.feature} of pictures",
+            "Give the pictures.",
+        ),
+        (
+            given and pictures is not None and not both,
+            f"pictures beside embeddings for {variant}",
+            "it reads embeddings alone",
+            "Give one of the two.",
+        ),
+        (
+            given and pictures is None and both,
+            f"embeddings without pictures for {variant}",
+            "its image encoder is shown the faces as well",
+            "Give their crops too: encode([crop], embeddings=...).",
+        ),
+        (
+            face != LARGEST and (given or not of_faces),
+            f"face={face!r}",
+            "it chooses among the faces that are found in a picture",
+            "Leave it out.",
+        ),
+    ):
+        if wrong:
+            raise PromptError(what, rule=rule, remedy=remedy)
 
 
 def _read(given: object) -> Tensor:

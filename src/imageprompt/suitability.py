@@ -7,6 +7,7 @@ from dataclasses import fields
 
 from imageprompt.checkpoint.detect import likely_families
 from imageprompt.encoders import Encoder, open_encoder
+from imageprompt.encoders.face import FaceEncoder, open_faces
 from imageprompt.errors import EncoderError, OptionError, PromptError, WrongBaseError
 from imageprompt.features import encoder_hint
 from imageprompt.prompt import ImagePrompt
@@ -48,6 +49,17 @@ def checked_encoder(spec: AdapterSpec, encoder: object) -> Encoder:
             remedy=encoder_hint(spec),
         )
     return opened
+
+
+def checked_faces(spec: AdapterSpec, source: object) -> FaceEncoder:
+    """A face encoder, opened. Raises EncoderError where the adapter reads no faces."""
+    if "face_embeds" not in spec.feature:
+        raise EncoderError(
+            f"a face encoder for a {spec.variant} adapter",
+            rule=f"it reads {spec.feature} of whole pictures",
+            remedy="Leave faces= out.",
+        )
+    return open_faces(source)
 
 
 def check_prompt(spec: AdapterSpec, projector: Callable[[], str], prompt: ImagePrompt) -> None:

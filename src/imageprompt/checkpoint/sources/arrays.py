@@ -115,12 +115,12 @@ def _is_numpy(value: Any) -> bool:
     return isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
 
 
-def _of_numpy(path: Path, array: Opaque) -> Array:
+def _of_numpy(path: Path, array: Any) -> Array:
     """The reference's own training scripts save such arrays."""
-    assert array.state is not None
     _, shape, kind, by_column, content = array.state
+    state: Any = kind.state if isinstance(kind, Opaque) else None
     name = kind.args[0] if isinstance(kind, Opaque) and kind.args else None
-    order = kind.state[1] if isinstance(kind, Opaque) and isinstance(kind.state, tuple) else None
+    order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
     if isinstance(content, Opaque) and content.name == "_codecs.encode" and content.args:
         content = content.args[0]  # bytes, as protocol 2 writes them
     if isinstance(content, str):
