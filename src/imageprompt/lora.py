@@ -109,10 +109,14 @@ class MergedLora:
         self._carrier, self._owner, self._pairs = carrier, owner, pairs
         self._seen: tuple[Tensor | None, int] = (None, 0)
         self._strength = 0.0
+        # weights are written between graphs, never in one
+        self._outside = torch.compiler.disable(self.update)  # type: ignore[no-untyped-call]
         self._hook = denoiser.register_forward_pre_hook(self._before)
 
     def _before(self, *_: object) -> None:
-        if not torch.compiler.is_compiling():  # weights are no part of a graph
+        if torch.compiler.is_compiling():
+            self._outside()
+        else:
             self.update()
 
     def update(self) -> None:

@@ -125,8 +125,9 @@ def _of_numpy(path: Path, array: Any) -> Array:
         content = content.args[0]  # bytes, as protocol 2 writes them
     if isinstance(content, str):
         content = content.encode("latin1", "replace")
-    plain = name in ("f2", "f4", "f8") and order in ("<", ">") and isinstance(content, bytes)
-    if not plain or len(content) != prod(shape) * int(name[1]):
+    item = {"f2": 2, "f4": 4, "f8": 8}.get(str(name))
+    plain = item and order in ("<", ">") and isinstance(content, bytes)
+    if not plain or len(content) != prod(shape) * item:
         refuse(path, "it holds a numpy array that is damaged, or of no floating-point numbers")
     values = np.frombuffer(content, f"{order}{name}").astype(np.float32)
     return values.reshape(shape, order="F" if by_column is True else "C")
