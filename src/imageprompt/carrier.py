@@ -19,6 +19,8 @@ from imageprompt.guidance import Branches, Layouts, by_count, copies_in
 from imageprompt.in_use import InUse
 from imageprompt.step_caches import forget_steps
 
+_WHY = "a schedule of a reference is read off the timestep's memory: compile without fullgraph"
+
 
 class Carrier:
     """The state that one denoiser's sites read while it runs."""
@@ -65,7 +67,7 @@ class Carrier:
             if entry.is_timed:
                 entry.at(self._clock.moment(entry.timesteps))
 
-    @torch._dynamo.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable(reason=_WHY)  # type: ignore[untyped-decorator, no-untyped-call]
     def _tick_outside_the_graph(self, timestep: object) -> None:
         """The place in a loop is read off memory, of which a graph knows nothing."""
         self._tick(timestep)

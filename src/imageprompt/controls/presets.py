@@ -182,29 +182,37 @@ def spots(chosen: Preset, sites: Sequence[Site]) -> list[Spot]:
             remedy="Give scale= by site instead.",
         )
     total = max(groups) + 1
-    layout = _SD15 if not chosen.by_role and _is_sd15(sites) else {}
+    known = {} if chosen.by_role else _SHAPES.get(_shape(sites), {})
     places = []
     for site, t in zip(sites, groups, strict=True):
         role: Part = "rest" if site.role == "other" else site.role
-        part, share = layout.get(t, (role, 1.0))
+        part, share = known.get(t, (role, 1.0))
         places.append(Spot(t, total, site.section, part, share))
     return places
 
 
-_SD15: Mapping[int, tuple[Part, float]] = {
-    **dict.fromkeys((0, 1, 2, 3, *range(9, 16)), ("style", 1.0)),
-    4: ("layout", 0.25),
-    5: ("layout", 1.0),
-    **dict.fromkeys((6, 7, 8), ("rest", 1.0)),
+_Parts = Mapping[int, tuple[Part, float]]
+
+
+def _known(style: Sequence[int], layout: Mapping[int, float], total: int) -> _Parts:
+    """Part and share of each transformer by its number."""
+    rest: dict[int, tuple[Part, float]] = dict.fromkeys(range(total), ("rest", 1.0))
+    rest.update(dict.fromkeys(style, ("style", 1.0)))
+    rest.update({t: ("layout", share) for t, share in layout.items()})
+    return rest
+
+
+_SHAPES: Mapping[tuple[int, ...], _Parts] = {
+    (6, 1, 9): _known((0, 1, 2, 3, *range(9, 16)), {4: 0.25, 5: 1.0}, 16),  # SD1.5, SD2
+    (4, 1, 6): _known((6,), {3: 1.0}, 11),  # SDXL, Kolors
 }
-"""ComfyUI's parts of SD1.5's and SD2's sixteen transformers. SDXL's, and ours for any other UNet,
-are the host's roles: style is transformer 6 there, layout 3."""
+"""ComfyUI's parts by the number of transformers in input, middle and output. On any other UNet the
+parts are the host's roles."""
 
 
-def _is_sd15(sites: Sequence[Site]) -> bool:
-    sections = {site.group: site.section for site in sites}
-    counts = [list(sections.values()).count(name) for name in ("input", "middle", "output")]
-    return counts == [6, 1, 9]
+def _shape(sites: Sequence[Site]) -> tuple[int, ...]:
+    sections = [section for _, section in {(site.group, site.section) for site in sites}]
+    return tuple(sections.count(name) for name in ("input", "middle", "output"))
 
 
 def _x(spot: Spot) -> float:
