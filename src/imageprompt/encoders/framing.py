@@ -31,8 +31,8 @@ MOST_TILES = 4  # a picture longer than that many times its width loses its ends
 NEARLY_SQUARE = (0.75, 1.33)  # height / width between these: four tiles of the central square
 _TILE = 256  # px a tile had when the number of tiles was agreed on: what its rounding counts in
 
-Box = tuple[float, float, float, float]
-"""left, top, right, bottom in pixels; need not be whole numbers."""
+Box = tuple[int, int, int, int]
+"""left, top, right, bottom in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,17 +119,18 @@ class Preparation:
         from PIL.Image import Resampling
 
         filter_ = Resampling[self.filter.upper()]
-        boxes = self.boxes(*picture.size)
-        return [picture.resize((side, side), filter_, box=box) for box in boxes]
+        # cut before scaling: a filter must not see what lies beyond the cut
+        cuts = (picture.crop(box) for box in self.boxes(*picture.size))
+        return [cut.resize((side, side), filter_) for cut in cuts]
 
     def boxes(self, width: int, height: int) -> list[Box]:
         """What of a picture of that size each square shows (of the padded picture, for pad)."""
         if self.how in ("squash", "pad"):
-            return [(0.0, 0.0, float(width), float(height))]
+            return [(0, 0, width, height)]
         if self.how == "crop":
             short = min(width, height)
-            left = (width - short) * self.position[0]
-            top = (height - short) * self.position[1]
+            left = int((width - short) * self.position[0])
+            top = int((height - short) * self.position[1])
             return [(left, top, left + short, top + short)]
         return list(_tiles(width, height))
 
@@ -163,8 +164,8 @@ def _tiles(width: int, height: int) -> Iterator[Box]:
     """Squares from left to right and top to bottom, evenly overlapping, that cover the picture."""
     low, high = NEARLY_SQUARE
     if low < height / width < high:
-        side = min(width, height) / 2
-        left, top = width / 2 - side, height / 2 - side
+        side = min(width, height) // 2
+        left, top = width // 2 - side, height // 2 - side
         for row in range(2):
             for column in range(2):
                 x, y = left + column * side, top + row * side
@@ -174,11 +175,11 @@ def _tiles(width: int, height: int) -> Iterator[Box]:
     shown = min(long, MOST_TILES * short)
     count = math.ceil(int(_TILE * shown / short) / _TILE)
     for index in range(count):
-        start = (long - shown) / 2 + index * (shown - short) / (count - 1)
+        start = round((long - shown) / 2 + index * (shown - short) / (count - 1))
         if width > height:
-            yield start, 0.0, start + short, float(short)
+            yield start, 0, start + short, short
         else:
-            yield 0.0, start, float(short), start + short
+            yield 0, start, short, start + short
 
 
 def _padded(picture: Image, colour: str) -> Image:
