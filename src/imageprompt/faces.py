@@ -19,8 +19,15 @@ from PIL.Image import Image
 from torch import Tensor
 
 from imageprompt.checkpoint.sources.arrays import read_arrays
-from imageprompt.encoders.face import LARGEST, Choice, FaceEncoder, check_choice
-from imageprompt.errors import AdapterFileError, EncoderError, PictureError, PromptError
+from imageprompt.encoders.face import LARGEST, Choice, Face, FaceEncoder, check_choice
+from imageprompt.errors import (
+    AdapterFileError,
+    EncoderError,
+    NotFoundError,
+    PictureError,
+    PromptError,
+)
+from imageprompt.files import write_atomically
 from imageprompt.references import Pictures, groups_of
 from imageprompt.spec import AdapterSpec
 
@@ -48,6 +55,16 @@ def read_embeddings(path: str | os.PathLike[str]) -> Tensor:
         why = error.rule.removeprefix("not an adapter file: ")
         raise _refused(f"face embeddings {str(file)!r}", why) from None
     return torch.from_numpy(_rows(arrays, f"face embeddings {str(file)!r}"))
+
+
+def save_embeddings(path: Path, faces: Sequence[Face], *, raw: bool = False) -> None:
+    """Write the embeddings of faces as [n, 512] in .npy, at length 1 unless they are wanted raw."""
+    rows = torch.stack([face.embedding for face in faces])
+    rows = rows if raw else torch.nn.functional.normalize(rows, dim=-1)
+    if not path.parent.is_dir():
+        raise NotFoundError(str(path.parent), rule="no such folder", remedy="Create it first.")
+    with write_atomically(path) as temporary, temporary.open("wb") as stream:
+        np.save(stream, rows.numpy())
 
 
 def reads_pictures(spec: AdapterSpec) -> bool:
