@@ -106,7 +106,7 @@ def test_composition_and_boost_are_the_scale_where_left_out() -> None:
 def test_sliders() -> None:
     found = by_transformer(sliders(style=1.5, content=0.25), FAMILIES["sdxl"].sites)
     assert found == {3: (0.25, False), 6: (1.5, False)}
-    with pytest.raises(ScaleError, match="composition = 2.5"):
+    with pytest.raises(ScaleError, match=r"composition = 2\.5"):
         sliders(style=1.0, content=2.5)
 
 
