@@ -47,6 +47,14 @@ def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names if name in options}
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """WxH in pixels, as an argument's type."""
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form WxH, such as 512x512")
+    return int(width), int(height)
+
+
 def examples(*lines: str) -> str:
     """The epilogue of a help text."""
     return "examples:\n" + "\n".join(f"  {line}" for line in lines)

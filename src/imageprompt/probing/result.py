@@ -1,0 +1,138 @@
+"""What a probe has found: a row for each setting, the roles, and scales to go on with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from imageprompt.probing.shares import LEAST, Interval
+from imageprompt.terminal import aligned
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ROLES = {"style": "colour", "layout": "layout"}
+"""The measure that tells each role. Texture is told apart, but comes along with either."""
+
+
+_MORE = "More references or seeds tell more."
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting. `carried`: shares of what all sites carry, None where those carry nothing of it.
+
+    `cosine` is that of the pictures' embeddings to their references', above scale 0; `matches` how
+    often a picture shows the same word as its reference; `pictures` the first few.
+    """
+
+    name: str
+    scale: Any
+    role: str
+    carried: Mapping[str, Interval | None]
+    cosine: float | None
+    matches: Mapping[str, float]
+    pictures: tuple[Image, ...] = field(repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        carried = {name: share and share.as_dict() for name, share in self.carried.items()}
+        plain = {"name": self.name, "scale": self.scale, "role": self.role, "carried": carried}
+        cosine = None if self.cosine is None else round(self.cosine, 4)
+        return plain | {"cosine": cosine, "matches": dict(self.matches)}
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """`sites`: a row for each; `none` and `every`: all sites off and on.
+
+    `suggested` maps "style" and "layout" to a scale each, where such sites were found; `checked`
+    are their rows, painted with other seeds than those that chose them.
+    """
+
+    settings: Mapping[str, Any]
+    none: Row
+    every: Row
+    sites: tuple[Row, ...]
+    suggested: Mapping[str, Mapping[str, float]]
+    checked: tuple[Row, ...]
+    references: tuple[Image, ...] = field(repr=False)
+
+    @property
+    def confirmed(self) -> dict[str, Mapping[str, float]]:
+        """The suggestions that carry what they are for with other seeds too."""
+        shares = {row.name: row.carried[ROLES[row.name]] for row in self.checked}
+        sure = {name for name, share in shares.items() if share is not None and share.low > 0}
+        return {role: scale for role, scale in self.suggested.items() if role in sure}
+
+    @property
+    def roles(self) -> dict[str, list[str]]:
+        """What `_imageprompt_roles` in the config of the base's denoiser would say."""
+        return {role: list(scale) for role, scale in self.confirmed.items()}
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """All of them, in the order in which they are shown."""
+        return (self.none, *self.sites, self.every, *self.checked)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "settings": dict(self.settings),
+            "rows": [row.as_dict() for row in self.rows],
+            "suggested": {role: dict(scale) for role, scale in self.suggested.items()},
+            "confirmed": list(self.confirmed),
+            "roles": self.roles,
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        count = self.settings["references"]
+        yield (
+            "Of what all sites carry from a reference, so much is carried by each alone"
+            f" (1: all of it; 95 % intervals over {count} references):"
+        )
+        yield ""
+        yield from aligned(self._shares())
+        if self.every.matches:
+            yield ""
+            yield "How often a picture shows what its reference shows:"
+            yield ""
+            yield from aligned(self._matches())
+        yield ""
+        yield from self._advice()
+
+    def _shares(self) -> Iterator[tuple[str, ...]]:
+        names = list(self.every.carried)
+        yield ("", *names, "role")
+        for row in (*self.sites, *self.checked):
+            cells = ("-" if share is None else str(share) for share in map(row.carried.get, names))
+            yield (row.name, *cells, row.role)
+
+    def _matches(self) -> Iterator[tuple[str, ...]]:
+        names = list(self.every.matches)
+        yield ("", *names)
+        for row in self.rows:
+            yield (row.name, *(f"{row.matches[name]:.0%}" for name in names))
+
+    def _advice(self) -> Iterator[str]:
+        lacking = [name for name, share in self.every.carried.items() if share is None]
+        if lacking:
+            yield (
+                f"With all sites on, pictures come no nearer to their references in"
+                f" {' and '.join(lacking)}: no site can be told by that (-)."
+            )
+        for role, measure in ROLES.items():
+            if role in self.confirmed:
+                yield f"{role:6}  --scale '{json.dumps(self.confirmed[role])}'"
+            elif role in self.suggested:
+                found = ", ".join(self.suggested[role])
+                yield f"{role:6}  {found}: by chance, with other seeds it carries none. {_MORE}"
+            else:
+                yield (
+                    f"{role:6}  no site carries {measure} above all, and {LEAST:g} of it. {_MORE}"
+                )
