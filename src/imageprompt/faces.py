@@ -73,7 +73,7 @@ def reads_pictures(spec: AdapterSpec) -> bool:
 
 
 def embeddings_of(given: Embeddings, spec: AdapterSpec) -> list[Tensor]:
-    """The faces of every prompt, [n, 512] each, as this adapter reads them.
+    """The faces of every prompt as this adapter reads them, [n, 512] each or raw [n, 1, 512].
 
     What is not of length 1 is scaled to it where the adapter wants that, with one warning. Raises
     NotFoundError, PictureError.
@@ -94,7 +94,7 @@ def embeddings_of(given: Embeddings, spec: AdapterSpec) -> list[Tensor]:
             f"as {spec.variant} reads them",
             stacklevel=2,
         )
-    return read if normed.all() else [_as_read(rows, spec) for rows in read]
+    return read if spec.feature != RAW and normed.all() else [_as_read(r, spec) for r in read]
 
 
 def faces_in(
@@ -193,7 +193,8 @@ def _rows(arrays: Sequence[NDArray[np.float32]], label: str) -> NDArray[np.float
 
 
 def _as_read(rows: Tensor, spec: AdapterSpec) -> Tensor:
-    return rows if spec.feature == RAW else torch.nn.functional.normalize(rows, dim=-1)
+    """[n, 512] normed; or raw, as the peer gives them: sequences of one face, [n, 1, 512]."""
+    return rows[:, None] if spec.feature == RAW else torch.nn.functional.normalize(rows, dim=-1)
 
 
 def _refused(what: str, why: str) -> PictureError:

@@ -1,0 +1,62 @@
+"""A stand-in for insightface's FaceAnalysis: its faces are rectangles of a few pure colours.
+
+What it shares with the original: pixels come as BGR, faces have bbox, kps, det_score, embedding and
+normed_embedding, they come in no order of size, and one that fills its picture is not found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+MARGIN = 4  # px of room that a face must have on each side
+LENGTH = 20.0  # of a raw embedding
+POINTS = np.array([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])  # of the box
+
+
+@dataclass
+class Found:
+    bbox: Any
+    kps: Any
+    det_score: float
+    embedding: Any
+
+    @property
+    def normed_embedding(self) -> Any:
+        return self.embedding / np.linalg.norm(self.embedding)
+
+
+class Analysis:
+    """`get` finds the rectangles; the order is that of COLOURS."""
+
+    def get(self, bgr: Any) -> list[Found]:
+        found = []
+        for name, rgb in COLOURS.items():
+            rows, columns = np.nonzero((bgr == rgb[::-1]).all(-1))
+            if len(rows) == 0:
+                continue
+            box = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+            room = np.concatenate([box[:2], np.array(bgr.shape[1::-1]) - box[2:]])
+            if (room >= MARGIN).all():
+                size = box[2:] - box[:2]
+                kps = (box[:2] + POINTS * size).astype(np.float32)
+                found.append(Found(box.astype(np.float32), kps, 0.9, embedding(name)))
+        return found
+
+
+def embedding(name: str) -> Any:
+    """[512] float32, raw: the identity of a colour."""
+    row = np.random.default_rng(list(COLOURS).index(name)).standard_normal(512)
+    return (row * LENGTH / np.linalg.norm(row)).astype(np.float32)
+
+
+def picture(**boxes: tuple[int, int, int, int]) -> Image.Image:
+    """96x80 grey with a face of each colour in its box."""
+    made = Image.new("RGB", (96, 80), (90, 90, 90))
+    for name, box in boxes.items():
+        made.paste(COLOURS[name], box)
+    return made
