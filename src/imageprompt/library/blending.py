@@ -95,15 +95,32 @@ def mix(styles: Sequence[Style], shares: Sequence[float], adapter: Adapter | Non
 
 
 def _mean_features(styles: Sequence[Style], shares: Sequence[float]) -> Group | None:
-    """[1, ...]: of the references of each style, then of the styles; None where some lack them."""
+    """[1, ...]: of the references of each style, then of the styles; None where some lack them.
+
+    What fusion left one of, it has weighed before; side by side, `weights` are still to be used.
+    """
     groups = [features_of(style) for style in styles]
     parts = [x if isinstance(x, tuple) else (x,) for x in groups if x is not None]
     shapes = {tuple(x.shape[1:] for x in part) for part in parts}
     if len(parts) < len(groups) or len(shapes) > 1:
         return None
-    means = [[x.float().mean(0, keepdim=True).to(x.dtype) for x in part] for part in parts]
+    means = [
+        [_mean(list(x.split(1)), _reference_shares(style, len(x))) for x in part]
+        for style, part in zip(styles, parts, strict=True)
+    ]
     mixed = tuple(_mean(rows, shares) for rows in zip(*means, strict=True))
     return mixed if isinstance(groups[0], tuple) else mixed[0]
+
+
+def _reference_shares(style: Style, count: int) -> list[float]:
+    """Of the references that stand side by side in a style: by their weights, if it tells them."""
+    try:
+        told = [float(word) for word in str(style.recipe.get("weights", "")).split(",")]
+    except ValueError:
+        told = []
+    usable = len(told) == count and all(0 < weight < math.inf for weight in told)
+    weights = told if usable else [1.0] * count
+    return [weight / sum(weights) for weight in weights]
 
 
 def _mean_null(styles: Sequence[Style], shares: Sequence[float], count: int) -> Tensor | None:

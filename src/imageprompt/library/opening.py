@@ -100,7 +100,7 @@ def _read(path: Path, prompt: ImagePrompt, made_by: str) -> bool:
     if ahead is None or ahead.made_by != made_by or not torch.equal(kept.tokens, prompt.tokens):
         return False
     together = torch.cat([x.flatten() for pair in ahead.pairs.values() for x in pair])
-    if not together.isfinite().all():
+    if not torch.stack(torch.aminmax(together)).isfinite().all():  # isfinite alone takes 10 ms
         return False
     prompt.tokens, prompt.prepared = kept.tokens, ahead
     return True
