@@ -1,7 +1,9 @@
-"""diffusers' caches over steps (PyramidAttentionBroadcast, FasterCache, TaylorSeer ...).
+"""diffusers' caches over steps: void where an adapter contributes something else.
 
-They give a later step what a layer returned at an earlier one, image terms included. Where an
-adapter contributes something else, what they kept is void.
+They give a later step what a layer returned at an earlier one, image terms included. Of those in
+diffusers 0.42 PyramidAttentionBroadcast and TaylorSeer run on a UNet. FirstBlockCache, MagCache and
+SeaCache refuse one; FasterCache with guidance cuts the batch within the call, which the sites
+refuse.
 """
 
 from __future__ import annotations
@@ -18,5 +20,15 @@ def forget_steps(denoiser: nn.Module) -> None:
     """
     for module in denoiser.modules():
         registry: Any = module.__dict__.get("_diffusers_hook")
-        if registry is not None:
-            registry.reset_stateful_hooks(recurse=False)
+        for hook in registry.hooks.values() if registry is not None else ():
+            if hook._is_stateful:
+                _reset(hook, module)
+
+
+def _reset(hook: Any, module: nn.Module) -> None:
+    """Drop what a hook keeps, but not the pipeline's word on which call this is."""
+    managers = [value for value in vars(hook).values() if hasattr(value, "set_context")]
+    contexts = [manager._context for manager in managers]
+    hook.reset_state(module)
+    for manager, context in zip(managers, contexts, strict=True):
+        manager.set_context(context)
