@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from imageprompt.checkpoint.source import open_source
 from imageprompt.checkpoint.sources.json_text import parse_table
+from imageprompt.checkpoint.sources.single import open_file
 from imageprompt.checkpoint.sources.torch_objects import DTYPES
 from imageprompt.checkpoint.storage import tensor_of
 from imageprompt.checkpoint.stored import CHUNK, Source
@@ -122,7 +122,7 @@ def read_style(path: Path, name: str | None = None) -> Style:
     Raises NotFoundError, and PromptError for a file that is no style, too large or inconsistent.
     """
     try:
-        source = open_source(path)
+        source = open_file(path)
         about = _about(source)
     except AdapterFileError as error:
         _refuse(path, error.rule.removeprefix("not an adapter file: "))

@@ -99,12 +99,12 @@ def style_of(said: Mapping[str, Any], **more: Any) -> Style:
         raise ValueError(f"its references are no list of at most {MAX_ENTRIES}")
     encoder = said["encoder"]
     read = dict(said) | {
-        "tags": checked_tags(said["tags"]),
         "adapter": _source(said["adapter"]),
         "encoder": None if encoder is None else _source(encoder),
         "references": tuple(_source(entry) for entry in said["references"]),
     }
     try:
+        read["tags"] = checked_tags(said["tags"])
         return Style(**{**read, **more})
     except OptionError as error:
         raise ValueError(f"{error.what}: {error.rule}") from None
