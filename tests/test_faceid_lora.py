@@ -1,0 +1,292 @@
+"""LoRA of FaceID adapters live and merged: beside other LoRA, in any order, and back to the bit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from imageprompt.errors import AttachError, OptionError
+from rigs import difference
+from test_faceid import features, inputs, make, null, read
+from tiny_stack import make_pipeline
+
+MODES = ("live", "merged")
+pytestmark = pytest.mark.filterwarnings("ignore:Already (found a|unmerged):UserWarning")
+
+
+@pytest.fixture(scope="module")
+def given() -> dict[str, Any]:
+    return inputs("sd15")
+
+
+def frozen(variant: str = "faceid", seed: int = 0) -> tuple[Any, Any]:
+    pipe, adapter = make("sd15", variant, seed)
+    adapter.module.requires_grad_(False)
+    return pipe, adapter
+
+
+def prompt_of(adapter: Any, seed: int = 5) -> Any:
+    return adapter.encode(features=features("faceid", seed=seed))
+
+
+def bits(unet: Any) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+
+
+def same_bits(unet: Any, before: dict[str, Tensor]) -> bool:
+    now = unet.state_dict()
+    return now.keys() == before.keys() and all(torch.equal(now[n], before[n]) for n in before)
+
+
+# ── merged ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 1.5e-2), (torch.float16, 3e-3)]
+)
+def test_merged_is_live_and_the_weights_come_back(
+    dtype: torch.dtype, close: float, given: dict[str, Any]
+) -> None:
+    pipe, adapter = frozen("faceid-plus-v2")
+    pipe.unet.to(dtype)
+    given = {k: v.to(dtype) if k in ("sample", "encoder_hidden_states") else v
+             for k, v in given.items()}  # fmt: skip
+    before, base = bits(pipe.unet), read(pipe.unet, given)
+    found: dict[str, list[Tensor]] = {}
+    for mode in MODES:
+        adapter.attach(pipe, lora=mode)
+        assert same_bits(pipe.unet, before)
+        kind = "faceid-plus-v2"
+        prompt = adapter.encode(features=features(kind), null_features=null(kind))
+        with adapter.use(prompt, scale=0.7) as handle:
+            found[mode] = [read(pipe.unet, given)]
+            assert same_bits(pipe.unet, before) is (mode == "live")
+            for lora in (0.3, 0.0, 2.0):
+                handle.lora = lora
+                found[mode].append(read(pipe.unet, given))
+                assert lora != 0 or same_bits(pipe.unet, before)
+            handle.scale = 0.0
+            assert torch.equal(read(pipe.unet, given), base)
+            assert same_bits(pipe.unet, before)
+            handle.scale = {"style": 0.5}
+            found[mode].append(read(pipe.unet, given))
+        assert same_bits(pipe.unet, before)
+        adapter.detach()
+    for live, merged in zip(*found.values(), strict=True):
+        assert difference(live, merged) <= close
+    assert difference(found["live"][0], found["live"][1]) > 2 * close
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_detaching_gives_the_weights_back(within: bool, given: dict[str, Any]) -> None:
+    pipe, adapter = frozen()
+    before = bits(pipe.unet)
+    adapter.attach(pipe, lora="merged")
+    with pytest.raises(ZeroDivisionError), adapter.use(prompt_of(adapter)):  # noqa: PT012
+        read(pipe.unet, given)
+        assert not same_bits(pipe.unet, before)
+        if within:
+            adapter.detach()
+            assert same_bits(pipe.unet, before)
+        1 / 0  # noqa: B018
+    assert same_bits(pipe.unet, before)
+    adapter.detach()
+    assert not any(module._forward_pre_hooks for module in pipe.unet.modules())
+
+
+def test_merged_adapters_leave_in_any_order(given: dict[str, Any]) -> None:
+    pipe, one = frozen()
+    _, two = frozen(seed=3)
+    before, found = bits(pipe.unet), {}
+    for mode in MODES:
+        one.attach(pipe, lora=mode)
+        two.attach(pipe, lora=mode)
+        with one.use(prompt_of(one)) as first, two.use(prompt_of(two)):
+            both = read(pipe.unet, given)
+            first.lora = 0.0
+            found[mode] = (both, read(pipe.unet, given))
+            first.lora = 1.0
+            assert difference(read(pipe.unet, given), both) <= 1e-6
+            one.detach()
+            alone = read(pipe.unet, given)
+        assert difference(both, alone) > 1e-3
+        assert same_bits(pipe.unet, before)
+        two.detach()
+    for live, merged in zip(*found.values(), strict=True):
+        assert difference(live, merged) <= 1e-5
+
+
+def refusals() -> dict[str, tuple[Callable[[Any, Any], Any], str]]:
+    def quantised(pipe: Any, _: Any) -> None:
+        class Linear4bit(torch.nn.Linear):
+            pass
+
+        layer = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1
+        layer.to_q.__class__ = Linear4bit
+
+    def eight_bits(pipe: Any, _: Any) -> None:
+        layer = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
+        layer.weight = torch.nn.Parameter(layer.weight.to(torch.float8_e4m3fn), False)
+
+    def cast_as_needed(pipe: Any, _: Any) -> None:
+        pipe.unet.enable_layerwise_casting(storage_dtype=torch.bfloat16)
+
+    return {
+        "quantised": (quantised, "quantised or computed .Linear4bit"),
+        "eight bits": (eight_bits, "quantised .torch.float8_e4m3fn"),
+        "cast": (cast_as_needed, "cast as they are needed"),
+        "offloaded": (lambda pipe, _: pipe.unet.to("meta"), "offloaded piece by piece"),
+        "parametrised": (
+            lambda pipe, _: torch.nn.utils.parametrizations.weight_norm(
+                pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
+            ),
+            "quantised or computed",
+        ),
+        "trained": (lambda _, adapter: adapter.module.requires_grad_(True), "trained with it"),
+    }
+
+
+@pytest.mark.parametrize("name", refusals())
+def test_what_cannot_be_merged_exactly_is_refused(name: str) -> None:
+    prepare, words = refusals()[name]
+    pipe, adapter = frozen()
+    prepare(pipe, adapter)
+    with pytest.raises(AttachError, match=words) as caught:
+        adapter.attach(pipe, lora="merged")
+    assert "Use lora='live'" in str(caught.value)
+    assert not adapter.attached
+    assert not pipe.unet._forward_pre_hooks
+
+
+def test_modes_that_make_no_sense() -> None:
+    import imageprompt as ip
+
+    pipe, adapter = frozen()
+    with pytest.raises(OptionError, match="'live' or 'merged'"):
+        adapter.attach(pipe, lora="fused")
+    plus = ip.Adapter.create("plus", denoiser=pipe.unet, encoder=pipe.image_encoder, depth=1)
+    with pytest.raises(OptionError, match="no LoRA"):
+        plus.attach(pipe, lora="merged")
+    assert [adapter.attached, plus.attached] == [False, False]
+
+
+# ── beside the user's own ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA file for the tiny stack, as diffusers writes it."""
+    from diffusers import StableDiffusionPipeline
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    torch.manual_seed(0)
+    unet = make_pipeline().unet
+    torch.manual_seed(7)
+    targets = ["to_q", "to_v", "to_out.0"]
+    unet.add_adapter(LoraConfig(r=2, target_modules=targets, init_lora_weights=False), "mine")
+    folder = tmp_path_factory.mktemp("lora")
+    layers = get_peft_model_state_dict(unet, adapter_name="mine")
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
+    return folder
+
+
+class Scene:
+    """A pipeline, the user's LoRA and a FaceID adapter, and what each combination must make."""
+
+    def __init__(self, own: Path, given: dict[str, Any]) -> None:
+        self.pipe, self.adapter = frozen()
+        self.own, self.given = own, given
+        self.plain = self.read()
+        fused = copy.deepcopy(self.pipe)
+        fused.load_lora_weights(own, adapter_name="mine")
+        fused.fuse_lora()
+        self.mine = read(fused.unet, given)
+        self.both = self.with_face(fused)
+        self.face = self.with_face(self.pipe)
+
+    def read(self) -> Tensor:
+        return read(self.pipe.unet, self.given)
+
+    def with_face(self, pipe: Any) -> Tensor:
+        self.adapter.attach(pipe)
+        with self.adapter.use(prompt_of(self.adapter)):
+            found = read(pipe.unet, self.given)
+        self.adapter.detach()
+        return found
+
+    def used(self) -> Tensor:
+        with self.adapter.use(prompt_of(self.adapter)):
+            return self.read()
+
+    def load(self) -> None:
+        self.pipe.load_lora_weights(self.own, adapter_name="mine")
+
+
+@pytest.fixture
+def scene(own: Path, given: dict[str, Any]) -> Scene:
+    return Scene(own, given)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("first", ["own", "face"])
+def test_they_come_and_go_in_any_order(first: str, mode: str, scene: Scene) -> None:
+    adapter, pipe, close = scene.adapter, scene.pipe, 1e-5
+    if first == "own":
+        scene.load()
+    adapter.attach(pipe, lora=mode)
+    if first == "face":
+        scene.load()
+    assert difference(scene.read(), scene.mine) <= close
+    assert difference(scene.used(), scene.both) <= close
+    pipe.disable_lora()
+    assert difference(scene.used(), scene.face) <= close
+    pipe.enable_lora()
+    with_mine = scene.read()
+    pipe.unload_lora_weights()  # takes peft's wrappers away, and ours was inside
+    assert difference(scene.used(), scene.face) <= close
+    assert torch.equal(scene.read(), scene.plain)
+    scene.load()
+    assert difference(scene.used(), scene.both) <= close
+    adapter.detach()
+    assert torch.equal(scene.read(), with_mine)
+    pipe.unload_lora_weights()
+    assert torch.equal(scene.read(), scene.plain)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_fused_before_and_unfused_while_attached(mode: str, scene: Scene) -> None:
+    scene.load()
+    scene.pipe.fuse_lora()
+    scene.adapter.attach(scene.pipe, lora=mode)
+    assert difference(scene.used(), scene.both) <= 1e-5
+    scene.pipe.unfuse_lora()
+    scene.pipe.disable_lora()
+    assert difference(scene.used(), scene.face) <= 1e-5
+    scene.adapter.detach()
+    assert difference(scene.read(), scene.plain) <= 1e-5  # unfusing rounds
+
+
+def test_fused_while_ours_is_merged(scene: Scene) -> None:
+    """Nobody can tell the two sums of weights apart but by what was written: theirs is kept."""
+    scene.load()
+    scene.adapter.attach(scene.pipe, lora="merged")
+
+    def fuse_within() -> Tensor:
+        with scene.adapter.use(prompt_of(scene.adapter)):
+            scene.read()
+            scene.pipe.fuse_lora()
+            return scene.read()
+
+    with pytest.warns(UserWarning, match="weights were changed while a LoRA was merged"):
+        both = fuse_within()
+    assert difference(both, scene.both) <= 1e-5
+    assert difference(scene.read(), scene.mine) <= 1e-5
+    scene.adapter.detach()
+    assert difference(scene.read(), scene.mine) <= 1e-5
