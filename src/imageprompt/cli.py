@@ -13,7 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from imageprompt import cli_faces, cli_files, cli_library, cli_prepare, cli_probe, cli_train
+from imageprompt import (
+    cli_check,
+    cli_faces,
+    cli_files,
+    cli_library,
+    cli_prepare,
+    cli_probe,
+    cli_train,
+)
 from imageprompt.errors import ImagePromptError
 from imageprompt.terminal import (
     PROGRAM,
@@ -170,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     cli_library.add_commands(commands)
     cli_faces.add_commands(commands)
+    cli_check.add_commands(commands)
     cli_probe.add_commands(commands)
     cli_files.add_commands(commands)
     cli_prepare.add_commands(commands)

@@ -71,6 +71,11 @@ def open_picture(source: PictureSource) -> Image.Image:
 
 def open_upright(source: PictureSource) -> Image.Image:
     """The same, with the colours and the transparency that it has."""
+    return _upright(open_stored(source), describe(source))
+
+
+def open_stored(source: PictureSource) -> Image.Image:
+    """The same, turned as its pixels are stored, with what its format tells."""
     label = describe(source)
     with ExitStack() as stack:
         if isinstance(source, Image.Image):
@@ -93,7 +98,7 @@ def open_upright(source: PictureSource) -> Image.Image:
                 rule=f"the {image.format or 'picture'} data is damaged or cut short ({error})",
                 remedy="Fetch or export the picture again.",
             ) from error
-        return _upright(image, label)
+        return image
 
 
 def picture_size(source: PictureSource) -> tuple[int, int]:
