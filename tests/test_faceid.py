@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 import imageprompt as ip
-from imageprompt.errors import AttachError, EncoderError
+from imageprompt.errors import AdapterFileError, AttachError, EncoderError, OptionError
 from imageprompt.prompt import ImagePrompt
 from imageprompt.training import recompute
 from peer import flat, site_ids
@@ -261,3 +262,34 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(AttachError, match="fuse"):
         adapter.attach(pipe)
     assert not any(module._forward_hooks for module in pipe.unet.modules())
+
+
+def test_the_two_plus_variants_are_told_or_asked_for_never_guessed(tmp_path: Path) -> None:
+    pipe, two = make("sd15", "faceid-plus-v2")
+    named, plain = tmp_path / "faceid-plusv2.safetensors", tmp_path / "faceid-plusv2.bin"
+    two.save(named)
+    two.save(plain)  # pickles have no metadata, and names of files tell nothing
+    assert ip.Adapter.load(named).spec == two.spec
+    with pytest.raises(AdapterFileError, match=r"variant=.*--variant.*convert") as caught:
+        ip.Adapter.load(plain)
+    assert "faceid-plus or faceid-plus-v2" in str(caught.value)
+    assert ip.inspect(plain).variants == ("faceid-plus", "faceid-plus-v2")
+    found = {}
+    for variant in PLUS:
+        loaded = ip.Adapter.load(plain, variant=variant)
+        assert loaded.spec.variant == variant
+        found[variant] = ours(pipe, loaded, "sd15", variant)
+    assert torch.equal(found["faceid-plus-v2"], ours(pipe, two, "sd15", "faceid-plus-v2"))
+    assert difference(*found.values()) > 1e-3
+    for path, variant in ((named, "faceid-plus"), (plain, "faceid"), (plain, "v2")):
+        with pytest.raises(OptionError, match="it is of variant faceid-plus"):
+            ip.Adapter.load(path, variant=variant)
+
+
+def test_a_shortcut_in_metadata_tells_them_apart(tmp_path: Path) -> None:
+    """Others may write this one word alone."""
+    _, adapter = make("sd15", "faceid-plus")
+    for shortcut, variant in (("true", "faceid-plus-v2"), ("False", "faceid-plus")):
+        path = tmp_path / f"{shortcut}.safetensors"
+        save_file(flat(state_of(adapter)), path, {"shortcut": shortcut})
+        assert ip.Adapter.load(path).spec.variant == variant
