@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from imageprompt.terminal import add_command, add_json, print_table
+from imageprompt.terminal import add_command, add_json, number_or_word, print_table
 
 
 def add_commands(commands: Any) -> None:
@@ -28,7 +28,7 @@ def add_commands(commands: Any) -> None:
     )
     add(
         "--face",
-        type=_choice,
+        type=number_or_word,
         default="all",
         help='of each picture "largest", "all" (default), or one by its index (0 is the largest)',
     )
@@ -40,10 +40,6 @@ def add_commands(commands: Any) -> None:
         f"{command.epilog}\n\nIt needs insightface (pip install 'imageprompt[faces]') and a model"
         " pack of your own;\nnothing is downloaded."
     )
-
-
-def _choice(text: str) -> str | int:
-    return int(text) if text.isdecimal() else text
 
 
 def _faces(options: argparse.Namespace) -> int:

@@ -55,6 +55,11 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
+def number_or_word(text: str) -> int | str:
+    """For argparse: "largest" stays a text, "0" is a number."""
+    return int(text) if text.isdecimal() else text
+
+
 def examples(*lines: str) -> str:
     """The epilogue of a help text."""
     return "examples:\n" + "\n".join(f"  {line}" for line in lines)

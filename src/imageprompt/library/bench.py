@@ -11,7 +11,7 @@ import torch
 from imageprompt import bundled, ingredients
 from imageprompt.adapter import Adapter
 from imageprompt.errors import ImagePromptError
-from imageprompt.suitability import FACES_ONLY, checked_encoder
+from imageprompt.suitability import FACES_ONLY, checked_encoder, checked_faces
 
 if TYPE_CHECKING:
     from imageprompt.library.style import Style
@@ -26,10 +26,15 @@ class Bench:
 
 
 def encoding_bench(
-    *, adapter: Any = None, encoder: Any = None, base: Any = None, variant: str | None = None
+    *,
+    adapter: Any = None,
+    encoder: Any = None,
+    base: Any = None,
+    variant: str | None = None,
+    faces: Any = None,
 ) -> Bench:
     """Open an adapter and its encoder by the names that `generate` takes; the base, by default the
-    bundled one, only tells where they are.
+    bundled one, only tells where they are. `faces` is the model pack of FaceID adapters.
 
     Raises NotFoundError, AdapterFileError, EncoderError, OptionError.
     """
@@ -37,13 +42,16 @@ def encoding_bench(
     choice = ingredients.find_adapter(adapter, folder, cached_only=False)
     loaded = Adapter.load(choice.path, variant=variant, dtype=torch.float32)
     named = bundled.NAME if base is None else os.fspath(base)
-    made_with = {"adapter": choice.name, "base": named}
+    made_with: dict[str, str | None] = {"adapter": choice.name, "base": named}
     if loaded.spec.feature not in FACES_ONLY:
         place = ingredients.Base(None, named, folder)
         found, name = ingredients.find_encoder(encoder, loaded.spec, place, choice.name)
         with ingredients.quiet_loading(True):
             loaded.encoding.open(checked_encoder(loaded.spec, found))
         made_with["encoder"] = name
+    if faces is not None:
+        loaded.encoding.faces = checked_faces(loaded.spec, faces)
+        made_with["faces"] = os.fspath(faces)
     return Bench(loaded, made_with)
 
 

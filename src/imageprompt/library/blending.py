@@ -105,7 +105,7 @@ def _mean_features(styles: Sequence[Style], shares: Sequence[float]) -> Group | 
     if len(parts) < len(groups) or len(shapes) > 1:
         return None
     means = [
-        [_mean(list(x.split(1)), _reference_shares(style, len(x))) for x in part]
+        [_mean(x.unsqueeze(1).unbind(), _reference_shares(style, len(x))) for x in part]
         for style, part in zip(styles, parts, strict=True)
     ]
     mixed = tuple(_mean(rows, shares) for rows in zip(*means, strict=True))

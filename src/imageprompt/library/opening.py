@@ -38,7 +38,7 @@ def check_suits(style: Style, adapter: Adapter) -> None:
             f"adapter's projector is {ours}, which makes other tokens",
             remedy="Use that adapter, or add the pictures again with this one.",
         )
-    encoder, made_with = adapter.encoder, style.encoder
+    encoder, made_with = adapter.encoder or adapter.encoding.faces, style.encoder
     if encoder is not None and made_with is not None and encoder.fingerprint != made_with.hash:
         raise EncoderError(
             f"style {style.name!r}",
