@@ -22,7 +22,7 @@ NEEDED = (
     "pillow",
     "numpy",
 )
-USEFUL = ("xformers", "torchvision", "bitsandbytes")  # used by diffusers where they are there
+USEFUL = ("xformers", "torchvision", "bitsandbytes", "insightface")  # used where they are there
 
 
 def examine(*, self_test: bool = True) -> dict[str, Any]:
