@@ -13,10 +13,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from imageprompt.demo.build import export, pool
+from imageprompt.demo.build import export, pool, roles
 
 MINUTES = {"vae": 20.0, "vision": 10.0, "judging": 5.0, "base": 60.0, "decoder": 10.0}
 ADAPTER_STEPS = 6000
+PROBED = 96
 SETTINGS = {
     "OMP_NUM_THREADS": "1",
     # large blocks are kept for the next step instead of going back to the system: 6-26 % faster
@@ -66,6 +67,8 @@ def main() -> None:
     together(*([["adapters", work, name, steps]] for name in ("base", "plus")))
     together([["decoder", work, minutes["decoder"]]])
     print(f"{export.export(options.work, options.target):,} bytes in {options.target}")
+    probed = max(2, round(PROBED * min(options.time, 1.0)))
+    print(f"roles of its sites: {roles.state_roles(options.target, probed)}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,369 @@
+"""What control means on the tiny stack: presets, masks, schedules, scales and fusions, judged.
+
+    python benchmarks/control.py --json control.json --pictures docs
+
+Held-out references (half of them pairs of shape and colour that training never showed), the Plus
+adapter, texts that contradict the reference in what they name. The independent judge of the stack
+reads the words off every picture, plain statistics compare layouts; 95 % intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+import control_pictures
+from fidelity import Cell, Words, match, table, wilson
+from imageprompt.adapter import Adapter
+from imageprompt.demo import judge, scenes, stack
+from imageprompt.probing.measures import layout, statistics
+
+LOOK = ("colour", "texture", "background", "style")
+GUESS = {
+    "style": {"up_blocks.0": 1.0},
+    "layout": {"down_blocks.1": 1.0, "mid_block": 1.0},
+}
+"""What the names of the blocks would suggest (InstantStyle's roles on SD1.5)."""
+SCALES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25)
+ENDS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+FUSIONS = ("concat", "add", "average", "norm average", "max", "min", "subtract")
+BATCH = 16
+SIDE = 64
+
+Layer = tuple[Sequence[Sequence[Image.Image]], Mapping[str, Any]]
+"""References of every picture, and how they are encoded (`fusion`) and used (all else)."""
+
+
+class Bench:
+    """Two sets of references, a pipeline with the adapter, and the pictures of each question."""
+
+    def __init__(self, options: argparse.Namespace, told: Callable[[int], object]) -> None:
+        self.options, self.told = options, told
+        self.pipe = stack.load_pipeline()
+        path = stack.folder() / "adapters" / f"{options.adapter}.safetensors"
+        self.adapter = Adapter.load(path, dtype=torch.float32)
+        self.adapter.attach(self.pipe, encoder=self.pipe.image_encoder)
+        self.scenes, self.others = (
+            list(islice(scenes.stream("test", seed=options.seed + extra), options.count))
+            for extra in (300, 301)
+        )
+        self.references = [[scenes.draw(scene)] for scene in self.scenes]
+        self.second = [[scenes.draw(scene)] for scene in self.others]
+        self.rng = np.random.default_rng(options.seed)
+
+    def paint(
+        self, texts: Sequence[str], *layers: Layer, size: tuple[int, int] = (SIDE, SIDE)
+    ) -> list[Image.Image]:
+        """One picture a text, each with a seed of its own."""
+        painted: list[Image.Image] = []
+        for start in range(0, len(texts), BATCH):
+            chosen = slice(start, start + BATCH)
+            count = len(texts[chosen])
+            with ExitStack() as used:
+                for references, how in layers:
+                    options = dict(how)
+                    fusion = options.pop("fusion", "concat")
+                    prompt = self.adapter.encode(list(references[chosen]), fusion=fusion)
+                    used.enter_context(self.adapter.use(prompt, **options))
+                painted += self.pipe(
+                    list(texts[chosen]),
+                    generator=[
+                        torch.Generator().manual_seed(7_000_000 + start + i) for i in range(count)
+                    ],
+                    num_inference_steps=self.options.steps,
+                    guidance_scale=stack.GUIDANCE,
+                    width=size[0],
+                    height=size[1],
+                ).images
+            self.told(count)
+        return painted
+
+    def contradicting(self, names: Sequence[str]) -> tuple[list[scenes.Scene], list[str]]:
+        """Scenes that differ from the references in these words, and texts that name them."""
+        wanted = [scenes.change(scene, names, self.rng) for scene in self.scenes]
+        return wanted, [scenes.caption(scene, set(names)) for scene in wanted]
+
+    def embed(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        """The encoder's unit embeddings [n, F]."""
+        found = self.adapter.encoder.encode(pictures, "image_embeds")
+        return torch.nn.functional.normalize(found, dim=1)
+
+    def near(self, pictures: Sequence[Image.Image]) -> Cell:
+        """Mean correlation of layouts with the references."""
+        pairs = zip(pictures, self.references, strict=True)
+        return mean([1 - layout(statistics(a), statistics(b[0])) for a, b in pairs])
+
+
+def mean(values: Sequence[float]) -> Cell:
+    """With the 95 % interval of a mean of many."""
+    array = np.asarray(values, np.float64)
+    half = 1.96 * float(array.std(ddof=1)) / len(array) ** 0.5 if len(array) > 1 else 1.0
+    middle = float(array.mean())
+    return {"share": middle, "low": middle - half, "high": middle + half, "count": len(array)}
+
+
+def agree(found: Sequence[Words], scenes_: Sequence[scenes.Scene]) -> dict[str, Cell]:
+    """How often the judge reads each word of these scenes."""
+    return match(found, [scene.words() for scene in scenes_])
+
+
+# ── questions ───────────────────────────────────────────────────────────────────────────────────
+
+
+def presets(bench: Bench) -> dict[str, Any]:
+    """Style against a text that names the shape; layout against a text that names the look."""
+    report: dict[str, Any] = {}
+    for preset, names in (("style", ("shape",)), ("layout", LOOK)):
+        wanted, texts = bench.contradicting(names)
+        report[preset] = rows = {}
+        for name, how in (
+            ("words alone", {"scale": 0.0}),
+            ("all sites, scale 1", {}),
+            ("all sites, scale 0.5", {"scale": 0.5}),
+            (f"preset {preset}", {"preset": preset}),
+            ("the sites that block names suggest", {"scale": GUESS[preset]}),
+        ):
+            painted = bench.paint(texts, (bench.references, how))
+            found = judge.read(painted)
+            rows[name] = {
+                "reference": agree(found, bench.scenes),
+                "text": {key: agree(found, wanted)[key] for key in names},
+                "layout": bench.near(painted),
+            }
+    return report
+
+
+def masks(bench: Bench) -> dict[str, Any]:
+    """Two references, a half each: wide pictures judged per half, square ones by background."""
+    texts = ["a shape"] * len(bench.scenes)
+    report: dict[str, Any] = {}
+    for name, masked in (("left / right masks", True), ("no masks", False)):
+        painted = bench.paint(
+            texts, *_halves(bench, (2 * SIDE, SIDE), masked=masked), size=(2 * SIDE, SIDE)
+        )
+        halves = [
+            judge.read([picture.crop((x, 0, x + SIDE, SIDE)) for picture in painted])
+            for x in (0, SIDE)
+        ]
+        report[f"128x64, {name}"] = {
+            "left half is the left reference": agree(halves[0], bench.scenes),
+            "right half is the right reference": agree(halves[1], bench.others),
+            "left half is the right reference": agree(halves[0], bench.others),
+            "right half is the left reference": agree(halves[1], bench.scenes),
+        }
+        painted = bench.paint(texts, *_halves(bench, (SIDE, SIDE), masked=masked))
+        report[f"64x64, {name}"] = {
+            "left half is the left reference": _grounds(painted, bench.scenes, left=True),
+            "right half is the right reference": _grounds(painted, bench.others, left=False),
+        }
+    return report
+
+
+def _halves(bench: Bench, size: tuple[int, int], *, masked: bool) -> Iterator[Layer]:
+    """The first reference for the left half, the second for the right one; or both everywhere."""
+    left = np.zeros(size[::-1], np.float32)
+    left[:, : size[0] // 2] = 1
+    for references, mask in ((bench.references, left), (bench.second, 1 - left)):
+        # two at full strength everywhere would be twice as much as one is meant to be
+        yield references, {"mask": mask} if masked else {"scale": 0.5}
+
+
+def _grounds(
+    painted: Sequence[Image.Image], wanted: Sequence[scenes.Scene], *, left: bool
+) -> dict[str, Cell]:
+    """Is the upper corner of a half nearest to the colour of the reference's background?"""
+    right = [
+        _ground(picture, left=left) == scene.background
+        for picture, scene in zip(painted, wanted, strict=True)
+    ]
+    return {"background": wilson(sum(right), len(right))}
+
+
+def _ground(picture: Image.Image, *, left: bool) -> str:
+    """The palette's nearest name for the upper corner, where gradients begin with it."""
+    pixels = np.asarray(picture.convert("RGB"), np.float64)
+    rim = pixels[1:8, :6] if left else pixels[1:8, -6:]
+    palette = np.asarray([scenes.PALETTE[name] for name in scenes.COLOURS], np.float64)
+    nearest = np.square(palette - np.median(rim.reshape(-1, 3), axis=0)).sum(1).argmin()
+    return scenes.COLOURS[int(nearest)]
+
+
+def schedules(bench: Bench) -> dict[str, Any]:
+    """The reference until a part of the schedule: what stays of it, what the text gets."""
+    wanted, texts = bench.contradicting(("colour", "texture"))
+    report: dict[str, Any] = {}
+    for end in ENDS:
+        how = {"schedule": f"0-{end}"} if end else {"scale": 0.0}
+        report[f"to {end:g}"] = _told(bench, bench.paint(texts, (bench.references, how)), wanted)
+    late = {"schedule": "0.4-1"}
+    report["from 0.4"] = _told(bench, bench.paint(texts, (bench.references, late)), wanted)
+    return report
+
+
+def _told(
+    bench: Bench, painted: Sequence[Image.Image], wanted: Sequence[scenes.Scene]
+) -> dict[str, Any]:
+    found = judge.read(painted)
+    obeyed = agree(found, wanted)
+    return {
+        "reference": agree(found, bench.scenes),
+        "text": {name: obeyed[name] for name in ("colour", "texture")},
+        "layout": bench.near(painted),
+    }
+
+
+def sweep(bench: Bench) -> dict[str, Any]:
+    """The same texts and seeds at growing scale: nearness to the reference, and to the text."""
+    texts = ["a shape"] * len(bench.scenes)
+    cosines: dict[str, list[float]] = {}
+    report: dict[str, Any] = {}
+    targets = bench.embed([one[0] for one in bench.references])
+    for scale in SCALES:
+        painted = bench.paint(texts, (bench.references, {"scale": scale}))
+        near = (bench.embed(painted) * targets).sum(1).tolist()
+        cosines[f"{scale:g}"] = near
+        words = agree(judge.read(painted), bench.scenes)
+        report[f"{scale:g}"] = {
+            "cosine": mean(near),
+            "reference": words,
+            "layout": bench.near(painted),
+        }
+    steps = list(cosines.items())
+    for (_, before), (name, after) in pairwise(steps):
+        report[name]["gain"] = mean([b - a for a, b in zip(before, after, strict=True)])
+    return report
+
+
+def fusions(bench: Bench) -> dict[str, Any]:
+    """Two references: where they agree, where they differ; and the style of one on the other."""
+    texts = ["a shape"] * len(bench.scenes)
+    both = [a + b for a, b in zip(bench.references, bench.second, strict=True)]
+    report: dict[str, Any] = {}
+    for name in FUSIONS:
+        found = judge.read(bench.paint(texts, (both, {"fusion": name})))
+        report[name] = _shared(bench, found)
+    found = judge.read(
+        bench.paint(
+            texts, (bench.references, {"preset": "layout"}), (bench.second, {"preset": "style"})
+        )
+    )
+    report["layout of the first, style of the second"] = {
+        "of the first": agree(found, bench.scenes),
+        "of the second": agree(found, bench.others),
+    }
+    return report
+
+
+def _shared(bench: Bench, found: Sequence[Words]) -> dict[str, Any]:
+    """Over all words: kept where both references agree; where not, the first's, the second's."""
+    counts: dict[str, list[bool]] = {"kept": [], "of the first": [], "of the second": []}
+    for seen, first, second in zip(found, bench.scenes, bench.others, strict=True):
+        for name, word in seen.items():
+            a, b = getattr(first, name), getattr(second, name)
+            if a == b:
+                counts["kept"].append(word == a)
+            else:
+                counts["of the first"].append(word == a)
+                counts["of the second"].append(word == b)
+    cells: dict[str, Any] = {name: wilson(sum(row), len(row)) for name, row in counts.items()}
+    either = [a or b for a, b in zip(counts["of the first"], counts["of the second"], strict=True)]
+    return cells | {"of either": wilson(sum(either), len(either))}
+
+
+QUESTIONS: Mapping[str, Callable[[Bench], dict[str, Any]]] = {
+    "presets": presets,
+    "masks": masks,
+    "schedules": schedules,
+    "sweep": sweep,
+    "fusions": fusions,
+}
+PAINTED = {
+    "presets": 10,
+    "masks": 4,
+    "schedules": len(ENDS) + 1,
+    "sweep": len(SCALES),
+    "fusions": len(FUSIONS) + 1,
+}
+"""Pictures of each question, in sets of one a reference."""
+
+
+# ── showing ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """Every question as a table."""
+    parts = []
+    for question in QUESTIONS:
+        if question in report:
+            parts += [f"### {question}", "", *_tables(report[question]), ""]
+    parts.append(f"Settings: {json.dumps(report['settings'])}")
+    return "\n".join(parts)
+
+
+def _tables(found: Mapping[str, Any]) -> Iterator[str]:
+    """Nested cells as rows; columns are the innermost names."""
+    rows: dict[str, dict[str, Cell]] = {}
+    _flatten(found, (), rows)
+    columns = list(dict.fromkeys(name for cells in rows.values() for name in cells))
+    yield table(rows, columns)
+
+
+def _flatten(
+    found: Mapping[str, Any], path: tuple[str, ...], rows: dict[str, dict[str, Cell]]
+) -> None:
+    for name, value in found.items():
+        if "share" in value:
+            rows.setdefault(": ".join(path), {})[name] = value
+        else:
+            _flatten(value, (*path, name), rows)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--count", type=int, default=96, help="references")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=stack.STEPS)
+    parser.add_argument("--adapter", default="plus")
+    parser.add_argument("--only", nargs="*", default=list(QUESTIONS), choices=QUESTIONS)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw the guide's pictures")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = arguments()
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    bar = tqdm(total=options.count * sum(PAINTED[name] for name in options.only), unit="picture")
+    bench = Bench(options, bar.update)
+    report: dict[str, Any] = {name: QUESTIONS[name](bench) for name in options.only}
+    if options.pictures:
+        control_pictures.draw(bench, options.pictures)
+    bar.close()
+    keys = ("count", "seed", "steps", "adapter")
+    report["settings"] = {key: getattr(options, key) for key in keys}
+    report["settings"]["seconds"] = round(time.monotonic() - started)
+    text = markdown(report)
+    print(text)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    if options.markdown:
+        options.markdown.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

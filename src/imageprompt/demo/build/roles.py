@@ -1,0 +1,35 @@
+"""Measures which sites of the exported base carry style and which layout, and states it there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from imageprompt import bundled
+from imageprompt.demo.probing import drawn
+from imageprompt.files import write_atomically
+from imageprompt.hosts.unet import ROLES_KEY
+from imageprompt.probing import probe
+
+
+def state_roles(folder: Path, count: int) -> dict[str, list[str]]:
+    """Write the roles into the UNet's config; presets and `scale={"style": 1}` go by them.
+
+    Where the measurement finds none, nothing is stated, and the place of a site decides.
+    """
+    references, texts = drawn(count)
+    found = probe(
+        references,
+        base=folder,
+        adapter=bundled.DEFAULT_ADAPTER,
+        prompt=texts,
+        steps=bundled.STEPS,
+        guidance_scale=bundled.GUIDANCE,
+        batch_size=16,
+    )
+    if found.roles:
+        path = folder / "unet" / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8")) | {ROLES_KEY: found.roles}
+        with write_atomically(path) as temporary:
+            temporary.write_text(json.dumps(dict(sorted(config.items())), indent=2) + "\n")
+    return found.roles
