@@ -240,7 +240,7 @@ def test_a_recipe_with_an_image_prompt_of_another_shape(
     tokens = (tmp_path / "p.safetensors").read_bytes()
     path = tmp_path / "strange.png"
     for data, words in ((tokens, "7 wide"), (b"\xff" * 40, "not a saved image prompt")):
-        write_picture(path, made.images[0], made.recipe, data)
+        write_picture(path, made.images[0], made.recipe, [data])
         assert words in refused("--recipe", str(path), reference=None)
 
 

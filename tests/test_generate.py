@@ -290,7 +290,7 @@ def test_a_repetition_can_be_changed(tiny_bundled: Path, reference: Path, tmp_pa
 def test_where_the_image_prompt_is_too_large_the_reference_is_read_again(
     tiny_bundled: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipe, "MAX_TOKEN_BYTES", 10)
+    monkeypatch.setattr("imageprompt.recipe.png.MAX_TOKEN_BYTES", 10)
     made = generate("a star", reference, **QUICK)
     path = made.save(tmp_path / "out")[0]
     assert bits(repeat(path, progress=False)) == bits(made)
@@ -346,7 +346,7 @@ def test_other_versions_and_devices_are_said(
     text = text.replace(f'"torch": "{torch.__version__}"', '"torch": "1.0"')
     text = text.replace('"device": "cpu"', '"device": "cuda:7"')
     old = ip.Recipe.from_json(text, "old")
-    recipe.write_picture(tmp_path / "old.png", made.images[0], old, None)
+    recipe.write_picture(tmp_path / "old.png", made.images[0], old, [None])
     with pytest.warns(UserWarning) as said:  # noqa: PT030 the two messages follow
         again = repeat(tmp_path / "old.png", reference=red(), progress=False)
     messages = [str(warning.message) for warning in said]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import MISSING, Field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,22 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from imageprompt import recipe as module
+from imageprompt.controls import Controls, Schedule
 from imageprompt.errors import OptionError
-from imageprompt.recipe import Recipe, Source, read_picture, write_picture
+from imageprompt.recipe import Recipe, Shown, Source, png, read_picture, write_picture
 
+SHOWN = Shown(
+    adapter=Source(name="plus", hash="1" * 64, spec={"variant": "plus", "projector": {"depth": 2}}),
+    encoder=Source(name=None, hash="2" * 16),
+    references=(Source(name="cat.png", hash="3" * 64), Source(name="dog.png", hash="3" * 64)),
+    mask=Source(name="left.png", hash="4" * 64),
+    negative=(Source(name="noise.png", hash="4" * 64),),
+    controls=Controls(preset="style transfer", schedule=Schedule.parse("0-0.4")).as_dict(),
+    how={"fusion": "weighted", "weights": [0.7, 0.3], "prepare": "crop:top", "noise": "fade:0.2"},
+)
 RECIPE = Recipe(
     prompt="a cat in a hat — 猫",
     negative_prompt="",
-    scale=0.8,
     seed=1,
     index=2,
     num_images=4,
@@ -32,9 +41,13 @@ RECIPE = Recipe(
     device="cpu",
     scheduler={"_class_name": "DDIMScheduler", "trained_betas": None, "beta_start": 1e-4},
     base=Source(name="bundled", hash="0" * 16),
-    adapter=Source(name="plus", hash="1" * 64, spec={"variant": "plus", "projector": {"depth": 2}}),
-    encoder=Source(name=None, hash="2" * 16),
-    references=(Source(name="cat.png", hash="3" * 64),),
+    shown=(SHOWN, replace(SHOWN, style=Source(name="ink", hash="5" * 64), references=())),
+    init_image=Source(name="start.png", hash="6" * 64),
+    strength=0.6,
+    inpaint_mask=Source(name="hole.png", hash="7" * 64),
+    controlnet=Source(name="./canny", hash="8" * 16),
+    control_image=Source(name="edges.png", hash="9" * 64),
+    control_scale=0.5,
     versions={"torch": "2.13.0"},
 )
 
@@ -55,16 +68,52 @@ def changed(**changes: Any) -> str:
 
 def test_round_trip_through_json() -> None:
     assert Recipe.from_json(RECIPE.to_json(), "x") == RECIPE
-    sites = replace(RECIPE, scale={"style": 1.0, "mid_block": 0.2}, guidance_scale=None)
-    assert Recipe.from_json(sites.to_json(), "x") == sites
-    words = replace(RECIPE, adapter=None, encoder=None, references=())
+    sites = Controls(scale={"style": 1.0, "mid_block": 0.2}).as_dict()
+    by_site = replace(RECIPE, shown=(replace(SHOWN, controls=sites),), guidance_scale=None)
+    assert Recipe.from_json(by_site.to_json(), "x") == by_site
+    words = replace(RECIPE, shown=())
     assert Recipe.from_json(words.to_json(), "x") == words
+    assert (words.adapter, words.encoder, words.references, words.scale) == (None, None, (), 0.0)
 
 
-@pytest.mark.parametrize("size", [0, 1000, module.MAX_TOKEN_BYTES])
+FORMAT_1 = {
+    **{name: json.loads(RECIPE.to_json())[name] for name in (
+        *("prompt", "negative_prompt", "seed", "index", "num_images", "batch_size", "steps"),
+        *("guidance_scale", "width", "height", "dtype", "device", "scheduler", "base", "versions"),
+    )},
+    "scale": {"style": 0.5},
+    "adapter": {"name": "plus", "hash": "1" * 64},
+    "encoder": {"name": None, "hash": "2" * 16},
+    "references": [{"name": "cat.png", "hash": "3" * 64}],
+    "format": 1,
+}  # fmt: skip
+
+
+def test_format_1_is_still_read() -> None:
+    """One adapter with a scale was all that it knew."""
+    read = Recipe.from_json(json.dumps(FORMAT_1), "x")
+    assert read.shown == (
+        Shown(
+            adapter=Source(name="plus", hash="1" * 64),
+            encoder=Source(name=None, hash="2" * 16),
+            references=(Source(name="cat.png", hash="3" * 64),),
+            controls={"scale": {"style": 0.5}},
+        ),
+    )
+    assert (read.scale, read.format, read.init_image) == ({"style": 0.5}, 2, None)
+    words = Recipe.from_json(json.dumps({**FORMAT_1, "adapter": None, "scale": 0}), "x")
+    assert words.shown == ()
+    for wrong, reason in (({"scale": 3}, "scale"), ({"shown": []}, "unknown key 'shown'")):
+        with pytest.raises(OptionError, match=reason):
+            Recipe.from_json(json.dumps(FORMAT_1 | wrong), "x")
+    with pytest.raises(OptionError, match="missing: references"):
+        Recipe.from_json(json.dumps({k: FORMAT_1[k] for k in FORMAT_1 if k != "references"}), "x")
+
+
+@pytest.mark.parametrize("size", [0, 1000, png.MAX_TOKEN_BYTES])
 def test_round_trip_through_a_picture(size: int, tmp_path: Path) -> None:
     image = Image.effect_noise((64, 64), 90).convert("RGB")
-    tokens = os.urandom(size) if size else None
+    tokens = [None, os.urandom(size) if size else None]
     path = tmp_path / "picture.png"
     write_picture(path, image, RECIPE, tokens)
     assert read_picture(path) == (RECIPE, tokens)
@@ -73,14 +122,22 @@ def test_round_trip_through_a_picture(size: int, tmp_path: Path) -> None:
 
 def test_tokens_that_are_too_large_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
-    write_picture(path, Image.new("RGB", (8, 8)), RECIPE, b"x" * (module.MAX_TOKEN_BYTES + 1))
-    assert read_picture(path) == (RECIPE, None)
+    large = b"x" * (png.MAX_TOKEN_BYTES + 1)
+    write_picture(path, Image.new("RGB", (8, 8)), RECIPE, [b"small", large])
+    assert read_picture(path) == (RECIPE, [b"small", None])
+
+
+SAID = json.loads(RECIPE.to_json())["shown"][0]
+OF_SHOWN = ("adapter", "references", "mask", "controls", "how")
+
+
+def _needed(item: Field[Any]) -> bool:
+    return item.default is MISSING and item.default_factory is MISSING
 
 
 LIES = {
-    "format": [2, "1", None],
+    "format": [3, "1", None, True],
     "prompt": [None, 7, "x" * 30_000],
-    "scale": [-0.1, 2.1, True, "1", [1], {"style": 3}, {"x" * 300: 1}],
     "seed": [-1, 2**63, 1.5, "1", True],
     "index": [-1, 4],
     "num_images": [0, 10**9],
@@ -107,8 +164,46 @@ LIES = {
         {"name": "x", "hash": "../../etc"},
         {"name": "x", "hash": "0" * 16, "run": "me"},
     ],
-    "adapter": [{"name": 7, "hash": "0" * 16}, "plus"],
+    "shown": [None, {}, ["plus"], [{}] * 100, [SAID] * 17],
+    "adapter": [{"name": 7, "hash": "0" * 16}, "plus", None],
     "references": [None, {}, ["cat.png"], [{"name": "a", "hash": "0" * 64}] * 2000],
+    "mask": ["left.png", {"name": "https://example.org/x", "hash": "0" * 64}],
+    "controls": [
+        None,
+        [],
+        {"scale": -0.1},
+        {"scale": True},
+        {"scale": "much"},
+        {"scale": {"style": 3}},
+        {"preset": "no such"},
+        {"preset": "linear", "composition": 1.0},
+        {"schedule": "0.5-0.1"},
+        {"schedule": 7},
+        {"scaling": "K"},
+        {"run": "me"},
+    ],
+    "how": [
+        None,
+        [],
+        {"run": "me"},
+        {"fusion": "no such"},
+        {"weights": [1, "x"]},
+        {"weights": [[[[1]]]]},
+        {"prepare": "fold"},
+        {"prepare": {"how": "crop"}},
+        {"noise": 7},
+        {"noise_seed": -1},
+        {"subtract_text": 7},
+        {"subtract_text": "x" * 300},
+        {"face": "smallest"},
+        {"face": True},
+        {"lora_mode": "dead"},
+    ],
+    "init_image": ["start.png", {"name": "x"}],
+    "strength": [-0.1, 1.1, "1", True],
+    "inpaint_mask": [[]],
+    "controlnet": [{"name": "//server/share", "hash": "0" * 16}],
+    "control_scale": [-1, 3],
     "versions": [None, {"torch": 2}, {"x" * 100: "1"}],
 }
 
@@ -117,7 +212,8 @@ LIES = {
     ("key", "value"), [(key, value) for key, values in LIES.items() for value in values]
 )
 def test_impossible_values_are_refused_by_name(key: str, value: Any, tmp_path: Path) -> None:
-    path = write(tmp_path, changed(**{key: value}))
+    lie = {"shown": [{**SAID, key: value}]} if key in OF_SHOWN else {key: value}
+    path = write(tmp_path, changed(**lie))
     with pytest.raises(OptionError) as caught:
         read_picture(path)
     message = str(caught.value)
@@ -127,10 +223,13 @@ def test_impossible_values_are_refused_by_name(key: str, value: Any, tmp_path: P
     assert len(message) < 400
 
 
-@pytest.mark.parametrize("key", [k for k in json.loads(RECIPE.to_json()) if k != "format"])
+NEEDED = [f.name for of in (Recipe, Shown) for f in fields(of) if _needed(f)]
+
+
+@pytest.mark.parametrize("key", NEEDED)
 def test_a_missing_key_is_named(key: str, tmp_path: Path) -> None:
     data = json.loads(RECIPE.to_json())
-    del data[key]
+    del (data["shown"][0] if key in SAID else data)[key]
     with pytest.raises(OptionError, match=key):
         read_picture(write(tmp_path, json.dumps(data)))
 
@@ -142,7 +241,7 @@ def test_a_missing_key_is_named(key: str, tmp_path: Path) -> None:
         ("{", "recipe in"),
         ("[]", "not a JSON object"),
         ("[" * 100_000, "recipe in"),
-        (changed(scale=float("nan")), "NaN"),
+        (changed(strength=float("nan")), "NaN"),
         (changed(extra=1), "unknown key 'extra'"),
         (changed(step=1), "not 'steps'"),
         (changed(prompt="x" * 300_000), "more than 256 kB"),

@@ -1,74 +1,88 @@
-"""What is asked for: the arguments of `generate`, checked, or taken from a recipe with changes."""
+"""What is asked for: the arguments of `generate`, checked."""
 
 from __future__ import annotations
 
-import os
-import warnings
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields
+from typing import Any
 
-from imageprompt.controls import Scale, site_scales
 from imageprompt.errors import OptionError, PictureError, WrongBaseError
 from imageprompt.recipe import Recipe, Source, check_size, checked
-from imageprompt.version import __version__
-
-if TYPE_CHECKING:
-    from imageprompt.encoders.pictures import PictureSource
+from imageprompt.showing import NAMES, OF_A_RECIPE, Reference
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """The arguments of `generate`; for a repetition also the recipe that it is held against."""
 
-    prompt: str
-    references: Sequence[PictureSource]
-    base: Any
-    adapter: Any
-    encoder: Any
-    scale: Scale
-    seed: int
-    num_images: int
-    steps: int | None
-    guidance_scale: float | None
-    negative_prompt: str
-    size: tuple[int, int] | None
-    dtype: str | None
-    device: str | None
-    image_prompt: Any
-    batch_size: int
-    progress: bool
+    prompt: str = ""
+    base: Any = None
+    seed: int = 1
+    num_images: int = 1
+    steps: int | None = None
+    guidance_scale: float | None = None
+    negative_prompt: str = ""
+    size: tuple[int, int] | None = None
+    dtype: str | None = None
+    device: str | None = None
+    batch_size: int = 4
+    progress: bool = True
+    init_image: Any = None
+    strength: float | None = None
+    inpaint_mask: Any = None
+    controlnet: Any = None
+    control_image: Any = None
+    control_scale: float | None = None
+    library: Any = None
+    shown: tuple[Reference, ...] = (Reference(),)
     repeats: Recipe | None = None
     changed: frozenset[str] = frozenset()
     """What the user replaced in the recipe."""
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any], **more: Any) -> Request:
+        """From the arguments of `generate`: those of `Reference` are the first one's.
+
+        Raises OptionError, PictureError.
+        """
+        names = (*NAMES, *OF_A_RECIPE)
+        first = Reference(**{name: arguments[name] for name in names if name in arguments})
+        also = arguments.get("also") or ()
+        also = (also,) if isinstance(also, Reference) else also
+        rest = {name: value for name, value in arguments.items() if name in ARGUMENTS}
+        return cls(**rest, shown=_each(first, also), **more)
 
     def check(self) -> None:
         """All that can be told before anything is loaded. Raises OptionError, ScaleError ..."""
         for name in ("prompt", "negative_prompt", "seed", "num_images", "batch_size"):
             checked(name, getattr(self, name))
-        for name in ("steps", "guidance_scale", "dtype", "device"):
+        for name in ("steps", "guidance_scale", "dtype", "device", "strength", "control_scale"):
             if getattr(self, name) is not None:
                 checked(name, getattr(self, name))
-        if not isinstance(self.scale, Mapping):
-            site_scales(self.scale, ())
         if self.size is not None:
             check_size(*self.size)
-        if self.references and self.image_prompt is not None:
-            raise OptionError(
-                "references and an image prompt",
-                rule="the one takes the place of the other",
-                remedy="Give either of them.",
-            )
-        if self.scale != 0 and not self.references and self.image_prompt is None:
-            raise PictureError(
-                "no reference picture",
-                rule="without one there is nothing to show to the base",
-                remedy="Give --reference PICTURE (reference= in Python), or scale 0: words alone.",
-            )
+        for needing, needed in _NEEDS:
+            if getattr(self, needing) is not None and getattr(self, needed) is None:
+                raise OptionError(
+                    f"{_flag(needing)} without {_flag(needed)}",
+                    rule="it has nothing to act on",
+                    remedy=f"Give {_flag(needed)} too, or leave it out.",
+                )
+        if self.strength == 0:
+            raise OptionError("strength 0", rule="nothing of the picture would change")
+        for reference in self.shown:
+            reference.check()
 
     @property
     def words_alone(self) -> bool:
-        return not self.references and self.image_prompt is None
+        return all(reference.empty for reference in self.shown)
+
+    @property
+    def places(self) -> tuple[Reference, ...]:
+        """What is shown, one entry for each place of its own."""
+        shown = [reference for reference in self.shown if not reference.empty]
+        return tuple(place for reference in shown for place in reference.places())
 
     @property
     def wanted(self) -> range:
@@ -88,12 +102,9 @@ class Request:
         """Must the `name` ("base", "adapter") be here already? What a recipe alone names must."""
         return self.repeats is not None and name not in self.changed
 
-    def must_be(self, name: str, source: Source | None) -> None:
+    def must_be(self, name: str, was: Source | None, source: Source) -> None:
         """Is the ingredient what it was for the recipe? Raises WrongBaseError, OptionError."""
-        if not self.cached_only(name) or source is None:
-            return
-        was = getattr(self.repeats, name)
-        if was is None or was.hash == source.hash:
+        if not self.cached_only(name) or was is None or was.hash == source.hash:
             return
         raise (WrongBaseError if name == "base" else OptionError)(
             f"{name} {source.name!r} of the recipe",
@@ -102,77 +113,54 @@ class Request:
         )
 
 
-def request_of(recipe: Recipe, changes: Mapping[str, Any]) -> Request:
-    """The request that made the recipe's picture, with the user's changes."""
-    for name, part in (("base", recipe.base), ("adapter", recipe.adapter)):
-        if name not in changes and part is not None and part.name is None:
+_NEEDS = (
+    ("strength", "init_image"),
+    ("inpaint_mask", "init_image"),
+    ("control_image", "controlnet"),
+    ("controlnet", "control_image"),
+    ("control_scale", "controlnet"),
+)
+ARGUMENTS = tuple(
+    item.name for item in fields(Request) if item.name not in ("shown", "repeats", "changed")
+)
+"""Of `generate` itself; it takes those of `Reference` and `also` besides."""
+
+
+def check_names(arguments: Mapping[str, Any]) -> None:
+    """Raises OptionError for a name that `generate` has no use for."""
+    known = [*ARGUMENTS, *NAMES, "also"]
+    for name in arguments:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
             raise OptionError(
-                f"the recipe's {name}",
-                rule="it was an object in memory, not a file",
-                remedy=f"Give the {name} to use: --{name} PATH_OR_HUB_ID.",
+                f"option {name!r}",
+                rule="generate() has no such argument",
+                remedy=f"Did you mean {near[0]}?" if near else "",
             )
-    loaded = not isinstance(changes.get("base"), str | os.PathLike | None)
-    settings: dict[str, Any] = {
-        "prompt": recipe.prompt,
-        "base": recipe.base.name,
-        "adapter": None if recipe.adapter is None else recipe.adapter.name,
-        "encoder": None,
-        "scale": recipe.scale,
-        "seed": recipe.seed,
-        "num_images": recipe.num_images,
-        "steps": recipe.steps,
-        "guidance_scale": recipe.guidance_scale,
-        "negative_prompt": recipe.negative_prompt,
-        "size": (recipe.width, recipe.height),
-        "dtype": None if loaded else recipe.dtype,
-        "device": None if loaded or "device" in changes else _device_here(recipe.device),
-        "image_prompt": None,
-        "batch_size": recipe.batch_size,
-        "progress": True,
-    }
-    references = as_list(changes.get("reference"))
-    settings |= {name: value for name, value in changes.items() if name != "reference"}
-    _compare_versions(recipe)
-    return Request(**settings, references=references, repeats=recipe, changed=frozenset(changes))
 
 
-def _device_here(device: str) -> str | None:
-    from imageprompt.ingredients import usable_device
-
-    try:
-        return usable_device(device)
-    except OptionError:
-        warnings.warn(
-            f"the recipe's device {device!r} is not on this machine: small differences are likely",
-            stacklevel=4,
+def _each(first: Reference, also: Sequence[Reference]) -> tuple[Reference, ...]:
+    wrong = [entry for entry in also if not isinstance(entry, Reference)]
+    if wrong or not isinstance(also, list | tuple):
+        raise OptionError(
+            f"also={type(also).__name__}",
+            rule="further references are a list of Reference",
+            remedy="Such as also=[ip.Reference(reference='b.jpg', scale=0.5)].",
         )
-        return None
-
-
-def _compare_versions(recipe: Recipe) -> None:
-    now = versions()
-    differ = [
-        f"{name} {recipe.versions[name]} (here {now[name]})"
-        for name in sorted(now.keys() & recipe.versions.keys())
-        if now[name] != recipe.versions[name]
-    ]
-    if differ:
-        warnings.warn(
-            f"the recipe was made with {', '.join(differ)}: small differences are likely",
-            stacklevel=4,
+    if also and first.empty:
+        raise PictureError(
+            "--also without a first reference",
+            rule="it adds to one",
+            remedy="Give the first one before: --reference PICTURE --also --reference PICTURE.",
         )
+    if any(entry.empty for entry in also):
+        raise PictureError(
+            "--also without a reference",
+            rule="it starts a further one",
+            remedy="Give --reference PICTURE or --style NAME after it.",
+        )
+    return (first, *also)
 
 
-def versions() -> dict[str, str]:
-    """Of ourselves and of the libraries that decide a picture's bits."""
-    from importlib import metadata
-
-    others = {name: metadata.version(name) for name in ("torch", "diffusers", "transformers")}
-    return {"imageprompt": __version__, **others}
-
-
-def as_list(reference: Any) -> list[Any]:
-    """None, one or several references -> a list."""
-    if reference is None:
-        return []
-    return list(reference) if isinstance(reference, list | tuple) else [reference]
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,170 @@
+"""What is shown: found and opened before the base is loaded, attached, encoded and used after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imageprompt import ingredients
+from imageprompt.errors import PromptError
+from imageprompt.ingredients import AdapterChoice, Base
+from imageprompt.library import Library, Style
+from imageprompt.masks import open_mask
+from imageprompt.recipe import Shown, Source
+from imageprompt.request import Request
+from imageprompt.showing import Reference, as_list
+from imageprompt.suitability import FACES_ONLY
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from imageprompt.adapter import Adapter
+    from imageprompt.prompt import ImagePrompt
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One reference with everything opened that can be without the base."""
+
+    reference: Reference
+    pictures: Sequence[Image]
+    negative: Sequence[Image]
+    mask: Any
+    style: Style | None
+    choice: AdapterChoice | None
+    """None for an adapter that the user brought."""
+    sources: Mapping[str, Any]
+    """What a recipe keeps: fields of Shown."""
+
+    @classmethod
+    def open(cls, reference: Reference, request: Request, folder: Path | None) -> Entry:
+        """Raises PictureError, OptionError, NotFoundError, PromptError."""
+        pictures, references = ingredients.open_references(reference.pictures)
+        negative, kept = ingredients.open_references(as_list(reference.negative_reference))
+        mask = None if reference.mask is None else open_mask(reference.mask)
+        style = None
+        if reference.style is not None:
+            style = Library(request.library).show(reference.style)
+        sources = {
+            "references": references,
+            "negative": kept,
+            "embeddings": tuple(map(ingredients.source_of, reference.embeddings)),
+            "reference_mask": tuple(map(ingredients.source_of, as_list(reference.reference_mask))),
+            "mask": None if mask is None else ingredients.source_of(reference.mask),
+            "style": style and Source(name=style.name, hash=style.hash),
+        }
+        choice = _choice(reference, request, folder, style)
+        return cls(reference, pictures, negative, mask, style, choice, sources)
+
+    @property
+    def adapter(self) -> tuple[Any, ...]:
+        """Entries that agree in this share an adapter."""
+        asked = self.reference
+        which = id(asked.adapter) if self.choice is None else self.choice.path
+        return (which, asked.variant, str(asked.encoder), str(asked.faces), asked.lora_mode)
+
+    def shown(self, adapter: Source, encoder: str | None, prompt: ImagePrompt) -> Shown:
+        """What a recipe says of it."""
+        asked = self.reference
+        now = {"adapter": adapter, "mask": self.sources["mask"], "controls": asked.asked.as_dict()}
+        if asked.kept and asked.repeats is not None:
+            return replace(asked.repeats, **now)
+        made_by = prompt.metadata.get("encoder")
+        return Shown(
+            **{**self.sources, **now},
+            encoder=None if made_by is None else Source(name=encoder, hash=made_by),
+            how=asked.how,
+        )
+
+
+@dataclass(frozen=True)
+class Attached:
+    """An adapter on the base, and how a recipe names it and what it reads pictures with."""
+
+    adapter: Adapter
+    source: Source
+    encoder: str | None
+
+
+def _choice(
+    reference: Reference, request: Request, folder: Path | None, style: Style | None
+) -> AdapterChoice | None:
+    named = reference.adapter
+    if named is None and style is not None:
+        named = style.adapter.name
+    if not isinstance(named, str | Path | None):
+        return None
+    only = reference.repeats is not None and request.cached_only("adapter")
+    return ingredients.find_adapter(named, folder, cached_only=only)
+
+
+@contextmanager
+def showing(
+    entries: Sequence[Entry], request: Request, base: Base, pipe: Any
+) -> Iterator[list[tuple[Shown, ImagePrompt]]]:
+    """While the block runs, the base listens to all entries; afterwards it is as it was."""
+    attached: dict[tuple[Any, ...], Attached] = {}
+    found = []
+    with ExitStack() as stack:
+        for entry in entries:
+            if entry.adapter not in attached:
+                alike = [other for other in entries if other.adapter == entry.adapter]
+                attached[entry.adapter] = _attached(alike, request, base, pipe)
+                stack.callback(attached[entry.adapter].adapter.detach)
+        for entry in entries:
+            on = attached[entry.adapter]
+            prompt = _prompt(entry, on.adapter, request)
+            asked = entry.reference.asked
+            stack.enter_context(on.adapter.use(prompt, controls=asked, mask=entry.mask))
+            found.append((entry.shown(on.source, on.encoder, prompt), prompt))
+        yield found
+
+
+def _attached(entries: Sequence[Entry], request: Request, base: Base, pipe: Any) -> Attached:
+    """The adapter that these entries share, attached."""
+    first = entries[0]
+    asked = first.reference
+    if first.choice is None:
+        adapter, source = asked.adapter, ingredients.brought_adapter(asked.adapter)
+    else:
+        adapter, source = ingredients.load_adapter(first.choice, pipe, asked.variant)
+    if asked.repeats is not None:
+        request.must_be("adapter", asked.repeats.adapter, source)
+    encoder, name = None, None
+    reads = any(entry.pictures or entry.negative for entry in entries)
+    if (
+        reads
+        and adapter.spec.feature not in FACES_ONLY
+        and (adapter.encoder is None or asked.encoder is not None)
+    ):
+        encoder, name = ingredients.find_encoder(asked.encoder, adapter.spec, base, source.name)
+    with ingredients.quiet_loading(not request.progress):
+        adapter.attach(pipe, encoder=encoder, faces=asked.faces, lora=asked.lora_mode)
+    return Attached(adapter, source, name)
+
+
+def _prompt(entry: Entry, adapter: Adapter, request: Request) -> ImagePrompt:
+    from imageprompt.prompt import ImagePrompt
+
+    asked = entry.reference
+    if entry.style is not None:
+        return Library(request.library).open(entry.style.name, adapter)
+    if asked.image_prompt is None:
+        how: dict[str, Any] = {**asked.mixture, "face": asked.face}
+        if entry.negative:
+            how["negative"] = list(entry.negative)
+        if asked.embeddings:
+            how["embeddings"] = asked.embeddings
+        return adapter.encode(list(entry.pictures) or None, **how)
+    given = asked.image_prompt
+    prompt = given if isinstance(given, ImagePrompt) else ImagePrompt.load(given)
+    if len(prompt) != 1:
+        raise PromptError(
+            f"an image prompt for {len(prompt)} prompts",
+            rule="generate() has one",
+            remedy="Use adapter.use() and the pipeline itself.",
+        )
+    return prompt

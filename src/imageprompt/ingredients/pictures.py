@@ -1,0 +1,54 @@
+"""Pictures and masks: opened, and what a recipe keeps of each."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imageprompt.errors import PictureError
+from imageprompt.recipe import Source
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from imageprompt.encoders.pictures import PictureSource
+
+
+def open_references(sources: Sequence[PictureSource]) -> tuple[list[Image], tuple[Source, ...]]:
+    """The pictures, opened, and what a recipe keeps of them. Raises PictureError."""
+    from imageprompt.encoders.pictures import open_picture
+
+    opened = [open_picture(source) for source in sources]
+    kept = tuple(source_of(source) for source in sources)
+    return opened, kept
+
+
+def source_of(source: Any) -> Source:
+    """What a recipe keeps of a picture, a mask or a file: its path if it has one, and its hash."""
+    if isinstance(source, str | os.PathLike):
+        return Source(name=os.fspath(source), hash=file_hash(Path(source)))
+    if hasattr(source, "detach"):  # a tensor, wherever it lies
+        source = source.detach().cpu().numpy()
+    data = source.tobytes() if hasattr(source, "tobytes") else bytes(source)
+    return Source(name=None, hash=hashlib.sha256(data).hexdigest())
+
+
+def same_file(source: Source, what: str, flag: str) -> str:
+    """The path of what a recipe names, if it holds what it held. Raises PictureError."""
+    shown = f"{what} {source.name!r} of the recipe"
+    remedy = f"Give it again: {flag} FILE."
+    if source.name is None:
+        raise PictureError(shown, rule="it was an object in memory, not a file", remedy=remedy)
+    if not Path(source.name).is_file():
+        raise PictureError(shown, rule="it is not there", remedy=remedy)
+    if file_hash(Path(source.name)) != source.hash:
+        raise PictureError(shown, rule="it is not the picture it was", remedy=remedy)
+    return source.name
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
