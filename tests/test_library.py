@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image, ImageColor, ImageDraw
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 import imageprompt as ip
@@ -21,7 +21,7 @@ from imageprompt.library import Library, thumbnail
 from imageprompt.library.bench import encoding_bench
 from imageprompt.library.file import features_of
 from imageprompt.library.place import default_folder
-from imageprompt.library.sheet import CELL, GAP, MARGIN, contact_sheet
+from imageprompt.library.sheet import CELL, EMPTY, GAP, MARGIN, contact_sheet
 from imageprompt.suitability import checked_encoder
 from rigs import Rig, build
 from tiny_stack import make_pipeline, make_tokenizer
@@ -535,7 +535,7 @@ def test_contact_sheet(filled: Library, adapter: Any) -> None:
     sheet = contact_sheet(filled.styles())
     step = CELL + GAP
     corners = [sheet.getpixel((MARGIN + step * i + 4, MARGIN + CELL // 2 + 40)) for i in range(3)]
-    assert corners == [(0, 0, 255), (0, 128, 0), ImageColor.getrgb("#ececee")]
+    assert corners == [(0, 0, 255), (0, 128, 0), EMPTY]
     assert sheet.width == 2 * MARGIN + 3 * step - GAP
 
 
