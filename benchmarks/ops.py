@@ -42,6 +42,19 @@ from peer import (
 )
 
 GOALS = {"base": -16, "plus": -16, "two plus": 16}
+CONTROLS: dict[str, dict[str, Any]] = {
+    "down blocks at scale 0": {"scale": {"down_blocks": 0.0, "mid_block": 1.0, "up_blocks": 1.0}},
+    "scale 0 everywhere": {"scale": 0.0},
+    "style transfer": {"preset": "style transfer"},
+    "style transfer precise": {"preset": "style transfer precise"},
+    "composition": {"preset": "composition"},
+    "schedule, where it is on": {"schedule": "0-0.4"},
+    "schedule linear-out": {"schedule": "linear-out"},
+    "schedule, where it is off": {"schedule": "0.4-1"},
+    "a mask": {"mask": torch.ones(64, 64)},
+    "scaling K+V": {"scaling": "K+V"},
+}
+"""What may be asked of a base adapter beside the plain scale."""
 PEER = {"base": 82, "plus": 144, "two plus": 288}
 
 
@@ -172,7 +185,7 @@ class Bench:
         diffusers_unload(self.unet, before)
         return {"first": first, "later": later, "projector_calls": len(calls) / len(variants)}
 
-    def ours(self, variants: list[str], scale: float | dict[str, float] = 1.0) -> dict[str, Any]:
+    def ours(self, variants: list[str], **use: Any) -> dict[str, Any]:
         """Our path, all adapters attached at once: the same figures."""
         import imageprompt as ip
 
@@ -187,7 +200,7 @@ class Bench:
             calls = stack.enter_context(projector_calls([a.module.image_proj for a in adapters]))
             for adapter, variant in zip(adapters, variants, strict=True):
                 prompt = adapter.encode(features=published_features(variant, self.dtype))
-                stack.enter_context(adapter.use(prompt, scale=scale))
+                stack.enter_context(adapter.use(prompt, **use))
             first, later = first_and_later(self.step)
             for t in timesteps()[:5]:
                 self.step(t)
@@ -217,9 +230,8 @@ def measure(bench: Bench, *, peer: bool = True) -> list[dict[str, Any]]:
         if peer:
             row(f"diffusers {name}", bench.peer(variants), PEER[name])
         row(f"imageprompt {name}", bench.ours(variants), GOALS[name])
-    off = {"down_blocks": 0.0, "mid_block": 1.0, "up_blocks": 1.0}
-    row("imageprompt base, down blocks at scale 0", bench.ours(["base"], off), None)
-    row("imageprompt base, scale 0 everywhere", bench.ours(["base"], 0.0), None)
+    for name, use in CONTROLS.items():
+        row(f"imageprompt base, {name}", bench.ours(["base"], **use), None)
     return rows
 
 
