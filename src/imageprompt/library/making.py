@@ -35,9 +35,9 @@ def encoded(
     encoding: Mapping[str, Any],
 ) -> Style:
     """A style out of references. Raises what encoding raises, and PromptError for a batch."""
-    given = pictures if isinstance(pictures, list | tuple) else [pictures]
-    opened, references = ingredients.open_references([] if pictures is None else given)
+    opened, references = ingredients.open_references(_listed(pictures))
     prompt = adapter.encode(opened or None, features=features, **encoding)
+    references += tuple(map(ingredients.source_of, _listed(encoding.get("embeddings"))))
     if len(prompt) != 1:
         raise PromptError(
             f"references for {len(prompt)} prompts",
@@ -48,7 +48,7 @@ def encoded(
     embedding = measuring.pooled(opened, adapter.encoder)
     if embedding is None:
         embedding = _pooled_features(read)
-    spec, encoder = adapter.spec, prompt.metadata.get("encoder")
+    spec, encoder = adapter.spec, _encoder(prompt.metadata, made_with)
     recipe = {key: value for key, value in prompt.metadata.items() if key not in _APART}
     if made_with.get("base"):
         recipe["base"] = str(made_with["base"])
@@ -68,7 +68,7 @@ def encoded(
                 "feature_width": spec.feature_width,
             },
         ),
-        encoder=None if encoder is None else Source(name=made_with.get("encoder"), hash=encoder),
+        encoder=encoder,
         references=tuple(Source(name=_file_name(one.name), hash=one.hash) for one in references),
         recipe=recipe,
         hash=token_hash(tensors),
@@ -121,10 +121,25 @@ def _tensors(
     return tensors
 
 
+def _encoder(metadata: Mapping[str, str], made_with: Mapping[str, str | None]) -> Source | None:
+    """What saw the references: the image encoder, or the face recogniser where there is none."""
+    for kind in ("encoder", "faces"):
+        if kind in metadata:
+            return Source(name=made_with.get(kind), hash=metadata[kind])
+    return None
+
+
 def _pooled_features(features: Group | None) -> Tensor | None:
     """Features that are one vector a reference, as faces' are."""
     first = features[0] if isinstance(features, tuple) else features
     return first if first is not None and first.ndim == 2 else None
+
+
+def _listed(given: Any) -> list[Any]:
+    """None, one or several."""
+    if given is None:
+        return []
+    return list(given) if isinstance(given, list | tuple) else [given]
 
 
 def _file_name(name: str | None) -> str | None:

@@ -17,17 +17,23 @@ from imageprompt.library.style import Style
 SIDE = 256  # px
 MAX_SIDE = 1024  # of one that is read
 PAPER = "white"
+# Of two, three or four references: left, top and height of each, in halves of the side.
+_PLACES = {
+    2: ((0, 0, 2), (1, 0, 2)),
+    3: ((0, 0, 2), (1, 0, 1), (1, 1, 1)),
+    4: ((0, 0, 1), (1, 0, 1), (0, 1, 1), (1, 1, 1)),
+}
 _STARTS = (b"\x89PNG", b"\xff\xd8\xff")
 
 
 def of_references(pictures: Sequence[Image.Image]) -> Image.Image:
-    """One square picture of up to four references: alone, or two by two."""
+    """One square picture: all of a single reference, or the middles of up to four."""
     if len(pictures) == 1:
-        return _fitted(pictures[0], SIDE)
-    canvas = Image.new("RGB", (SIDE, SIDE), PAPER)
-    half = SIDE // 2
-    for index, picture in enumerate(pictures[:4]):
-        canvas.paste(_fitted(picture, half), (index % 2 * half, index // 2 * half))
+        return ImageOps.pad(pictures[0], (SIDE, SIDE), Image.Resampling.LANCZOS, color=PAPER)
+    canvas, half = Image.new("RGB", (SIDE, SIDE), PAPER), SIDE // 2
+    for picture, (x, y, height) in zip(pictures, _PLACES[min(len(pictures), 4)], strict=False):
+        cell = ImageOps.fit(picture, (half, height * half), Image.Resampling.LANCZOS)
+        canvas.paste(cell, (x * half, y * half))
     return canvas
 
 
@@ -81,11 +87,6 @@ def opened(stored: Weights) -> Image.Image:
                 "thumbnail", rule=f"{width}x{height} is more than {MAX_SIDE}x{MAX_SIDE}"
             )
         return open_picture(content)
-
-
-def _fitted(picture: Image.Image, side: int) -> Image.Image:
-    """All of the picture, on a square."""
-    return ImageOps.pad(picture, (side, side), Image.Resampling.LANCZOS, color=PAPER)
 
 
 def _encoded(picture: Image.Image, **options: object) -> bytes:
