@@ -6,10 +6,13 @@ normed_embedding, they come in no order of size, and one that fills its picture 
 
 from __future__ import annotations
 
+import sys
+import types
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -60,3 +63,25 @@ def picture(**boxes: tuple[int, int, int, int]) -> Image.Image:
     for name, box in boxes.items():
         made.paste(COLOURS[name], box)
     return made
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A package insightface with this in it; returns what FaceAnalysis is made with, and `models`,
+    which can be changed."""
+    known: dict[str, Any] = {"models": {"detection": 1, "recognition": 1}}
+
+    class FaceAnalysis(Analysis):
+        def __init__(self, name: str, **options: Any) -> None:
+            print("find model")  # as versions before 1.0 do
+            known.update(name=name, **options)
+            self.models = known["models"]
+            assert "detection" in self.models
+
+        def prepare(self, ctx_id: int, det_size: tuple[int, int]) -> None:
+            known["det_size"] = det_size
+
+    module = types.ModuleType("insightface.app")
+    module.FaceAnalysis = FaceAnalysis  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "insightface", types.ModuleType("insightface"))
+    monkeypatch.setitem(sys.modules, "insightface.app", module)
+    return known

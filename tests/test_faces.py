@@ -6,7 +6,6 @@ import json
 import pickle
 import struct
 import sys
-import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import imageprompt as ip
-from face_finder import LENGTH, Analysis, embedding, picture
+from face_finder import LENGTH, Analysis, embedding, install, picture
 from imageprompt import cli
 from imageprompt.encoders._face_crop import aligned
 from imageprompt.encoders.face import FaceEncoder, open_faces
@@ -404,24 +403,7 @@ def test_length_one_is_made_once_and_said(attached: Callable[..., Any], tmp_path
 
 @pytest.fixture
 def insightface(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A package of that name; what FaceAnalysis was made with, and the models that it has."""
-    known: dict[str, Any] = {"models": {"detection": 1, "recognition": 1}}
-
-    class FaceAnalysis(Analysis):
-        def __init__(self, name: str, **options: Any) -> None:
-            print("find model")  # as versions before 1.0 do
-            known.update(name=name, **options)
-            self.models = known["models"]
-            assert "detection" in self.models
-
-        def prepare(self, ctx_id: int, det_size: tuple[int, int]) -> None:
-            known["det_size"] = det_size
-
-    module = types.ModuleType("insightface.app")
-    module.FaceAnalysis = FaceAnalysis  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "insightface", types.ModuleType("insightface"))
-    monkeypatch.setitem(sys.modules, "insightface.app", module)
-    return known
+    return install(monkeypatch)
 
 
 @pytest.fixture
