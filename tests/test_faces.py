@@ -237,7 +237,7 @@ def test_faces_are_for_adapters_of_faces(pipe: Any, attached: Callable[..., Any]
     assert not plus.attached
     with pytest.raises(PromptError, match="face embeddings for a plus adapter"):
         plus.encode(embeddings=unit("red"))
-    with pytest.raises(EncoderError, match=r"attach\(pipe, faces=PACK\)"):
+    with pytest.raises(EncoderError, match=r"attach\(pipe, faces=PACK\) or --faces"):
         attached("faceid").encode([picture(**TWO)])
     with pytest.raises(EncoderError, match="finds no faces"):
         open_faces(3)

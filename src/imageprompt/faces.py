@@ -78,7 +78,7 @@ def embeddings_of(given: Embeddings, spec: AdapterSpec) -> list[Tensor]:
     What is not of length 1 is scaled to it where the adapter wants that, with one warning. Raises
     NotFoundError, PictureError.
     """
-    read = [torch.cat([_read(one) for one in group]) for group in groups_of(given)]
+    read = [torch.cat([rows_given(one) for one in group]) for group in groups_of(given)]
     lengths = torch.cat([rows.norm(dim=-1) for rows in read])
     normed = (lengths - 1).abs() <= LENGTH_TOLERANCE
     if spec.feature == RAW and normed.any():
@@ -107,8 +107,8 @@ def faces_in(
         raise EncoderError(
             f"pictures for a {spec.variant} adapter",
             rule="it reads embeddings of faces, which a face recogniser makes",
-            remedy="Attach one: attach(pipe, faces=PACK), insightface's model pack; or give "
-            "embeddings=.",
+            remedy="Attach one: attach(pipe, faces=PACK) or --faces PACK (insightface's model pack), "
+            "or give embeddings.",
         )
     found = [
         [face for source in group for face in finder.choose(source, which)] for group in groups
@@ -162,7 +162,8 @@ def check_faces(spec: AdapterSpec, pictures: object, embeddings: object, face: C
             raise PromptError(what, rule=rule, remedy=remedy)
 
 
-def _read(given: object) -> Tensor:
+def rows_given(given: object) -> Tensor:
+    """[n, 512] of a file or an array. Raises NotFoundError, PictureError."""
     if isinstance(given, str | os.PathLike):
         return read_embeddings(given)
     label = f"face embeddings of type {type(given).__name__}"

@@ -51,7 +51,7 @@ class Entry:
         sources = {
             "references": references,
             "negative": kept,
-            "embeddings": tuple(map(ingredients.source_of, reference.embeddings)),
+            "embeddings": ingredients.open_embeddings(reference.embeddings),
             "reference_mask": tuple(map(ingredients.source_of, as_list(reference.reference_mask))),
             "mask": None if mask is None else ingredients.source_of(reference.mask),
             "style": style and Source(name=style.name, hash=style.hash),

@@ -20,7 +20,12 @@ from imageprompt.ingredients.base import (
 )
 from imageprompt.ingredients.controlnet import find_controlnet, load_controlnet
 from imageprompt.ingredients.encoder import find_encoder
-from imageprompt.ingredients.pictures import open_references, same_file, source_of
+from imageprompt.ingredients.pictures import (
+    open_embeddings,
+    open_references,
+    same_file,
+    source_of,
+)
 
 __all__ = [
     "AdapterChoice",
@@ -36,6 +41,7 @@ __all__ = [
     "load_adapter",
     "load_base",
     "load_controlnet",
+    "open_embeddings",
     "open_references",
     "quiet_loading",
     "same_file",

@@ -26,6 +26,16 @@ def open_references(sources: Sequence[PictureSource]) -> tuple[list[Image], tupl
     return opened, kept
 
 
+def open_embeddings(sources: Sequence[Any]) -> tuple[Source, ...]:
+    """What a recipe keeps of face embeddings: files or arrays. Raises NotFoundError, PictureError
+    for those that cannot be read."""
+    from imageprompt.faces import rows_given
+
+    for source in sources:
+        rows_given(source)
+    return tuple(source_of(source) for source in sources)
+
+
 def source_of(source: Any) -> Source:
     """What a recipe keeps of a picture, a mask or a file: its path if it has one, and its hash."""
     if isinstance(source, str | os.PathLike):
