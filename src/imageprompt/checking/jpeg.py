@@ -102,7 +102,8 @@ def _on_grid(patches: Sequence[Array], since: Sequence[int] | None) -> Estimate 
     sizes = np.log(np.array([steps[place] for place in places], np.float64))
     apart = np.abs(np.log(_TABLES[:, places]) - sizes)
     distance = apart.clip(max=OUTLIER).mean(1)
-    best = int(np.median(np.flatnonzero(distance == distance.min())))  # neighbours share steps
+    # neighbours may share all steps that were read: the middle one
+    best = int(np.median(np.flatnonzero(distance == distance.min())) + 0.5)
     return Estimate(best + 1, bool((np.exp(apart[best]) < 1.01).all()))
 
 
@@ -129,7 +130,8 @@ def _grid(patches: Sequence[Array]) -> tuple[int, int]:
             step = np.abs(np.diff(x, axis=0)).mean(1)
             excess = step[1:-1] - (step[:-2] + step[2:]) / 2  # of the step from row i + 1 to i + 2
             for phase in range(8):
-                jumps[(phase + 2) % 8] += excess[phase::8].mean()
+                here = excess[phase::8]
+                jumps[(phase + 2) % 8] += here.sum() / max(len(here), 1)
         starts.append(int(jumps.argmax()))
     return starts[0], starts[1]
 
