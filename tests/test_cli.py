@@ -35,7 +35,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 # ── help ────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("command", ["", "demo", "generate", "hosts", "variants", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["", "demo", "generate", "hosts", "variants", "presets", "doctor"]
+)
 def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main([*command.split(), "--help"])
@@ -112,10 +114,12 @@ def test_generate_and_its_recipe(
     pictures = [Image.open(path) for path in (paths[1], out / "0003.png")]
     assert pictures[0].tobytes() == pictures[1].tobytes()
     assert pictures[0].info["imageprompt"] == pictures[1].info["imageprompt"]
-    wanted = {"prompt": "a star", "scale": 0.7, "seed": 3, "index": 1, "num_images": 2, "steps": 2}
+    wanted = {"prompt": "a star", "seed": 3, "index": 1, "num_images": 2, "steps": 2}
     wanted |= {"width": 32, "height": 16, "guidance_scale": 2.0, "negative_prompt": "blue"}
     assert again["recipe"] | wanted == again["recipe"]
-    assert again["recipe"]["references"][0]["name"] == reference
+    (shown,) = again["recipe"]["shown"]
+    assert shown["references"][0]["name"] == reference
+    assert shown["controls"]["scale"] == 0.7
 
 
 def test_several_references_and_a_changed_recipe(
@@ -125,12 +129,14 @@ def test_several_references_and_a_changed_recipe(
     two = ["--reference", reference, "--reference", reference]
     assert cli.main(["generate", *two, "--steps", "1", "--output", out, "--json"]) == 0
     first = json.loads(capsys.readouterr().out)["pictures"][0]
-    assert len(first["recipe"]["references"]) == 2
+    assert len(first["recipe"]["shown"][0]["references"]) == 2
     changed = ["--recipe", first["path"], "--scale", "0.1", "--output", out, "--json"]
     assert cli.main(["generate", *changed]) == 0
     second = json.loads(capsys.readouterr().out)["pictures"][0]["recipe"]
-    assert second["scale"] == 0.1
-    assert {**second, "scale": first["recipe"]["scale"]} == first["recipe"]
+    controls = second["shown"][0]["controls"]
+    assert controls["scale"] == 0.1
+    controls["scale"] = 0.8
+    assert second == first["recipe"]
 
 
 def test_a_saved_image_prompt_takes_the_place_of_references(
@@ -164,7 +170,11 @@ def test_warnings_are_one_line(
 
 @pytest.mark.parametrize(
     ("command", "words"),
-    [("hosts", ["sd15", "sdxl", "2048"]), ("variants", ["base", "plus", "hidden_states"])],
+    [
+        ("hosts", ["sd15", "sdxl", "2048"]),
+        ("variants", ["base", "plus", "hidden_states"]),
+        ("presets", ["style transfer", "boost"]),
+    ],
 )
 def test_tables(command: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([command]) == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import signal
@@ -17,6 +16,7 @@ from imageprompt import (
     cli_check,
     cli_faces,
     cli_files,
+    cli_generate,
     cli_library,
     cli_prepare,
     cli_probe,
@@ -85,31 +85,6 @@ def _demo(options: argparse.Namespace) -> int:
     return 0
 
 
-def _generate(options: argparse.Namespace) -> int:
-    from imageprompt.files import check_folder
-    from imageprompt.generation import generate, repeat
-
-    request = given(
-        options,
-        *("prompt", "reference", "base", "adapter", "encoder", "image_prompt", "scale", "seed"),
-        *("num_images", "steps", "guidance_scale", "negative_prompt", "size", "dtype", "device"),
-        "batch_size",
-    )
-    request["progress"] = wants_progress(options)
-    output = check_folder(options.output)
-    result = repeat(options.recipe, **request) if "recipe" in options else generate(**request)
-    paths = result.save(output)
-    if options.json:
-        pictures = [
-            {"path": str(path), "recipe": json.loads(recipe.to_json())}
-            for path, recipe in zip(paths, result.recipes, strict=True)
-        ]
-        print_json({"pictures": pictures})
-    else:
-        print(*paths, sep="\n")
-    return 0
-
-
 def _hosts(options: argparse.Namespace) -> int:
     from imageprompt.hosts import HOSTS
 
@@ -139,6 +114,16 @@ def _variants(options: argparse.Namespace) -> int:
             "what": variant.summary,
         }
         for variant in VARIANTS
+    ]
+    return print_table(rows, options.json)
+
+
+def _presets(options: argparse.Namespace) -> int:
+    from imageprompt.controls import PRESETS
+
+    rows = [
+        {"preset": preset.name, "takes": preset.reads, "what": preset.summary}
+        for preset in PRESETS.values()
     ]
     return print_table(rows, options.json)
 
@@ -175,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     _add_demo(commands)
-    _add_generate(commands)
+    cli_generate.add_commands(commands)
     cli_library.add_commands(commands)
     cli_faces.add_commands(commands)
     cli_check.add_commands(commands)
@@ -186,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, run, help_ in (
         ("hosts", _hosts, "which base architectures are known"),
         ("variants", _variants, "which adapter architectures are known"),
+        ("presets", _presets, "what `generate --preset` can take from a reference"),
     ):
         table = add_command(
             commands, name, run, help_, f"imageprompt {name}", f"imageprompt {name} --json"
@@ -227,57 +213,6 @@ def _add_demo(commands: Any) -> None:
         help="draw scenes with captions to train on (--count of them, 4000), and held-out ones",
     )
     add_json(demo)
-
-
-def _add_generate(commands: Any) -> None:
-    command = add_command(
-        commands,
-        "generate",
-        _generate,
-        "pictures from reference pictures and words",
-        'imageprompt generate --reference ref.png --prompt "a star" --num-images 4',
-        "imageprompt generate --reference a.jpg --reference b.jpg --scale 1.0",
-        "imageprompt generate --reference cat.jpg --prompt hat --base ./stable-diffusion-v1-5 \\",
-        "    --adapter h94/IP-Adapter/models/ip-adapter-plus_sd15.safetensors",
-        "imageprompt generate --recipe outputs/0001.png",
-        "imageprompt generate --recipe outputs/0001.png --scale 0.4",
-    )
-    # what is not given stays out of the namespace: the defaults are generate()'s, or the recipe's
-
-    def add(group: Any, flag: str, help_: str, **options: Any) -> None:
-        group.add_argument(flag, help=help_, default=argparse.SUPPRESS, **options)
-
-    what = command.add_argument_group("what to show")
-    add(what, "--reference", "reference picture; may be repeated", action="append", metavar="PIC")
-    add(what, "--image-prompt", "a saved image prompt instead of references", metavar="FILE")
-    add(what, "--prompt", "words beside the picture (default: none)", metavar="TEXT")
-    add(what, "--negative-prompt", "words to keep away from", metavar="TEXT")
-    add(what, "--scale", "how much of the picture, 0..2 (0.8)", type=float, metavar="S")
-    add(what, "--recipe", "repeat a picture; other flags change it", metavar="PIC.png")
-    how = command.add_argument_group("how many, how large")
-    add(how, "--num-images", "pictures to make (1)", type=int, metavar="N")
-    add(how, "--seed", "picture i is drawn from N + i (1)", type=int, metavar="N")
-    add(how, "--steps", "denoising steps (the base's default)", type=int, metavar="N")
-    add(how, "--guidance-scale", "(the base's default)", type=float, metavar="G")
-    add(how, "--size", "in pixels (the base's default)", type=_size, metavar="WxH")
-    add(how, "--batch-size", "pictures side by side (4)", type=int, metavar="N")
-    with_ = command.add_argument_group("with which models")
-    add(with_, "--base", "diffusers pipeline (the bundled one)", metavar="PATH_OR_HUB_ID")
-    add(with_, "--adapter", "file, or base | plus of the bundled stack", metavar="FILE_OR_HUB_ID")
-    add(with_, "--encoder", "image encoder (that of base or adapter)", metavar="PATH_OR_HUB_ID")
-    add(with_, "--dtype", "float32, float16, bfloat16", metavar="TYPE")
-    add(with_, "--device", "cpu, cuda, cuda:N, mps", metavar="NAME")
-    command.add_argument(
-        "--output", default="outputs", metavar="DIR", help="folder for the pictures (outputs)"
-    )
-    add_json(command)
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form WxH, such as 512x512")
-    return int(width), int(height)
 
 
 # ── output ──────────────────────────────────────────────────────────────────────────────────────
