@@ -107,8 +107,8 @@ def faces_in(
         raise EncoderError(
             f"pictures for a {spec.variant} adapter",
             rule="it reads embeddings of faces, which a face recogniser makes",
-            remedy="Attach one: attach(pipe, faces=PACK) or --faces PACK (insightface's model pack), "
-            "or give embeddings.",
+            remedy="Give insightface's model pack, attach(pipe, faces=PACK) or --faces PACK, or "
+            "their embeddings.",
         )
     found = [
         [face for source in group for face in finder.choose(source, which)] for group in groups

@@ -53,8 +53,9 @@ def pairs_of(
 def check_mode(mode: str, pairs: Pairs, denoiser: nn.Module) -> None:
     """Raises OptionError for what is no mode or has no LoRA, AttachError where merging would not be
     exact."""
-    if mode not in ("live", "merged") or (mode == "merged" and not pairs):
-        rule = "it is 'live' or 'merged'" if pairs else "this adapter has no LoRA"
+    known = mode in ("live", "merged")
+    if not known or (mode == "merged" and not pairs):
+        rule = "this adapter has no LoRA" if known else "it is 'live' or 'merged'"
         raise OptionError(f"lora={mode!r}", rule=rule, remedy="Leave it out.")
     if mode == "live":
         return
