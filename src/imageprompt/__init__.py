@@ -9,54 +9,73 @@ from imageprompt.version import __version__
 
 if TYPE_CHECKING:
     from imageprompt.adapter import Adapter
+    from imageprompt.checking.report import check
     from imageprompt.checkpoint.convert import convert
     from imageprompt.checkpoint.diff import diff
     from imageprompt.checkpoint.inspect import Report, inspect
     from imageprompt.checkpoint.validate import validate
+    from imageprompt.controls import Controls, Schedule, sliders
     from imageprompt.encoders.pictures import open_picture
     from imageprompt.errors import ImagePromptError
     from imageprompt.generation import GenerationResult, generate, repeat
+    from imageprompt.library import Library
+    from imageprompt.probing import probe
     from imageprompt.prompt import ImagePrompt
     from imageprompt.recipe import Recipe
+    from imageprompt.showing import Reference
     from imageprompt.training.config import TrainingConfig
     from imageprompt.training.train import TrainResult, train
 
 # Public name -> the module that defines it; torch is loaded when a name that needs it is touched.
 _HOME = {
     "Adapter": "imageprompt.adapter",
+    "Controls": "imageprompt.controls",
     "GenerationResult": "imageprompt.generation",
     "ImagePrompt": "imageprompt.prompt",
     "ImagePromptError": "imageprompt.errors",
+    "Library": "imageprompt.library",
     "Recipe": "imageprompt.recipe",
+    "Reference": "imageprompt.showing",
+    "Report": "imageprompt.checkpoint.inspect",
+    "Schedule": "imageprompt.controls",
     "TrainResult": "imageprompt.training.train",
     "TrainingConfig": "imageprompt.training.config",
-    "Report": "imageprompt.checkpoint.inspect",
+    "check": "imageprompt.checking.report",
     "convert": "imageprompt.checkpoint.convert",
     "diff": "imageprompt.checkpoint.diff",
     "generate": "imageprompt.generation",
     "inspect": "imageprompt.checkpoint.inspect",
     "open_picture": "imageprompt.encoders.pictures",
+    "probe": "imageprompt.probing",
     "repeat": "imageprompt.generation",
+    "sliders": "imageprompt.controls",
     "train": "imageprompt.training.train",
     "validate": "imageprompt.checkpoint.validate",
 }
 
 __all__ = [
     "Adapter",
+    "Controls",
     "GenerationResult",
     "ImagePrompt",
     "ImagePromptError",
+    "Library",
     "Recipe",
+    "Reference",
     "Report",
+    "Schedule",
     "TrainResult",
     "TrainingConfig",
     "__version__",
+    "check",
     "convert",
     "diff",
     "generate",
     "inspect",
     "open_picture",
+    "probe",
     "repeat",
+    "sliders",
     "train",
     "validate",
 ]
