@@ -73,16 +73,18 @@ class Library:
         space with `encoder`, also by the cosine of its embedding, after those. Raises PictureError,
         EncoderError.
         """
-        from imageprompt.library import measuring
-
         styles = self.styles()
         if not is_text(what):
-            wanted, made_by = measuring.of_picture(what, encoder)
+            from imageprompt.library.measuring import of_picture
+
+            wanted, made_by = of_picture(what, encoder)
             found, skipped = by_embedding(styles, wanted, made_by, "picture")
             return Results(tuple(found[:limit]), f"pictures, by encoder {made_by}", tuple(skipped))
         found, used, skipped = by_name(styles, what), "names and tags", []
         if text_encoder is not None:
-            wanted, made_by = measuring.of_words(what, text_encoder, encoder)
+            from imageprompt.library.measuring import of_words
+
+            wanted, made_by = of_words(what, text_encoder, encoder)
             near, skipped = by_embedding(styles, wanted, made_by, "words")
             named = {one.style.name for one in found}
             found += [one for one in near if one.style.name not in named]
