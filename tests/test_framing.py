@@ -13,7 +13,7 @@ from torch import Tensor
 
 import imageprompt as ip
 from imageprompt.encoders.clip import ClipEncoder
-from imageprompt.encoders.framing import Preparation, sharpened
+from imageprompt.encoders.framing import Preparation, sharpened, tiled
 from imageprompt.encoders.pictures import open_picture
 from imageprompt.errors import EncoderError, ImagePromptError, OptionError
 from tiny_stack import SIDE, make_pipeline
@@ -190,6 +190,21 @@ def test_tiles_are_references(spied: Spied) -> None:
     assert prompt.tokens.shape[1] == 4 * (3 + 2)
     one = spied.adapter.encode([[stripes()], [stripes(64, 32)]], prepare="tiles", fusion="average")
     assert one.tokens.shape[:2] == (2, 4)
+
+
+def test_tiles_with_their_places() -> None:
+    """Every tile, and where it belongs: put back there, they are the picture."""
+    for size in ((90, 30), (75, 30), (30, 90), (64, 60)):
+        picture = noise(*size)
+        pairs = tiled(picture)
+        whole = Image.new("RGB", pairs[0][1].size)
+        for tile, mask in pairs:
+            assert mask.getbbox() is not None
+            assert tile.size == (mask.getbbox()[2] - mask.getbbox()[0],) * 2
+            whole.paste(tile, mask.getbbox())
+            assert set(mask.get_flattened_data()) <= {0, 255}
+        shown = picture.crop((2, 0, 62, 60)) if size == (64, 60) else picture
+        assert np.array_equal(np.asarray(whole), np.asarray(shown))
 
 
 def test_an_upright_picture_is_framed_upright(spied: Spied) -> None:

@@ -253,6 +253,30 @@ def test_negative_pictures(variant: str, pipe: Any) -> None:
         adapter.detach()
 
 
+def test_a_negative_picture_reaches_the_negative_row_alone(pipe: Any) -> None:
+    """Guided, two prompts: each negative row is what its picture makes of it as a reference."""
+    adapter = attached(pipe)
+    try:
+        a, b, bad, worse = map(picture, range(4))
+        gen = torch.Generator().manual_seed(3)
+        latents = torch.randn(2, 4, 8, 8, generator=gen).repeat(2, 1, 1, 1)
+        text = torch.randn(4, 7, 32, generator=gen)
+
+        def run(prompt: Any, rows: slice = slice(None), **use: Any) -> Tensor:
+            with torch.no_grad(), adapter.use(prompt, **use):
+                found: Tensor = pipe.unet(latents[rows], 5, text[rows]).sample
+            return found
+
+        plain = run(adapter.encode([[a], [b]]))
+        found = run(adapter.encode([[a], [b]], negative=[[bad], [worse]]))
+        assert difference(found[2:], plain[2:]) < 1e-6
+        assert difference(found[:2], plain[:2]) > 1e-3
+        alone = run(adapter.encode([[bad], [worse]]), slice(0, 2), guidance="none")
+        assert difference(found[:2], alone) < 1e-5
+    finally:
+        adapter.detach()
+
+
 def test_noise_on_the_negative_side(pipe: Any) -> None:
     adapter = attached(pipe)
     try:

@@ -17,6 +17,8 @@ from imageprompt.errors import OptionError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from imageprompt.encoders.pictures import PictureSource
+
 HOWS = ("crop", "squash", "pad", "tiles")
 FILTERS = ("bicubic", "lanczos", "bilinear", "hamming", "box", "nearest")
 POSITIONS = {
@@ -133,6 +135,30 @@ class Preparation:
             top = int((height - short) * self.position[1])
             return [(left, top, left + short, top + short)]
         return list(_tiles(width, height))
+
+
+def tiled(source: PictureSource) -> list[tuple[Image, Image]]:
+    """The tiles of a picture, each with the mask of the place that it came from.
+
+    As references with masks of their own they show a picture that is no square at full size, each
+    part of it in its part of the result (ComfyUI_IPAdapter_plus' tiled node):
+    `tiles, masks = zip(*tiled(p)); generate(reference=list(tiles), mask=list(masks))`, at a size of
+    the same shape. Raises PictureError.
+    """
+    from PIL import Image as Images
+
+    from imageprompt.encoders.pictures import open_picture
+
+    picture = open_picture(source)
+    boxes = Preparation(how="tiles").boxes(*picture.size)
+    left, top = (min(box[side] for box in boxes) for side in (0, 1))
+    right, bottom = (max(box[side] for box in boxes) for side in (2, 3))
+    found = []
+    for box in boxes:
+        mask = Images.new("L", (right - left, bottom - top))
+        mask.paste(255, (box[0] - left, box[1] - top, box[2] - left, box[3] - top))
+        found.append((picture.crop(box), mask))
+    return found
 
 
 def sharpened(picture: Image, amount: float) -> Image:
