@@ -93,11 +93,11 @@ def _choice(
     reference: Reference, request: Request, folder: Path | None, style: Style | None
 ) -> AdapterChoice | None:
     named = reference.adapter
-    if named is None and style is not None:
-        named = style.adapter.name
+    only = reference.repeats is not None and request.cached_only("adapter")
+    if named is None and style is not None:  # what a file names is not downloaded
+        named, only = style.adapter.name, True
     if not isinstance(named, str | Path | None):
         return None
-    only = reference.repeats is not None and request.cached_only("adapter")
     return ingredients.find_adapter(named, folder, cached_only=only)
 
 

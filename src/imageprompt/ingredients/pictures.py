@@ -40,8 +40,12 @@ def source_of(source: Any) -> Source:
     """What a recipe keeps of a picture, a mask or a file: its path if it has one, and its hash."""
     if isinstance(source, str | os.PathLike):
         return Source(name=os.fspath(source), hash=file_hash(Path(source)))
+    import numpy
+
     if hasattr(source, "detach"):  # a tensor, wherever it lies
         source = source.detach().cpu().numpy()
+    if isinstance(source, list | tuple):  # an array, written as lists
+        source = numpy.asarray(source)
     data = source.tobytes() if hasattr(source, "tobytes") else bytes(source)
     return Source(name=None, hash=hashlib.sha256(data).hexdigest())
 
