@@ -122,6 +122,26 @@ def test_merged_adapters_leave_in_any_order(given: dict[str, Any]) -> None:
         assert difference(live, merged) <= 1e-5
 
 
+def test_it_follows_a_schedule_through_a_pipeline() -> None:
+    """Off again half-way, and the text cached over the steps is read anew where weights change."""
+    pipe, adapter = frozen()
+    pipe.set_progress_bar_config(disable=True)
+    before, found = bits(pipe.unet), {}
+    for mode in MODES:
+        adapter.attach(pipe, lora=mode)
+        for schedule in ("0-0.5", "0-1"):
+            generator = torch.Generator().manual_seed(0)
+            with adapter.use(prompt_of(adapter), schedule=schedule):
+                found[mode, schedule] = pipe(
+                    "a star", num_inference_steps=4, output_type="pt", generator=generator
+                ).images
+                assert same_bits(pipe.unet, before) is (mode == "live" or schedule == "0-0.5")
+        adapter.detach()
+    for schedule in ("0-0.5", "0-1"):
+        assert difference(found["live", schedule], found["merged", schedule]) <= 1e-5
+    assert difference(found["live", "0-0.5"], found["live", "0-1"]) > 1e-4
+
+
 def refusals() -> dict[str, tuple[Callable[[Any, Any], Any], str]]:
     def quantised(pipe: Any, _: Any) -> None:
         class Linear4bit(torch.nn.Linear):
@@ -162,6 +182,16 @@ def test_what_cannot_be_merged_exactly_is_refused(name: str) -> None:
     assert "Use lora='live'" in str(caught.value)
     assert not adapter.attached
     assert not pipe.unet._forward_pre_hooks
+
+
+def test_offloaded_after_it_was_attached(given: dict[str, Any]) -> None:
+    pipe, adapter = frozen()
+    adapter.attach(pipe, lora="merged")
+    prompt = prompt_of(adapter)
+    pipe.unet.enable_group_offload("cpu", torch.device("cpu"), "leaf_level")
+    with pytest.raises(AttachError, match="offloaded"), adapter.use(prompt):
+        read(pipe.unet, given)
+    adapter.detach()
 
 
 def test_modes_that_make_no_sense() -> None:

@@ -57,8 +57,11 @@ def check_mode(mode: str, pairs: Pairs, denoiser: nn.Module) -> None:
     if not known or (mode == "merged" and not pairs):
         rule = "this adapter has no LoRA" if known else "it is 'live' or 'merged'"
         raise OptionError(f"lora={mode!r}", rule=rule, remedy="Leave it out.")
-    if mode == "live":
-        return
+    if mode == "merged":
+        _check_mergeable(pairs, denoiser)
+
+
+def _check_mergeable(pairs: Pairs, denoiser: nn.Module) -> None:
     reason = next((why for linear, lora in pairs if (why := _unmergeable(linear, lora))), "")
     if reason or _streamed(denoiser):
         raise AttachError(
@@ -108,6 +111,7 @@ class MergedLora:
 
     def __init__(self, carrier: Carrier, owner: object, pairs: Pairs, denoiser: nn.Module) -> None:
         self._carrier, self._owner, self._pairs = carrier, owner, pairs
+        self._denoiser = weakref.ref(denoiser)
         self._seen: tuple[Tensor | None, int] = (None, 0)
         self._strength = 0.0
         # weights are written between graphs, never in one
@@ -134,6 +138,9 @@ class MergedLora:
     def _write(self, strength: float) -> None:
         if strength == self._strength:
             return
+        denoiser = self._denoiser()
+        if strength and denoiser is not None:  # it may have been offloaded since
+            _check_mergeable(self._pairs, denoiser)
         self._strength = strength
         with torch.no_grad():
             changed = [
