@@ -33,10 +33,12 @@ def tiny_base(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BASES, "tiny", TINY)
 
 
-def _run(module: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, float]]:
+def _run(
+    module: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *more: str
+) -> list[dict[str, float]]:
     path = tmp_path / "rows.json"
     command = ["x", "--base", "tiny", "--variant", "base", "--quick", "--json", str(path)]
-    monkeypatch.setattr(sys, "argv", [*command, "--threads", "1"])
+    monkeypatch.setattr(sys, "argv", [*command, "--threads", "1", *more])
     module.main()
     return json.loads(path.read_text())["rows"]
 
@@ -55,6 +57,8 @@ def test_step_time(
 def test_switch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows = _run(switch, monkeypatch, tmp_path)
     assert len(rows) == 6
+    rows += _run(switch, monkeypatch, tmp_path, "--library")
+    assert len(rows) == 8
     assert all(row["wall"] > 0 for row in rows)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -107,6 +108,17 @@ def test_half_precision_is_kept(library: Library, tiny_folder: Path) -> None:
     adapter = ip.Adapter.load(path, dtype=torch.bfloat16)
     library.add("half", adapter, features=torch.randn(1, adapter.spec.feature_width))
     assert library.open("half", adapter).tokens.dtype == torch.bfloat16
+
+
+def test_faces_from_a_file_make_a_style(library: Library, tmp_path: Path) -> None:
+    adapter = ip.Adapter.create("faceid", denoiser=make_pipeline().unet, encoder=None)
+    faces = torch.nn.functional.normalize(torch.randn(2, 512), dim=-1)
+    np.save(tmp_path / "me.npy", faces.numpy())
+    style = library.add("me", adapter, embeddings=tmp_path / "me.npy", fusion="average")
+    wanted = adapter.encode(embeddings=faces, fusion="average").tokens
+    assert torch.equal(library.open("me", adapter).tokens, wanted)
+    assert [one.name for one in style.references] == ["me.npy"]
+    assert (style.encoder, style.recipe) == (None, {"fusion": "average"})
 
 
 def test_batches_are_no_styles(library: Library, adapter: Any) -> None:
@@ -519,12 +531,15 @@ def test_processes_that_add_at_once(filled: Library, tmp_path: Path) -> None:
 
 
 def test_what_a_kill_leaves_is_swept(filled: Library, adapter: Any) -> None:
-    left = filled.folder / ".red.0a1b2c3d.tmp.safetensors"
-    left.write_bytes(b"half a style")
-    assert "red" in filled.names()
+    kept = filled.folder / ".prepared"
+    kept.mkdir()
+    left = [filled.folder / ".red.0a1b2c3d.tmp.safetensors", kept / ".tmpAbC123"]
+    others = [filled.folder / ".tmpAbC123", filled.folder / ".mine.safetensors"]
+    for path in (*left, *others):
+        path.write_bytes(b"half a style")
     assert len(filled.styles()) == 3
     filled.remove("green")
-    assert not left.exists()
+    assert [path.exists() for path in (*left, *others)] == [False, False, True, True]
 
 
 # ── pictures of it ──────────────────────────────────────────────────────────────────────────────

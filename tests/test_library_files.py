@@ -272,10 +272,22 @@ def test_a_file_of_the_folder_may_be_renamed(library: Library, adapter: Any) -> 
         assert [style.name for style in library.styles()] == ["crimson"]
 
 
-def test_damaged_styles_can_be_removed(library: Library) -> None:
-    (library.folder / "bad.safetensors").write_bytes(b"damaged")
-    library.remove("bad")
-    assert library.names() == ["red"]
+def test_files_that_are_no_styles_are_left_alone(library: Library, adapter: Any) -> None:
+    """Somebody may name a folder of adapters as the library."""
+    adapter.save(library.folder / "plus.safetensors")
+    before = (library.folder / "plus.safetensors").read_bytes()
+    with pytest.raises(PromptError, match=r"plus.safetensors: not a style file"):
+        library.remove("plus")
+    with pytest.raises(PromptError, match=r"plus.safetensors: not a style file"):
+        library.add("plus", adapter, Image.new("RGB", (32, 32)), replace=True)
+    assert (library.folder / "plus.safetensors").read_bytes() == before
+
+
+def test_styles_without_a_usable_embedding_are_skipped(library: Library, adapter: Any) -> None:
+    spoil("embedding", float("nan"))(apart(library)).write(library.folder / "given.safetensors")
+    results = library.search(Image.new("RGB", (32, 32), "red"), encoder=adapter.encoder)
+    assert [one.style.name for one in results.found] == ["red"]
+    assert results.skipped == ("given",)
 
 
 def test_names_of_references_lose_their_folders(

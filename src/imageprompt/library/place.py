@@ -14,6 +14,8 @@ from imageprompt.files import check_folder
 VARIABLE = "IMAGEPROMPT_LIBRARY"
 PREPARED = ".prepared"  # the folder of K', V' beside the styles
 _LOCK = ".lock"
+_TEMPORARY = ".*.????????.tmp.safetensors"  # as `write_atomically` names them
+_OF_SAFETENSORS = ".tmp??????"
 _PATIENCE = 30.0  # seconds; a write takes milliseconds
 
 
@@ -43,9 +45,10 @@ def writing(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / _LOCK, timeout=_PATIENCE):
-            for place in (folder, folder / PREPARED):
-                for left in (*place.glob(".*.tmp.safetensors"), *place.glob(".tmp*")):
-                    left.unlink(missing_ok=True)  # ours, and safetensors' own
+            kept = folder / PREPARED
+            left = [path for place in (folder, kept) for path in place.glob(_TEMPORARY)]
+            for path in (*left, *kept.glob(_OF_SAFETENSORS)):
+                path.unlink(missing_ok=True)
             yield
     except Timeout as error:
         raise OptionError(

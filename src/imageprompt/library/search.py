@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from imageprompt.checkpoint.values import finite
 from imageprompt.library.names import folded
 from imageprompt.library.style import Style
 
@@ -82,7 +83,7 @@ def by_embedding(
     for style in styles:
         stored = style.tensors.get("embedding")
         same = style.encoder is not None and style.encoder.hash == encoder
-        if stored is None or not same or stored.shape[1] != wanted.shape[1]:
+        if stored is None or not same or stored.shape[1] != wanted.shape[1] or not finite(stored):
             skipped.append(style.name)
             continue
         rows = normalize(tensor_of(stored).float(), dim=-1)

@@ -201,7 +201,7 @@ class Library:
         return target
 
     def remove(self, name: str) -> None:
-        """Delete a style and what was kept for it. Raises NotFoundError."""
+        """Delete a style and what was kept for it. Raises NotFoundError, PromptError."""
         path = self._path(names.checked_name(name))
         with place.writing(self.folder):
             if not path.is_file():
@@ -233,13 +233,14 @@ class Library:
             return file.write_style(path, style)
 
     def _forget(self, path: Path) -> None:
-        """Delete the K', V' that are kept for the style in this file, if there is one."""
-        try:
+        """Before a file is deleted or replaced: the K', V' that are kept for its style go.
+
+        Raises PromptError for a file that is no style: it may be somebody's adapter.
+        """
+        if path.exists():
             gone = file.read_style(path, path.stem)
-        except (NotFoundError, PromptError):  # nothing there, or damaged: nothing to forget
-            return
-        for kept in place.prepared_of(self.folder, gone.hash):
-            kept.unlink(missing_ok=True)
+            for kept in place.prepared_of(self.folder, gone.hash):
+                kept.unlink(missing_ok=True)
 
 
 _REPLACE = "Choose another name, or replace it: --force, replace=True in Python."
