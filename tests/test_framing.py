@@ -309,6 +309,8 @@ def test_masks_that_do_not_fit(spied: Spied) -> None:
     good = [np.ones((24, 40)), np.ones((12, 12))]  # a smaller mask of the same shape is scaled
     assert len(spied.pixels([a, b], reference_mask=good)) == 2
     assert len(spied.pixels([[a], [b]], reference_mask=[[good[0]], [good[1]]])) == 2
+    same = [spied.pixels([b, b], reference_mask=mask) for mask in (good[1], good[1:])]
+    assert np.array_equal(*same)
     for wrong in (good[:1], [*good, good[0]], good[::-1], [[good[0]]], np.ones((24, 24)), "none"):
         with pytest.raises(ImagePromptError) as caught:
             spied.adapter.encode([a, b], reference_mask=wrong)

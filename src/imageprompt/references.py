@@ -113,6 +113,8 @@ def _masked(
 
 def _masks_of(mask: Any, opened: list[list[Image]]) -> list[list[Image]]:
     """A mask in the size of each picture; one given is for all of them. Raises OptionError."""
+    if isinstance(mask, list | tuple) and len(mask) == 1 and not isinstance(mask[0], list | tuple):
+        (mask,) = mask
     if not isinstance(mask, list | tuple):
         return [[_fitted(mask, picture) for picture in pictures] for pictures in opened]
     nested = any(isinstance(row, list | tuple) for row in mask)
