@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 CELL, GAP, MARGIN = 80, 12, 26
 STEP = CELL + GAP
 LABELS = 152
-LOOK = ("colour", "texture", "background", "style")
 ENDS = (0.0, 0.1, 0.2, 0.4, 1.0)
 SHAPES = ("star", "heart", "moon", "cross", "triangle", "ring")
 
@@ -32,7 +31,8 @@ def draw(bench: Bench, folder: Path) -> list[Path]:
     for name, figure in FIGURES.items():
         path = folder / f"control-{name}.png"
         page = figure(bench).image
-        page.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+        palette = page.quantize(256)
+        page.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
         paths.append(path)
     return paths
 
@@ -40,7 +40,7 @@ def draw(bench: Bench, folder: Path) -> list[Path]:
 def presets(bench: Bench) -> Page:
     """Two blocks: the style preset beside texts that name a shape, layout beside others."""
     cast = _cast(8)
-    blocks = (("style", ("shape",), cast[:4]), ("layout", LOOK, cast[4:]))
+    blocks = (("style", ("shape",), cast[:4]), ("layout", ("colour", "background"), cast[4:]))
     rows = ("reference", "words alone", "all sites, scale 1", "preset")
     wide = LABELS + 8 * STEP + 28
     page = Page(2 * MARGIN + wide, MARGIN + 76 + len(rows) * STEP, cell=CELL)
@@ -56,7 +56,7 @@ def presets(bench: Bench) -> Page:
             lines.append(bench.paint(texts, (references, how)))
         for column, text in enumerate(texts):
             middle = x + column * STEP + CELL // 2
-            page.text(middle, 52, f"\u201c{text}\u201d", size=11, colour=PALE, width=CELL + GAP - 2)
+            page.text(middle, 50, f"\u201c{text}\u201d", size=12, colour=PALE, width=CELL + 6)
         _grid(page, lines, x, 98)
     return page
 
@@ -66,7 +66,8 @@ def mix(bench: Bench) -> Page:
     chosen = _cast(11)
     across, down = chosen[:6], chosen[6:]
     page = Page(2 * MARGIN + LABELS + 7 * STEP, 2 * MARGIN + 38 + 6 * STEP, cell=CELL)
-    page.text(MARGIN, MARGIN - 6, "layout of the upper, style of the left", size=18, at="left")
+    title = "two references: the layout of the upper, the style of the left"
+    page.text(MARGIN, MARGIN - 10, title, size=18, at="left")
     left, top = MARGIN + LABELS - 60, MARGIN + 38
     for index, scene in enumerate(across):
         page.picture(scenes.draw(scene), left + (1 + index) * STEP, top, framed=True)
@@ -87,26 +88,25 @@ def mix(bench: Bench) -> Page:
 
 def masks(bench: Bench) -> Page:
     """Two references, a half each, on square and on wide pictures."""
-    chosen = _cast(12)
-    first, second = ([[scenes.draw(scene)] for scene in part] for part in (chosen[:6], chosen[6:]))
+    count = 4
+    chosen = _cast(2 * count)
+    first, second = ([[scenes.draw(one)] for one in chosen[start::2]] for start in (0, 1))
     made = {}
     for width in (64, 128):
         left = np.zeros((64, width), np.float32)
         left[:, : width // 2] = 1
         layers = ((first, {"mask": left}), (second, {"mask": 1 - left}))
-        made[width] = bench.paint(["a shape"] * 6, *layers, size=(width, 64))
-    step = 2 * CELL + 2 * GAP
-    page = Page(2 * MARGIN + LABELS + 6 * step, MARGIN + 3 * STEP + 34, cell=CELL)
-    labels = ("left, right reference", "one picture, 64x64", "one picture, 128x64")
-    for line, name in enumerate(labels):
-        page.text(MARGIN, MARGIN + line * (STEP + 8) + 32, name, size=14, at="left")
-    for index in range(6):
+        made[width] = bench.paint(["a shape"] * count, *layers, size=(width, 64))
+    step, line = 2 * STEP + GAP, STEP + 6
+    page = Page(2 * MARGIN + LABELS + count * step - GAP, MARGIN + 3 * line + 14, cell=CELL)
+    for index, name in enumerate(("references", "square, a half each", "wide, a half each")):
+        page.text(MARGIN, MARGIN + index * line + 30, name, size=15, at="left")
+    for index in range(count):
         x = MARGIN + LABELS + index * step
         page.picture(first[index][0], x, MARGIN, framed=True)
-        page.picture(second[index][0], x + CELL + GAP, MARGIN, framed=True)
-        page.picture(made[64][index], x + STEP // 2, MARGIN + STEP + 8)
-        wide = (2 * CELL, CELL)
-        page.picture(made[128][index], x + GAP // 2, MARGIN + 2 * (STEP + 8), size=wide)
+        page.picture(second[index][0], x + STEP, MARGIN, framed=True)
+        page.picture(made[64][index], x + STEP // 2, MARGIN + line)
+        page.picture(made[128][index], x + GAP // 2, MARGIN + 2 * line, size=(2 * CELL, CELL))
     return page
 
 
@@ -123,8 +123,9 @@ def schedule(bench: Bench) -> Page:
     heads = ["reference", "never", *(f"0-{end:g}" for end in ENDS[1:])]
     page = Page(2 * MARGIN + LABELS + 40 + len(heads) * STEP, MARGIN + 34 + 4 * STEP, cell=CELL)
     x = MARGIN + LABELS + 40
+    page.text(MARGIN, MARGIN - 6, "text; schedule:", size=15, at="left", colour=PALE)
     for column, head in enumerate(heads):
-        page.text(x + column * STEP + CELL // 2, MARGIN - 4, head, size=15, colour=PALE)
+        page.text(x + column * STEP + CELL // 2, MARGIN - 6, head, size=15, colour=PALE)
     for line, text in enumerate(texts):
         y = MARGIN + 30 + line * STEP
         page.text(MARGIN, y + 32, f"\u201c{text}\u201d", size=13, at="left")
@@ -164,5 +165,6 @@ def _other(scene: scenes.Scene, names: Sequence[str]) -> scenes.Scene:
     rng = np.random.default_rng(round(1000 * scene.x))
     while True:
         other = scenes.change(scene, names, rng)
-        if "colour" not in names or other.colour != "orange" or "texture" in names:
+        texture = "texture" in names
+        if other.background != "orange" and (texture or other.colour != "orange"):
             return other

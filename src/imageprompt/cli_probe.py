@@ -118,8 +118,10 @@ def _drawn(options: argparse.Namespace) -> dict[str, Any]:
     count = getattr(options, "count", DEFAULT_COUNT)
     if not 1 <= count <= MOST:
         raise OptionError(f"count {count}", rule=f"a whole number from 1 to {MOST}")
-    references, texts = drawn(count)
-    return {"references": references, "prompt": texts, "read": judge.read, "batch_size": 16}
+    scenes = drawn(count)
+    shows = scenes.shows if "prompt" not in options else None
+    wishes = {"references": scenes.references, "prompt": scenes.texts, "batch_size": 16}
+    return wishes | {"read": judge.read, "shows": shows}
 
 
 def _write(result: ProbeResult, folder: Path) -> list[Path]:

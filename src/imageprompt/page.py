@@ -52,15 +52,15 @@ class Page:
         at: Literal["left", "middle", "right"] = "middle",
         width: int | None = None,
     ) -> None:
-        """Text whose top is at y and whose left end, middle or right end at x.
+        """Text whose capitals begin at about y and whose left end, middle or right end is at x.
 
-        On two lines where one is longer than `width`.
+        On several lines where one is longer than `width`.
         """
         font = ImageFont.load_default(size)
         lines = _lines(text, font, width)
         for index, line in enumerate(lines):
             place = (x, y + index * (size + 2))
-            anchor = {"left": "lt", "middle": "mt", "right": "rt"}[at]
+            anchor = {"left": "la", "middle": "ma", "right": "ra"}[at]
             self._pen.text(place, line, font=font, fill=colour, anchor=anchor)
 
     def rule(self, y: int, *, margin: int) -> None:
@@ -73,12 +73,26 @@ class Page:
             self._pen.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
 
 
-def _lines(
-    text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int | None
-) -> list[str]:
-    """One line, or two of about the same length."""
-    words = text.split()
-    if width is None or font.getlength(text) <= width or len(words) < 2:
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
+
+def _lines(text: str, font: Font, width: int | None) -> list[str]:
+    """As few lines as `width` allows, of about the same length."""
+    if width is None:
         return [text]
-    halves = [(" ".join(words[:i]), " ".join(words[i:])) for i in range(1, len(words))]
-    return list(min(halves, key=lambda pair: max(map(font.getlength, pair))))
+    fewest = len(_filled(text, font, width))
+    return next(
+        lines for w in range(1, width + 1) if len(lines := _filled(text, font, w)) == fewest
+    )
+
+
+def _filled(text: str, font: Font, width: int) -> list[str]:
+    """Lines with as many words as they hold, but one at least."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from imageprompt.errors import AttachError
 from imageprompt.hosts import _unet_layers as layers
 from imageprompt.hosts._unet_layers import Layer
-from imageprompt.hosts._unet_roles import KEY as ROLES_KEY
 from imageprompt.spec import HostSpec, Shapes
 
 if TYPE_CHECKING:

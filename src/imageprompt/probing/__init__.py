@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from imageprompt.probing.probe import probe
 from imageprompt.probing.result import ProbeResult
+from imageprompt.probing.run import probe
 
 __all__ = ["ProbeResult", "probe"]

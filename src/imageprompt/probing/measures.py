@@ -31,6 +31,8 @@ _TO_XYZ = np.array(
     ]
 )
 """Linear sRGB to XYZ (IEC 61966-2-1, D65)."""
+_FLAT = 1e-6
+"""Slopes of Lab below this are rounding."""
 _TEXTURE_BLURS = (0.7, 1.4, 2.8)
 _DIRECTIONS = 4
 _EDGE_BLURS = (1.0, 1.5)
@@ -74,8 +76,10 @@ def texture(a: Statistics, b: Statistics) -> float:
 def layout(a: Statistics, b: Statistics) -> float:
     """1 - correlation of the blurred edges of all colours: where things are, and where they end."""
     x, y = a.edges - a.edges.mean(), b.edges - b.edges.mean()
-    norm = np.sqrt(np.square(x).sum() * np.square(y).sum())
-    return float(1 - (x * y).sum() / norm) if norm > 0 else float(x.any() or y.any())
+    spread_x, spread_y = np.sqrt(np.square(x).mean()), np.sqrt(np.square(y).mean())
+    if min(spread_x, spread_y) < _FLAT:
+        return float(max(spread_x, spread_y) >= _FLAT)
+    return float(1 - (x * y).mean() / (spread_x * spread_y))
 
 
 MEASURES: Mapping[str, Callable[[Statistics, Statistics], float]] = {
@@ -113,7 +117,7 @@ def _texture(channels: Array) -> Array:
         for direction in range(_DIRECTIONS):
             nearness = np.cos(2 * (angle - np.pi * direction / _DIRECTIONS))
             energies.append((energy * np.maximum(nearness, 0)).sum())
-    total = sum(energies) or 1.0
+    total = max(sum(energies), _FLAT)
     return np.log(np.asarray(energies) / total + 1e-3)
 
 

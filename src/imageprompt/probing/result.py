@@ -25,7 +25,8 @@ class Row:
     """One setting. `carried`: shares of what all sites carry, None where those carry nothing of it.
 
     `cosine` is that of the pictures' embeddings to their references', above scale 0; `matches` how
-    often a picture shows the same word as its reference; `pictures` the first few.
+    often a picture shows the word of its reference (where the text leaves it open, if that was
+    said); `pictures` the first few.
     """
 
     name: str
@@ -100,7 +101,7 @@ class ProbeResult:
         yield from aligned(self._shares())
         if self.every.matches:
             yield ""
-            yield "How often a picture shows what its reference shows:"
+            yield "How often a picture shows what its reference shows and its text leaves open:"
             yield ""
             yield from aligned(self._matches())
         yield ""

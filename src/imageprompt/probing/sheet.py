@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from imageprompt.probing.shares import Interval
 
 CELL, GAP, MARGIN = 64, 8, 28
+WIDE = CELL + 12  # from one picture of a row to the next: references have frames
 STEP = CELL + GAP
 NAMES = 226  # width of the column of names
 BAR, BETWEEN = 118, 18
@@ -31,7 +32,7 @@ def draw_sheet(result: ProbeResult) -> Image:
     measures = list(result.every.carried)
     shown = len(result.references)
     left = MARGIN + NAMES
-    bars = left + shown * STEP + BETWEEN
+    bars = left + shown * WIDE + BETWEEN
     width = bars + len(measures) * (BAR + BETWEEN) + 60 + MARGIN
     height = HEAD + STEP * (1 + len(result.rows)) + 3 * GAP + MARGIN
     page = Page(width, height, cell=CELL)
@@ -39,7 +40,7 @@ def draw_sheet(result: ProbeResult) -> Image:
     page.text(MARGIN, MARGIN - 8, title, size=18, at="left")
     page.text(MARGIN, HEAD + 24, "references", at="left", colour=PALE)
     for index, picture in enumerate(result.references):
-        page.picture(picture, left + index * STEP, HEAD, framed=True)
+        page.picture(picture, left + index * WIDE, HEAD, framed=True)
     for index, measure in enumerate(measures):
         x = bars + index * (BAR + BETWEEN)
         page.text(x, HEAD + 30, measure, at="left", size=15, colour=COLOURS[measure])
@@ -64,10 +65,10 @@ def _row(page: Page, row: Row, y: int, left: int, bars: int) -> None:
     if row.name in ("style", "layout") and isinstance(row.scale, dict):
         page.text(MARGIN, y + 38, " + ".join(row.scale), at="left", size=12, colour=PALE)
     for index, picture in enumerate(row.pictures):
-        page.picture(picture, left + index * STEP, y)
+        page.picture(picture, left + index * WIDE, y)
     for index, (measure, share) in enumerate(row.carried.items()):
         x = bars + index * (BAR + BETWEEN)
-        if row.name != "no site":
+        if row.name not in ("no site", "all sites"):  # 0 and 1: the ends of the scale
             _bar(page, x, y + 14, share, COLOURS[measure])
     x = bars + len(row.carried) * (BAR + BETWEEN)
     colour = ROLE_COLOURS.get(row.role, PALE)

@@ -39,10 +39,11 @@ class Study:
         scale: float,
         seeds: int,
         read: Reading | None,
+        shows: Sequence[Mapping[str, str]] | None = None,
     ) -> None:
         self._painter, self._references = painter, references
         self._scale, self._seeds, self._read = scale, seeds, read
-        self._shown = [] if read is None else read(references)
+        self._shows = shows or ([] if read is None else read(references))
         self._units = len(references) if len(references) > 1 else seeds
         self._bootstrap = Bootstrap(self._units)
 
@@ -92,11 +93,12 @@ class Study:
     def _matches(self, pictures: Sequence[Image]) -> dict[str, float]:
         if self._read is None:
             return {}
-        pairs = list(zip(self._read(pictures), self._shown * self._seeds, strict=True))
-        return {
-            name: float(np.mean([seen[name] == wanted[name] for seen, wanted in pairs]))
-            for name in self._shown[0]
-        }
+        seen = self._read(pictures)
+        agree: dict[str, list[bool]] = {name: [] for name in seen[0]}
+        for words, wanted in zip(seen, [*self._shows] * self._seeds, strict=True):
+            for name, word in wanted.items():
+                agree[name].append(words[name] == word)
+        return {name: float(np.mean(found)) for name, found in agree.items() if found}
 
     def _shares(
         self, found: Distances, none: Distances, every: Distances

@@ -8,7 +8,7 @@ from pathlib import Path
 from imageprompt import bundled
 from imageprompt.demo.probing import drawn
 from imageprompt.files import write_atomically
-from imageprompt.hosts.unet import ROLES_KEY
+from imageprompt.hosts._unet_roles import KEY
 from imageprompt.probing import probe
 
 
@@ -17,19 +17,19 @@ def state_roles(folder: Path, count: int) -> dict[str, list[str]]:
 
     Where the measurement finds none, nothing is stated, and the place of a site decides.
     """
-    references, texts = drawn(count)
+    scenes = drawn(count)
     found = probe(
-        references,
+        scenes.references,
         base=folder,
         adapter=bundled.DEFAULT_ADAPTER,
-        prompt=texts,
+        prompt=scenes.texts,
         steps=bundled.STEPS,
         guidance_scale=bundled.GUIDANCE,
         batch_size=16,
     )
     if found.roles:
         path = folder / "unet" / "config.json"
-        config = json.loads(path.read_text(encoding="utf-8")) | {ROLES_KEY: found.roles}
+        config = json.loads(path.read_text(encoding="utf-8")) | {KEY: found.roles}
         with write_atomically(path) as temporary:
             temporary.write_text(json.dumps(dict(sorted(config.items())), indent=2) + "\n")
     return found.roles

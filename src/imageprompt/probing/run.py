@@ -43,6 +43,7 @@ def probe(
     device: str | None = None,
     batch_size: int = 4,
     read: Reading | None = None,
+    shows: Sequence[Mapping[str, str]] | None = None,
     told: Callable[[str], object] | None = None,
     progress: bool = True,
 ) -> ProbeResult:
@@ -50,7 +51,8 @@ def probe(
 
     `prompt` is the text beside every reference, or one text for each: a picture can only bring what
     a text leaves open, so name what your texts will name. Each reference is painted with `seeds`
-    seeds. `read` says what pictures show, such as {"shape": "star"}, where something can tell;
+    seeds. `read` says what pictures show, such as {"shape": "star"}, where something can tell, and
+    `shows` what each reference shows, where not all that `read` reads off it is to be compared;
     `told` hears the cost before anything is painted. All else is as in `generate`. Raises an
     ImagePromptError.
     """
@@ -82,7 +84,7 @@ def probe(
             told(_cost(len(alone), len(texts), seeds))
         with tqdm(total=(2 + len(alone)) * once, unit="picture", disable=not progress) as bar:
             painter = Painter(found, pictures, texts, batch_size, bar.update)
-            study = Study(painter, pictures, scale=scale, seeds=seeds, read=read)
+            study = Study(painter, pictures, scale=scale, seeds=seeds, read=read, shows=shows)
             none, every, *rows = study.run(alone, seed)
             suggested = _suggested(rows, all_sites, scale)
             if suggested:
