@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -69,6 +70,8 @@ class Request:
                     rule="it has nothing to act on",
                     remedy=f"Give {_flag(needed)} too, or leave it out.",
                 )
+        if not isinstance(self.library, str | os.PathLike | None):
+            raise OptionError(f"library {self.library!r}", rule="it is the path of a folder")
         if self.strength == 0:
             raise OptionError("strength 0", rule="nothing of the picture would change")
         for reference in self.shown:

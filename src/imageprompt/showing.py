@@ -207,7 +207,7 @@ class Reference:
             )
 
     def _check_masks(self, masks: list[Any]) -> None:
-        n = len(self.pictures)
+        n = len(self.pictures) or 1
         if not masks:
             raise OptionError(
                 "masks", rule="the list is empty", remedy="Give a mask, or leave it out."

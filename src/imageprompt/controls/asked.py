@@ -77,10 +77,11 @@ class Controls:
             return
         one_scale(value, name)
         if self.preset is None or preset(self.preset).reads != name:
-            whose = "no preset" if self.preset is None else f"preset {self.preset!r}"
             raise OptionError(
                 f"{name} = {value}",
-                rule=f"{whose} has a use for it",
+                rule="it belongs to a preset"
+                if self.preset is None
+                else f"preset {self.preset!r} has no use for it",
                 remedy=f"Choose a preset that has: {', '.join(readers(name))}.",
             )
 
