@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from imageprompt.request import ARGUMENTS
@@ -32,7 +33,12 @@ def _of(type_: Callable[[str], Any]) -> dict[str, Any]:
 
 
 def _scale(text: str) -> Any:
-    """`0.8`, `style=1,layout=0.2`, ComfyUI's `3:1.0,6:0.5`, or JSON: diffusers' dictionaries."""
+    """`0.8`, `style=1,layout=0.2`, ComfyUI's `3:1.0,6:0.5`, JSON or a file of it: dictionaries."""
+    if text.endswith(".json"):  # `imageprompt probe --output` writes such
+        try:
+            text = Path(text).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise argparse.ArgumentTypeError(f"{text!r} cannot be read ({error})") from None
     if text.lstrip().startswith(("{", "[")):
         return _json(text)
     if "=" in text:
@@ -73,7 +79,12 @@ WHAT: tuple[Flag, ...] = (
     ("--encoder", "PATH_OR_HUB_ID", {}, "image encoder (that of base or adapter)"),
 )
 WHERE: tuple[Flag, ...] = (
-    ("--scale", "S", _of(_scale), "0..2 (0.8); or by site: style=1,layout=0.2; 3:1.0,6:0.5; JSON"),
+    (
+        "--scale",
+        "S",
+        _of(_scale),
+        "0..2 (0.8); or by site: style=1,layout=0.2; 3:1.0,6:0.5; JSON; FILE.json",
+    ),
     ("--preset", "NAME", {}, "what to take: style, composition ... (see `imageprompt presets`)"),
     ("--composition", "C", _of(float), "of the preset 'style and composition', 0..2"),
     ("--boost", "B", _of(float), "of the precise presets, 0..2"),
