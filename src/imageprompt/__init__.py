@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from imageprompt.checkpoint.inspect import Report, inspect
     from imageprompt.checkpoint.validate import validate
     from imageprompt.controls import Controls, Schedule, sliders
+    from imageprompt.encoders.framing import Preparation, tiled
     from imageprompt.encoders.pictures import open_picture
     from imageprompt.errors import ImagePromptError
     from imageprompt.generation import GenerationResult, generate, repeat
@@ -34,6 +35,7 @@ _HOME = {
     "ImagePrompt": "imageprompt.prompt",
     "ImagePromptError": "imageprompt.errors",
     "Library": "imageprompt.library",
+    "Preparation": "imageprompt.encoders.framing",
     "Recipe": "imageprompt.recipe",
     "Reference": "imageprompt.showing",
     "Report": "imageprompt.checkpoint.inspect",
@@ -49,6 +51,7 @@ _HOME = {
     "probe": "imageprompt.probing",
     "repeat": "imageprompt.generation",
     "sliders": "imageprompt.controls",
+    "tiled": "imageprompt.encoders.framing",
     "train": "imageprompt.training.train",
     "validate": "imageprompt.checkpoint.validate",
 }
@@ -60,6 +63,7 @@ __all__ = [
     "ImagePrompt",
     "ImagePromptError",
     "Library",
+    "Preparation",
     "Recipe",
     "Reference",
     "Report",
@@ -76,6 +80,7 @@ __all__ = [
     "probe",
     "repeat",
     "sliders",
+    "tiled",
     "train",
     "validate",
 ]
