@@ -142,6 +142,29 @@ def test_it_follows_a_schedule_through_a_pipeline() -> None:
     assert difference(found["live", "0-0.5"], found["live", "0-1"]) > 1e-4
 
 
+def test_what_a_step_costs(given: dict[str, Any]) -> None:
+    """Live, three operations a linear map; merged, none: the text stays cached as without LoRA."""
+    from ops import first_and_later
+
+    pipe, adapter = frozen()
+
+    def later() -> int:
+        return first_and_later(lambda t: read(pipe.unet, given | {"timestep": t}))[1].total()
+
+    def used(mode: str, lora: float) -> int:
+        adapter.attach(pipe, lora=mode)
+        with adapter.use(prompt_of(adapter), lora=lora):
+            found = later()
+        adapter.detach()
+        return found
+
+    without = used("merged", 0.0)
+    linears = sum(len(loras) for loras in adapter.module.loras.values())
+    sites = len([name for name in pipe.unet.attn_processors if ".attn2." in name])
+    assert used("merged", 1.0) == without
+    assert used("live", 1.0) == without + 3 * linears + 2 * sites  # its k and v are not cached
+
+
 def refusals() -> dict[str, tuple[Callable[[Any, Any], Any], str]]:
     def quantised(pipe: Any, _: Any) -> None:
         class Linear4bit(torch.nn.Linear):

@@ -99,7 +99,9 @@ class LiveLora:
 
     def _add(self, lora: Lora, _: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
         strength = self._carrier.strength(self._owner)
-        return None if strength is None else out + strength.to(out.dtype) * lora(args[0])
+        if strength is None:
+            return None
+        return torch.addcmul(out, lora(args[0]), strength.to(out.dtype))
 
 
 class MergedLora:
