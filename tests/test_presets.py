@@ -221,6 +221,23 @@ def test_exports_as_text() -> None:
             export(uneven, sites)
 
 
+def test_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """`imageprompt presets NAME`: the same numbers, from the shell; without torch."""
+    from imageprompt.cli import main
+
+    assert main(["presets", "style and composition", "--composition", "0.5", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["comfyui"] == "3:0.5,6:1.0"
+    assert found["diffusers"]["up"]["block_0"] == [0.0, 1.0, 0.0]
+    assert [row["scale"] for row in found["transformers"]] == [0, 0, 0, 0.5, 0, 0, 1.0, 0, 0, 0, 0]
+    assert main(["presets", "style transfer precise", "--base", "sd15", "--boost", "0.5"]) == 0
+    shown = capsys.readouterr().out
+    assert "4:0.125,5:0.5" in shown
+    assert "cannot show a reference to the negative branch" in shown
+    assert main(["presets", "styl"]) == 2
+    assert "no such preset" in capsys.readouterr().err
+
+
 def test_controls_as_json() -> None:
     for controls in (
         Controls(),
@@ -300,13 +317,28 @@ def test_precise_presets_push_the_other_half_into_the_negative_branch(
 
 
 def test_without_guidance_what_is_pushed_does_nothing(tmp_path: Path) -> None:
-    """And it is said: there is no negative row that could be shown the reference."""
+    """And it is said, once: there was no negative row that could be shown the reference."""
     rig = build("sd15", "base", tmp_path)
     inputs = rig.host.inputs(1)
-    with pytest.warns(UserWarning, match="there is none without guidance"):
+    with pytest.warns(UserWarning, match="no call had one"):
         precise = rig.ours(inputs, rig.prompt(1), preset="style transfer precise")
     style = rig.ours(inputs, rig.prompt(1), preset="style transfer")
     assert torch.equal(precise, style)
+
+
+def test_branches_in_calls_of_their_own(tmp_path: Path) -> None:
+    """Guidance in two calls: each half as it is in one batch, and nothing to complain about."""
+    rig = build("sd15", "base", tmp_path)
+    inputs = rig.host.inputs(2)
+    use = {"preset": "style transfer precise", "boost": 0.5}
+    together = rig.ours(inputs, rig.prompt(1), **use)
+    rig.adapter.attach(rig.unet)
+    with rig.adapter.use(rig.prompt(1), guidance=["positive"], **use) as live:
+        for row, branch in ((1, "positive"), (0, "negative")):
+            live.branches = (branch,)
+            half = {name: value[[row]] for name, value in inputs.items() if name != "timestep"}
+            alone = rig.host.read(rig.unet, {**half, "timestep": inputs["timestep"]})
+            assert difference(alone, together[[row]]) <= 1e-5
 
 
 def test_live_controls(tmp_path: Path) -> None:

@@ -414,6 +414,7 @@ class Adapter:
             if entry in carrier.in_use:
                 carrier.in_use.remove(entry)
             attached.lora.update()
+            entry.close()
 
     # ── saving ──────────────────────────────────────────────────────────────────────────────────
 

@@ -19,6 +19,7 @@ from imageprompt import (
     cli_generate,
     cli_library,
     cli_prepare,
+    cli_presets,
     cli_probe,
     cli_train,
 )
@@ -118,16 +119,6 @@ def _variants(options: argparse.Namespace) -> int:
     return print_table(rows, options.json)
 
 
-def _presets(options: argparse.Namespace) -> int:
-    from imageprompt.controls import PRESETS
-
-    rows = [
-        {"preset": preset.name, "takes": preset.reads, "what": preset.summary}
-        for preset in PRESETS.values()
-    ]
-    return print_table(rows, options.json)
-
-
 def _doctor(options: argparse.Namespace) -> int:
     from imageprompt.doctor import examine
 
@@ -164,6 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_library.add_commands(commands)
     cli_faces.add_commands(commands)
     cli_check.add_commands(commands)
+    cli_presets.add_commands(commands)
     cli_probe.add_commands(commands)
     cli_files.add_commands(commands)
     cli_prepare.add_commands(commands)
@@ -171,7 +163,6 @@ def _parser() -> argparse.ArgumentParser:
     for name, run, help_ in (
         ("hosts", _hosts, "which base architectures are known"),
         ("variants", _variants, "which adapter architectures are known"),
-        ("presets", _presets, "what `generate --preset` can take from a reference"),
     ):
         table = add_command(
             commands, name, run, help_, f"imageprompt {name}", f"imageprompt {name} --json"

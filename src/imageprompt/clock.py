@@ -31,7 +31,8 @@ class Clock:
     A loop's first timestep is step 0, so that the shortened schedules of img2img come out right;
     the steps are the distinct timesteps from there to the end of the schedule. Solvers that call
     the denoiser twice at one timestep (Heun, PNDM) are in the same step, as are pipelines that do.
-    Where a loop stops before its schedule ends (`denoising_end`), the steps it leaves out count.
+    Where a loop stops before its schedule ends (`denoising_end`; IPNDM, which keeps one timestep
+    more than it runs), the steps it leaves out count.
     """
 
     def __init__(self) -> None:

@@ -58,6 +58,7 @@ class InUse:
         self._bound: list[KeyValue] = []
         self._bound_for: tuple[Any, ...] = ()
         self._latents = (0, 0)
+        self._negative_seen = False
         self._regions: dict[int, Tensor] = {}
         self._scaled: dict[int, tuple[float, KeyValue]] = {}
         device = pairs[0][0].device
@@ -183,8 +184,7 @@ class InUse:
         self._regions, self._scaled = {}, {}
         self._latents = size
         self._bound_for = wanted
-        if any(self._table.pushed) and "negative" not in branches:
-            self._say_no_negative()
+        self._negative_seen = self._negative_seen or "negative" in branches
 
     def _laid(self, x: Tensor, pushed: bool, branches: Branches, copies: int) -> Tensor:
         """[2P, ...] -> [B, ...]: the branches stacked, every prompt `copies` times in a row.
@@ -206,12 +206,13 @@ class InUse:
             self._full, self._none = self._full.to(device), self._none.to(device)
             self._enter(self._step)
 
-    def _say_no_negative(self) -> None:
-        if not torch.compiler.is_compiling():
+    def close(self) -> None:
+        """Say what came to nothing, once."""
+        if any(self._table.pushed) and self._bound and not self._negative_seen:
             warnings.warn(
-                f"preset {self._controls.preset!r} pushes a part into the negative branch, but "
-                "there is none without guidance: those sites stay as they are",
-                stacklevel=2,
+                f"preset {self._controls.preset!r} shows a part to the negative rows of guidance, "
+                "and no call had one: those sites stayed as they were",
+                stacklevel=4,
             )
 
     # ── at a site ───────────────────────────────────────────────────────────────────────────────

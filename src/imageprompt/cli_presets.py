@@ -1,0 +1,85 @@
+"""The command `imageprompt presets`: what presets there are, and their numbers on a base."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from imageprompt.terminal import add_command, add_json, given, print_json, print_table
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command to the parser."""
+    command = add_command(
+        commands,
+        "presets",
+        _presets,
+        "what `generate --preset` can take from a reference, and its numbers for other programs",
+        "imageprompt presets",
+        'imageprompt presets "style and composition" --base sdxl --scale 0.8 --composition 0.5',
+    )
+    add = command.add_argument
+    add("name", nargs="?", help="a preset; without one all are listed")
+    add("--base", default="sdxl", help="sd15, sdxl ... or the folder of a base; default sdxl")
+    add("--scale", type=float, default=argparse.SUPPRESS, help="its weight, 0 to 2; default 1")
+    for amount in ("composition", "boost"):
+        add(
+            f"--{amount}",
+            type=float,
+            default=argparse.SUPPRESS,
+            help=f"the {amount}'s own number, for presets that have one; default: the scale",
+        )
+    add_json(command)
+
+
+def _presets(options: argparse.Namespace) -> int:
+    from imageprompt.controls import PRESETS
+
+    if options.name is not None:
+        return _numbers(options)
+    rows = [
+        {"preset": preset.name, "takes": preset.reads, "what": preset.summary}
+        for preset in PRESETS.values()
+    ]
+    return print_table(rows, options.json)
+
+
+def _numbers(options: argparse.Namespace) -> int:
+    """Transformer by transformer, as ComfyUI's layer weights, and as diffusers' scale."""
+    from imageprompt.checkpoint.partners import open_base
+    from imageprompt.controls import Controls
+    from imageprompt.controls.exports import comfyui_string, diffusers_scale
+    from imageprompt.controls.table import asked_of
+    from imageprompt.errors import OptionError
+
+    amounts = given(options, "scale", "composition", "boost")
+    controls = Controls(preset=options.name, **amounts)
+    sites = open_base(options.base).spec.sites
+    order = sorted(
+        zip(sites, asked_of(controls, sites), strict=True), key=lambda p: p[0].group or 0
+    )
+    rows = {
+        site.group: {
+            "transformer": site.group,
+            "where": site.name.split(".transformer_blocks.")[0],
+            "role": site.role,
+            "scale": 0.0 if one is None else one.scale,
+            "shown to": "negative" if one is not None and one.pushed else "positive",
+        }
+        for site, one in order
+    }
+    found: dict[str, Any] = {
+        "transformers": list(rows.values()),
+        "comfyui": comfyui_string(controls, sites),
+    }
+    try:
+        found["diffusers"] = diffusers_scale(controls, sites)
+    except OptionError as error:  # precise presets: only ComfyUI can express them
+        found["diffusers"] = None
+        why = str(error)
+    if options.json:
+        print_json(found)
+        return 0
+    print(f"ComfyUI layer_weights:\n  {found['comfyui']}")
+    print(f"diffusers set_ip_adapter_scale:\n  {found['diffusers'] or why}\n")
+    return print_table(found["transformers"], as_json=False)
