@@ -239,6 +239,9 @@ def test_faces_are_for_adapters_of_faces(pipe: Any, attached: Callable[..., Any]
         plus.encode(embeddings=unit("red"))
     with pytest.raises(EncoderError, match=r"attach\(pipe, faces=PACK\) or --faces"):
         attached("faceid").encode([picture(**TWO)])
+    portrait = ip.Adapter.create("portrait", denoiser=pipe.unet, encoder=None)
+    with pytest.raises(EncoderError, match="embeddings of faces alone"):
+        portrait.attach(pipe, encoder=pipe.image_encoder)
     with pytest.raises(EncoderError, match="finds no faces"):
         open_faces(3)
 

@@ -102,6 +102,11 @@ def refused() -> dict[str, tuple[dict[str, Any], type[Exception], str]]:
         "faces for plus": (me | finder | {"adapter": "plus"}, EncoderError, "Leave faces= out"),
         "a choice for plus": (me | {"adapter": "plus", "face": "all"}, PromptError, "Leave it out"),
         "no LoRA": (me | {"adapter": "plus", "lora_mode": "merged"}, OptionError, "has no LoRA"),
+        "an encoder": (
+            me | faceid | finder | {"encoder": make_pipeline().image_encoder},
+            EncoderError,
+            "embeddings of faces alone",
+        ),
         "no mode": (me | {"adapter": "plus", "lora_mode": "fused"}, OptionError, "'live'"),
         "another variant": (me | faceid | {"variant": "plus"}, OptionError, "of variant faceid"),
     }

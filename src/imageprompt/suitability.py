@@ -40,6 +40,12 @@ def check_base(spec: AdapterSpec, module: AdapterModule, sites: HostSpec) -> Non
 
 def checked_encoder(spec: AdapterSpec, encoder: object) -> Encoder:
     """An encoder, opened. Raises EncoderError where its features are of another width."""
+    if spec.feature in FACES_ONLY:
+        raise EncoderError(
+            f"an image encoder for a {spec.variant} adapter",
+            rule="it reads embeddings of faces alone",
+            remedy="Leave it out; faces= takes insightface's model pack.",
+        )
     opened = open_encoder(encoder)
     width = opened.width(encoded_part(spec.feature))
     if width != spec.feature_width:

@@ -135,11 +135,8 @@ def _attached(entries: Sequence[Entry], request: Request, base: Base, pipe: Any)
         request.must_be("adapter", asked.repeats.adapter, source)
     encoder, name = None, None
     reads = any(entry.pictures or entry.negative for entry in entries)
-    if (
-        reads
-        and adapter.spec.feature not in FACES_ONLY
-        and (adapter.encoder is None or asked.encoder is not None)
-    ):
+    lacks = adapter.encoder is None and adapter.spec.feature not in FACES_ONLY
+    if reads and (lacks or asked.encoder is not None):
         encoder, name = ingredients.find_encoder(asked.encoder, adapter.spec, base, source.name)
     with ingredients.quiet_loading(not request.progress):
         adapter.attach(pipe, encoder=encoder, faces=asked.faces, lora=asked.lora_mode)
