@@ -200,7 +200,15 @@ def spoil_values(path: Path) -> None:
     prompt.save(path)
 
 
-@pytest.mark.parametrize("spoil", [spoil_nothing_in_it, spoil_other_tokens, spoil_values])
+def spoil_other_weights(path: Path) -> None:
+    prompt = ip.ImagePrompt.load(path)
+    object.__setattr__(prompt.prepared, "made_by", "others")
+    prompt.save(path)
+
+
+@pytest.mark.parametrize(
+    "spoil", [spoil_nothing_in_it, spoil_other_tokens, spoil_other_weights, spoil_values]
+)
 def test_spoilt_files_are_made_anew(
     spoil: Callable[[Path], None], rig: Rig, library: Library
 ) -> None:
@@ -352,8 +360,10 @@ def test_several_references_are_averaged_by_their_weights(
     filled.mix({"two": 1, "red": 1}, "mixed", adapter)
     first, second = features_of(filled.show("two"))
     mean = 0.5 * (0.75 * first + 0.25 * second) + 0.5 * features_of(filled.show("red"))
-    wanted = adapter.encode(features=mean).tokens
-    torch.testing.assert_close(filled.open("mixed", adapter).tokens, wanted)
+    wanted = adapter.encode(features=mean)
+    opened = filled.open("mixed", adapter)
+    torch.testing.assert_close(opened.tokens, wanted.tokens)
+    torch.testing.assert_close(opened.null_tokens, wanted.null_tokens)
 
 
 def test_without_an_adapter_tokens_are_mixed(

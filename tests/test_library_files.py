@@ -16,9 +16,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from forge import write
+from imageprompt.checkpoint.stored import StoredTensor
 from imageprompt.errors import NotFoundError, OptionError, PromptError
 from imageprompt.library import Library, thumbnail
 from imageprompt.library.bench import encoding_bench
+from imageprompt.library.file import _RULES
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +197,12 @@ def test_hostile_files_in_the_folder(kind: str, library: Library, adapter: Any) 
         else:
             with pytest.raises(PromptError, match="not all finite"):
                 library.mix({"red": 1, "given": 1}, "mixed", adapter)
+
+
+def test_bytes_are_counted_before_they_are_read() -> None:
+    for shape, allowed in (((1, 1024, 1024), True), ((1, 4096, 16_384), False)):
+        stored = StoredTensor("F32", shape, Path("style.safetensors"), 0, None)
+        assert _RULES["tokens"].allows(stored) is allowed
 
 
 def foreign(content: bytes) -> Callable[[Path], None]:

@@ -77,7 +77,8 @@ def mix(styles: Sequence[Style], shares: Sequence[float], adapter: Adapter | Non
     features = _mean_features(styles, shares)
     if adapter is not None and features is not None:
         prompt = adapter.encode(features=features)
-        null = _mean_null(styles, shares, prompt.tokens.shape[1])
+        nulls = [_one_null(style, prompt.tokens.shape[1]) for style in styles]
+        null = _mean_null(nulls, shares)
         null = prompt.null_tokens if null is None else null
         return Mixed("features", prompt.tokens, null, features, embedding)
     counts = sorted({style.shape[0] for style in styles})
@@ -91,7 +92,9 @@ def mix(styles: Sequence[Style], shares: Sequence[float], adapter: Adapter | Non
             else "Give the adapter that they were made with: --adapter, adapter= in Python.",
         )
     tokens = _mean([tensor_of(style.tensors["tokens"]) for style in styles], shares)
-    return Mixed("tokens", tokens, _mean_null(styles, shares, counts[0]), None, embedding)
+    stored = [style.tensors.get("null_tokens") for style in styles]
+    nulls = [None if null is None else tensor_of(null) for null in stored]
+    return Mixed("tokens", tokens, _mean_null(nulls, shares), None, embedding)
 
 
 def _mean_features(styles: Sequence[Style], shares: Sequence[float]) -> Group | None:
@@ -105,30 +108,42 @@ def _mean_features(styles: Sequence[Style], shares: Sequence[float]) -> Group | 
     if len(parts) < len(groups) or len(shapes) > 1:
         return None
     means = [
-        [_mean(x.unsqueeze(1).unbind(), _reference_shares(style, len(x))) for x in part]
+        [_mean(x[:, None].unbind(), _shares_of(_weights(style, len(x)))) for x in part]
         for style, part in zip(styles, parts, strict=True)
     ]
     mixed = tuple(_mean(rows, shares) for rows in zip(*means, strict=True))
     return mixed if isinstance(groups[0], tuple) else mixed[0]
 
 
-def _reference_shares(style: Style, count: int) -> list[float]:
-    """Of the references that stand side by side in a style: by their weights, if it tells them."""
+def _weights(style: Style, count: int) -> list[float]:
+    """Of the references that stand side by side in a style, if its recipe tells them; else 1."""
     try:
         told = [float(word) for word in str(style.recipe.get("weights", "")).split(",")]
     except ValueError:
         told = []
-    usable = len(told) == count and all(0 < weight < math.inf for weight in told)
-    weights = told if usable else [1.0] * count
+    usable = len(told) == count and all(0 <= weight < math.inf for weight in told) and max(told) > 0
+    return told if usable else [1.0] * count
+
+
+def _shares_of(weights: Sequence[float]) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def _mean_null(styles: Sequence[Style], shares: Sequence[float], count: int) -> Tensor | None:
-    """Null tokens [1, count, W]: those of each reference are the same, so the first will do."""
-    stored = [style.tensors.get("null_tokens") for style in styles]
-    if any(null is None or null.shape[1] < count for null in stored):
+def _one_null(style: Style, count: int) -> Tensor | None:
+    """Null tokens [1, count, W] of one reference: all have the same, times its weight."""
+    stored = style.tensors.get("null_tokens")
+    if stored is None or stored.shape[1] % count:
         return None
-    return _mean([tensor_of(null)[:, :count] for null in stored if null is not None], shares)
+    weights = _weights(style, stored.shape[1] // count)
+    most = weights.index(max(weights))
+    rows = tensor_of(stored)[:, most * count : (most + 1) * count]
+    return rows if weights[most] == 1 else rows / weights[most]
+
+
+def _mean_null(nulls: Sequence[Tensor | None], shares: Sequence[float]) -> Tensor | None:
+    """None where a style has none."""
+    known = [null for null in nulls if null is not None]
+    return _mean(known, shares) if len(known) == len(nulls) else None
 
 
 def _mean_embedding(styles: Sequence[Style], shares: Sequence[float]) -> Tensor | None:
