@@ -33,6 +33,7 @@ def pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     torch.manual_seed(0)
     pipe = make_pipeline()
     pipe.set_progress_bar_config(disable=True)
+    pipe.save_pretrained("base")
     pipe.image_encoder.save_pretrained("image_encoder")
     files = {"faceid-plusv2": "faceid-plus-v2", "faceid-portrait": "portrait"}
     for name, variant in files.items():
@@ -51,9 +52,11 @@ def pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_commands_and_snippets(pipe: Any) -> None:
     ours = [command[1:] for command in COMMANDS if command[0] == "imageprompt"]
-    assert [command[0] for command in ours] == ["faces", "faces", "convert"]
+    names = [command[0] for command in ours]
+    assert names == ["faces", "faces", "generate", "generate", "convert"]
     for command in ours:
         assert cli.main(command) == 0
+    assert len(list(Path("outputs").glob("*.png"))) == 2
     assert ip.Adapter.load("face.safetensors").spec.variant == "faceid-plus-v2"
     known: dict[str, Any] = {"pipe": pipe}
     assert len(PYTHON) == 2
