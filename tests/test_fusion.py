@@ -211,6 +211,10 @@ def test_faces(variant: str, pipe: Any) -> None:
             adapter.encode(features=given, negative=picture(1))
         return
     adapter.attach(pipe, encoder=pipe.image_encoder)
+    strong = adapter.encode(features=given, null_features=null, face_strength=2.5)
+    assert torch.equal(strong.tokens[0], adapter.project(given, strength=2.5).flatten(0, 1))
+    nulls = adapter.project(null, strength=2.5)[0].repeat(3, 1)
+    assert difference(strong.null_tokens[0], nulls) < 1e-6
     prompt = adapter.encode(features=given, negative=[picture(1)])
     patches = adapter.encoder.encode([picture(1)], "hidden_states[-2]").expand(3, -1, -1)
     expected = adapter.project((torch.zeros(3, 512), patches)).reshape(1, 12, -1)
@@ -412,6 +416,8 @@ def test_a_stored_text_encoder(xl: Any, tmp_path: Path) -> None:
         {"noise": math.nan},
         {"noise": "snow:0.5"},
         {"noise": 0.5, "noise_seed": -1},
+        {"face_strength": 2.0},
+        {"face_strength": math.nan},
         {"noise": 0.5, "null_features": torch.zeros(1, 24)},
         {"negative": []},
         {"negative": [picture(1)], "null_features": torch.zeros(1, 24)},

@@ -260,6 +260,7 @@ class Adapter:
         subtract_strength: float = 1.0,
         text: str | Sequence[str] | Tensor | None = None,
         text_encoder: object = None,
+        face_strength: float = 1.0,
     ) -> ImagePrompt:
         """Encode and project references.
 
@@ -293,6 +294,9 @@ class Adapter:
         (InstantStyle). Words need a text encoder of the same space: that of the base where it is
         known to be (SDXL with CLIP bigG), or `text_encoder=` (a folder, or (model, tokenizer)).
 
+        `face_strength` weights what FaceID-plus v2 sees in the face's picture beside the identity
+        (s_scale of the published code, ComfyUI's weight_faceidv2).
+
         Raises PictureError, EncoderError, PromptError, OptionError.
         """
         mixture = Mixture.of(
@@ -307,6 +311,7 @@ class Adapter:
             subtract_strength=subtract_strength,
             text=text,
             text_encoder=text_encoder,
+            face_strength=face_strength,
         )
         return self.encoding.encode(
             pictures, features, null_features, mixture, embeddings=embeddings, face=face

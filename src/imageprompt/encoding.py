@@ -84,7 +84,7 @@ class Encoding:
                 groups, seen = self._encoded(pictures, mixture)
             check_shapes(groups, self.spec)
             read, shares = mixed(groups, seen, mixture, self.encoder, self.base)
-            tokens = self._side_by_side(read)
+            tokens = self._side_by_side(read, mixture)
             null = self._null_rows(null_features, read, seen, mixture)
             if shares is not None:
                 each = shares.to(tokens).repeat_interleave(tokens.shape[1] // shares.shape[1], 1)
@@ -124,9 +124,9 @@ class Encoding:
             metadata["faces"] = self.faces.fingerprint
         return metadata
 
-    def _side_by_side(self, groups: Sequence[Group]) -> Tensor:
+    def _side_by_side(self, groups: Sequence[Group], mixture: Mixture) -> Tensor:
         """[P, n N, W] of n references for each of P prompts."""
-        tokens = self.project(joined(groups))
+        tokens = self.project(joined(groups), strength=mixture.face_strength)
         return tokens.reshape(len(groups), -1, tokens.shape[-1])
 
     def _encoded(
@@ -170,7 +170,7 @@ class Encoding:
         shown = self._shown_as_null(seen, mixture)
         prompts, n, like = len(read), count(read[0]), first(read[0])
         if shown is None:
-            null = self._null_tokens(null_features, like)
+            null = self._null_tokens(null_features, like, mixture.face_strength)
             return None if null is None else null.expand(prompts, -1, -1).repeat(1, n, 1)
         negative = shown.encoded(self._need_encoder(), encoded_part(self.spec.feature))
         if len(negative) not in (1, prompts):
@@ -183,7 +183,7 @@ class Encoding:
         if not isinstance(like, Tensor):  # a face's embedding is zeroed in any case
             faces = torch.zeros_like(like[0]).expand(n, -1)
             groups = [(faces, group) for group in groups if isinstance(group, Tensor)]
-        return self._side_by_side(groups).expand(prompts, -1, -1)
+        return self._side_by_side(groups, mixture).expand(prompts, -1, -1)
 
     def _shown_as_null(self, seen: References | None, mixture: Mixture) -> References | None:
         """Pictures in the place of no picture, where the user wants some."""
@@ -196,24 +196,27 @@ class Encoding:
             shown = shown.noisy(self._need_encoder(), mixture.noise, mixture.noise_seed)
         return shown
 
-    def _null_tokens(self, null_features: Group | None, like: Group) -> Tensor | None:
+    def _null_tokens(
+        self, null_features: Group | None, like: Group, strength: float
+    ) -> Tensor | None:
         """Tokens [1, N, W] of "no picture", by the variant's rule; None if they cannot be had.
 
         The null picture is the same for every prompt, so its tokens are made once.
         """
         if null_features is not None:
             check_shapes([null_features], self.spec)
-            return self.project(first(null_features))
+            return self.project(first(null_features), strength=strength)
         features = self._null_features(like)
         if features is None:
             return None
         parts = (features,) if isinstance(features, Tensor) else features
         state = (
+            strength,
             tuple(part.shape for part in parts),
             *versions(self.projector.parameters()),
         )
         if self._null is None or self._null[0] != state:
-            self._null = (state, self.project(features))
+            self._null = (state, self.project(features, strength=strength))
         return self._null[1]
 
     def _null_features(self, like: Group) -> Group | None:

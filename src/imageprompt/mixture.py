@@ -35,6 +35,7 @@ class Mixture:
     subtract_strength: float | int = 1.0
     text: Any = None
     text_encoder: Any = None
+    face_strength: float | int = 1.0
 
     @classmethod
     def of(
@@ -61,14 +62,8 @@ class Mixture:
             )
         if not isinstance(made.noise_seed, int) or made.noise_seed < 0:
             raise OptionError(f"noise_seed={made.noise_seed!r}", rule="a whole number from 0")
-        strength = made.subtract_strength
-        number = isinstance(strength, float | int) and not isinstance(strength, bool)
-        if not number or not math.isfinite(strength):
-            raise OptionError(
-                f"subtract_strength={strength!r}",
-                rule="a finite number",
-                remedy="InstantStyle uses 0.5 to 1.",
-            )
+        _check_number("subtract_strength", made.subtract_strength, "InstantStyle uses 0.5 to 1.")
+        _check_number("face_strength", made.face_strength, "1 is as published; 2 is closer.")
         if made.text is not None and made.fusion != fusions.ATTENTION:
             raise OptionError(
                 f"text= with fusion {made.fusion!r}",
@@ -79,7 +74,10 @@ class Mixture:
 
     def check(self, spec: AdapterSpec, pictures: object, null_features: object) -> None:
         """What cannot be done with this variant or these references. Raises OptionError."""
+        from imageprompt.variants import VARIANTS
+
         variant, feature = f"a {spec.variant} adapter", spec.feature
+        shortcut = bool(getattr(VARIANTS[spec.variant], "shortcut", False))
         faces = "face_embeds" in feature
         noise, null_picture = bool(self.noise), self.negative is not None or bool(self.noise)
         for wrong, what, rule, remedy in (
@@ -100,6 +98,12 @@ class Mixture:
                 f"fusion {self.fusion!r} with {variant}",
                 "single numbers of a face's embedding mean nothing",
                 "Use 'average', or leave the faces side by side.",
+            ),
+            (
+                self.face_strength != 1 and not shortcut,
+                f"face_strength= with {variant}",
+                "FaceID-plus v2 alone adds what it sees in the picture to the identity",
+                "Leave it out.",
             ),
             (
                 null_picture and faces and "hidden_states" not in feature,
@@ -159,12 +163,19 @@ class Mixture:
             "reference_mask": "yes" if self.reference_mask is not None else "",
             "negative": "yes" if self.negative is not None else "",
             "noise": f"{self.noise}, seed {self.noise_seed}" if self.noise else "",
+            "face_strength": f"{self.face_strength:g}" if self.face_strength != 1 else "",
             "text": _quoted(self.text),
             "subtract_text": _quoted(self.subtract_text),
         }
         if said["subtract_text"]:
             said["subtract_strength"] = f"{self.subtract_strength:g}"
         return {name: words for name, words in said.items() if words}
+
+
+def _check_number(name: str, value: object, remedy: str) -> None:
+    number = isinstance(value, float | int) and not isinstance(value, bool)
+    if not number or not math.isfinite(value):  # type: ignore[arg-type]
+        raise OptionError(f"{name}={value!r}", rule="a finite number", remedy=remedy)
 
 
 def _weights(weights: object, fusion: str) -> Weights | None:
