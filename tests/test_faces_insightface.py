@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import imageprompt as ip
 from face_pack import STRIDE, write_pack
 from imageprompt.encoders._face_crop import aligned
 from imageprompt.encoders.face import FaceEncoder
 from imageprompt.errors import EncoderError
+from tiny_stack import make_pipeline
 
 pytest.importorskip("insightface")
 pytestmark = pytest.mark.filterwarnings("ignore")  # insightface and what it stands on
@@ -54,6 +57,18 @@ def test_boxes_points_and_embeddings_are_insightfaces(faces: FaceEncoder) -> Non
         assert near.score == float(one.det_score)
         assert np.array_equal(near.points, one.kps)
         assert np.array_equal(near.embedding.numpy(), one.embedding)
+
+
+def test_from_a_picture_to_tokens(faces: FaceEncoder, pack: Path) -> None:
+    pipe, picture = make_pipeline(), scene((160, 160), (480, 320))
+    adapter = ip.Adapter.create("faceid-plus-v2", denoiser=pipe.unet, encoder=pipe.image_encoder)
+    adapter.attach(pipe, encoder=pipe.image_encoder, faces=pack)
+    prompt = adapter.encode([picture], face="all")
+    rows = torch.stack([torch.from_numpy(one.normed_embedding) for one in direct(picture, faces)])
+    hidden = adapter.encoder.encode([f.crop() for f in faces.find(picture)], "hidden_states[-2]")
+    wanted = adapter.encode(features=(rows, hidden))
+    assert torch.allclose(prompt.tokens, wanted.tokens, atol=1e-5)
+    adapter.detach()
 
 
 def test_red_and_blue_are_not_mixed_up(faces: FaceEncoder) -> None:
