@@ -298,14 +298,19 @@ PARTS: dict[str, Callable[[], Any]] = {
 }
 
 
-def make(kind: type, unet_kind: str, given: Mapping[str, Callable[[], Any]]) -> Any:
-    """A pipeline: `given` parts, then those of PARTS, then its own defaults, then None."""
+def make(
+    kind: type, unet_kind: str, given: Mapping[str, Callable[[], Any]], *, own_unet: bool
+) -> Any:
+    """A pipeline: `given` parts, then those of PARTS, then its own defaults, then None.
+
+    The UNet is shared with other pipelines, but for `own_unet`: some leave theirs changed.
+    """
     made: dict[str, Any] = {}
     for name, wanted in list(inspect.signature(kind.__init__).parameters.items())[1:]:
         if name in given:
             made[name] = given[name]()
         elif name == "unet":
-            made[name] = copy.deepcopy(unet(unet_kind))  # to attach to, and for some to change
+            made[name] = copy.deepcopy(unet(unet_kind)) if own_unet else unet(unet_kind)
         elif name in PARTS:
             made[name] = PARTS[name]()
         elif wanted.default is inspect.Parameter.empty:

@@ -33,6 +33,8 @@ class Case:
     guidance: Any = "auto"
     before: Callable[[Any], None] | None = None
     """What has to be done with the pipeline before an adapter is attached."""
+    steps: str = "told"
+    """"untold": a schedule needs `timesteps=`; "one": two steps are cut to one here."""
     refused: str = ""
     unseen: str = ""
     note: str = ""
@@ -155,6 +157,7 @@ GROUPS: dict[str, dict[str, Case]] = {
             unet="sd 7 channels", call={"image": picture(size=LATENT)}
         ),
         "StableDiffusionLatentUpscalePipeline": Case(
+            steps="untold",
             unet="latent upscaler",
             given=_scheduler("EulerDiscreteScheduler"),
             call={"image": picture()},
@@ -273,6 +276,7 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "StableDiffusionModelEditingPipeline": Case(),
         "StableDiffusionParadigmsPipeline": Case(
+            steps="untold",
             given=_scheduler("DDIMParallelScheduler", clip_sample=False, steps_offset=1),
             call={"parallel": 2},
             rows="npnp",
@@ -295,6 +299,7 @@ GROUPS: dict[str, dict[str, Case]] = {
             },
         ),
         "StableDiffusionDiffEditPipeline": Case(
+            steps="one",
             call={
                 "image_latents": _text(4 * LATENT * LATENT, 1).reshape(1, 4, LATENT, LATENT),
                 "mask_image": torch.ones(1, LATENT, LATENT),
@@ -432,10 +437,10 @@ def _line(name: str, case: Case) -> str:
     stated = case.guidance
     if not isinstance(stated, str):
         stated = f"[{', '.join(repr(branch) for branch in stated)}]"
-    note = case.note if stated == "auto" else f"`guidance={stated!r}`".replace('"', "")
-    if stated != "auto" and case.note:
-        note += f"; {case.note}"
-    return f"| `{name}` | yes | {' '.join(case.rows)} | {note} |"
+    notes = [] if stated == "auto" else [f"`guidance={stated!r}`".replace('"', "")]
+    notes += ["a schedule needs `timesteps=`"] if case.steps == "untold" else []
+    notes += [case.note] if case.note else []
+    return f"| `{name}` | yes | {' '.join(case.rows)} | {'; '.join(notes)} |"
 
 
 def render(text: str) -> str:
