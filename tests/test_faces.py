@@ -109,6 +109,24 @@ def test_no_such_face(which: Any, given: Any, error: type[Exception], words: str
         FaceEncoder(Analysis()).choose(picture(**given), which)
 
 
+def test_a_pack_that_fails_or_holds_another_recogniser(attached: Callable[..., Any]) -> None:
+    class Broken(Analysis):
+        def get(self, bgr: Any) -> list[Any]:
+            raise ValueError("Got invalid dimensions\nfor input")
+
+    class Narrow(Analysis):
+        def get(self, bgr: Any) -> list[Any]:
+            found = super().get(bgr)
+            for one in found:
+                one.embedding = one.embedding[:256]
+            return found
+
+    with pytest.raises(EncoderError, match=r"it failed \(Got invalid dimensions\)"):
+        FaceEncoder(Broken()).find(picture(**TWO))
+    with pytest.raises(PictureError, match=r"this is \[256\]"):
+        attached("faceid", faces=Narrow()).encode([picture(**TWO)])
+
+
 def test_the_crop_maps_key_points_to_where_arcface_has_them() -> None:
     """On a picture that is linear in x and y, bilinear sampling is exact: colours tell places."""
     wanted = 2 * np.array(
@@ -478,6 +496,13 @@ def test_the_command(
     assert cli.main([*command, "--face", "1", "--raw", "--save", str(saved)]) == 0
     assert "10.0, 10.0, 30.0, 40.0" in capsys.readouterr().out
     assert torch.equal(read_embeddings(saved), ROWS[:1])
+    nobody = tmp_path / "nobody.png"
+    picture().save(nobody)
+    assert cli.main(["faces", str(path), str(nobody), *command[2:], "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["index"] for row in rows] == [0, 1, None]
+    assert cli.main(["faces", str(nobody), *command[2:], "--save", str(saved)]) == 2
+    assert "no face was found" in capsys.readouterr().err
     for wrong in (["--face", "2"], ["--face", "best"], ["--save", str(tmp_path / "me.bin")]):
         assert cli.main([*command, *wrong]) == 2
         said = capsys.readouterr()

@@ -32,7 +32,7 @@ from imageprompt.features import Features, Group
 from imageprompt.guidance import Branch, named_layout
 from imageprompt.in_use import InUse
 from imageprompt.locate import locate_file
-from imageprompt.lora import ActingLora, Mode, act, check_mode, pairs_of
+from imageprompt.lora import ActingLora, Mode, Pairs, act, check_mode, pairs_of
 from imageprompt.masks import open_masks
 from imageprompt.mixture import Mixture
 from imageprompt.projections import Projections
@@ -199,17 +199,11 @@ class Adapter:
         check_base(self.spec, self.module, place.sites)
         opened = None if encoder is None else checked_encoder(self.spec, encoder)
         finder = None if faces is None else checked_faces(self.spec, faces)
-        if place.device.type != "meta":
-            self.module.to(place.device)
-        loras = self.module.loras
-        linears = {
-            layer.file_id: place.host.linears(place.denoiser, layer.name)
-            for layer in place.sites.layers
-            if layer.file_id in loras
-        }
-        pairs = pairs_of(loras, linears)
+        pairs = self._lora_pairs(place)
         check_mode(lora, pairs, place.denoiser)
         carrier = place.enter()
+        if place.device.type != "meta":
+            self.module.to(place.device)
         acting = act(lora, carrier, self, pairs, place.denoiser)
         self._attached = _Attached(place, carrier, Projections(self.module, place), acting)
         self.encoding.base = pipe
@@ -218,6 +212,16 @@ class Adapter:
         if finder is not None:
             self.encoding.faces = finder
         return self
+
+    def _lora_pairs(self, place: Place) -> Pairs:
+        """The base's linear maps that this adapter has LoRA for."""
+        loras = self.module.loras
+        linears = {
+            layer.file_id: place.host.linears(place.denoiser, layer.name)
+            for layer in place.sites.layers
+            if layer.file_id in loras
+        }
+        return pairs_of(loras, linears)
 
     def detach(self) -> None:
         """Undo attach, exactly: the base is bit for bit what it was. Harmless when not attached."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from imageprompt.terminal import add_command, add_json, number_or_word, print_table
+
+COLUMNS = ("index", "box", "size", "score")
 
 
 def add_commands(commands: Any) -> None:
@@ -54,13 +57,20 @@ def _faces(options: argparse.Namespace) -> int:
     if options.crops is not None:
         check_folder(options.crops)
     finder = FaceEncoder.load(options.pack)
-    found = [
-        (name, face) for name in options.pictures for face in finder.choose(name, options.face)
-    ]
+    listing = options.face == "all" and not options.save and not options.crops
+    look = finder.find if listing else partial(finder.choose, which=options.face)
+    seen = {name: look(name) for name in options.pictures}
+    found = [(name, face) for name, faces in seen.items() for face in faces]
     if options.save is not None:
         save_embeddings(options.save, [face for _, face in found], raw=options.raw)
     if options.crops is not None:
         options.crops.mkdir(parents=True, exist_ok=True)
         for number, (_, face) in enumerate(found, start=1):
             face.crop().save(options.crops / f"{number:04d}.png")
-    return print_table([{"picture": name, **face.as_dict()} for name, face in found], options.json)
+    rows = [
+        {"picture": name, **row}
+        for name, faces in seen.items()
+        for row in [face.as_dict() for face in faces] or [dict.fromkeys(COLUMNS)]
+    ]
+    print_table(rows, options.json)
+    return 0 if all(seen.values()) else 1

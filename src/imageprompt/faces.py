@@ -59,7 +59,7 @@ def read_embeddings(path: str | os.PathLike[str]) -> Tensor:
 
 def save_embeddings(path: Path, faces: Sequence[Face], *, raw: bool = False) -> None:
     """Write the embeddings of faces as [n, 512] in .npy, at length 1 unless they are wanted raw."""
-    rows = torch.stack([face.embedding for face in faces])
+    rows = _stacked(faces)
     rows = rows if raw else torch.nn.functional.normalize(rows, dim=-1)
     if not path.parent.is_dir():
         raise NotFoundError(str(path.parent), rule="no such folder", remedy="Create it first.")
@@ -113,7 +113,7 @@ def faces_in(
     found = [
         [face for source in group for face in finder.choose(source, which)] for group in groups
     ]
-    rows = [_as_read(torch.stack([face.embedding for face in faces]), spec) for faces in found]
+    rows = [_as_read(_stacked(faces), spec) for faces in found]
     return rows, [[face.crop() for face in faces] for faces in found]
 
 
@@ -172,6 +172,11 @@ def rows_given(given: object) -> Tensor:
     if not isinstance(given, np.ndarray) or given.dtype.kind != "f":
         raise _refused(label, "they are a file, or an array of floating-point numbers")
     return torch.from_numpy(_rows([given.astype(np.float32)], label))
+
+
+def _stacked(faces: Sequence[Face]) -> Tensor:
+    """[n, 512] of faces that were found; a pack may hold another recogniser."""
+    return torch.from_numpy(_rows([face.embedding.numpy() for face in faces], "faces as found"))
 
 
 def _rows(arrays: Sequence[NDArray[np.float32]], label: str) -> NDArray[np.float32]:

@@ -147,9 +147,16 @@ class FaceEncoder:
 
         pixels = np.asarray(picture)[:, :, ::-1]  # it reads BGR
         pixels = np.pad(pixels, ((pad[1], pad[1]), (pad[0], pad[0]), (0, 0)))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what its own libraries deprecate is not the user's
-            seen = [one for one in self.analysis.get(pixels) if _is_whole(one)]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what its libraries deprecate is not the user's
+                seen = [one for one in self.analysis.get(pixels) if _is_whole(one)]
+        except Exception as error:  # whatever its networks and their runtime raise
+            raise EncoderError(
+                f"insightface on {describe(picture)}",
+                rule=f"it failed ({_first_line(error)})",
+                remedy="Try another picture, or another model pack.",
+            ) from error
         seen.sort(key=_area, reverse=True)
         return [
             Face(
