@@ -197,7 +197,7 @@ def test_kept_once_for_each_resolution(tmp_path: Path) -> None:
     with rig.adapter.use(rig.prompt(1), mask=left(64, 64)) as live:
         first = count(lambda: rig.host.read(rig.unet, inputs))
         again = count(lambda: rig.host.read(rig.unet, inputs))
-        kept = {q: tuple(mask.shape) for q, mask in live._regions.items()}
+        kept = {q: tuple(mask.shape) for q, mask in live._batch._regions.items()}
     assert kept == {q: (1, 1, q, 1) for q in (64, 16, 4, 1)}
     resized = [sum(n for name, n in c.items() if "bicubic" in str(name)) for c in (first, again)]
     assert resized == [4, 0]

@@ -347,6 +347,8 @@ def test_live_controls(tmp_path: Path) -> None:
     base = rig.host.read(rig.unet, inputs)
     wanted = rig.ours(inputs, prompt, preset="style transfer", scale=0.5)
     scaled_k = rig.ours(inputs, prompt, scale=0.7, scaling="K+V")
+    with_mean = rig.ours(inputs, prompt, scale=0.7, scaling="K+mean(V) w/ C penalty")
+    precise = rig.ours(inputs, prompt, scale=0.7, preset="style transfer precise")
     rig.adapter.attach(rig.unet)
     with rig.adapter.use(prompt, preset="style transfer") as live:
         live.scale = 0.5
@@ -360,6 +362,10 @@ def test_live_controls(tmp_path: Path) -> None:
         rig.host.read(rig.unet, inputs)
         live.scale = 0.7
         assert torch.equal(rig.host.read(rig.unet, inputs), scaled_k)
+        live.controls = Controls(scale=0.7, scaling="K+mean(V) w/ C penalty")
+        assert torch.equal(rig.host.read(rig.unet, inputs), with_mean)
+        live.controls = Controls(preset="style transfer precise", scale=0.7)
+        assert torch.equal(rig.host.read(rig.unet, inputs), precise)
 
 
 # ── what cannot be ──────────────────────────────────────────────────────────────────────────────

@@ -16,23 +16,21 @@ import torch
 from torch import Tensor
 
 from imageprompt.attention import ImageTerm, KeyValue, scaled_pair
+from imageprompt.batch_rows import BatchRows
 from imageprompt.clock import Moment
 from imageprompt.controls import Controls, Scale
 from imageprompt.controls.table import Table, penalties, table
 from imageprompt.errors import GuidanceError
 from imageprompt.guidance import Branches
-from imageprompt.regions import laid_out
 from imageprompt.spec import Site
 
 _versions = count(1)
 
 
 class InUse:
-    """One image prompt in use: K', V' of every site, and live controls.
+    """One image prompt in use: K', V' and masks (see `BatchRows`), and live controls.
 
-    `pairs[s]` holds K' and V' [2P or P, H, N, D] of site s, negative rows first if there are any.
-    `masks` (one, or one a prompt, [1, 1, height, width]) say where the reference acts. `timesteps`
-    are those of the loop, where its calls do not tell.
+    `timesteps` are those of the loop, where its calls do not tell.
     """
 
     def __init__(
@@ -52,15 +50,10 @@ class InUse:
         self.branches = branches
         self.timesteps = timesteps
         self._sites = sites
-        self._pairs = list(pairs)
-        self._masks = list(masks)
+        self._batch = BatchRows(pairs, prompts, masks)
         self._step, self._steps = 0, 1
-        self._bound: list[KeyValue] = []
-        self._bound_for: tuple[Any, ...] = ()
-        self._latents = (0, 0)
         self._negative_seen = False
-        self._regions: dict[int, Tensor] = {}
-        self._scaled: dict[int, tuple[float, KeyValue]] = {}
+        self._scaled: dict[int, tuple[float, KeyValue]]
         device = pairs[0][0].device
         self._rows, self._gates = (torch.zeros(1, len(sites), device=device) for _ in range(2))
         self._full = torch.zeros((), device=device)
@@ -109,7 +102,7 @@ class InUse:
     def _follow(self, controls: Controls) -> None:
         """Compile controls; nothing changes if they are wrong."""
         compiled = table(controls, self._sites, self._steps)
-        self._controls, self._table = controls, compiled
+        self._controls, self._table, self._scaled = controls, compiled, {}
         rows = _penalised(compiled, penalties(controls, self._sites))
         self._rows = _written(self._rows, rows)
         self._gates = _written(self._gates, [[float(x != 0) for x in row] for row in rows])
@@ -145,7 +138,7 @@ class InUse:
     @property
     def contribution(self) -> tuple[Any, ...]:
         """Equal between two calls if this adds the same to both, for the same queries."""
-        return (self._version, self._values, self._bound_for[:2])
+        return (self._version, self._values, self._batch.layout)
 
     @property
     def adds_lora(self) -> bool:
@@ -154,51 +147,13 @@ class InUse:
 
     # ── for which batch ─────────────────────────────────────────────────────────────────────────
 
-    @property
-    def has_negative(self) -> bool:
-        return self._pairs[0][0].shape[0] == 2 * self.prompts
-
     def bind(self, branches: Branches, copies: int, like: Tensor) -> None:
-        """Lay K', V' out for a batch, once per layout rather than once per step."""
-        # what was laid out without gradients has lost them
-        grad = torch.is_grad_enabled()
-        size = (int(like.shape[-2]), int(like.shape[-1]))
-        wanted = (branches, copies, like.device, like.dtype, grad, size)
-        # a compiled graph lays them out itself: whatever it kept would guard its next call
-        if not torch.compiler.is_compiling() and wanted == self._bound_for:
-            return
-        if "negative" in branches and not self.has_negative:
-            raise GuidanceError(
-                "image prompt without null tokens",
-                rule="guidance needs a negative side",
-                remedy="Encode with an encoder attached, or pass null_features=.",
-            )
-        self._bound = [
-            (
-                self._laid(k, pushed, branches, copies).to(like.device, like.dtype),
-                self._laid(v, pushed, branches, copies).to(like.device, like.dtype),
-            )
-            for (k, v), pushed in zip(self._pairs, self._table.pushed, strict=True)
-        ]
-        self._to(like.device)
-        self._regions, self._scaled = {}, {}
-        self._latents = size
-        self._bound_for = wanted
-        self._negative_seen = self._negative_seen or "negative" in branches
-
-    def _laid(self, x: Tensor, pushed: bool, branches: Branches, copies: int) -> Tensor:
-        """[2P, ...] -> [B, ...]: the branches stacked, every prompt `copies` times in a row.
-
-        Where the reference is pushed, it is what the negative rows read; the positive ones read
-        zeros, which add nothing.
-        """
-        positive = x[-self.prompts :]
-        half = {"positive": positive, "negative": x[: self.prompts]}
-        if pushed:
-            half = {"positive": torch.zeros_like(positive), "negative": positive}
-        parts = [half[branch] for branch in branches]
-        stacked = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return stacked if copies == 1 else stacked.repeat_interleave(copies, dim=0)
+        """Be ready for a batch of latents `like`: `copies` rows of each prompt in each branch."""
+        if self._batch.bind(branches, copies, like, self._table.pushed):
+            self._scaled = {}
+            self._to(like.device)
+            if "negative" in branches:
+                self._negative_seen = True
 
     def _to(self, device: torch.device) -> None:
         if self._rows.device != device:
@@ -208,7 +163,7 @@ class InUse:
 
     def close(self) -> None:
         """Say what came to nothing, once."""
-        if any(self._table.pushed) and self._bound and not self._negative_seen:
+        if any(self._table.pushed) and self._batch.layout and not self._negative_seen:
             warnings.warn(
                 f"preset {self._controls.preset!r} shows a part to the negative rows of guidance, "
                 "and no call had one: those sites stayed as they were",
@@ -236,7 +191,7 @@ class InUse:
                 rule="the batch was cut after the call began (FasterCache does so)",
                 remedy="Disable that cache while an adapter is in use.",
             )
-        mask = self._region(q)
+        mask = self._batch.region(q)
         if frames > 1:  # video: the batch was flattened with its frames
             key = key.repeat_interleave(frames, dim=0)
             value = value.repeat_interleave(frames, dim=0)
@@ -246,11 +201,11 @@ class InUse:
         return ImageTerm(key.to(q.dtype), value.to(q.dtype), weights[index], mask)
 
     def _is_pushed_nowhere(self, index: int) -> bool:
-        return self._table.pushed[index] and "negative" not in self._bound_for[0]
+        return self._table.pushed[index] and "negative" not in self._batch.branches
 
     def _scaled_pair(self, index: int) -> KeyValue:
         """K' and V' as the way of scaling wants them; kept while the number stays the same."""
-        pair, scaling = self._bound[index], self._controls.scaling
+        pair, scaling = self._batch.pairs[index], self._controls.scaling
         if scaling == "V only":
             return pair
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
@@ -260,25 +215,6 @@ class InUse:
             known = scaled_pair(*pair, self._row[index], mean=scaling.startswith("K+mean"))
             self._scaled[index] = (self._values[index], known)
         return known
-
-    def _region(self, q: Tensor) -> Tensor | None:
-        """The mask [1 or B, 1, Q, 1] at the resolution of these queries; laid out once for each."""
-        if not self._masks:
-            return None
-        queries = int(q.shape[2])
-        if torch.compiler.is_compiling():
-            return self._resized(queries, q)
-        if queries not in self._regions:
-            self._regions[queries] = self._resized(queries, q)
-        return self._regions[queries]
-
-    def _resized(self, queries: int, q: Tensor) -> Tensor:
-        masks = (mask.to(q.device) for mask in self._masks)
-        regions = [laid_out(mask, self._latents, queries).to(q.dtype) for mask in masks]
-        if len(regions) == 1:
-            return regions[0]
-        branches, copies = self._bound_for[:2]
-        return torch.cat(regions * len(branches)).repeat_interleave(copies, dim=0)
 
 
 def _penalised(compiled: Table, penalties: Sequence[float]) -> list[list[float]]:

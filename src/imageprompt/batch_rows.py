@@ -1,0 +1,99 @@
+"""K', V' and masks of one image prompt, laid out as the rows of a batch.
+
+Shapes: P prompts, B batch, H heads, Q query positions, N image tokens, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imageprompt.attention import KeyValue
+from imageprompt.errors import GuidanceError
+from imageprompt.guidance import Branches
+from imageprompt.regions import laid_out
+
+
+class BatchRows:
+    """Rows for the batch of a call: made once for each layout, not once a step.
+
+    `pairs[s]` holds K' and V' [2P or P, H, N, D] of site s, negative rows first if there are any.
+    `masks` (one, or one a prompt, [1, 1, height, width]) say where the reference acts.
+    """
+
+    def __init__(self, pairs: Sequence[KeyValue], prompts: int, masks: Sequence[Tensor]) -> None:
+        self.pairs: list[KeyValue] = []
+        """K', V' [B, H, N, D] of every site."""
+        self.branches: Branches = ()
+        self.layout: tuple[Any, ...] = ()
+        """What the rows were laid out for; empty before the first call."""
+        self._source, self._prompts, self._masks = list(pairs), prompts, list(masks)
+        self._regions: dict[int, Tensor] = {}
+
+    @property
+    def has_negative(self) -> bool:
+        return self._source[0][0].shape[0] == 2 * self._prompts
+
+    def bind(self, branches: Branches, copies: int, like: Tensor, pushed: Sequence[bool]) -> bool:
+        """Lay everything out for latents `like`; returns whether anything had to be done.
+
+        Raises GuidanceError for a negative branch where there are no null tokens.
+        """
+        # what was laid out without gradients has lost them
+        size = (int(like.shape[-2]), int(like.shape[-1]))
+        grad = torch.is_grad_enabled()
+        layout = (branches, copies, size, like.device, like.dtype, grad, tuple(pushed))
+        # a compiled graph lays them out itself: whatever it kept would guard its next call
+        if not torch.compiler.is_compiling() and layout == self.layout:
+            return False
+        if "negative" in branches and not self.has_negative:
+            raise GuidanceError(
+                "image prompt without null tokens",
+                rule="guidance needs a negative side",
+                remedy="Encode with an encoder attached, or pass null_features=.",
+            )
+        self.branches, self.layout, self._regions = branches, layout, {}
+        self.pairs = [
+            (
+                self._rows(k, aside, copies).to(like.device, like.dtype),
+                self._rows(v, aside, copies).to(like.device, like.dtype),
+            )
+            for (k, v), aside in zip(self._source, pushed, strict=True)
+        ]
+        return True
+
+    def _rows(self, x: Tensor, pushed: bool, copies: int) -> Tensor:
+        """[2P, ...] -> [B, ...]: the branches stacked, every prompt `copies` times in a row.
+
+        Where the reference is pushed, it is what the negative rows read; the positive ones read
+        zeros, which add nothing.
+        """
+        positive = x[-self._prompts :]
+        half = {"positive": positive, "negative": x[: self._prompts]}
+        if pushed:
+            half = {"positive": torch.zeros_like(positive), "negative": positive}
+        parts = [half[branch] for branch in self.branches]
+        stacked = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return stacked if copies == 1 else stacked.repeat_interleave(copies, dim=0)
+
+    def region(self, q: Tensor) -> Tensor | None:
+        """The mask [1 or B, 1, Q, 1] for queries [B * frames, H, Q, D]; once a resolution."""
+        if not self._masks:
+            return None
+        queries = int(q.shape[2])
+        if torch.compiler.is_compiling():
+            return self._resized(queries, q)
+        if queries not in self._regions:
+            self._regions[queries] = self._resized(queries, q)
+        return self._regions[queries]
+
+    def _resized(self, queries: int, q: Tensor) -> Tensor:
+        _, copies, latents, *_ = self.layout
+        masks = (mask.to(q.device) for mask in self._masks)
+        regions = [laid_out(mask, latents, queries).to(q.dtype) for mask in masks]
+        if len(regions) == 1:
+            return regions[0]
+        return torch.cat(regions * len(self.branches)).repeat_interleave(copies, dim=0)
