@@ -182,6 +182,58 @@ def test_a_style_of_the_library(tiny_bundled: Path, files: Path) -> None:
         generate("a star", style="ember", library=files / "library", **QUICK)
 
 
+def test_a_face_adapter_reads_embeddings(
+    tiny_bundled: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a file, without an image encoder; what the file does not tell is in the recipe."""
+    from diffusers import StableDiffusionPipeline
+
+    unet = StableDiffusionPipeline.from_pretrained(tiny_bundled).unet
+    torch.manual_seed(0)
+    adapter = ip.Adapter.create("faceid", denoiser=unet, encoder=None)
+    for weights in adapter.parameters():
+        weights.data.normal_(std=0.3)  # its LoRA too, which starts as no change
+    adapter.save(files / "face.safetensors")
+    face = np.random.default_rng(0).normal(size=512).astype(np.float32)
+    np.save(files / "face.npy", face / np.linalg.norm(face))
+    how = {"adapter": files / "face.safetensors", "face_embeddings": files / "face.npy"}
+    made = generate("a star", **how, **QUICK)
+    (shown,) = made.recipe.shown
+    assert (shown.encoder, shown.references) == (None, ())
+    assert [source.name for source in shown.embeddings] == [str(files / "face.npy")]
+    merged = generate("a star", lora_mode="merged", lora=0.5, **how, **QUICK)
+    assert merged.recipe.shown[0].how == {"lora_mode": "merged"}
+    assert bits(merged) != bits(made)
+    monkeypatch.setattr("imageprompt.recipe.png.MAX_TOKEN_BYTES", 10)  # read the file again
+    assert bits(again(merged, files)) == bits(merged)
+
+
+def test_scales_in_every_notation_come_back_from_a_recipe(tiny_bundled: Path, files: Path) -> None:
+    for scale in (
+        {"style": 1.0, "layout": 0.2},
+        {1: 0.5, 3: 1.0},
+        "1:0.5,3:1.0",
+        ["down_blocks.1"],
+        {"down": {"block_1": [0.5]}, "up": {"block_0": [0.0, 1.0]}},
+    ):
+        made = generate("a star", colour("red"), scale=scale, **QUICK)
+        assert bits(again(made, files)) == bits(made), scale
+
+
+def test_a_base_that_stacks_its_batch_in_a_way_of_its_own(tiny_folder: Path, files: Path) -> None:
+    """Perturbed attention: how is stated, and kept in the recipe."""
+    from diffusers import StableDiffusionPAGPipeline
+
+    pipe = StableDiffusionPAGPipeline.from_pretrained(tiny_folder, pag_applied_layers=["mid"])
+    plus = tiny_folder / "adapters" / "plus.safetensors"
+    options: dict[str, Any] = {"base": pipe, "adapter": plus, **QUICK}
+    with pytest.raises(errors.GuidanceError, match="no single meaning"):
+        generate("a star", colour("red"), **options)
+    for guidance in ("negative-positive-positive", ["negative", "positive", "positive"]):
+        made = generate("a star", colour("red"), guidance=guidance, **options)
+        assert bits(again(made, files, base=pipe)) == bits(made)
+
+
 # ── what pictures start from ────────────────────────────────────────────────────────────────────
 
 

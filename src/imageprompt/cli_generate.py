@@ -70,6 +70,10 @@ def _numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form 0.7,0.3") from None
 
 
+def _branches(text: str) -> str | list[str]:
+    return text.split(",") if "," in text else text
+
+
 WHAT: tuple[Flag, ...] = (
     ("--reference", "PIC", _again(), "reference picture; may be repeated"),
     ("--style", "NAME", {}, "a style of the library instead (see `imageprompt library`)"),
@@ -115,6 +119,7 @@ FACES: tuple[Flag, ...] = (
     ("--faces", "PACK", {}, "insightface's model pack: finds the faces in the references"),
     ("--face", "WHICH", _of(number_or_word), "largest, all or a number (largest)"),
     ("--face-embeddings", "FILE", _again(), "instead of pictures, or beside them; repeatable"),
+    ("--face-strength", "S", _of(float), "of what FaceID-plus v2 sees beside the identity (1)"),
     ("--lora-mode", "MODE", {}, "live, or merged into the base's weights meanwhile (live)"),
 )
 WORDS: tuple[Flag, ...] = (
@@ -134,6 +139,7 @@ NUMBERS: tuple[Flag, ...] = (
     ("--seed", "N", _of(int), "picture i is drawn from N + i (1)"),
     ("--steps", "N", _of(int), "denoising steps (the base's default)"),
     ("--guidance-scale", "G", _of(float), "(the base's default)"),
+    ("--guidance", "HOW", _of(_branches), "of bases that stack it otherwise: positive,negative"),
     ("--size", "WxH", _of(parse_size), "in pixels (the base's default)"),
     ("--batch-size", "N", _of(int), "pictures side by side (4)"),
 )

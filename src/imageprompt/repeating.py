@@ -54,7 +54,15 @@ def request_of(
 def _generation(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
     """What is not of a reference."""
     loaded = not isinstance(changes.get("base"), str | os.PathLike | None)
-    names = ("prompt", "seed", "num_images", "steps", "guidance_scale", "negative_prompt")
+    names = (
+        "prompt",
+        "seed",
+        "num_images",
+        "steps",
+        "guidance_scale",
+        "negative_prompt",
+        "guidance",
+    )
     return {name: getattr(recipe, name) for name in (*names, "batch_size")} | {
         "base": recipe.base.name,
         "size": (recipe.width, recipe.height),

@@ -23,6 +23,7 @@ class Request:
     num_images: int = 1
     steps: int | None = None
     guidance_scale: float | None = None
+    guidance: str | Sequence[str] = "auto"
     negative_prompt: str = ""
     size: tuple[int, int] | None = None
     dtype: str | None = None
@@ -58,6 +59,7 @@ class Request:
         """All that can be told before anything is loaded. Raises OptionError, ScaleError ..."""
         for name in ("prompt", "negative_prompt", "seed", "num_images", "batch_size"):
             checked(name, getattr(self, name))
+        checked("guidance", self.layout)
         for name in ("steps", "guidance_scale", "dtype", "device", "strength", "control_scale"):
             if getattr(self, name) is not None:
                 checked(name, getattr(self, name))
@@ -76,6 +78,12 @@ class Request:
             raise OptionError("strength 0", rule="nothing of the picture would change")
         for reference in self.shown:
             reference.check()
+
+    @property
+    def layout(self) -> Any:
+        """The guidance, as a recipe has it."""
+        named = self.guidance
+        return named if isinstance(named, str) or not isinstance(named, Sequence) else (*named,)
 
     @property
     def words_alone(self) -> bool:

@@ -31,6 +31,7 @@ _MIXTURE = {
     "subtract_strength": "subtract_strength",
     "fusion_text": "text",
     "text_encoder": "text_encoder",
+    "face_strength": "face_strength",
 }
 """Name here -> name of `Adapter.encode`."""
 _FACES = ("face_embeddings", "faces", "face")
@@ -69,6 +70,7 @@ class Reference:
     encoder: Any = None
     faces: Any = None
     face: int | str = "largest"
+    face_strength: float = 1.0
     lora_mode: str = "live"
 
     scale: Scale = SCALE

@@ -28,6 +28,7 @@ def generate(
     num_images: int = 1,
     steps: int | None = None,
     guidance_scale: float | None = None,
+    guidance: str | Sequence[str] = "auto",
     negative_prompt: str = "",
     size: tuple[int, int] | None = None,
     init_image: PictureSource | None = None,
@@ -55,6 +56,7 @@ def generate(
     - `init_image` is where the pictures start from; `strength` (0..1) says how much of it changes,
       `inpaint_mask` where (white). It is scaled to `size`, or near to the base's own size.
     - `controlnet` (folder, Hub id or model) with its `control_image` and `control_scale`, 0..2.
+    - `guidance` says how a base stacks its batch where that cannot be told: see `Adapter.use`.
     - `library`: the folder that `style` names are looked up in.
     - Picture i has a generator of its own, seeded with `seed + i`. `batch_size` of them are
       denoised side by side; rounding may depend on that number, nothing else does.

@@ -118,7 +118,9 @@ def showing(
             on = attached[entry.adapter]
             prompt = _prompt(entry, on.adapter, request)
             asked = entry.reference.asked
-            stack.enter_context(on.adapter.use(prompt, controls=asked, mask=entry.mask))
+            stack.enter_context(
+                on.adapter.use(prompt, guidance=request.layout, controls=asked, mask=entry.mask)
+            )
             found.append((entry.shown(on.source, on.encoder, prompt), prompt))
         yield found
 

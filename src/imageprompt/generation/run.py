@@ -14,6 +14,7 @@ from imageprompt.generation.entries import Entry, showing
 from imageprompt.generation.result import GenerationResult
 from imageprompt.generation.start import Size, Start
 from imageprompt.generation.task import options_of, pipeline_for, with_own_defaults
+from imageprompt.guidance import named_layout
 from imageprompt.recipe import MIN_SIDE, Recipe
 from imageprompt.repeating import versions
 from imageprompt.request import Request
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 def run(request: Request) -> GenerationResult:
     """Pictures of a request that is checked. Raises an ImagePromptError."""
+    named_layout(request.layout)  # raises for a name that is none
     # all parts are found before anything large is loaded
     start = Start.open(request)
     folder = ingredients.base_folder(request.base, cached_only=request.cached_only("base"))
@@ -124,6 +126,7 @@ def _recipe(
         batch_size=request.batch_size,
         steps=options["num_inference_steps"],
         guidance_scale=options.get("guidance_scale"),
+        guidance=request.layout,
         width=width,
         height=height,
         dtype=ingredients.dtype_name(pipe),

@@ -18,7 +18,7 @@ MAX_SHOWN = 16
 DTYPES = ("float32", "float16", "bfloat16")
 MIXTURE = (
     *("fusion", "weights", "prepare", "noise", "noise_seed"),
-    *("subtract_text", "subtract_strength", "text", "text_encoder"),
+    *("subtract_text", "subtract_strength", "text", "text_encoder", "face_strength"),
 )
 """What of `Mixture` a recipe keeps as it is; its pictures and masks are sources."""
 HOW = (*MIXTURE, "face", "lora_mode")
@@ -89,6 +89,15 @@ def _words(value: Any) -> bool:
 
 def _index(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1000
+
+
+def guidance(value: Any) -> None:
+    """A layout's name, or the branches themselves."""
+    if isinstance(value, tuple):
+        if not 0 < len(value) <= MAX_BATCH or not set(value) <= {"negative", "positive"}:
+            raise ValueError("branches are 'negative' or 'positive'")
+    elif not isinstance(value, str) or not re.fullmatch(r"[a-z-]{1,60}", value):
+        raise ValueError("not the name of a layout, nor a list of branches")
 
 
 def dtype(value: Any) -> None:

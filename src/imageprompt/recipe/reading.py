@@ -17,7 +17,7 @@ MAX_JSON_BYTES = 256_000
 _FORMAT_1 = {"scale", "adapter", "encoder", "references"}
 """What format 1 said of the one adapter that it knew."""
 _FILES = ("init_image", "inpaint_mask", "controlnet", "control_image")
-_SINCE_2 = {"shown", "strength", "control_scale", *_FILES}
+_SINCE_2 = {"shown", "guidance", "strength", "control_scale", *_FILES}
 
 
 def from_json(text: str, where: str) -> Recipe:
@@ -51,6 +51,8 @@ def _arguments(text: str) -> dict[str, Any]:
             data[name] = _source(data[name], name)
     if isinstance(data.get("shown"), list):
         data["shown"] = tuple(map(_shown, data["shown"]))
+    if isinstance(data.get("guidance"), list):
+        data["guidance"] = tuple(data["guidance"])
     arguments: dict[str, Any] = data
     return arguments
 

@@ -56,6 +56,8 @@ class Recipe:
     steps: int
     guidance_scale: float | None
     """None where the pipeline has no such option."""
+    guidance: str | tuple[str, ...] = "auto"
+    """How the batch was said to be stacked."""
     width: int
     height: int
     dtype: str
@@ -167,6 +169,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "batch_size": limits.whole(1, limits.MAX_BATCH),
     "steps": limits.whole(1, 1000),
     "guidance_scale": limits.maybe_number(0, 1000),
+    "guidance": limits.guidance,
     "width": limits.whole(limits.MIN_SIDE, limits.MAX_SIDE),
     "height": limits.whole(limits.MIN_SIDE, limits.MAX_SIDE),
     "dtype": limits.dtype,
