@@ -396,6 +396,16 @@ def test_faces_are_mixed_part_by_part(library: Library) -> None:
     torch.testing.assert_close(library.open("both", adapter).tokens, wanted)
     assert style.recipe["of"] == "features"
     assert style.tensors["embedding"].shape == (1, 512)
+    for name, strength in (("c", 2.0), ("d", 2.0)):
+        features = torch.randn(1, 512), torch.randn(1, 5, 32)
+        how = {"null_features": null, "face_strength": strength}
+        library.add(name, adapter, features=features, **how)
+    assert library.mix({"a": 1, "c": 1}, "unlike", adapter).recipe["of"] == "tokens"
+    style = library.mix({"c": 1, "d": 1}, "alike", adapter)
+    assert (style.recipe["of"], style.recipe["face_strength"]) == ("features", "2")
+    mean = features_of(style)
+    strong = adapter.encode(features=mean, null_features=null, face_strength=2.0)
+    torch.testing.assert_close(library.open("alike", adapter).tokens, strong.tokens)
 
 
 @pytest.mark.parametrize(

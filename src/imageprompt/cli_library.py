@@ -68,6 +68,12 @@ def _add_add(group: Any) -> None:
         ("--negative-reference", "PIC", {"dest": "negative"}, "what to move away from"),
         ("--faces", "PACK", {}, "insightface's model pack, for FaceID adapters"),
         ("--face", "WHICH", {"type": number_or_word}, "largest, all, or a number (largest)"),
+        (
+            "--face-strength",
+            "S",
+            {"type": float},
+            "FaceID-plus v2: the picture beside the face (1)",
+        ),
         ("--face-embeddings", "FILE", {"dest": "embeddings", "action": "append"}, "for pictures"),
     )
     group = job.add_argument_group("how they are encoded")
@@ -133,7 +139,7 @@ def _add_mix(group: Any) -> None:
     )
     job.add_argument("--as", dest="name", required=True, metavar="NAME", help="the new style")
     _add_new(job)
-    _add_models(job)
+    _add_models(job, encoder=False)
 
 
 def _add_files(group: Any) -> None:
@@ -171,14 +177,14 @@ def _add_force(job: argparse.ArgumentParser, help_: str) -> None:
     job.add_argument("--force", action="store_true", help=help_)
 
 
-def _add_models(job: argparse.ArgumentParser) -> None:
+def _add_models(job: argparse.ArgumentParser, *, encoder: bool = True) -> None:
     group = job.add_argument_group("with which models")
     for flag, metavar, help_ in (
         ("--adapter", "FILE_OR_HUB_ID", "(plus of the bundled stack)"),
         ("--variant", "NAME", "what the adapter's file does not tell"),
-        ("--encoder", "PATH_OR_HUB_ID", "image encoder (that of base or adapter)"),
         ("--base", "PATH_OR_HUB_ID", "only to find adapter and encoder (the bundled one)"),
-    ):
+        ("--encoder", "PATH_OR_HUB_ID", "image encoder (that of base or adapter)"),
+    )[: 4 if encoder else 3]:
         group.add_argument(flag, metavar=metavar, help=help_, default=argparse.SUPPRESS)
 
 

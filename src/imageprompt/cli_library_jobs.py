@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from imageprompt.library import Library, Style
 
 _MODELS = ("adapter", "encoder", "base", "variant")
-_ENCODING = ("fusion", "weights", "prepare", "noise", "negative", "embeddings", "face")
+_ENCODING = ("fusion", "weights", "prepare", "noise", "negative")
+_FACES = ("embeddings", "face", "face_strength")
 
 
 def add(options: argparse.Namespace) -> int:
     from imageprompt.library.bench import encoding_bench
 
-    encoding = given(options, *_ENCODING)
+    encoding = given(options, *_ENCODING, *_FACES)
     if not options.pictures and "embeddings" not in encoding:
         raise PictureError(
             "no reference picture",
@@ -94,22 +95,18 @@ def search(options: argparse.Namespace) -> int:
 
 
 def mix(options: argparse.Namespace) -> int:
-    from imageprompt.library.bench import encoding_bench, projector_of
+    from imageprompt.library.bench import projector, projector_of
 
     library, weights = _library(options), dict(options.shares)
     if len(weights) < len(options.shares):
         raise OptionError("styles of a mix", rule="one of them is named twice")
-    if named := given(options, *_MODELS):
-        adapter: Any = encoding_bench(**named).adapter
-    else:
-        adapter = projector_of(library.show(options.shares[0][0]))
+    named = given(options, "adapter", "base", "variant")
+    adapter = projector(**named) if named else projector_of(library.show(options.shares[0][0]))
     style = library.mix(weights, options.name, adapter, tags=options.tag, replace=options.force)
     if style.recipe["of"] == "tokens":
-        warnings.warn(
-            "mixed by tokens: "
-            + ("their adapter is not at hand" if adapter is None else "features were not kept"),
-            stacklevel=2,
-        )
+        why = "their features were not kept, or differ in kind"
+        why = "their adapter is not at hand" if adapter is None else why
+        warnings.warn(f"mixed by tokens: {why}", stacklevel=2)
     return _told(options, style)
 
 

@@ -38,13 +38,11 @@ def encoding_bench(
 
     Raises NotFoundError, AdapterFileError, EncoderError, OptionError.
     """
-    folder = ingredients.base_folder(base)
-    choice = ingredients.find_adapter(adapter, folder, cached_only=False)
-    loaded = Adapter.load(choice.path, variant=variant, dtype=torch.float32)
+    loaded, choice = _opened(adapter, base, variant)
     named = bundled.NAME if base is None else os.fspath(base)
     made_with: dict[str, str | None] = {"adapter": choice.name, "base": named}
     if loaded.spec.feature not in FACES_ONLY:
-        place = ingredients.Base(None, named, folder)
+        place = ingredients.Base(None, named, ingredients.base_folder(base))
         found, name = ingredients.find_encoder(encoder, loaded.spec, place, choice.name)
         with ingredients.quiet_loading(True):
             loaded.encoding.open(checked_encoder(loaded.spec, found))
@@ -55,14 +53,26 @@ def encoding_bench(
     return Bench(loaded, made_with)
 
 
+def projector(*, adapter: Any = None, base: Any = None, variant: str | None = None) -> Adapter:
+    """The adapter of `encoding_bench` without an encoder, for mixes."""
+    return _opened(adapter, base, variant)[0]
+
+
 def projector_of(style: Style) -> Adapter | None:
     """The adapter that a style says it was made with, if it is here; nothing is downloaded."""
-    if style.adapter.name is None:
+    name, base = style.adapter.name, style.recipe.get("base")
+    if name is None:
         return None
     try:
-        folder = ingredients.base_folder(style.recipe.get("base"), cached_only=True)
-        choice = ingredients.find_adapter(style.adapter.name, folder, cached_only=True)
-        adapter = Adapter.load(choice.path, variant=style.variant, dtype=torch.float32)
+        adapter, _ = _opened(name, base, style.variant, cached_only=True)
     except ImagePromptError:  # not here, or no longer what it was
         return None
     return adapter if adapter.fingerprint() == style.adapter.hash else None
+
+
+def _opened(
+    adapter: Any, base: Any, variant: str | None, *, cached_only: bool = False
+) -> tuple[Adapter, ingredients.AdapterChoice]:
+    folder = ingredients.base_folder(base, cached_only=cached_only)
+    choice = ingredients.find_adapter(adapter, folder, cached_only=cached_only)
+    return Adapter.load(choice.path, variant=variant, dtype=torch.float32), choice

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ class Mixed:
     null_tokens: Tensor | None
     features: Group | None
     embedding: Tensor | None
+    how: Mapping[str, Any] = field(default_factory=dict)
+    """What `Adapter.encode` was told beside the features."""
 
 
 def shares_of(weights: Mapping[str, float]) -> dict[str, float]:
@@ -74,27 +76,37 @@ def check_relatives(styles: Sequence[Style]) -> None:
 def mix(styles: Sequence[Style], shares: Sequence[float], adapter: Adapter | None) -> Mixed:
     """Mix styles that `check_relatives` let pass. Raises PromptError where nothing fits."""
     embedding = _mean_embedding(styles, shares)
-    features = _mean_features(styles, shares)
-    if adapter is not None and features is not None:
-        prompt = adapter.encode(features=features)
+    features, how = _mean_features(styles, shares), _how(styles)
+    if adapter is not None and features is not None and how is not None:
+        prompt = adapter.encode(features=features, **how)
         nulls = [_one_null(style, prompt.tokens.shape[1]) for style in styles]
         null = _mean_null(nulls, shares)
         null = prompt.null_tokens if null is None else null
-        return Mixed("features", prompt.tokens, null, features, embedding)
+        return Mixed("features", prompt.tokens, null, features, embedding, how)
     counts = sorted({style.shape[0] for style in styles})
     if len(counts) > 1:
+        remedy = "Add them again with the same number of references."
+        if features is not None and how is not None:
+            remedy = "Give the adapter that they were made with: --adapter, adapter= in Python."
         raise PromptError(
             f"styles of {' and '.join(map(str, counts))} tokens",
-            rule="their tokens have no mean"
-            + ("" if features is None else ", and the adapter that could mix before is not given"),
-            remedy="Add them again with the same number of references."
-            if features is None
-            else "Give the adapter that they were made with: --adapter, adapter= in Python.",
+            rule="their tokens have no mean",
+            remedy=remedy,
         )
     tokens = _mean([tensor_of(style.tensors["tokens"]) for style in styles], shares)
     stored = [style.tensors.get("null_tokens") for style in styles]
     nulls = [None if null is None else tensor_of(null) for null in stored]
     return Mixed("tokens", tokens, _mean_null(nulls, shares), None, embedding)
+
+
+def _how(styles: Sequence[Style]) -> dict[str, Any] | None:
+    """What besides features decides the tokens; None where the styles do not agree on it."""
+    told = {str(style.recipe.get("face_strength", "1")) for style in styles}
+    try:
+        (strength,) = map(float, told)
+    except ValueError:  # several, or no number
+        return None
+    return {} if strength == 1 else {"face_strength": strength}
 
 
 def _mean_features(styles: Sequence[Style], shares: Sequence[float]) -> Group | None:

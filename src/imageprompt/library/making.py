@@ -94,6 +94,7 @@ def mixed(
         "mix": {part: round(share, 6) for part, share in shares.items()},
         "of": made.of,
         "hashes": {style.name: style.hash for style in styles},
+        **{name: f"{value:g}" for name, value in made.how.items()},
     }
     if "base" in styles[0].recipe:
         recipe["base"] = styles[0].recipe["base"]
