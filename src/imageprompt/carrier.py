@@ -19,8 +19,6 @@ from imageprompt.guidance import Branches, Layouts, by_count, copies_in
 from imageprompt.in_use import InUse
 from imageprompt.step_caches import forget_steps
 
-_WHY = "a schedule of a reference is read off the timestep's memory: compile without fullgraph"
-
 
 class Carrier:
     """The state that one denoiser's sites read while it runs."""
@@ -42,7 +40,9 @@ class Carrier:
         if not torch.compiler.is_compiling():
             self._tick(timestep)
         elif any(entry.is_timed for entry in self.in_use):
-            self._tick_outside_the_graph(timestep)
+            from imageprompt.outside_graph import outside
+
+            outside(self._tick, timestep)
         if self.in_use:
             sample = _argument(args, kwargs, 0, "sample")
             text = _argument(args, kwargs, 2, "encoder_hidden_states")
@@ -66,11 +66,6 @@ class Carrier:
         for entry in self.in_use:
             if entry.is_timed:
                 entry.at(self._clock.moment(entry.timesteps))
-
-    @torch.compiler.disable(reason=_WHY)  # type: ignore[untyped-decorator, no-untyped-call]
-    def _tick_outside_the_graph(self, timestep: object) -> None:
-        """The place in a loop is read off memory, of which a graph knows nothing."""
-        self._tick(timestep)
 
     def _forget_other_steps(self, denoiser: nn.Module) -> None:
         """Caches over steps hold what the sites gave then; another contribution voids them."""
