@@ -142,6 +142,32 @@ def test_it_follows_a_schedule_through_a_pipeline() -> None:
     assert difference(found["live", "0-0.5"], found["live", "0-1"]) > 1e-4
 
 
+def test_merged_under_compile(given: dict[str, Any]) -> None:
+    """Weights are written between graphs: live changes arrive, and recompile nothing."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    pipe, adapter = frozen()
+    base, strengths = read(pipe.unet, given), (1.0, 0.3, 0.0, 0.6)
+    found, counter = {}, CompileCounterWithBackend("eager")
+    models = {"live": pipe.unet, "merged": torch.compile(pipe.unet, backend=counter)}
+    for mode, model in models.items():
+        adapter.attach(pipe, lora=mode)
+        found[mode], counts = [], []
+        with adapter.use(prompt_of(adapter), scale=0.7) as handle:
+            for handle.lora in strengths:
+                found[mode].append(read(model, given))
+                counts.append(counter.frame_count)
+            handle.scale = 0.0
+            assert difference(read(model, given), base) <= 1e-6
+        adapter.detach()
+    assert counts[0] > 0
+    assert len(set(counts)) == 1
+    for live, merged in zip(*found.values(), strict=True):
+        assert difference(live, merged) <= 1e-5
+    torch._dynamo.reset()
+
+
 def test_what_a_step_costs(given: dict[str, Any]) -> None:
     """Live, three operations a linear map; merged, none: the text stays cached as without LoRA."""
     from ops import first_and_later

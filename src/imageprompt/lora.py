@@ -116,13 +116,13 @@ class MergedLora:
         self._denoiser = weakref.ref(denoiser)
         self._seen: tuple[Tensor | None, int] = (None, 0)
         self._strength = 0.0
-        # weights are written between graphs, never in one
-        self._outside = torch.compiler.disable(self.update)  # type: ignore[no-untyped-call]
         self._hook = denoiser.register_forward_pre_hook(self._before)
 
     def _before(self, *_: object) -> None:
         if torch.compiler.is_compiling():
-            self._outside()
+            from imageprompt.outside_graph import outside
+
+            outside(self.update)
         else:
             self.update()
 

@@ -1,6 +1,7 @@
 """What a compiled graph leaves to Python. Importing it loads torch._dynamo: do so while compiling.
 
-A place in a loop is read off the memory of a timestep, of which a graph knows nothing.
+A place in a loop is read off the memory of a timestep, of which a graph knows nothing; LoRA that is
+merged is written into weights, which a graph only reads.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import torch
 
 
 @torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
-    reason="a schedule of a reference is read off the timestep's memory: compile without fullgraph"
+    reason="schedules of references, and LoRA that is merged, are looked after between graphs: "
+    "compile without fullgraph"
 )
-def outside(call: Callable[[object], None], timestep: object) -> None:
-    """`call(timestep)`, with a break of the graph round it."""
-    call(timestep)
+def outside(call: Callable[..., None], *arguments: object) -> None:
+    """`call(*arguments)`, with a break of the graph round it."""
+    call(*arguments)
