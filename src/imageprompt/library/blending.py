@@ -1,8 +1,8 @@
 """Mixes of styles: the weighted mean of what the projector read, or of what it made of it.
 
-Before projection is where one picture's features would come in: the mean goes through the projector
-as a picture does, and its tokens are such as the adapter knows. The mean of tokens needs no
-adapter, but lies between what two pictures would say rather than being what a third one says.
+Before projection the mean stands where one picture's features would: what comes out are tokens such
+as the adapter was trained with, as many as of one picture. The mean of tokens needs no adapter, and
+styles of as many tokens. What pictures of the two show is much the same on the bundled stack.
 """
 
 from __future__ import annotations
