@@ -13,7 +13,12 @@ from imageprompt.errors import OptionError
 from imageprompt.generation.entries import Entry, showing
 from imageprompt.generation.result import GenerationResult
 from imageprompt.generation.start import Size, Start
-from imageprompt.generation.task import options_of, pipeline_for, with_own_defaults
+from imageprompt.generation.task import (
+    inpainting_latents,
+    options_of,
+    pipeline_for,
+    with_own_defaults,
+)
 from imageprompt.guidance import named_layout
 from imageprompt.recipe import MIN_SIDE, Recipe
 from imageprompt.repeating import versions
@@ -52,7 +57,7 @@ def run(request: Request) -> GenerationResult:
     with ingredients.few_threads(base), _prepared(pipe, request):
         recipe = _recipe(request, base, pipe, options, size)
         recipe = replace(recipe, controlnet=net_source, **start.sources)
-        with showing(entries, request, base, pipe) as shown:
+        with showing(entries, request, base, pipe) as shown, inpainting_latents(pipe, start):
             images = _denoise(pipe, request, options)
     width, height = images[0].size
     recipe = replace(recipe, width=width, height=height, shown=tuple(entry for entry, _ in shown))
