@@ -13,8 +13,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,9 @@ from PIL import Image
 from tqdm import tqdm
 
 import control_pictures
-from fidelity import Cell, Words, match, table, wilson
-from imageprompt.adapter import Adapter
+from control_bench import SIDE, Bench, Layer, agree, mean
+from fidelity import Cell, Words, table, wilson
 from imageprompt.demo import judge, scenes, stack
-from imageprompt.probing.measures import layout, statistics
 
 LOOK = ("colour", "texture", "background", "style")
 GUESS = {
@@ -35,87 +33,10 @@ GUESS = {
     "layout": {"down_blocks.1": 1.0, "mid_block": 1.0},
 }
 """What the names of the blocks would suggest (InstantStyle's roles on SD1.5)."""
+AGAINST = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 SCALES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25)
 ENDS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 FUSIONS = ("concat", "add", "average", "norm average", "max", "min", "subtract")
-BATCH = 16
-SIDE = 64
-
-Layer = tuple[Sequence[Sequence[Image.Image]], Mapping[str, Any]]
-"""References of every picture, and how they are encoded (`fusion`) and used (all else)."""
-
-
-class Bench:
-    """Two sets of references, a pipeline with the adapter, and the pictures of each question."""
-
-    def __init__(self, options: argparse.Namespace, told: Callable[[int], object]) -> None:
-        self.options, self.told = options, told
-        self.pipe = stack.load_pipeline()
-        path = stack.folder() / "adapters" / f"{options.adapter}.safetensors"
-        self.adapter = Adapter.load(path, dtype=torch.float32)
-        self.adapter.attach(self.pipe, encoder=self.pipe.image_encoder)
-        self.scenes, self.others = (
-            list(islice(scenes.stream("test", seed=options.seed + extra), options.count))
-            for extra in (300, 301)
-        )
-        self.references = [[scenes.draw(scene)] for scene in self.scenes]
-        self.second = [[scenes.draw(scene)] for scene in self.others]
-        self.rng = np.random.default_rng(options.seed)
-
-    def paint(
-        self, texts: Sequence[str], *layers: Layer, size: tuple[int, int] = (SIDE, SIDE)
-    ) -> list[Image.Image]:
-        """One picture a text, each with a seed of its own."""
-        painted: list[Image.Image] = []
-        for start in range(0, len(texts), BATCH):
-            chosen = slice(start, start + BATCH)
-            count = len(texts[chosen])
-            with ExitStack() as used:
-                for references, how in layers:
-                    options = dict(how)
-                    fusion = options.pop("fusion", "concat")
-                    prompt = self.adapter.encode(list(references[chosen]), fusion=fusion)
-                    used.enter_context(self.adapter.use(prompt, **options))
-                painted += self.pipe(
-                    list(texts[chosen]),
-                    generator=[
-                        torch.Generator().manual_seed(7_000_000 + start + i) for i in range(count)
-                    ],
-                    num_inference_steps=self.options.steps,
-                    guidance_scale=stack.GUIDANCE,
-                    width=size[0],
-                    height=size[1],
-                ).images
-            self.told(count)
-        return painted
-
-    def contradicting(self, names: Sequence[str]) -> tuple[list[scenes.Scene], list[str]]:
-        """Scenes that differ from the references in these words, and texts that name them."""
-        wanted = [scenes.change(scene, names, self.rng) for scene in self.scenes]
-        return wanted, [scenes.caption(scene, set(names)) for scene in wanted]
-
-    def embed(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """The encoder's unit embeddings [n, F]."""
-        found = self.adapter.encoder.encode(pictures, "image_embeds")
-        return torch.nn.functional.normalize(found, dim=1)
-
-    def near(self, pictures: Sequence[Image.Image]) -> Cell:
-        """Mean correlation of layouts with the references."""
-        pairs = zip(pictures, self.references, strict=True)
-        return mean([1 - layout(statistics(a), statistics(b[0])) for a, b in pairs])
-
-
-def mean(values: Sequence[float]) -> Cell:
-    """With the 95 % interval of a mean of many."""
-    array = np.asarray(values, np.float64)
-    half = 1.96 * float(array.std(ddof=1)) / len(array) ** 0.5 if len(array) > 1 else 1.0
-    middle = float(array.mean())
-    return {"share": middle, "low": middle - half, "high": middle + half, "count": len(array)}
-
-
-def agree(found: Sequence[Words], scenes_: Sequence[scenes.Scene]) -> dict[str, Cell]:
-    """How often the judge reads each word of these scenes."""
-    return match(found, [scene.words() for scene in scenes_])
 
 
 # ── questions ───────────────────────────────────────────────────────────────────────────────────
@@ -245,6 +166,20 @@ def sweep(bench: Bench) -> dict[str, Any]:
     return report
 
 
+def against(bench: Bench) -> dict[str, Any]:
+    """At growing scale against texts that name another shape: whose shape is painted?"""
+    wanted, texts = bench.contradicting(("shape",))
+    report: dict[str, Any] = {}
+    for scale in AGAINST:
+        found = judge.read(bench.paint(texts, (bench.references, {"scale": scale})))
+        words = agree(found, bench.scenes)
+        report[f"{scale:g}"] = {
+            "text's": agree(found, wanted)["shape"],
+            "reference's": words["shape"],
+        }
+    return report
+
+
 def fusions(bench: Bench) -> dict[str, Any]:
     """Two references: where they agree, where they differ; and the style of one on the other."""
     texts = ["a shape"] * len(bench.scenes)
@@ -286,6 +221,7 @@ QUESTIONS: Mapping[str, Callable[[Bench], dict[str, Any]]] = {
     "masks": masks,
     "schedules": schedules,
     "sweep": sweep,
+    "against": against,
     "fusions": fusions,
 }
 PAINTED = {
@@ -293,6 +229,7 @@ PAINTED = {
     "masks": 4,
     "schedules": len(ENDS) + 1,
     "sweep": len(SCALES),
+    "against": len(AGAINST),
     "fusions": len(FUSIONS) + 1,
 }
 """Pictures of each question, in sets of one a reference."""

@@ -13,7 +13,7 @@ from imageprompt.demo import scenes
 from imageprompt.page import PALE, Page
 
 if TYPE_CHECKING:
-    from control import Bench
+    from control_bench import Bench
 
 CELL, GAP, MARGIN = 80, 12, 26
 STEP = CELL + GAP
@@ -43,9 +43,9 @@ def presets(bench: Bench) -> Page:
     blocks = (("style", ("shape",), cast[:4]), ("layout", ("colour", "background"), cast[4:]))
     rows = ("reference", "words alone", "all sites, scale 1", "preset")
     wide = LABELS + 8 * STEP + 28
-    page = Page(2 * MARGIN + wide, MARGIN + 76 + len(rows) * STEP, cell=CELL)
+    page = Page(2 * MARGIN + wide, MARGIN + 84 + len(rows) * STEP, cell=CELL)
     for line, name in enumerate(rows):
-        page.text(MARGIN, 98 + line * STEP + 32, name, size=15, at="left")
+        page.text(MARGIN, 106 + line * STEP + 32, name, size=15, at="left")
     for block, (preset, names, chosen) in enumerate(blocks):
         x = MARGIN + LABELS + block * (4 * STEP + 28)
         page.text(x, 20, f'preset "{preset}"', size=18, at="left")
@@ -57,7 +57,7 @@ def presets(bench: Bench) -> Page:
         for column, text in enumerate(texts):
             middle = x + column * STEP + CELL // 2
             page.text(middle, 50, f"\u201c{text}\u201d", size=12, colour=PALE, width=CELL + 6)
-        _grid(page, lines, x, 98)
+        _grid(page, lines, x, 106)
     return page
 
 
@@ -165,6 +165,5 @@ def _other(scene: scenes.Scene, names: Sequence[str]) -> scenes.Scene:
     rng = np.random.default_rng(round(1000 * scene.x))
     while True:
         other = scenes.change(scene, names, rng)
-        texture = "texture" in names
-        if other.background != "orange" and (texture or other.colour != "orange"):
+        if " a orange " not in f" {scenes.caption(other, set(names))} ":
             return other
