@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from imageprompt.checkpoint.inspect import Report, inspect
     from imageprompt.checkpoint.validate import validate
     from imageprompt.controls import Controls, Schedule, sliders
+    from imageprompt.encoders.face import FaceEncoder
     from imageprompt.encoders.framing import Preparation, tiled
     from imageprompt.encoders.pictures import open_picture
     from imageprompt.errors import ImagePromptError
+    from imageprompt.faces import read_embeddings
     from imageprompt.generation import GenerationResult, generate, repeat
     from imageprompt.library import Library
     from imageprompt.probing import probe
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Adapter": "imageprompt.adapter",
     "Controls": "imageprompt.controls",
+    "FaceEncoder": "imageprompt.encoders.face",
     "GenerationResult": "imageprompt.generation",
     "ImagePrompt": "imageprompt.prompt",
     "ImagePromptError": "imageprompt.errors",
@@ -49,6 +52,7 @@ _HOME = {
     "inspect": "imageprompt.checkpoint.inspect",
     "open_picture": "imageprompt.encoders.pictures",
     "probe": "imageprompt.probing",
+    "read_embeddings": "imageprompt.faces",
     "repeat": "imageprompt.generation",
     "sliders": "imageprompt.controls",
     "tiled": "imageprompt.encoders.framing",
@@ -59,6 +63,7 @@ _HOME = {
 __all__ = [
     "Adapter",
     "Controls",
+    "FaceEncoder",
     "GenerationResult",
     "ImagePrompt",
     "ImagePromptError",
@@ -78,6 +83,7 @@ __all__ = [
     "inspect",
     "open_picture",
     "probe",
+    "read_embeddings",
     "repeat",
     "sliders",
     "tiled",
