@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import imageprompt as ip
+from hosts_table import CASES
+from imageprompt.attachment import Place
 from rigs import Rig, build, difference
 
 
@@ -78,6 +80,32 @@ def test_changed_tokens_are_noticed(rig: Rig, tmp_path: Path) -> None:
     assert torch.equal(rig.ours(inputs, prompt, guidance="none"), wanted)
     prompt.save(tmp_path / "stale.safetensors")
     assert ip.ImagePrompt.load(tmp_path / "stale.safetensors").prepared is None
+
+
+def kept_in_float32(unet: Any) -> None:
+    unet._keep_in_fp32_modules = ["conv_in"]
+    unet.to(torch.bfloat16)
+    unet.conv_in.float()
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (lambda unet: None, torch.float32),
+        (lambda unet: unet.to(torch.float16), torch.float16),
+        (kept_in_float32, torch.bfloat16),
+        (
+            lambda unet: unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.bfloat16),
+            torch.bfloat16,
+        ),
+        (lambda unet: unet.enable_layerwise_casting(torch.float32, torch.float16), torch.float16),
+    ],
+)
+def test_precision_is_what_diffusers_tells(change: Any, wanted: torch.dtype) -> None:
+    unet = CASES["sd15"].unet()
+    place = Place.of(unet)
+    change(unet)
+    assert place.dtype == unet.dtype == wanted
 
 
 def test_preparing_needs_a_base(rig: Rig) -> None:

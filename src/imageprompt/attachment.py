@@ -46,7 +46,12 @@ class Place:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the denoiser computes in."""
+        """What the denoiser computes in, by diffusers' rule: a hook that casts, else the first
+        floating weight that is not kept in float32."""
+        kept = getattr(self.denoiser, "_keep_in_fp32_modules", None) or ()
+        for name, weight in () if _hooked(self.denoiser) else self.denoiser.named_parameters():
+            if weight.is_floating_point() and not any(part in name for part in kept):
+                return weight.dtype
         return cast(torch.dtype, self.denoiser.dtype)
 
     @property
@@ -79,6 +84,17 @@ class Place:
     def check(self) -> None:
         """Somebody may have replaced the processors since. Raises AttachError."""
         _check_intact(self.host, _entered[self.denoiser].undo)
+
+
+def _hooked(denoiser: nn.Module) -> bool:
+    """Has any module a hook of diffusers? It looks for them itself, but in milliseconds."""
+    waiting = [denoiser]
+    while waiting:
+        module = waiting.pop()
+        if "_diffusers_hook" in vars(module):
+            return True
+        waiting.extend(child for child in module._modules.values() if child is not None)
+    return False
 
 
 def _check_intact(host: AttachableHost, undo: Any) -> None:
