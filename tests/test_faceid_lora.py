@@ -100,6 +100,21 @@ def test_detaching_gives_the_weights_back(within: bool, given: dict[str, Any]) -
     assert not any(module._forward_pre_hooks for module in pipe.unet.modules())
 
 
+def test_the_base_is_cast_while_ours_is_merged(given: dict[str, Any]) -> None:
+    pipe, adapter = frozen()
+    wanted = {name: tensor.half() for name, tensor in bits(pipe.unet).items()}
+    adapter.attach(pipe, lora="merged")
+    with adapter.use(prompt_of(adapter)) as outer:
+        read(pipe.unet, given)
+        with adapter.use(prompt_of(adapter, 6), lora=1.5):
+            read(pipe.unet, given)
+        assert outer.lora == 1.0
+        pipe.unet.half()
+        assert not same_bits(pipe.unet, wanted)
+    assert same_bits(pipe.unet, wanted)
+    adapter.detach()
+
+
 def test_merged_adapters_leave_in_any_order(given: dict[str, Any]) -> None:
     pipe, one = frozen()
     _, two = frozen(seed=3)

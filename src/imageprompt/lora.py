@@ -173,8 +173,9 @@ class _Merged:
         """
         linear: Any = self._linear()
         weight: Tensor = linear.weight
-        own = weight.clone() if self._own is None else self._own.to(weight.device)
-        changed = self._own is not None and _bits(weight) != self._written
+        own = weight.clone() if self._own is None else self._own.to(weight.device, weight.dtype)
+        kept = self._own is not None and self._own.dtype == weight.dtype  # else all was cast
+        changed = kept and _bits(weight) != self._written
         if changed:
             own += (weight.float() - self._sum(own).float()).to(own.dtype)
         self._added.pop(id(owner), None)
