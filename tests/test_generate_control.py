@@ -234,6 +234,26 @@ def test_a_base_that_stacks_its_batch_in_a_way_of_its_own(tiny_folder: Path, fil
         assert bits(again(made, files, base=pipe)) == bits(made)
 
 
+def test_what_is_shown_can_be_changed_in_a_repetition(tiny_bundled: Path, files: Path) -> None:
+    red, blue = files / "red.png", files / "blue.png"
+    words = generate("a star", scale=0, **QUICK)
+    assert bits(again(words, files, reference=red)) == bits(generate("a star", red, **QUICK))
+    averaged = generate("a star", [red, blue], fusion="average", preset="linear", **QUICK)
+    saved = files / "blue.safetensors"
+    alone = generate("a star", blue, preset="linear", **QUICK)
+    assert alone.image_prompt is not None
+    alone.image_prompt.save(saved)
+    assert bits(again(averaged, files, image_prompt=saved)) == bits(alone)
+    assert bits(again(averaged, files, reference=blue)) == bits(alone)
+    more = again(averaged, files, preset="style and composition", composition=0.3)
+    assert more.recipe.shown[0].controls["composition"] == 0.3
+    assert again(more, files, preset="linear").recipe.shown[0].controls["composition"] is None
+    twice = again(words, files, reference=red, also=[Reference(reference=blue, adapter="base")])
+    assert [shown.adapter.name for shown in twice.recipe.shown] == ["plus", "base"]
+    with pytest.raises(errors.PictureError, match="no reference picture"):
+        again(twice, files, reference=[], also=[])
+
+
 # ── what pictures start from ────────────────────────────────────────────────────────────────────
 
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
+import shlex
 import typing
 import warnings
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from functools import cache
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +24,7 @@ from torch import Tensor
 
 import imageprompt as ip
 import pipelines_parts as parts
+from imageprompt import cli
 from imageprompt.errors import AttachError, GuidanceError, WrongBaseError
 from pipelines_table import DOCS, PIPELINES, Case, render
 
@@ -247,6 +253,30 @@ def test_a_refiner_goes_on_where_a_base_with_an_adapter_stopped() -> None:
     assert torch.equal(both(), plain)
 
 
+def test_the_commands_of_the_guide(
+    tiny_bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, colour in (("cat", "red"), ("dog", "blue"), ("room", "green")):
+        parts.picture(colour).save(f"{name}.png")
+    for name in ("sofa", "left", "right"):
+        parts.mask().save(f"{name}.png")
+    text = DOCS.read_text()
+    commands = text.partition("```sh\n")[2].partition("```")[0].splitlines()
+    assert len(commands) == 6
+    for command in commands:
+        assert cli.main(shlex.split(command)[1:]) == 0, command
+    assert len(list(Path("outputs").iterdir())) == 6
+    flags = set(re.findall(r"--[a-z][a-z-]+", text))
+    assert flags <= set(re.findall(r"--[a-z][a-z-]+", _help("generate")))
+
+
+def _help(command: str) -> str:
+    with redirect_stdout(StringIO()) as shown, pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    return shown.getvalue()
+
+
 def test_the_guide_shows_the_table() -> None:
     text = DOCS.read_text()
     assert text == render(text), "run: python tests/pipelines_table.py"
@@ -261,6 +291,22 @@ def test_refusals_are_clear_and_leave_nothing_of_ours(name: str) -> None:
     assert not pipe.unet._forward_pre_hooks
     left = {type(processor).__name__ for processor in pipe.unet.attn_processors.values()}
     assert "SiteProcessor" not in left
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("UNet2DModel", "UNet3DConditionModel", "UNetSpatioTemporalConditionModel"),
+        *("Kandinsky3UNet", "I2VGenXLUNet"),
+    ],
+)
+def test_other_unets_are_refused(kind: str) -> None:
+    import diffusers
+
+    with torch.device("meta"):
+        pipe = SimpleNamespace(unet=getattr(diffusers, kind)())
+    with pytest.raises(AttachError, match=f"a {kind}: no host describes this denoiser"):
+        adapter_for(build("StableDiffusionPipeline")).attach(pipe)
 
 
 def _try(pipe: Any, case: Case) -> None:
