@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import masks
 import step_time
 import switch
 import train_memory
@@ -60,6 +61,14 @@ def test_switch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows += _run(switch, monkeypatch, tmp_path, "--library")
     assert len(rows) == 8
     assert all(row["wall"] > 0 for row in rows)
+
+
+def test_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask adds next to nothing to a layer; the bytes are counted, so they hold here too."""
+    ours, peer = masks.measure(TINY, latent=8, rounds=1, steps=1)
+    assert 0 <= ours["later"] < ours["first"] <= 0.01
+    assert peer["later"] > 10 * ours["later"]
+    assert ours["ratio"] > 0
 
 
 @pytest.mark.slow
