@@ -103,8 +103,8 @@ def _recomputed(block: Callable[..., Any], dear: Dear, *args: Any) -> Any:
 def _give_back(device: torch.device) -> None:
     """What lies free in the heap between pieces in use, back to the system (glibc, CPU).
 
-    It is a tenth of the peak of an SD1.5 step; to find it takes 10 to 40 ms. What was given back has
-    to be taken again, so this is done at the few places that decide the peak.
+    It is a tenth of the peak of an SD1.5 step; to find it takes 10 to 40 ms. What was given back
+    has to be taken again, so this is done at the few places that decide the peak.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None and device.type == "cpu":
