@@ -13,9 +13,11 @@ from torch import Tensor
 
 import imageprompt as ip
 from imageprompt.encoders.clip import ClipEncoder
-from imageprompt.encoders.framing import Preparation, sharpened, tiled
+from imageprompt.encoders.framing import Preparation, tiled
 from imageprompt.encoders.pictures import open_picture
+from imageprompt.encoders.sharpening import sharpened
 from imageprompt.errors import EncoderError, ImagePromptError, OptionError
+from imageprompt.references import References
 from tiny_stack import SIDE, make_pipeline
 
 RED, GREEN, BLUE = (200, 10, 20), (10, 180, 30), (20, 30, 220)
@@ -78,6 +80,10 @@ def spied() -> Spied:
         ("pad:white", Preparation(how="pad", colour="white")),
         ("pad:#102030+lanczos", Preparation(how="pad", colour="#102030", filter="lanczos")),
         ("tiles+sharpen:0.3", Preparation(how="tiles", sharpen=0.3)),
+        (
+            "squash+sharpen:0.3+box+detail:2",
+            Preparation(how="squash", sharpen=0.3, filter="box", detail=2),
+        ),
         ("crop:0.123456789,1.0", Preparation(position=(0.123456789, 1.0))),
     ],
 )
@@ -92,6 +98,7 @@ def test_parse_and_str_are_inverses(text: str, made: Preparation) -> None:
     [
         *("", "stretch", "crop:middle", "crop:0.5", "crop:0.5,1.5", "crop:nan,0", "squash:left"),
         *("pad:plaid", "crop+sharpen", "crop+sharpen:2", "crop+sharpen:x", "crop+cubic", "tiles:4"),
+        *("crop+detail", "crop+detail:5", "crop+detail:0", "crop+detail:x"),
     ],
 )
 def test_other_words_are_refused(text: str) -> None:
@@ -205,6 +212,40 @@ def test_tiles_with_their_places() -> None:
             assert set(mask.get_flattened_data()) <= {0, 255}
         shown = picture.crop((2, 0, 62, 60)) if size == (64, 60) else picture
         assert np.array_equal(np.asarray(whole), np.asarray(shown))
+
+
+def test_detail_is_a_second_reference(spied: Spied) -> None:
+    """The whole, and its quarters: each encoded alone, put in their places, pooled to one's size.
+
+    As ComfyUI_IPAdapter_plus' enhancer merges hidden states, number by number.
+    """
+    encoder, picture = spied.adapter.encoder, noise(2 * SIDE, 2 * SIDE)
+    seen = References.of([picture], encoder, Preparation.parse("crop+detail:2"))
+    assert [square.size for square in seen.shown[0]] == [(SIDE, SIDE)] * 5
+    quarters = [picture.crop((x, y, x + SIDE, y + SIDE)) for y in (0, SIDE) for x in (0, SIDE)]
+    features = encoder.encode(quarters, "hidden_states[-2]")
+    whole, parts = seen.encoded(encoder, "hidden_states[-2]")[0]
+    own = encoder.encode(
+        [picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC)], "hidden_states[-2]"
+    )
+    assert torch.allclose(whole, own[0], atol=1e-5)
+    assert torch.allclose(parts[0], features[:, 0].mean(0), atol=1e-5)
+    g = 2  # patches a side
+    for y in range(g):
+        for x in range(g):  # patch (y, x) of one picture covers 2 x 2 patches of the quarters
+            covered = [(2 * y + i, 2 * x + j) for i in range(2) for j in range(2)]
+            mean = sum(
+                features[(row // g) * 2 + column // g, 1 + (row % g) * g + column % g]
+                for row, column in covered
+            )
+            assert torch.allclose(parts[1 + y * g + x], mean / 4, atol=1e-5)
+    embeddings = encoder.encode(quarters, "image_embeds").mean(0)
+    assert torch.allclose(seen.encoded(encoder, "image_embeds")[0][1], embeddings, atol=1e-5)
+    prompt = spied.adapter.encode([picture, stripes()], prepare="tiles+detail:2", weights=[1, 0])
+    assert prompt.tokens.shape[1] == 4 * 2 * (4 + 3)  # tiles, each whole and in detail
+    assert prompt.tokens[0, 32:].abs().max() == 0
+    one = spied.adapter.encode([picture], prepare="crop+detail:2", fusion="average", noise=0.2)
+    assert one.tokens.shape == one.null_tokens.shape == (1, 4, 32)
 
 
 def test_an_upright_picture_is_framed_upright(spied: Spied) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from imageprompt.encoders.contract import Encoder, PixelEncoder
 from imageprompt.encoders.framing import Preparation
@@ -28,12 +30,14 @@ class References:
     """What an encoder is shown, prompt by prompt, and from which picture each of it came.
 
     `shown` are squares, or where nothing was asked for, the pictures themselves, which the encoder
-    prepares in its own way. `counts[p][i]` squares came from picture i of prompt p: several with
-    tiles. `masks` are squares in mode "L" beside them.
+    prepares in its own way. `counts[p][i]` references come from picture i of prompt p: several with
+    tiles. `pooled[p]` squares at a time are one reference of prompt p. `masks` are squares in mode
+    "L" beside them.
     """
 
     shown: list[list[Image]]
     counts: list[list[int]]
+    pooled: list[list[int]]
     masks: list[list[Image]] | None = None
 
     @classmethod
@@ -47,16 +51,17 @@ class References:
             [[picture] if prepare is None else prepare.frame(picture, side) for picture in group]
             for group in opened
         ]
-        masks = None
+        cut, masks = prepare or Preparation(), None
         if mask is not None:
-            cut = prepare or Preparation()
             masks = [
                 [part for one in row for part in cut.frame_mask(one, side)]
                 for row in _masks_of(mask, opened)
             ]
+        made = [[cut.pooled(len(squares)) for squares in group] for group in framed]
         return cls(
             [[square for squares in group for square in squares] for group in framed],
-            [[len(squares) for squares in group] for group in framed],
+            [[len(sizes) for sizes in group] for group in made],
+            [[size for sizes in group for size in sizes] for group in made],
             masks,
         )
 
@@ -67,16 +72,20 @@ class References:
             [noise.put_on(frame(picture, side)[0], seed + i) for i, picture in enumerate(group)]
             for group in self.shown
         ]
-        return References(shown, self.counts)
+        return References(shown, self.counts, self.pooled)
 
     def encoded(self, encoder: Encoder, feature: Feature) -> list[Tensor]:
-        """Features of every prompt's squares, [n, ...] each."""
+        """Features of every prompt's references, [n, ...] each."""
         flat = [square for group in self.shown for square in group]
         if self.masks is None:
             features = encoder.encode(flat, feature)
         else:
             features = _masked(encoder, flat, [m for row in self.masks for m in row], feature)
-        return list(torch.split(features, [len(group) for group in self.shown]))
+        groups = torch.split(features, [len(group) for group in self.shown])
+        return [
+            torch.cat([_as_one(part) for part in torch.split(group, sizes)])
+            for group, sizes in zip(groups, self.pooled, strict=True)
+        ]
 
 
 def groups_of(pictures: Any) -> list[list[PictureSource]]:
@@ -92,6 +101,24 @@ def groups_of(pictures: Any) -> list[list[PictureSource]]:
             remedy="Give at least one picture: encode([picture]) or encode([[a], [b]]).",
         )
     return groups
+
+
+def _as_one(parts: Tensor) -> Tensor:
+    """Features of n x n parts of a square -> of one picture, [1, F] or [1, L, F].
+
+    Patches take their places in the whole and are pooled to as many as one part has; pooled
+    embeddings and class tokens are averaged.
+    """
+    if len(parts) == 1:
+        return parts
+    if parts.ndim == 2:
+        return parts.mean(0, keepdim=True)
+    n, g = math.isqrt(len(parts)), math.isqrt(parts.shape[1])
+    lone = parts.shape[1] - g * g  # the class token, where the encoder has one
+    grid = parts[:, lone:].reshape(n, n, g, g, -1)  # row, column, y, x, F
+    whole = grid.permute(4, 0, 2, 1, 3).flatten(3).flatten(1, 2)
+    patches = F.avg_pool2d(whole, n).flatten(1).T
+    return torch.cat([parts[:, :lone].mean(0), patches])[None]
 
 
 def _masked(

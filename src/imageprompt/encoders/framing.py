@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from imageprompt.encoders.sharpening import sharpened
 from imageprompt.errors import OptionError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ POSITIONS = {
     "left": (0.0, 0.5),
     "right": (1.0, 0.5),
 }
+MOST_DETAIL = 4
 MOST_TILES = 4  # a picture longer than that many times its width loses its ends
 NEARLY_SQUARE = (0.75, 1.33)  # height / width between these: four tiles of the central square
 _TILE = 256  # px a tile had when the number of tiles was agreed on: what its rounding counts in
@@ -45,7 +47,9 @@ class Preparation:
     top, 1 right and bottom) along the longer side; "squash" shows all of the picture, out of shape;
     "pad" shows all of it in shape, on bars of `colour`; "tiles" cuts it into squares, each of which
     is a reference of its own. `sharpen` in 0..1 is contrast-adaptive sharpening of what the encoder
-    sees; `filter` scales the pixels (CLIP's own is bicubic).
+    sees; `filter` scales the pixels (CLIP's own is bicubic). `detail` of n > 1 adds to every
+    square a second reference: the square in n x n parts, each encoded alone, their features put
+    together and pooled to the size of one (ComfyUI_IPAdapter_plus' ClipVision enhancer).
     """
 
     how: str = "crop"
@@ -53,6 +57,7 @@ class Preparation:
     colour: str = "black"
     sharpen: float = 0.0
     filter: str = "bicubic"
+    detail: int = 1
 
     def __post_init__(self) -> None:
         if self.how not in HOWS:
@@ -63,6 +68,8 @@ class Preparation:
             raise _refused(self.sharpen, "sharpening goes from 0 to 1")
         if self.filter not in FILTERS:
             raise _refused(self.filter, f"a filter is one of {', '.join(FILTERS)}")
+        if self.detail not in range(1, MOST_DETAIL + 1) or isinstance(self.detail, bool):
+            raise _refused(self.detail, f"detail goes from 1 to {MOST_DETAIL}")
         if self.how == "pad":
             _rgb(self.colour)
 
@@ -85,6 +92,8 @@ class Preparation:
             name, _, value = word.partition(":")
             if name == "sharpen" and value:
                 (fields["sharpen"],) = _numbers(value)[:1]
+            elif name == "detail" and value.isdecimal():
+                fields["detail"] = int(value)
             elif name in FILTERS and not value:
                 fields["filter"] = name
             else:
@@ -102,12 +111,14 @@ class Preparation:
             parts.append(f"sharpen:{self.sharpen}")
         if self.filter != "bicubic":
             parts.append(self.filter)
+        if self.detail > 1:
+            parts.append(f"detail:{self.detail}")
         return "+".join(parts)
 
     # ── pictures ────────────────────────────────────────────────────────────────────────────────
 
     def frame(self, picture: Image, side: int) -> list[Image]:
-        """RGB squares of `side` pixels: one, or one for each tile."""
+        """RGB squares of `side` pixels: one, one for each tile, or more with detail (`pooled`)."""
         squares = self._squares(picture, side, self.colour)
         return [sharpened(square, self.sharpen) for square in squares] if self.sharpen else squares
 
@@ -123,7 +134,15 @@ class Preparation:
         filter_ = Resampling[self.filter.upper()]
         # cut before scaling: a filter must not see what lies beyond the cut
         cuts = (picture.crop(box) for box in self.boxes(*picture.size))
-        return [cut.resize((side, side), filter_) for cut in cuts]
+        parts = (part for cut in cuts for part in (cut, *_parts(cut, self.detail)))
+        return [part.resize((side, side), filter_) for part in parts]
+
+    def pooled(self, squares: int) -> list[int]:
+        """How many squares at a time make one reference: 1, or with detail 1 and n x n in turn."""
+        if self.detail == 1:
+            return [1] * squares
+        many = self.detail**2
+        return [1, many] * (squares // (1 + many))
 
     def boxes(self, width: int, height: int) -> list[Box]:
         """What of a picture of that size each square shows (of the padded picture, for pad)."""
@@ -161,29 +180,14 @@ def tiled(source: PictureSource) -> list[tuple[Image, Image]]:
     return found
 
 
-def sharpened(picture: Image, amount: float) -> Image:
-    """Contrast-adaptive sharpening (AMD's CAS as ComfyUI_IPAdapter_plus has it), in 8 bit.
-
-    Each pixel gains contrast against its four neighbours, by how much room the brightest and the
-    darkest of its nine leave; black beyond the edges, where it therefore changes nothing.
-    """
-    import numpy as np
-    from PIL import Image as Images
-
-    x = np.asarray(picture, np.float32) / 255
-    padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
-    rows, columns = x.shape[:2]
-    near = {(i, j): padded[i : i + rows, j : j + columns] for i in range(3) for j in range(3)}
-    cross = [near[at] for at in ((0, 1), (1, 0), (1, 1), (1, 2), (2, 1))]
-    corners = [near[at] for at in ((0, 0), (0, 2), (2, 0), (2, 2))]
-    low = np.minimum.reduce(cross) + np.minimum.reduce(corners)
-    high = np.maximum.reduce(cross) + np.maximum.reduce(corners)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        room = np.sqrt(np.minimum(low, 2 - high) / high)
-        weight = -room * np.float32(amount * (1 / 5 - 1 / 8) + 1 / 8)
-        around = near[0, 1] + near[1, 0] + near[1, 2] + near[2, 1]
-        found = np.nan_to_num((around * weight + x) / (1 + 4 * weight)).clip(0, 1)
-    return Images.fromarray(np.round(found * 255).astype(np.uint8))
+def _parts(cut: Image, n: int) -> Iterator[Image]:
+    """n x n parts of a cut, row by row; none where n is 1."""
+    lines = [[round(i * length / n) for i in range(n + 1)] for length in cut.size]
+    for row in range(n if n > 1 else 0):
+        for column in range(n):
+            left, right = lines[0][column : column + 2]
+            top, bottom = lines[1][row : row + 2]
+            yield cut.crop((left, top, right, bottom))
 
 
 def _tiles(width: int, height: int) -> Iterator[Box]:
