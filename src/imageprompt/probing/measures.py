@@ -118,7 +118,8 @@ def _texture(channels: Array) -> Array:
             nearness = np.cos(2 * (angle - np.pi * direction / _DIRECTIONS))
             energies.append((energy * np.maximum(nearness, 0)).sum())
     total = max(sum(energies), _FLAT)
-    return np.log(np.asarray(energies) / total + 1e-3)
+    logarithms: Array = np.log(np.asarray(energies) / total + 1e-3)
+    return logarithms
 
 
 def _edges(lab: Array) -> Array:

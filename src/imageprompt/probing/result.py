@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from imageprompt.hosts._unet_roles import KEY
 from imageprompt.probing.shares import LEAST, Interval
 from imageprompt.terminal import aligned
 
@@ -137,3 +138,6 @@ class ProbeResult:
                 yield (
                     f"{role:6}  no site carries {measure} above all, and {LEAST:g} of it. {_MORE}"
                 )
+        if self.roles:
+            stated = json.dumps({KEY: self.roles})[1:-1]
+            yield f"roles   presets mean these sites once the denoiser's config.json says {stated}"
