@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,8 @@ def search(options: argparse.Namespace) -> int:
 
         bench = encoding_bench(**given(options, *_MODELS))
         wanted["encoder"] = bench.adapter.encoder
-    results = _library(options).search(options.what, limit=options.limit, **wanted)
+    with _quiet(bool(wanted)):
+        results = _library(options).search(options.what, limit=options.limit, **wanted)
     if options.json:
         print_json(results.as_dict())
         return 0
@@ -170,6 +172,15 @@ def _told(options: argparse.Namespace, style: Style) -> int:
     }
     print_aligned([(key, str(value) or "-") for key, value in (said | lists).items()])
     return 0
+
+
+def _quiet(loads: bool) -> AbstractContextManager[None]:
+    """No bars while models load, if any do."""
+    if not loads:
+        return nullcontext()
+    from imageprompt.ingredients import quiet_loading
+
+    return quiet_loading(True)
 
 
 def _step(name: str, value: Any) -> str:

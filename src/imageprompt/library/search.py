@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -56,15 +57,15 @@ def is_text(what: object) -> TypeGuard[str]:
 
 
 def by_name(styles: Sequence[Style], text: str) -> list[Found]:
-    """Styles whose name or tags have every word of the text, or nearly."""
+    """Styles whose name or tags have words of the text, or nearly; the more of them, the better."""
     found = []
     for style in styles:
         fields = [("name", style.name), *(("tag", tag) for tag in style.tags)]
-        whole = max(fields, key=lambda one: _match(text, one[1]))
-        best = [max(fields, key=lambda one: _match(word, one[1])) for word in text.split()]
-        scores = [_match(word, one[1]) for word, one in zip(text.split(), best, strict=True)]
-        every = sum(scores) / len(scores) if scores and all(scores) else 0.0
-        score, by = max((_match(text, whole[1]), whole[0]), (every, best[0][0] if best else "name"))
+        wholly = _best(text, fields)
+        words = [_best(word, fields) for word in text.split()]
+        mean = sum(score for score, _ in words) / max(1, len(words))
+        by = max(words, key=itemgetter(0), default=wholly)[1]
+        score, by = max(wholly, (mean, by), key=itemgetter(0))
         if score > 0:
             found.append(Found(style, score, by))
     return _best_first(found)
@@ -93,6 +94,11 @@ def by_embedding(
 
 def _best_first(found: list[Found]) -> list[Found]:
     return sorted(found, key=lambda one: (-one.score, folded(one.style.name)))
+
+
+def _best(text: str, fields: Sequence[tuple[str, str]]) -> tuple[float, str]:
+    """How well the best of the fields matches, and which kind it is; the first of equals."""
+    return max(((_match(text, field), by) for by, field in fields), key=itemgetter(0))
 
 
 def _match(text: str, field: str) -> float:
