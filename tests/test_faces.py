@@ -340,6 +340,11 @@ def cut(path: Path, *, by: int) -> Path:
     return path
 
 
+def swapped(path: Path, old: bytes, new: bytes) -> Path:
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+    return path
+
+
 def written(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
@@ -352,6 +357,9 @@ UNREADABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "cut": (lambda p: cut(npy(p / "a.npy", ROWS.numpy()), by=1), "cut off"),
     "too long": (lambda p: cut(npy(p / "a.npy", ROWS.numpy()), by=-1), "something follows"),
     "no header": (lambda p: written(p / "a.npy", b"\x93NUMPY\x01\x00\xff\xff{"), "header"),
+    "an open bracket": (
+        lambda p: swapped(npy(p / "a.npy", ROWS.numpy()), b"512)", b"512$"), "header is damaged",
+    ),
     "many faces": (lambda p: npy(p / "a.npy", np.ones((257, 512), "f4")), "the limit is"),
     "NaN": (lambda p: npy(p / "a.npy", np.full(512, np.nan)), "face 0 is not finite"),
     "zero": (lambda p: npy(p / "a.npy", np.zeros(512)), "face 0 is zero"),

@@ -64,8 +64,8 @@ def _from_npy(raw: RawFile, most: int) -> Array:
         header = np.lib.format.read_array_header_1_0
         header = header if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, kind = header(stream)
-    except (ValueError, EOFError) as error:
-        refuse(raw.path, f"its header is damaged ({error})")
+    except Exception as error:  # numpy reads it as Python's words, with errors of every sort
+        refuse(raw.path, f"its header is damaged ({type(error).__name__})")
     if kind.kind != "f" or kind.itemsize > 8:
         refuse(raw.path, f"it holds {kind.name[:40]}, not floating-point numbers")
     _check_count(raw.path, prod(shape), most)
