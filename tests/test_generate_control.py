@@ -290,6 +290,41 @@ def test_an_init_image(tiny_bundled: Path, files: Path, start: Path) -> None:
     assert bits(half) not in (bits(made)[:1], bits(words))  # of the shortened loop
 
 
+def test_a_pipeline_that_is_brought_is_used_as_it_is_or_made_into_what_is_needed(
+    tiny_folder: Path, start: Path
+) -> None:
+    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, UNet2DConditionModel
+    from diffusers import StableDiffusionImg2ImgPipeline as Img2Img
+    from diffusers import StableDiffusionInstructPix2PixPipeline as Pix2Pix
+    from diffusers import StableDiffusionPipeline as Words
+
+    words = Words.from_pretrained(tiny_folder)
+    plus = {"adapter": tiny_folder / "adapters" / "plus.safetensors", **QUICK}
+    img2img = Img2Img(**words.components, requires_safety_checker=False)
+    plain = generate("a star", colour("red"), base=words, **plus)
+    assert bits(generate("a star", colour("red"), base=img2img, **plus)) == bits(plain)
+    changed = generate("a star", colour("red"), base=words, init_image=start, **plus)
+    same = generate("a star", colour("red"), base=img2img, init_image=start, **plus)
+    assert bits(same) == bits(changed)
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel.from_config({**words.unet.config, "in_channels": 8})
+    pix2pix = Pix2Pix(**{**words.components, "unet": unet}, requires_safety_checker=False)
+    options = {"base": pix2pix, "guidance": "positive-negative-negative", **plus}
+    edited = generate("a star", colour("red"), init_image=start, **options)
+    assert edited.recipe.strength is None
+    assert bits(edited) != bits(generate("a star", scale=0, init_image=start, **options))
+    with pytest.raises(errors.OptionError, match="diffusers has no pipeline for text"):
+        generate("a star", colour("red"), **options)
+    net = ControlNetModel.from_unet(words.unet, conditioning_embedding_out_channels=(8, 8))
+    guided = StableDiffusionControlNetPipeline(
+        **words.components, controlnet=net, requires_safety_checker=False
+    )
+    with pytest.raises(errors.OptionError, match="has no name for"):
+        generate("a star", colour("red"), base=guided, **plus)
+    with pytest.raises(errors.OptionError, match=r"strength 0\.5: this base has no such option"):
+        generate("a star", colour("red"), init_image=start, strength=0.5, **options)
+
+
 def test_init_images_of_other_sizes_are_scaled_and_that_is_said(
     tiny_bundled: Path, files: Path
 ) -> None:

@@ -19,7 +19,7 @@ def pipeline_for(pipe: Any, start: Start, controlnet: Any) -> Any:
     """`pipe`, or the pipeline of the same parts that takes these pictures. Raises OptionError."""
     import diffusers
 
-    if start.init is None and controlnet is None:
+    if controlnet is None and _takes(pipe, start):
         return pipe
     if start.mask is not None:
         kind, what = diffusers.AutoPipelineForInpainting, "inpainting"
@@ -37,6 +37,14 @@ def pipeline_for(pipe: Any, start: Start, controlnet: Any) -> Any:
             rule=f"diffusers has no pipeline for {what}{also} of its parts",
             remedy="Use a base of the SD1.5, SD2, SDXL or Kolors family.",
         ) from error
+
+
+def _takes(pipe: Any, start: Start) -> bool:
+    """Does the pipeline, as it is, start from what there is?"""
+    known = inspect.signature(type(pipe).__call__).parameters
+    from_picture = "image" in known and bool({"strength", "image_guidance_scale"} & known.keys())
+    holes = "mask_image" in known
+    return from_picture == (start.init is not None) and holes == (start.mask is not None)
 
 
 def options_of(request: Request, pipe: Any, start: Start, size: Size | None) -> dict[str, Any]:
@@ -60,7 +68,14 @@ def options_of(request: Request, pipe: Any, start: Start, size: Size | None) -> 
             )
     if size is not None and {"width", "height"} <= known.keys():
         options |= {"width": size[0], "height": size[1]}
-    return options | _pictures(request, start, known, options["num_inference_steps"])
+    options |= _pictures(request, start, known, options["num_inference_steps"])
+    if "image" in known and "image" not in options:
+        raise OptionError(
+            f"base of type {type(pipe).__name__}",
+            rule="it starts from a picture that generate() has no name for",
+            remedy="Use adapter.use() and the pipeline itself.",
+        )
+    return options
 
 
 def with_own_defaults(request: Request, name: str | None) -> dict[str, Any]:
@@ -97,15 +112,7 @@ def _pictures(
 ) -> dict[str, Any]:
     made: dict[str, Any] = {}
     if start.init is not None:
-        strength = request.strength
-        strength = known["strength"].default if strength is None else strength
-        if int(steps * strength) < 1:
-            raise OptionError(
-                f"strength {strength} of {steps} steps",
-                rule="less than one step is left to do",
-                remedy="Raise --strength or --steps.",
-            )
-        made |= {"image": start.init, "strength": strength}
+        made |= {"image": start.init, **_strength(request, known, steps)}
     if start.mask is not None:
         made["mask_image"] = start.mask
     if start.control is not None:
@@ -113,3 +120,21 @@ def _pictures(
         scale = request.control_scale
         made["controlnet_conditioning_scale"] = 1.0 if scale is None else scale
     return made
+
+
+def _strength(
+    request: Request, known: Mapping[str, inspect.Parameter], steps: int
+) -> dict[str, float]:
+    strength = request.strength
+    if "strength" not in known:
+        if strength is not None:
+            raise OptionError(f"strength {strength}", rule="this base has no such option")
+        return {}
+    strength = known["strength"].default if strength is None else strength
+    if int(steps * strength) < 1:
+        raise OptionError(
+            f"strength {strength} of {steps} steps",
+            rule="less than one step is left to do",
+            remedy="Raise --strength or --steps.",
+        )
+    return {"strength": strength}
