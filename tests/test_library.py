@@ -468,7 +468,7 @@ def test_search_by_picture(
         ("blue", [("blue", "name")]),
         ("PLAIN", [("blue", "tag"), ("green", "tag"), ("red", "tag")]),
         ("plain redish", [("red", "tag"), ("blue", "tag"), ("green", "tag")]),
-        ("red plain thing", [("red", "tag"), ("blue", "tag"), ("green", "tag")]),
+        ("red plain thing", [("red", "name"), ("blue", "tag"), ("green", "tag")]),
         ("grene", [("green", "name")]),
         ("ee", [("green", "name")]),
         ("purple", []),
