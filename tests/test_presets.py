@@ -358,6 +358,8 @@ def test_live_controls(tmp_path: Path) -> None:
         with pytest.raises(ScaleError):
             live.scale = {"mid_block": 1.0}  # the preset takes one number
         assert live.scale == 0.0
+        with pytest.raises(OptionError, match="controls are Controls"):
+            live.controls = {"scale": 0.5}
         live.controls = Controls(scale=0.3, scaling="K+V")
         rig.host.read(rig.unet, inputs)
         live.scale = 0.7

@@ -315,11 +315,12 @@ def test_live_changes_keep_the_step(rig: Rig) -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, wanted[3:], strict=True))
 
 
-def test_a_schedule_without_a_step_is_said(rig: Rig) -> None:
+@pytest.mark.parametrize("schedule_", ["0.9-1", lambda x: 0.0, "0,0"])
+def test_a_schedule_without_a_step_is_said(schedule_: Any, rig: Rig) -> None:
     base = loop(rig, schedule())
     with (
-        rig.adapter.use(rig.prompt(1), schedule="0.9-1"),
-        pytest.warns(UserWarning, match=r"0\.9-1 holds none of the 6 steps"),
+        rig.adapter.use(rig.prompt(1), schedule=schedule_),
+        pytest.warns(UserWarning, match="is 0 at each of the 6 steps"),
     ):
         found = loop(rig, schedule())
     assert all(torch.equal(a, b) for a, b in zip(found, base, strict=True))

@@ -70,7 +70,7 @@ class InUse:
 
     @controls.setter
     def controls(self, controls: Controls) -> None:
-        self._follow(controls)
+        self._follow(Controls.of(controls))
 
     @property
     def scale(self) -> Scale:
@@ -117,10 +117,11 @@ class InUse:
         if moment.steps != self._steps:
             self._steps, self._step = moment.steps, 0
             self._follow(self._controls)
-            if not any(map(any, self._table.values)) and self._controls.scale != 0:
+            schedule = self._controls.schedule
+            if schedule is not None and not any(schedule.factors(self._steps)):
                 warnings.warn(
-                    f"schedule {self._controls.schedule} holds none of the {self._steps} steps: "
-                    "the reference does nothing",
+                    f"{schedule!r} is 0 at each of the {self._steps} steps: the reference does "
+                    "nothing",
                     stacklevel=2,
                 )
         if moment.step != self._step:
