@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from imageprompt import flags
+from imageprompt.flags import Flag, again, of
 from imageprompt.request import ARGUMENTS
 from imageprompt.showing import NAMES, Reference
 from imageprompt.terminal import (
     add_command,
     add_json,
     given,
-    number_or_word,
     parse_size,
     print_json,
     wants_progress,
 )
-
-Flag = tuple[str, str, dict[str, Any], str]
-"""Flag, what its value is called in the help, argparse's other options, help."""
-
-
-def _again(**options: Any) -> dict[str, Any]:
-    return {"action": "append", **options}
-
-
-def _of(type_: Callable[[str], Any]) -> dict[str, Any]:
-    return {"type": type_}
 
 
 def _scale(text: str) -> Any:
@@ -63,63 +52,34 @@ def _number(text: str) -> float:
         ) from None
 
 
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 0.7,0.3") from None
-
-
 def _branches(text: str) -> str | list[str]:
     return text.split(",") if "," in text else text
 
 
 WHAT: tuple[Flag, ...] = (
-    ("--reference", "PIC", _again(), "reference picture; may be repeated"),
+    ("--reference", "PIC", again(), "reference picture; may be repeated"),
     ("--style", "NAME", {}, "a style of the library instead (see `imageprompt library`)"),
     ("--image-prompt", "FILE", {}, "a saved image prompt instead"),
-    ("--adapter", "FILE_OR_HUB_ID", {}, "file, or base | plus of the bundled stack"),
-    ("--variant", "NAME", {}, "what the file does not tell: faceid-plus, faceid-plus-v2"),
-    ("--encoder", "PATH_OR_HUB_ID", {}, "image encoder (that of base or adapter)"),
+    *flags.ADAPTER,
+    *flags.ENCODER,
 )
 WHERE: tuple[Flag, ...] = (
     (
         "--scale",
         "S",
-        _of(_scale),
+        of(_scale),
         "0..2 (0.8); or by site: style=1,layout=0.2; 3:1.0,6:0.5; JSON; FILE.json",
     ),
     ("--preset", "NAME", {}, "what to take: style, composition ... (see `imageprompt presets`)"),
-    ("--composition", "C", _of(float), "of the preset 'style and composition', 0..2"),
-    ("--boost", "B", _of(float), "of the precise presets, 0..2"),
+    ("--composition", "C", of(float), "of the preset 'style and composition', 0..2"),
+    ("--boost", "B", of(float), "of the precise presets, 0..2"),
     ("--schedule", "WHEN", {}, '"0-0.4", "0.1-0.8 ease-out", "1,0.8,0.5,0"'),
-    ("--mask", "PIC", _again(), "white: where it acts; as often as --reference: each its own"),
+    ("--mask", "PIC", again(), "white: where it acts; as often as --reference: each its own"),
     ("--scaling", "HOW", {}, '"V only", "K+V", "K+V w/ C penalty", "K+mean(V) w/ C penalty"'),
-    ("--lora", "S", _of(float), "how strongly a FaceID adapter's LoRA acts, 0..2 (1)"),
-)
-HOW: tuple[Flag, ...] = (
-    (
-        "--fusion",
-        "HOW",
-        {},
-        "of several: concat, average, weighted, attention-weighted ... (concat)",
-    ),
-    ("--weights", "A,B", _of(_numbers), "one for each reference"),
-    ("--prepare", "HOW", {}, "squash, crop, crop:top, pad, tiles, crop+sharpen:0.3"),
-    ("--reference-mask", "PIC", _again(), "white: what of the reference is looked at"),
-    ("--negative-reference", "PIC", _again(), "what to keep away from"),
-    ("--noise", "N", {}, "noise on the side without a picture: 0.4, dissolve:0.4"),
-    ("--noise-seed", "N", _of(int), "(0)"),
-    ("--subtract-text", "WORDS", {}, "what to take out of the reference"),
-    ("--subtract-strength", "S", _of(float), "(1)"),
-    ("--fusion-text", "WORDS", {}, "what attention-weighted weighs against"),
-    ("--text-encoder", "DIR", {}, "reads those words (the base's, where it can)"),
+    ("--lora", "S", of(float), "how strongly a FaceID adapter's LoRA acts, 0..2 (1)"),
 )
 FACES: tuple[Flag, ...] = (
-    ("--faces", "PACK", {}, "insightface's model pack: finds the faces in the references"),
-    ("--face", "WHICH", _of(number_or_word), "largest, all or a number (largest)"),
-    ("--face-embeddings", "FILE", _again(), "instead of pictures, or beside them; repeatable"),
-    ("--face-strength", "S", _of(float), "of what FaceID-plus v2 sees beside the identity (1)"),
+    *flags.FACES,
     ("--lora-mode", "MODE", {}, "live, or merged into the base's weights meanwhile (live)"),
 )
 WORDS: tuple[Flag, ...] = (
@@ -128,20 +88,20 @@ WORDS: tuple[Flag, ...] = (
 )
 START: tuple[Flag, ...] = (
     ("--init-image", "PIC", {}, "the picture to start from"),
-    ("--strength", "S", _of(float), "how much of it changes, 0..1 (the base's default)"),
+    ("--strength", "S", of(float), "how much of it changes, 0..1 (the base's default)"),
     ("--inpaint-mask", "PIC", {}, "white: where it changes"),
     ("--controlnet", "PATH_OR_HUB_ID", {}, "a diffusers ControlNet"),
     ("--control-image", "PIC", {}, "what it reads: edges, depth ..."),
-    ("--control-scale", "S", _of(float), "how strongly, 0..2 (1)"),
+    ("--control-scale", "S", of(float), "how strongly, 0..2 (1)"),
 )
 NUMBERS: tuple[Flag, ...] = (
-    ("--num-images", "N", _of(int), "pictures to make (1)"),
-    ("--seed", "N", _of(int), "picture i is drawn from N + i (1)"),
-    ("--steps", "N", _of(int), "denoising steps (the base's default)"),
-    ("--guidance-scale", "G", _of(float), "(the base's default)"),
-    ("--guidance", "HOW", _of(_branches), "of bases that stack it otherwise: positive,negative"),
-    ("--size", "WxH", _of(parse_size), "in pixels (the base's default)"),
-    ("--batch-size", "N", _of(int), "pictures side by side (4)"),
+    ("--num-images", "N", of(int), "pictures to make (1)"),
+    ("--seed", "N", of(int), "picture i is drawn from N + i (1)"),
+    ("--steps", "N", of(int), "denoising steps (the base's default)"),
+    ("--guidance-scale", "G", of(float), "(the base's default)"),
+    ("--guidance", "HOW", of(_branches), "of bases that stack it otherwise: positive,negative"),
+    ("--size", "WxH", of(parse_size), "in pixels (the base's default)"),
+    ("--batch-size", "N", of(int), "pictures side by side (4)"),
 )
 MODELS: tuple[Flag, ...] = (
     ("--base", "PATH_OR_HUB_ID", {}, "diffusers pipeline (the bundled one)"),
@@ -152,7 +112,7 @@ MODELS: tuple[Flag, ...] = (
 GROUPS = {
     "what to show": WHAT,
     "what to take from it, where and when": WHERE,
-    "how it is read": HOW,
+    "how it is read": flags.READING,
     "faces": FACES,
     "words": WORDS,
     "what to start from": START,
@@ -193,11 +153,9 @@ def add_commands(commands: Any) -> None:
         "    --adapter h94/IP-Adapter/models/ip-adapter-plus_sd15.safetensors",
         "imageprompt generate --recipe outputs/0001.png --scale 0.4",
     )
-    # what is not given stays out of the namespace: the defaults are generate()'s, or the recipe's
-    for title, flags in GROUPS.items():
+    for title, flags_of_it in GROUPS.items():
         group = command.add_argument_group(title)
-        for flag, metavar, more, help_ in flags:
-            group.add_argument(flag, metavar=metavar, help=help_, default=argparse.SUPPRESS, **more)
+        flags.add_flags(group, flags_of_it)
         if title == "what to show":
             group.add_argument(
                 "--also",
