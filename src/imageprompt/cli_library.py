@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from imageprompt import cli_library_jobs as jobs
-from imageprompt.terminal import Parser, add_command, add_json, examples, number_or_word
+from imageprompt.flags import ADAPTER, ENCODER, FACES, READING, Flag, add_flags
+from imageprompt.terminal import Parser, add_command, add_json, examples
+
+_BASE: Flag = ("--base", "PATH_OR_HUB_ID", {}, "only tells where those are (the bundled one)")
 
 
 def add_commands(commands: Any) -> None:
@@ -60,26 +63,9 @@ def _add_add(group: Any) -> None:
     job.add_argument("name", metavar="NAME", help="a file's name on every system")
     job.add_argument("pictures", metavar="PIC", nargs="*", help="its references")
     _add_new(job)
-    options: tuple[tuple[str, str, dict[str, Any], str], ...] = (
-        ("--fusion", "HOW", {}, "of several pictures: concat, average, max ... (concat)"),
-        ("--weights", "A,B", {"type": _numbers}, "one for each picture"),
-        ("--prepare", "HOW", {}, "squash, crop, crop:top, pad, tiles ... (the encoder's own)"),
-        ("--noise", "N", {}, "noise on the side without a picture, 0..1 (0)"),
-        ("--negative-reference", "PIC", {"dest": "negative"}, "what to move away from"),
-        ("--faces", "PACK", {}, "insightface's model pack, for FaceID adapters"),
-        ("--face", "WHICH", {"type": number_or_word}, "largest, all, or a number (largest)"),
-        (
-            "--face-strength",
-            "S",
-            {"type": float},
-            "FaceID-plus v2: the picture beside the face (1)",
-        ),
-        ("--face-embeddings", "FILE", {"dest": "embeddings", "action": "append"}, "for pictures"),
-    )
-    group = job.add_argument_group("how they are encoded")
-    for flag, metavar, more, help_ in options:
-        group.add_argument(flag, metavar=metavar, help=help_, default=argparse.SUPPRESS, **more)
-    _add_models(job)
+    add_flags(job.add_argument_group("how it is read"), READING)
+    add_flags(job.add_argument_group("faces"), FACES)
+    _add_models(job, *ENCODER)
 
 
 def _add_list(group: Any) -> None:
@@ -122,7 +108,7 @@ def _add_search(group: Any) -> None:
         help="look for a text in the pictures too: a CLIP text model with projection, in one space "
         "with the image encoder",
     )
-    _add_models(job)
+    _add_models(job, *ENCODER)
 
 
 def _add_mix(group: Any) -> None:
@@ -139,7 +125,7 @@ def _add_mix(group: Any) -> None:
     )
     job.add_argument("--as", dest="name", required=True, metavar="NAME", help="the new style")
     _add_new(job)
-    _add_models(job, encoder=False)
+    _add_models(job)
 
 
 def _add_files(group: Any) -> None:
@@ -177,15 +163,8 @@ def _add_force(job: argparse.ArgumentParser, help_: str) -> None:
     job.add_argument("--force", action="store_true", help=help_)
 
 
-def _add_models(job: argparse.ArgumentParser, *, encoder: bool = True) -> None:
-    group = job.add_argument_group("with which models")
-    for flag, metavar, help_ in (
-        ("--adapter", "FILE_OR_HUB_ID", "(plus of the bundled stack)"),
-        ("--variant", "NAME", "what the adapter's file does not tell"),
-        ("--base", "PATH_OR_HUB_ID", "only to find adapter and encoder (the bundled one)"),
-        ("--encoder", "PATH_OR_HUB_ID", "image encoder (that of base or adapter)"),
-    )[: 4 if encoder else 3]:
-        group.add_argument(flag, metavar=metavar, help=help_, default=argparse.SUPPRESS)
+def _add_models(job: argparse.ArgumentParser, *flags: Flag) -> None:
+    add_flags(job.add_argument_group("with which models"), (*ADAPTER, *flags, _BASE))
 
 
 def _share(text: str) -> tuple[str, float]:
@@ -197,10 +176,3 @@ def _share(text: str) -> tuple[str, float]:
         return name, float(weight)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME:0.6") from None
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(number) for number in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 0.6,0.4") from None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imageprompt.errors import OptionError, PictureError
+from imageprompt.showing import NAMES, Reference
 from imageprompt.terminal import given, print_aligned, print_json, print_table
 
 if TYPE_CHECKING:
@@ -17,21 +18,23 @@ if TYPE_CHECKING:
     from imageprompt.library import Library, Style
 
 _MODELS = ("adapter", "encoder", "base", "variant")
-_ENCODING = ("fusion", "weights", "prepare", "noise", "negative")
-_FACES = ("embeddings", "face", "face_strength")
 
 
 def add(options: argparse.Namespace) -> int:
     from imageprompt.library.bench import encoding_bench
 
-    encoding = given(options, *_ENCODING, *_FACES)
-    if not options.pictures and "embeddings" not in encoding:
+    asked = Reference(reference=options.pictures, **given(options, *NAMES))
+    if asked.empty:
         raise PictureError(
             "no reference picture",
             rule="a style is made of one or more",
             remedy="Name them after the style, or give --face-embeddings FILE.",
         )
+    asked.check()
     bench = encoding_bench(**given(options, *_MODELS, "faces"))
+    encoding = asked.mixture | {"face": asked.face}
+    if asked.embeddings:
+        encoding["embeddings"] = asked.embeddings
     style = _library(options).add(
         options.name,
         bench.adapter,
