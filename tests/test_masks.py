@@ -225,6 +225,9 @@ def test_open_mask(tmp_path: Path) -> None:
         assert found.dtype == np.float32
         assert np.array_equal(found, wanted), type(source)
     assert open_mask(Image.new("L", (8, 8), 51))[0, 0] == np.float32(0.2)
+    deep = Image.fromarray(np.full((8, 8), 51 * 257, np.uint16))  # 16-bit grey
+    assert open_mask(deep)[0, 0] == np.float32(0.2)
+    assert np.array_equal(open_mask(painted.convert("LA").convert("La")), wanted)
 
 
 def test_open_masks() -> None:

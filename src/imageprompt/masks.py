@@ -53,14 +53,15 @@ def open_masks(source: Any, prompts: int) -> list[Weights]:
 
 
 def _of_picture(source: Any) -> Weights:
-    from imageprompt.encoders.pictures import open_upright
+    from imageprompt.encoders.pictures import open_picture, open_upright
 
     image = open_upright(source)
     if image.has_transparency_data:
-        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+        whole = image.convert("LA") if image.mode == "La" else image
+        alpha = np.asarray(whole.convert("RGBA").getchannel("A"))
         if alpha.min() < 255:
             return _weights(alpha, 255)
-    return _weights(np.asarray(image.convert("L")), 255)
+    return _weights(np.asarray(open_picture(image).convert("L")), 255)
 
 
 def _of_array(source: Any) -> Weights:

@@ -2,8 +2,8 @@
 
 They give a later step what a layer returned at an earlier one, image terms included. Of those in
 diffusers 0.42 PyramidAttentionBroadcast and TaylorSeer run on a UNet. FirstBlockCache, MagCache and
-SeaCache refuse one; FasterCache with guidance cuts the batch within the call, which the sites
-refuse.
+SeaCache find nothing there to hook; FasterCache with guidance cuts the batch within the call, which
+the sites refuse.
 """
 
 from __future__ import annotations
