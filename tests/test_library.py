@@ -21,6 +21,7 @@ from imageprompt.errors import EncoderError, NotFoundError, OptionError, PromptE
 from imageprompt.library import Library, thumbnail
 from imageprompt.library.bench import encoding_bench
 from imageprompt.library.file import features_of
+from imageprompt.library.opening import PER_STYLE
 from imageprompt.library.place import default_folder
 from imageprompt.library.sheet import CELL, EMPTY, GAP, MARGIN, contact_sheet
 from imageprompt.suitability import checked_encoder
@@ -179,7 +180,13 @@ def test_kept_for_other_weights_is_not_used(rig: Rig, library: Library) -> None:
     after, _ = shown(rig, library, inputs)
     assert not torch.equal(before, after)
     assert torch.equal(after, rig.ours(inputs, plain, guidance="none"))
-    assert len(list((library.folder / ".prepared").iterdir())) == 2
+    kept = library.folder / ".prepared"
+    assert len(list(kept.iterdir())) == 2
+    for _ in range(4):
+        with torch.no_grad():
+            next(rig.adapter.module.ip_adapter.parameters()).mul_(1.5)
+        shown(rig, library, inputs)
+    assert len(list(kept.iterdir())) == PER_STYLE
 
 
 def spoil_nothing_in_it(path: Path) -> None:
