@@ -154,6 +154,7 @@ WRONG = [
     (("mix", "a:0.5", "b:0.5", "--as", "c"), "style 'a': it is not in"),
     (("mix", "a:1", "a:2", "--as", "c"), "one of them is named twice"),
     (("search", "blue", "--text-encoder", "nowhere"), "nowhere"),
+    (("search", "blue", "--limit", "0"), "limit 0: a whole number above 0"),
     (("remove", "nothing"), "is not in"),
 ]
 

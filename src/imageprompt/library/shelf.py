@@ -71,8 +71,10 @@ class Library:
         cosine of pooled embeddings, made by `encoder` (needed); styles of other encoders are
         skipped. A text is looked for in names and tags; with `text_encoder`, one that shares a
         space with `encoder`, also by the cosine of its embedding, after those. Raises PictureError,
-        EncoderError.
+        EncoderError, OptionError.
         """
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise OptionError(f"limit {limit!r}", rule="a whole number above 0")
         styles = self.styles()
         if not is_text(what):
             from imageprompt.library.measuring import of_picture
