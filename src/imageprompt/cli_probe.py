@@ -62,6 +62,8 @@ def add_commands(commands: Any) -> None:
     with_ = command.add_argument_group("with which models")
     add(with_, "--base", "diffusers pipeline (the bundled one)", metavar="PATH_OR_HUB_ID")
     add(with_, "--adapter", "file, or base | plus of the bundled stack", metavar="FILE_OR_HUB_ID")
+    add(with_, "--variant", "what the file does not tell: faceid-plus ...", metavar="NAME")
+    add(with_, "--faces", "insightface's model pack, for adapters of faces", metavar="PACK")
     add(with_, "--encoder", "image encoder (that of base or adapter)", metavar="PATH_OR_HUB_ID")
     add(with_, "--dtype", "float32, float16, bfloat16", metavar="TYPE")
     add(with_, "--device", "cpu, cuda, cuda:N, mps", metavar="NAME")
@@ -82,7 +84,7 @@ def _probe(options: argparse.Namespace) -> int:
     wishes = given(
         options,
         *("prompt", "scale", "sites", "seeds", "seed", "steps", "guidance_scale", "size"),
-        *("batch_size", "base", "adapter", "encoder", "dtype", "device"),
+        *("batch_size", "base", "adapter", "variant", "faces", "encoder", "dtype", "device"),
     )
     if "reference" in options:
         if "count" in options:

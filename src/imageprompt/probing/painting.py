@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from imageprompt import bundled, ingredients
-from imageprompt.errors import EncoderError, OptionError
+from imageprompt import ingredients
+from imageprompt.errors import EncoderError
+from imageprompt.generation.start import Start
+from imageprompt.generation.task import options_of, with_own_defaults
+from imageprompt.suitability import FACES_ONLY
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -17,8 +20,8 @@ if TYPE_CHECKING:
 
     from imageprompt.adapter import Adapter
     from imageprompt.prompt import ImagePrompt
-
-_NEEDED = {"prompt", "num_inference_steps", "generator"}
+    from imageprompt.request import Request
+    from imageprompt.showing import Reference
 
 
 @dataclass(frozen=True)
@@ -33,67 +36,35 @@ class Models:
 
 
 @contextmanager
-def opened(
-    base: Any,
-    adapter: Any,
-    encoder: Any,
-    *,
-    dtype: str | None,
-    device: str | None,
-    progress: bool,
-    steps: int | None,
-    guidance_scale: float | None,
-    size: tuple[int, int] | None,
-) -> Iterator[Models]:
-    """The models, the adapter attached; everything as it was afterwards.
-
-    steps, guidance_scale and size are the base's own where they are None.
-    """
-    folder = ingredients.base_folder(base)
+def opened(request: Request, shown: Reference) -> Iterator[Models]:
+    """The models that both name, the adapter attached; everything as it was afterwards."""
+    folder = ingredients.base_folder(request.base)
     choice = None
-    if adapter is None or not hasattr(adapter, "attach"):
-        choice = ingredients.find_adapter(adapter, folder, cached_only=False)
-    found = ingredients.load_base(base, folder, dtype=dtype, device=device, bars=progress)
-    options = _options(found, steps, guidance_scale, size)
+    if isinstance(shown.adapter, str | os.PathLike | None):
+        choice = ingredients.find_adapter(shown.adapter, folder, cached_only=False)
+    base = ingredients.load_base(
+        request.base, folder, dtype=request.dtype, device=request.device, bars=request.progress
+    )
+    request = replace(request, **with_own_defaults(request, base.name))
+    start = Start.open(request)
+    options = options_of(request, base.pipe, start, start.size(request.size, base.pipe))
+    adapter, name, encoder = shown.adapter, None, None
     if choice is not None:
-        adapter, _ = ingredients.load_adapter(choice, found.pipe)
-    name = None if choice is None else choice.name
-    if adapter.encoder is None or encoder is not None:
-        encoder, _ = ingredients.find_encoder(encoder, adapter.spec, found, name)
-    bar = getattr(found.pipe, "_progress_bar_config", {})
-    adapter.attach(found.pipe, encoder=encoder)
+        adapter, _ = ingredients.load_adapter(choice, base.pipe, shown.variant)
+        name = choice.name
+    lacks = adapter.encoder is None and adapter.spec.feature not in FACES_ONLY
+    if lacks or shown.encoder is not None:
+        encoder, _ = ingredients.find_encoder(shown.encoder, adapter.spec, base, name)
+    bar = getattr(base.pipe, "_progress_bar_config", {})
+    adapter.attach(base.pipe, encoder=encoder, faces=shown.faces)
     try:
-        found.pipe.set_progress_bar_config(**{**bar, "disable": True})
-        with ingredients.few_threads(found):
-            yield Models(found.pipe, adapter, options, {"base": found.name, "adapter": name})
+        base.pipe.set_progress_bar_config(**{**bar, "disable": True})
+        with ingredients.few_threads(base):
+            del options["prompt"]
+            yield Models(base.pipe, adapter, options, {"base": base.name, "adapter": name})
     finally:
-        found.pipe.set_progress_bar_config(**bar)
+        base.pipe.set_progress_bar_config(**bar)
         adapter.detach()
-
-
-def _options(
-    base: ingredients.Base,
-    steps: int | None,
-    guidance_scale: float | None,
-    size: tuple[int, int] | None,
-) -> dict[str, Any]:
-    """The pipeline's arguments. Raises OptionError for a base that paints nothing from words."""
-    known = inspect.signature(type(base.pipe).__call__).parameters
-    if not known.keys() >= _NEEDED:
-        raise OptionError(
-            f"base of type {type(base.pipe).__name__}",
-            rule="it makes no pictures from words",
-            remedy="Use a text-to-image pipeline.",
-        )
-    if base.name == bundled.NAME:
-        steps = steps or bundled.STEPS
-        guidance_scale = bundled.GUIDANCE if guidance_scale is None else guidance_scale
-    wishes: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
-    if size is not None:
-        wishes |= {"width": size[0], "height": size[1]}
-    options = {name: value for name, value in wishes.items() if value is not None}
-    options.setdefault("num_inference_steps", known["num_inference_steps"].default)
-    return options
 
 
 class Painter:

@@ -17,6 +17,8 @@ from imageprompt.controls import one_scale
 from imageprompt.errors import OptionError, PictureError
 from imageprompt.probing.places import places, shortened
 from imageprompt.probing.result import ROLES, ProbeResult, Row
+from imageprompt.request import Request
+from imageprompt.showing import Reference
 
 if TYPE_CHECKING:
     from imageprompt.adapter import Adapter
@@ -30,7 +32,9 @@ def probe(
     *,
     base: Any = None,
     adapter: str | os.PathLike[str] | Adapter | None = None,
+    variant: str | None = None,
     encoder: Any = None,
+    faces: Any = None,
     prompt: str | Sequence[str] = "",
     scale: float = 1.0,
     sites: bool = False,
@@ -56,7 +60,32 @@ def probe(
     `told` hears the cost before anything is painted. All else is as in `generate`. Raises an
     ImagePromptError.
     """
-    texts = _checked(references, prompt, scale=scale, seeds=seeds, batch_size=batch_size)
+    texts = _texts(references, prompt)
+    if one_scale(scale, "scale") == 0:
+        raise OptionError("scale 0", rule="a site that is off carries nothing", remedy="Try 1.")
+    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
+        raise OptionError(f"seeds {seeds!r}", rule="how many they are: a whole number from 1")
+    shown = Reference(
+        reference=list(references),
+        adapter=adapter,
+        variant=variant,
+        encoder=encoder,
+        faces=faces,
+        scale=scale,
+    )
+    request = Request(
+        shown=(shown,),
+        base=base,
+        seed=seed,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        size=size,
+        dtype=dtype,
+        device=device,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    request.check()
     started = time.monotonic()
     from tqdm import tqdm
 
@@ -66,17 +95,7 @@ def probe(
     from imageprompt.probing.study import SHOWN, Study
 
     pictures, _ = ingredients.open_references(references)
-    with opened(
-        base,
-        adapter,
-        encoder,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        size=size,
-        dtype=dtype,
-        device=device,
-        progress=progress,
-    ) as found:
+    with opened(request, shown) as found:
         all_sites = Place.of(found.pipe).sites.sites
         alone = {name: {name: scale} for name in places(all_sites, each=sites)}
         once = len(texts) * seeds
@@ -104,15 +123,8 @@ def probe(
     return ProbeResult(settings, none, every, tuple(rows), suggested, tuple(checked), kept)
 
 
-def _checked(
-    references: Sequence[PictureSource], prompt: str | Sequence[str], **numbers: Any
-) -> list[str]:
-    """One text for each reference. Raises PictureError, OptionError, ScaleError."""
-    if one_scale(numbers.pop("scale"), "scale") == 0:
-        raise OptionError("scale 0", rule="a site that is off carries nothing", remedy="Try 1.")
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise OptionError(f"{name.replace('_', ' ')} {value!r}", rule="a whole number from 1")
+def _texts(references: Sequence[PictureSource], prompt: str | Sequence[str]) -> list[str]:
+    """One text for each reference. Raises PictureError, OptionError."""
     if isinstance(references, str | bytes | os.PathLike) or not isinstance(references, Sequence):
         raise PictureError("references", rule="a list of pictures")
     if not references:
