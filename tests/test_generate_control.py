@@ -208,6 +208,24 @@ def test_a_face_adapter_reads_embeddings(
     assert bits(again(merged, files)) == bits(merged)
 
 
+def test_references_are_encoded_again_by_the_same_encoder_only(
+    tiny_bundled: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import CLIPVisionModelWithProjection as Vision
+
+    monkeypatch.setattr("imageprompt.recipe.png.MAX_TOKEN_BYTES", 10)
+    encoder = Vision.from_pretrained(tiny_bundled / "image_encoder")
+    encoder.save_pretrained(files / "encoder")
+    made = generate("a star", files / "red.png", encoder=files / "encoder", **QUICK)
+    path = made.save(files / "out")[0]
+    assert bits(repeat(path, progress=False)) == bits(made)
+    encoder.vision_model.post_layernorm.weight.data.mul_(2)
+    encoder.save_pretrained(files / "encoder")
+    with pytest.raises(errors.OptionError, match=r"not what they were.*--encoder"):
+        repeat(path, progress=False)
+    repeat(path, encoder=files / "encoder", progress=False)
+
+
 def test_scales_in_every_notation_come_back_from_a_recipe(tiny_bundled: Path, files: Path) -> None:
     for scale in (
         {"style": 1.0, "layout": 0.2},

@@ -132,7 +132,7 @@ def _opened(arguments: dict[str, Any]) -> dict[str, Any]:
         if sources and name not in made:
             made[name] = [_again(source, name) for source in sources]
     made.setdefault("encoder", _named(shown.encoder))
-    made.setdefault("faces", _named(shown.faces))
+    made.setdefault("faces", None if shown.faces is None else shown.faces.name)
     return made
 
 

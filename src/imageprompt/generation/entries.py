@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -72,12 +73,28 @@ class Entry:
         now = {"adapter": adapter, "mask": self.sources["mask"], "controls": asked.asked.as_dict()}
         if asked.kept and asked.repeats is not None:
             return replace(asked.repeats, **now)
-        made_by = prompt.metadata.get("encoder")
+        pack = asked.faces if isinstance(asked.faces, str | os.PathLike) else None
         return Shown(
             **{**self.sources, **now},
-            encoder=None if made_by is None else Source(name=encoder, hash=made_by),
+            encoder=_made_by(prompt, "encoder", encoder),
+            faces=_made_by(prompt, "faces", None if pack is None else os.fspath(pack)),
             how=asked.how,
         )
+
+    def check_repeats(self, shown: Shown, request: Request) -> None:
+        """Was it encoded by what encoded it for the recipe? Raises OptionError."""
+        was = self.reference.repeats
+        if was is None or "adapter" in request.changed:  # another may read with another encoder
+            return
+        for name in ("encoder", "faces"):
+            now = getattr(shown, name)
+            if now is not None:
+                request.must_be(name, getattr(was, name), now)
+
+
+def _made_by(prompt: ImagePrompt, what: str, name: str | None) -> Source | None:
+    found = prompt.metadata.get(what)
+    return None if found is None else Source(name=name, hash=found)
 
 
 @dataclass(frozen=True)
@@ -121,7 +138,9 @@ def showing(
             stack.enter_context(
                 on.adapter.use(prompt, guidance=request.layout, controls=asked, mask=entry.mask)
             )
-            found.append((entry.shown(on.source, on.encoder, prompt), prompt))
+            shown = entry.shown(on.source, on.encoder, prompt)
+            entry.check_repeats(shown, request)
+            found.append((shown, prompt))
         yield found
 
 

@@ -37,7 +37,9 @@ def run(request: Request) -> GenerationResult:
     start = Start.open(request)
     folder = ingredients.base_folder(request.base, cached_only=request.cached_only("base"))
     entries = [Entry.open(place, request, folder) for place in request.places]
-    net_folder = ingredients.find_controlnet(request.controlnet)
+    net_folder = ingredients.find_controlnet(
+        request.controlnet, cached_only=request.cached_only("controlnet")
+    )
     base = ingredients.load_base(
         request.base, folder, dtype=request.dtype, device=request.device, bars=request.progress
     )

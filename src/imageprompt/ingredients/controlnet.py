@@ -15,13 +15,13 @@ _SAME = ("cross_attention_dim", "block_out_channels", "down_block_types", "layer
 """What the base's UNet and the ControlNet that adds to it have in common."""
 
 
-def find_controlnet(controlnet: Any) -> Path | None:
+def find_controlnet(controlnet: Any, *, cached_only: bool) -> Path | None:
     """The local folder of one given as path or Hub id; None for one that is loaded already.
 
     Raises NotFoundError.
     """
     if isinstance(controlnet, str | os.PathLike):
-        return locate_folder(controlnet)
+        return locate_folder(controlnet, cached_only=cached_only)
     return None
 
 
