@@ -490,6 +490,23 @@ def test_caches_over_steps(apply: Callable[[Any], None], rig: Rig) -> None:
         assert torch.equal(loop(rig, schedule()[4:5])[0], full[4])
 
 
+def test_caches_of_a_compiled_denoiser(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same within a graph, whose way is taken here without compiling for half a minute."""
+    with rig.adapter.use(rig.prompt(1), scale=0.5):
+        half = loop(rig, schedule())
+    base = loop(rig, schedule())
+    broadcast(rig.unet)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with rig.adapter.use(rig.prompt(1)) as live:
+        full = loop(rig, schedule()[:2])
+        live.scale = 0.5
+        found = loop(rig, schedule()[2:4])
+    assert difference(full[0], half[0]) > 1e-3
+    assert difference(found[0], half[2]) <= 1e-5
+    assert difference(found[1], half[3]) > 1e-6  # out of the cache, as nothing changed
+    assert torch.equal(loop(rig, schedule()[4:5])[0], base[4])
+
+
 @pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")
 def test_a_cache_that_cuts_the_batch_is_refused(rig: Rig) -> None:
     """FasterCache with guidance drops the negative half inside the call: one line, not nonsense."""

@@ -415,6 +415,7 @@ class Adapter:
             masks=[torch.from_numpy(weights)[None, None] for weights in masks],
             timesteps=stated(timesteps),
         )
+        carrier.look_for_caches(place.denoiser)
         carrier.in_use.append(entry)
         try:
             attached.lora.update()

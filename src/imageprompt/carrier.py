@@ -7,6 +7,7 @@ for its image terms. Nothing about the pipeline is known here.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from imageprompt.attention import ImageTerm
 from imageprompt.clock import Clock, is_view
 from imageprompt.guidance import Branches, Layouts, by_count, copies_in
 from imageprompt.in_use import InUse
-from imageprompt.step_caches import forget_steps
+from imageprompt.step_caches import forget_steps, has_step_caches
 
 
 class Carrier:
@@ -29,6 +30,7 @@ class Carrier:
         self._clock = Clock()
         self._layouts = Layouts()
         self._contributed: list[tuple[Any, ...]] = []
+        self._has_caches = False
         self.check: Callable[[], None] = _no_check
         """Raises AttachError where somebody has replaced the sites' processors."""
 
@@ -39,10 +41,12 @@ class Carrier:
         timestep = _argument(args, kwargs, 1, "timestep")
         if not torch.compiler.is_compiling():
             self._tick(timestep)
-        elif any(entry.is_timed for entry in self.in_use):
+        elif self._has_caches or any(entry.is_timed for entry in self.in_use):
             from imageprompt.outside_graph import outside
 
             outside(self._tick, timestep)
+            if self._has_caches:
+                outside(self._forget_other_steps, denoiser)
         if self.in_use:
             sample = _argument(args, kwargs, 0, "sample")
             text = _argument(args, kwargs, 2, "encoder_hidden_states")
@@ -66,6 +70,11 @@ class Carrier:
         for entry in self.in_use:
             if entry.is_timed:
                 entry.at(self._clock.moment(entry.timesteps))
+
+    def look_for_caches(self, denoiser: nn.Module) -> None:
+        """A compiled call cannot look for caches over steps itself; nor is there any need else."""
+        if "torch._dynamo" in sys.modules:
+            self._has_caches = has_step_caches(denoiser)
 
     def _forget_other_steps(self, denoiser: nn.Module) -> None:
         """Caches over steps hold what the sites gave then; another contribution voids them."""

@@ -7,6 +7,7 @@ merged is written into weights, which a graph only reads.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -15,6 +16,6 @@ import torch
     reason="schedules of references, and LoRA that is merged, are looked after between graphs: "
     "compile without fullgraph"
 )
-def outside(call: Callable[..., None], *arguments: object) -> None:
-    """`call(*arguments)`, with a break of the graph round it."""
-    call(*arguments)
+def outside(call: Callable[[Any], None], argument: Any) -> None:
+    """`call(argument)`, with a break of the graph round it."""
+    call(argument)

@@ -8,6 +8,7 @@ the sites refuse.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -18,11 +19,21 @@ def forget_steps(denoiser: nn.Module) -> None:
 
     Hooks without state (offloading, casting) are left alone; without hooks nothing happens.
     """
+    for module, hook in _stateful(denoiser):
+        _reset(hook, module)
+
+
+def has_step_caches(denoiser: nn.Module) -> bool:
+    """Is there anything to forget?"""
+    return any(True for _ in _stateful(denoiser))
+
+
+def _stateful(denoiser: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
     for module in denoiser.modules():
         registry: Any = module.__dict__.get("_diffusers_hook")
         for hook in registry.hooks.values() if registry is not None else ():
             if hook._is_stateful:
-                _reset(hook, module)
+                yield module, hook
 
 
 def _reset(hook: Any, module: nn.Module) -> None:
