@@ -228,9 +228,7 @@ def test_references_are_encoded_again_by_the_same_encoder_only(
 
 def test_scales_in_every_notation_come_back_from_a_recipe(tiny_bundled: Path, files: Path) -> None:
     for scale in (
-        {"style": 1.0, "layout": 0.2},
         {1: 0.5, 3: 1.0},
-        "1:0.5,3:1.0",
         ["down_blocks.1"],
         {"down": {"block_1": [0.5]}, "up": {"block_0": [0.0, 1.0]}},
     ):
