@@ -174,6 +174,32 @@ def test_a_tiny_base_with_random_weights(tiny_folder: Path) -> None:
     assert "role" in str(result)
 
 
+def test_a_pipeline_that_is_loaded_already() -> None:
+    """SDXL-shaped, with an adapter of its own; both are left as they were."""
+    from tiny_stack import make_xl_pipeline
+
+    pipe = make_xl_pipeline()
+    adapter = ip.Adapter.create("base", denoiser=pipe.unet, encoder=pipe.image_encoder)
+    processors = dict(pipe.unet.attn_processors)
+    result = ip.probe(
+        [scenes.draw(scene) for scene in SCENES[:2]],
+        base=pipe,
+        adapter=adapter,
+        encoder=pipe.image_encoder,
+        prompt=["a star", "red"],
+        steps=1,
+        size=(32, 16),
+        progress=False,
+    )
+    assert [row.name for row in result.sites][:2] == [
+        "down_blocks.1.attentions.0",
+        "mid_block.attentions.0",
+    ]
+    assert result.every.pictures[0].size == (32, 16)
+    assert not adapter.attached
+    assert processors == pipe.unet.attn_processors
+
+
 def _sites(folder: Path) -> Any:
     config = json.loads((folder / "unet" / "config.json").read_text())
     spec = HOST.from_config(config)

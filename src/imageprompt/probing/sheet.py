@@ -60,8 +60,13 @@ def _name(result: ProbeResult) -> str:
     return str(result.settings["adapter"] or "brought along")
 
 
+def _short(place: str) -> str:
+    """`up_blocks.0.attentions.1 #3` for the third layer of a transformer."""
+    return place.replace(".transformer_blocks.", " #").removesuffix(".attn2")
+
+
 def _row(page: Page, row: Row, y: int, left: int, bars: int) -> None:
-    page.text(MARGIN, y + 18, row.name, at="left", size=15)
+    page.text(MARGIN, y + 18, _short(row.name), at="left", size=15)
     if row.name in ("style", "layout") and isinstance(row.scale, dict):
         page.text(MARGIN, y + 38, " + ".join(row.scale), at="left", size=12, colour=PALE)
     for index, picture in enumerate(row.pictures):
