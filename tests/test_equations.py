@@ -104,7 +104,7 @@ def _everywhere(rig: Rig, scale: float) -> dict[str, float]:
 
 def test_the_attention_function() -> None:
     """`decoupled_attention` alone: several image terms, a tensor scale, a region mask."""
-    from imageprompt.attention import ImageTerm, decoupled_attention
+    from imageprompt.denoising.attention import ImageTerm, decoupled_attention
 
     gen = torch.Generator().manual_seed(2)
     heads, d, rows = 3, 8, 10

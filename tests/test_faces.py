@@ -23,6 +23,7 @@ from face_finder import LENGTH, Analysis, embedding, install, picture
 from imageprompt import cli
 from imageprompt.encoders._face_crop import aligned
 from imageprompt.encoders.face import FaceEncoder, open_faces
+from imageprompt.encoding.faces import read_embeddings
 from imageprompt.errors import (
     EncoderError,
     ImagePromptError,
@@ -31,7 +32,6 @@ from imageprompt.errors import (
     PictureError,
     PromptError,
 )
-from imageprompt.faces import read_embeddings
 from tiny_stack import make_pipeline
 
 TWO = {"red": (10, 10, 30, 40), "blue": (50, 20, 90, 70)}

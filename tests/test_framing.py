@@ -16,8 +16,8 @@ from imageprompt.encoders.clip import ClipEncoder
 from imageprompt.encoders.framing import Preparation, tiled
 from imageprompt.encoders.pictures import open_picture
 from imageprompt.encoders.sharpening import sharpened
+from imageprompt.encoding.references import References
 from imageprompt.errors import EncoderError, ImagePromptError, OptionError
-from imageprompt.references import References
 from tiny_stack import SIDE, make_pipeline
 
 RED, GREEN, BLUE = (200, 10, 20), (10, 180, 30), (20, 30, 220)

@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 import imageprompt as ip
-from imageprompt import fusion
 from imageprompt.encoders import clip_text
 from imageprompt.encoders.clip import ClipEncoder
 from imageprompt.encoders.clip_text import TextTower, open_text_encoder
 from imageprompt.encoders.noise import KINDS, Noise
+from imageprompt.encoding import fusion
+from imageprompt.encoding.mixture import Mixture
 from imageprompt.errors import EncoderError, ImagePromptError, OptionError, PromptError
-from imageprompt.mixture import Mixture
 from rigs import build, difference
 from tiny_stack import make_pipeline, make_xl_pipeline
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from imageprompt.denoising.guidance import Layouts
 from imageprompt.errors import GuidanceError
-from imageprompt.guidance import Layouts
 
 
 def rows(letters: str, *shape: int) -> Tensor:

@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from imageprompt.denoising.regions import laid_out, levels
 from imageprompt.errors import GuidanceError, ImagePromptError
 from imageprompt.masks import open_mask, open_masks
-from imageprompt.regions import laid_out, levels
 from peer import diffusers_embeds, diffusers_load
 from rigs import Rig, build, difference
 

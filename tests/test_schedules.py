@@ -15,9 +15,9 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from hosts_table import CASES
-from imageprompt.clock import Clock, Moment, places, stated
 from imageprompt.controls import CURVES, Controls, Schedule
 from imageprompt.controls.table import table
+from imageprompt.denoising.clock import Clock, Moment, places, stated
 from imageprompt.errors import GuidanceError, ImagePromptError, OptionError, ScaleError
 from ops import count
 from rigs import Rig, build, difference

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from imageprompt.encoders.face import FaceEncoder
     from imageprompt.encoders.framing import Preparation, tiled
     from imageprompt.encoders.pictures import open_picture
+    from imageprompt.encoding.faces import read_embeddings
     from imageprompt.errors import ImagePromptError
-    from imageprompt.faces import read_embeddings
     from imageprompt.generation import GenerationResult, generate, repeat
     from imageprompt.library import Library
     from imageprompt.probing import probe
@@ -52,7 +52,7 @@ _HOME = {
     "inspect": "imageprompt.checkpoint.inspect",
     "open_picture": "imageprompt.encoders.pictures",
     "probe": "imageprompt.probing",
-    "read_embeddings": "imageprompt.faces",
+    "read_embeddings": "imageprompt.encoding.faces",
     "repeat": "imageprompt.generation",
     "sliders": "imageprompt.controls",
     "tiled": "imageprompt.encoders.framing",

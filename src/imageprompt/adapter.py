@@ -13,31 +13,31 @@ import torch
 from torch import Tensor, nn
 
 from imageprompt.attachment import Place
-from imageprompt.carrier import Carrier
 from imageprompt.checkpoint.detect import read_adapter
 from imageprompt.checkpoint.formats import FORMATS, Parts
 from imageprompt.checkpoint.storage import write_file
-from imageprompt.clock import stated
 from imageprompt.controls import Controls, Scale, Scaling
+from imageprompt.denoising.carrier import Carrier
+from imageprompt.denoising.clock import stated
+from imageprompt.denoising.guidance import Branch, named_layout
+from imageprompt.denoising.in_use import InUse
 from imageprompt.encoders import Encoder
 from imageprompt.encoders.face import LARGEST, Choice
-from imageprompt.encoding import Encoding
+from imageprompt.encoding.encoding import Encoding
+from imageprompt.encoding.faces import Embeddings
+from imageprompt.encoding.mixture import Mixture
+from imageprompt.encoding.references import Pictures
 from imageprompt.errors import (
     AdapterFileError,
     AttachError,
     OptionError,
 )
-from imageprompt.faces import Embeddings
 from imageprompt.features import Features, Group
-from imageprompt.guidance import Branch, named_layout
-from imageprompt.in_use import InUse
 from imageprompt.locate import locate_file
 from imageprompt.lora import ActingLora, Mode, Pairs, act, check_mode, pairs_of
 from imageprompt.masks import open_masks
-from imageprompt.mixture import Mixture
 from imageprompt.projections import Projections
 from imageprompt.prompt import ImagePrompt
-from imageprompt.references import Pictures
 from imageprompt.spec import AdapterSpec, ProjectorOptions
 from imageprompt.suitability import (
     check_base,

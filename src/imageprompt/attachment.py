@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from imageprompt.carrier import Carrier
+from imageprompt.denoising.carrier import Carrier
 from imageprompt.errors import AttachError
 from imageprompt.hosts import AttachableHost, denoiser_of, host_of
 from imageprompt.spec import HostSpec

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from imageprompt.carrier import Carrier
+from imageprompt.denoising.carrier import Carrier
 from imageprompt.errors import AttachError, OptionError
 from imageprompt.weights import Lora
 
@@ -120,7 +120,7 @@ class MergedLora:
 
     def _before(self, *_: object) -> None:
         if torch.compiler.is_compiling():
-            from imageprompt.outside_graph import outside
+            from imageprompt.denoising.outside_graph import outside
 
             outside(self.update)
         else:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from imageprompt.attachment import Place
-from imageprompt.attention import split_heads
-from imageprompt.attention import KeyValue
+from imageprompt.denoising.attention import KeyValue, split_heads
 from imageprompt.fingerprint import fingerprint, versions
 from imageprompt.prompt import ImagePrompt, Prepared
 from imageprompt.weights import AdapterModule

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from imageprompt.attention import KeyValue
 from imageprompt.checkpoint.storage import read_file, write_file
+from imageprompt.denoising.attention import KeyValue
 from imageprompt.errors import AdapterFileError, PromptError
 from imageprompt.fingerprint import versions
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from imageprompt.controls import Controls, Scale, Scaling
+from imageprompt.encoding.mixture import Mixture
 from imageprompt.errors import OptionError, PictureError
-from imageprompt.mixture import Mixture
 from imageprompt.recipe import HOW
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imageprompt.attention import KeyValue
+from imageprompt.denoising.attention import KeyValue
 
 LORA_KINDS = ("q", "k", "v", "out")
 """The linear maps of an attention layer that published adapters add LoRA to."""

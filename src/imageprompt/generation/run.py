@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from imageprompt import ingredients
+from imageprompt.denoising.guidance import named_layout
 from imageprompt.errors import OptionError
 from imageprompt.generation.entries import Entry, showing
 from imageprompt.generation.result import GenerationResult
@@ -19,7 +20,6 @@ from imageprompt.generation.task import (
     pipeline_for,
     with_own_defaults,
 )
-from imageprompt.guidance import named_layout
 from imageprompt.recipe import MIN_SIDE, Recipe
 from imageprompt.repeating import versions
 from imageprompt.request import Request

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from imageprompt.attention import (
+from imageprompt.denoising.attention import (
     Kernel,
     decoupled_attention,
     fused_kernel,
@@ -19,7 +19,7 @@ from imageprompt.hosts._text_cache import TextCache
 from imageprompt.spec import Site
 
 if TYPE_CHECKING:
-    from imageprompt.carrier import Carrier
+    from imageprompt.denoising.carrier import Carrier
 
 
 class SiteProcessor:

@@ -10,7 +10,7 @@ from imageprompt.spec import HostSpec, Shapes
 if TYPE_CHECKING:
     from torch import nn
 
-    from imageprompt.carrier import Carrier
+    from imageprompt.denoising.carrier import Carrier
 
 
 class Host(Protocol):

@@ -14,7 +14,7 @@ from imageprompt.spec import HostSpec, Shapes
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from imageprompt.carrier import Carrier
+    from imageprompt.denoising.carrier import Carrier
 
 _SD = {
     "block_out_channels": (320, 640, 1280, 1280),

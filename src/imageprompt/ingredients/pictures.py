@@ -29,7 +29,7 @@ def open_references(sources: Sequence[PictureSource]) -> tuple[list[Image], tupl
 def open_embeddings(sources: Sequence[Any]) -> tuple[Source, ...]:
     """What a recipe keeps of face embeddings: files or arrays. Raises NotFoundError, PictureError
     for those that cannot be read."""
-    from imageprompt.faces import rows_given
+    from imageprompt.encoding.faces import rows_given
 
     for source in sources:
         rows_given(source)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from imageprompt.controls import Controls
+from imageprompt.encoding.mixture import Mixture
 from imageprompt.errors import ImagePromptError
-from imageprompt.mixture import Mixture
 
 MIN_SIDE, MAX_SIDE = 8, 8192
 MAX_PIXELS = 16_000_000

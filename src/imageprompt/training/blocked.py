@@ -17,7 +17,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor, nn
 
-from imageprompt.attention import fused_kernel, merge_heads, split_heads
+from imageprompt.denoising.attention import fused_kernel, merge_heads, split_heads
 
 BLOCK = 2**20
 """Numbers in a block of scores: 2 MB, which the nearer caches hold."""

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from imageprompt import fusion as fusions
 from imageprompt.encoders.framing import Preparation
 from imageprompt.encoders.noise import Noise
+from imageprompt.encoding import fusion as fusions
 from imageprompt.errors import OptionError
 from imageprompt.spec import AdapterSpec
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from imageprompt.checkpoint.sources.arrays import read_arrays
 from imageprompt.encoders.face import LARGEST, Choice, Face, FaceEncoder, check_choice
+from imageprompt.encoding.references import Pictures, groups_of
 from imageprompt.errors import (
     AdapterFileError,
     EncoderError,
@@ -28,7 +29,6 @@ from imageprompt.errors import (
     PromptError,
 )
 from imageprompt.files import write_atomically
-from imageprompt.references import Pictures, groups_of
 from imageprompt.spec import AdapterSpec
 
 MAX_FACES = 256

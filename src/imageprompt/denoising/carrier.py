@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imageprompt.attention import ImageTerm
-from imageprompt.clock import Clock, is_view
-from imageprompt.guidance import Branches, Layouts, by_count, copies_in
-from imageprompt.in_use import InUse
-from imageprompt.step_caches import forget_steps, has_step_caches
+from imageprompt.denoising.attention import ImageTerm
+from imageprompt.denoising.clock import Clock, is_view
+from imageprompt.denoising.guidance import Branches, Layouts, by_count, copies_in
+from imageprompt.denoising.in_use import InUse
+from imageprompt.denoising.step_caches import forget_steps, has_step_caches
 
 
 class Carrier:
@@ -42,7 +42,7 @@ class Carrier:
         if not torch.compiler.is_compiling():
             self._tick(timestep)
         elif self._has_caches or any(entry.is_timed for entry in self.in_use):
-            from imageprompt.outside_graph import outside
+            from imageprompt.denoising.outside_graph import outside
 
             outside(self._tick, timestep)
             if self._has_caches:

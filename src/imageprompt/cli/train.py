@@ -93,7 +93,7 @@ def _dry_run(options: argparse.Namespace) -> int:
 
 
 def _folder() -> Path:
-    return Path(__file__).parent / "training" / "examples"
+    return Path(__file__).parents[1] / "training" / "examples"
 
 
 def _examples() -> list[str]:

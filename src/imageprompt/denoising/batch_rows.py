@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imageprompt.attention import KeyValue
+from imageprompt.denoising.attention import KeyValue
+from imageprompt.denoising.guidance import Branches
+from imageprompt.denoising.regions import laid_out
 from imageprompt.errors import GuidanceError
-from imageprompt.guidance import Branches
-from imageprompt.regions import laid_out
 
 
 class BatchRows:

@@ -12,17 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from imageprompt import (
-    cli_check,
-    cli_faces,
-    cli_files,
-    cli_generate,
-    cli_library,
-    cli_prepare,
-    cli_presets,
-    cli_probe,
-    cli_train,
-)
+from imageprompt.cli import check, faces, files, generate, library, prepare, presets, probe, train
 from imageprompt.errors import ImagePromptError
 from imageprompt.terminal import (
     PROGRAM,
@@ -151,15 +141,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     _add_demo(commands)
-    cli_generate.add_commands(commands)
-    cli_library.add_commands(commands)
-    cli_faces.add_commands(commands)
-    cli_check.add_commands(commands)
-    cli_presets.add_commands(commands)
-    cli_probe.add_commands(commands)
-    cli_files.add_commands(commands)
-    cli_prepare.add_commands(commands)
-    cli_train.add_commands(commands)
+    generate.add_commands(commands)
+    library.add_commands(commands)
+    faces.add_commands(commands)
+    check.add_commands(commands)
+    presets.add_commands(commands)
+    probe.add_commands(commands)
+    files.add_commands(commands)
+    prepare.add_commands(commands)
+    train.add_commands(commands)
     for name, run, help_ in (
         ("hosts", _hosts, "which base architectures are known"),
         ("variants", _variants, "which adapter architectures are known"),

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imageprompt.attention import ImageTerm, KeyValue, scaled_pair
-from imageprompt.batch_rows import BatchRows
-from imageprompt.clock import Moment
 from imageprompt.controls import Controls, Scale
 from imageprompt.controls.table import Table, penalties, table
+from imageprompt.denoising.attention import ImageTerm, KeyValue, scaled_pair
+from imageprompt.denoising.batch_rows import BatchRows
+from imageprompt.denoising.clock import Moment
+from imageprompt.denoising.guidance import Branches
 from imageprompt.errors import GuidanceError
-from imageprompt.guidance import Branches
 from imageprompt.spec import Site
 
 _versions = count(1)

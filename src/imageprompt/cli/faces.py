@@ -47,8 +47,8 @@ def add_commands(commands: Any) -> None:
 
 def _faces(options: argparse.Namespace) -> int:
     from imageprompt.encoders.face import FaceEncoder, check_choice
+    from imageprompt.encoding.faces import save_embeddings
     from imageprompt.errors import OptionError
-    from imageprompt.faces import save_embeddings
     from imageprompt.files import check_folder
 
     check_choice(options.face)

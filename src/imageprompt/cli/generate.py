@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from imageprompt import flags
-from imageprompt.flags import Flag, again, of
+from imageprompt.cli import flags
+from imageprompt.cli.flags import Flag, again, of
 from imageprompt.request import ARGUMENTS
 from imageprompt.showing import NAMES, Reference
 from imageprompt.terminal import (

@@ -16,6 +16,6 @@ import torch
     reason="schedules of references, and LoRA that is merged, are looked after between graphs: "
     "compile without fullgraph"
 )
-def outside(call: Callable[[Any], None], argument: Any) -> None:
-    """`call(argument)`, with a break of the graph round it."""
-    call(argument)
+def outside(call: Callable[..., None], *arguments: Any) -> None:
+    """`call(*arguments)`, with a break of the graph round it."""
+    call(*arguments)

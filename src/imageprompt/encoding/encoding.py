@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from imageprompt.encoders import Encoder
 from imageprompt.encoders.face import LARGEST, Choice, FaceEncoder
-from imageprompt.errors import EncoderError, PromptError
-from imageprompt.faces import (
+from imageprompt.encoding.faces import (
     Embeddings,
     check_crops,
     check_faces,
@@ -19,6 +18,10 @@ from imageprompt.faces import (
     faces_in,
     reads_pictures,
 )
+from imageprompt.encoding.mixing import mixed
+from imageprompt.encoding.mixture import Mixture
+from imageprompt.encoding.references import Pictures, References
+from imageprompt.errors import EncoderError, PromptError
 from imageprompt.features import (
     Features,
     Group,
@@ -30,10 +33,7 @@ from imageprompt.features import (
     zeros_like,
 )
 from imageprompt.fingerprint import fingerprint, versions
-from imageprompt.mixing import mixed
-from imageprompt.mixture import Mixture
 from imageprompt.prompt import ImagePrompt
-from imageprompt.references import Pictures, References
 from imageprompt.spec import AdapterSpec
 from imageprompt.suitability import encoded_part
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from imageprompt.encoders import Encoder
 from imageprompt.encoders.clip_text import open_text_encoder
+from imageprompt.encoding.fusion import ATTENTION, CONCAT, attention_weights, fuse
+from imageprompt.encoding.mixture import Mixture
+from imageprompt.encoding.references import References
 from imageprompt.errors import EncoderError, PromptError
 from imageprompt.features import Group, check_counts, count, mapped
-from imageprompt.fusion import ATTENTION, CONCAT, attention_weights, fuse
-from imageprompt.mixture import Mixture
-from imageprompt.references import References
 
 
 def mixed(

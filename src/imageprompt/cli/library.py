@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from imageprompt import cli_library_jobs as jobs
-from imageprompt.flags import ADAPTER, ENCODER, FACES, READING, Flag, add_flags
+from imageprompt.cli import library_jobs as jobs
+from imageprompt.cli.flags import ADAPTER, ENCODER, FACES, READING, Flag, add_flags
 from imageprompt.terminal import Parser, add_command, add_json, examples
 
 _BASE: Flag = ("--base", "PATH_OR_HUB_ID", {}, "only tells where those are (the bundled one)")
