@@ -47,6 +47,20 @@ def same_bits(unet: Any, before: dict[str, Tensor]) -> bool:
 # ── merged ───────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_merged_in_inference_mode(given: dict[str, Any]) -> None:
+    pipe, adapter = frozen()
+    adapter.attach(pipe, lora="merged")
+    before, prompt, found = bits(pipe.unet), prompt_of(adapter), []
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode(), adapter.use(prompt) as handle:
+            found.append([read(pipe.unet, given)])
+            handle.lora = 0.3
+            found[-1].append(read(pipe.unet, given))
+        assert same_bits(pipe.unet, before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    adapter.detach()
+
+
 @pytest.mark.parametrize(
     ("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)]
 )

@@ -183,6 +183,43 @@ def test_an_error_inside_use_leaves_nothing_behind(tmp_path: Path) -> None:
     snapshot.check()
 
 
+def test_an_adapter_that_does_not_fit_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = build("tiny", "base", tmp_path)
+    snapshot = Snapshot(rig.unet)
+
+    def too_large(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(rig.adapter.module, "to", too_large)
+    with pytest.raises(torch.OutOfMemoryError):
+        rig.adapter.attach(rig.unet)
+    assert not rig.adapter.attached
+    snapshot.check()
+
+
+def test_inference_mode_comes_and_goes(tmp_path: Path) -> None:
+    """What was made inside it is written to, and has gradients, outside."""
+    rig = build("tiny", "base", tmp_path)
+    rig.adapter.module.requires_grad_(False)
+    inputs, prompt = rig.host.inputs(1), rig.prompt(1)
+    rig.adapter.attach(rig.unet)
+    with torch.inference_mode():
+        entered = rig.adapter.use(prompt)
+        handle = entered.__enter__()
+        rig.host.read(rig.unet, inputs)
+    handle.scale = 0.3
+    found = rig.host.read(rig.unet, inputs)
+    entered.__exit__(None, None, None)
+    with rig.adapter.use(prompt, scale=0.3):
+        assert torch.equal(rig.host.read(rig.unet, inputs), found)
+        sample = inputs["sample"].clone().requires_grad_()
+        rig.unet(**{**inputs, "sample": sample}, return_dict=False)[0].sum().backward()
+    assert sample.grad is not None
+    rig.adapter.detach()
+
+
 def test_saved_base_holds_nothing_of_ours(tmp_path: Path) -> None:
     """`save_pretrained` while attached and in use writes the base's own weights and config."""
     rig = build("sd15", "base", tmp_path)

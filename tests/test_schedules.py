@@ -315,6 +315,18 @@ def test_live_changes_keep_the_step(rig: Rig) -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, wanted[3:], strict=True))
 
 
+def test_a_schedule_that_fails_in_the_loop_changes_nothing(rig: Rig) -> None:
+    broken = True
+    with rig.adapter.use(rig.prompt(1), schedule=lambda x: 5.0 if broken and x else 1.0):
+        with pytest.raises(ScaleError, match=r"schedule\(0.16"):
+            loop(rig, schedule())
+        broken = False
+        found = loop(rig, schedule())
+    with rig.adapter.use(rig.prompt(1)):
+        wanted = loop(rig, schedule())
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
 @pytest.mark.parametrize("schedule_", ["0.9-1", lambda x: 0.0, "0,0"])
 def test_a_schedule_without_a_step_is_said(schedule_: Any, rig: Rig) -> None:
     base = loop(rig, schedule())

@@ -201,9 +201,9 @@ class Adapter:
         finder = None if faces is None else checked_faces(self.spec, faces)
         pairs = self._lora_pairs(place)
         check_mode(lora, pairs, place.denoiser)
-        carrier = place.enter()
         if place.device.type != "meta":
-            self.module.to(place.device)
+            self.module.to(place.device)  # it may not fit there: before anything is entered
+        carrier = place.enter()
         acting = act(lora, carrier, self, pairs, place.denoiser)
         self._attached = _Attached(place, carrier, Projections(self.module, place), acting)
         self.encoding.base = pipe

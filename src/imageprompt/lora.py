@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from imageprompt.denoising.carrier import Carrier
 from imageprompt.errors import AttachError, OptionError
+from imageprompt.fingerprint import versions
 from imageprompt.weights import Lora
 
 Mode = Literal["live", "merged"]
@@ -114,7 +115,7 @@ class MergedLora:
     def __init__(self, carrier: Carrier, owner: object, pairs: Pairs, denoiser: nn.Module) -> None:
         self._carrier, self._owner, self._pairs = carrier, owner, pairs
         self._denoiser = weakref.ref(denoiser)
-        self._seen: tuple[Tensor | None, int] = (None, 0)
+        self._seen: tuple[Tensor | None, object] = (None, ())
         self._strength = 0.0
         self._hook = denoiser.register_forward_pre_hook(self._before)
 
@@ -128,7 +129,7 @@ class MergedLora:
 
     def update(self) -> None:
         strength = self._carrier.strength(self._owner)
-        version = 0 if strength is None else strength._version
+        version = () if strength is None else versions([strength])
         if self._seen[0] is not strength or self._seen[1] != version:
             self._seen = (strength, version)  # reading the number would wait for the device
             self._write(0.0 if strength is None else float(strength))

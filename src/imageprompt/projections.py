@@ -44,7 +44,8 @@ class Projections:
         # the tensors themselves are kept too, so that no other can come to lie where they lay
         tensors = [t for t in (prompt.tokens, prompt.null_tokens) if t is not None]
         if prompt not in self._kept or self._kept[prompt][0] != versions(tensors):
-            pairs = _stacked(self._positive_pairs(prompt), self._null_pairs(prompt))
+            with torch.inference_mode(False), torch.no_grad():  # good for calls of every mode
+                pairs = _stacked(self._positive_pairs(prompt), self._null_pairs(prompt))
             self._kept[prompt] = (versions(tensors), tensors, pairs)
         return self._kept[prompt][2]
 

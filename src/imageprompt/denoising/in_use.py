@@ -99,14 +99,17 @@ class InUse:
         schedule = self._controls.schedule
         return schedule is not None and not schedule.is_constant
 
-    def _follow(self, controls: Controls) -> None:
-        """Compile controls; nothing changes if they are wrong."""
-        compiled = table(controls, self._sites, self._steps)
+    def _follow(self, controls: Controls, steps: int | None = None) -> None:
+        """Compile controls, for a loop of so many steps if told; nothing changes if they are
+        wrong."""
+        compiled = table(controls, self._sites, steps or self._steps)
         self._controls, self._table, self._scaled = controls, compiled, {}
+        if steps is not None:
+            self._steps, self._step = steps, 0
         rows = _penalised(compiled, penalties(controls, self._sites))
         self._rows = _written(self._rows, rows)
         self._gates = _written(self._gates, [[float(x != 0) for x in row] for row in rows])
-        self._full.fill_(controls.lora)
+        self._full = _written(self._full, controls.lora)
         self._version = next(_versions)
         self._enter(self._step)
 
@@ -115,8 +118,7 @@ class InUse:
     def at(self, moment: Moment) -> None:
         """Be at a step of a loop; its table is made once."""
         if moment.steps != self._steps:
-            self._steps, self._step = moment.steps, 0
-            self._follow(self._controls)
+            self._follow(self._controls, moment.steps)
             schedule = self._controls.schedule
             if schedule is not None and not any(schedule.factors(self._steps)):
                 warnings.warn(
@@ -225,9 +227,10 @@ def _penalised(compiled: Table, penalties: Sequence[float]) -> list[list[float]]
     ]
 
 
-def _written(tensor: Tensor, rows: Sequence[Sequence[float]]) -> Tensor:
-    """`rows` [n, S] in `tensor`, or in a new one where their number differs."""
-    made = torch.tensor(rows)
-    if made.shape != tensor.shape:
+def _written(tensor: Tensor, numbers: object) -> Tensor:
+    """`numbers` ([n, S], or one) in `tensor`; in a new one where their shape differs, or where
+    `tensor` was made in inference mode and could not be written to outside."""
+    made = torch.tensor(numbers)
+    if made.shape != tensor.shape or tensor.is_inference():
         return made.to(tensor.device)
     return tensor.copy_(made)
