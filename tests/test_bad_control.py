@@ -216,6 +216,12 @@ OBJECTS = [
         errors.OptionError,
         "object",
     ),
+    ({"adapter": object(), "variant": "plus"}, errors.OptionError, "of a loaded adapter"),
+    (
+        {"image_prompt": "a.safetensors", "encoder": "b", "reference": None},
+        errors.OptionError,
+        "--encoder with --image-prompt: it is encoded already",
+    ),
     ({"maks": 1}, errors.OptionError, "Did you mean mask"),
     ({"strength": "0.5", "init_image": Image.new("RGB", (16, 16))}, errors.OptionError, "strength"),
     ({"library": 7, "style": "x", "reference": None}, errors.OptionError, "library"),

@@ -182,6 +182,58 @@ def test_a_style_of_the_library(tiny_bundled: Path, files: Path) -> None:
         generate("a star", style="ember", library=files / "library", **QUICK)
 
 
+def test_a_style_of_a_recipe_must_be_what_it_was(
+    tiny_bundled: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its tokens are too large for the picture; any other style may take its place."""
+    from diffusers import StableDiffusionPipeline
+
+    base = StableDiffusionPipeline.from_pretrained(tiny_bundled)
+    adapter = ip.Adapter.load(tiny_bundled / "adapters" / "plus.safetensors")
+    adapter.attach(base, encoder=base.image_encoder)
+    shelf, where = Library(files / "library"), {"library": files / "library", "progress": False}
+    shelf.add("ember", adapter, [files / "red.png"])
+    shelf.add("other", adapter, [files / "blue.png"])
+    monkeypatch.setattr("imageprompt.recipe.png.MAX_TOKEN_BYTES", 10)
+    path = generate("a star", style="ember", **where, steps=2).save(files / "out")[0]
+    assert bits(repeat(path, style="other", **where)) != bits(repeat(path, **where))
+    shelf.add("ember", adapter, [files / "blue.png"], replace=True)
+    with pytest.raises(errors.OptionError, match=r"tokens are not what they were.*--style NAME"):
+        repeat(path, **where)
+    base.image_encoder.vision_model.post_layernorm.weight.data.mul_(2)
+    adapter.detach()
+    adapter.attach(base, encoder=base.image_encoder)
+    shelf.add("foreign", adapter, [files / "blue.png"])  # made with another encoder
+    path = generate("a star", files / "red.png", **QUICK).save(files / "out")[0]
+    assert len(repeat(path, style="foreign", **where).images) == 1
+
+
+def test_faces_have_masks_and_weights_of_their_own() -> None:
+    how = {"face_embeddings": ["a.npy", "b.npy"], "mask": ["left.png", "right.png"]}
+    for pictures in (None, ["a.png", "b.png"]):
+        both = ip.Reference(reference=pictures, **how)
+        both.check()
+        parts = both.places()
+        assert [part.embeddings for part in parts] == [["a.npy"], ["b.npy"]]
+        assert [part.pictures for part in parts] == [[p] for p in pictures or ()] or not pictures
+        assert [part.mask for part in parts] == how["mask"]
+    ip.Reference(reference=["group.png"], face="all", weights=[0.3, 0.7]).check()
+    ip.Reference(face_embeddings=["group.npy"], weights=[0.3, 0.7]).check()
+
+
+def test_two_encoders_are_two_attachments() -> None:
+    """Also where they look alike."""
+    from imageprompt.generation.entries import Entry
+    from imageprompt.ingredients import AdapterChoice
+
+    choice, encoders = AdapterChoice(Path("a"), "a"), [torch.nn.Linear(2, 2) for _ in range(2)]
+    one, two, again_one = (
+        Entry(ip.Reference(reference="a.png", encoder=e), [], [], None, None, choice, {})
+        for e in (*encoders, encoders[0])
+    )
+    assert one.adapter == again_one.adapter != two.adapter
+
+
 def test_a_face_adapter_reads_embeddings(
     tiny_bundled: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

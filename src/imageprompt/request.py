@@ -117,10 +117,11 @@ class Request:
         """Is the ingredient what it was for the recipe? Raises WrongBaseError, OptionError."""
         if not self.cached_only(name) or was is None or was.hash == source.hash:
             return
+        held, value = ("tokens", "NAME") if name == "style" else ("weights", "PATH_OR_HUB_ID")
         raise (WrongBaseError if name == "base" else OptionError)(
             f"{name} {source.name!r} of the recipe",
-            rule="its weights are not what they were",
-            remedy=f"Give the {name} to use: --{name} PATH_OR_HUB_ID.",
+            rule=f"its {held} are not what they were",
+            remedy=f"Give the {name} to use: --{name} {value}.",
         )
 
 

@@ -53,8 +53,8 @@ class Reference:
     (None: that of the style, else the base's "plus"); `variant` where its file does not tell;
     `encoder`, `faces` (a model pack) and `face` as `Adapter.attach` and `encode` take them.
 
-    Where and when: all that `Adapter.use` takes. `mask` is one for all pictures, or a list with
-    one for each of them: then each is shown in its own place.
+    Where and when: all that `Adapter.use` takes. `mask` is one for all pictures (or files of face
+    embeddings), or a list with one for each of them: then each is shown in its own place.
 
     How encoded: all that `Adapter.encode` takes; `negative_reference` is its `negative`,
     `fusion_text` its `text`.
@@ -169,6 +169,12 @@ class Reference:
             return
         Mixture.of(**self.mixture)
         self._check_ready()
+        if self.variant is not None and not isinstance(self.adapter, str | os.PathLike | None):
+            raise OptionError(
+                f"variant {self.variant!r} of a loaded adapter",
+                rule="it is read off its file",
+                remedy="Give it to Adapter.load().",
+            )
         self._check_weights()
         controls.as_dict(), self.how
         if self.masks is not None:
@@ -191,7 +197,7 @@ class Reference:
             )
 
     def _check_ready(self) -> None:
-        given = self._changed(*_MIXTURE, "faces", "face") if self.ready else []
+        given = self._changed(*_MIXTURE, "faces", "face", "encoder") if self.ready else []
         if given and not self.kept:
             raise OptionError(
                 f"{_flag(given[0])} with {_flag('style' if self.style else 'image_prompt')}",
@@ -200,8 +206,9 @@ class Reference:
             )
 
     def _check_weights(self) -> None:
-        n = len(self.pictures) or len(self.embeddings)
-        if self.weights is not None and not self.ready and len(self.weights) != n:
+        n = len(self.pictures)  # there may be several faces in a file, and in a picture
+        told = self.weights is not None and n > 0 and self.face != "all"
+        if told and not self.ready and len(self.weights) != n:
             raise OptionError(
                 f"{len(self.weights)} weight(s) for {n} reference(s)",
                 rule="one weight for each reference",
@@ -209,7 +216,7 @@ class Reference:
             )
 
     def _check_masks(self, masks: list[Any]) -> None:
-        n = len(self.pictures) or 1
+        n = self._count or 1
         if not masks:
             raise OptionError(
                 "masks", rule="the list is empty", remedy="Give a mask, or leave it out."
@@ -239,18 +246,20 @@ class Reference:
         numbers = self.mask and isinstance(self.mask[0], list | tuple | int | float)
         return [self.mask] if numbers else list(self.mask)
 
+    @property
+    def _count(self) -> int:
+        """Of pictures, or files of face embeddings."""
+        return len(self.pictures) or len(self.embeddings)
+
     def places(self) -> tuple[Reference, ...]:
         """One for each picture where each has a mask of its own, else itself."""
-        masks, n = self.masks, len(self.pictures)
+        masks, n = self.masks, self._count
         if masks is None:
             return (self,)
         if len(masks) == 1 or n <= 1:
             return (replace(self, mask=masks[0]),)
-        one = [
-            {"reference": [picture], "mask": mask}
-            for picture, mask in zip(self.pictures, masks, strict=True)
-        ]
-        for name in ("weights", "reference_mask"):
+        one: list[dict[str, Any]] = [{"mask": mask} for mask in masks]
+        for name in ("reference", "face_embeddings", "weights", "reference_mask"):
             value = getattr(self, name)
             if isinstance(value, list | tuple) and len(value) == n:
                 for change, entry in zip(one, value, strict=True):

@@ -65,7 +65,7 @@ class Entry:
         """Entries that agree in this share an adapter."""
         asked = self.reference
         which = id(asked.adapter) if self.choice is None else self.choice.path
-        return (which, asked.variant, str(asked.encoder), str(asked.faces), asked.lora_mode)
+        return (which, asked.variant, _same(asked.encoder), _same(asked.faces), asked.lora_mode)
 
     def shown(self, adapter: Source, encoder: str | None, prompt: ImagePrompt) -> Shown:
         """What a recipe says of it."""
@@ -82,14 +82,20 @@ class Entry:
         )
 
     def check_repeats(self, shown: Shown, request: Request) -> None:
-        """Was it encoded by what encoded it for the recipe? Raises OptionError."""
+        """Was it encoded by what encoded it for the recipe, or is its style that one still?
+        Raises OptionError."""
         was = self.reference.repeats
         if was is None or "adapter" in request.changed:  # another may read with another encoder
             return
-        for name in ("encoder", "faces"):
+        for name in ("style",) if self.reference.ready else ("encoder", "faces"):
             now = getattr(shown, name)
             if now is not None:
                 request.must_be(name, getattr(was, name), now)
+
+
+def _same(given: Any) -> object:
+    """Equal for the same folder, or for the same object."""
+    return os.fspath(given) if isinstance(given, str | os.PathLike) else id(given)
 
 
 def _made_by(prompt: ImagePrompt, what: str, name: str | None) -> Source | None:
