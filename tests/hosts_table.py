@@ -81,13 +81,14 @@ class HostCase:
     def inputs(
         self, batch: int, *, seed: int = 1, dtype: torch.dtype = torch.float32, text_tokens: int = 7
     ) -> dict[str, Any]:
-        """Keyword arguments of one forward call; every row of the batch differs."""
+        """Keyword arguments of one forward call; every row of the batch differs, but for the
+        latents of two rows, which are the same: so guidance stacks them."""
         gen = torch.Generator().manual_seed(seed)
         frames = (self.frames,) if self.frames else ()
         shape = (batch, self.channels, *frames, self.size, self.size)
         text = torch.randn(batch, text_tokens, self.text_width, generator=gen).to(dtype)
         made: dict[str, Any] = {
-            "sample": torch.randn(shape, generator=gen).to(dtype),
+            "sample": _guided(torch.randn(shape, generator=gen).to(dtype)),
             "timestep": torch.tensor(421),
             # AnimateDiff's pipelines repeat the text for every frame
             "encoder_hidden_states": text.repeat_interleave(max(self.frames, 1), dim=0),
@@ -103,6 +104,10 @@ class HostCase:
         """The denoiser's output, [B, C, (frames,) H, W]."""
         with torch.no_grad():
             return unet(**inputs, **more).sample
+
+
+def _guided(latents: Tensor) -> Tensor:
+    return latents[:1].expand_as(latents).clone() if len(latents) == 2 else latents
 
 
 def _stir(model: nn.Module, seed: int) -> None:

@@ -29,6 +29,7 @@ def told(latents: str, texts: str, prompts: int = 1, *, scheduled: bool = True) 
         ("aa", "nt", 1, "np"),
         ("aa", "tt", 1, "np"),  # the same words on both sides
         ("ab", "tt", 1, "p"),  # two pictures without guidance
+        ("ab", "tu", 1, "p"),  # ... of two texts, with one reference
         ("ab", "tu", 2, "p"),  # two prompts, a reference each
         ("abab", "nntu", 2, "np"),
         ("abab", "nntt", 1, "np"),

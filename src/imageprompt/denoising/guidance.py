@@ -63,17 +63,15 @@ def tell(sample: Tensor, text: Tensor | None, prompts: int, *, scheduled: bool) 
 
     Larger batches are told by their latents, which guidance repeats: halves that are equal are
     [negative, positive], equal neighbours with the same text every second row [negative, positive]
-    over and over. A loop over a schedule (`scheduled`) may also draw two pictures of every prompt
-    without guidance: then the latents differ while the text is the same. Raises GuidanceError for
-    three or more equal copies, where pipelines differ in what they mean.
+    over and over. A loop over a schedule (`scheduled`) may also draw two pictures with every image
+    prompt, of one text or of two, without guidance: then the latents differ. Raises GuidanceError
+    for three or more equal copies, where pipelines differ in what they mean.
     """
     batch = sample.shape[0]
     if batch % prompts or batch == prompts:
         return LAYOUTS["none"]
     if batch == 2 * prompts:
-        pictures = (
-            scheduled and not _repeats(sample, 2) and text is not None and _same_rows(text, prompts)
-        )
+        pictures = scheduled and not _repeats(sample, 2)
         return LAYOUTS["none"] if pictures else LAYOUTS["negative-positive"]
     copies = _copies(sample, prompts)
     if copies == 2:
@@ -127,13 +125,6 @@ def _in_turn(sample: Tensor | None, text: Tensor | None, parts: int | None = Non
         and not any(torch.equal(negative[0], other) for other in positive)
     )
     return turns and (sample is None or torch.equal(sample[::2, :4], sample[1::2, :4]))
-
-
-def _same_rows(text: Tensor, prompts: int) -> bool:
-    if text.shape[0] % prompts:
-        return False
-    rows = text.reshape(prompts, -1, *text.shape[1:])
-    return bool((rows == rows[:, :1]).all())
 
 
 class Layouts:
