@@ -95,6 +95,10 @@ WRONG = [
     ("--style foreign --fusion average", "--fusion with --style: it is encoded already"),
     ("--style foreign --prepare pad", "--prepare with --style"),
     (f"--style foreign --face-embeddings {A}", "--style and --face-embeddings"),
+    # twice
+    (f"{ONE} --scale 0.5 --reference {B} --scale 0.3", "--scale is given twice; a further refer"),
+    ("--style foreign --style another", "--style is given twice"),
+    (f"{ONE} --seed 1 --seed 2", "--seed is given twice"),
     # how many
     (f"{ONE} --mask {M} --mask {N}", "2 masks for 1 reference"),
     (f"{TWO} --mask {M} --mask {M} --mask {N}", "3 masks for 2 reference"),
@@ -123,6 +127,7 @@ WRONG = [
     (f"{ONE} --preset styl", "Did you mean 'style'"),
     (f"{ONE} --scaling Z", "no such way of scaling"),
     (f"{ONE} --lora 3", "lora = 3"),
+    (f"{ONE} --lora 0.5", "lora=0.5: this adapter has no LoRA"),
     (f"{ONE} --schedule 0.5-0.1", "it ends before it starts"),
     (f"{ONE} --schedule 0-2", "a fraction of the steps"),
     (f"{ONE} --schedule nan", "schedule"),
@@ -136,6 +141,9 @@ WRONG = [
     (f"{ONE} --noise rain:0.4", "noise rain"),
     (f"{ONE} --noise nan", "noise"),
     (f"{ONE} --noise-seed -1", "noise_seed"),
+    (f"{ONE} --noise-seed 3", "noise_seed= without noise="),
+    (f"{ONE} --subtract-strength 0.4", "subtract_strength= without subtract_text="),
+    (f"{ONE} --text-encoder {{folder}}", "text_encoder= without words"),
     (f"{ONE} --fusion blend", "no such fusion"),
     (f"{ONE} --fusion-text star", "only 'attention-weighted'"),
     (f"{ONE} --prepare fold", "a preparation is crop"),

@@ -133,7 +133,7 @@ def test_white_is_no_mask_and_black_is_the_base(tmp_path: Path) -> None:
     inputs = rig.host.inputs(2)
     white = ours(rig, inputs, [(rig, rig.prompt(1), {"mask": np.ones((64, 64))})])
     assert difference(white, ours(rig, inputs, [(rig, rig.prompt(1), {})])) <= TOLERANCE
-    with pytest.warns(UserWarning, match="black all over"):
+    with pytest.warns(UserWarning, match="its reference acts nowhere"):
         black = ours(rig, inputs, [(rig, rig.prompt(1), {"mask": np.zeros((64, 64))})])
     assert torch.equal(black, rig.host.read(rig.unet, inputs))
 
@@ -271,3 +271,10 @@ def test_a_mask_where_queries_are_no_level(tmp_path: Path) -> None:
         rig.host.read(rig.unet, rig.host.inputs(2))
         with pytest.raises(GuidanceError, match="no level of latents of 8x8"):
             live.term(0, torch.zeros(2, 4, 63, 8))
+
+
+def test_an_opened_mask_warns_where_it_is_used_alone(recwarn: pytest.WarningsRecorder) -> None:
+    none = open_mask(np.zeros((2, 2)))
+    assert not recwarn
+    with pytest.warns(UserWarning, match="black all over: nothing changes"):
+        open_mask(none, black="nothing changes")

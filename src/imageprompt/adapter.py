@@ -34,7 +34,7 @@ from imageprompt.errors import (
 )
 from imageprompt.features import Features, Group
 from imageprompt.locate import locate_file
-from imageprompt.lora import ActingLora, Mode, Pairs, act, check_mode, pairs_of
+from imageprompt.lora import ActingLora, Mode, Pairs, act, check_mode, check_strength, pairs_of
 from imageprompt.masks import open_masks
 from imageprompt.projections import Projections
 from imageprompt.prompt import ImagePrompt
@@ -404,6 +404,7 @@ class Adapter:
             schedule=schedule,
             scaling=scaling,
         )
+        check_strength(asked.lora, self.module.loras)
         masks = [] if mask is None else open_masks(mask, len(prompt))
         entry = InUse(
             self,

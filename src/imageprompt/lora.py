@@ -51,15 +51,24 @@ def pairs_of(
     ]
 
 
+_NONE = "this adapter has no LoRA"
+
+
 def check_mode(mode: str, pairs: Pairs, denoiser: nn.Module) -> None:
     """Raises OptionError for what is no mode or has no LoRA, AttachError where merging would not be
     exact."""
     known = mode in ("live", "merged")
     if not known or (mode == "merged" and not pairs):
-        rule = "this adapter has no LoRA" if known else "it is 'live' or 'merged'"
+        rule = _NONE if known else "it is 'live' or 'merged'"
         raise OptionError(f"lora={mode!r}", rule=rule, remedy="Leave it out.")
     if mode == "merged":
         _check_mergeable(pairs, denoiser)
+
+
+def check_strength(strength: float, loras: object) -> None:
+    """Raises OptionError for a strength that has no LoRA to act on."""
+    if strength != 1 and not loras:
+        raise OptionError(f"lora={strength:g}", rule=_NONE, remedy="Leave it out.")
 
 
 def _check_mergeable(pairs: Pairs, denoiser: nn.Module) -> None:

@@ -16,13 +16,16 @@ from imageprompt.errors import OptionError
 
 Weights = NDArray[np.float32]
 
+_NOWHERE = "its reference acts nowhere"
 
-def open_mask(source: Any) -> Weights:
+
+def open_mask(source: Any, *, black: str = "") -> Weights:
     """Weights [H, W] in 0..1 of a picture (PIL, path, bytes) or an array (tensors too).
 
     Of a picture with transparent parts the painted ones count (its alpha); of any other its
     brightness, white being 1. An array [H, W] (or with one channel) holds 0..1, or 0..255 if any
-    number in it is above 1. Greys are in between. Raises PictureError, OptionError.
+    number in it is above 1. Greys are in between. `black` is what a warning says that a mask of
+    zeros comes to. Raises PictureError, OptionError.
     """
     from PIL import Image
 
@@ -30,26 +33,26 @@ def open_mask(source: Any) -> Weights:
         weights = _of_picture(source)
     else:
         weights = _of_array(source)
-    if not weights.any():
-        warnings.warn("a mask is black all over: its reference acts nowhere", stacklevel=3)
+    if black and not weights.any():
+        warnings.warn(f"a mask is black all over: {black}", stacklevel=3)
     return weights
 
 
 def open_masks(source: Any, prompts: int) -> list[Weights]:
     """One mask for all prompts, or a list with one for each. Raises OptionError, PictureError."""
     if not isinstance(source, list | tuple):
-        return [open_mask(source)]
+        return [open_mask(source, black=_NOWHERE)]
     if not source:
         raise OptionError("masks", rule="the list is empty", remedy="Give a mask, or leave it out.")
     if isinstance(source[0], list | tuple | int | float):
-        return [open_mask(_as_array(source))]  # an array, written as lists
+        return [open_mask(_as_array(source), black=_NOWHERE)]  # an array, written as lists
     if len(source) not in (1, prompts):
         raise OptionError(
             f"{len(source)} masks for {prompts} prompt(s)",
             rule="there is one mask for all prompts, or one for each",
             remedy="References with masks of their own are several use() blocks, one each.",
         )
-    return [open_mask(one) for one in source]
+    return [open_mask(one, black=_NOWHERE) for one in source]
 
 
 def _of_picture(source: Any) -> Weights:

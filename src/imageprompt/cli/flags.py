@@ -17,6 +17,23 @@ def again(**options: Any) -> dict[str, Any]:
     return {"action": "append", **options}
 
 
+class Once(argparse.Action):
+    """A flag with one value: given twice, the first one would be lost without a word."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        value: Any,
+        flag: str | None = None,
+    ) -> None:
+        if self.dest in namespace:
+            further = "--also" in parser.format_usage()
+            remedy = "; a further reference begins with --also" if further else ""
+            parser.error(f"{flag} is given twice{remedy}")
+        setattr(namespace, self.dest, value)
+
+
 def of(type_: Callable[[str], Any]) -> dict[str, Any]:
     """A flag of another type than text."""
     return {"type": type_}
@@ -33,7 +50,8 @@ def numbers(text: str) -> list[float]:
 def add_flags(group: Any, flags: Iterable[Flag]) -> None:
     """Flags that are not given stay out of the namespace: defaults are those of the job."""
     for flag, metavar, more, help_ in flags:
-        group.add_argument(flag, metavar=metavar, help=help_, default=argparse.SUPPRESS, **more)
+        how = {"action": Once, "default": argparse.SUPPRESS, **more}
+        group.add_argument(flag, metavar=metavar, help=help_, **how)
 
 
 ADAPTER: tuple[Flag, ...] = (

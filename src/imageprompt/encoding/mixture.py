@@ -70,7 +70,27 @@ class Mixture:
                 rule="only 'attention-weighted' weighs references against a text",
                 remedy="Leave it out, or use that fusion.",
             )
+        made._check_idle()
         return made
+
+    def _check_idle(self) -> None:
+        """Numbers of what is not asked for would do nothing. Raises OptionError."""
+        words = self.text is not None or self.subtract_text is not None
+        for idle, what, needed in (
+            (self.noise_seed != 0 and not self.noise, "noise_seed=", "noise="),
+            (
+                self.subtract_strength != 1 and self.subtract_text is None,
+                "subtract_strength=",
+                "subtract_text=",
+            ),
+            (self.text_encoder is not None and not words, "text_encoder=", "words to read"),
+        ):
+            if idle:
+                raise OptionError(
+                    f"{what} without {needed}",
+                    rule="it has nothing to act on",
+                    remedy="Give both, or leave it out.",
+                )
 
     def check(self, spec: AdapterSpec, pictures: object, null_features: object) -> None:
         """What cannot be done with this variant or these references. Raises OptionError."""

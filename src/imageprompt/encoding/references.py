@@ -168,7 +168,9 @@ def _fitted(mask: Any, picture: Image) -> Image:
 
     from imageprompt.masks import open_mask
 
-    grey = Images.fromarray((open_mask(mask) * 255).round().astype("uint8"))
+    grey = Images.fromarray(
+        (open_mask(mask, black="nothing of its reference is seen") * 255).round().astype("uint8")
+    )
     (w, h), (wide, high) = grey.size, picture.size
     if abs(w * high - h * wide) > max(wide, high, w, h):  # a pixel of rounding on a side
         raise OptionError(

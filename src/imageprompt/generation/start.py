@@ -81,7 +81,9 @@ def _mask(given: Any) -> Image:
 
     from imageprompt.masks import open_mask
 
-    return Image.fromarray((open_mask(given) * 255).round().astype("uint8"))
+    return Image.fromarray(
+        (open_mask(given, black="nothing of the picture changes") * 255).round().astype("uint8")
+    )
 
 
 def _check_multiple(size: Size, factor: int) -> None:
