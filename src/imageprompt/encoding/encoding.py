@@ -74,7 +74,8 @@ class Encoding:
                 "encode()", rule="it takes either pictures or features", remedy="Give one of them."
             )
         mixture.check(self.spec, pictures, null_features)
-        check_faces(self.spec, pictures, embeddings, face)
+        framed = mixture.prepare is not None or mixture.reference_mask is not None
+        check_faces(self.spec, pictures, embeddings, face, framed=framed)
         with torch.no_grad():
             if features is not None:
                 groups, seen = groups_of(features), None

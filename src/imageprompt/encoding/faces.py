@@ -127,8 +127,11 @@ def check_crops(faces: list[int], crops: list[int], spec: AdapterSpec) -> None:
         )
 
 
-def check_faces(spec: AdapterSpec, pictures: object, embeddings: object, face: Choice) -> None:
-    """What the variant has no use for, or lacks. Raises PromptError, OptionError."""
+def check_faces(
+    spec: AdapterSpec, pictures: object, embeddings: object, face: Choice, *, framed: bool
+) -> None:
+    """What the variant has no use for, or lacks; `framed` pictures are prepared or masked. Raises
+    PromptError, OptionError."""
     check_choice(face)
     given, of_faces = embeddings is not None, "face_embeds" in spec.feature
     both, variant = reads_pictures(spec), f"a {spec.variant} adapter"
@@ -150,6 +153,12 @@ def check_faces(spec: AdapterSpec, pictures: object, embeddings: object, face: C
             f"embeddings without pictures for {variant}",
             "its image encoder is shown the faces as well",
             "Give their crops too: encode([crop], embeddings=...).",
+        ),
+        (
+            framed and of_faces and not both,
+            f"prepare= or reference_mask= with {variant}",
+            "it reads embeddings of faces, which are found in whole pictures",
+            "Leave it out.",
         ),
         (
             face != LARGEST and (given or not of_faces),
