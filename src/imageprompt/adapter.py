@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from imageprompt.attachment import Place
 from imageprompt.checkpoint.detect import read_adapter
 from imageprompt.checkpoint.formats import FORMATS, Parts
+from imageprompt.checkpoint.metadata import adapter_metadata
 from imageprompt.checkpoint.storage import write_file
 from imageprompt.controls import Controls, Scale, Scaling
 from imageprompt.denoising.carrier import Carrier
@@ -34,7 +35,7 @@ from imageprompt.errors import (
 )
 from imageprompt.features import Features, Group
 from imageprompt.locate import locate_file
-from imageprompt.lora import ActingLora, Mode, Pairs, act, check_mode, check_strength, pairs_of
+from imageprompt.lora import ActingLora, Mode, act, check_mode, check_strength, pairs_of
 from imageprompt.masks import open_masks
 from imageprompt.projections import Projections
 from imageprompt.prompt import ImagePrompt
@@ -199,7 +200,7 @@ class Adapter:
         check_base(self.spec, self.module, place.sites)
         opened = None if encoder is None else checked_encoder(self.spec, encoder)
         finder = None if faces is None else checked_faces(self.spec, faces)
-        pairs = self._lora_pairs(place)
+        pairs = pairs_of(self.module.loras, place.linears(self.module.loras))
         check_mode(lora, pairs, place.denoiser)
         if place.device.type != "meta":
             self.module.to(place.device)  # it may not fit there: before anything is entered
@@ -212,16 +213,6 @@ class Adapter:
         if finder is not None:
             self.encoding.faces = finder
         return self
-
-    def _lora_pairs(self, place: Place) -> Pairs:
-        """The base's linear maps that this adapter has LoRA for."""
-        loras = self.module.loras
-        linears = {
-            layer.file_id: place.host.linears(place.denoiser, layer.name)
-            for layer in place.sites.layers
-            if layer.file_id in loras
-        }
-        return pairs_of(loras, linears)
 
     def detach(self) -> None:
         """Undo attach, exactly: the base is bit for bit what it was. Harmless when not attached."""
@@ -378,8 +369,8 @@ class Adapter:
 
         `guidance` states how the batch is stacked. "auto": the prompts' batch is positive
         throughout, twice that [negative, positive] as diffusers does it, larger ones are told by
-        their latents; a pipeline that draws two pictures of a prompt without guidance is seen as
-        such. A compiled denoiser with several pictures of a prompt needs it stated.
+        their latents; a loop that draws two pictures with one image prompt without guidance is
+        seen as such. A compiled denoiser with several pictures of a prompt needs it stated.
 
         `lora` (the handle's `.lora`, live) weights the LoRA of FaceID adapters, which acts on the
         whole batch while the block runs. It is apart from `scale`, as published adapters are used,
@@ -435,7 +426,10 @@ class Adapter:
         Weights are written in the dtype they have.
         """
         parts = Parts(self.module.image_proj.state_dict(), self.module.ip_adapter.state_dict())
-        write_file(Path(path), FORMATS["standard"].write(parts), self._metadata())
+        seen_by = None if self.encoder is None else self.encoder.fingerprint
+        write_file(
+            Path(path), FORMATS["standard"].write(parts), adapter_metadata(self.spec, seen_by)
+        )
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """All weights, for an optimiser. Created adapters want gradients, loaded ones do not."""
@@ -444,24 +438,6 @@ class Adapter:
     def fingerprint(self) -> str:
         """Short hash of the projector: image prompts are good for adapters that share it."""
         return self.encoding.fingerprint()
-
-    def _metadata(self) -> dict[str, str]:
-        spec = self.spec
-        metadata = {
-            "generator": "imageprompt",
-            "variant": spec.variant,
-            "host": spec.host,
-            "feature": spec.feature,
-            "feature_width": str(spec.feature_width),
-            "null_rule": spec.null_rule,
-            "tokens": str(spec.tokens or "one per patch"),
-        }
-        shortcut = getattr(VARIANTS[spec.variant], "shortcut", None)
-        if shortcut is not None:  # nothing in the tensors tells FaceID-plus from its v2
-            metadata["shortcut"] = str(shortcut).lower()
-        if self.encoder is not None:
-            metadata["encoder"] = self.encoder.fingerprint
-        return metadata
 
     # ── checks ──────────────────────────────────────────────────────────────────────────────────
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -58,6 +59,14 @@ class Place:
     def device(self) -> torch.device:
         """Where its weights lie; the meta device while they are offloaded."""
         return next(self.denoiser.parameters()).device
+
+    def linears(self, file_ids: Container[str]) -> dict[str, Mapping[str, nn.Module]]:
+        """The linear maps of these layers, by file id, then by kind: q, k, v, out."""
+        return {
+            layer.file_id: self.host.linears(self.denoiser, layer.name)
+            for layer in self.sites.layers
+            if layer.file_id in file_ids
+        }
 
     def enter(self) -> Carrier:
         """Let the sites read a carrier. All sites or none; raises AttachError."""

@@ -6,6 +6,7 @@ from imageprompt.checkpoint.detect import Identified
 from imageprompt.checkpoint.published import likely_encoder
 from imageprompt.checkpoint.stored import Source
 from imageprompt.errors import OptionError
+from imageprompt.spec import AdapterSpec
 from imageprompt.variants import VARIANTS
 from imageprompt.version import __version__
 
@@ -30,19 +31,32 @@ def written_metadata(found: Identified, source: Source, variant: str | None) -> 
     told |= {"source_format": found.format, "host": found.host}
     spec = found.spec
     if spec is not None:
-        told |= {
-            "feature": spec.feature,
-            "feature_width": str(spec.feature_width),
-            "tokens": str(spec.tokens or "one per patch"),
-            "null_rule": spec.null_rule,
-        }
+        told |= _read(spec)
         name = likely_encoder(spec.feature, spec.feature_width, found.published)
         told |= {"encoder": name} if name and "encoder" not in kept else {}
     return kept | told | _certain(variant or "", found.variants)
 
 
+def adapter_metadata(spec: AdapterSpec, encoder: str | None) -> dict[str, str]:
+    """What `Adapter.save` writes; `encoder` is the fingerprint of the one it was used with."""
+    told = {"generator": "imageprompt", "host": spec.host, **_read(spec)}
+    told |= _certain(spec.variant, ())
+    return told if encoder is None else told | {"encoder": encoder}
+
+
+def _read(spec: AdapterSpec) -> dict[str, str]:
+    """What it reads, and makes of it."""
+    return {
+        "feature": spec.feature,
+        "feature_width": str(spec.feature_width),
+        "tokens": str(spec.tokens or "one per patch"),
+        "null_rule": spec.null_rule,
+    }
+
+
 def _certain(told: str, possible: tuple[str, ...]) -> dict[str, str]:
-    """The variant, and its shortcut where it has such a thing, if only one is left."""
+    """The variant if only one is left, and its shortcut where it has such a thing: nothing in the
+    tensors tells FaceID-plus from its v2."""
     name = told or (possible[0] if len(possible) == 1 else "")
     shortcut = next((getattr(v, "shortcut", None) for v in VARIANTS if v.name == name), None)
     certain = {"variant": name} if name else {}
