@@ -213,6 +213,24 @@ def test_face_embeddings_are_read_from_what_people_save_them_in(kind: str, tmp_p
     assert np.array_equal(found, values[0])
 
 
+def test_a_face_embedding_in_a_shard(tmp_path: Path) -> None:
+    from imageprompt.training.sources.blobs import RangeBlob
+    from imageprompt.training.sources.faces import read_embedding
+
+    memory = fsspec.filesystem("memory")
+    for values, wrong in ((np.arange(512.0), ""), (np.arange(512), "not floating-point numbers")):
+        stream = io.BytesIO()
+        np.save(stream, values)
+        data = stream.getvalue()
+        memory.pipe_file("/faces.tar", b"before" + data + b"after")
+        blob = RangeBlob(memory, "/faces.tar", "face.npy", 6, len(data), "")
+        if not wrong:
+            assert np.array_equal(read_embedding(blob), values)
+            continue
+        with pytest.raises(PictureError, match=rf"member 'face.npy' of .*{wrong}"):
+            read_embedding(blob)
+
+
 def test_a_face_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> Any:

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-import io
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imageprompt.errors import PictureError
+from imageprompt.checkpoint.sources.arrays import read_arrays
+from imageprompt.errors import AdapterFileError, NotFoundError, PictureError
 from imageprompt.training.sources.blobs import Blob
 
-_NUMPY, _ZIP = b"\x93NUMPY", b"PK\x03\x04"
+MAX_NUMBERS = 256 * 512
 _REMEDY = "Save it with numpy.save as 512 numbers, or as [faces, 512]."
 
 
 def read_embedding(blob: Blob) -> NDArray[np.float32]:
     """One face's embedding [d], or several faces' [k, d]. Raises PictureError."""
-    data = blob.read()
     try:
-        values = np.asarray(_values(data), np.float32)
-    except Exception as error:  # numpy, torch and safetensors each have errors of their own
+        with _as_file(blob) as path:
+            arrays = read_arrays(path, MAX_NUMBERS)
+    except (AdapterFileError, NotFoundError) as error:
+        why = error.rule.removeprefix("not an adapter file: ")
         raise PictureError(
-            blob.label,
-            rule=f"it holds no face embedding ({type(error).__name__}: {error})",
-            remedy=_REMEDY,
-        ) from error
+            blob.label, rule=f"it holds no face embedding ({why})", remedy=_REMEDY
+        ) from None
+    if len(arrays) != 1:
+        raise PictureError(
+            blob.label, rule=f"it holds {len(arrays)} arrays, not one", remedy=_REMEDY
+        )
+    (values,) = arrays
     if values.ndim == 2 and len(values) == 1:
         values = values[0]
     if values.ndim not in (1, 2) or 0 in values.shape or not np.isfinite(values).all():
@@ -37,26 +44,14 @@ def read_embedding(blob: Blob) -> NDArray[np.float32]:
     return values
 
 
-def _values(data: bytes) -> Any:
-    if data.startswith(_NUMPY):
-        return np.load(io.BytesIO(data), allow_pickle=False)
-    import torch
-
-    if data.startswith(_ZIP) or data[:1] == b"\x80":
-        with torch.serialization.safe_globals(_array_parts()):
-            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    else:
-        from safetensors.torch import load
-
-        (found,) = load(data).values()
-    return found.float().numpy() if isinstance(found, torch.Tensor) else found
-
-
-def _array_parts() -> list[Any]:
-    """What a numpy array in a torch file consists of: the reference's scripts save such ones."""
-    from numpy._core import multiarray
-
-    kinds = {type(np.dtype(kind)) for kind in (np.float16, np.float32, np.float64)}
-    rebuild = multiarray._reconstruct
-    old = (rebuild, "numpy.core.multiarray._reconstruct")  # files of numpy 1
-    return [rebuild, old, np.ndarray, np.dtype, *kinds]
+@contextmanager
+def _as_file(blob: Blob) -> Iterator[Path]:
+    """Its file; for a stretch of a shard one of its own, for the moment."""
+    source = blob.source()
+    if isinstance(source, Path):
+        yield source
+        return
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "face"
+        path.write_bytes(source)
+        yield path
