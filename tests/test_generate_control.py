@@ -45,6 +45,13 @@ def again(result: ip.GenerationResult, folder: Path, **changes: Any) -> ip.Gener
     return repeat(result.save(folder / "out")[0], progress=False, **changes)
 
 
+def test_what_needs_guidance_says_so_without(tiny_bundled: Path) -> None:
+    kept_away = {"negative_reference": colour("blue"), "noise": 0.3, **QUICK}
+    with pytest.warns(UserWarning, match="--negative-reference, --noise at guidance scale 1: only"):
+        without = generate("a star", colour("red"), guidance_scale=1, **kept_away)
+    assert bits(without) == bits(generate("a star", colour("red"), guidance_scale=1, **QUICK))
+
+
 # ── several references ──────────────────────────────────────────────────────────────────────────
 
 

@@ -234,6 +234,8 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "4:0.125,5:0.5" in shown
     assert "cannot show a reference to the negative branch" in shown
+    assert main(["presets", "--boost", "0.5"]) == 2
+    assert "--boost without a preset" in capsys.readouterr().err
     assert main(["presets", "styl"]) == 2
     assert "no such preset" in capsys.readouterr().err
 

@@ -375,7 +375,8 @@ def test_a_schedule_costs_no_operation(tmp_path: Path) -> None:
 
 def test_lora_is_off_where_the_schedule_is(rig: Rig) -> None:
     timesteps = schedule()
-    with rig.adapter.use(rig.prompt(1), schedule="0-0.5", lora=0.7) as live:
+    with rig.adapter.use(rig.prompt(1), schedule="0-0.5") as live:
+        live.lora = 0.7
         strengths = []
         for t in timesteps:
             loop(rig, [t])

@@ -34,9 +34,16 @@ def add_commands(commands: Any) -> None:
 
 def _presets(options: argparse.Namespace) -> int:
     from imageprompt.controls import PRESETS
+    from imageprompt.errors import OptionError
 
     if options.name is not None:
         return _numbers(options)
+    for name in given(options, "scale", "composition", "boost"):
+        raise OptionError(
+            f"--{name} without a preset",
+            rule="it is a number of one",
+            remedy='Name it: imageprompt presets "style transfer" --scale 0.8.',
+        )
     rows = [
         {"preset": preset.name, "takes": preset.reads, "what": preset.summary}
         for preset in PRESETS.values()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -56,6 +57,7 @@ def run(request: Request) -> GenerationResult:
     size = start.size(request.size, pipe)
     start = start.fitted(size)
     options = options_of(request, pipe, start, size)
+    _say_unguided(request, options)
     with ingredients.few_threads(base), _prepared(pipe, request):
         recipe = _recipe(request, base, pipe, options, size)
         recipe = replace(recipe, controlnet=net_source, **start.sources)
@@ -65,6 +67,24 @@ def run(request: Request) -> GenerationResult:
     recipe = replace(recipe, width=width, height=height, shown=tuple(entry for entry, _ in shown))
     recipes = [replace(recipe, index=index) for index in request.wanted]
     return GenerationResult(images, recipes, tuple(prompt for _, prompt in shown))
+
+
+def _say_unguided(request: Request, options: Mapping[str, Any]) -> None:
+    """A guidance scale of 1 has no negative side: what is put there does nothing."""
+    scale = options.get("guidance_scale")
+    if scale is None or scale > 1:
+        return
+    asked = [("--negative-prompt", request.negative_prompt)]
+    for place in request.places:
+        if not place.ready:
+            asked += [("--negative-reference", place.negative_reference), ("--noise", place.noise)]
+    flags = dict.fromkeys(flag for flag, value in asked if value)
+    if flags:
+        warnings.warn(
+            f"{', '.join(flags)} at guidance scale {scale:g}: only above 1 is "
+            "there a negative side, so that it does nothing",
+            stacklevel=2,
+        )
 
 
 def _denoise(pipe: Any, request: Request, options: Mapping[str, Any]) -> list[Image]:
