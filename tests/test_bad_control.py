@@ -120,6 +120,8 @@ WRONG = [
     (f"{ONE} --scale []", "scale"),
     (f"{ONE} --scale 3:x", "layer 3 = 'x'"),
     (f"{ONE} --scale 99:1", "99"),
+    (f"{ONE} --scale 3:1,3:0.5", "layer 3 is named twice"),
+    (f"{ONE} --scale style=1,style=0.5", "names 'style' twice"),
     (f"{ONE} --composition nan --preset style-and-composition", "no such preset"),
     (f"{ONE} --composition 1", "it belongs to a preset"),
     (f"{ONE} --boost 1 --preset linear", "preset 'linear' has no use for it"),

@@ -163,6 +163,10 @@ def test_how_references_are_encoded_is_in_the_recipe(tiny_bundled: Path, files: 
     assert bits(plain) == bits(
         generate("a star", two, **(how | {"fusion": "average", "weights": None}), **QUICK)
     )
+    quiet = how | {"noise": 0, "noise_seed": 0}  # the seed goes with the noise
+    assert bits(repeat(path, noise=0, progress=False)) == bits(
+        generate("a star", two, **quiet, **QUICK)
+    )
     (files / "green.png").unlink()
     assert bits(repeat(path, scale=0.8, progress=False)) == bits(made)
     with pytest.raises(errors.PictureError, match=r"negative.reference.*not there"):

@@ -232,6 +232,7 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["scale"] for row in found["transformers"]] == [0, 0, 0, 0.5, 0, 0, 1.0, 0, 0, 0, 0]
     assert main(["presets", "style transfer precise", "--base", "sd15", "--boost", "0.5"]) == 0
     shown = capsys.readouterr().out
+    assert shown.startswith("style transfer precise on sd15\n")
     assert "4:0.125,5:0.5" in shown
     assert "cannot show a reference to the negative branch" in shown
     assert main(["presets", "--boost", "0.5"]) == 2

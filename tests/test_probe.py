@@ -91,6 +91,7 @@ def test_shares_are_parts_of_what_all_sites_gain() -> None:
     found = Bootstrap(40).share(none, every, np.full(40, 6.0))
     assert found is not None
     assert interval(found) == interval(np.full(10, 0.5))
+    assert "to" not in str(interval(found))  # one value is no interval
     noisy = none + RNG.normal(0, 1, 40)
     assert Bootstrap(40).share(noisy, noisy + RNG.normal(0, 1, 40), every) is None
 

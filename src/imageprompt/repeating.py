@@ -102,6 +102,9 @@ def _changed(kept: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     if "preset" in changes or "controls" in changes:  # their further numbers were for another one
         for name in ("composition", "boost"):
             made[name] = changes.get(name)
+    for wish, number in (("noise", "noise_seed"), ("subtract_text", "subtract_strength")):
+        if wish in changes and not changes[wish] and number not in changes:
+            made.pop(number, None)  # it belonged to what is left out now
     if "adapter" in changes:
         made["variant"] = changes.get("variant")
     named = kept["adapter"] is not None  # else an adapter in memory is brought again

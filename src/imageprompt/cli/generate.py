@@ -31,9 +31,18 @@ def _scale(text: str) -> Any:
     if text.lstrip().startswith(("{", "[")):
         return _json(text)
     if "=" in text:
-        parts = (part.partition("=") for part in text.split(","))
-        return {site.strip(): _number(value) for site, _, value in parts}
+        return _by_site(text)
     return text if ":" in text else _number(text)
+
+
+def _by_site(text: str) -> dict[str, float]:
+    made: dict[str, float] = {}
+    for part in text.split(","):
+        site, _, value = (word.strip() for word in part.partition("="))
+        if site in made:
+            raise argparse.ArgumentTypeError(f"{text!r} names {site!r} twice")
+        made[site] = _number(value)
+    return made
 
 
 def _json(text: str) -> Any:

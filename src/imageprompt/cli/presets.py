@@ -61,7 +61,8 @@ def _numbers(options: argparse.Namespace) -> int:
 
     amounts = given(options, "scale", "composition", "boost")
     controls = Controls(preset=options.name, **amounts)
-    sites = open_base(options.base).spec.sites
+    base = open_base(options.base).spec
+    sites = base.sites
     order = sorted(
         zip(sites, asked_of(controls, sites), strict=True), key=lambda p: p[0].group or 0
     )
@@ -76,6 +77,7 @@ def _numbers(options: argparse.Namespace) -> int:
         for site, one in order
     }
     found: dict[str, Any] = {
+        "base": base.family,
         "transformers": list(rows.values()),
         "comfyui": comfyui_string(controls, sites),
     }
@@ -87,6 +89,7 @@ def _numbers(options: argparse.Namespace) -> int:
     if options.json:
         print_json(found)
         return 0
+    print(f"{options.name} on {base.family}\n")
     print(f"ComfyUI layer_weights:\n  {found['comfyui']}")
     print(f"diffusers set_ip_adapter_scale:\n  {found['diffusers'] or why}\n")
     return print_table(found["transformers"], as_json=False)

@@ -80,6 +80,7 @@ def _entries(scale: str | Mapping[Any, Any]) -> Iterator[tuple[str | int, float]
 
 
 def _layers(text: str) -> Iterator[tuple[int, float]]:
+    seen: set[int] = set()
     for part in text.split(","):
         match = _LAYER.fullmatch(part)
         if match is None:
@@ -88,6 +89,9 @@ def _layers(text: str) -> Iterator[tuple[int, float]]:
                 rule="layer weights are written as number:weight, separated by commas",
                 remedy="For example: 3:1.0,6:0.5",
             )
+        if int(match[1]) in seen:
+            raise ScaleError(f"scale {text!r}", rule=f"layer {match[1]} is named twice")
+        seen.add(int(match[1]))
         yield int(match[1]), one_scale(_float(match[2]), f"layer {match[1]}")
 
 

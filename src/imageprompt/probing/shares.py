@@ -13,13 +13,15 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its 95 % interval."""
+    """A figure with its 95 % interval; both ends are the figure where one unit was measured."""
 
     value: float
     low: float
     high: float
 
     def __str__(self) -> str:
+        if self.low == self.high:
+            return _short(self.value)
         return f"{_short(self.value)} ({_short(self.low)} to {_short(self.high)})"
 
     def as_dict(self) -> dict[str, float]:
