@@ -98,7 +98,6 @@ WRONG = [
     # twice
     (f"{ONE} --scale 0.5 --reference {B} --scale 0.3", "--scale is given twice; a further refer"),
     ("--style foreign --style another", "--style is given twice"),
-    (f"{ONE} --seed 1 --seed 2", "--seed is given twice"),
     # how many
     (f"{ONE} --mask {M} --mask {N}", "2 masks for 1 reference"),
     (f"{TWO} --mask {M} --mask {M} --mask {N}", "3 masks for 2 reference"),

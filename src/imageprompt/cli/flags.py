@@ -47,10 +47,13 @@ def numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form 0.7,0.3") from None
 
 
-def add_flags(group: Any, flags: Iterable[Flag]) -> None:
-    """Flags that are not given stay out of the namespace: defaults are those of the job."""
+def add_flags(group: Any, flags: Iterable[Flag], *, once: bool = True) -> None:
+    """Flags that are not given stay out of the namespace: defaults are those of the job.
+
+    Without `once` the last of several values counts, as is usual in shells.
+    """
     for flag, metavar, more, help_ in flags:
-        how = {"action": Once, "default": argparse.SUPPRESS, **more}
+        how = {"action": Once if once else "store", "default": argparse.SUPPRESS, **more}
         group.add_argument(flag, metavar=metavar, help=help_, **how)
 
 

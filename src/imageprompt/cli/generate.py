@@ -128,6 +128,8 @@ GROUPS = {
     "how many, how large": NUMBERS,
     "with which models": MODELS,
 }
+OF_A_REFERENCE = (WHAT, WHERE, flags.READING, FACES)
+"""Where a second value may be meant for a further reference."""
 
 
 class _Also(argparse.Action):
@@ -164,7 +166,7 @@ def add_commands(commands: Any) -> None:
     )
     for title, flags_of_it in GROUPS.items():
         group = command.add_argument_group(title)
-        flags.add_flags(group, flags_of_it)
+        flags.add_flags(group, flags_of_it, once=flags_of_it in OF_A_REFERENCE)
         if title == "what to show":
             group.add_argument(
                 "--also",
