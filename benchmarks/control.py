@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import control_pictures
 from control_bench import SIDE, Bench, Layer, agree, mean
-from fidelity import Cell, Words, table, wilson
+from fidelity import Cell, Words, hand_over, table, wilson
 from imageprompt.demo import judge, scenes, stack
 
 LOOK = ("colour", "texture", "background", "style")
@@ -294,12 +294,7 @@ def main() -> None:
     keys = ("count", "seed", "steps", "adapter")
     report["settings"] = {key: getattr(options, key) for key in keys}
     report["settings"]["seconds"] = round(time.monotonic() - started)
-    text = markdown(report)
-    print(text)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
-    if options.markdown:
-        options.markdown.write_text(text + "\n")
+    hand_over(report, markdown(report), options)
 
 
 if __name__ == "__main__":

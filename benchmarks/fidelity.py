@@ -209,6 +209,15 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def hand_over(report: dict[str, Any], text: str, options: argparse.Namespace) -> None:
+    """Print the tables, and write what was asked for."""
+    print(text)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    if options.markdown:
+        options.markdown.write_text(text + "\n")
+
+
 def main() -> None:
     """Measure, print, write."""
     options = arguments()
@@ -237,12 +246,7 @@ def main() -> None:
         adapter.detach()
     bar.close()
     report["settings"]["seconds"] = round(time.monotonic() - started)
-    text = markdown(report)
-    print(text)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
-    if options.markdown:
-        options.markdown.write_text(text + "\n")
+    hand_over(report, markdown(report), options)
 
 
 if __name__ == "__main__":

@@ -86,10 +86,6 @@ class Request:
         return named if isinstance(named, str) or not isinstance(named, Sequence) else (*named,)
 
     @property
-    def words_alone(self) -> bool:
-        return all(reference.empty for reference in self.shown)
-
-    @property
     def places(self) -> tuple[Reference, ...]:
         """What is shown, one entry for each place of its own."""
         shown = [reference for reference in self.shown if not reference.empty]

@@ -57,6 +57,17 @@ def add_flags(group: Any, flags: Iterable[Flag], *, once: bool = True) -> None:
         group.add_argument(flag, metavar=metavar, help=help_, **how)
 
 
+def add_set(command: argparse.ArgumentParser) -> None:
+    """Changes to a config: `options.set` is a list of texts."""
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a key of the config; may be repeated",
+    )
+
+
 ADAPTER: tuple[Flag, ...] = (
     ("--adapter", "FILE_OR_HUB_ID", {}, "file, or base | plus of the bundled stack"),
     ("--variant", "NAME", {}, "what the file does not tell: faceid-plus, faceid-plus-v2"),

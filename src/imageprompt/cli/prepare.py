@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from imageprompt.cli.flags import add_set
 from imageprompt.terminal import Bars, add_command, add_json, print_json, wants_progress
 
 
@@ -23,13 +24,7 @@ def add_commands(commands: Any) -> None:
     )
     add = command.add_argument
     add("config", type=Path, metavar="CONFIG.yaml", help="the config of the run to prepare")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a key of the config; may be repeated",
-    )
+    add_set(command)
     add("--dry-run", action="store_true", help="say what there is to encode and what disk it takes")
     add("--verify", action="store_true", help="read all of the cache; make anew what is damaged")
     add_json(command)

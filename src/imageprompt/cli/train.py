@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from imageprompt.cli.flags import add_set
 from imageprompt.errors import OptionError
 from imageprompt.terminal import add_command, add_json, print_json
 
@@ -29,13 +30,7 @@ def add_commands(commands: Any) -> None:
     )
     add = command.add_argument
     add("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="what is to be trained")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a key of the config; may be repeated",
-    )
+    add_set(command)
     add("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
     add(
         "--allow-changes",
