@@ -49,7 +49,7 @@ format: $(VENV)/.tools
 	$(BIN)/ruff check --fix .
 
 tiny-stack: $(VENV)/.installed
-	$(BIN)/python -m imageprompt.demo.build
+	cd dev && ../$(BIN)/python -m bundled_stack
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

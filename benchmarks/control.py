@@ -25,7 +25,7 @@ from tqdm import tqdm
 import control_pictures
 from control_bench import SIDE, Bench, Layer, agree, mean
 from fidelity import Cell, Words, hand_over, table, wilson
-from imageprompt.demo import judge, scenes, stack
+from imageprompt.demo import judge, pipeline, scenes
 
 LOOK = ("colour", "texture", "background", "style")
 GUESS = {
@@ -271,7 +271,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--count", type=int, default=96, help="references")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=stack.STEPS)
+    parser.add_argument("--steps", type=int, default=pipeline.STEPS)
     parser.add_argument("--adapter", default="plus")
     parser.add_argument("--only", nargs="*", default=list(QUESTIONS), choices=QUESTIONS)
     parser.add_argument("--json", type=Path)

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from fidelity import Cell, Words, match
-from imageprompt.adapter import Adapter
-from imageprompt.demo import scenes, stack
-from imageprompt.probing.measures import layout, statistics
+from imageprompt.adapter.adapter import Adapter
+from imageprompt.demo import pipeline, scenes
+from imageprompt.evaluation.probing.measures import layout, statistics
 
 BATCH = 16
 SIDE = 64
@@ -29,8 +29,8 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace, told: Callable[[int], object]) -> None:
         self.options, self.told = options, told
-        self.pipe = stack.load_pipeline()
-        path = stack.folder() / "adapters" / f"{options.adapter}.safetensors"
+        self.pipe = pipeline.load_pipeline()
+        path = pipeline.folder() / "adapters" / f"{options.adapter}.safetensors"
         self.adapter = Adapter.load(path, dtype=torch.float32)
         self.adapter.attach(self.pipe, encoder=self.pipe.image_encoder)
         self.scenes, self.others = (
@@ -61,7 +61,7 @@ class Bench:
                         torch.Generator().manual_seed(7_000_000 + start + i) for i in range(count)
                     ],
                     num_inference_steps=self.options.steps,
-                    guidance_scale=stack.GUIDANCE,
+                    guidance_scale=pipeline.GUIDANCE,
                     width=size[0],
                     height=size[1],
                 ).images

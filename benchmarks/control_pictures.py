@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from imageprompt.core.contact_sheet import PALE, Page
 from imageprompt.demo import scenes
-from imageprompt.page import PALE, Page
 
 if TYPE_CHECKING:
     from control_bench import Bench

@@ -23,8 +23,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from imageprompt.adapter import Adapter
-from imageprompt.demo import judge, scenes, stack
+from imageprompt.adapter.adapter import Adapter
+from imageprompt.demo import judge, pipeline, scenes
 
 Words = dict[str, str]
 Cell = dict[str, float]
@@ -71,7 +71,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace, told: Callable[[int], None]) -> None:
         self.options, self.told = options, told
-        self.pipe = stack.load_pipeline()
+        self.pipe = pipeline.load_pipeline()
         drawn = scenes.stream(options.split, seed=options.seed)
         self.scenes = list(islice(drawn, options.count))
         self.references = [scenes.draw(scene) for scene in self.scenes]
@@ -80,7 +80,7 @@ class Bench:
 
     def paint(self, prompts: Sequence[str], **more: Any) -> list[Words]:
         """Paint and judge."""
-        pictures = stack.paint(
+        pictures = pipeline.paint(
             self.pipe,
             prompts,
             self.seeds[: len(prompts)],
@@ -201,8 +201,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--override-scales", type=float, nargs="*", default=[0.5, 0.6])
-    parser.add_argument("--steps", type=int, default=stack.STEPS)
-    parser.add_argument("--guidance", type=float, default=stack.GUIDANCE)
+    parser.add_argument("--steps", type=int, default=pipeline.STEPS)
+    parser.add_argument("--guidance", type=float, default=pipeline.GUIDANCE)
     parser.add_argument("--adapters", nargs="*", default=["base", "plus"])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
@@ -237,7 +237,7 @@ def main() -> None:
     }
     for name in options.adapters:
         adapter = Adapter.load(
-            stack.folder() / "adapters" / f"{name}.safetensors", dtype=torch.float32
+            pipeline.folder() / "adapters" / f"{name}.safetensors", dtype=torch.float32
         )
         adapter.attach(bench.pipe, encoder=bench.pipe.image_encoder)
         report["transfer"][name] = bench.transfer(adapter)

@@ -25,8 +25,8 @@ from typing import Any
 import torch
 
 import fidelity
-from imageprompt import bundled
-from imageprompt.adapter import Adapter
+from imageprompt.adapter.adapter import Adapter
+from imageprompt.core import bundled
 from imageprompt.demo import scenes
 
 CHECKPOINTS = 8

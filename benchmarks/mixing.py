@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 import imageprompt as ip
-from imageprompt import bundled
-from imageprompt.demo import judge, scenes, stack
+from imageprompt.core import bundled
+from imageprompt.demo import judge, pipeline, scenes
 from imageprompt.demo.scenes import Scene
 
 SEEN = ("shape", "colour", "texture", "background")
@@ -67,7 +67,7 @@ def shared(a: Scene, b: Scene) -> list[str]:
 
 class Bench:
     def __init__(self, steps: int) -> None:
-        self.pipe = stack.load_pipeline()
+        self.pipe = pipeline.load_pipeline()
         self.steps = steps
         self.rows: list[dict[str, Any]] = []
 

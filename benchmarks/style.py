@@ -23,7 +23,7 @@ from typing import Any
 import fidelity
 import imageprompt as ip
 import learning
-from imageprompt import bundled
+from imageprompt.core import bundled
 from imageprompt.demo import scenes
 
 

@@ -173,10 +173,10 @@ class Ours:
         from diffusers import DDPMScheduler
 
         import imageprompt as ip
-        from imageprompt.training.blocked import compute_in_blocks
-        from imageprompt.training.objective import Nulls, Objective
-        from imageprompt.training.recompute import recompute_blocks
-        from imageprompt.training.state import decay_groups
+        from imageprompt.training.loop.ema import decay_groups
+        from imageprompt.training.loop.objective import Nulls, Objective
+        from imageprompt.training.memory.activation_checkpointing import recompute_blocks
+        from imageprompt.training.memory.cpu_attention import compute_in_blocks
 
         base = parts.base
         self.unet: Any = random_unet(base, DTYPE)
@@ -207,8 +207,8 @@ class Ours:
         self.objective, self.scheduler, self.turn = Objective(), DDPMScheduler(), 0
 
     def step(self, encoders: Encoders | None = None) -> float:
-        from imageprompt.training.chance import Chance
-        from imageprompt.training.data import Batch
+        from imageprompt.training.data.dataset import Batch
+        from imageprompt.training.data.random_streams import Chance
 
         latents, states, features = encoders() if encoders else self.cached
         batch = Batch(latents.float(), states, features, self.added)

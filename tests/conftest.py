@@ -14,8 +14,8 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))  # bases, peer, ops: used by tests as well
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_bundled(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """For this test, the bundled stack is the tiny one."""
-    from imageprompt import bundled
+    from imageprompt.core import bundled
 
     monkeypatch.setattr(bundled, "folder", lambda: tiny_folder)
     return tiny_folder

@@ -5,57 +5,57 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from imageprompt.version import __version__
+from imageprompt.core.version import __version__
 
 if TYPE_CHECKING:
-    from imageprompt.adapter import Adapter
-    from imageprompt.checking.report import check
+    from imageprompt.adapter.adapter import Adapter
     from imageprompt.checkpoint.convert import convert
     from imageprompt.checkpoint.diff import diff
     from imageprompt.checkpoint.inspect import Report, inspect
     from imageprompt.checkpoint.validate import validate
-    from imageprompt.controls import Controls, Schedule, sliders
-    from imageprompt.encoders.face import FaceEncoder
-    from imageprompt.encoders.framing import Preparation, tiled
-    from imageprompt.encoders.pictures import open_picture
-    from imageprompt.encoding.faces import read_embeddings
-    from imageprompt.errors import ImagePromptError
+    from imageprompt.control import Controls, Schedule, sliders
+    from imageprompt.core.errors import ImagePromptError
+    from imageprompt.encoding.encoders.face import FaceEncoder
+    from imageprompt.encoding.face_embeddings import read_embeddings
+    from imageprompt.encoding.image_prompt import ImagePrompt
+    from imageprompt.encoding.images.framing import Preparation, tiled
+    from imageprompt.encoding.images.open_image import open_picture
+    from imageprompt.evaluation.image_quality.report import check
+    from imageprompt.evaluation.probing import probe
     from imageprompt.generation import GenerationResult, generate, repeat
+    from imageprompt.generation.reference import Reference
     from imageprompt.library import Library
-    from imageprompt.probing import probe
-    from imageprompt.prompt import ImagePrompt
-    from imageprompt.recipe import Recipe
-    from imageprompt.showing import Reference
-    from imageprompt.training.config import TrainingConfig
+    from imageprompt.loading.recipe import Recipe
+    from imageprompt.training.config.config import TrainingConfig
     from imageprompt.training.train import TrainResult, train
 
 # Public name -> the module that defines it; torch is loaded when a name that needs it is touched.
 _HOME = {
-    "Adapter": "imageprompt.adapter",
-    "Controls": "imageprompt.controls",
-    "FaceEncoder": "imageprompt.encoders.face",
+    "Adapter": "imageprompt.adapter.adapter",
+    "Controls": "imageprompt.control",
+    "FaceEncoder": "imageprompt.encoding.encoders.face",
     "GenerationResult": "imageprompt.generation",
-    "ImagePrompt": "imageprompt.prompt",
-    "ImagePromptError": "imageprompt.errors",
+    "ImagePrompt": "imageprompt.encoding.image_prompt",
+    "ImagePromptError": "imageprompt.core.errors",
     "Library": "imageprompt.library",
-    "Preparation": "imageprompt.encoders.framing",
-    "Recipe": "imageprompt.recipe",
-    "Reference": "imageprompt.showing",
+    "Preparation": "imageprompt.encoding.images.framing",
+    "Recipe": "imageprompt.loading.recipe",
+    "Reference": "imageprompt.generation.reference",
     "Report": "imageprompt.checkpoint.inspect",
-    "Schedule": "imageprompt.controls",
+    "Schedule": "imageprompt.control",
     "TrainResult": "imageprompt.training.train",
-    "TrainingConfig": "imageprompt.training.config",
-    "check": "imageprompt.checking.report",
+    "TrainingConfig": "imageprompt.training.config.config",
+    "check": "imageprompt.evaluation.image_quality.report",
     "convert": "imageprompt.checkpoint.convert",
     "diff": "imageprompt.checkpoint.diff",
     "generate": "imageprompt.generation",
     "inspect": "imageprompt.checkpoint.inspect",
-    "open_picture": "imageprompt.encoders.pictures",
-    "probe": "imageprompt.probing",
-    "read_embeddings": "imageprompt.encoding.faces",
+    "open_picture": "imageprompt.encoding.images.open_image",
+    "probe": "imageprompt.evaluation.probing",
+    "read_embeddings": "imageprompt.encoding.face_embeddings",
     "repeat": "imageprompt.generation",
-    "sliders": "imageprompt.controls",
-    "tiled": "imageprompt.encoders.framing",
+    "sliders": "imageprompt.control",
+    "tiled": "imageprompt.encoding.images.framing",
     "train": "imageprompt.training.train",
     "validate": "imageprompt.checkpoint.validate",
 }

@@ -14,27 +14,22 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from imageprompt.checkpoint.cast import Cast, resolve_dtype
-from imageprompt.checkpoint.checks import (
-    canonical,
-    copies_differ,
-    not_finite,
-    untrained,
-)
-from imageprompt.checkpoint.detect import Identified, identify
 from imageprompt.checkpoint.formats import FORMATS, Format
-from imageprompt.checkpoint.metadata import written_metadata
-from imageprompt.checkpoint.partners import Base, locate_source, open_base
-from imageprompt.checkpoint.problems import Problem, first
-from imageprompt.checkpoint.source import open_source
-from imageprompt.checkpoint.stored import Source
-from imageprompt.checkpoint.values import QUICK, Weights, quick_hash, same_bytes
-from imageprompt.checkpoint.words import dtype_names, problem_dicts, size_in_words
-from imageprompt.checkpoint.writer import write_pickle, write_safetensors
-from imageprompt.errors import AdapterFileError, NotFoundError, OptionError
-from imageprompt.files import write_atomically
-from imageprompt.locate import Reference
-from imageprompt.spec import HostSpec
+from imageprompt.checkpoint.identify.base_config import Base, locate_source, open_base
+from imageprompt.checkpoint.identify.checks import canonical, copies_differ, not_finite, untrained
+from imageprompt.checkpoint.identify.identify import Identified, identify
+from imageprompt.checkpoint.identify.problems import Problem, first
+from imageprompt.checkpoint.read.open import open_source
+from imageprompt.checkpoint.read.stored_tensor import Source
+from imageprompt.checkpoint.tensor_bytes import QUICK, Weights, quick_hash, same_bytes
+from imageprompt.checkpoint.text import dtype_names, problem_dicts, size_in_words
+from imageprompt.checkpoint.write.cast import Cast, resolve_dtype
+from imageprompt.checkpoint.write.metadata import written_metadata
+from imageprompt.checkpoint.write.writer import write_pickle, write_safetensors
+from imageprompt.core.atomic_files import write_atomically
+from imageprompt.core.errors import AdapterFileError, NotFoundError, OptionError
+from imageprompt.core.hub import Reference
+from imageprompt.core.spec import HostSpec
 
 PICKLED = "bin"  # as a layout's name: the standard one in a pickle
 DEFAULT_LAYOUT = "standard"

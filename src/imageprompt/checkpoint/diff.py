@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from imageprompt.checkpoint.checks import canonical
-from imageprompt.checkpoint.detect import identify
-from imageprompt.checkpoint.partners import locate_source, open_base
-from imageprompt.checkpoint.source import open_source
-from imageprompt.checkpoint.storage import torch_dtype
-from imageprompt.checkpoint.stored import CHUNK, ITEM_SIZES, StoredTensor
-from imageprompt.checkpoint.values import pieces, same_bytes
-from imageprompt.checkpoint.words import rows
-from imageprompt.locate import Reference
-from imageprompt.spec import HostSpec
+from imageprompt.checkpoint.identify.base_config import locate_source, open_base
+from imageprompt.checkpoint.identify.checks import canonical
+from imageprompt.checkpoint.identify.identify import identify
+from imageprompt.checkpoint.read.open import open_source
+from imageprompt.checkpoint.read.stored_tensor import CHUNK, ITEM_SIZES, StoredTensor
+from imageprompt.checkpoint.tensor_bytes import pieces, same_bytes
+from imageprompt.checkpoint.text import rows
+from imageprompt.checkpoint.write.storage import torch_dtype
+from imageprompt.core.hub import Reference
+from imageprompt.core.spec import HostSpec
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,28 +7,22 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from imageprompt.checkpoint.checks import (
+from imageprompt.checkpoint.identify.advice import Remedy, remedies
+from imageprompt.checkpoint.identify.base_config import locate_source, open_base
+from imageprompt.checkpoint.identify.checks import (
     canonical,
     constants,
     copies_differ,
     not_finite,
     untrained,
 )
-from imageprompt.checkpoint.detect import Identified, identify
-from imageprompt.checkpoint.partners import locate_source, open_base
-from imageprompt.checkpoint.problems import PROJECTOR, SITES, Problem
-from imageprompt.checkpoint.published import POSITIONS, likely_encoder
-from imageprompt.checkpoint.remedy import Remedy, remedies
-from imageprompt.checkpoint.source import open_source
-from imageprompt.checkpoint.values import FULL, QUICK, full_hash, quick_hash
-from imageprompt.checkpoint.words import (
-    dtype_names,
-    printable,
-    problem_dicts,
-    rows,
-    size_in_words,
-)
-from imageprompt.locate import Reference
+from imageprompt.checkpoint.identify.identify import Identified, identify
+from imageprompt.checkpoint.identify.problems import PROJECTOR, SITES, Problem
+from imageprompt.checkpoint.identify.published import POSITIONS, likely_encoder
+from imageprompt.checkpoint.read.open import open_source
+from imageprompt.checkpoint.tensor_bytes import FULL, QUICK, full_hash, quick_hash
+from imageprompt.checkpoint.text import dtype_names, printable, problem_dicts, rows, size_in_words
+from imageprompt.core.hub import Reference
 
 SHOWN = 16  # entries of the metadata that the text names; the JSON has all
 HASHED = {
@@ -174,7 +168,11 @@ def _projector(found: Identified) -> dict[str, Any]:
         "depth": spec.depth or None,
         "heads": spec.heads or None,
         "width": spec.projector.width or None,
-        "encoder": {"feature": spec.feature, "width": spec.feature_width or None, "name": name},
+        "encoder": {
+            "feature": str(spec.feature),
+            "width": spec.feature_width or None,
+            "name": name,
+        },
         "null_rule": spec.null_rule,
     }
 

@@ -6,22 +6,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from imageprompt.checkpoint.checks import (
+from imageprompt.checkpoint.identify.base_config import (
+    Base,
+    encoder_widths,
+    locate_source,
+    open_base,
+)
+from imageprompt.checkpoint.identify.checks import (
     canonical,
     constants,
     copies_differ,
     not_finite,
     untrained,
 )
-from imageprompt.checkpoint.detect import Identified, identify
-from imageprompt.checkpoint.partners import Base, encoder_widths, locate_source, open_base
-from imageprompt.checkpoint.problems import Problem
-from imageprompt.checkpoint.published import encoder_name
-from imageprompt.checkpoint.source import open_source
-from imageprompt.checkpoint.stored import Source
-from imageprompt.checkpoint.words import problem_dicts
-from imageprompt.errors import AdapterFileError
-from imageprompt.locate import Reference
+from imageprompt.checkpoint.identify.identify import Identified, identify
+from imageprompt.checkpoint.identify.problems import Problem
+from imageprompt.checkpoint.identify.published import encoder_name
+from imageprompt.checkpoint.read.open import open_source
+from imageprompt.checkpoint.read.stored_tensor import Source
+from imageprompt.checkpoint.text import problem_dicts
+from imageprompt.core.errors import AdapterFileError
+from imageprompt.core.hub import Reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +98,7 @@ def _wrong_encoder(found: Identified, widths: Mapping[str, int]) -> list[Problem
     if found.spec is None:
         return []
     wanted, width = found.spec.feature, found.spec.feature_width
-    # what reads a face and a picture names both: "face_embeds + hidden_states[-2]"
-    made = next((feature for feature in widths if wanted.endswith(feature)), None)
+    made = wanted.image if wanted.image in widths else None
     if made is not None and widths[made] == width:
         return []
     offer = ", ".join(f"{feature} {count} wide" for feature, count in widths.items())

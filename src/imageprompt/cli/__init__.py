@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from imageprompt.cli import check, faces, files, generate, library, prepare, presets, probe, train
-from imageprompt.errors import ImagePromptError
-from imageprompt.terminal import (
+from imageprompt.core.console import (
     PROGRAM,
     USAGE_ERROR,
     Parser,
@@ -28,7 +27,8 @@ from imageprompt.terminal import (
     shown,
     wants_progress,
 )
-from imageprompt.version import __version__
+from imageprompt.core.errors import ImagePromptError
+from imageprompt.core.version import __version__
 
 INTERRUPTED = 128 + signal.SIGINT
 BROKEN_PIPE = 128 + 13  # SIGPIPE, which not every platform has
@@ -65,7 +65,7 @@ def _fail(message: str) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     if "draw" in options:
-        from imageprompt.demo.draw import draw_folder
+        from imageprompt.demo.scenes import draw_folder
 
         print(*draw_folder(options.draw, **given(options, "seed", "count")), sep="\n")
         return 0
@@ -100,7 +100,7 @@ def _variants(options: argparse.Namespace) -> int:
     rows = [
         {
             "variant": variant.name,
-            "reads": variant.feature,
+            "reads": str(variant.feature),
             "no picture": variant.null_rule,
             "what": variant.summary,
         }
@@ -110,7 +110,7 @@ def _variants(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from imageprompt.doctor import examine
+    from imageprompt.cli.doctor import examine
 
     report = examine(self_test=not options.quick)
     if options.json:

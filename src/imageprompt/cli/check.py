@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from imageprompt.terminal import add_command, add_json, print_aligned, print_json, shown
+from imageprompt.core.console import add_command, add_json, print_aligned, print_json, shown
 
 BROKEN = 1
 
@@ -38,7 +38,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from imageprompt.checking.report import SIMILAR, checked, similarities
+    from imageprompt.evaluation.image_quality.report import SIMILAR, checked, similarities
 
     found, broken = checked(options.pictures)
     pairs = []
@@ -84,9 +84,9 @@ def _rows(check: Any) -> list[tuple[str, ...]]:
 
 
 def _encoder(source: str | None) -> Any:
-    from imageprompt import bundled
-    from imageprompt.encoders import open_encoder
-    from imageprompt.ingredients import quiet_loading
+    from imageprompt.core import bundled
+    from imageprompt.encoding.encoders import open_encoder
+    from imageprompt.loading import quiet_loading
 
     with quiet_loading(True):
         return open_encoder(str(bundled.folder() / "image_encoder") if source is None else source)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from imageprompt.terminal import add_command, add_json, number_or_word, print_table
+from imageprompt.core.console import add_command, add_json, number_or_word, print_table
 
 COLUMNS = ("index", "box", "size", "score")
 
@@ -46,10 +46,10 @@ def add_commands(commands: Any) -> None:
 
 
 def _faces(options: argparse.Namespace) -> int:
-    from imageprompt.encoders.face import FaceEncoder, check_choice
-    from imageprompt.encoding.faces import save_embeddings
-    from imageprompt.errors import OptionError
-    from imageprompt.files import check_folder
+    from imageprompt.core.atomic_files import check_folder
+    from imageprompt.core.errors import OptionError
+    from imageprompt.encoding.encoders.face import FaceEncoder, check_choice
+    from imageprompt.encoding.face_embeddings import save_embeddings
 
     check_choice(options.face)
     if options.save is not None and options.save.suffix != ".npy":

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from imageprompt.errors import NotFoundError
-from imageprompt.terminal import add_command, add_json, given, print_json, wants_progress
+from imageprompt.core.console import add_command, add_json, given, print_json, wants_progress
+from imageprompt.core.errors import NotFoundError
 
 WHOLE, PROBLEMS = 0, 1
 
@@ -205,7 +205,7 @@ def _keep(options: argparse.Namespace, result: Any) -> None:
     """Write the report that was asked for."""
     if options.report is None:
         return
-    from imageprompt.files import write_atomically
+    from imageprompt.core.atomic_files import write_atomically
 
     _check_report(options)
     with write_atomically(options.report) as temporary:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from imageprompt.terminal import number_or_word
+from imageprompt.core.console import number_or_word
 
 Flag = tuple[str, str, dict[str, Any], str]
 """Flag, what its value is called in the help, argparse's other options, help."""

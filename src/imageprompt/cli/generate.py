@@ -9,9 +9,7 @@ from typing import Any
 
 from imageprompt.cli import flags
 from imageprompt.cli.flags import Flag, again, of
-from imageprompt.request import ARGUMENTS
-from imageprompt.showing import NAMES, Reference
-from imageprompt.terminal import (
+from imageprompt.core.console import (
     add_command,
     add_json,
     given,
@@ -19,6 +17,8 @@ from imageprompt.terminal import (
     print_json,
     wants_progress,
 )
+from imageprompt.generation.reference import NAMES, Reference
+from imageprompt.generation.request import ARGUMENTS
 
 
 def _scale(text: str) -> Any:
@@ -189,7 +189,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from imageprompt.files import check_folder
+    from imageprompt.core.atomic_files import check_folder
     from imageprompt.generation import generate, repeat
 
     request = _arguments(options)

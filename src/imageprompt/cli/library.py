@@ -9,7 +9,7 @@ from typing import Any
 
 from imageprompt.cli import library_jobs as jobs
 from imageprompt.cli.flags import ADAPTER, ENCODER, FACES, READING, Flag, add_flags
-from imageprompt.terminal import Parser, add_command, add_json, examples
+from imageprompt.core.console import Parser, add_command, add_json, examples
 
 _BASE: Flag = ("--base", "PATH_OR_HUB_ID", {}, "only tells where those are (the bundled one)")
 

@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imageprompt.errors import OptionError, PictureError
-from imageprompt.showing import NAMES, Reference
-from imageprompt.terminal import given, print_aligned, print_json, print_table
+from imageprompt.core.console import given, print_aligned, print_json, print_table
+from imageprompt.core.errors import OptionError, PictureError
+from imageprompt.generation.reference import NAMES, Reference
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,7 +21,7 @@ _MODELS = ("adapter", "encoder", "base", "variant")
 
 
 def add(options: argparse.Namespace) -> int:
-    from imageprompt.library.bench import encoding_bench
+    from imageprompt.library.encoder_setup import encoding_bench
 
     asked = Reference(reference=options.pictures, **given(options, *NAMES))
     if asked.empty:
@@ -51,7 +51,7 @@ def list_(options: argparse.Namespace) -> int:
     library = _library(options)
     styles = library.styles(options.tag)
     if options.sheet is not None and styles:
-        from imageprompt.library.sheet import contact_sheet
+        from imageprompt.library.thumbnail import contact_sheet
 
         _write(contact_sheet(styles), options.sheet)
     if options.json:
@@ -81,7 +81,7 @@ def search(options: argparse.Namespace) -> int:
 
     wanted = given(options, "text_encoder")
     if not is_text(options.what) or wanted:
-        from imageprompt.library.bench import encoding_bench
+        from imageprompt.library.encoder_setup import encoding_bench
 
         bench = encoding_bench(**given(options, *_MODELS))
         wanted["encoder"] = bench.adapter.encoder
@@ -100,7 +100,7 @@ def search(options: argparse.Namespace) -> int:
 
 
 def mix(options: argparse.Namespace) -> int:
-    from imageprompt.library.bench import projector, projector_of
+    from imageprompt.library.encoder_setup import projector, projector_of
 
     library, weights = _library(options), dict(options.shares)
     if len(weights) < len(options.shares):
@@ -181,7 +181,7 @@ def _quiet(loads: bool) -> AbstractContextManager[None]:
     """No bars while models load, if any do."""
     if not loads:
         return nullcontext()
-    from imageprompt.ingredients import quiet_loading
+    from imageprompt.loading import quiet_loading
 
     return quiet_loading(True)
 
@@ -194,7 +194,7 @@ def _step(name: str, value: Any) -> str:
 
 
 def _write(picture: Image.Image, path: Path) -> None:
-    from imageprompt.files import write_atomically
+    from imageprompt.core.atomic_files import write_atomically
 
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg") or not path.parent.is_dir():
         raise OptionError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imageprompt.cli.flags import add_set
-from imageprompt.terminal import Bars, add_command, add_json, print_json, wants_progress
+from imageprompt.core.console import Bars, add_command, add_json, print_json, wants_progress
 
 
 def add_commands(commands: Any) -> None:
@@ -35,9 +35,9 @@ def add_commands(commands: Any) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from imageprompt.training.config import TrainingConfig
-    from imageprompt.training.prepare import NAMES
-    from imageprompt.training.preparing import prepare_for
+    from imageprompt.training.cache.prepare import NAMES
+    from imageprompt.training.config.config import TrainingConfig
+    from imageprompt.training.prepare_for_config import prepare_for
 
     config = TrainingConfig.load(options.config, options.set)
     with Bars(wants_progress(options)) as bars:

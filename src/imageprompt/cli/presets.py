@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from imageprompt.terminal import add_command, add_json, given, print_json, print_table
+from imageprompt.core.console import add_command, add_json, given, print_json, print_table
 
 
 def add_commands(commands: Any) -> None:
@@ -33,8 +33,8 @@ def add_commands(commands: Any) -> None:
 
 
 def _presets(options: argparse.Namespace) -> int:
-    from imageprompt.controls import PRESETS
-    from imageprompt.errors import OptionError
+    from imageprompt.control import PRESETS
+    from imageprompt.core.errors import OptionError
 
     if options.name is not None:
         return _numbers(options)
@@ -53,11 +53,11 @@ def _presets(options: argparse.Namespace) -> int:
 
 def _numbers(options: argparse.Namespace) -> int:
     """Transformer by transformer, as ComfyUI's layer weights, and as diffusers' scale."""
-    from imageprompt.checkpoint.partners import open_base
-    from imageprompt.controls import Controls
-    from imageprompt.controls.exports import comfyui_string, diffusers_scale
-    from imageprompt.controls.table import asked_of
-    from imageprompt.errors import OptionError
+    from imageprompt.checkpoint.identify.base_config import open_base
+    from imageprompt.control import Controls
+    from imageprompt.control.exports import comfyui_string, diffusers_scale
+    from imageprompt.control.scale_table import asked_of
+    from imageprompt.core.errors import OptionError
 
     amounts = given(options, "scale", "composition", "boost")
     controls = Controls(preset=options.name, **amounts)

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imageprompt.errors import OptionError
-from imageprompt.terminal import (
+from imageprompt.core.console import (
     add_command,
     add_json,
     given,
@@ -17,9 +16,10 @@ from imageprompt.terminal import (
     print_json,
     wants_progress,
 )
+from imageprompt.core.errors import OptionError
 
 if TYPE_CHECKING:
-    from imageprompt.probing import ProbeResult
+    from imageprompt.evaluation.probing import ProbeResult
 
 MOST = 1000
 
@@ -77,8 +77,8 @@ def add_commands(commands: Any) -> None:
 
 
 def _probe(options: argparse.Namespace) -> int:
-    from imageprompt.files import check_folder
-    from imageprompt.probing import probe
+    from imageprompt.core.atomic_files import check_folder
+    from imageprompt.evaluation.probing import probe
 
     output = None if options.output is None else check_folder(options.output)
     wishes = given(
@@ -107,9 +107,9 @@ def _probe(options: argparse.Namespace) -> int:
 
 def _drawn(options: argparse.Namespace) -> dict[str, Any]:
     """On the bundled stack: drawn references, texts that contradict them, and who can read both."""
-    from imageprompt import bundled
+    from imageprompt.core import bundled
     from imageprompt.demo import judge
-    from imageprompt.demo.probing import DEFAULT_COUNT, drawn
+    from imageprompt.demo.scenes import DEFAULT_COUNT, drawn
 
     if getattr(options, "base", bundled.NAME) != bundled.NAME:
         raise OptionError(
@@ -128,8 +128,8 @@ def _drawn(options: argparse.Namespace) -> dict[str, Any]:
 
 def _write(result: ProbeResult, folder: Path) -> list[Path]:
     """The picture, the report, and a scale for each role that was confirmed."""
-    from imageprompt.files import write_atomically
-    from imageprompt.probing.sheet import draw_sheet
+    from imageprompt.core.atomic_files import write_atomically
+    from imageprompt.evaluation.probing.sheet import draw_sheet
 
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"probe": result.as_dict(), **result.confirmed}

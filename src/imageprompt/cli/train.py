@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from imageprompt.cli.flags import add_set
-from imageprompt.errors import OptionError
-from imageprompt.terminal import add_command, add_json, print_json
+from imageprompt.core.console import add_command, add_json, print_json
+from imageprompt.core.errors import OptionError
 
 STOPPED_BY = 128  # plus the signal, as shells say it
 
@@ -76,8 +76,8 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _dry_run(options: argparse.Namespace) -> int:
-    from imageprompt.training.config import TrainingConfig
-    from imageprompt.training.plan import plan
+    from imageprompt.training.config.config import TrainingConfig
+    from imageprompt.training.estimate import plan
 
     made = plan(TrainingConfig.load(options.config, options.set))
     if options.json:

@@ -8,13 +8,18 @@ reference picture always has something to add.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from imageprompt.core.atomic_files import check_folder
+from imageprompt.core.errors import OptionError
 
 SIZE = 64
 SHAPES = ("circle", "square", "triangle", "star", "ring", "heart", "cross", "moon")
@@ -266,3 +271,63 @@ def render(scene: Scene, size: int = SIZE) -> NDArray[np.uint8]:
 def draw(scene: Scene, size: int = SIZE) -> Image.Image:
     """The picture of a scene as an RGB image."""
     return Image.fromarray(render(scene, size))
+
+
+TRAIN, HELD_OUT = "train", "held-out"
+MOST = 1_000_000
+DEFAULT_COUNT, HELD_OUT_COUNT = 4000, 24
+
+
+def draw_folder(folder: Path, count: int = DEFAULT_COUNT, *, seed: int = 0) -> list[Path]:
+    """Write `train/` and `held-out/`: numbered PNGs, each with its full caption in a .txt file.
+
+    The same count and seed draw the same files; those that are there are left alone. Returns the
+    two folders. Raises OptionError.
+    """
+    if not 1 <= count <= MOST:
+        raise OptionError(f"count {count}", rule=f"a whole number from 1 to {MOST}")
+    top = check_folder(folder)
+    parts = ((TRAIN, "train", count), (HELD_OUT, "validation", HELD_OUT_COUNT))
+    for name, split, number in parts:
+        (top / name).mkdir(parents=True, exist_ok=True)
+        for index, scene in enumerate(islice(stream(split, seed), number)):
+            _write(scene, top / name / f"{index:06}.png")
+    return [top / name for name, _, _ in parts]
+
+
+def _write(scene: Scene, path: Path) -> None:
+    """The caption first: a picture that is there is complete.
+
+    Nothing is synced: that would take a minute for a thousand pictures, which are drawn in seconds.
+    """
+    if path.exists():
+        return
+    path.with_suffix(".txt").write_text(f"{caption(scene)}\n", encoding="utf-8")
+    temporary = path.with_suffix(".tmp")
+    draw(scene).save(temporary, format="PNG")
+    temporary.replace(path)
+
+
+DEFAULT_COUNT = 24
+NAMED = (("shape",), ("colour", "texture", "background", "style"))
+"""What the texts name otherwise than the references show it: by turns the shape, and the look."""
+
+
+class Drawn(NamedTuple):
+    """References, a text for each, and what each reference shows that its text does not name."""
+
+    references: list[Image.Image]
+    texts: list[str]
+    shows: list[dict[str, str]]
+
+
+def drawn(count: int, *, seed: int = 0, named: Sequence[Sequence[str]] = NAMED) -> Drawn:
+    """Held-out scenes, and texts that contradict them in what is `named`, by turns."""
+    found = list(islice(stream("test", seed=20_000 + seed), count))
+    rng = np.random.default_rng(seed)
+    texts, shows = [], []
+    for index, scene in enumerate(found):
+        names = named[index // 2 % len(named)]  # every second scene is a pair never trained
+        texts.append(caption(change(scene, names, rng), set(names)))
+        shows.append({name: word for name, word in scene.words().items() if name not in names})
+    return Drawn([draw(scene) for scene in found], texts, shows)

@@ -12,7 +12,7 @@ from numbers import Real
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from imageprompt.errors import OptionError
+from imageprompt.core.errors import OptionError
 
 if TYPE_CHECKING:
     from torch import Tensor

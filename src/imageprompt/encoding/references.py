@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imageprompt.encoders.contract import Encoder, PixelEncoder
-from imageprompt.encoders.framing import Preparation
-from imageprompt.encoders.noise import Noise
-from imageprompt.encoders.pictures import PictureSource, open_picture
-from imageprompt.errors import EncoderError, OptionError, PictureError
-from imageprompt.spec import Feature
+from imageprompt.core.errors import EncoderError, OptionError, PictureError
+from imageprompt.core.spec import ImageFeature
+from imageprompt.encoding.encoders.contract import Encoder, PixelEncoder
+from imageprompt.encoding.images.framing import Preparation
+from imageprompt.encoding.images.noise import Noise
+from imageprompt.encoding.images.open_image import PictureSource, open_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -74,7 +74,7 @@ class References:
         ]
         return References(shown, self.counts, self.pooled)
 
-    def encoded(self, encoder: Encoder, feature: Feature) -> list[Tensor]:
+    def encoded(self, encoder: Encoder, feature: ImageFeature) -> list[Tensor]:
         """Features of every prompt's references, [n, ...] each."""
         flat = [square for group in self.shown for square in group]
         if self.masks is None:
@@ -122,7 +122,7 @@ def _as_one(parts: Tensor) -> Tensor:
 
 
 def _masked(
-    encoder: Encoder, pictures: list[Image], masks: list[Image], feature: Feature
+    encoder: Encoder, pictures: list[Image], masks: list[Image], feature: ImageFeature
 ) -> Tensor:
     """Normalised pixels times the mask: what is masked out is the mean colour, as in the peer."""
     import numpy as np
@@ -166,7 +166,7 @@ def _fitted(mask: Any, picture: Image) -> Image:
     """Scaled to the picture's size, whose shape it must have."""
     from PIL import Image as Images
 
-    from imageprompt.masks import open_mask
+    from imageprompt.encoding.masks import open_mask
 
     grey = Images.fromarray(
         (open_mask(mask, black="nothing of its reference is seen") * 255).round().astype("uint8")

@@ -6,14 +6,14 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from imageprompt.generation.reference import Reference
+from imageprompt.generation.replay import request_of
+from imageprompt.generation.request import Request, check_names
 from imageprompt.generation.result import GenerationResult
-from imageprompt.recipe import read_picture
-from imageprompt.repeating import request_of
-from imageprompt.request import Request, check_names
-from imageprompt.showing import Reference
+from imageprompt.loading.recipe import read_picture
 
 if TYPE_CHECKING:
-    from imageprompt.encoders.pictures import PictureSource
+    from imageprompt.encoding.images.open_image import PictureSource
 
 __all__ = ["GenerationResult", "Reference", "generate", "repeat"]
 

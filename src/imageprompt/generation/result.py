@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imageprompt.files import check_folder
-from imageprompt.recipe import Recipe, write_picture
+from imageprompt.core.atomic_files import check_folder
+from imageprompt.loading.recipe import Recipe, write_picture
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from imageprompt.prompt import ImagePrompt
+    from imageprompt.encoding.image_prompt import ImagePrompt
 
 
 @dataclass(frozen=True)

@@ -9,26 +9,26 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from imageprompt import ingredients
-from imageprompt.denoising.guidance import named_layout
-from imageprompt.errors import OptionError
-from imageprompt.generation.entries import Entry, showing
-from imageprompt.generation.result import GenerationResult
-from imageprompt.generation.start import Size, Start
-from imageprompt.generation.task import (
+from imageprompt import loading
+from imageprompt.attention.cfg_layout import named_layout
+from imageprompt.core.errors import OptionError
+from imageprompt.generation.apply_references import Entry, showing
+from imageprompt.generation.pipeline_call import (
     inpainting_latents,
     options_of,
     pipeline_for,
     with_own_defaults,
 )
-from imageprompt.recipe import MIN_SIDE, Recipe
-from imageprompt.repeating import versions
-from imageprompt.request import Request
+from imageprompt.generation.replay import versions
+from imageprompt.generation.request import Request
+from imageprompt.generation.result import GenerationResult
+from imageprompt.generation.start_images import Size, Start
+from imageprompt.loading.recipe import MIN_SIDE, Recipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from imageprompt.ingredients import Base
+    from imageprompt.loading import Base
 
 
 def run(request: Request) -> GenerationResult:
@@ -36,19 +36,19 @@ def run(request: Request) -> GenerationResult:
     named_layout(request.layout)  # raises for a name that is none
     # all parts are found before anything large is loaded
     start = Start.open(request)
-    folder = ingredients.base_folder(request.base, cached_only=request.cached_only("base"))
+    folder = loading.base_folder(request.base, cached_only=request.cached_only("base"))
     entries = [Entry.open(place, request, folder) for place in request.places]
-    net_folder = ingredients.find_controlnet(
+    net_folder = loading.find_controlnet(
         request.controlnet, cached_only=request.cached_only("controlnet")
     )
-    base = ingredients.load_base(
+    base = loading.load_base(
         request.base, folder, dtype=request.dtype, device=request.device, bars=request.progress
     )
     was = request.repeats
     request.must_be("base", None if was is None else was.base, base.source)
     net, net_source = None, None
     if request.controlnet is not None:
-        net, net_source = ingredients.load_controlnet(
+        net, net_source = loading.load_controlnet(
             request.controlnet, net_folder, base.pipe, bars=request.progress
         )
         request.must_be("controlnet", None if was is None else was.controlnet, net_source)
@@ -58,7 +58,7 @@ def run(request: Request) -> GenerationResult:
     start = start.fitted(size)
     options = options_of(request, pipe, start, size)
     _say_unguided(request, options)
-    with ingredients.few_threads(base), _prepared(pipe, request):
+    with loading.few_threads(base), _prepared(pipe, request):
         recipe = _recipe(request, base, pipe, options, size)
         recipe = replace(recipe, controlnet=net_source, **start.sources)
         with showing(entries, request, base, pipe) as shown, inpainting_latents(pipe, start):
@@ -156,8 +156,8 @@ def _recipe(
         guidance=request.layout,
         width=width,
         height=height,
-        dtype=ingredients.dtype_name(pipe),
-        device=str(ingredients.device_of(pipe)),
+        dtype=loading.dtype_name(pipe),
+        device=str(loading.device_of(pipe)),
         scheduler=_plain(pipe.scheduler.config),
         base=base.source,
         shown=(),

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import cast
 
-from imageprompt.errors import AttachError
+from imageprompt.core.errors import AttachError
+from imageprompt.core.registry import Registry
 from imageprompt.hosts.contract import AttachableHost, Host
-from imageprompt.registry import Registry
 
 __all__ = ["HOSTS", "AttachableHost", "Host", "denoiser_of", "host_of"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from imageprompt.errors import AttachError
-from imageprompt.spec import HostSpec, Shapes, Site
+from imageprompt.core.errors import AttachError
+from imageprompt.core.spec import HostSpec, Shapes, Site
 
 
 @dataclass(frozen=True)

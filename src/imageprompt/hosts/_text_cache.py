@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imageprompt.denoising.attention import split_heads
+from imageprompt.attention.decoupled import split_heads
 
 
 class TextCache:

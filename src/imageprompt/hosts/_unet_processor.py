@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from imageprompt.denoising.attention import (
+from imageprompt.attention.decoupled import (
     Kernel,
     decoupled_attention,
     fused_kernel,
     merge_heads,
     split_heads,
 )
-from imageprompt.errors import AttachError
+from imageprompt.core.errors import AttachError
+from imageprompt.core.spec import Site
 from imageprompt.hosts._text_cache import TextCache
-from imageprompt.spec import Site
 
 if TYPE_CHECKING:
-    from imageprompt.denoising.carrier import Carrier
+    from imageprompt.attention.state import Carrier
 
 
 class SiteProcessor:

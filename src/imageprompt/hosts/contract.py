@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from imageprompt.spec import HostSpec, Shapes
+from imageprompt.core.spec import HostSpec, Shapes
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from imageprompt.denoising.carrier import Carrier
+    from imageprompt.attention.state import Carrier
 
 
 class Host(Protocol):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from imageprompt.core.spec import Site
 from imageprompt.hosts._files_only import FilesOnlyHost
-from imageprompt.spec import Site
 
 PUBLISHED = {
     "num_layers": 38,

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from imageprompt.errors import AttachError
+from imageprompt.core.errors import AttachError
+from imageprompt.core.spec import HostSpec, Shapes
 from imageprompt.hosts import _unet_layers as layers
 from imageprompt.hosts._unet_layers import Layer
-from imageprompt.spec import HostSpec, Shapes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from imageprompt.denoising.carrier import Carrier
+    from imageprompt.attention.state import Carrier
 
 _SD = {
     "block_out_channels": (320, 640, 1280, 1280),

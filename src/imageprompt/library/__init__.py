@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from imageprompt.library.library import Library
 from imageprompt.library.search import Found, Results
-from imageprompt.library.shelf import Library
 from imageprompt.library.style import Style
 
 __all__ = ["Found", "Library", "Results", "Style"]

@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from imageprompt.checkpoint.values import Weights
-from imageprompt.errors import OptionError
-from imageprompt.library.names import checked_name, checked_tags
-from imageprompt.recipe import Source, checked
-from imageprompt.version import __version__
+from imageprompt.checkpoint.tensor_bytes import Weights
+from imageprompt.core.errors import OptionError
+from imageprompt.core.version import __version__
+from imageprompt.library.paths import checked_name, checked_tags
+from imageprompt.loading.recipe import Source, checked
 
 FORMAT = 1
 MAX_TEXT = 4096

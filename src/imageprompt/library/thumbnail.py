@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Sequence
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageFont, ImageOps
 
-from imageprompt.checkpoint.values import Weights
-from imageprompt.encoders.pictures import open_picture, picture_size
-from imageprompt.errors import PictureError, PromptError
-from imageprompt.library.file import MAX_THUMBNAIL, Held
+from imageprompt.checkpoint.tensor_bytes import Weights
+from imageprompt.core.contact_sheet import INK, LINE, PALE, Colour, Page
+from imageprompt.core.errors import PictureError, PromptError
+from imageprompt.encoding.images.open_image import open_picture, picture_size
 from imageprompt.library.style import Style
+from imageprompt.library.style_file import MAX_THUMBNAIL, Held
 
 SIDE = 256  # px
 MAX_SIDE = 1024  # of one that is read
@@ -93,3 +95,32 @@ def _encoded(picture: Image.Image, **options: object) -> bytes:
     stream = io.BytesIO()
     picture.save(stream, **options)  # type: ignore[arg-type]
     return stream.getvalue()
+
+
+CELL, GAP, MARGIN, CAPTION = 176, 20, 28, 44  # px
+MAX_COLUMNS = 8
+EMPTY = LINE
+
+
+def contact_sheet(styles: Sequence[Style]) -> Image.Image:
+    """Rows of thumbnails, in the order given."""
+    columns = min(MAX_COLUMNS, max(1, math.ceil(math.sqrt(1.6 * len(styles)))))
+    rows = -(-len(styles) // columns)
+    width = 2 * MARGIN + columns * (CELL + GAP) - GAP
+    page = Page(width, 2 * MARGIN + rows * (CELL + CAPTION + GAP) - GAP, cell=CELL)
+    for index, style in enumerate(styles):
+        x = MARGIN + index % columns * (CELL + GAP)
+        y = MARGIN + index // columns * (CELL + CAPTION + GAP)
+        page.picture(read(style) or Image.new("RGB", (CELL, CELL), EMPTY), x, y)
+        _caption(page, x, y + CELL + 7, style.name, 15, INK)
+        _caption(page, x, y + CELL + 27, ", ".join(style.tags), 12, PALE)
+    return page.image
+
+
+def _caption(page: Page, x: int, y: int, text: str, size: int, colour: Colour) -> None:
+    """One line, cut where the cell ends."""
+    font = ImageFont.load_default(size)
+    cut = text
+    while cut and font.getlength(cut if cut == text else f"{cut}\u2026") > CELL:
+        cut = cut[:-1]
+    page.text(x, y, cut if cut == text else f"{cut}\u2026", size=size, colour=colour, at="left")

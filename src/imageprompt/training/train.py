@@ -13,23 +13,23 @@ from typing import Any
 
 import torch
 
-from imageprompt.errors import AdapterFileError, OptionError
-from imageprompt.files import check_folder
-from imageprompt.terminal import Bars
-from imageprompt.training import checkpoints
-from imageprompt.training.base import FrozenBase
-from imageprompt.training.beginning import begin, warm_start
-from imageprompt.training.config import TrainingConfig
-from imageprompt.training.features import FACES, Encoders
-from imageprompt.training.lock import locked
-from imageprompt.training.loop import BEST, Ending, Trainer
-from imageprompt.training.metrics import in_words, say
-from imageprompt.training.objective import Objective
-from imageprompt.training.pictures import PictureOptions
-from imageprompt.training.processes import Processes
-from imageprompt.training.resuming import Identity
-from imageprompt.training.samples import open_samples
-from imageprompt.training.validation import Validation, check_references
+from imageprompt.core.atomic_files import check_folder
+from imageprompt.core.console import Bars
+from imageprompt.core.errors import AdapterFileError, OptionError
+from imageprompt.training.cache.encoders import Encoders
+from imageprompt.training.config.config import TrainingConfig
+from imageprompt.training.data.framing import PictureOptions
+from imageprompt.training.frozen_pipeline import FrozenBase
+from imageprompt.training.init.init_adapter import begin, warm_start
+from imageprompt.training.loop import checkpoints
+from imageprompt.training.loop.distributed import Processes
+from imageprompt.training.loop.logging import in_words, say
+from imageprompt.training.loop.objective import Objective
+from imageprompt.training.loop.run_control import locked
+from imageprompt.training.loop.run_identity import Identity
+from imageprompt.training.loop.trainer import BEST, Ending, Trainer
+from imageprompt.training.loop.validation import Validation, check_references
+from imageprompt.training.open_dataset import open_samples
 from imageprompt.variants import VARIANTS
 
 ADAPTER = "adapter.safetensors"
@@ -195,7 +195,7 @@ def check_validation(config: TrainingConfig) -> None:
     """Before anything is loaded: can the pictures be made at all? Raises OptionError."""
     if not config.validate_every:
         return
-    check_references(config.validation, VARIANTS[config.variant].feature in FACES)
+    check_references(config.validation, VARIANTS[config.variant].feature.reads_faces)
 
 
 def _finished(config: TrainingConfig, trainer: Trainer, processes: Processes) -> Path:

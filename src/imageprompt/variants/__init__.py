@@ -3,7 +3,7 @@
 A file in this folder that ends in a constant `VARIANT` is a variant; nothing else needs to know.
 """
 
-from imageprompt.registry import Registry
+from imageprompt.core.registry import Registry
 from imageprompt.variants.contract import (
     Variant,
     meant_before,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imageprompt.spec import Feature, NullRule, ProjectorOptions, ProjectorSpec, Shape, Shapes
-from imageprompt.templates import linear, norm, size
+from imageprompt.core.spec import Feature, NullRule, ProjectorOptions, ProjectorSpec, Shape, Shapes
+from imageprompt.variants.tensor_shapes import linear, norm, size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,7 +18,7 @@ DEFAULT_TOKENS = 4
 class Base:
     name: str = "base"
     summary: str = "global look of the picture: pooled embedding, linear projector, 4 tokens"
-    feature: Feature = "image_embeds"
+    feature = Feature("image_embeds")
     null_rule: NullRule = "zero features"
     options: tuple[str, ...] = ("tokens",)
 
@@ -44,7 +44,7 @@ class Base:
         return ProjectorSpec(feature_width=feature_width, text_width=text_width, tokens=tokens)
 
     def build(self, spec: ProjectorSpec) -> nn.Module:
-        from imageprompt.projectors import LinearProjector
+        from imageprompt.variants._projectors import LinearProjector
 
         return LinearProjector(spec.feature_width, spec.text_width, spec.tokens or DEFAULT_TOKENS)
 

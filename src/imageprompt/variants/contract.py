@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from imageprompt import templates
-from imageprompt.spec import (
+from imageprompt.core.spec import (
     Feature,
     HostSpec,
     NullRule,
@@ -16,6 +15,7 @@ from imageprompt.spec import (
     Shapes,
     SiteKind,
 )
+from imageprompt.variants import tensor_shapes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,12 +92,12 @@ def site_kinds(variant: Variant) -> tuple[SiteKind, ...]:
 
 
 def site_shapes(
-    variant: Variant, host: HostSpec, spec: ProjectorSpec, lora_rank: int = templates.LORA_RANK
+    variant: Variant, host: HostSpec, spec: ProjectorSpec, lora_rank: int = tensor_shapes.LORA_RANK
 ) -> dict[str, Shape]:
     """The template of all tensors at the sites of a host, `{file id}.to_k_ip.weight` and so on."""
     if isinstance(variant, Sited):
         return variant.site_shapes(host, spec, lora_rank)
-    return templates.key_values(host)
+    return tensor_shapes.key_values(host)
 
 
 def twins(variant: Variant) -> Mapping[str, str]:

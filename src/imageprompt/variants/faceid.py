@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imageprompt.spec import (
+from imageprompt.core.spec import (
     Feature,
     HostSpec,
     NullRule,
@@ -15,7 +15,7 @@ from imageprompt.spec import (
     Shapes,
     SiteKind,
 )
-from imageprompt.templates import key_values, lora, read_token_mlp, token_mlp
+from imageprompt.variants.tensor_shapes import key_values, lora, read_token_mlp, token_mlp
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +27,7 @@ DEFAULT_TOKENS = 4
 class FaceID:
     name: str = "faceid"
     summary: str = "whose face it is: ArcFace embedding, MLP, 4 tokens, LoRA"
-    feature: Feature = "face_embeds"
+    feature = Feature(face="face_embeds")
     null_rule: NullRule = "zero features"
     options: tuple[str, ...] = ("tokens",)
     site_kinds: tuple[SiteKind, ...] = ("cross",)
@@ -52,7 +52,7 @@ class FaceID:
         )
 
     def build(self, spec: ProjectorSpec) -> nn.Module:
-        from imageprompt.projectors import TokenMLP
+        from imageprompt.variants._projectors import TokenMLP
 
         return TokenMLP(spec.feature_width, spec.text_width, spec.tokens or 0, width=spec.width)
 

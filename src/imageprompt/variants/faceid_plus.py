@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imageprompt.spec import RESAMPLER_HEAD_WIDTH as HEAD_WIDTH
-from imageprompt.spec import (
+from imageprompt.core.spec import RESAMPLER_HEAD_WIDTH as HEAD_WIDTH
+from imageprompt.core.spec import (
     Feature,
     HostSpec,
     NullRule,
@@ -16,7 +16,7 @@ from imageprompt.spec import (
     Shapes,
     SiteKind,
 )
-from imageprompt.templates import (
+from imageprompt.variants.tensor_shapes import (
     FACE_WIDTH,
     ResamplerSize,
     inside,
@@ -41,7 +41,7 @@ DEFAULT_DEPTH = 4
 class FaceIDPlus:
     name: str = "faceid-plus"
     summary: str = "face and its look: ArcFace queries patch features, 4 tokens, LoRA"
-    feature: Feature = "face_embeds + hidden_states[-2]"
+    feature = Feature("hidden_states[-2]", "face_embeds")
     null_rule: NullRule = "zero pixels"
     options: tuple[str, ...] = ("tokens", "depth", "heads")
     site_kinds: tuple[SiteKind, ...] = ("cross",)
@@ -92,7 +92,7 @@ class FaceIDPlus:
         )
 
     def build(self, spec: ProjectorSpec) -> nn.Module:
-        from imageprompt.projectors import FacePerceiver
+        from imageprompt.variants._projectors import FacePerceiver
 
         return FacePerceiver(
             spec.face_width,

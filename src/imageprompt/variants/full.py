@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imageprompt.spec import Feature, NullRule, ProjectorOptions, ProjectorSpec, Shape, Shapes
-from imageprompt.templates import linear, norm, size
+from imageprompt.core.spec import Feature, NullRule, ProjectorOptions, ProjectorSpec, Shape, Shapes
+from imageprompt.variants.tensor_shapes import linear, norm, size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Full:
     name: str = "full"
     summary: str = "the whole picture: patch features, MLP, one token per patch (257 for ViT-H)"
-    feature: Feature = "hidden_states[-2]"
+    feature = Feature("hidden_states[-2]")
     null_rule: NullRule = "zero pixels"
     options: tuple[str, ...] = ()
 
@@ -42,7 +42,7 @@ class Full:
         return ProjectorSpec(feature_width=feature_width, text_width=text_width)
 
     def build(self, spec: ProjectorSpec) -> nn.Module:
-        from imageprompt.projectors import MLPProjector
+        from imageprompt.variants._projectors import MLPProjector
 
         return MLPProjector(spec.feature_width, spec.text_width)
 

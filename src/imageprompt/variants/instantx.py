@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from imageprompt.spec import Feature, HostSpec, ProjectorSpec, Shape, SiteKind
-from imageprompt.templates import key_values
+from imageprompt.core.spec import Feature, HostSpec, ProjectorSpec, Shape, SiteKind
 from imageprompt.variants.faceid import FaceID
+from imageprompt.variants.tensor_shapes import key_values
 
 
 @dataclass(frozen=True)
 class InstantX(FaceID):
     name: str = "instantx"
     summary: str = "the picture on FLUX: SigLIP's pooled output, MLP, 128 tokens (files only yet)"
-    feature: Feature = "pooler_output"
+    feature = Feature("pooler_output")
     site_kinds: tuple[SiteKind, ...] = ("joint double", "joint single")
     pending: str = "adapters for FLUX are not run yet"
 

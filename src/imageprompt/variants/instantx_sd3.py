@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from imageprompt.spec import (
+from imageprompt.core.spec import (
     Feature,
     HostSpec,
     NullRule,
@@ -16,8 +16,8 @@ from imageprompt.spec import (
     Shapes,
     SiteKind,
 )
-from imageprompt.templates import key_values, linear, size
 from imageprompt.variants.plus import Plus
+from imageprompt.variants.tensor_shapes import key_values, linear, size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,7 +33,7 @@ class InstantXSD3(Plus):
     summary: str = (
         "the picture on SD3.5 Large: SigLIP patches, 64 tokens by timestep (files only yet)"
     )
-    feature: Feature = "hidden_states[-2]"
+    feature = Feature("hidden_states[-2]")
     null_rule: NullRule = "zero features"
     twins: Mapping[str, str] = field(default_factory=dict)
     site_kinds: tuple[SiteKind, ...] = ("joint",)
@@ -69,7 +69,7 @@ class InstantXSD3(Plus):
         return replace(spec, time_width=TIME_WIDTH)
 
     def build(self, spec: ProjectorSpec) -> nn.Module:
-        from imageprompt.time_projectors import TimeResampler
+        from imageprompt.variants._projectors import TimeResampler
 
         return TimeResampler(
             spec.feature_width,

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from imageprompt.spec import RESAMPLER_HEAD_WIDTH as HEAD_WIDTH
-from imageprompt.spec import Feature, NullRule, ProjectorOptions, ProjectorSpec, Shape, Shapes
-from imageprompt.templates import ResamplerSize, resampler, size
+from imageprompt.core.spec import RESAMPLER_HEAD_WIDTH as HEAD_WIDTH
+from imageprompt.core.spec import Feature, NullRule, ProjectorOptions, ProjectorSpec, Shape, Shapes
+from imageprompt.variants.tensor_shapes import ResamplerSize, resampler, size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +22,7 @@ WIDEST_DEFAULT = 1280
 class Plus:
     name: str = "plus"
     summary: str = "details of the picture: patch features, resampler, 16 tokens"
-    feature: Feature = "hidden_states[-2]"
+    feature = Feature("hidden_states[-2]")
     null_rule: NullRule = "zero pixels"
     options: tuple[str, ...] = ("tokens", "depth", "heads", "width")
     twins: Mapping[str, str] = field(
@@ -59,7 +59,7 @@ class Plus:
         )
 
     def build(self, spec: ProjectorSpec) -> nn.Module:
-        from imageprompt.projectors import Resampler
+        from imageprompt.variants._projectors import Resampler
 
         return Resampler(
             spec.feature_width,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imageprompt.spec import Feature, NullRule, ProjectorOptions, ProjectorSpec, Shape, Shapes
-from imageprompt.templates import read_token_mlp, token_mlp
+from imageprompt.core.spec import Feature, NullRule, ProjectorOptions, ProjectorSpec, Shape, Shapes
+from imageprompt.variants.tensor_shapes import read_token_mlp, token_mlp
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,7 +19,7 @@ TOKENS_WITH_LORA = 4  # as few as this is a FaceID adapter that has lost its LoR
 class Portrait:
     name: str = "portrait"
     summary: str = "whose face it is, from one or more pictures: ArcFace embedding, MLP, 16 tokens"
-    feature: Feature = "face_embeds"
+    feature = Feature(face="face_embeds")
     null_rule: NullRule = "zero features"
     options: tuple[str, ...] = ()
 
@@ -41,7 +41,7 @@ class Portrait:
         )
 
     def build(self, spec: ProjectorSpec) -> nn.Module:
-        from imageprompt.projectors import TokenMLP
+        from imageprompt.variants._projectors import TokenMLP
 
         return TokenMLP(spec.feature_width, spec.text_width, spec.tokens or 0, width=spec.width)
 

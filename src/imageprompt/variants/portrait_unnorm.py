@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from imageprompt.spec import Feature, NullRule, ProjectorSpec, Shapes
-from imageprompt.templates import FACE_WIDTH
+from imageprompt.core.spec import Feature, NullRule, ProjectorSpec, Shapes
 from imageprompt.variants.plus import Plus
+from imageprompt.variants.tensor_shapes import FACE_WIDTH
 
 
 @dataclass(frozen=True)
 class PortraitUnnorm(Plus):
     name: str = "portrait-unnorm"
     summary: str = "whose face it is: raw ArcFace embeddings, resampler, 16 tokens"
-    feature: Feature = "raw face_embeds"
+    feature = Feature(face="raw face_embeds")
     null_rule: NullRule = "zero features"
     twins: Mapping[str, str] = field(default_factory=dict)
     meant_before: str = "plus"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from imageprompt.spec import HostSpec, NullRule, ProjectorSpec, Shape, SiteKind
-from imageprompt.templates import key_values
+from imageprompt.core.spec import HostSpec, NullRule, ProjectorSpec, Shape, SiteKind
 from imageprompt.variants.base import Base
+from imageprompt.variants.tensor_shapes import key_values
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ variant: they rename, nothing else.
 """
 
 from imageprompt.checkpoint.formats.contract import Format, Parts, Read
-from imageprompt.registry import Registry
+from imageprompt.core.registry import Registry
 
 FORMATS: Registry[Format] = Registry(__name__, "FORMAT")
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from imageprompt.checkpoint.formats.contract import Parts, Read, T
-from imageprompt.errors import OptionError
+from imageprompt.core.errors import OptionError
 
 PROJECTOR = "ip_adapter_proj_model."
 _BLOCK = re.compile(

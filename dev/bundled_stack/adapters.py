@@ -1,0 +1,158 @@
+"""Trains the base and the Plus adapter of the tiny stack with the package's own trainer.
+
+First the projector learns the words of full captions (`training/words.py`), then the adapter is
+trained as any other.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bundled_stack import pool
+from bundled_stack.base import Captions
+from bundled_stack.export import pipeline
+from bundled_stack.latents import load_latents
+from imageprompt.demo import scenes
+from imageprompt.training.config.loop_config import TrainConfig
+from imageprompt.training.data.dataset import Batch, Samples, indices_at
+from imageprompt.training.data.random_streams import Chance
+from imageprompt.training.init.caption_warm_start import chosen_states, learn_words
+from imageprompt.training.loop.objective import Drops, Timesteps
+from imageprompt.training.loop.trainer import Trainer
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "base": {"num_tokens": 4},
+    "plus": {"num_tokens": 12, "depth": 4, "width": 64, "heads": 1},
+}
+RATE = 9e-4
+WORDS_STEPS = 3000
+WORDS_BATCH = 64
+FULL_CAPTION = 11  # tokens of "a striped red star on a plain blue background", start and end too
+CONTRARY = 0.2  # share of samples whose reference the caption contradicts
+
+
+class SceneSamples(Samples):
+    """Latents, captions and encoded references of the pool."""
+
+    def __init__(self, work: Path, kind: str, text_encoder: Any, null_features: Tensor) -> None:
+        self.latents = load_latents(work)
+        labels, geometry = pool.load(work / "pool", "labels"), pool.load(work / "pool", "geometry")
+        self.scenes = [pool.scene_of(*row) for row in zip(labels, geometry, strict=True)]
+        shards = [
+            torch.load(work / f"features-{index}.pt", mmap=True, weights_only=True)
+            for index in pool.shards(work / "pool")
+        ]
+        self.same = torch.cat([shard[f"same_{kind}"] for shard in shards])
+        self.other = torch.cat([shard[f"other_{kind}"] for shard in shards])
+        self.changed = torch.cat([shard["changed"] for shard in shards])
+        self.captions, self.text_encoder = Captions(), text_encoder
+        self._null_features = null_features
+        self._null_text = self.encode_text([""])
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def null_text(self) -> Tensor:
+        return self._null_text
+
+    def null_features(self) -> Tensor:
+        return self._null_features
+
+    @torch.no_grad()
+    def encode_text(self, lines: list[str]) -> Tensor:
+        """Text states [n, 24, 128]."""
+        tokens = torch.tensor([self.captions.encode(line) for line in lines])
+        states: Tensor = self.text_encoder(tokens).last_hidden_state
+        return states
+
+    def batch(self, indices: Tensor, chance: Chance) -> Batch:
+        """Random partial captions; now and then a reference that the caption contradicts."""
+        seeds, contrary = chance.integers(2**62).tolist(), chance.rand() < CONTRARY
+        lines = []
+        for row, index in enumerate(indices.tolist()):
+            rng, scene = np.random.default_rng(seeds[row]), self.scenes[index]
+            if contrary[row]:
+                named = {
+                    name
+                    for name, changed in zip(scenes.ATTRIBUTES, self.changed[index], strict=True)
+                    if changed or rng.random() < 0.2
+                }
+                lines.append(scenes.caption(scene, named))
+            elif rng.random() < 0.3:
+                lines.append("a shape")
+            else:
+                lines.append(scenes.random_caption(scene, rng, full=0.05, empty=0.5))
+        mask = contrary.reshape(-1, *(1,) * (self.same.ndim - 1))
+        features = torch.where(mask, self.other[indices], self.same[indices]).float()
+        return Batch(self.latents[indices].float(), self.encode_text(lines), features)
+
+    def words(self, step: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """Features of a step's references, and the states of their full captions."""
+        indices = indices_at(step, WORDS_BATCH, len(self), seed=1)
+        lines = [scenes.caption(self.scenes[index]) for index in indices.tolist()]
+        states = chosen_states(self.encode_text(lines), FULL_CAPTION, tokens)
+        return self.same[indices].float(), states
+
+
+def train(work: Path, variant: str, steps: int, batch: int = 32) -> None:
+    """Train one adapter for so many steps, or go on with an unfinished run, and save it."""
+    from imageprompt.adapter.adapter import Adapter
+
+    pipe = pipeline(work)
+    kind = "embeds" if variant == "base" else "hidden"
+    with torch.no_grad():
+        out = pipe.image_encoder(torch.zeros(1, 3, 64, 64), output_hidden_states=True)
+    null = torch.zeros_like(out.image_embeds) if variant == "base" else out.hidden_states[-2]
+    samples = SceneSamples(work, kind, pipe.text_encoder, null)
+    start = work / f"words-{variant}.safetensors"
+    if not start.exists():
+        torch.manual_seed(4)
+        adapter = Adapter.create(
+            variant, denoiser=pipe.unet, encoder=pipe.image_encoder, **OPTIONS[variant]
+        )
+        tokens = OPTIONS[variant]["num_tokens"]
+        count = min(WORDS_STEPS, steps)
+        left = learn_words(
+            adapter.module.image_proj, lambda step: samples.words(step, tokens), count
+        )
+        print(f"{variant}: {left:.1%} of the words' variance left after {count} steps", flush=True)
+        adapter.save(start)
+    adapter = Adapter.load(start).attach(pipe, encoder=pipe.image_encoder)
+    config = TrainConfig(
+        steps=steps,
+        batch=batch,
+        rate=RATE,
+        betas=(0.9, 0.99),
+        ema=0.998,
+        scales=(0.5, 1.0),  # so that a picture still rules what the text leaves open at half scale
+        autocast=True,
+        save_every=300,
+        decay_from=0.5,
+        # captions of this world are often empty by themselves; a text dropped beside a contrary
+        # reference would teach that the reference is wrong
+        drops=Drops(image=0.06, text=0.0, both=0.06),
+        # the outline is settled in the first steps of sampling, where noise is all there is
+        timesteps=Timesteps(uniform=0.35, mean=1.6, std=1.2),
+    )
+    trainer = Trainer(adapter, pipe.unet, pipe.scheduler, samples, config, work / f"run-{variant}")
+    trainer.run()
+    trainer.use_average()
+    target = work / "adapters" / f"{variant}.safetensors"
+    target.parent.mkdir(exist_ok=True)
+    adapter.module.half()
+    adapter.save(target)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", type=Path)
+    parser.add_argument("variant", choices=sorted(OPTIONS))
+    parser.add_argument("steps", type=int)
+    parser.add_argument("--batch", type=int, default=32)
+    train(**vars(parser.parse_args()))

@@ -1,0 +1,99 @@
+"""Assembles the trained parts into one folder in diffusers' own layout, weights in fp16."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bundled_stack.base import Base, scheduler
+from bundled_stack.latents import load_vae
+from bundled_stack.saving import load_state
+from bundled_stack.vision import Heads
+from bundled_stack.words import build_tokenizer
+from imageprompt.demo.judge import Judge
+
+STACK = Path(__file__).resolve().parents[2] / "src" / "imageprompt" / "demo" / "stack"
+LIMIT = 24_000_000
+
+
+def averaged(work: Path, name: str, model: Any) -> Any:
+    """A module with the averaged weights of a run."""
+    state = load_state(work / f"{name}.ckpt")
+    model.load_state_dict(state["model"] | state["ema"]["average"])
+    return model.eval().requires_grad_(False)
+
+
+def pipeline(work: Path) -> Any:
+    """The trained stack as a plain StableDiffusionPipeline, fp32."""
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPImageProcessorPil
+
+    base = averaged(work, "base-0", Base())
+    vision = averaged(work, "vision", Heads())
+    base.unet.set_default_attn_processor()
+    preparation = CLIPImageProcessorPil(
+        size={"shortest_edge": 64},
+        crop_size={"height": 64, "width": 64},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    return StableDiffusionPipeline(
+        vae=load_vae(work),
+        text_encoder=base.text,
+        tokenizer=build_tokenizer(),
+        unet=base.unet,
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=preparation,
+        image_encoder=vision.tower,
+        requires_safety_checker=False,
+    )
+
+
+def export(work: Path, target: Path = STACK) -> int:
+    """Write the folder (pipeline, judge, adapters if trained); returns its size in bytes."""
+    from safetensors.torch import save_file
+
+    fresh = target.with_name(f".{target.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    pipeline(work).to(torch.float16).save_pretrained(fresh, safe_serialization=True)
+    for part in ("text_encoder", "image_encoder"):
+        _declare_float32(fresh / part / "config.json")
+    judge = averaged(work, "judge", Judge())
+    save_file(
+        {name: value.half().contiguous() for name, value in judge.state_dict().items()},
+        fresh / "judge.safetensors",
+    )
+    (fresh / "adapters").mkdir()
+    for name in ("base", "plus"):
+        trained = work / "adapters" / f"{name}.safetensors"
+        if trained.exists():
+            shutil.copyfile(trained, fresh / "adapters" / trained.name)
+    for path in fresh.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    size = sum(path.stat().st_size for path in fresh.rglob("*") if path.is_file())
+    if size > LIMIT:
+        raise RuntimeError(f"the stack weighs {size:,} bytes, more than {LIMIT:,}")
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+    return size
+
+
+def _declare_float32(config: Path) -> None:
+    """Let plain `from_pretrained` compute in fp32: transformers goes by its config."""
+    settings = json.loads(config.read_text())
+    settings["dtype"] = "float32"
+    config.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    print(export(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else STACK))

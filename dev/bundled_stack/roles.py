@@ -1,0 +1,35 @@
+"""Measures which sites of the exported base carry style and which layout, and states it there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from imageprompt.core import bundled
+from imageprompt.core.atomic_files import write_atomically
+from imageprompt.demo.scenes import drawn
+from imageprompt.evaluation.probing import probe
+from imageprompt.hosts._unet_layers import KEY
+
+
+def state_roles(folder: Path, count: int) -> dict[str, list[str]]:
+    """Write the roles into the UNet's config; presets and `scale={"style": 1}` go by them.
+
+    Where the measurement finds none, nothing is stated, and the place of a site decides.
+    """
+    scenes = drawn(count)
+    found = probe(
+        scenes.references,
+        base=folder,
+        adapter=bundled.DEFAULT_ADAPTER,
+        prompt=scenes.texts,
+        steps=bundled.STEPS,
+        guidance_scale=bundled.GUIDANCE,
+        batch_size=16,
+    )
+    if found.roles:
+        path = folder / "unet" / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8")) | {KEY: found.roles}
+        with write_atomically(path) as temporary:
+            temporary.write_text(json.dumps(dict(sorted(config.items())), indent=2) + "\n")
+    return found.roles

@@ -1,0 +1,113 @@
+"""The weights of an adapter as a module: a projector, K', V' of every site, LoRA of every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from imageprompt.attention.decoupled import KeyValue
+
+LORA_KINDS = ("q", "k", "v", "out")
+"""The linear maps of an attention layer that published adapters add LoRA to."""
+
+
+class Lora(nn.Module):
+    """A low-rank addition to a linear map: x -> up(down(x)), no alpha. Computes in x's precision.
+
+    Products are made in the precision of x, which is the base's; the weights keep their own.
+    """
+
+    def __init__(self, down: Tensor, up: Tensor) -> None:
+        super().__init__()
+        self.down = _linear(down)
+        self.up = _linear(up)
+
+    def forward(self, x: Tensor) -> Tensor:
+        down, up = (layer.weight.to(x.dtype) for layer in (self.down, self.up))
+        return F.linear(F.linear(x, down), up)
+
+
+class LayerWeights(nn.Module):
+    """What an adapter has at one attention layer, by the names that files give it.
+
+    K' and V' (`to_k_ip`, `to_v_ip`: text-width tokens -> the site's inner width, no bias) where
+    image tokens enter, `to_{q,k,v,out}_lora` where the variant has LoRA.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for kind in "kv":
+            if (weight := tensors.get(f"to_{kind}_ip.weight")) is not None:
+                self.add_module(f"to_{kind}_ip", _linear(weight))
+        for kind in LORA_KINDS:
+            name = f"to_{kind}_lora"
+            if f"{name}.down.weight" in tensors:
+                pair = (tensors[f"{name}.{part}.weight"] for part in ("down", "up"))
+                self.add_module(name, Lora(*pair))
+
+    @property
+    def loras(self) -> dict[str, Lora]:
+        """Kind of linear map -> its LoRA."""
+        found = {kind: getattr(self, f"to_{kind}_lora", None) for kind in LORA_KINDS}
+        return {kind: lora for kind, lora in found.items() if lora is not None}
+
+
+class AdapterModule(nn.Module):
+    """All weights of an adapter; its state-dict keys are those of the standard file."""
+
+    def __init__(self, image_proj: nn.Module, layers: Mapping[str, LayerWeights]) -> None:
+        super().__init__()
+        self.image_proj = image_proj
+        self.ip_adapter = nn.ModuleDict(layers)
+
+    @classmethod
+    def of(cls, image_proj: nn.Module, tensors: Mapping[str, Tensor]) -> AdapterModule:
+        """From tensors named `{file id}.to_k_ip.weight` and so on; they are kept, not copied."""
+        by_layer: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            file_id, _, rest = name.partition(".")
+            by_layer.setdefault(file_id, {})[rest] = tensor
+        return cls(image_proj, {i: LayerWeights(by_layer[i]) for i in sorted(by_layer, key=int)})
+
+    def pairs(self, tokens: Tensor) -> list[KeyValue]:
+        """K', V' [B, N, width] of tokens [B, N, W], site by site in file order."""
+        return [
+            (layer.to_k_ip(tokens), layer.to_v_ip(tokens))  # type: ignore[operator]
+            for layer in self.ip_adapter.values()
+            if hasattr(layer, "to_k_ip")
+        ]
+
+    @property
+    def loras(self) -> dict[str, dict[str, Lora]]:
+        """File id -> the LoRA of that layer's linear maps; empty for variants without."""
+        found = {i: layer.loras for i, layer in self.ip_adapter.items()}
+        return {i: loras for i, loras in found.items() if loras}  # type: ignore[misc]
+
+    @property
+    def rank(self) -> int | None:
+        """Of the LoRA, None without."""
+        every = (lora for loras in self.loras.values() for lora in loras.values())
+        return next((lora.down.weight.shape[0] for lora in every), None)
+
+
+def new_lora(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Fresh LoRA weights for those of these names that are LoRA's; they change nothing yet.
+
+    `down` is normal noise of deviation 1 / rank, `up` is zero: the published recipe.
+    """
+    kept: Iterable[tuple[str, tuple[int, ...]]]
+    kept = ((name, shape) for name, shape in shapes.items() if "_lora." in name)
+    return {
+        name: torch.randn(shape) / shape[0] if ".down." in name else torch.zeros(shape)
+        for name, shape in kept
+    }
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    """A linear layer without bias that owns `weight` [out, in] as it is."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight)
+    return layer

@@ -1,0 +1,112 @@
+"""The base and the encoder that a file is held against, read off their configs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imageprompt.checkpoint.read.open import open_source
+from imageprompt.checkpoint.read.stored_tensor import Source
+from imageprompt.core.errors import NotFoundError, OptionError
+from imageprompt.core.hub import Reference, locate_file
+from imageprompt.core.spec import HostSpec
+from imageprompt.hosts import HOSTS
+
+DENOISERS = ("unet", "transformer", "")  # where a pipeline's folder keeps it; "": it is the folder
+WEIGHTS = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.bin",
+)
+ENCODERS = ("image_encoder", "")
+
+
+def locate_source(reference: Reference) -> Path:
+    """An adapter file, or a folder of them as trainers leave it; a Hub file is fetched.
+
+    Raises NotFoundError.
+    """
+    if os.path.isdir(os.path.expanduser(reference)):  # noqa: PTH111, PTH112 - never raises
+        return Path(reference).expanduser()
+    return locate_file(reference)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base's sites, and where its weights are (None: a published family, by name only)."""
+
+    spec: HostSpec
+    folder: Path | None = None
+
+    def weights(self) -> Source | None:
+        """The denoiser's weights, unread; None where there are none to be had."""
+        names = WEIGHTS if self.folder is not None else ()
+        paths = [self.folder / name for name in names if self.folder is not None]
+        found = next((path for path in paths if path.is_file()), None)
+        return None if found is None else open_source(found)
+
+
+def open_base(base: Reference) -> Base:
+    """A published family by its name, or the folder of a pipeline or denoiser.
+
+    Raises NotFoundError, or OptionError where no host knows its config.
+    """
+    families = {spec.family: spec for host in HOSTS for spec in host.families()}
+    if base in families:
+        return Base(families[str(base)])
+    config, folder = _config(base, DENOISERS, f"or one of {', '.join(families)}")
+    for host in HOSTS:
+        spec = host.from_config(config)
+        if spec is not None:
+            return Base(spec, folder)
+    raise OptionError(
+        f"base {os.fspath(base)!r}",
+        rule=f"no host describes a {config.get('_class_name', 'model of this config')}",
+        remedy=f"Known: {'; '.join(host.summary for host in HOSTS)}.",
+    )
+
+
+def encoder_widths(encoder: Reference) -> dict[str, int]:
+    """Feature -> width of an image encoder's folder, or of a pipeline's that has one.
+
+    Raises NotFoundError, or OptionError for a config that is no image encoder's.
+    """
+    config, _ = _config(encoder, ENCODERS, "the folder of an image encoder")
+    vision: Mapping[str, Any] = config.get("vision_config") or config
+    hidden = vision.get("hidden_size")
+    projected = vision.get("projection_dim", config.get("projection_dim"))
+    if not isinstance(hidden, int) or "patch_size" not in vision:
+        raise OptionError(
+            f"encoder {os.fspath(encoder)!r}",
+            rule="its config.json is no image encoder's",
+            remedy="Give the folder of a vision tower, such as image_encoder.",
+        )
+    widths = {"hidden_states[-2]": hidden, "pooler_output": hidden}
+    return widths | ({"image_embeds": projected} if isinstance(projected, int) else {})
+
+
+def _config(
+    reference: Reference, places: tuple[str, ...], wanted: str
+) -> tuple[Mapping[str, Any], Path]:
+    """The first config.json in one of these places, and its folder."""
+    root = Path(reference).expanduser()
+    for place in places:
+        path = root / place / "config.json"
+        if os.path.isfile(path):  # noqa: PTH113 - never raises
+            try:
+                config = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError, RecursionError) as error:
+                config = str(error)
+            if isinstance(config, dict):
+                return config, path.parent
+            raise OptionError(str(path), rule="it is no JSON object", remedy="Download it again.")
+    raise NotFoundError(
+        f"{os.fspath(reference)!r}",
+        rule="there is no config.json there",
+        remedy=f"Give a folder with one, {wanted}.",
+    )

@@ -1,0 +1,116 @@
+"""The adapters that were published, and the encoders that they read: what a file may be called.
+
+Sizes are not repeated here: they follow from the variant, the host and the encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from imageprompt.core.spec import Feature, HostSpec, ProjectorOptions, ProjectorSpec
+from imageprompt.hosts import HOSTS
+from imageprompt.variants import VARIANTS, Variant, twins
+
+VIT_H, VIT_G, VIT_L = "CLIP ViT-H/14", "CLIP ViT-bigG/14", "CLIP ViT-L/14"
+VIT_L_336, SIGLIP, ARCFACE = "CLIP ViT-L/14 at 336 pixels", "SigLIP-so400m-384", "ArcFace"
+_WIDTHS: dict[str, dict[str, int]] = {
+    VIT_H: {"image_embeds": 1024, "hidden_states[-2]": 1280},
+    VIT_G: {"image_embeds": 1280, "hidden_states[-2]": 1664},
+    VIT_L: {"image_embeds": 768, "hidden_states[-2]": 1024},
+    VIT_L_336: {"image_embeds": 768, "hidden_states[-2]": 1024},
+    SIGLIP: {"pooler_output": 1152, "hidden_states[-2]": 1152},
+    ARCFACE: {"face_embeds": 512, "raw face_embeds": 512},
+    f"{ARCFACE} and {VIT_H}": {"face_embeds + hidden_states[-2]": 1280},
+}
+"""What the encoders in use give out, and how wide it is."""
+POSITIONS = {VIT_H: 257, VIT_G: 257, VIT_L: 257, VIT_L_336: 577, SIGLIP: 729}
+"""How many hidden states they give of a picture, the class token's included."""
+_DEFAULT = ProjectorOptions()
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published file. `name` is its file's, `variant` may be a twin's."""
+
+    name: str
+    variant: str
+    host: str
+    encoder: str
+    options: ProjectorOptions = _DEFAULT
+    note: str = ""
+    """What tells it from others of the same tensors."""
+
+    @property
+    def architecture(self) -> Variant:
+        """The variant, or the one that it is a twin of."""
+        return next(v for v in VARIANTS if self.variant in (v.name, *twins(v)))
+
+    @property
+    def host_spec(self) -> HostSpec:
+        families = (spec for host in HOSTS for spec in host.families())
+        return next(spec for spec in families if spec.family == self.host)
+
+    @property
+    def projector(self) -> ProjectorSpec:
+        variant = self.architecture
+        width = _WIDTHS[self.encoder][str(variant.feature)]
+        return variant.propose(width, self.host_spec.text_width, self.options)
+
+
+_FACE = f"{ARCFACE} and {VIT_H}"
+PUBLISHED = (
+    Published("ip-adapter_sd15", "base", "sd15", VIT_H),
+    Published("ip-adapter_sd15_light", "base", "sd15", VIT_H, note="leaves more to the text"),
+    Published("ip-adapter_sd15_vit-G", "base", "sd15", VIT_G),
+    Published("ip-adapter-plus_sd15", "plus", "sd15", VIT_H),
+    Published("ip-adapter-plus-face_sd15", "plus-face", "sd15", VIT_H),
+    Published("ip-adapter-full-face_sd15", "full", "sd15", VIT_H),
+    Published("ip-adapter_sdxl", "base", "sdxl", VIT_G),
+    Published("ip-adapter_sdxl_vit-h", "base", "sdxl", VIT_H),
+    Published("ip-adapter-plus_sdxl_vit-h", "plus", "sdxl", VIT_H),
+    Published("ip-adapter-plus-face_sdxl_vit-h", "plus-face", "sdxl", VIT_H),
+    Published("ip-adapter-faceid_sd15", "faceid", "sd15", ARCFACE),
+    Published("ip-adapter-faceid-plus_sd15", "faceid-plus", "sd15", _FACE),
+    Published("ip-adapter-faceid-plusv2_sd15", "faceid-plus-v2", "sd15", _FACE),
+    Published("ip-adapter-faceid_sdxl", "faceid", "sdxl", ARCFACE),
+    Published("ip-adapter-faceid-plusv2_sdxl", "faceid-plus-v2", "sdxl", _FACE),
+    Published("ip-adapter-faceid-portrait_sd15", "portrait", "sd15", ARCFACE),
+    Published(
+        "ip-adapter-faceid-portrait-v11_sd15", "portrait", "sd15", ARCFACE, note="trained later"
+    ),
+    Published("ip-adapter-faceid-portrait_sdxl", "portrait", "sdxl", ARCFACE),
+    Published("ip-adapter-faceid-portrait_sdxl_unnorm", "portrait-unnorm", "sdxl", ARCFACE),
+    Published(
+        "Kolors-IP-Adapter-Plus",
+        "plus",
+        "kolors",
+        VIT_L_336,
+        ProjectorOptions(width=2048, heads=12),
+    ),
+    Published("flux-ip-adapter", "xlabs", "flux", VIT_L),
+    Published("flux-ip-adapter-v2", "xlabs", "flux", VIT_L, ProjectorOptions(tokens=16)),
+    Published("FLUX.1-dev-IP-Adapter", "instantx", "flux", SIGLIP, ProjectorOptions(tokens=128)),
+    Published("SD3.5-Large-IP-Adapter", "instantx-sd3", "sd3", SIGLIP),
+)
+
+
+def encoder_name(feature: Feature, width: int) -> str | None:
+    """The encoder in use whose feature is that wide; None if there is none."""
+    return next((name for name, made in _WIDTHS.items() if made.get(str(feature)) == width), None)
+
+
+def likely_encoder(feature: Feature, width: int, published: Iterable[str]) -> str | None:
+    """The encoder of the published files that it can be; else of that feature and width."""
+    names = set(published)
+    encoders = {one.encoder for one in PUBLISHED if one.name in names}
+    return encoders.pop() if len(encoders) == 1 else encoder_name(feature, width)
+
+
+def published_as(
+    variants: Iterable[str], host: str, projector: ProjectorSpec
+) -> tuple[Published, ...]:
+    """The published files of these variants with such a projector on this host."""
+    wanted = set(variants)
+    likely = (one for one in PUBLISHED if one.variant in wanted and one.host == host)
+    return tuple(one for one in likely if one.projector == projector)

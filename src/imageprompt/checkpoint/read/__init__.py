@@ -1,0 +1,1 @@
+"""From a path to stored tensors: safetensors, torch files, shards, checkpoint folders."""

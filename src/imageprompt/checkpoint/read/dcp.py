@@ -1,0 +1,178 @@
+"""torch DCP folders: `.metadata` says which pieces of a tensor lie where in the `.distcp` files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from imageprompt.checkpoint.read.open import check_names
+from imageprompt.checkpoint.read.pickle.machine import MAX_PICKLE, Global, Opaque, PickleError
+from imageprompt.checkpoint.read.pickle.torch_objects import DTYPES, TorchPickle, View
+from imageprompt.checkpoint.read.pickle.torch_tree import WRAPPERS, refuse_pickle, slow_notes
+from imageprompt.checkpoint.read.pickle.torch_zip import read_torch_zip
+from imageprompt.checkpoint.read.raw import RawFile
+from imageprompt.checkpoint.read.refusals import refuse
+from imageprompt.checkpoint.read.stored_tensor import ITEM_SIZES, Source, StoredTensor
+
+METADATA = ".metadata"
+_COPY = "Copy the whole folder, of all ranks."
+_DAMAGED = "its .metadata is damaged"
+Sizes = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A part of a tensor: where in it, and where on the disk."""
+
+    offsets: Sizes
+    file: Path
+    begin: int
+    length: int
+
+
+def read_dcp(folder: Path) -> Source:
+    """The weights of a torch.distributed.checkpoint folder, of all its ranks."""
+    index = folder / METADATA
+    with RawFile(index) as raw:
+        if raw.size > MAX_PICKLE:
+            refuse(index, f"it takes {raw.size} bytes, too many")
+        content = raw.at(0, raw.size)
+    try:
+        value, _ = TorchPickle().read(content)
+    except PickleError as error:
+        refuse_pickle(index, error)
+    state = _state(index, value)
+    described, notes = _weights(_table(index, state.get("state_dict_metadata")))
+    pieces = _pieces(folder, _table(index, state.get("storage_data")))
+    files = dict.fromkeys(piece.file for parts in pieces.values() for piece in parts)
+    lost = [file.name for file in files if not file.exists()]
+    if lost:
+        refuse(folder, f"{len(lost)} of its files are missing ({', '.join(lost[:5])})", _COPY)
+    _check_apart(index, pieces)
+    tensors = {
+        short: _tensor(index, known, pieces.get(full, []))
+        for short, (full, known) in described.items()
+    }
+    if not tensors:
+        refuse(folder, "it is a folder of torch DCP without tensors")
+    source = Source(
+        folder,
+        (index, *files),
+        "torch DCP",
+        tensors,
+        notes=(*notes, *slow_notes(tensors)),
+    )
+    check_names(source)
+    return source
+
+
+def _weights(known: dict[Any, Any]) -> tuple[dict[str, tuple[str, Any]], list[str]]:
+    """Short name -> (name in the folder, description): the model's tensors, without the prefix."""
+    whole = {
+        name: entry
+        for name, entry in known.items()
+        if isinstance(name, str) and isinstance(entry, Opaque) and "Tensor" in entry.name
+    }
+    for wrapper in (*(f"app.{one}." for one in WRAPPERS), *(f"{one}." for one in WRAPPERS)):
+        inner = {n.removeprefix(wrapper): (n, e) for n, e in whole.items() if n.startswith(wrapper)}
+        if inner:
+            left_out = len(whole) - len(inner)
+            return inner, [f"{left_out} tensors outside {wrapper!r} are left out"] * bool(left_out)
+    return {name: (name, entry) for name, entry in whole.items()}, []
+
+
+def _pieces(folder: Path, storage: dict[Any, Any]) -> dict[str, list[_Piece]]:
+    index = folder / METADATA
+    pieces: dict[str, list[_Piece]] = {}
+    for key, info in storage.items():
+        where, place = _state(index, key), _state(index, info)
+        name, file = where.get("fqn"), place.get("relative_path")
+        span = (place.get("offset"), place.get("length"))
+        offsets = where.get("offset") or ()
+        if place.get("transform_descriptors"):
+            refuse(index, "its pieces are compressed or encrypted", "Save it again without.")
+        if not (
+            isinstance(name, str)
+            and isinstance(file, str)
+            and Path(file).name == file
+            and _sizes(offsets)
+            and _sizes(span)
+        ):
+            refuse(index, _DAMAGED)
+        pieces.setdefault(name, []).append(_Piece(offsets, folder / file, *span))
+    return pieces
+
+
+def _check_apart(index: Path, pieces: dict[str, list[_Piece]]) -> None:
+    """No two pieces overlap: reading them takes no longer than the files are large."""
+    ends: dict[Path, int] = {}
+    for piece in sorted((p for parts in pieces.values() for p in parts), key=lambda p: p.begin):
+        if piece.begin < ends.get(piece.file, 0):
+            refuse(index, "its pieces overlap", _COPY)
+        ends[piece.file] = piece.begin + piece.length
+
+
+def _tensor(index: Path, entry: Opaque, pieces: list[_Piece]) -> StoredTensor:
+    state = _state(index, entry)
+    shape, properties = state.get("size"), state.get("properties")
+    kind = properties.state if isinstance(properties, Opaque) else None
+    dtype = kind[0] if isinstance(kind, tuple) and kind else None
+    if not isinstance(dtype, Global) or dtype.name not in DTYPES or not _sizes(shape):
+        refuse(index, _DAMAGED)
+    parts = [(piece.offsets or (0,) * len(shape), _stored(piece)) for piece in pieces]
+    name = DTYPES[dtype.name]
+    for offsets, part in parts:
+        ends = [o + n for o, n in zip(offsets, part.shape, strict=False)]
+        fits = len(offsets) == len(part.shape) == len(shape) and part.dtype == name
+        if not fits or any(end > whole for end, whole in zip(ends, shape, strict=True)):
+            refuse(index, "a piece does not fit its tensor")
+    if sum(prod(part.shape) for _, part in parts) != prod(shape):
+        refuse(index, "pieces of a tensor are missing", _COPY)
+    if len(parts) == 1:
+        return parts[0][1]
+    whole = replace(parts[0][1], shape=shape, slow=None)
+    return replace(whole, slow=partial(_join, whole, parts), storage=(whole.storage, shape))
+
+
+def _stored(piece: _Piece) -> StoredTensor:
+    """The one tensor in a piece, which is a torch file of its own inside the larger one."""
+    with RawFile(piece.file, piece.begin, piece.length) as raw:
+        if raw.at(0, 2) != b"PK":
+            refuse(piece.file, "its pieces are no torch files", "Save it in torch's own format.")
+        pickled = read_torch_zip(raw)
+        if not isinstance(pickled.value, View):
+            refuse(piece.file, "a piece in it is no tensor")
+        return pickled.locate(pickled.value)
+
+
+def _join(
+    whole: StoredTensor, parts: list[tuple[Sizes, StoredTensor]], size: int
+) -> Iterator[memoryview]:
+    import numpy as np
+
+    dtype = np.dtype(f"u{ITEM_SIZES[whole.dtype]}")
+    joined = np.empty(whole.shape, dtype)
+    for offsets, part in parts:
+        place = tuple(slice(o, o + n) for o, n in zip(offsets, part.shape, strict=True))
+        joined[place] = np.frombuffer(part.read(), dtype).reshape(part.shape)
+    content = memoryview(joined.tobytes())
+    for begin in range(0, len(content), size):
+        yield content[begin : begin + size]
+
+
+def _state(index: Path, value: Any) -> dict[Any, Any]:
+    return _table(index, value.state if isinstance(value, Opaque) else None)
+
+
+def _table(index: Path, value: Any) -> dict[Any, Any]:
+    if not isinstance(value, dict):
+        refuse(index, _DAMAGED)
+    return value
+
+
+def _sizes(value: Any) -> TypeGuard[Sizes]:
+    return isinstance(value, tuple) and all(type(n) is int and 0 <= n < 2**63 for n in value)

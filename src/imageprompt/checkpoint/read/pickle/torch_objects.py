@@ -1,0 +1,239 @@
+"""What torch's pickles are made of: storages and the views on them, without torch.
+
+Only the names below are answered. A name that is neither needed for tensors nor known to be a
+harmless leaf (an option, a number of numpy's, an optimiser's class) is refused: `os.system` is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from imageprompt.checkpoint.read.pickle.machine import (
+    MAX_ARGUMENTS,
+    Global,
+    Machine,
+    Opaque,
+    PickleDamaged,
+    PickleError,
+    PickleRefused,
+)
+from imageprompt.checkpoint.read.stored_tensor import ITEM_SIZES
+
+MAX_DIMENSIONS = 32
+DTYPES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "complex64": "C64",
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
+    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
+    "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
+STORAGES = {
+    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
+    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
+    "ByteStorage": "U8", "BoolStorage": "BOOL", "ComplexFloatStorage": "C64",
+    "UntypedStorage": "U8",
+}  # fmt: skip
+# Left as notes of themselves. Functions that can do harm live beside harmless ones in numpy,
+# torch and the standard library, so those are listed name by name.
+_LEAVES: Mapping[str, str] = {
+    "_codecs": "encode",
+    "argparse": "Namespace",
+    "builtins": "bool bytearray bytes complex dict float frozenset int list object range set "
+    "slice str tuple",
+    "collections": "Counter defaultdict deque",
+    "datetime": "date datetime timedelta",
+    "decimal": "Decimal",
+    "numpy": "bool_ dtype float16 float32 float64 int32 int64 ndarray uint8",
+    "numpy._core.multiarray": "_reconstruct scalar",
+    "numpy._core.numeric": "_frombuffer",
+    "numpy.core.multiarray": "_reconstruct scalar",
+    "numpy.core.numeric": "_frombuffer",
+    "pathlib": "Path PosixPath PurePosixPath PureWindowsPath WindowsPath",
+    "pathlib._local": "PosixPath WindowsPath",
+    "torch": "Generator Tensor device dtype layout memory_format",
+    "torch._utils": "_rebuild_meta_tensor_no_storage _rebuild_nested_tensor _rebuild_qtensor "
+    "_rebuild_sparse_csr_tensor _rebuild_sparse_tensor",
+    "torch.distributed.checkpoint.filesystem": "_StorageInfo _StoragePrefix",
+    "torch.nn.parameter": "Buffer Parameter",
+    "torch.serialization": "_get_layout",
+    "torch.torch_version": "TorchVersion",
+    "types": "SimpleNamespace",
+    "uuid": "UUID",
+}
+_LEAF_FAMILIES = (
+    "accelerate.",
+    "deepspeed.",
+    "diffusers.",
+    "lightning.",
+    "lightning_fabric.",
+    "numpy.dtypes.",
+    "omegaconf.",
+    "pytorch_lightning.",
+    "torch.distributed.checkpoint.metadata.",
+    "torch.nn.modules.",
+    "torch.optim.",
+    "transformers.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """One run of bytes that tensors are views of; `key` names it in the file."""
+
+    key: str
+    dtype: str
+    nbytes: int
+
+    @property
+    def item(self) -> int:
+        """Bytes of one element."""
+        return ITEM_SIZES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A tensor: `offset` and `stride` count elements of `dtype` in the storage."""
+
+    storage: Storage
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * ITEM_SIZES[self.dtype]
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The bytes [begin, end) of the storage that it touches."""
+        size = ITEM_SIZES[self.dtype]
+        begin = self.offset * size
+        if not prod(self.shape):
+            return begin, begin
+        last = sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
+        return begin, begin + (last + 1) * size
+
+    @property
+    def contiguous(self) -> bool:
+        expected = 1
+        for n, step in zip(reversed(self.shape), reversed(self.stride), strict=True):
+            if n != 1 and step != expected:
+                return not prod(self.shape)
+            expected *= n
+        return True
+
+
+@dataclass
+class TorchPickle:
+    """Reads pickles of torch; `leaves` counts by name what was left out, `storages` by key."""
+
+    leaves: dict[str, int] = field(default_factory=dict)
+    storages: dict[str, Storage] = field(default_factory=dict)
+
+    def read(self, data: bytes, position: int = 0) -> tuple[Any, int]:
+        """The value of the pickle at `position`, and where it ends. Raises PickleError."""
+        machine = Machine(data, self._find, self._load, position)
+        return machine.run(), machine.position
+
+    def _find(self, module: str, name: str) -> Global:
+        module = "builtins" if module == "__builtin__" else module  # as Python 2 called it
+        full = f"{module}.{name}"
+        make = _MAKERS.get(full)
+        if make is not None:
+            return Global(full, make)
+        if (module in ("torch", "torch.storage") and name in STORAGES) or (
+            module == "torch" and name in DTYPES
+        ):
+            return Global(name)
+        if name in _LEAVES.get(module, "").split() or full.startswith(_LEAF_FAMILIES):
+            self.leaves[full] = self.leaves.get(full, 0) + 1
+            return Global(full)
+        raise PickleRefused(f"its pickle asks for {full[:80]}, which no weights need")
+
+    def _load(self, given: Any) -> Storage:
+        """A persistent id: ("storage", type, key, location, number of elements[, view])."""
+        if not isinstance(given, tuple) or len(given) > 6:
+            raise PickleError("it stores something in a way that is not supported")
+        kind, of, name, _, count, *view = given
+        dtype = STORAGES.get(of.name) if isinstance(of, Global) else None
+        if kind != "storage" or not isinstance(name, str) or not _natural(count) or any(view):
+            raise PickleError(f"it stores a {str(kind)[:20]} in a way that is not supported")
+        if dtype is None:
+            raise PickleError("it holds values of a type that is not supported")
+        storage = Storage(name, dtype, count * ITEM_SIZES[dtype])
+        if self.storages.setdefault(name, storage).nbytes != storage.nbytes:
+            raise PickleError(f"it gives storage {name[:20]!r} two sizes")
+        return storage
+
+
+def _view(storage: Any, offset: Any, shape: Any, stride: Any, dtype: str | None) -> View:
+    sizes = isinstance(shape, tuple) and isinstance(stride, tuple) and len(shape) == len(stride)
+    if not (
+        isinstance(storage, Storage)
+        and sizes
+        and len(shape) <= MAX_DIMENSIONS
+        and all(map(_natural, (offset, *shape, *stride)))
+    ):
+        raise PickleDamaged("a tensor in it is malformed")
+    view = View(storage, dtype or storage.dtype, offset, shape, stride)
+    if view.span[1] > storage.nbytes or view.nbytes > storage.nbytes:
+        raise PickleDamaged(
+            f"a tensor of shape {list(shape)} claims more than its {storage.nbytes} bytes"
+        )
+    return view
+
+
+def _natural(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _tensor_v2(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> View:
+    return _view(storage, offset, shape, stride, None)
+
+
+def _tensor_v3(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    stride: Any,
+    grad: Any,
+    hooks: Any,
+    dtype: Any,
+    *rest: Any,
+) -> View:
+    if not isinstance(dtype, Global) or dtype.name not in DTYPES:
+        raise PickleError("a tensor in it has a dtype that is not supported")
+    return _view(storage, offset, shape, stride, DTYPES[dtype.name])
+
+
+def _typed(function: Any, kind: Any, args: Any, state: Any) -> Any:
+    """A tensor of a subclass, or with attributes: the tensor alone."""
+    made = function.make if isinstance(function, Global) else None
+    if made is None or made is _typed:  # not once more into itself
+        return Opaque("torch.Tensor")
+    return made(*args[:MAX_ARGUMENTS])
+
+
+def _size(sizes: Any = ()) -> tuple[Any, ...]:
+    if len(sizes) > MAX_DIMENSIONS:
+        raise PickleError("a shape in it has too many dimensions")
+    return tuple(sizes)
+
+
+def _ordered() -> dict[Any, Any]:
+    return {}  # filled by the operations that follow, as every Python 3 pickles it
+
+
+_MAKERS: Mapping[str, Callable[..., Any]] = {
+    "collections.OrderedDict": _ordered,
+    "torch.Size": _size,
+    "torch._utils._rebuild_tensor": _tensor_v2,
+    "torch._utils._rebuild_tensor_v2": _tensor_v2,
+    "torch._utils._rebuild_tensor_v3": _tensor_v3,
+    "torch._utils._rebuild_parameter": lambda data, *rest: data,
+    "torch._utils._rebuild_parameter_with_state": lambda data, *rest: data,
+    "torch._tensor._rebuild_from_type_v2": _typed,
+}

@@ -1,0 +1,1 @@
+"""Adapter files written whole or not at all, with their metadata."""

@@ -1,0 +1,201 @@
+"""How strongly each site listens: a number, or numbers by site in any notation that people use."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from imageprompt.core.errors import ScaleError
+from imageprompt.core.spec import Site
+
+Scaling = Literal["V only", "K+V", "K+V w/ C penalty", "K+mean(V) w/ C penalty"]
+
+PENALTY_WIDTH = 1280.0
+"""The width at which the penalty is none."""
+
+
+MAX_SCALE = 2.0
+Scale = float | str | Mapping[Any, Any] | Sequence[str]
+"""How strongly each site listens:
+
+- a number 0..2: all sites alike;
+- numbers by site: its name, a prefix of it (`up_blocks.1`) or a role (`style`, `layout`, `other`),
+  the longest match counts; or by the number of its transformer in sampling order (an int);
+- diffusers' `{"down": {"block_2": [0.0, 1.0]}, "mid": 1.0, "up": ...}`: what is left out is 0;
+- ComfyUI's layer weights, a text such as `"3:1.0,6:0.5"`;
+- InstantStyle's list of block names: 1 at the sites whose names contain one of them.
+"""
+
+_DIFFUSERS = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
+_BLOCK = re.compile(r"block_(\d+)")
+_LAYER = re.compile(r"\s*(\d+)\s*:\s*([^\s:]+)\s*")
+
+
+def site_scales(scale: Scale, sites: Sequence[Site]) -> tuple[float | None, ...]:
+    """The scale of every site, in site order; None for a site that a mapping leaves out.
+
+    Raises ScaleError for numbers outside 0..2 and for keys that match no site.
+    """
+    if isinstance(scale, str | Mapping):
+        return _matched(dict(_entries(scale)), sites)
+    if isinstance(scale, Sequence):
+        return _containing(scale, sites)
+    return (one_scale(scale, "scale"),) * len(sites)
+
+
+def check_scale(scale: Scale) -> None:
+    """All that can be told without a base. Raises ScaleError."""
+    if isinstance(scale, str | Mapping):
+        list(_entries(scale))
+    elif isinstance(scale, Sequence):
+        _names(scale)
+    else:
+        one_scale(scale, "scale")
+
+
+def one_scale(value: object, name: str) -> float:
+    """`value` if it is a number 0..2, as a float. Raises ScaleError."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ScaleError(f"{name} = {value!r}", rule="a scale is a number from 0 to 2")
+    if not (math.isfinite(value) and 0.0 <= value <= MAX_SCALE):
+        raise ScaleError(
+            f"{name} = {value}",
+            rule="a scale is a number from 0 (the base alone) to 2",
+            remedy="Try 0.5 to 0.8 beside a text, 1.0 for a picture alone.",
+        )
+    return float(value)
+
+
+def _entries(scale: str | Mapping[Any, Any]) -> Iterator[tuple[str | int, float]]:
+    """(site, prefix, role or transformer number; scale), whatever the notation."""
+    if not scale:
+        raise ScaleError(f"scale = {scale!r}", rule="it names no site")
+    if isinstance(scale, str):
+        yield from _layers(scale)
+    elif set(scale) & set(_DIFFUSERS):
+        yield from _diffusers(scale)
+    else:
+        for key, value in scale.items():
+            if isinstance(key, bool) or not isinstance(key, str | int):
+                raise ScaleError(f"scale[{key!r}]", rule="a site is named by a text or a number")
+            number = isinstance(key, str) and key.isdecimal()  # what JSON makes of an int
+            yield int(key) if number else key, one_scale(value, f"scale[{key!r}]")
+
+
+def _layers(text: str) -> Iterator[tuple[int, float]]:
+    seen: set[int] = set()
+    for part in text.split(","):
+        match = _LAYER.fullmatch(part)
+        if match is None:
+            raise ScaleError(
+                f"scale {text!r}",
+                rule="layer weights are written as number:weight, separated by commas",
+                remedy="For example: 3:1.0,6:0.5",
+            )
+        if int(match[1]) in seen:
+            raise ScaleError(f"scale {text!r}", rule=f"layer {match[1]} is named twice")
+        seen.add(int(match[1]))
+        yield int(match[1]), one_scale(_float(match[2]), f"layer {match[1]}")
+
+
+def _float(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text  # one_scale says what is wrong
+
+
+def _diffusers(scale: Mapping[Any, Any]) -> Iterator[tuple[str, float]]:
+    for part, value in scale.items():
+        if part not in _DIFFUSERS:
+            raise ScaleError(
+                f"scale[{part!r}]", rule="beside down, mid and up there is nothing in diffusers'"
+            )
+        prefix, name = _DIFFUSERS[part], f"scale[{part!r}]"
+        if part == "mid" and isinstance(value, list | tuple) and len(value) == 1:
+            yield prefix, one_scale(value[0], name)
+        elif isinstance(value, Mapping) and part != "mid":
+            for block, inner in value.items():
+                match = _BLOCK.fullmatch(str(block))
+                if match is None:
+                    raise ScaleError(f"{name}[{block!r}]", rule="a block is called block_0 ...")
+                yield from _attentions(f"{prefix}.{match[1]}", inner, f"{name}[{block!r}]")
+        else:
+            yield prefix, one_scale(value, name)
+
+
+def _attentions(block: str, value: Any, name: str) -> Iterator[tuple[str, float]]:
+    """One number for a block, or a list with one for each attention of it."""
+    if not isinstance(value, list | tuple):
+        yield block, one_scale(value, name)
+    elif len(value) == 1:
+        yield block, one_scale(value[0], name)
+    elif not value:
+        raise ScaleError(f"{name} = []", rule="one number for each attention of the block")
+    else:
+        for index, inner in enumerate(value):
+            yield f"{block}.attentions.{index}", one_scale(inner, f"{name}[{index}]")
+
+
+def _names(scale: Sequence[Any]) -> Sequence[str]:
+    if not scale or not all(isinstance(name, str) and name for name in scale):
+        raise ScaleError(
+            f"scale = {scale!r}",
+            rule="a list names blocks, as InstantStyle does",
+            remedy="Numbers for each step belong into schedule=.",
+        )
+    return scale
+
+
+def _containing(scale: Sequence[Any], sites: Sequence[Site]) -> tuple[float | None, ...]:
+    names = _names(scale)
+    for name in names:
+        if not any(name in site.name for site in sites):
+            raise _unknown(name, sites)
+    return tuple(1.0 if any(name in site.name for name in names) else None for site in sites)
+
+
+def _matched(table: Mapping[str | int, float], sites: Sequence[Site]) -> tuple[float | None, ...]:
+    matches = [_best_key(site, table) for site in sites]
+    for key in table:
+        if not any(_covers(key, site) for site in sites):
+            raise _unknown(key, sites)
+    return tuple(None if key is None else table[key] for key in matches)
+
+
+def _covers(key: str | int, site: Site) -> bool:
+    if isinstance(key, int):
+        return key == site.group
+    return key == site.role or site.name == key or site.name.startswith(f"{key}.")
+
+
+def _best_key(site: Site, table: Mapping[str | int, float]) -> str | int | None:
+    """The most specific key that covers a site: a longer path, a shorter, a number, a role."""
+    covering = [key for key in table if _covers(key, site)]
+    paths = [key for key in covering if isinstance(key, str) and key != site.role]
+    numbers = [key for key in covering if isinstance(key, int)]
+    return max(paths, key=len) if paths else next(iter(numbers or covering), None)
+
+
+def _unknown(key: str | int, sites: Sequence[Site]) -> ScaleError:
+    if isinstance(key, int):
+        groups = [site.group for site in sites if site.group is not None]
+        known_groups = f"They are 0 to {max(groups)}." if groups else "Name the sites instead."
+        return ScaleError(
+            f"scale[{key}]", rule="this base has no transformer of that number", remedy=known_groups
+        )
+    known: set[str] = {site.role for site in sites}
+    for site in sites:
+        parts = site.name.split(".")
+        known.update(".".join(parts[:end]) for end in range(1, len(parts) + 1))
+    near = get_close_matches(key, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    example = f", or a path such as {sites[0].name!r}" if sites else ""
+    return ScaleError(
+        f"scale[{key!r}]",
+        rule="no attention layer of this base has that name, prefix or role",
+        remedy=f"Use one of style, layout, other{example}.{hint}",
+    )

@@ -1,0 +1,1 @@
+"""Opening pictures safely, framing them, and the noise of negative image prompts."""

@@ -1,0 +1,108 @@
+"""From whatever a user calls a mask to weights 0..1: where in a picture something acts.
+
+Nothing here knows torch.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imageprompt.core.errors import OptionError
+
+Weights = NDArray[np.float32]
+
+_NOWHERE = "its reference acts nowhere"
+
+
+def open_mask(source: Any, *, black: str = "") -> Weights:
+    """Weights [H, W] in 0..1 of a picture (PIL, path, bytes) or an array (tensors too).
+
+    Of a picture with transparent parts the painted ones count (its alpha); of any other its
+    brightness, white being 1. An array [H, W] (or with one channel) holds 0..1, or 0..255 if any
+    number in it is above 1. Greys are in between. `black` is what a warning says that a mask of
+    zeros comes to. Raises PictureError, OptionError.
+    """
+    from PIL import Image
+
+    if isinstance(source, str | os.PathLike | bytes | Image.Image):
+        weights = _of_picture(source)
+    else:
+        weights = _of_array(source)
+    if black and not weights.any():
+        warnings.warn(f"a mask is black all over: {black}", stacklevel=3)
+    return weights
+
+
+def open_masks(source: Any, prompts: int) -> list[Weights]:
+    """One mask for all prompts, or a list with one for each. Raises OptionError, PictureError."""
+    if not isinstance(source, list | tuple):
+        return [open_mask(source, black=_NOWHERE)]
+    if not source:
+        raise OptionError("masks", rule="the list is empty", remedy="Give a mask, or leave it out.")
+    if isinstance(source[0], list | tuple | int | float):
+        return [open_mask(_as_array(source), black=_NOWHERE)]  # an array, written as lists
+    if len(source) not in (1, prompts):
+        raise OptionError(
+            f"{len(source)} masks for {prompts} prompt(s)",
+            rule="there is one mask for all prompts, or one for each",
+            remedy="References with masks of their own are several use() blocks, one each.",
+        )
+    return [open_mask(one, black=_NOWHERE) for one in source]
+
+
+def _of_picture(source: Any) -> Weights:
+    from imageprompt.encoding.images.open_image import open_picture, open_upright
+
+    image = open_upright(source)
+    if image.has_transparency_data:
+        whole = image.convert("LA") if image.mode == "La" else image
+        alpha = np.asarray(whole.convert("RGBA").getchannel("A"))
+        if alpha.min() < 255:
+            return _weights(alpha, 255)
+    return _weights(np.asarray(open_picture(image).convert("L")), 255)
+
+
+def _of_array(source: Any) -> Weights:
+    array = _as_array(source)
+    shape = array.shape
+    if array.ndim == 3 and 1 in (shape[0], shape[2]):
+        array = array[0] if shape[0] == 1 else array[:, :, 0]
+    if array.ndim != 2 or 0 in array.shape:
+        raise OptionError(
+            f"a mask of shape {list(shape)}",
+            rule="an array is [height, width]",
+            remedy="Give one mask for each reference.",
+        )
+    if not np.isfinite(array).all() or array.min() < 0 or array.max() > 255:
+        raise OptionError(
+            "a mask",
+            rule="its numbers are 0 to 1, or 0 to 255",
+            remedy="1 (or 255) is where the reference acts.",
+        )
+    return _weights(array, 255 if array.max() > 1 else 1)
+
+
+def _weights(values: NDArray[Any], whole: float) -> Weights:
+    weights: Weights = values.astype(np.float32) / np.float32(whole)
+    return weights
+
+
+def _as_array(source: Any) -> NDArray[Any]:
+    if hasattr(source, "detach"):  # a tensor, wherever it lies
+        source = source.detach().cpu().float()
+    try:
+        array = np.asarray(source)
+    except ValueError:  # lists of unequal lengths
+        array = np.empty(0, dtype=object)
+    if array.dtype.kind not in "biuf":
+        raise OptionError(
+            f"a mask of type {type(source).__name__}",
+            rule="it is a picture (PIL or a path) or an array of numbers",
+            remedy="White is where the reference acts.",
+        )
+    return array

@@ -1,0 +1,1 @@
+"""Measures what an adapter and its reference pictures bring across."""

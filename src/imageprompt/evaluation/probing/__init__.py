@@ -1,0 +1,8 @@
+"""What each site of a base carries of a reference: measured with one site on at a time."""
+
+from __future__ import annotations
+
+from imageprompt.evaluation.probing.result import ProbeResult
+from imageprompt.evaluation.probing.run import probe
+
+__all__ = ["ProbeResult", "probe"]

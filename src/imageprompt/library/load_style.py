@@ -1,0 +1,106 @@
+"""From a style's file to an image prompt, with K', V' that are kept beside it.
+
+The folder `.prepared` may be deleted at any time: what is missing is made at the next use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from imageprompt.checkpoint.write.storage import tensor_of
+from imageprompt.core.errors import EncoderError, OptionError, PromptError
+from imageprompt.encoding.image_prompt import ImagePrompt
+from imageprompt.library.paths import PREPARED, prepared_of, writing
+from imageprompt.library.style import Style
+from imageprompt.library.style_file import check_tokens
+
+if TYPE_CHECKING:
+    from imageprompt.adapter.adapter import Adapter
+
+MAX_BYTES = 256 * 2**20  # SDXL Plus: 5.6 MB in half precision
+PER_STYLE = 4  # adapters, bases or precisions that K', V' of one style are kept for
+
+
+def check_suits(style: Style, adapter: Adapter) -> None:
+    """Was it made with this adapter, and this encoder if there is one? Raises PromptError,
+    EncoderError."""
+    ours, theirs = adapter.fingerprint(), style.adapter.hash
+    if ours != theirs:
+        named = style.adapter.name or f"an adapter of variant {style.variant}"
+        raise PromptError(
+            f"style {style.name!r}",
+            rule=f"it was made with {named} (projector {theirs}); this {adapter.spec.variant} "
+            f"adapter's projector is {ours}, which makes other tokens",
+            remedy="Use that adapter, or add the pictures again with this one.",
+        )
+    encoder, made_with = adapter.encoder or adapter.encoding.faces, style.encoder
+    if encoder is not None and made_with is not None and encoder.fingerprint != made_with.hash:
+        raise EncoderError(
+            f"style {style.name!r}",
+            rule=f"it was made with the encoder {made_with.name or 'unnamed'} ({made_with.hash}); "
+            f"this adapter is used with {encoder.fingerprint}",
+            remedy="Attach that encoder, or add the pictures again with this one.",
+        )
+
+
+def image_prompt(style: Style) -> ImagePrompt:
+    """The style's tokens, checked. Raises PromptError."""
+    check_tokens(style)
+    null = style.tensors.get("null_tokens")
+    metadata = {
+        "variant": style.variant,
+        "projector": style.adapter.hash,
+        "references": str(len(style.references)),
+        "style": style.name,
+    }
+    if style.encoder is not None:
+        metadata["encoder"] = style.encoder.hash
+    tokens = tensor_of(style.tensors["tokens"])
+    return ImagePrompt(tokens, None if null is None else tensor_of(null), metadata)
+
+
+def prepare(folder: Path, style: Style, prompt: ImagePrompt, adapter: Adapter) -> None:
+    """Give the prompt its K', V': the kept ones, or new ones, which are kept."""
+    made_by = adapter.made_by()
+    weights = hashlib.sha256(made_by.encode()).hexdigest()[:16]
+    path = folder / PREPARED / f"{style.hash[:32]}-{weights}.safetensors"
+    if _read(path, prompt, made_by):
+        return
+    adapter.prepare(prompt)
+    try:
+        with writing(folder):
+            path.parent.mkdir(exist_ok=True)
+            prompt.save(path)
+            newest = sorted(prepared_of(folder, style.hash), key=lambda one: -one.stat().st_mtime)
+            for old in newest[PER_STYLE:]:
+                old.unlink(missing_ok=True)
+    except (OSError, OptionError) as error:
+        reason = error.rule if isinstance(error, OptionError) else error.strerror
+        warnings.warn(
+            f"K', V' of style {style.name!r} cannot be kept in {folder} ({reason}): they are made "
+            "anew at every use",
+            stacklevel=3,
+        )
+
+
+def _read(path: Path, prompt: ImagePrompt, made_by: str) -> bool:
+    """Give the prompt the K', V' in this file; False where there are none for its tokens."""
+    if not path.is_file() or path.stat().st_size > MAX_BYTES:
+        return False
+    try:
+        kept = ImagePrompt.load(path)
+    except PromptError:  # damaged: they are made anew
+        return False
+    ahead = kept.prepared
+    if ahead is None or ahead.made_by != made_by or not torch.equal(kept.tokens, prompt.tokens):
+        return False
+    together = torch.cat([x.flatten() for pair in ahead.pairs.values() for x in pair])
+    if not torch.stack(torch.aminmax(together)).isfinite().all():  # isfinite alone takes 10 ms
+        return False
+    prompt.tokens, prompt.prepared = kept.tokens, ahead
+    return True

@@ -1,8 +1,0 @@
-"""What each site of a base carries of a reference: measured with one site on at a time."""
-
-from __future__ import annotations
-
-from imageprompt.probing.result import ProbeResult
-from imageprompt.probing.run import probe
-
-__all__ = ["ProbeResult", "probe"]

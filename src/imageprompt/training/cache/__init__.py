@@ -1,0 +1,1 @@
+"""Features of a data set, encoded once and kept on disk."""

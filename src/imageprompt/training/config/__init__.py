@@ -1,0 +1,1 @@
+"""The keys of a training config, their checks, and how they are read from YAML."""

@@ -1,0 +1,72 @@
+"""json: the reference's list of {image_file, text, id_embed_file}, as JSON or JSON lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from imageprompt.core.errors import PictureError
+from imageprompt.training.data.sources._objects import Objects
+from imageprompt.training.data.sources.blobs import FileBlob
+from imageprompt.training.data.sources.contract import DataOptions, Record, Records
+
+# the reference's name first, then that of `metadata.jsonl`
+_PICTURE = ("image_file", "file_name")
+_REFERENCE, _ID_EMBED = "reference_file", "id_embed_file"
+
+
+class JsonRecords:
+    """Entries of a list; paths in them are relative to `images`, or to the list's own folder."""
+
+    def __init__(self, options: DataOptions) -> None:
+        self._path = Path(options.path).expanduser()
+        self._objects = Objects(self._path)
+        folder = Path(options.images).expanduser() if options.images else self._path.parent
+        self._folder, self._caption = folder, options.caption
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def record(self, index: int) -> Record:
+        return read_entry(
+            self._objects[index],
+            self._folder,
+            self._caption,
+            f"entry {index + 1} of {str(self._path)!r}",
+        )
+
+    def fingerprint(self) -> str:
+        return self._objects.digest().hex()[:16]
+
+    def troubles(self) -> Mapping[str, str]:
+        return {}
+
+
+def read_entry(entry: Mapping[str, Any], folder: Path, caption: str, label: str) -> Record:
+    """A record of a list's entry. Raises PictureError where a key is missing or no string."""
+    name = next((entry[key] for key in _PICTURE if key in entry), None)
+    if not isinstance(name, str) or not name:
+        raise PictureError(label, rule=f"it has no {_PICTURE[0]}", remedy="Add it there.")
+    text = entry.get(caption)
+    if not isinstance(text, str):
+        raise PictureError(
+            label,
+            rule=f"it has no {caption!r}, which is its caption",
+            remedy="Add it, or name its key in data.caption.",
+        )
+    others = {key: entry[key] for key in (_REFERENCE, _ID_EMBED) if entry.get(key)}
+    blobs = {key: FileBlob(folder / str(value)) for key, value in others.items()}
+    return Record(name, text, FileBlob(folder / name), blobs.get(_REFERENCE), blobs.get(_ID_EMBED))
+
+
+class _JsonSource:
+    name = "json"
+    summary = "a list of {image_file, text, id_embed_file} in a .json or .jsonl file"
+    open: Callable[[DataOptions], Records] = JsonRecords
+
+    def claims(self, path: str) -> bool:
+        return path.endswith((".json", ".jsonl")) and "://" not in path
+
+
+SOURCE = _JsonSource()

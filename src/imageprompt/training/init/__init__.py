@@ -1,0 +1,1 @@
+"""What the weights of an adapter start from."""

@@ -1,0 +1,1 @@
+"""The training loop: objective, optimiser state, checkpoints, validation."""

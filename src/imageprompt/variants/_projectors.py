@@ -1,0 +1,266 @@
+"""The projectors that turn image features into tokens: linear, MLPs, resampler and perceiver.
+
+Parameter names are those of the published files, so a state dict is the file's `image_proj` part.
+Shapes: B batch, F feature width, L patches, N tokens, W text width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from imageprompt.core.spec import RESAMPLER_HEAD_WIDTH as HEAD_WIDTH
+
+
+class LinearProjector(nn.Module):
+    """Pooled features [B, F] -> tokens [B, N, W]: one linear map, then LayerNorm (the base)."""
+
+    def __init__(self, feature_width: int, text_width: int, tokens: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.proj = nn.Linear(feature_width, tokens * text_width)
+        self.norm = nn.LayerNorm(text_width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        tokens: Tensor = self.norm(self.proj(features).unflatten(-1, (self.tokens, -1)))
+        return tokens
+
+
+class MLPProjector(nn.Module):
+    """Patch features [B, L, F] -> one token per patch [B, L, W] (full-face)."""
+
+    def __init__(self, feature_width: int, text_width: int) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(
+            nn.Linear(feature_width, feature_width),
+            nn.GELU(),
+            nn.Linear(feature_width, text_width),
+            nn.LayerNorm(text_width),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        tokens: Tensor = self.proj(features)
+        return tokens
+
+
+class TokenMLP(nn.Module):
+    """One vector [B, F] -> tokens [B, N, W]: an MLP to all of them, then LayerNorm (FaceID)."""
+
+    def __init__(self, feature_width: int, text_width: int, tokens: int, *, width: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.proj = nn.Sequential(
+            nn.Linear(feature_width, width), nn.GELU(), nn.Linear(width, tokens * text_width)
+        )
+        self.norm = nn.LayerNorm(text_width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        tokens: Tensor = self.norm(self.proj(features).unflatten(-1, (self.tokens, -1)))
+        return tokens
+
+
+class ResamplerAttention(nn.Module):
+    """Latents attend to features and to themselves (Flamingo's perceiver attention).
+
+    q and k are each scaled by D^-1/4 and the softmax runs in float32 or wider, which keeps half
+    precision stable; published weights rely on it.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        inner = heads * HEAD_WIDTH
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.to_q = nn.Linear(width, inner, bias=False)
+        self.to_kv = nn.Linear(width, 2 * inner, bias=False)
+        self.to_out = nn.Linear(inner, width, bias=False)
+
+    def forward(self, features: Tensor, latents: Tensor) -> Tensor:
+        return self.attend(self.norm1(features), self.norm2(latents))
+
+    def attend(self, features: Tensor, latents: Tensor) -> Tensor:
+        """What the latents [B, N, C] find in features [B, L, C]; both are normed already."""
+        keys, values = self.to_kv(torch.cat((features, latents), dim=1)).chunk(2, dim=-1)
+        q, k, v = (self._heads(x) for x in (self.to_q(latents), keys, values))
+        root = HEAD_WIDTH**-0.25
+        scores = (q * root) @ (k * root).transpose(-2, -1)
+        precise = torch.promote_types(scores.dtype, torch.float32)
+        weights = scores.softmax(-1, dtype=precise).to(q.dtype)
+        out: Tensor = self.to_out((weights @ v).transpose(1, 2).flatten(2))
+        return out
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.heads, HEAD_WIDTH).transpose(1, 2)
+
+
+def feed_forward(width: int, multiple: int = 4) -> nn.Sequential:
+    """LayerNorm, then a GELU MLP without biases."""
+    return nn.Sequential(
+        nn.LayerNorm(width),
+        nn.Linear(width, multiple * width, bias=False),
+        nn.GELU(),
+        nn.Linear(multiple * width, width, bias=False),
+    )
+
+
+class ResamplerLayer(nn.ModuleList):
+    """Attention, then feed-forward, each added to the latents; numbered `0` and `1` in files."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__((ResamplerAttention(width, heads), feed_forward(width)))
+
+    def forward(self, features: Tensor, latents: Tensor) -> Tensor:
+        attention, mlp = self
+        latents = latents + attention(features, latents)
+        return latents + mlp(latents)  # type: ignore[no-any-return]
+
+
+class Perceiver(nn.Module):
+    """Latents look at patch features, `depth` times; whose latents, the modules below say."""
+
+    def __init__(
+        self, feature_width: int, text_width: int, *, depth: int, heads: int, width: int
+    ) -> None:
+        super().__init__()
+        self.proj_in = nn.Linear(feature_width, width)
+        self.proj_out = nn.Linear(width, text_width)
+        self.norm_out = nn.LayerNorm(text_width)
+        self.layers = nn.ModuleList(ResamplerLayer(width, heads) for _ in range(depth))
+
+    def perceive(self, features: Tensor, latents: Tensor) -> Tensor:
+        """Tokens [B, N, W] of features [B, L, F] and latents [B, N, C]."""
+        features = self.proj_in(features)
+        for layer in self.layers:
+            latents = layer(features, latents)
+        tokens: Tensor = self.norm_out(self.proj_out(latents))
+        return tokens
+
+
+class Resampler(Perceiver):
+    """Patch features [B, L, F] -> N tokens [B, N, W]: a perceiver with learned latents (Plus)."""
+
+    def __init__(
+        self,
+        feature_width: int,
+        text_width: int,
+        tokens: int,
+        *,
+        depth: int = 4,
+        heads: int = 12,
+        width: int = 768,
+    ) -> None:
+        latents = torch.randn(1, tokens, width) / width**0.5  # first: seeds keep their meaning
+        super().__init__(feature_width, text_width, depth=depth, heads=heads, width=width)
+        self.latents = nn.Parameter(latents)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.perceive(features, self.latents.expand(features.shape[0], -1, -1))
+
+
+class FacePerceiver(nn.Module):
+    """Face embedding [B, E] and patch features [B, L, F] -> tokens [B, N, W] (FaceID-plus).
+
+    The embedding's tokens are the latents of a perceiver; with `shortcut` (v2) they are added to
+    what it makes of them, times `strength`.
+    """
+
+    def __init__(
+        self,
+        face_width: int,
+        feature_width: int,
+        text_width: int,
+        tokens: int,
+        *,
+        depth: int,
+        heads: int,
+        width: int,
+        shortcut: bool,
+    ) -> None:
+        super().__init__()
+        self.tokens, self.shortcut = tokens, shortcut
+        self.proj = nn.Sequential(
+            nn.Linear(face_width, 2 * face_width),
+            nn.GELU(),
+            nn.Linear(2 * face_width, tokens * width),
+        )
+        self.norm = nn.LayerNorm(width)
+        self.perceiver_resampler = Perceiver(
+            feature_width, text_width, depth=depth, heads=heads, width=width
+        )
+
+    def forward(self, face: Tensor, features: Tensor, strength: float = 1.0) -> Tensor:
+        identity = self.norm(self.proj(face).unflatten(-1, (self.tokens, -1)))
+        tokens = self.perceiver_resampler.perceive(features, identity)
+        return identity + strength * tokens if self.shortcut else tokens
+
+
+LONGEST_PERIOD = 10_000
+MODULATIONS = 4  # shift and scale, before attention and before the MLP
+
+
+class TimeEmbedding(nn.Module):
+    """Timesteps [B] -> [B, C]: cosines and sines, then an MLP."""
+
+    def __init__(self, time_width: int, width: int) -> None:
+        super().__init__()
+        self.time_width = time_width
+        self.linear_1 = nn.Linear(time_width, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        half = self.time_width // 2
+        steps = torch.arange(half, device=timestep.device, dtype=torch.float32) / half
+        angles = timestep.float()[:, None] * torch.exp(-math.log(LONGEST_PERIOD) * steps)
+        waves = torch.cat((angles.cos(), angles.sin()), dim=-1).to(self.linear_1.weight.dtype)
+        embedding: Tensor = self.linear_2(nn.functional.silu(self.linear_1(waves)))
+        return embedding
+
+
+class TimeResamplerLayer(ResamplerLayer):
+    """Attention and feed-forward whose normed inputs are shifted and scaled by the timestep."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.append(nn.Sequential(nn.SiLU(), nn.Linear(width, MODULATIONS * width)))
+
+    def modulated(self, features: Tensor, latents: Tensor, time: Tensor) -> Tensor:
+        """The latents [B, N, C] after this layer; `time` is the embedded timestep [B, C]."""
+        attention, mlp, modulation = cast(tuple[Any, Any, Any], tuple(self))
+        shift, scale, mlp_shift, mlp_scale = modulation(time)[:, None].chunk(MODULATIONS, dim=-1)
+        normed = attention.norm2(latents) * (1 + scale) + shift
+        latents = latents + attention.attend(attention.norm1(features), normed)
+        normed = mlp[0](latents) * (1 + mlp_scale) + mlp_shift
+        out: Tensor = latents + mlp[1:](normed)
+        return out
+
+
+class TimeResampler(Resampler):
+    """Patch features [B, L, F] and timesteps [B] -> N tokens [B, N, W]."""
+
+    def __init__(
+        self,
+        feature_width: int,
+        text_width: int,
+        tokens: int,
+        *,
+        depth: int,
+        heads: int,
+        width: int,
+        time_width: int,
+    ) -> None:
+        super().__init__(feature_width, text_width, tokens, depth=0, heads=heads, width=width)
+        self.layers = nn.ModuleList(TimeResamplerLayer(width, heads) for _ in range(depth))
+        self.time_embedding = TimeEmbedding(time_width, width)
+
+    def forward(self, features: Tensor, timestep: Tensor) -> Tensor:  # type: ignore[override]
+        time = self.time_embedding(timestep)
+        features = self.proj_in(features) + time[:, None]
+        latents = self.latents.expand(features.shape[0], -1, -1)
+        for layer in self.layers:
+            latents = layer.modulated(features, latents, time)  # type: ignore[operator]
+        tokens: Tensor = self.norm_out(self.proj_out(latents))
+        return tokens

@@ -1,0 +1,124 @@
+"""Prompts prepared ahead: K', V' travel with the saved prompt, and are used only where they fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import imageprompt as ip
+from hosts_table import CASES
+from imageprompt.adapter.attachment import Place
+from rigs import Rig, build, difference
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return build("sd15", "plus", tmp_path)
+
+
+def saved(rig: Rig, path: Path) -> Any:
+    """A prepared prompt, saved and loaded again."""
+    rig.adapter.attach(rig.unet)
+    rig.adapter.prepare(rig.prompt(1)).save(path)
+    rig.adapter.detach()
+    return ip.ImagePrompt.load(path)
+
+
+def projections_in(rig: Rig, inputs: Any, prompt: Any) -> int:
+    """How often a K' or V' was computed while the prompt was used."""
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    layers = [m for m in rig.adapter.module.ip_adapter.modules() if isinstance(m, torch.nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    rig.ours(inputs, prompt, guidance="none")
+    for hook in hooks:
+        hook.remove()
+    return calls
+
+
+def test_a_prepared_prompt_is_a_look_up(rig: Rig, tmp_path: Path) -> None:
+    prompt = saved(rig, tmp_path / "prompt.safetensors")
+    sites = len(rig.adapter.module.ip_adapter)
+    assert prompt.prepared is not None
+    assert len(prompt.prepared.pairs) == sites
+    inputs = rig.host.inputs(1)
+    plain = rig.prompt(1)
+    assert torch.equal(
+        rig.ours(inputs, prompt, guidance="none"), rig.ours(inputs, plain, guidance="none")
+    )
+    again = ip.ImagePrompt.load(tmp_path / "prompt.safetensors")
+    # the null tokens' K', V' belong to the adapter, and are all that is left to make
+    assert projections_in(rig, inputs, rig.prompt(1)) == 4 * sites
+    assert projections_in(rig, inputs, again) == 2 * sites
+
+
+def test_other_weights_make_their_own(rig: Rig, tmp_path: Path) -> None:
+    prompt = saved(rig, tmp_path / "prompt.safetensors")
+    inputs = rig.host.inputs(1)
+    before = rig.ours(inputs, prompt, guidance="none")
+    with torch.no_grad():
+        for weight in rig.adapter.module.ip_adapter.parameters():
+            weight.mul_(1.5)
+    changed = rig.ours(inputs, prompt, guidance="none")
+    assert difference(before, changed) > 1e-3
+    assert torch.equal(changed, rig.ours(inputs, rig.prompt(1), guidance="none"))
+
+
+def test_changed_tokens_are_noticed(rig: Rig, tmp_path: Path) -> None:
+    prompt = saved(rig, tmp_path / "prompt.safetensors")
+    other = rig.prompt(1, seed=6)
+    prompt.tokens.copy_(other.tokens)
+    inputs = rig.host.inputs(1)
+    wanted = rig.ours(inputs, other, guidance="none")
+    assert torch.equal(rig.ours(inputs, prompt, guidance="none"), wanted)
+    prompt.save(tmp_path / "stale.safetensors")
+    assert ip.ImagePrompt.load(tmp_path / "stale.safetensors").prepared is None
+
+
+def kept_in_float32(unet: Any) -> None:
+    unet._keep_in_fp32_modules = ["conv_in"]
+    unet.to(torch.bfloat16)
+    unet.conv_in.float()
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (lambda unet: None, torch.float32),
+        (lambda unet: unet.to(torch.float16), torch.float16),
+        (kept_in_float32, torch.bfloat16),
+        (
+            lambda unet: unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.bfloat16),
+            torch.bfloat16,
+        ),
+        (lambda unet: unet.enable_layerwise_casting(torch.float32, torch.float16), torch.float16),
+    ],
+)
+def test_precision_is_what_diffusers_tells(change: Any, wanted: torch.dtype) -> None:
+    unet = CASES["sd15"].unet()
+    place = Place.of(unet)
+    change(unet)
+    assert place.dtype == unet.dtype == wanted
+
+
+def test_preparing_needs_a_base(rig: Rig) -> None:
+    with pytest.raises(ip.ImagePromptError, match=r"attached to nothing.*attach\(pipe\)"):
+        rig.adapter.prepare(rig.prompt(1))
+
+
+def test_a_file_with_half_a_pair_is_refused(rig: Rig, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    saved(rig, tmp_path / "prompt.safetensors")
+    tensors = load_file(tmp_path / "prompt.safetensors")
+    del tensors[next(name for name in tensors if name.startswith("v."))]
+    save_file(tensors, tmp_path / "half.safetensors", {"kind": "image-prompt"})
+    with pytest.raises(ip.ImagePromptError, match="not a saved image prompt"):
+        ip.ImagePrompt.load(tmp_path / "half.safetensors")

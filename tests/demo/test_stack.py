@@ -1,0 +1,129 @@
+"""The bundled stack: plain diffusers loads it, it is small, references come across."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from imageprompt.adapter.adapter import Adapter
+from imageprompt.core import bundled
+from imageprompt.demo import judge, pipeline, scenes
+
+LIMIT = 24_000_000
+COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return bundled.folder()
+
+
+@pytest.fixture(scope="module")
+def pipe(folder: Path) -> Any:
+    return pipeline.load_pipeline()
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[scenes.Scene]:
+    return list(islice(scenes.stream("test", seed=900), COUNT))
+
+
+@pytest.fixture(params=["base", "plus"])
+def adapter(request: pytest.FixtureRequest, folder: Path, pipe: Any) -> Iterator[Any]:
+    loaded = Adapter.load(folder / "adapters" / f"{request.param}.safetensors", dtype=torch.float32)
+    loaded.attach(pipe, encoder=pipe.image_encoder)
+    yield loaded
+    loaded.detach()
+
+
+def shares(found: list[dict[str, str]], wanted: list[dict[str, str]]) -> dict[str, float]:
+    return {
+        name: sum(f[name] == w[name] for f, w in zip(found, wanted, strict=True)) / len(found)
+        for name in scenes.ATTRIBUTES
+    }
+
+
+def test_the_folder_is_small_and_readable(folder: Path) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= LIMIT
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in files)
+
+
+def test_plain_diffusers_loads_and_runs_it(folder: Path) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    models = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    assert {type(part).__module__.split(".")[0] for part in models} == {"diffusers", "transformers"}
+    assert {part.dtype for part in models} == {torch.float32}
+    generator = torch.Generator().manual_seed(0)
+    image = pipe("a red star", num_inference_steps=2, generator=generator).images[0]
+    assert image.size == (64, 64)
+
+
+@pytest.mark.parametrize("variant", ["base", "plus"])
+def test_diffusers_reads_the_bundled_adapters(
+    folder: Path, variant: str, drawn: list[scenes.Scene]
+) -> None:
+    """diffusers' own loader, which knows resamplers of depth 4 only, computes the same latents."""
+    reference = scenes.draw(drawn[0])
+
+    def latents(pipe: Any, **more: Any) -> torch.Tensor:
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        steps: Any = {"num_inference_steps": 4, "generator": generator, "output_type": "latent"}
+        found: torch.Tensor = pipe("a shape", **steps, **more).images
+        return found
+
+    ours = StableDiffusionPipeline.from_pretrained(folder)
+    adapter = Adapter.load(bundled.adapter(variant), dtype=torch.float32)
+    adapter.attach(ours, encoder=folder / "image_encoder")
+    with adapter.use(adapter.encode([reference]), scale=0.8):
+        here = latents(ours)
+    theirs = StableDiffusionPipeline.from_pretrained(folder)
+    path = Path(bundled.adapter(variant))
+    theirs.load_ip_adapter(
+        str(path.parent), subfolder="", weight_name=path.name, image_encoder_folder=None
+    )
+    theirs.set_ip_adapter_scale(0.8)
+    assert (latents(theirs, ip_adapter_image=reference) - here).abs().max() <= 1e-4
+
+
+def test_every_caption_word_is_one_token(pipe: Any) -> None:
+    for word in scenes.all_words():
+        assert len(pipe.tokenizer(word, add_special_tokens=False).input_ids) == 1
+    assert len(pipe.tokenizer("naïve 画 Straße!").input_ids) > 4
+
+
+def test_the_judge_reads_renders() -> None:
+    fresh = list(islice(scenes.stream("test", seed=901), 200))
+    found = judge.read([scenes.draw(scene) for scene in fresh])
+    assert min(shares(found, [scene.words() for scene in fresh]).values()) >= 0.985
+
+
+@pytest.mark.slow
+def test_text_alone_draws_what_it_says(pipe: Any, drawn: list[scenes.Scene]) -> None:
+    painted = pipeline.paint(pipe, [scenes.caption(scene) for scene in drawn], range(COUNT))
+    found = shares(judge.read(painted), [scene.words() for scene in drawn])
+    assert min(found.values()) >= 0.8, found
+
+
+@pytest.mark.slow
+def test_a_reference_comes_across(pipe: Any, adapter: Any, drawn: list[scenes.Scene]) -> None:
+    references = [scenes.draw(scene) for scene in drawn]
+    prompts = ["a shape"] * COUNT
+    painted = pipeline.paint(pipe, prompts, range(COUNT), adapter=adapter, references=references)
+    found = shares(judge.read(painted), [scene.words() for scene in drawn])
+    assert min(found.values()) >= 0.75, found
+    control = pipeline.paint(
+        pipe, prompts, range(COUNT), adapter=adapter, references=references, scale=0.0
+    )
+    chance = shares(judge.read(control), [scene.words() for scene in drawn])
+    assert all(found[name] > chance[name] for name in ("shape", "colour", "texture", "background"))
+    words = pipeline.paint(pipe, prompts, range(COUNT))
+    assert [a.tobytes() for a in words] == [b.tobytes() for b in control]

@@ -1,0 +1,145 @@
+"""docs/control.md keeps its word: commands and snippets run, its tables are the code's."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imageprompt import cli, loading
+from imageprompt.control import PRESETS, Controls
+from imageprompt.control.scale_table import asked_of
+from imageprompt.core import bundled
+from imageprompt.demo import scenes
+from imageprompt.hosts.unet import FAMILIES, HOST
+
+ROOT = Path(__file__).resolve().parents[2]
+GUIDE = (ROOT / "docs" / "control.md").read_text("utf-8")
+BLOCKS = re.findall(r"(<!-- needs downloads -->\n)?```(sh|python|json)\n(.*?)```", GUIDE, re.DOTALL)
+
+
+def commands(*, downloads: bool) -> list[list[str]]:
+    text = "".join(b for needs, kind, b in BLOCKS if kind == "sh" and bool(needs) == downloads)
+    return [shlex.split(line)[1:] for line in text.replace("\\\n", "").splitlines()]
+
+
+COMMANDS = commands(downloads=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures that the guide speaks of: references, and masks of a half each."""
+    root = tmp_path_factory.mktemp("control")
+    for name, index in (("a", 1), ("b", 4)):
+        scene = next(s for i, s in enumerate(scenes.stream("test")) if i == index)
+        scenes.draw(scene).save(root / f"{name}.png")
+    scenes.draw(scene, 128).crop((0, 20, 128, 100)).save(root / "photo.png")
+    left = np.zeros((64, 64), np.uint8)
+    left[:, :32] = 255
+    Image.fromarray(left).save(root / "left.png")
+    Image.fromarray(255 - left).save(root / "right.png")
+    return root
+
+
+@pytest.fixture(autouse=True, scope="module")
+def in_short() -> Any:
+    """The bundled stack is loaded once, and paints in two steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundled, "STEPS", 2)
+        patch.setattr(loading, "load_base", functools.cache(loading.load_base))
+        yield
+
+
+def test_there_is_something_to_run() -> None:
+    assert len(COMMANDS) >= 20
+    assert {"presets", "generate", "check", "probe"} == {command[0] for command in COMMANDS}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_commands(command: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    made = len(list(folder.glob("outputs/*.png")))
+    if command[0] == "probe":
+        command = [*command, "--count", "2"]
+    elif "probed/style.json" in command:  # of two references alone, none may have been found
+        Path("probed").mkdir(exist_ok=True)
+        Path("probed/style.json").write_text('{"up_blocks.1": 1.0}')
+    assert cli.main(command) == 0
+    assert len(list(folder.glob("outputs/*.png"))) == made + (command[0] == "generate")
+
+
+@pytest.mark.parametrize("command", commands(downloads=True), ids=" ".join)
+def test_commands_that_need_downloads_are_understood(command: list[str]) -> None:
+    assert cli._parser().parse_args(command).run
+
+
+@pytest.mark.parametrize("snippet", [block for _, kind, block in BLOCKS if kind == "python"])
+def test_snippets(
+    snippet: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder)
+    exec(compile(snippet, "docs/control.md", "exec"), {})
+    said = re.findall(r"print\(.*\)\s+# (\S+) for", snippet)
+    assert said == capsys.readouterr().out.splitlines()[: len(said)]
+
+
+def test_roles_are_those_of_the_bundled_base() -> None:
+    (stated,) = [block for _, kind, block in BLOCKS if kind == "json"]
+    config = json.loads((bundled.folder() / "unet" / "config.json").read_text())
+    key, value = stated.split(": ", 1)
+    assert json.loads(value) == config[json.loads(key)]
+
+
+def test_the_table_of_presets() -> None:
+    """Every preset has its row, and the transformers in it are those that the code gives."""
+    table = GUIDE.split("| preset |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| `([^`]+)` \|[^|]*\|([^|]*)\|([^|]*)\|$", table, re.MULTILINE)
+    assert [name for name, *_ in rows] == list(PRESETS)
+    for name, *cells in rows:
+        for family, cell in zip(("sd15", "sdxl"), cells, strict=True):
+            spec = HOST.from_config(FAMILIES[family])
+            assert spec is not None
+            asked = zip(spec.sites, asked_of(Controls(preset=name), spec.sites), strict=True)
+            given = {(site.group, one.pushed) for site, one in asked if one is not None}
+            plain, _, pushed = cell.strip(" )").partition("(")
+            wanted = {(t, False) for t in numbers(plain)} | {(t, True) for t in numbers(pushed)}
+            assert given == wanted, (name, family)
+
+
+def numbers(text: str) -> set[int]:
+    """Of "0-3, 9"."""
+    found = re.findall(r"(\d+)(?:-(\d+))?", text)
+    return {n for first, last in found for n in range(int(first), int(last or first) + 1)}
+
+
+def test_pictures_are_there_and_small() -> None:
+    named = re.findall(r"!\[[^]]*\]\(([^)]+)\)", GUIDE)
+    assert len(named) == len(set(named)) == 5
+    assert all((ROOT / "docs" / name).stat().st_size < 150_000 for name in named)
+
+
+def test_the_benchmark_behind_its_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Runs from end to end, on as few pictures as make an interval."""
+    import control
+
+    asked = ["presets", "masks", "fusions"]
+    options = ["--count", "2", "--steps", "1", "--json", str(tmp_path / "report.json")]
+    monkeypatch.setattr("sys.argv", ["control", *options, "--only", *asked])
+    control.main()
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert set(report) == {*asked, "settings"}
+    rows = report["presets"]["style"]["preset style"]
+    assert all(0 <= cell["share"] <= 1 for cell in rows["reference"].values())
+    assert "### masks" in capsys.readouterr().out

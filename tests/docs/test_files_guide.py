@@ -1,0 +1,60 @@
+"""docs/files.md keeps its word: its commands run, its tables name what there is."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from imageprompt import cli
+from imageprompt.checkpoint.formats import FORMATS
+from trainers import SAVERS, SITES, wrapper
+
+ROOT = Path(__file__).resolve().parents[2]
+GUIDE = (ROOT / "docs" / "files.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", GUIDE, re.DOTALL)
+COMMANDS = [shlex.split(line)[1:] for line in "".join(BLOCKS).splitlines()]
+CONVERTING = [command for command in COMMANDS if command[0] == "convert"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a reader of the guide has: a training's output, a base and an encoder."""
+    from transformers import CLIPVisionConfig
+
+    root = tmp_path_factory.mktemp("guide")
+    SAVERS["accelerate_now"](wrapper("sd15", "base"), root / "output" / "checkpoint-2000")
+    SITES["sd15"].unet().save_pretrained(root / "base" / "unet")
+    CLIPVisionConfig(
+        hidden_size=16, projection_dim=20, num_attention_heads=1, num_hidden_layers=1
+    ).save_pretrained(root / "image_encoder")
+    return root
+
+
+def test_there_is_something_to_run() -> None:
+    assert len(COMMANDS) >= 8
+    assert {command[0] for command in COMMANDS} == {"inspect", "convert", "diff", "validate"}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_commands(command: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    if command[0] != "convert" and not Path("adapter.safetensors").exists():
+        cli.main(CONVERTING[0])
+    assert cli.main(command) == 0
+
+
+def test_layouts_that_are_named_exist() -> None:
+    named = set(re.findall(r"--to ([a-z]+)", GUIDE))
+    assert named == {"bin"} | {layout.name for layout in FORMATS if layout.writable} - {"standard"}
+
+
+def test_findings_that_can_come_are_explained() -> None:
+    """Every code in the sources has a row, and every row a code."""
+    sources = "".join(p.read_text() for p in (ROOT / "src/imageprompt/checkpoint").glob("*.py"))
+    codes = set(re.findall(r'(?:Problem|_counted|_problem)\(\s*"([a-z-]+)"', sources))
+    table = GUIDE.split("| finding |")[1].split("\n\n")[0]
+    explained = set(re.findall(r"`([a-z-]+)`", "".join(re.findall(r"^\|[^|]*\|", table, re.M))))
+    assert explained == codes

@@ -1,0 +1,233 @@
+"""open_picture: right pictures of every kind come out right, hostile ones are refused in a line."""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hostile_pictures import HOSTILE, encoded, png
+from imageprompt.core.errors import PictureError
+from imageprompt.encoding.images import open_image
+from imageprompt.encoding.images.open_image import open_picture
+
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+def two_tone(mode: str = "RGB") -> Image.Image:
+    """16x12, left half red."""
+    image = Image.new("RGB", (16, 12), WHITE)
+    image.paste(RED, (0, 0, 8, 12))
+    return image.convert(mode)
+
+
+# ── right pictures ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_formats_as_path_bytes_and_image(kind: str, tmp_path: Path) -> None:
+    data = encoded(two_tone(), kind)
+    path = tmp_path / "picture.dat"  # the content counts, not the name
+    path.write_bytes(data)
+    opened = [open_picture(source) for source in (data, path, str(path), Image.open(path))]
+    for image in opened:
+        assert (image.mode, image.size) == ("RGB", (16, 12))
+        assert np.abs(np.asarray(image, int)[:, :4] - RED).max() <= 60  # lossy formats
+    assert len({image.tobytes() for image in opened}) == 1
+
+
+def test_opening_the_result_again_changes_nothing() -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    once = open_picture(encoded(two_tone(), "JPEG", exif=exif))
+    assert once.info == {}
+    assert open_picture(once).tobytes() == once.tobytes()
+    assert open_picture(once) is not once
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    upright = two_tone()
+    # what a camera stores so that a viewer who follows the tag sees `upright`
+    turn = open_image._UPRIGHT.get(orientation)
+    inverse = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270}
+    inverse |= {back: turn for turn, back in inverse.items()}
+    stored = upright if turn is None else upright.transpose(inverse.get(turn, turn))
+    opened = open_picture(encoded(stored, "PNG", exif=exif))
+    assert opened.tobytes() == upright.tobytes()
+
+
+def test_hidden_colour_stays_hidden() -> None:
+    pixels = np.zeros((12, 16, 4), np.uint8)
+    pixels[..., :3] = (1, 200, 3)  # a colour that nobody was meant to see
+    pixels[:, 8:, 3] = 255
+    pixels[:, 4:8, 3] = 128
+    opened = np.asarray(open_picture(encoded(Image.fromarray(pixels))), int)
+    assert (opened[:, :4] == 255).all()
+    assert (opened[:, 8:] == (1, 200, 3)).all()
+    assert np.abs(opened[:, 4:8] - np.mean([(1, 200, 3), WHITE], axis=0)).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["LA", "PA", "RGBa", "La"])
+def test_other_modes_with_alpha_show_white(mode: str) -> None:
+    if mode == "PA":
+        image = Image.new("P", (16, 12))
+        image.putalpha(0)
+    else:
+        image = Image.new("LA", (16, 12), (0, 0)).convert("RGBA" if mode == "RGBa" else "LA")
+        image = image.convert(mode)
+    assert image.mode == mode
+    assert open_picture(image).getcolors() == [(16 * 12, WHITE)]
+
+
+def test_palette_with_transparency() -> None:
+    image = two_tone().convert("P", palette=Image.Palette.ADAPTIVE, colors=2)
+    transparent = image.getpixel((0, 0))
+    opened = open_picture(encoded(image, transparency=transparent))
+    assert opened.getcolors() == [(16 * 12, WHITE)]
+    assert open_picture(encoded(image)).tobytes() == two_tone().tobytes()
+
+
+def test_rgb_with_a_transparent_colour() -> None:
+    opened = open_picture(encoded(two_tone(), transparency=RED))
+    assert opened.getcolors() == [(16 * 12, WHITE)]
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_cut() -> None:
+    ramp = np.linspace(0, 65535, 16 * 12).astype(np.uint16).reshape(12, 16)
+    image = Image.fromarray(ramp)
+    assert image.mode == "I;16"
+    expected = np.round(ramp / 257).astype(int)
+    for opened in (open_picture(encoded(image)), open_picture(image)):
+        assert np.abs(np.asarray(opened, int)[..., 0] - expected).max() <= 1
+        assert opened.getextrema() == ((0, 255),) * 3
+
+
+def test_sixteen_bit_grey_with_a_transparent_value() -> None:
+    ramp = np.full((12, 16), 30000, np.uint16)
+    ramp[:, :8] = 10
+    image = Image.fromarray(ramp)
+    image.info["transparency"] = 10
+    opened = np.asarray(open_picture(image), int)
+    assert (opened[:, :8] == 255).all()
+    assert (opened[:, 8:] == 117).all()
+
+
+@pytest.mark.parametrize("color", [2, 6])
+def test_sixteen_bit_colour(color: int) -> None:
+    channels = [0xFFFF, 0x8000, 0x0000] + [0xFFFF] * (color == 6)
+    row = b"\0" + struct.pack(f">{len(channels)}H", *channels) * 16
+    opened = open_picture(png(16, 12, depth=16, color=color, data=row * 12))
+    assert opened.getcolors() == [(16 * 12, (255, 128, 0))]
+
+
+def test_cmyk_jpeg() -> None:
+    opened = np.asarray(open_picture(encoded(two_tone("CMYK"), "JPEG", quality=95)), int)
+    assert np.abs(opened[:, :6] - RED).max() <= 25
+    assert np.abs(opened[:, 10:] - WHITE).max() <= 25
+
+
+def test_one_bit() -> None:
+    image = Image.new("1", (16, 12), 1)
+    image.paste(0, (0, 0, 8, 12))
+    opened = np.asarray(open_picture(encoded(image)))
+    assert (opened[:, :8] == 0).all()
+    assert (opened[:, 8:] == 255).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_of_an_animation_the_first_frame_with_a_warning(kind: str) -> None:
+    frames = [Image.new("RGB", (16, 12), colour) for colour in ("red", "blue", "lime")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    with pytest.warns(UserWarning, match="3 frames; only the first"):
+        opened = open_picture(data)
+    assert opened.getcolors() == [(16 * 12, RED)]
+
+
+def test_a_photo_with_a_second_picture_inside_is_a_photo() -> None:
+    data = encoded(two_tone(), "MPO", save_all=True, append_images=[Image.new("RGB", (16, 12))])
+    assert open_picture(data).size == (16, 12)
+
+
+def test_damaged_exif_is_said_and_not_used() -> None:
+    image = two_tone()
+    image.info["exif"] = b"Exif\0\0II*\0\xff\xff\xff\xff"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        opened = open_picture(image)
+    assert opened.tobytes() == two_tone().tobytes()
+    assert len(said) <= 1
+
+
+# ── hostile and broken ones ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_pictures_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    data, reason = HOSTILE[name]
+    path = tmp_path / "hostile.png"
+    path.write_bytes(data)
+    for source in (data, path):
+        with pytest.raises(PictureError) as caught:
+            open_picture(source)
+        message = str(caught.value)
+        assert reason in message
+        assert "\n" not in message
+        assert message.endswith((".", "?"))
+        assert ("hostile.png" in message) == (source is path)
+
+
+def test_a_bomb_is_refused_before_anything_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(Image.Image, "load", never)
+    with pytest.raises(PictureError, match="million pixels"):
+        open_picture(png(9_000, 8_000))
+
+
+def test_a_picture_in_memory_has_the_same_limits() -> None:
+    with pytest.raises(PictureError, match="less than 8 pixels"):
+        open_picture(Image.new("RGB", (300, 7)))
+    with pytest.raises(PictureError, match="no agreed white"):
+        open_picture(Image.new("F", (16, 16)))
+
+
+def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    with path.open("wb") as stream:
+        stream.truncate(open_image.MAX_FILE_BYTES + 1)
+    with pytest.raises(PictureError, match="128 MiB"):
+        open_picture(path)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("missing.png", "no such file"),
+        (".", "a folder"),
+        ("nul\0.png", "cannot be read|no such file"),
+        ("x" * 5000, "cannot be read"),
+        (7, "type int"),
+        (None, "type NoneType"),
+    ],
+)
+def test_what_is_no_picture_at_all(source: Any, reason: str) -> None:
+    with pytest.raises(PictureError, match=reason):
+        open_picture(source)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(PictureError, match="no such file"):
+        open_picture(tmp_path / "pipe")

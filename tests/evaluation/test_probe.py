@@ -1,0 +1,290 @@
+"""`imageprompt probe`: what its measures see, how shares and roles are told, and a run of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import imageprompt as ip
+from imageprompt import cli
+from imageprompt.core import bundled
+from imageprompt.core.errors import ImagePromptError
+from imageprompt.demo import scenes
+from imageprompt.evaluation.probing.measures import MEASURES, Statistics, statistics, to_lab
+from imageprompt.evaluation.probing.result import places, shortened
+from imageprompt.evaluation.probing.study import Bootstrap, interval, role
+from imageprompt.hosts.unet import FAMILIES, HOST
+
+RNG = np.random.default_rng(3)
+SCENES = list(islice(scenes.stream("validation", seed=5), 24))
+
+
+def look(scene: scenes.Scene) -> Statistics:
+    return statistics(scenes.draw(scene))
+
+
+def changed(names: list[str]) -> list[scenes.Scene]:
+    return [scenes.change(scene, names, RNG) for scene in SCENES]
+
+
+# ── what the measures see ───────────────────────────────────────────────────────────────────────
+
+MOVED = [
+    replace(scene, x=other.x, y=other.y, radius=other.radius)
+    for scene, other in zip(
+        [scenes.change(scene, ["shape"], RNG) for scene in SCENES], SCENES[::-1], strict=True
+    )
+]
+CHANGES = {
+    "colour": changed(["colour", "background"]),
+    "texture": changed(["texture"]),
+    "layout": MOVED,
+}
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_measure_sees_its_own_and_little_else(measure: str) -> None:
+    """Mean distance to the same scenes with one thing changed."""
+    distance = MEASURES[measure]
+    found = {
+        name: np.mean([distance(look(a), look(b)) for a, b in zip(SCENES, others, strict=True)])
+        for name, others in CHANGES.items()
+    }
+    own = found.pop(measure)
+    assert max(found.values()) < 0.5 * own
+    assert distance(look(SCENES[0]), look(SCENES[0])) == pytest.approx(0, abs=1e-4)
+
+
+def test_lab_of_known_colours() -> None:
+    """White, black, and sRGB's red and grey, as every table of them has it."""
+    rgb = np.array([[255, 255, 255], [0, 0, 0], [255, 0, 0], [119, 119, 119]], np.uint8)
+    wanted = [[100, 0, 0], [0, 0, 0], [53.24, 80.09, 67.20], [50.03, 0, 0]]
+    np.testing.assert_allclose(to_lab(rgb), wanted, atol=0.02)
+
+
+def test_colour_distance_of_plain_pictures_is_that_of_their_colours() -> None:
+    red, grey = (statistics(Image.new("RGB", (9, 5), c)) for c in ((255, 0, 0), (119,) * 3))
+    between = np.linalg.norm(np.array([53.24, 80.09, 67.20]) - [50.03, 0, 0])
+    assert MEASURES["colour"](red, grey) == pytest.approx(between, abs=0.05)
+    assert MEASURES["layout"](red, grey) == 0  # nowhere an edge
+    assert MEASURES["texture"](red, grey) == 0
+
+
+def test_pictures_of_other_sizes_are_compared() -> None:
+    scene = SCENES[0]
+    large = statistics(scenes.draw(scene, 256), (64, 64))
+    assert MEASURES["layout"](large, look(scene)) < 0.05
+    assert MEASURES["colour"](large, look(scene)) < 2.3
+
+
+# ── shares and roles ────────────────────────────────────────────────────────────────────────────
+
+
+def test_shares_are_parts_of_what_all_sites_gain() -> None:
+    none, every = np.full(40, 10.0), np.full(40, 2.0)
+    found = Bootstrap(40).share(none, every, np.full(40, 6.0))
+    assert found is not None
+    assert interval(found) == interval(np.full(10, 0.5))
+    assert "to" not in str(interval(found))  # one value is no interval
+    noisy = none + RNG.normal(0, 1, 40)
+    assert Bootstrap(40).share(noisy, noisy + RNG.normal(0, 1, 40), every) is None
+
+
+@pytest.mark.parametrize(
+    ("style", "layout", "told"),
+    [
+        (0.8, 0.1, "style"),
+        (0.1, 0.8, "layout"),
+        (0.6, 0.6, "both"),
+        (0.1, 0.15, "little"),
+        (0.01, 0.0, "little"),
+    ],
+)
+def test_roles(style: float, layout: float, told: str) -> None:
+    bootstrap = Bootstrap(50)
+    noise = RNG.normal(0, 0.1, (2, 50))
+    noise -= noise.mean(1, keepdims=True)
+    assert role(bootstrap.means(style + noise[0]), bootstrap.means(layout + noise[1])) == told
+
+
+def test_places_and_their_short_names() -> None:
+    """SD1.5 has sixteen transformers with a site each, SDXL eleven with seventy sites."""
+    for family, groups in (("sd15", 16), ("sdxl", 11)):
+        spec = HOST.from_config(FAMILIES[family])
+        assert spec is not None
+        names = places(spec.sites, each=False)
+        assert len(names) == groups
+        assert [name[0] for name in names] == sorted((n[0] for n in names), key="dmu".index)
+        assert sorted(places(spec.sites, each=True)) == sorted(site.name for site in spec.sites)
+        assert shortened([n for n in names if "up_blocks.1" in n], spec.sites) == ["up_blocks.1"]
+        assert shortened(names[1:2], spec.sites) == names[1:2]
+        assert shortened(["mid_block.attentions.0"], spec.sites) == ["mid_block"]
+
+
+# ── a run ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """The command on the bundled stack, as few pictures as tell anything."""
+    folder = tmp_path_factory.mktemp("probe")
+    options = ["--count", "6", "--steps", "4", "--output", str(folder)]
+    assert cli.main(["probe", *options]) == 0
+    return json.loads((folder / "probe.json").read_text()), folder
+
+
+def test_it_finds_the_sites_of_the_bundled_base(found: tuple[dict[str, Any], Path]) -> None:
+    rows = {row["name"]: row for row in found[0]["rows"]}
+    carried = {name: row["carried"] for name, row in rows.items()}
+    style, layout = carried["up_blocks.1.attentions.1"], carried["down_blocks.0.attentions.0"]
+    assert style["colour"]["low"] > style["layout"]["high"]
+    assert layout["layout"]["low"] > 0.2
+    assert abs(carried["mid_block.attentions.0"]["colour"]["value"]) < 0.1
+    assert rows["all sites"]["cosine"] > rows["no site"]["cosine"] + 0.2
+    assert rows["all sites"]["matches"]["colour"] > rows["no site"]["matches"]["colour"]
+
+
+def test_what_it_writes(found: tuple[dict[str, Any], Path]) -> None:
+    report, folder = found
+    written = {path.name for path in folder.iterdir()}
+    assert written == {"probe.png", "probe.json", *(f"{n}.json" for n in report["confirmed"])}
+    for name in report["confirmed"]:
+        assert json.loads((folder / f"{name}.json").read_text()) == report["suggested"][name]
+    with Image.open(folder / "probe.png") as sheet:
+        assert min(sheet.size) > 500
+
+
+def test_a_tiny_base_with_random_weights(tiny_folder: Path) -> None:
+    """Any base: nothing is promised of what it finds, but all is there and finite."""
+    picture = scenes.draw(SCENES[0])
+    told: list[str] = []
+    result = ip.probe(
+        [picture], base=tiny_folder, seeds=3, steps=2, sites=True, told=told.append, progress=False
+    )
+    settings = 2 + len(result.sites)
+    assert f"{settings} settings x 1 reference(s) x 3 seed(s) = {3 * settings} " in told[0]
+    assert [row.name for row in result.sites] == places(_sites(tiny_folder), each=True)
+    assert all(row.cosine is not None and np.isfinite(row.cosine) for row in result.rows)
+    json.dumps(result.as_dict(), allow_nan=False)
+    assert "role" in str(result)
+
+
+def test_a_pipeline_that_is_loaded_already() -> None:
+    """SDXL-shaped, with an adapter of its own; both are left as they were."""
+    from tiny_stack import make_xl_pipeline
+
+    pipe = make_xl_pipeline()
+    adapter = ip.Adapter.create("base", denoiser=pipe.unet, encoder=pipe.image_encoder)
+    processors = dict(pipe.unet.attn_processors)
+    result = ip.probe(
+        [scenes.draw(scene) for scene in SCENES[:2]],
+        base=pipe,
+        adapter=adapter,
+        encoder=pipe.image_encoder,
+        prompt=["a star", "red"],
+        steps=1,
+        size=(32, 16),
+        progress=False,
+    )
+    assert [row.name for row in result.sites][:2] == [
+        "down_blocks.1.attentions.0",
+        "mid_block.attentions.0",
+    ]
+    assert result.every.pictures[0].size == (32, 16)
+    assert not adapter.attached
+    assert processors == pipe.unet.attn_processors
+
+
+def _sites(folder: Path) -> Any:
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    spec = HOST.from_config(config)
+    assert spec is not None
+    return spec.sites
+
+
+@pytest.mark.parametrize(
+    ("wishes", "said"),
+    [
+        ({"references": []}, "there are none"),
+        ({"references": "a.png"}, "a list of pictures"),
+        ({"scale": 0.0}, "carries nothing"),
+        ({"scale": float("nan")}, "a number from 0"),
+        ({"seeds": 0}, "a whole number from 1"),
+        ({"batch_size": 0}, "batch size"),
+        ({"guidance_scale": float("nan")}, "guidance"),
+        ({"size": (63, 64)}, "multiples of 8"),
+        ({"prompt": ["a", "b"]}, "one text for all"),
+        ({"references": ["no.png"]}, "no.png"),
+    ],
+)
+def test_wrong_wishes(wishes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ImagePromptError, match=said):
+        ip.probe(**{"references": [scenes.draw(SCENES[0])], "progress": False} | wishes)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--count", "0"], "a whole number from 1"),
+        (["--count", "2", "--reference", "a.png"], "drawn references"),
+        (["--base", "somewhere"], "of the kind that it paints"),
+    ],
+)
+def test_wrong_flags(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["probe", *flags]) == 2
+    assert said in capsys.readouterr().err
+
+
+# ── roles in a base's config ────────────────────────────────────────────────────────────────────
+
+
+def _config(roles: object) -> dict[str, Any]:
+    config = json.loads((bundled.folder() / "unet" / "config.json").read_text())
+    return config | {"_imageprompt_roles": roles}
+
+
+def test_a_config_states_roles() -> None:
+    spec = HOST.from_config(_config({"style": ["mid_block", "up_blocks.0.attentions.1"]}))
+    assert spec is not None
+    assert {site.name[:9] for site in spec.sites if site.role == "style"} == {
+        "mid_block",
+        "up_blocks",
+    }
+    assert sum(site.role == "other" for site in spec.sites) == 5
+
+
+def test_the_bundled_base_states_what_was_measured() -> None:
+    """By way of diffusers, which keeps the statement and does nothing with it."""
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(bundled.folder(), subfolder="unet")
+    roles = {site.name.split(".attentions")[0]: site.role for site in HOST.describe(unet).sites}
+    assert roles == {
+        "down_blocks.0": "layout",
+        "down_blocks.1": "other",
+        "mid_block": "other",
+        "up_blocks.0": "other",
+        "up_blocks.1": "style",
+    }
+
+
+@pytest.mark.parametrize(
+    ("roles", "said"),
+    [
+        ("style", "maps style and layout"),
+        ({"mood": ["up_blocks.1"]}, "maps style and layout"),
+        ({"style": "up_blocks.1"}, "a list of sites"),
+        ({"style": ["up_blocks.7"]}, "up_blocks.7"),
+        ({"style": ["up_blocks.1"], "layout": ["up_blocks.1.attentions.0"]}, "two roles"),
+    ],
+)
+def test_statements_without_sense(roles: object, said: str) -> None:
+    with pytest.raises(ImagePromptError, match=said):
+        HOST.from_config(_config(roles))

@@ -1,0 +1,281 @@
+"""Recipes: what is written comes back the same; what a stranger wrote is believed in nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import MISSING, Field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from imageprompt.control import Controls, Schedule
+from imageprompt.core.errors import OptionError
+from imageprompt.loading import recipe as module
+from imageprompt.loading.recipe import Recipe, Shown, Source, png, read_picture, write_picture
+from imageprompt.loading.recipe.reading import read_recipe
+
+SHOWN = Shown(
+    adapter=Source(name="plus", hash="1" * 64, spec={"variant": "plus", "projector": {"depth": 2}}),
+    encoder=Source(name=None, hash="2" * 16),
+    references=(Source(name="cat.png", hash="3" * 64), Source(name="dog.png", hash="3" * 64)),
+    mask=Source(name="left.png", hash="4" * 64),
+    negative=(Source(name="noise.png", hash="4" * 64),),
+    controls=Controls(preset="style transfer", schedule=Schedule.parse("0-0.4")).as_dict(),
+    how={"fusion": "weighted", "weights": [0.7, 0.3], "prepare": "crop:top", "noise": "fade:0.2"},
+)
+RECIPE = Recipe(
+    prompt="a cat in a hat — 猫",
+    negative_prompt="",
+    seed=1,
+    index=2,
+    num_images=4,
+    batch_size=4,
+    steps=20,
+    guidance_scale=3.0,
+    width=64,
+    height=64,
+    dtype="float32",
+    device="cpu",
+    scheduler={"_class_name": "DDIMScheduler", "trained_betas": None, "beta_start": 1e-4},
+    base=Source(name="bundled", hash="0" * 16),
+    shown=(SHOWN, replace(SHOWN, style=Source(name="ink", hash="5" * 64), references=())),
+    init_image=Source(name="start.png", hash="6" * 64),
+    guidance=("negative", "positive", "positive"),
+    strength=0.6,
+    inpaint_mask=Source(name="hole.png", hash="7" * 64),
+    controlnet=Source(name="./canny", hash="8" * 16),
+    control_image=Source(name="edges.png", hash="9" * 64),
+    control_scale=0.5,
+    versions={"torch": "2.13.0"},
+)
+
+
+def write(folder: Path, text: str, tokens: str | None = None) -> Path:
+    info = PngInfo()
+    info.add_itxt(module.RECIPE_KEY, text, zip=True)
+    if tokens is not None:
+        info.add_itxt(module.TOKENS_KEY, tokens, zip=True)
+    path = folder / "stranger.png"
+    Image.new("RGB", (8, 8)).save(path, pnginfo=info)
+    return path
+
+
+def changed(**changes: Any) -> str:
+    return json.dumps({**json.loads(RECIPE.to_json()), **changes})
+
+
+def test_round_trip_through_json() -> None:
+    assert read_recipe(RECIPE.to_json(), "x") == RECIPE
+    sites = Controls(scale={"style": 1.0, "mid_block": 0.2}).as_dict()
+    by_site = replace(RECIPE, shown=(replace(SHOWN, controls=sites),), guidance_scale=None)
+    assert read_recipe(by_site.to_json(), "x") == by_site
+    words = replace(RECIPE, shown=())
+    assert read_recipe(words.to_json(), "x") == words
+    assert (words.adapter, words.encoder, words.references, words.scale) == (None, None, (), 0.0)
+
+
+FORMAT_1 = {
+    **{name: json.loads(RECIPE.to_json())[name] for name in (
+        *("prompt", "negative_prompt", "seed", "index", "num_images", "batch_size", "steps"),
+        *("guidance_scale", "width", "height", "dtype", "device", "scheduler", "base", "versions"),
+    )},
+    "scale": {"style": 0.5},
+    "adapter": {"name": "plus", "hash": "1" * 64},
+    "encoder": {"name": None, "hash": "2" * 16},
+    "references": [{"name": "cat.png", "hash": "3" * 64}],
+    "format": 1,
+}  # fmt: skip
+
+
+def test_format_1_is_still_read() -> None:
+    """One adapter with a scale was all that it knew."""
+    read = read_recipe(json.dumps(FORMAT_1), "x")
+    assert read.shown == (
+        Shown(
+            adapter=Source(name="plus", hash="1" * 64),
+            encoder=Source(name=None, hash="2" * 16),
+            references=(Source(name="cat.png", hash="3" * 64),),
+            controls={"scale": {"style": 0.5}},
+        ),
+    )
+    assert (read.scale, read.format, read.init_image) == ({"style": 0.5}, 2, None)
+    words = read_recipe(json.dumps({**FORMAT_1, "adapter": None, "scale": 0}), "x")
+    assert words.shown == ()
+    for wrong, reason in (({"scale": 3}, "scale"), ({"shown": []}, "unknown key 'shown'")):
+        with pytest.raises(OptionError, match=reason):
+            read_recipe(json.dumps(FORMAT_1 | wrong), "x")
+    with pytest.raises(OptionError, match="missing: references"):
+        read_recipe(json.dumps({k: FORMAT_1[k] for k in FORMAT_1 if k != "references"}), "x")
+
+
+@pytest.mark.parametrize("size", [0, 1000, png.MAX_TOKEN_BYTES])
+def test_round_trip_through_a_picture(size: int, tmp_path: Path) -> None:
+    image = Image.effect_noise((64, 64), 90).convert("RGB")
+    tokens = [None, os.urandom(size) if size else None]
+    path = tmp_path / "picture.png"
+    write_picture(path, image, RECIPE, tokens)
+    assert read_picture(path) == (RECIPE, tokens)
+    assert Image.open(path).convert("RGB").tobytes() == image.tobytes()
+
+
+def test_tokens_that_are_too_large_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    large = b"x" * (png.MAX_TOKEN_BYTES + 1)
+    write_picture(path, Image.new("RGB", (8, 8)), RECIPE, [b"small", large])
+    assert read_picture(path) == (RECIPE, [b"small", None])
+
+
+SAID = json.loads(RECIPE.to_json())["shown"][0]
+OF_SHOWN = ("adapter", "references", "mask", "controls", "how")
+
+
+def _needed(item: Field[Any]) -> bool:
+    return item.default is MISSING and item.default_factory is MISSING
+
+
+LIES = {
+    "format": [3, "1", None, True],
+    "prompt": [None, 7, "x" * 30_000],
+    "seed": [-1, 2**63, 1.5, "1", True],
+    "index": [-1, 4],
+    "num_images": [0, 10**9],
+    "batch_size": [0, 65, None],
+    "steps": [0, 10**9, 2.5],
+    "guidance_scale": [-1, 10**6, "7"],
+    "width": [0, 100_000, -64, 64.0],
+    "dtype": ["float8", "complex128", 7],
+    "device": ["cuda:999", "meta", "cpu; rm", None],
+    "scheduler": [
+        None,
+        {},
+        {"_class_name": "os.system"},
+        {"_class_name": "DDIMScheduler", "num_train_timesteps": 10**12},
+        {"_class_name": "DDIMScheduler", "trained_betas": [0.1] * 20_000},
+        {"_class_name": "DDIMScheduler", "x": {"nested": 1}},
+    ],
+    "base": [
+        None,
+        "bundled",
+        {"name": "bundled"},
+        {"name": "https://example.org/x", "hash": "0" * 16},
+        {"name": "//server/share", "hash": "0" * 16},
+        {"name": "x", "hash": "../../etc"},
+        {"name": "x", "hash": "0" * 16, "run": "me"},
+    ],
+    "shown": [None, {}, ["plus"], [{}] * 100, [SAID] * 17],
+    "adapter": [{"name": 7, "hash": "0" * 16}, "plus", None],
+    "references": [None, {}, ["cat.png"], [{"name": "a", "hash": "0" * 64}] * 2000],
+    "mask": ["left.png", {"name": "https://example.org/x", "hash": "0" * 64}],
+    "controls": [
+        None,
+        [],
+        {"scale": -0.1},
+        {"scale": True},
+        {"scale": "much"},
+        {"scale": {"style": 3}},
+        {"preset": "no such"},
+        {"preset": "linear", "composition": 1.0},
+        {"schedule": "0.5-0.1"},
+        {"schedule": 7},
+        {"scaling": "K"},
+        {"run": "me"},
+    ],
+    "how": [
+        None,
+        [],
+        {"run": "me"},
+        {"fusion": "no such"},
+        {"weights": [1, "x"]},
+        {"weights": [[[[1]]]]},
+        {"prepare": "fold"},
+        {"prepare": {"how": "crop"}},
+        {"noise": 7},
+        {"noise_seed": -1},
+        {"subtract_text": 7},
+        {"subtract_text": "x" * 300},
+        {"face": "smallest"},
+        {"face": True},
+        {"face_strength": "much"},
+        {"lora_mode": "dead"},
+    ],
+    "init_image": ["start.png", {"name": "x"}],
+    "guidance": [None, 7, [], ["up"], ["positive"] * 100, "x" * 100, "not a layout"],
+    "strength": [-0.1, 1.1, "1", True],
+    "inpaint_mask": [[]],
+    "controlnet": [{"name": "//server/share", "hash": "0" * 16}],
+    "control_scale": [-1, 3],
+    "versions": [None, {"torch": 2}, {"x" * 100: "1"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in LIES.items() for value in values]
+)
+def test_impossible_values_are_refused_by_name(key: str, value: Any, tmp_path: Path) -> None:
+    lie = {"shown": [{**SAID, key: value}]} if key in OF_SHOWN else {key: value}
+    path = write(tmp_path, changed(**lie))
+    with pytest.raises(OptionError) as caught:
+        read_picture(path)
+    message = str(caught.value)
+    assert "stranger.png" in message
+    assert key.replace("_", " ") in message.replace("_", " ")
+    assert "\n" not in message
+    assert len(message) < 400
+
+
+NEEDED = [f.name for of in (Recipe, Shown) for f in fields(of) if _needed(f)]
+
+
+@pytest.mark.parametrize("key", NEEDED)
+def test_a_missing_key_is_named(key: str, tmp_path: Path) -> None:
+    data = json.loads(RECIPE.to_json())
+    del (data["shown"][0] if key in SAID else data)[key]
+    with pytest.raises(OptionError, match=key):
+        read_picture(write(tmp_path, json.dumps(data)))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "recipe in"),
+        ("{", "recipe in"),
+        ("[]", "not a JSON object"),
+        ("[" * 100_000, "recipe in"),
+        (changed(strength=float("nan")), "NaN"),
+        (changed(extra=1), "unknown key 'extra'"),
+        (changed(step=1), "not 'steps'"),
+        (changed(prompt="x" * 300_000), "more than 256 kB"),
+    ],
+)
+def test_what_is_no_recipe_is_refused(text: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=reason) as caught:
+        read_picture(write(tmp_path, text))
+    assert len(str(caught.value)) < 400
+
+
+def test_damaged_tokens_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="damaged"):
+        read_picture(write(tmp_path, RECIPE.to_json(), "not base64!"))
+
+
+def test_files_without_a_recipe_are_refused(tmp_path: Path) -> None:
+    plain, text = tmp_path / "plain.png", tmp_path / "text.png"
+    Image.new("RGB", (8, 8)).save(plain)
+    text.write_text("<html>")
+    for path, reason in (
+        (plain, "no imageprompt recipe"),
+        (text, "cannot be read as a PNG"),
+        (tmp_path / "missing.png", "no such file"),
+        (tmp_path, "no such file"),
+    ):
+        with pytest.raises(OptionError, match=reason):
+            read_picture(path)
+
+
+def test_a_text_chunk_that_unpacks_without_end_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="cannot be read as a PNG"):
+        read_picture(write(tmp_path, RECIPE.to_json(), "A" * 50_000_000))

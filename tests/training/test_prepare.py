@@ -1,0 +1,375 @@
+"""prepare: once, resumable after any kill, shared by processes, honest about damage and disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from test_train_data import assert_same, batches
+
+from imageprompt.core.errors import OptionError
+from imageprompt.training.cache import encode_missing
+from imageprompt.training.cache.encoders import Encoders
+from imageprompt.training.cache.store import CacheError, Store
+from imageprompt.training.data import scan
+from imageprompt.training.data.framing import PictureOptions
+from imageprompt.training.open_dataset import open_samples
+from imageprompt.variants import VARIANTS
+from prepare_worker import FRAMING, run
+from training_data import CAPTIONS, Parts, picture_bytes, write_folder
+
+
+@pytest.fixture(scope="module")
+def parts() -> Parts:
+    return Parts()
+
+
+def write_wide(folder: Path, count: int, **options: Any) -> Path:
+    """Pictures so wide that no two random crops of one are the same."""
+    return write_folder(folder, count, size=(400, 16), **options)
+
+
+def shards(cache: Path) -> dict[str, str]:
+    """Every shard and set of a cache, with the hash of its content."""
+    return {
+        str(path.relative_to(cache)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(cache.rglob("*.safetensors"))
+        if "survey" not in path.parts
+    }
+
+
+def entries(cache: Path) -> Counter[str]:
+    """How often every entry is there."""
+    found: Counter[str] = Counter()
+    for path in cache.rglob("*.safetensors"):
+        if path.parts[-3] in ("moments", "text", "features"):
+            with safe_open(path, framework="pt") as handle:
+                found.update({f"{path.parts[-3]} {name[:32]}" for name in handle.keys()})  # noqa: SIM118
+    return found
+
+
+def test_everything_is_encoded_once(parts: Parts, tmp_path: Path) -> None:
+    data = write_wide(tmp_path / "data", 10)
+    (data / "twin.png").write_bytes((data / "003.png").read_bytes())
+    (data / "twin.txt").write_text("red")
+    before = dict(parts.calls)
+    done = run(parts, data, tmp_path / "cache")
+    assert done.samples == 11
+    assert done.encoded["features"] == 10  # the twin is the same picture
+    assert done.encoded["text"] == len({*CAPTIONS, "red"})
+    assert done.encoded["moments"] == 20
+    assert parts.calls["moments"] - before["moments"] == 20
+    assert parts.calls["image"] - before["image"] == 10
+    again = run(parts, data, tmp_path / "cache")
+    assert sum(again.encoded.values()) == 0
+    assert again.kept == done.encoded
+    assert parts.calls["moments"] - before["moments"] == 20
+
+
+def test_what_is_new_is_added_to_what_is_there(parts: Parts, tmp_path: Path) -> None:
+    data, cache = write_wide(tmp_path / "data", 8), tmp_path / "cache"
+    run(parts, data, cache)
+    old = shards(cache)
+    (data / "900.png").write_bytes(picture_bytes(900, (400, 16)))
+    (data / "900.txt").write_text("a star")
+    (data / "002.png").write_bytes(picture_bytes(902, (400, 16)))
+    done = run(parts, data, cache)
+    assert done.encoded == {"moments": 4, "text": 0, "features": 2}
+    assert {name: shards(cache)[name] for name in old} == old
+    other = run(parts, data, cache, variant="base")
+    assert other.encoded == {"moments": 0, "text": 0, "features": 9}
+
+
+def test_another_model_makes_entries_of_its_own(parts: Parts, tmp_path: Path) -> None:
+    data, cache = write_wide(tmp_path / "data", 4), tmp_path / "cache"
+    run(parts, data, cache)
+    other = Parts()
+    with torch.no_grad():
+        other.pipe.vae.encoder.conv_in.weight.mul_(1.5)
+    assert run(other, data, cache).encoded == {"moments": 8, "text": 0, "features": 0}
+    other.pipe.text_encoder.half()
+    assert run(other, data, cache).encoded["text"] == 4
+
+
+def test_captions_that_are_cut_and_pictures_that_are_enlarged_are_counted(
+    parts: Parts, tmp_path: Path
+) -> None:
+    data = write_wide(tmp_path / "data", 4)
+    (data / "001.txt").write_text("star " * 20)
+    big = PictureOptions(resolution=24)
+    said: list[str] = []
+    done = run(parts, data, tmp_path / "cache", framing=big, announce=said.append)
+    assert (done.cut_captions, done.enlarged) == (1, 4)
+    assert sum("1 captions" in line or "4 pictures are smaller" in line for line in said) == 2
+    live = open_samples(str(data), None, Encoders(parts, VARIANTS["base"]), big)
+    with pytest.warns(UserWarning, match="longer than 16 tokens are cut"):
+        batches(live)
+
+
+def test_the_disk_it_takes_is_told_first(parts: Parts, tmp_path: Path) -> None:
+    data, cache = write_wide(tmp_path / "data", 6), tmp_path / "cache"
+    said: list[str] = []
+    dry = run(parts, data, cache, dry_run=True, announce=said.append)
+    assert not shards(cache)
+    assert dry.encoded == {}
+    assert any("6 image features to encode" in line for line in said)
+    assert any("together" in line for line in said)
+    done = run(parts, data, cache)
+    assert done.room == dry.room
+    taken = sum(path.stat().st_size for path in cache.rglob("*.safetensors"))
+    promised = sum(dry.room.values())
+    assert promised < taken < 1.5 * promised  # headers, the survey and the set are small
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_encoded(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_wide(tmp_path / "data", 6)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(OptionError, match="are left there"):
+        run(parts, data, tmp_path / "cache")
+    assert not shards(tmp_path / "cache")
+
+
+def test_endless_crops_cannot_be_cached(parts: Parts, tmp_path: Path) -> None:
+    data = write_wide(tmp_path / "data", 2)
+    endless = PictureOptions(resolution=16, crop="random", views=0)
+    with pytest.raises(OptionError, match="views"):
+        run(parts, data, tmp_path / "cache", framing=endless)
+
+
+def test_features_may_be_encoded_online(parts: Parts, tmp_path: Path) -> None:
+    data, cache = write_wide(tmp_path / "data", 9, broken=[2]), tmp_path / "cache"
+    encoders = Encoders(parts, VARIANTS["plus"])
+    lean = open_samples(str(data), str(cache), encoders, FRAMING, online=True)
+    assert not (cache / "features").exists()
+    live = open_samples(str(data), None, encoders, FRAMING)
+    for one, other in zip(batches(lean), batches(live), strict=True):
+        assert_same(one, other)
+    torch.testing.assert_close(lean.null_features(), live.null_features())
+
+
+# ── damage ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "other"])
+def test_a_corrupt_shard_is_found_named_and_made_anew(
+    damage: str, parts: Parts, tmp_path: Path
+) -> None:
+    data, cache = write_wide(tmp_path / "data", 20), tmp_path / "cache"
+    encoders = Encoders(parts, VARIANTS["plus"])
+    run(parts, data, cache)
+    whole = shards(cache)
+    good = batches(open_samples(str(data), str(cache), encoders, FRAMING), 7)
+    name = next(name for name in whole if name.startswith("moments"))
+    path = cache / name
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[-7] ^= 0x40
+    elif damage == "other":
+        content = bytearray(b"<!DOCTYPE html>" * 99)
+    path.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
+    if damage == "gone":
+        path.unlink()
+    if damage == "flipped":  # nothing tells it but the content: found when it is read
+        samples = open_samples(str(data), str(cache), encoders, FRAMING)
+        with pytest.raises(CacheError, match=f"{path.name}.*damaged.*--verify"):
+            batches(samples, 60)
+        assert run(parts, data, cache).damaged == []
+        done = run(parts, data, cache, verify=True)
+        assert [path.name in line for line in done.damaged] == [True]
+    else:  # seen when the cache is opened, and repaired there
+        open_samples(str(data), str(cache), encoders, FRAMING)
+    assert shards(cache) == whole
+    after = batches(open_samples(str(data), str(cache), encoders, FRAMING), 7)
+    for one, other in zip(good, after, strict=True):
+        assert torch.equal(one.latents, other.latents)
+        assert torch.equal(one.features, other.features)
+
+
+def test_a_shard_that_another_has_repaired_is_not_dropped(parts: Parts, tmp_path: Path) -> None:
+    data, cache = write_wide(tmp_path / "data", 20), tmp_path / "cache"
+    run(parts, data, cache)
+    whole = shards(cache)
+    path = next(cache.glob("features/*/*.safetensors"))
+    content = path.read_bytes()
+    path.write_bytes(content[:200])
+    late = Store(path.parent)
+    assert list(late.damaged) == [path.name]
+    run(parts, data, cache)
+    with late.writing(path.name.partition("-")[0]):
+        assert not late.drop(path.name, deep=True)
+    assert not late.damaged
+    assert shards(cache) == whole
+    assert set(entries(cache).values()) == {1}
+
+
+def test_a_damaged_set_or_survey_is_made_anew(parts: Parts, tmp_path: Path) -> None:
+    data, cache = write_wide(tmp_path / "data", 6), tmp_path / "cache"
+    done = run(parts, data, cache)
+    whole = shards(cache)
+    for path in (done.path, *(cache / "survey").rglob("*.safetensors")):
+        path.write_bytes(path.read_bytes()[:100])
+    assert sum(run(parts, data, cache).encoded.values()) == 0
+    assert shards(cache) == whole
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, cache = write_wide(tmp_path / "data", 20), tmp_path / "cache"
+    run(parts, data, tmp_path / "whole")
+    write, written = Path.write_bytes, []
+
+    def full(path: Path, content: bytes) -> int:
+        written.append(path)
+        if len(written) > 6:  # the survey and five shards
+            write(path, content[: len(content) // 2])
+            raise OSError(28, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(CacheError, match="No space left"):
+        run(parts, data, cache)
+    assert len(shards(cache)) == 5
+    assert not list(cache.rglob("*.tmp*"))
+    monkeypatch.undo()
+    run(parts, data, cache)
+    assert shards(cache) == shards(tmp_path / "whole")
+
+
+# ── processes ───────────────────────────────────────────────────────────────────────────────────
+
+
+class Worker:
+    """A process that has loaded everything and forks others that prepare."""
+
+    def __init__(self) -> None:
+        here = Path(__file__).parents[1] / "support"
+        self._process = subprocess.Popen(
+            [sys.executable, str(here / "prepare_worker.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        assert self._line() == "ready"
+
+    def start(self, data: Path, cache: Path, result: Path) -> int:
+        """The number of a process that has begun to prepare."""
+        assert self._process.stdin is not None
+        print(
+            json.dumps([str(data), str(cache), str(result)]), file=self._process.stdin, flush=True
+        )
+        return int(self._line())
+
+    def close(self) -> None:
+        self._process.communicate(timeout=60)
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    found = Worker()
+    yield found
+    found.close()
+
+
+def finished(result: Path, seconds: float = 120) -> dict[str, int]:
+    """What a process has encoded, once it is done."""
+    end = time.monotonic() + seconds
+    while not result.exists():
+        assert time.monotonic() < end, "it never came to an end"
+        time.sleep(0.02)
+    found: dict[str, int] = json.loads(result.read_text())
+    return found
+
+
+def kill(process: int) -> None:
+    """End a process, which may have ended, and wait until it has."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
+        while True:
+            os.kill(process, 0)
+            time.sleep(0.005)
+
+
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards as the worker's."""
+    monkeypatch.setattr(encode_missing, "SHARD_ENTRIES", 3)
+    monkeypatch.setattr(scan, "UNIT", 8)
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_cache_without_duplicates(
+    worker: Worker, parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch)
+    data, cache = write_wide(tmp_path / "data", 60), tmp_path / "two"
+    alone = run(parts, data, tmp_path / "alone").encoded
+    results = [tmp_path / "a.json", tmp_path / "b.json"]
+    for result in results:
+        worker.start(data, cache, result)
+    shares = [finished(result) for result in results]
+    assert shards(cache) == shards(tmp_path / "alone")
+    assert set(entries(cache).values()) == {1}
+    for kind, count in alone.items():
+        assert sum(share[kind] for share in shares) == count
+    assert all(sum(share.values()) for share in shares)  # both had a part in it
+
+
+@pytest.mark.slow
+def test_kills_at_thirty_random_moments_leave_a_cache_like_any_other(
+    worker: Worker, parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch)
+    data, cache = write_wide(tmp_path / "data", 60), tmp_path / "killed"
+    began = time.monotonic()
+    run(parts, data, tmp_path / "alone")
+    whole = time.monotonic() - began
+    rng = random.Random(0)
+    for _ in range(30):
+        process = worker.start(data, cache, tmp_path / "killed.json")
+        time.sleep(rng.uniform(0, whole / 6))
+        kill(process)
+    worker.start(data, cache, tmp_path / "last.json")
+    finished(tmp_path / "last.json")
+    assert shards(cache) == shards(tmp_path / "alone")
+    assert set(entries(cache).values()) == {1}
+    assert not list(cache.rglob("*.tmp*"))
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_leaves_its_part_to_the_other(
+    worker: Worker, parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch)
+    data, cache = write_wide(tmp_path / "data", 60), tmp_path / "two"
+    run(parts, data, tmp_path / "alone")
+    dying = worker.start(data, cache, tmp_path / "dying.json")
+    worker.start(data, cache, tmp_path / "living.json")
+    time.sleep(0.2)
+    os.kill(dying, signal.SIGSTOP)  # as it is, most likely with a lock in its hand
+    time.sleep(0.5)
+    kill(dying)
+    finished(tmp_path / "living.json")
+    assert not (tmp_path / "dying.json").exists()
+    assert shards(cache) == shards(tmp_path / "alone")

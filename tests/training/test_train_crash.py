@@ -1,0 +1,100 @@
+"""kill -9 at random moments, saves included: nothing is lost but the steps since the last save."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imageprompt.training.loop import checkpoints
+from toy_training import Toy, figures, same, server, trainer
+
+KILLS = 30
+STEPS = 30
+OPTIONS: dict[str, Any] = {"steps": STEPS, "save_every": 3, "log_every": 4, "batch": 2}
+
+
+def go_on(folder: str) -> None:
+    """What a killed process is started again with."""
+    trainer(Path(folder), samples=Toy(pause=0.002), **OPTIONS).run()
+
+
+def in_process(folder: Path) -> float:
+    """A run that nobody kills; returns the seconds that it takes."""
+    for place in (folder.with_name("first"), folder):  # the first one waits for the server
+        started = time.monotonic()
+        process = server().Process(target=go_on, args=(str(place),))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+    return time.monotonic() - started
+
+
+def kill_after(process: BaseProcess, seconds: float) -> bool:
+    """kill -9 after so long; False if it had come to its end before."""
+    process.join(seconds)
+    if process.exitcode is not None:
+        assert process.exitcode == 0
+        return False
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    return True
+
+
+def survive(folder: Path, kills: int, chance: random.Random) -> tuple[int, int]:
+    """Kill a run again and again; returns how many kills hit it, and how many of them a save.
+
+    After each one, whatever lies there is whole or known to be unfinished. Where a run comes to
+    its end, another begins in a folder of its own.
+    """
+    hits, inside_saves, number = 0, 0, 0
+    longest = in_process(folder / "warm")
+    for _ in range(kills):
+        here = folder / str(number)
+        process = server().Process(target=go_on, args=(str(here),))
+        process.start()
+        killed = kill_after(process, chance.uniform(0, 0.7 * longest))
+        root = here / "checkpoints"
+        unfinished = list(root.glob(".step-*")) if root.exists() else []
+        hits, inside_saves = hits + killed, inside_saves + bool(unfinished)
+        found, damaged = checkpoints.newest(root)
+        assert damaged == []
+        if not killed:
+            assert found is not None
+            assert found.step == STEPS
+            number += 1
+    return hits, inside_saves
+
+
+def check_all(folder: Path) -> None:
+    """Every run, killed or not, ends as the one that never was."""
+    through = trainer(folder / "warm", **OPTIONS)
+    assert through.step == STEPS
+    for here in sorted(path for path in folder.iterdir() if path.name.isdecimal()):
+        run = trainer(here, **OPTIONS)
+        run.run()
+        assert same(run, through), here
+        assert figures(here) == figures(folder / "warm")
+
+
+@pytest.mark.slow
+def test_kill_9_at_thirty_random_moments(tmp_path: Path) -> None:
+    hits, _ = survive(tmp_path, KILLS, random.Random(4))
+    assert hits > KILLS / 2
+    check_all(tmp_path)
+
+
+if __name__ == "__main__":  # PYTHONPATH=tests/support python tests/training/test_train_crash.py FOLDER KILLS [SEED]
+    where, count = Path(sys.argv[1]), int(sys.argv[2])
+    seed = int(sys.argv[3]) if len(sys.argv) > 3 else 0
+    hits, inside = survive(where, count, random.Random(seed))
+    print(f"{hits} of {count} kills hit a run, {inside} of them during a save")
+    check_all(where)
+    print("every run ended as the one that was never killed, to the bit")

@@ -1,0 +1,336 @@
+"""Going on as if nothing had happened: equal to the bit, or refused in a line that says why."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from imageprompt.core.errors import OptionError
+from imageprompt.training.data.dataset import Batch
+from imageprompt.training.data.random_streams import Chance
+from imageprompt.training.loop import checkpoints
+from imageprompt.training.loop.distributed import Processes
+from imageprompt.training.loop.run_control import locked
+from imageprompt.training.loop.run_identity import Identity
+from imageprompt.training.loop.trainer import Trainer
+from toy_training import Toy, figures, same, trainer, weights
+
+EVERY_TWO = {"save_every": 2, "log_every": 3}
+
+
+class Eventful(Toy):
+    """Does something when the batch with this number is read."""
+
+    def __init__(self, number: int, event: Any) -> None:
+        super().__init__()
+        self.left, self.event = number, event
+
+    def batch(self, indices: Tensor, chance: Chance) -> Batch:
+        batch = super().batch(indices, chance)
+        self.left -= 1
+        if self.left == 0:
+            self.event(batch)
+        return batch
+
+
+@pytest.fixture(scope="module")
+def through(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """The run that never stopped."""
+    run = trainer(tmp_path_factory.mktemp("through"), **EVERY_TWO)
+    run.run()
+    return run
+
+
+def kept(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def test_a_checkpoint_holds_a_standard_file_and_is_pruned(through: Trainer) -> None:
+    assert kept(through.folder) == ["step-6", "step-8"]
+    inside = through.folder / "checkpoints" / "step-8"
+    assert {path.name for path in inside.iterdir()} == {
+        *("adapter.safetensors", "state.safetensors", "manifest.json")
+    }
+    file = load_file(inside / "adapter.safetensors")
+    assert all(torch.equal(file[name], value) for name, value in weights(through).items())
+
+
+def test_lines_of_a_resumed_run_are_those_of_one_that_never_stopped(
+    through: Trainer, tmp_path: Path
+) -> None:
+    trainer(tmp_path, **EVERY_TWO).run(until=5)
+    # what a killed process wrote after its last checkpoint, and half a line
+    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 6, "loss": 1}\n{"step": 9, "lo')
+    again = trainer(tmp_path, **EVERY_TWO)
+    assert again.step == 5
+    again.run()
+    assert same(again, through)
+    assert figures(tmp_path) == figures(through.folder)
+    assert [line["step"] for line in figures(tmp_path)] == [3, 6]
+    names = figures(tmp_path)[0].keys()
+    assert {"loss", "rate", "grad_norm", "epoch"} < names
+    assert any(name.startswith("loss_t") for name in names)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: flip(folder / "adapter.safetensors"),
+        lambda folder: flip(folder / "state.safetensors"),
+        lambda folder: (folder / "state.safetensors").write_bytes(b""),
+        lambda folder: (folder / "state.safetensors").unlink(),
+        lambda folder: (folder / "manifest.json").unlink(),
+        lambda folder: (folder / "manifest.json").write_text("{"),
+        lambda folder: (folder / "manifest.json").write_text("[]"),
+    ],
+    ids=["weights", "state", "empty", "no state", "no manifest", "half a manifest", "list"],
+)
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
+    damage: Any, through: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer(tmp_path, **EVERY_TWO).run(until=6)
+    damage(tmp_path / "checkpoints" / "step-6")
+    again = trainer(tmp_path, **EVERY_TWO, keep=1)
+    assert again.step == 4
+    assert "step-6" in capsys.readouterr().err
+    again.run()
+    assert same(again, through)
+    assert kept(tmp_path) == ["step-8"]
+
+
+def test_leftovers_of_a_killed_save_are_removed_by_the_next(tmp_path: Path) -> None:
+    for name in (".step-7.tmp", ".step-1.old"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "adapter.safetensors").write_text("half")
+    run = trainer(tmp_path)
+    assert run.step == 0
+    run.run(until=1)
+    assert kept(tmp_path) == ["step-1"]
+
+
+def test_leftovers_of_killed_writes_are_swept(tmp_path: Path) -> None:
+    names = (".adapter.0a1b2c3d.tmp.safetensors", ".tmpAb3dE6", "adapter.safetensors", ".lock")
+    for name in names:
+        (tmp_path / name).touch()
+    checkpoints.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "adapter.safetensors"]
+
+
+# ── refusals ────────────────────────────────────────────────────────────────────────────────────
+
+
+def of(data: str, allow: bool = False, **config: Any) -> dict[str, Any]:
+    return {"identity": Identity(config, data, allow)}
+
+
+def test_other_data_or_settings_are_refused_unless_allowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = trainer(tmp_path, more=of("abc", rate=1, drops=(1, 2)))
+    first.run(until=2)
+    assert trainer(tmp_path, more=of("abc", rate=1, drops=(1, 2))).step == 2
+    with pytest.raises(OptionError, match=r"\(the data\).*--allow-changes"):
+        trainer(tmp_path, more=of("xyz", rate=1, drops=(1, 2)))
+    with pytest.raises(OptionError, match=r"\(drops: \[1, 2\] became \[1, 3\], rate: 1 became 2\)"):
+        trainer(tmp_path, more=of("abc", rate=2, drops=(1, 3)))
+    again = trainer(tmp_path, more=of("xyz", True, rate=2, drops=(1, 2)))
+    assert again.step == 2
+    assert "with changes: rate: 1 became 2, the data" in capsys.readouterr().err
+
+
+def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    trainer(tmp_path).run(until=2)
+    found, _ = checkpoints.newest(tmp_path / "checkpoints")
+    assert found is not None
+    identity = Identity(found.facts["config"])
+    identity.check(found, 1, tmp_path)
+    with pytest.raises(OptionError, match="1 processes became 2"):
+        identity.check(found, 2, tmp_path)
+
+
+def test_an_adapter_of_other_shapes_is_refused(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.run(until=1)
+    run.named.popitem()
+    with pytest.raises(OptionError, match="other tensors"):
+        run._resume()
+
+
+def test_an_average_that_was_not_kept_is_missed(tmp_path: Path) -> None:
+    trainer(tmp_path, ema=0.0, more=of("")).run(until=1)
+    assert trainer(tmp_path, ema=0.0, more=of("")).step == 1
+    with pytest.raises(OptionError, match="no running average"):
+        trainer(tmp_path, ema=0.9, more=of(""))
+
+
+def test_one_run_a_folder(tmp_path: Path) -> None:
+    holder = pytest.raises(OptionError, match=f"process {os.getpid()} on")
+    with locked(tmp_path), holder, locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+# ── faults ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
+    number: signal.Signals, through: Trainer, tmp_path: Path
+) -> None:
+    before = signal.getsignal(number)
+    samples = Eventful(3, lambda batch: os.kill(os.getpid(), number))
+    ending = trainer(tmp_path, samples=samples, **EVERY_TWO).run()
+    assert (ending.step, ending.finished, ending.signal) == (3, False, number)
+    assert kept(tmp_path) == ["step-2", "step-3"]
+    assert signal.getsignal(number) == before
+    again = trainer(tmp_path, **EVERY_TWO)
+    ending = again.run()
+    assert (ending.step, ending.finished, ending.signal) == (8, True, None)
+    assert same(again, through)
+
+
+def test_a_second_control_c_ends_it_at_once(tmp_path: Path) -> None:
+    def twice(batch: Batch) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, samples=Eventful(3, twice), **EVERY_TWO).run()
+    assert kept(tmp_path) == ["step-2"]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_spoils_nothing(
+    through: Trainer, tmp_path: Path
+) -> None:
+    samples = Eventful(4, lambda batch: batch.latents.fill_(float("nan")))
+    with pytest.raises(OptionError, match=r"step 3: .* not a finite .* checkpoint of step 2"):
+        trainer(tmp_path, samples=samples, **EVERY_TWO).run()
+    assert kept(tmp_path) == ["step-2"]
+    again = trainer(tmp_path, **EVERY_TWO)
+    again.run()
+    assert same(again, through)
+
+
+@contextmanager
+def files_at_most(size: int) -> Iterator[None]:
+    """Writing beyond `size` bytes fails, as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [0, 100, 20_000])
+def test_a_full_disk_is_one_line_and_nothing_is_lost(
+    size: int, through: Trainer, tmp_path: Path
+) -> None:
+    run = trainer(tmp_path, **EVERY_TWO)
+    run.run(until=2)
+    run.step = 3  # so that there is something to save
+    with files_at_most(size), pytest.raises(OptionError) as refused:
+        run.save()
+    message = str(refused.value)
+    assert "step 3" in message
+    assert "the newest is that of step 2" in message
+    assert "Make room" in message
+    assert os.strerror(errno.EFBIG) in message
+    assert kept(tmp_path) == ["step-2"]
+    again = trainer(tmp_path, **EVERY_TWO)
+    again.run()
+    assert same(again, through)
+
+
+# ── ways to compute ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_two_batches_accumulated_are_one_twice_as_large(tmp_path: Path) -> None:
+    once = trainer(tmp_path / "once", batch=4)
+    twice = trainer(tmp_path / "twice", batch=2, accumulate=2)
+    for run in (once, twice):
+        run.run(until=3)
+    for name, value in weights(once).items():
+        torch.testing.assert_close(twice.named[name], value, rtol=1e-4, atol=1e-6)
+    again = trainer(tmp_path / "twice", batch=2, accumulate=2)
+    assert again.position == 12
+    again.run(until=5)
+    twice.run(until=5)
+    assert same(twice, again)
+
+
+def test_loss_scaling_resumes_too(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"loss_scaling": True, "save_every": 3}
+    through = trainer(tmp_path / "through", **options)
+    through.run()
+    trainer(tmp_path / "halves", **options).run(until=3)
+    again = trainer(tmp_path / "halves", **options)
+    assert again.scaler.state_dict()["_growth_tracker"] == 3
+    again.run()
+    assert same(through, again)
+
+
+def test_with_loss_scaling_a_step_without_a_gradient_is_left_out(tmp_path: Path) -> None:
+    def spoil(batch: Batch) -> None:
+        batch.latents.fill_(float("nan"))
+
+    run = trainer(tmp_path, loss_scaling=True, samples=Eventful(1, spoil))
+    before, scale = weights(run), run.scaler.get_scale()
+    run.run(until=1)
+    assert run.scaler.get_scale() == scale / 2
+    assert all(torch.equal(run.named[name], value) for name, value in before.items())
+    run.run(until=2)
+    assert not all(torch.equal(run.named[name], value) for name, value in before.items())
+    run.samples = Eventful(1, spoil)
+    run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": 1.0})
+    with pytest.raises(OptionError, match="not a finite number"):
+        run.run(until=3)
+
+
+def test_the_best_adapter_is_the_average_of_the_highest_score(tmp_path: Path) -> None:
+    scores = iter((0.1, 0.3, 0.2, 0.25))
+    seen: list[dict[str, Tensor]] = []
+
+    def validate(run: Trainer) -> dict[str, float]:
+        seen.append(weights(run))
+        return {"score": next(scores)}
+
+    options: dict[str, Any] = {"validate_every": 2, "save_every": 4, "more": {"validate": validate}}
+    run = trainer(tmp_path, **options)
+    run.run(until=4)
+    run = trainer(tmp_path, **options)
+    assert run.best == 0.3
+    run.run()
+    best = load_file(tmp_path / "best.safetensors")
+    assert all(torch.equal(best[name], value) for name, value in seen[1].items())
+    assert any(not torch.equal(best[name], value) for name, value in seen[2].items())
+    lines = [line for line in figures(tmp_path) if "score" in line]
+    assert [(line["step"], line["score"]) for line in lines] == [
+        *((2, 0.1), (4, 0.3), (6, 0.2), (8, 0.25))
+    ]
+
+
+def test_tensorboard_gets_the_figures(tmp_path: Path) -> None:
+    more = {"trackers": ("tensorboard",), "processes": Processes("cpu")}
+    trainer(tmp_path, log_every=2, more=more).run()
+    events = (tmp_path / "tensorboard").rglob("events.out.tfevents.*")
+    assert any(b"pictures_per_second" in file.read_bytes() for file in events)
