@@ -20,7 +20,7 @@ class Base:
 
     name: str
     config: dict[str, Any]
-    text_width: int
+    cross_attention_dim: int
     latent: int  # side of the latents that the benchmarks use
     pooled: int = 0
 
@@ -37,7 +37,7 @@ class Base:
         made: dict[str, Any] = {
             "sample": noise(batch, 4, side, side),
             "timestep": torch.tensor(421),
-            "encoder_hidden_states": noise(batch, 77, self.text_width),
+            "encoder_hidden_states": noise(batch, 77, self.cross_attention_dim),
         }
         if self.pooled:
             made["added_cond_kwargs"] = {
@@ -58,7 +58,7 @@ SD15 = Base(
         "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
         "layers_per_block": 2,
     },
-    text_width=768,
+    cross_attention_dim=768,
     latent=16,
 )
 
@@ -78,7 +78,7 @@ SDXL = Base(
         "addition_time_embed_dim": 256,
         "projection_class_embeddings_input_dim": 2816,
     },
-    text_width=2048,
+    cross_attention_dim=2048,
     latent=32,
     pooled=1280,
 )

@@ -77,7 +77,7 @@ def ours(unet: nn.Module, state: Any, variant: str, count: int, folder: Path) ->
         files.append(folder / f"{i}.safetensors")
         prompt.save(files[-1])
         prepared.append(folder / f"{i}-prepared.safetensors")
-        adapter.prepare(prompt).save(prepared[-1])
+        adapter.precompute_kv(prompt).save(prepared[-1])
 
     def use(prompt: Any) -> None:
         with torch.no_grad(), adapter.use(prompt):

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from timing import regime
-from training_parts import PARTS, Encoders, Ours, Reference
+from training_parts import PARTS, FeatureExtractors, Ours, Reference
 
 Row = dict[str, Any]
 
@@ -63,7 +63,7 @@ def work(candidate: Candidate, steps: int) -> Row:
         options = {"checkpointing": candidate.checkpointing}
         runner = Ours(parts, "plus", candidate.side, **options)
     else:
-        runner = Reference(parts, "plus", Encoders(parts, "plus", candidate.side))
+        runner = Reference(parts, "plus", FeatureExtractors(parts, "plus", candidate.side))
     seconds, losses = [], []
     for _ in range(steps + 1):
         start = time.process_time()

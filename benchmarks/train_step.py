@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from timing import regime
-from training_parts import PARTS, Encoders, Ours, Parts, Reference
+from training_parts import PARTS, FeatureExtractors, Ours, Parts, Reference
 
 GOALS = {256: 2.6, 512: 1.8}
 Row = dict[str, Any]
@@ -39,7 +39,7 @@ def timed(call: Callable[[], object]) -> tuple[float, float]:
 
 def measure(parts: Parts, variant: str, side: int, rounds: int) -> list[Row]:
     """One row for each candidate; a first turn warms up and is not counted."""
-    encoders = Encoders(parts, variant, side)
+    encoders = FeatureExtractors(parts, variant, side)
     reference, ours = Reference(parts, variant, encoders), Ours(parts, variant, side)
     racers: dict[str, Callable[[], object]] = {
         "reference": reference.step,

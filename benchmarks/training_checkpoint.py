@@ -25,7 +25,7 @@ ENCODER_WIDTH, TOKENS = 1024, 4
 QUICK = Base(  # the same blocks, narrow; the widths of text and encoder stay
     name="quick",
     config={**SD15.config, "block_out_channels": (32, 32, 32, 32)},
-    text_width=768,
+    cross_attention_dim=768,
     latent=8,
 )
 
@@ -54,13 +54,15 @@ def checkpoint(base: Base, folder: Path, *, twice: bool) -> dict[str, Tensor]:
     aliases = {}
     for position, (name, width) in site_ids(unet).items():
         for kind in ("to_k_ip", "to_v_ip"):
-            weight = trained.tensor(width, base.text_width)
+            weight = trained.tensor(width, base.cross_attention_dim)
             state[f"unet.{name}.{kind}.weight"] = weight
             aliases[f"adapter_modules.{position}.{kind}.weight"] = weight
-    state["image_proj_model.proj.weight"] = trained.tensor(TOKENS * base.text_width, ENCODER_WIDTH)
-    state["image_proj_model.proj.bias"] = trained.tensor(TOKENS * base.text_width)
-    state["image_proj_model.norm.weight"] = trained.tensor(base.text_width)
-    state["image_proj_model.norm.bias"] = trained.tensor(base.text_width)
+    state["image_proj_model.proj.weight"] = trained.tensor(
+        TOKENS * base.cross_attention_dim, ENCODER_WIDTH
+    )
+    state["image_proj_model.proj.bias"] = trained.tensor(TOKENS * base.cross_attention_dim)
+    state["image_proj_model.norm.weight"] = trained.tensor(base.cross_attention_dim)
+    state["image_proj_model.norm.bias"] = trained.tensor(base.cross_attention_dim)
     return state | aliases if twice else state
 
 

@@ -96,7 +96,7 @@ class _Widths:
     encode_null = encode
 
 
-class Encoders:
+class FeatureExtractors:
     """VAE, text encoder and vision tower, as every step of the reference runs them."""
 
     def __init__(self, parts: Parts, variant: str, side: int) -> None:
@@ -134,13 +134,13 @@ class Encoders:
 class Reference:
     """The published recipe, batch 1."""
 
-    def __init__(self, parts: Parts, variant: str, encoders: Encoders) -> None:
+    def __init__(self, parts: Parts, variant: str, encoders: FeatureExtractors) -> None:
         from diffusers import DDPMScheduler
 
         base = parts.base
         self.encoders, self.scheduler = encoders, DDPMScheduler()
         unet: Any = random_unet(base, torch.float32)
-        state = published_adapter(unet, variant, base.text_width, dtype=torch.float32)
+        state = published_adapter(unet, variant, base.cross_attention_dim, dtype=torch.float32)
         self.unet: Any = diffusers_load(unet, state).requires_grad_(False)
         trained = [self.unet.encoder_hid_proj.image_projection_layers]
         trained += [p for p in self.unet.attn_processors.values() if hasattr(p, "to_k_ip")]
@@ -174,7 +174,7 @@ class Ours:
 
         import imageprompt as ip
         from imageprompt.training.loop.ema import decay_groups
-        from imageprompt.training.loop.objective import Nulls, Objective
+        from imageprompt.training.loop.objective import NullConditions, Objective
         from imageprompt.training.memory.activation_checkpointing import recompute_blocks
         from imageprompt.training.memory.cpu_attention import compute_in_blocks
 
@@ -198,22 +198,26 @@ class Ours:
         if variant != "base":
             shape = (parts.positions(), parts.vision["hidden_size"])
         latent = side // parts.factor
-        self.cached = (noise(1, 4, latent, latent), noise(1, 77, base.text_width), noise(1, *shape))
+        self.cached = (
+            noise(1, 4, latent, latent),
+            noise(1, 77, base.cross_attention_dim),
+            noise(1, *shape),
+        )
         self.added: dict[str, Tensor] = {}
         if base.pooled:
             sizes = torch.tensor([[1024.0, 1024, 0, 0, 1024, 1024]])
             self.added = {"text_embeds": noise(1, base.pooled), "time_ids": sizes}
-        self.nulls = Nulls(self.cached[1] * 0, self.cached[2] * 0)
+        self.nulls = NullConditions(self.cached[1] * 0, self.cached[2] * 0)
         self.objective, self.scheduler, self.turn = Objective(), DDPMScheduler(), 0
 
-    def step(self, encoders: Encoders | None = None) -> float:
+    def step(self, encoders: FeatureExtractors | None = None) -> float:
         from imageprompt.training.data.dataset import Batch
-        from imageprompt.training.data.random_streams import Chance
+        from imageprompt.training.data.random_streams import RandomStreams
 
         latents, states, features = encoders() if encoders else self.cached
         batch = Batch(latents.float(), states, features, self.added)
         self.turn += 1
-        chance = Chance([self.turn], self.turn)
+        chance = RandomStreams([self.turn], self.turn)
         with self.objective.loss(
             self.adapter, self.unet, self.scheduler, batch, self.nulls, chance
         ) as (losses, _):

@@ -31,7 +31,7 @@ def hosts_table() -> str:
     for host in sorted(HOSTS, key=lambda host: not host.attachable):
         works = "generate, train, files" if host.attachable else "files"
         rows += [
-            f"| {spec.family} | {host.name} | {len(spec.sites)} | {spec.text_width} | {works} |"
+            f"| {spec.family} | {host.name} | {len(spec.sites)} | {spec.cross_attention_dim} | {works} |"
             for spec in host.families()
         ]
         rows.append(

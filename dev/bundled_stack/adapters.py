@@ -21,9 +21,9 @@ from bundled_stack.latents import load_latents
 from imageprompt.demo import scenes
 from imageprompt.training.config.loop_config import TrainConfig
 from imageprompt.training.data.dataset import Batch, Samples, indices_at
-from imageprompt.training.data.random_streams import Chance
-from imageprompt.training.init.caption_warm_start import chosen_states, learn_words
-from imageprompt.training.loop.objective import Drops, Timesteps
+from imageprompt.training.data.random_streams import RandomStreams
+from imageprompt.training.init.caption_warm_start import chosen_states, fit_projector_to_captions
+from imageprompt.training.loop.objective import ConditionDropout, Timesteps
 from imageprompt.training.loop.trainer import Trainer
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -71,7 +71,7 @@ class SceneSamples(Samples):
         states: Tensor = self.text_encoder(tokens).last_hidden_state
         return states
 
-    def batch(self, indices: Tensor, chance: Chance) -> Batch:
+    def batch(self, indices: Tensor, chance: RandomStreams) -> Batch:
         """Random partial captions; now and then a reference that the caption contradicts."""
         seeds, contrary = chance.integers(2**62).tolist(), chance.rand() < CONTRARY
         lines = []
@@ -118,7 +118,7 @@ def train(work: Path, variant: str, steps: int, batch: int = 32) -> None:
         )
         tokens = OPTIONS[variant]["num_tokens"]
         count = min(WORDS_STEPS, steps)
-        left = learn_words(
+        left = fit_projector_to_captions(
             adapter.module.image_proj, lambda step: samples.words(step, tokens), count
         )
         print(f"{variant}: {left:.1%} of the words' variance left after {count} steps", flush=True)
@@ -136,7 +136,7 @@ def train(work: Path, variant: str, steps: int, batch: int = 32) -> None:
         decay_from=0.5,
         # captions of this world are often empty by themselves; a text dropped beside a contrary
         # reference would teach that the reference is wrong
-        drops=Drops(image=0.06, text=0.0, both=0.06),
+        drops=ConditionDropout(image=0.06, text=0.0, both=0.06),
         # the outline is settled in the first steps of sampling, where noise is all there is
         timesteps=Timesteps(uniform=0.35, mean=1.6, std=1.2),
     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from imageprompt.encoding.encoders.face import FaceEncoder
     from imageprompt.encoding.face_embeddings import read_embeddings
     from imageprompt.encoding.image_prompt import ImagePrompt
-    from imageprompt.encoding.images.framing import Preparation, tiled
+    from imageprompt.encoding.images.framing import Framing, tiled
     from imageprompt.encoding.images.open_image import open_picture
     from imageprompt.evaluation.image_quality.report import check
     from imageprompt.evaluation.probing import probe
@@ -38,7 +38,7 @@ _HOME = {
     "ImagePrompt": "imageprompt.encoding.image_prompt",
     "ImagePromptError": "imageprompt.core.errors",
     "Library": "imageprompt.library",
-    "Preparation": "imageprompt.encoding.images.framing",
+    "Framing": "imageprompt.encoding.images.framing",
     "Recipe": "imageprompt.loading.recipe",
     "Reference": "imageprompt.generation.reference",
     "Report": "imageprompt.checkpoint.inspect",
@@ -64,11 +64,11 @@ __all__ = [
     "Adapter",
     "Controls",
     "FaceEncoder",
+    "Framing",
     "GenerationResult",
     "ImagePrompt",
     "ImagePromptError",
     "Library",
-    "Preparation",
     "Recipe",
     "Reference",
     "Report",

@@ -10,7 +10,7 @@ import torch
 
 import imageprompt as ip
 from hosts_table import CASES
-from imageprompt.adapter.attachment import Place
+from imageprompt.adapter.attachment import AttachedDenoiser
 from rigs import Rig, build, difference
 
 
@@ -22,7 +22,7 @@ def rig(tmp_path: Path) -> Rig:
 def saved(rig: Rig, path: Path) -> Any:
     """A prepared prompt, saved and loaded again."""
     rig.adapter.attach(rig.unet)
-    rig.adapter.prepare(rig.prompt(1)).save(path)
+    rig.adapter.precompute_kv(rig.prompt(1)).save(path)
     rig.adapter.detach()
     return ip.ImagePrompt.load(path)
 
@@ -103,14 +103,14 @@ def kept_in_float32(unet: Any) -> None:
 )
 def test_precision_is_what_diffusers_tells(change: Any, wanted: torch.dtype) -> None:
     unet = CASES["sd15"].unet()
-    place = Place.of(unet)
+    place = AttachedDenoiser.of(unet)
     change(unet)
     assert place.dtype == unet.dtype == wanted
 
 
 def test_preparing_needs_a_base(rig: Rig) -> None:
     with pytest.raises(ip.ImagePromptError, match=r"attached to nothing.*attach\(pipe\)"):
-        rig.adapter.prepare(rig.prompt(1))
+        rig.adapter.precompute_kv(rig.prompt(1))
 
 
 def test_a_file_with_half_a_pair_is_refused(rig: Rig, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imageprompt.attention.cfg_layout import Layouts
+from imageprompt.attention.cfg_layout import LayoutCache
 from imageprompt.core.errors import GuidanceError
 
 
@@ -18,7 +18,7 @@ def rows(letters: str, *shape: int) -> Tensor:
 
 def told(latents: str, texts: str, prompts: int = 1, *, scheduled: bool = True) -> str:
     sample, text = rows(latents, 4, 2, 2), rows(texts, 3, 5)
-    found = Layouts().of(sample, text, prompts, scheduled=scheduled)
+    found = LayoutCache().of(sample, text, prompts, scheduled=scheduled)
     return "".join(branch[0] for branch in found)
 
 
@@ -66,7 +66,7 @@ def test_what_has_no_single_meaning_is_refused(latents: str, texts: str) -> None
 
 def test_a_call_with_a_part_of_a_known_text_has_the_branches_of_its_rows() -> None:
     """Self-attention guidance: the second call of a step has the negative half alone."""
-    layouts, text = Layouts(), rows("nntt", 3, 5)
+    layouts, text = LayoutCache(), rows("nntt", 3, 5)
     sample = rows("abab", 4, 2, 2)
     assert layouts.of(sample, text, 1, scheduled=True) == ("negative", "positive")
     negative, positive = text.chunk(2)
@@ -80,7 +80,7 @@ def test_a_call_with_a_part_of_a_known_text_has_the_branches_of_its_rows() -> No
 
 
 def test_a_text_that_is_gone_says_nothing_about_the_next() -> None:
-    layouts, sample = Layouts(), rows("aa", 4, 2, 2)
+    layouts, sample = LayoutCache(), rows("aa", 4, 2, 2)
     text = rows("nt", 3, 5)
     layouts.of(sample, text, 1, scheduled=True)
     del text
@@ -88,6 +88,6 @@ def test_a_text_that_is_gone_says_nothing_about_the_next() -> None:
 
 
 def test_rows_that_share_their_memory_are_no_parts() -> None:
-    layouts, text = Layouts(), rows("n", 3, 5).expand(2, 3, 5)
+    layouts, text = LayoutCache(), rows("n", 3, 5).expand(2, 3, 5)
     assert layouts.of(rows("aa", 4, 2, 2), text, 1, scheduled=True) == ("negative", "positive")
     assert layouts.of(rows("a", 4, 2, 2), text[1:], 1, scheduled=True) == ("positive",)

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ids import stable
 from imageprompt.attention.batched_kv import laid_out, levels
 from imageprompt.core.errors import GuidanceError, ImagePromptError
 from imageprompt.encoding.masks import open_mask, open_masks
@@ -80,7 +81,7 @@ def ours(rig: Rig, inputs: dict[str, Any], uses: list[tuple[Rig, Any, dict[str, 
 # ── against diffusers ───────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("size", SIZES[:4], ids=str)
+@pytest.mark.parametrize("size", SIZES[:4], ids=stable)
 @pytest.mark.parametrize("host", ["sd15", "sdxl"])
 def test_one_mask(host: str, size: tuple[int, int], tmp_path: Path) -> None:
     rig = build(host, "plus", tmp_path)
@@ -138,7 +139,7 @@ def test_white_is_no_mask_and_black_is_the_base(tmp_path: Path) -> None:
     assert torch.equal(black, rig.host.read(rig.unet, inputs))
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=stable)
 def test_sizes_are_the_latents_own(size: tuple[int, int]) -> None:
     """Whatever the mask's own aspect, every level has its rows and columns."""
     mask = torch.rand(1, 1, 40, 40)
@@ -253,7 +254,7 @@ WRONG: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("mask", "says"), WRONG, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(("mask", "says"), WRONG, ids=stable)
 def test_bad_input(mask: Any, says: str, tmp_path: Path) -> None:
     rig = build("tiny", "base", tmp_path)
     rig.adapter.attach(rig.unet)

@@ -242,8 +242,8 @@ def test_diffusers_own_loader_of_sd3_adapters(tmp_path: Path) -> None:
     base.mkdir(parents=True)
     (base / "config.json").write_text(json.dumps({"_class_name": "SD3Transformer2DModel", **SD3}))
     variant, spec = VARIANTS["instantx-sd3"], open_base(tmp_path / "base").spec
-    options = ProjectorOptions(tokens=8, width=64)
-    projector = variant.propose(20, spec.text_width, options)
+    options = ProjectorOptions(tokens=8, inner_dim=64)
+    projector = variant.propose(20, spec.cross_attention_dim, options)
     gen = torch.Generator().manual_seed(5)
     shapes = {
         "image_proj": projector_shapes(variant, projector),

@@ -117,7 +117,7 @@ def test_what_cannot_be_opened_says_what_it_is(name: str, tmp_path: Path) -> Non
     assert HOSTILE[name].says in message
     assert message.isprintable()
     assert len(message) < 600
-    assert refused.value.remedy
+    assert refused.value.hint
     assert listing(tmp_path) == before
 
 

@@ -48,12 +48,15 @@ SDXL_WIDTHS = {
 
 
 @pytest.mark.parametrize(
-    ("base", "blocks", "widths", "text_width"),
+    ("base", "blocks", "widths", "cross_attention_dim"),
     [(SD15, SD15_BLOCKS, SD15_WIDTHS, 768), (SDXL, SDXL_BLOCKS, SDXL_WIDTHS, 2048)],
     ids=["sd15", "sdxl"],
 )
 def test_site_table(
-    base: Base, blocks: dict[str, tuple[int, int]], widths: dict[int, set[int]], text_width: int
+    base: Base,
+    blocks: dict[str, tuple[int, int]],
+    widths: dict[int, set[int]],
+    cross_attention_dim: int,
 ) -> None:
     unet = meta_unet(base)
     spec = host_of(unet).describe(unet)
@@ -67,10 +70,10 @@ def test_site_table(
     for file_id, prefix in expected.items():
         site = found[file_id]
         assert site.name.startswith(prefix + "."), file_id
-        assert file_id in widths[site.width], file_id
-        assert site.text_width == text_width
-        assert site.width % site.heads == 0
-    heads = {site.width // site.heads for site in spec.sites}
+        assert file_id in widths[site.inner_dim], file_id
+        assert site.cross_attention_dim == cross_attention_dim
+        assert site.inner_dim % site.heads == 0
+    heads = {site.inner_dim // site.heads for site in spec.sites}
     assert heads == ({40, 80, 160} if base is SD15 else {64})
 
 
@@ -96,8 +99,8 @@ def test_names_match_the_denoiser() -> None:
         unet = case.unet()
         spec = host_of(unet).describe(unet)
         expected = {i: (n.removesuffix(".processor"), w) for i, (n, w) in site_ids(unet).items()}
-        assert {int(s.file_id): (s.name, s.width) for s in spec.sites} == expected, case.name
-        assert {s.text_width for s in spec.sites} == {case.cross_dim}
+        assert {int(s.file_id): (s.name, s.inner_dim) for s in spec.sites} == expected, case.name
+        assert {s.cross_attention_dim for s in spec.sites} == {case.cross_dim}
         for site in spec.sites:
             assert unet.get_submodule(site.name).heads == site.heads
 
@@ -109,7 +112,7 @@ def test_counting_sorted_keys_would_be_wrong(base: Base, wrong: int, wrong_shape
     """What goes wrong when ids are counted over sorted names, and that ours are not."""
     unet = meta_unet(base)
     sites = host_of(unet).describe(unet).sites
-    right = {site.name: (int(site.file_id), site.width) for site in sites}
+    right = {site.name: (int(site.file_id), site.inner_dim) for site in sites}
     counted = {
         name.removesuffix(".processor"): position
         for position, name in enumerate(sorted(unet.attn_processors, key=_sorted_as_stored))
@@ -244,9 +247,11 @@ def test_transformers(name: str, kind: str, config: dict[str, Any]) -> None:
     for site in spec.sites:
         layer = model.get_submodule(site.name)
         assert names[int(site.file_id)] == site.name
-        assert (site.width, site.heads) == (layer.to_q.out_features, layer.heads)
+        assert (site.inner_dim, site.heads) == (layer.to_q.out_features, layer.heads)
     context = model.context_embedder
-    assert spec.text_width == (context.in_features if name == "flux" else context.out_features)
+    assert spec.cross_attention_dim == (
+        context.in_features if name == "flux" else context.out_features
+    )
     assert not host.attachable
     with pytest.raises(ImagePromptError, match="not run yet"):
         host_of(model)

@@ -84,7 +84,7 @@ def test_identified_at_full_size(name: str, tmp_path: Path) -> None:
     assert found.lora_rank == (128 if file.lora else None)
     assert found.spec is not None
     assert str(found.spec.feature) == file.feature
-    assert found.spec.feature_width == file.width
+    assert found.spec.feature_dim == file.width
     assert found.spec.tokens == file.tokens
     assert name in found.published
     assert {ALL[one].total for one in found.published} == {file.total}

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import imageprompt as ip
+from ids import stable
 from imageprompt import cli
 from imageprompt.core import errors
 from imageprompt.generation import generate
@@ -238,9 +239,7 @@ OBJECTS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("change", "kind", "words"), OBJECTS, ids=[str(o[0])[:60] for o in OBJECTS]
-)
+@pytest.mark.parametrize(("change", "kind", "words"), OBJECTS, ids=[stable(o[0]) for o in OBJECTS])
 def test_wrong_objects(
     change: dict[str, object], kind: type[errors.ImagePromptError], words: str, tiny_bundled: Path
 ) -> None:

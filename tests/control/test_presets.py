@@ -14,9 +14,10 @@ import torch
 import preset_numbers
 from formulas import by_formula, capture
 from hosts_table import CASES
+from ids import stable
 from imageprompt.control import PRESETS, Controls, Schedule, site_scales, sliders
 from imageprompt.control.exports import comfyui_string, diffusers_scale
-from imageprompt.control.scale_table import table
+from imageprompt.control.scale_table import compile_scales
 from imageprompt.core.errors import ImagePromptError, OptionError, ScaleError
 from imageprompt.core.spec import HostSpec, Site
 from imageprompt.hosts.unet import HOST
@@ -48,14 +49,14 @@ def asked(preset: str, **more: Any) -> Controls:
 
 def by_transformer(controls: Controls, sites: tuple[Site, ...]) -> dict[int, tuple[float, bool]]:
     """Transformer -> its scale, and whether that is pushed; only those that are listed."""
-    made = table(controls, sites, 1)
+    made = compile_scales(controls, sites, 1)
     found: dict[int, tuple[float, bool]] = {}
     for site, value, listed, pushed in zip(
-        sites, made.values[0], made.listed, made.pushed, strict=True
+        sites, made.values[0], made.included, made.on_negative, strict=True
     ):
-        assert site.group is not None
+        assert site.transformer_index is not None
         if listed:
-            assert found.setdefault(site.group, (value, pushed)) == (value, pushed)
+            assert found.setdefault(site.transformer_index, (value, pushed)) == (value, pushed)
     return found
 
 
@@ -100,7 +101,7 @@ def test_composition_and_boost_are_the_scale_where_left_out() -> None:
     for preset, transformer in (("style and composition", 3), ("style transfer precise", 3)):
         controls = Controls(preset=preset, scale=0.7)
         assert by_transformer(controls, sites)[transformer][0] == 0.7
-        assert not any(table(Controls(preset=preset, scale=0.0), sites, 1).values[0])
+        assert not any(compile_scales(Controls(preset=preset, scale=0.0), sites, 1).values[0])
 
 
 def test_sliders() -> None:
@@ -116,7 +117,7 @@ def test_another_unet_goes_by_its_roles() -> None:
     style = {site.name.split(".attentions")[0] for site in sites if site.role == "style"}
     assert style == {"up_blocks.0"}
     for preset, role in (("style transfer", "style"), ("composition", "layout")):
-        values = table(Controls(preset=preset), sites, 1).values[0]
+        values = compile_scales(Controls(preset=preset), sites, 1).values[0]
         assert values == tuple(float(site.role == role) for site in sites)
 
 
@@ -145,7 +146,7 @@ def test_instantstyle_lists_are_a_scale() -> None:
 
 
 @pytest.mark.parametrize("host", ["sd15", "sdxl", "tiny"])
-@pytest.mark.parametrize("scale", DICTS, ids=str)
+@pytest.mark.parametrize("scale", DICTS, ids=stable)
 def test_diffusers_dictionaries_are_read_as_diffusers_does(scale: Any, host: str) -> None:
     from diffusers.loaders.unet_loader_utils import _maybe_expand_lora_scales
 
@@ -167,7 +168,7 @@ def test_diffusers_dictionaries_are_read_as_diffusers_does(scale: Any, host: str
         ("sdxl", Controls(preset="strong style transfer", scale=0.7)),
         ("sd15", Controls(preset="style and composition", scale=0.9, composition=0.4)),
     ],
-    ids=str,
+    ids=stable,
 )
 def test_equal_to_diffusers(host: str, controls: Controls, tmp_path: Path) -> None:
     """The same dictionary in both, or a preset here and its export there."""
@@ -198,7 +199,7 @@ def test_exports_come_back_as_they_were(preset: str, family: str) -> None:
     wanted = {t: value for t, (value, _) in by_transformer(controls, sites).items()}
     layers = comfyui_string(controls, sites)
     assert {t: v for t, (v, _) in by_transformer(Controls(scale=layers), sites).items()} == wanted
-    if any(table(controls, sites, 1).pushed):
+    if any(compile_scales(controls, sites, 1).on_negative):
         with pytest.raises(OptionError, match="negative branch"):
             diffusers_scale(controls, sites)
         return
@@ -261,7 +262,7 @@ def check_sites(rig: Rig, **use: Any) -> None:
     """Every row of every site against the equations of `controls.scaling`, in float64."""
     controls = Controls(**use)
     sites = HOST.describe(rig.unet).sites
-    compiled = table(controls, sites, 1)
+    compiled = compile_scales(controls, sites, 1)
     layers = {i: name.removesuffix(".processor") for i, (name, _) in site_ids(rig.unet).items()}
     seen, handles = capture(rig.unet, list(layers.values()))
     features = rig.features(1)
@@ -274,7 +275,7 @@ def check_sites(rig: Rig, **use: Any) -> None:
         for handle in handles:
             handle.remove()
     negative, positive = prompt.null_tokens[0], prompt.tokens[0]
-    for site, value, pushed in zip(sites, compiled.values[0], compiled.pushed, strict=True):
+    for site, value, pushed in zip(sites, compiled.values[0], compiled.on_negative, strict=True):
         x, text, found = seen[site.name]
         to_k = rig.state["ip_adapter"][f"{site.file_id}.to_k_ip.weight"].double()
         to_v = rig.state["ip_adapter"][f"{site.file_id}.to_v_ip.weight"].double()
@@ -425,4 +426,4 @@ def test_a_preset_about_sites_that_a_base_lacks() -> None:
     spec: HostSpec = FAMILIES["sdxl"]
     without = tuple(site for site in spec.sites if site.role != "style")
     with pytest.raises(OptionError, match="none of the sites"):
-        table(Controls(preset="style"), without, 1)
+        compile_scales(Controls(preset="style"), without, 1)

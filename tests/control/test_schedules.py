@@ -15,9 +15,10 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from hosts_table import CASES
-from imageprompt.attention.step_tracker import Clock, Moment, places, stated
+from ids import stable
+from imageprompt.attention.step_tracker import StepPosition, StepTracker, explicit_timesteps, places
 from imageprompt.control import CURVES, Controls, Schedule
-from imageprompt.control.scale_table import table
+from imageprompt.control.scale_table import compile_scales
 from imageprompt.core.errors import GuidanceError, ImagePromptError, OptionError, ScaleError
 from ops import count
 from rigs import Rig, build, difference
@@ -81,9 +82,9 @@ def test_table() -> None:
 
     sites = next(spec for spec in HOST.families() if spec.family == "sd15").sites
     controls = Controls(preset="composition", scale=0.8, schedule=Schedule.parse("1,0.5"))
-    made = table(controls, sites, 4)
+    made = compile_scales(controls, sites, 4)
     assert [sorted(set(row)) for row in made.values] == [[0, 0.2, 0.8]] * 2 + [[0, 0.1, 0.4]] * 2
-    assert sum(made.listed) == 2
+    assert sum(made.included) == 2
 
 
 WRONG: list[tuple[Any, str]] = [
@@ -104,7 +105,7 @@ WRONG: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("value", "says"), WRONG, ids=str)
+@pytest.mark.parametrize(("value", "says"), WRONG, ids=stable)
 def test_bad_schedules(value: Any, says: str) -> None:
     with pytest.raises(ImagePromptError) as caught:
         Schedule.of(value).factors(4)
@@ -156,13 +157,13 @@ SCHEDULERS |= {
 }
 
 
-def moments(timesteps: Any, clock: Clock | None = None) -> list[Moment]:
+def moments(timesteps: Any, clock: StepTracker | None = None) -> list[StepPosition]:
     """What a clock says of every call of a loop."""
-    clock = clock or Clock()
+    clock = clock or StepTracker()
     found = []
     for t in timesteps:
-        clock.tick(t)
-        found.append(clock.moment())
+        clock.update(t)
+        found.append(clock.position())
     return found
 
 
@@ -191,28 +192,28 @@ def test_every_scheduler(name: str) -> None:
 
 def test_two_calls_at_one_timestep_are_one_step() -> None:
     timesteps = torch.arange(900, 0, -100)
-    clock = Clock()
+    clock = StepTracker()
     found = []
     for t in timesteps:
         for _ in range(2):
-            clock.tick(t)
-            found.append(clock.moment().step)
+            clock.update(t)
+            found.append(clock.position().step)
     assert found == [step for step in range(9) for _ in range(2)]
 
 
 def test_shortened_schedules_begin_at_their_first_step() -> None:
     """img2img leaves the beginning out; a pipeline that stops early leaves its end out."""
     timesteps = torch.arange(1000, 0, -100)
-    assert moments(timesteps[6:]) == [Moment(i, 4) for i in range(4)]
-    assert moments(timesteps[:3]) == [Moment(i, 10) for i in range(3)]  # denoising_end
-    clock = Clock()
+    assert moments(timesteps[6:]) == [StepPosition(i, 4) for i in range(4)]
+    assert moments(timesteps[:3]) == [StepPosition(i, 10) for i in range(3)]  # denoising_end
+    clock = StepTracker()
     for _ in range(2):  # the next run, on the same tensor
-        assert moments(timesteps[6:], clock) == [Moment(i, 4) for i in range(4)]
+        assert moments(timesteps[6:], clock) == [StepPosition(i, 4) for i in range(4)]
 
 
 def test_the_same_in_every_form_of_a_timestep() -> None:
     timesteps = torch.arange(1000, 0, -100)
-    wanted = [Moment(i, 10) for i in range(10)]
+    wanted = [StepPosition(i, 10) for i in range(10)]
     assert moments(t.expand(2) for t in timesteps) == wanted
     assert moments(t[None] for t in timesteps) == wanted
     assert moments(timesteps[i] for i in range(10)) == wanted
@@ -237,19 +238,19 @@ def test_a_loop_may_be_entered_in_its_middle(tmp_path: Path) -> None:
 def test_stated_timesteps() -> None:
     """For loops that make numbers of them; those stated are looked up by value."""
     timesteps = [900, 600, 600, 300, 0]
-    clock = Clock()
+    clock = StepTracker()
     for value, step in zip(timesteps, (0, 1, 1, 2, 3), strict=True):
         for form in (value, float(value), torch.tensor(value), torch.full((2,), value)):
-            clock.tick(form)
-            assert clock.moment(timesteps) == Moment(step, 4)
-    clock.tick(555)
+            clock.update(form)
+            assert clock.position(timesteps) == StepPosition(step, 4)
+    clock.update(555)
     with pytest.raises(GuidanceError, match="none of the timesteps"):
-        clock.moment(timesteps)
-    assert stated(torch.tensor([3, 2])) == (3.0, 2.0)
+        clock.position(timesteps)
+    assert explicit_timesteps(torch.tensor([3, 2])) == (3.0, 2.0)
     assert places([5, 4, 4, 5, 3]) == [0, 1, 1, 0, 2]
     for wrong in ([], "12", 7, [math.nan], [None]):
         with pytest.raises(OptionError):
-            stated(wrong)
+            explicit_timesteps(wrong)
 
 
 def test_what_cannot_be_told_is_refused() -> None:

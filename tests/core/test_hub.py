@@ -176,7 +176,7 @@ def test_a_recipe_alone_never_downloads(hub: Hub, tiny_bundled: Path, tmp_path: 
     for old, new in (('"bundled"', '"someone/tiny"'), ('"plus"', f'"{ADAPTER}"')):
         text = made.recipe.to_json().replace(f'"name": {old}', f'"name": {new}')
         stranger = tmp_path / "stranger.png"
-        write_picture(stranger, made.images[0], ip.Recipe.from_json(text, "x"), [None])
+        write_picture(stranger, made.images[0], read_recipe(text, "x"), [None])
         with pytest.raises(NotFoundError, match="nothing is to be fetched"):
             repeat(stranger, reference=Image.new("RGB", (16, 16)), progress=False)
     assert not any("someone" in asked for asked in hub.asked)

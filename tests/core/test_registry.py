@@ -37,11 +37,11 @@ class Mean:
     def read(self, shapes):
         if set(shapes) != {"only.weight", "only.bias"}:
             return None
-        width, feature_width = shapes["only.weight"]
-        return ProjectorSpec(feature_width=feature_width, text_width=width, tokens=1)
+        width, feature_dim = shapes["only.weight"]
+        return ProjectorSpec(feature_dim=feature_dim, cross_attention_dim=width, tokens=1)
 
-    def propose(self, feature_width, text_width, options):
-        return ProjectorSpec(feature_width=feature_width, text_width=text_width, tokens=1)
+    def propose(self, feature_dim, cross_attention_dim, options):
+        return ProjectorSpec(feature_dim=feature_dim, cross_attention_dim=cross_attention_dim, tokens=1)
 
     def build(self, spec):
         from torch import nn
@@ -49,7 +49,7 @@ class Mean:
         class Projector(nn.Module):
             def __init__(self):
                 super().__init__()
-                self.only = nn.Linear(spec.feature_width, spec.text_width)
+                self.only = nn.Linear(spec.feature_dim, spec.cross_attention_dim)
 
             def forward(self, features):
                 return self.only(features.mean(1, keepdim=True))

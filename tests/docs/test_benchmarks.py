@@ -24,7 +24,7 @@ from hosts_table import CASES
 TINY = Base(
     name="tiny",
     config={**CASES["sd15"].config, "norm_num_groups": 4, "sample_size": 8},
-    text_width=24,
+    cross_attention_dim=24,
     latent=8,
 )
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from imageprompt import cli, loading
 from imageprompt.control import PRESETS, Controls
-from imageprompt.control.scale_table import asked_of
+from imageprompt.control.scale_table import requested_scales
 from imageprompt.core import bundled
 from imageprompt.demo import scenes
 from imageprompt.hosts.unet import FAMILIES, HOST
@@ -109,8 +109,12 @@ def test_the_table_of_presets() -> None:
         for family, cell in zip(("sd15", "sdxl"), cells, strict=True):
             spec = HOST.from_config(FAMILIES[family])
             assert spec is not None
-            asked = zip(spec.sites, asked_of(Controls(preset=name), spec.sites), strict=True)
-            given = {(site.group, one.pushed) for site, one in asked if one is not None}
+            asked = zip(
+                spec.sites, requested_scales(Controls(preset=name), spec.sites), strict=True
+            )
+            given = {
+                (site.transformer_index, one.on_negative) for site, one in asked if one is not None
+            }
             plain, _, pushed = cell.strip(" )").partition("(")
             wanted = {(t, False) for t in numbers(plain)} | {(t, True) for t in numbers(pushed)}
             assert given == wanted, (name, family)

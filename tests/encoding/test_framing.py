@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 import imageprompt as ip
+from ids import stable
 from imageprompt.core.errors import EncoderError, ImagePromptError, OptionError
 from imageprompt.encoding.encoders.clip import ClipEncoder
-from imageprompt.encoding.images.framing import Preparation, sharpened, tiled
+from imageprompt.encoding.images.framing import Framing, sharpened, tiled
 from imageprompt.encoding.images.open_image import open_picture
 from imageprompt.encoding.references import References
 from tiny_stack import SIDE, make_pipeline
@@ -70,26 +71,26 @@ def spied() -> Spied:
 @pytest.mark.parametrize(
     ("text", "made"),
     [
-        ("squash", Preparation(how="squash")),
-        ("crop", Preparation()),
-        ("crop:top", Preparation(position=(0.5, 0.0))),
-        ("crop:right", Preparation(position=(1.0, 0.5))),
-        ("crop:0.2,0.7", Preparation(position=(0.2, 0.7))),
-        ("pad", Preparation(how="pad")),
-        ("pad:white", Preparation(how="pad", colour="white")),
-        ("pad:#102030+lanczos", Preparation(how="pad", colour="#102030", filter="lanczos")),
-        ("tiles+sharpen:0.3", Preparation(how="tiles", sharpen=0.3)),
+        ("squash", Framing(how="squash")),
+        ("crop", Framing()),
+        ("crop:top", Framing(position=(0.5, 0.0))),
+        ("crop:right", Framing(position=(1.0, 0.5))),
+        ("crop:0.2,0.7", Framing(position=(0.2, 0.7))),
+        ("pad", Framing(how="pad")),
+        ("pad:white", Framing(how="pad", colour="white")),
+        ("pad:#102030+lanczos", Framing(how="pad", colour="#102030", filter="lanczos")),
+        ("tiles+sharpen:0.3", Framing(how="tiles", sharpen=0.3)),
         (
             "squash+sharpen:0.3+box+detail:2",
-            Preparation(how="squash", sharpen=0.3, filter="box", detail=2),
+            Framing(how="squash", sharpen=0.3, filter="box", detail=2),
         ),
-        ("crop:0.123456789,1.0", Preparation(position=(0.123456789, 1.0))),
+        ("crop:0.123456789,1.0", Framing(position=(0.123456789, 1.0))),
     ],
 )
-def test_parse_and_str_are_inverses(text: str, made: Preparation) -> None:
-    assert Preparation.parse(text) == made
+def test_parse_and_str_are_inverses(text: str, made: Framing) -> None:
+    assert Framing.parse(text) == made
     assert str(made) == text
-    assert Preparation.parse(f" {text.upper()} ") == made
+    assert Framing.parse(f" {text.upper()} ") == made
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_parse_and_str_are_inverses(text: str, made: Preparation) -> None:
 )
 def test_other_words_are_refused(text: str) -> None:
     with pytest.raises(OptionError) as caught:
-        Preparation.parse(text)
+        Framing.parse(text)
     assert "\n" not in str(caught.value)
 
 
@@ -172,9 +173,9 @@ TILES = {
 }
 
 
-@pytest.mark.parametrize("size", TILES, ids=str)
+@pytest.mark.parametrize("size", TILES, ids=stable)
 def test_tiles(size: tuple[int, int]) -> None:
-    boxes = Preparation(how="tiles").boxes(*size)
+    boxes = Framing(how="tiles").boxes(*size)
     short = min(size)
     lefts, tops = TILES[size]
     assert [box[0] / short for box in boxes] == pytest.approx(lefts, abs=1 / short)
@@ -219,7 +220,7 @@ def test_detail_is_a_second_reference(spied: Spied) -> None:
     As ComfyUI_IPAdapter_plus' enhancer merges hidden states, number by number.
     """
     encoder, picture = spied.adapter.encoder, noise(2 * SIDE, 2 * SIDE)
-    seen = References.of([picture], encoder, Preparation.parse("crop+detail:2"))
+    seen = References.of([picture], encoder, Framing.parse("crop+detail:2"))
     assert [square.size for square in seen.shown[0]] == [(SIDE, SIDE)] * 5
     quarters = [picture.crop((x, y, x + SIDE, y + SIDE)) for y in (0, SIDE) for x in (0, SIDE)]
     features = encoder.encode(quarters, "hidden_states[-2]")

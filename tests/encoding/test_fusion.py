@@ -14,13 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 import imageprompt as ip
+from ids import stable
 from imageprompt.core.errors import EncoderError, ImagePromptError, OptionError, PromptError
 from imageprompt.encoding import fusion
 from imageprompt.encoding.encoders import clip_text
 from imageprompt.encoding.encoders.clip import ClipEncoder
 from imageprompt.encoding.encoders.clip_text import TextTower, open_text_encoder
 from imageprompt.encoding.images.noise import KINDS, Noise
-from imageprompt.encoding.options import Mixture
+from imageprompt.encoding.options import EncodeOptions
 from rigs import build, difference
 from tiny_stack import make_pipeline, make_xl_pipeline
 
@@ -434,7 +435,7 @@ def test_a_stored_text_encoder(xl: Any, tmp_path: Path) -> None:
         {"subtract_text": torch.zeros(3, 24)},
         {"subtract_text": torch.zeros(25)},
     ],
-    ids=str,
+    ids=stable,
 )
 def test_wrong_wishes_are_one_line(wishes: dict[str, Any], pipe: Any) -> None:
     adapter = attached(pipe)
@@ -463,7 +464,7 @@ def test_wishes_that_pictures_alone_can_grant(tmp_path: Path) -> None:
 
 
 def test_the_words_of_a_mixture() -> None:
-    made = Mixture.of(
+    made = EncodeOptions.of(
         fusion="norm-average", weights=[1, 0.25], prepare="crop:top+sharpen:0.3", noise=0.4
     )
     assert made.words() == {
@@ -472,4 +473,4 @@ def test_the_words_of_a_mixture() -> None:
         "prepare": "crop:top+sharpen:0.3",
         "noise": "0.4, seed 0",
     }
-    assert Mixture.of().words() == {}
+    assert EncodeOptions.of().words() == {}

@@ -19,7 +19,7 @@ from imageprompt.core.errors import ImagePromptError
 from imageprompt.demo import scenes
 from imageprompt.evaluation.probing.measures import MEASURES, Statistics, statistics, to_lab
 from imageprompt.evaluation.probing.result import places, shortened
-from imageprompt.evaluation.probing.study import Bootstrap, interval, role
+from imageprompt.evaluation.probing.shares import Bootstrap, interval, role
 from imageprompt.hosts.unet import FAMILIES, HOST
 
 RNG = np.random.default_rng(3)
@@ -166,7 +166,13 @@ def test_a_tiny_base_with_random_weights(tiny_folder: Path) -> None:
     picture = scenes.draw(SCENES[0])
     told: list[str] = []
     result = ip.probe(
-        [picture], base=tiny_folder, seeds=3, steps=2, sites=True, told=told.append, progress=False
+        [picture],
+        base=tiny_folder,
+        seeds=3,
+        steps=2,
+        sites=True,
+        on_progress=told.append,
+        progress=False,
     )
     settings = 2 + len(result.sites)
     assert f"{settings} settings x 1 reference(s) x 3 seed(s) = {3 * settings} " in told[0]

@@ -346,7 +346,7 @@ def test_other_versions_and_devices_are_said(
     text = made.recipe.to_json()
     text = text.replace(f'"torch": "{torch.__version__}"', '"torch": "1.0"')
     text = text.replace('"device": "cpu"', '"device": "cuda:7"')
-    old = ip.Recipe.from_json(text, "old")
+    old = ip.read_recipe(text, "old")
     recipe.write_picture(tmp_path / "old.png", made.images[0], old, [None])
     with pytest.warns(UserWarning) as said:  # noqa: PT030 the two messages follow
         again = repeat(tmp_path / "old.png", reference=red(), progress=False)

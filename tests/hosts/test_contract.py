@@ -305,7 +305,7 @@ def template(variant: str) -> Parts[tuple[int, ...]]:
     kind = VARIANTS[variant]
     bases = (spec for one in HOSTS for spec in one.families())
     for base in bases:
-        spec = kind.propose(512, base.text_width, ProjectorOptions())
+        spec = kind.propose(512, base.cross_attention_dim, ProjectorOptions())
         sites = site_shapes(kind, base, spec)
         if sites:
             return Parts(projector_shapes(kind, spec), sites)
@@ -319,8 +319,8 @@ def template(variant: str) -> Parts[tuple[int, ...]]:
 def test_templates_are_what_is_built(variant: str) -> None:
     """The template without torch is the module's state dict, and the spec is read back from it."""
     kind = VARIANTS[variant]
-    for text_width in (24, 2048):
-        spec = kind.propose(512, text_width, ProjectorOptions())
+    for cross_attention_dim in (24, 2048):
+        spec = kind.propose(512, cross_attention_dim, ProjectorOptions())
         shapes = projector_shapes(kind, spec)
         with torch.device("meta"):
             module = kind.build(spec)

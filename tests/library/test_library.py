@@ -19,6 +19,7 @@ import imageprompt as ip
 from imageprompt.adapter.compatibility import checked_encoder
 from imageprompt.checkpoint.write.storage import tensor_of
 from imageprompt.core.errors import EncoderError, NotFoundError, OptionError, PromptError
+from imageprompt.core.fingerprint import versions
 from imageprompt.library import Library, thumbnail
 from imageprompt.library.encoder_setup import encoding_bench
 from imageprompt.library.load_style import PER_STYLE
@@ -88,8 +89,8 @@ def test_a_style_is_what_encoding_makes(
 
 
 def test_features_alone_make_a_style(library: Library, adapter: Any) -> None:
-    features = torch.randn(2, 5, adapter.spec.feature_width)
-    null = torch.randn(1, 5, adapter.spec.feature_width)
+    features = torch.randn(2, 5, adapter.spec.feature_dim)
+    null = torch.randn(1, 5, adapter.spec.feature_dim)
     style = library.add("made", adapter, features=features, null_features=null)
     wanted = adapter.encode(features=features, null_features=null)
     assert torch.equal(library.open("made", adapter).tokens, wanted.tokens)
@@ -107,7 +108,7 @@ def test_the_folder_can_be_copied(filled: Library, adapter: Any, tmp_path: Path)
 def test_half_precision_is_kept(library: Library, tiny_folder: Path) -> None:
     path = tiny_folder / "adapters" / "base.safetensors"
     adapter = ip.Adapter.load(path, dtype=torch.bfloat16)
-    library.add("half", adapter, features=torch.randn(1, adapter.spec.feature_width))
+    library.add("half", adapter, features=torch.randn(1, adapter.spec.feature_dim))
     assert library.open("half", adapter).tokens.dtype == torch.bfloat16
 
 
@@ -123,7 +124,7 @@ def test_faces_from_a_file_make_a_style(library: Library, tmp_path: Path) -> Non
 
 
 def test_batches_are_no_styles(library: Library, adapter: Any) -> None:
-    features = torch.randn(1, 5, adapter.spec.feature_width)
+    features = torch.randn(1, 5, adapter.spec.feature_dim)
     with pytest.raises(PromptError, match=r"references for 2 prompts.*one prompt's"):
         library.add("x", adapter, features=[features, features])
     assert library.names() == []
@@ -197,7 +198,7 @@ def spoil_other_tokens(path: Path) -> None:
     prompt = ip.ImagePrompt.load(path)
     changed = ip.ImagePrompt(prompt.tokens + 1, prompt.null_tokens, prompt.metadata)
     changed.prepared = prompt.prepared
-    object.__setattr__(changed.prepared, "tokens", ip.prompt.versions([changed.tokens]))
+    object.__setattr__(changed.prepared, "tokens", versions([changed.tokens]))
     changed.save(path)
 
 
@@ -300,14 +301,14 @@ def other_encoder(adapter: Any, folder: Path) -> Any:
 )
 def test_names_that_are_not_safe(name: Any, says: str, library: Library, adapter: Any) -> None:
     with pytest.raises(OptionError, match=says):
-        library.add(name, adapter, features=torch.zeros(1, 5, adapter.spec.feature_width))
+        library.add(name, adapter, features=torch.zeros(1, 5, adapter.spec.feature_dim))
     with pytest.raises(OptionError, match=says):
         library.show(name)
     assert not library.folder.exists()
 
 
 def test_names_of_all_languages(library: Library, adapter: Any) -> None:
-    features = torch.ones(1, 5, adapter.spec.feature_width)
+    features = torch.ones(1, 5, adapter.spec.feature_dim)
     for name in ("S\u00fc\u00df", "\u9752\u82b1", "two words", "v1.2_b-c"):
         library.add(name, adapter, features=features)
         assert library.show(name).name == name
@@ -436,7 +437,7 @@ def test_mixes_that_make_no_sense(weights: Any, says: str, filled: Library) -> N
 
 def test_strangers_are_not_mixed(filled: Library, tiny_folder: Path, adapter: Any) -> None:
     base = encoding_bench(adapter="base", base=tiny_folder).adapter
-    filled.add("other", base, features=torch.randn(1, base.spec.feature_width))
+    filled.add("other", base, features=torch.randn(1, base.spec.feature_dim))
     with pytest.raises(PromptError, match="'red' and 'other': they were made with different adapt"):
         filled.mix({"red": 1, "other": 1}, "mixed", adapter)
     with pytest.raises(PromptError, match="this base adapter's projector"):
@@ -574,7 +575,7 @@ def test_what_a_kill_leaves_is_swept(filled: Library, adapter: Any) -> None:
 
 
 def test_contact_sheet(filled: Library, adapter: Any) -> None:
-    filled.add("none", adapter, features=torch.zeros(1, 5, adapter.spec.feature_width))
+    filled.add("none", adapter, features=torch.zeros(1, 5, adapter.spec.feature_dim))
     sheet = contact_sheet(filled.styles())
     step = CELL + GAP
     corners = [sheet.getpixel((MARGIN + step * i + 4, MARGIN + CELL // 2 + 40)) for i in range(3)]

@@ -330,7 +330,7 @@ def test_one_picture_of_several(adapter: Any, library: Library) -> None:
 def test_what_a_file_cannot_keep_is_told_before_it_is_written(
     adapter: Any, library: Library
 ) -> None:
-    features = torch.zeros(1100, 5, adapter.spec.feature_width)
+    features = torch.zeros(1100, 5, adapter.spec.feature_dim)
     with pytest.raises(OptionError, match=r"style 'x': .*Use fewer references"):
         library.add("x", adapter, features=features)
     assert library.names() == ["red"]

@@ -58,7 +58,7 @@ class HostCase:
     name: str
     config: dict[str, Any]
     build: Callable[..., nn.Module] = _unet
-    text_width: int  # what the caller passes as encoder_hidden_states
+    cross_attention_dim: int  # what the caller passes as encoder_hidden_states
     frames: int = 0  # > 0: a motion UNet, sample [B, C, frames, H, W]
     pooled: int = 0  # > 0: SDXL's added text_embeds and time_ids
     size: int = 8
@@ -86,7 +86,7 @@ class HostCase:
         gen = torch.Generator().manual_seed(seed)
         frames = (self.frames,) if self.frames else ()
         shape = (batch, self.channels, *frames, self.size, self.size)
-        text = torch.randn(batch, text_tokens, self.text_width, generator=gen).to(dtype)
+        text = torch.randn(batch, text_tokens, self.cross_attention_dim, generator=gen).to(dtype)
         made: dict[str, Any] = {
             "sample": _guided(torch.randn(shape, generator=gen).to(dtype)),
             "timestep": torch.tensor(421),
@@ -133,7 +133,7 @@ CASES: dict[str, HostCase] = {
                 "attention_head_dim": 4,
                 "cross_attention_dim": 24,
             },
-            text_width=24,
+            cross_attention_dim=24,
             sites=16,
         ),
         HostCase(
@@ -147,13 +147,13 @@ CASES: dict[str, HostCase] = {
                 "use_linear_projection": True,
                 "upcast_attention": True,
             },
-            text_width=32,
+            cross_attention_dim=32,
             sites=16,
         ),
         HostCase(
             name="sdxl",
             config=_SDXL_TINY,
-            text_width=40,
+            cross_attention_dim=40,
             pooled=24,
             sites=2 * 1 + 2 * 2 + 3 * 2 + 3 * 1 + 2,
         ),
@@ -164,7 +164,7 @@ CASES: dict[str, HostCase] = {
                 "encoder_hid_dim": 56,
                 "encoder_hid_dim_type": "text_proj",
             },
-            text_width=56,
+            cross_attention_dim=56,
             pooled=24,
             sites=17,
         ),
@@ -180,7 +180,7 @@ CASES: dict[str, HostCase] = {
                 "motion_num_attention_heads": 2,
                 "cross_attention_dim": 24,
             },
-            text_width=24,
+            cross_attention_dim=24,
             frames=3,
             sites=1 + 2 + 1,
         ),
@@ -196,7 +196,7 @@ CASES: dict[str, HostCase] = {
                 "in_channels": 16,
                 "out_channels": 16,
             },
-            text_width=32,
+            cross_attention_dim=32,
             channels=16,
             sites=2 + 4 + 1,
         ),

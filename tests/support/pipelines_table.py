@@ -16,7 +16,7 @@ import torch
 import pipelines_parts as parts
 from pipelines_parts import LATENT, SIDE, mask, picture
 
-Given = dict[str, Callable[[], Any]]
+SiteScale = dict[str, Callable[[], Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Case:
     """
 
     unet: str = "sd"
-    given: Given = field(default_factory=dict)
+    given: SiteScale = field(default_factory=dict)
     call: dict[str, Any] = field(default_factory=dict)
     rows: str = "np"
     guidance: Any = "auto"
@@ -59,7 +59,7 @@ def _embeds(width: int, pooled: int = 0) -> dict[str, Any]:
     return made | {"prompt": None, "negative_prompt": None}
 
 
-def _scheduler(name: str, **config: Any) -> Given:
+def _scheduler(name: str, **config: Any) -> SiteScale:
     return {"scheduler": partial(parts.scheduler, name, **config)}
 
 
@@ -71,16 +71,16 @@ FRAMES = {"num_frames": 2}
 CONDITIONS = {"conditioning_frames": [picture(), picture("green")]}
 ZERO = {"video_length": 2, "t0": 0, "t1": 1}
 PAG = {"rows": "npp", "guidance": "negative-positive-positive"}
-XL_CONTROL: Given = {"controlnet": partial(parts.controlnet, "xl")}
-UNION: Given = {"controlnet": partial(parts.controlnet, "union")}
+XL_CONTROL: SiteScale = {"controlnet": partial(parts.controlnet, "xl")}
+UNION: SiteScale = {"controlnet": partial(parts.controlnet, "union")}
 BLIP = "its text encoder takes parts of BLIP-2"
 MARIGOLD: dict[str, Any] = {
     "unet": "sd 8 channels",
     "rows": "p",
     "call": {"image": picture(), "output_type": "np", "processing_resolution": 0},
 }
-DEPTH: Given = {"prediction_type": lambda: "depth"}
-ALBEDO: Given = {
+DEPTH: SiteScale = {"prediction_type": lambda: "depth"}
+ALBEDO: SiteScale = {
     "prediction_type": lambda: "intrinsics",
     "target_properties": lambda: {
         "target_names": ["albedo"],

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from imageprompt.training.cache import encode_missing
-from imageprompt.training.cache.encoders import Encoders
+from imageprompt.training.cache.encoders import FeatureExtractors
 from imageprompt.training.cache.prepare import Prepared, prepare
 from imageprompt.training.data import scan
 from imageprompt.training.data.framing import PictureOptions
@@ -30,7 +30,7 @@ FRAMING = PictureOptions(resolution=16, crop="random", views=2)
 def run(parts: Parts, data: Path, cache: Path, **options: Any) -> Prepared:
     """Prepare for a plus adapter, two random crops of each picture, unless told otherwise."""
     variant, framing = options.pop("variant", "plus"), options.pop("framing", FRAMING)
-    encoders = Encoders(parts, VARIANTS[variant])
+    encoders = FeatureExtractors(parts, VARIANTS[variant])
     return prepare(open_data(str(data)), encoders, framing, cache, **options)
 
 

@@ -20,7 +20,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 import imageprompt as ip
 from imageprompt.training.config.loop_config import TrainConfig
 from imageprompt.training.data.dataset import Batch, Samples
-from imageprompt.training.data.random_streams import Chance
+from imageprompt.training.data.random_streams import RandomStreams
 from imageprompt.training.loop.trainer import Trainer
 
 TEXT, WIDTH = 16, 24
@@ -35,7 +35,7 @@ class Toy(Samples):
     def __len__(self) -> int:
         return 12
 
-    def batch(self, indices: Tensor, chance: Chance) -> Batch:
+    def batch(self, indices: Tensor, chance: RandomStreams) -> Batch:
         time.sleep(self.pause)
         level = indices.float() / 6 - 1
         features = torch.zeros(len(indices), WIDTH)

@@ -33,7 +33,7 @@ SITES = {
             "attention_head_dim": (1, 2, 2),
             "cross_attention_dim": 16,
         },
-        text_width=16,
+        cross_attention_dim=16,
         pooled=24,
         sites=70,
     ),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imageprompt.training.init.caption_warm_start import chosen_states, learn_words
+from imageprompt.training.init.caption_warm_start import chosen_states, fit_projector_to_captions
 from imageprompt.variants._projectors import LinearProjector, Resampler
 
 
@@ -35,9 +35,9 @@ def test_a_projector_learns_words(kind: str) -> None:
 
     projector: torch.nn.Module = LinearProjector(10, 8, 2)
     if kind == "resampler":
-        projector = Resampler(5, 8, 2, depth=1, heads=1, width=16)
+        projector = Resampler(5, 8, 2, depth=1, heads=1, inner_dim=16)
     seen: list[int] = []
-    left = learn_words(projector, pairs, 400, told=seen.append)
+    left = fit_projector_to_captions(projector, pairs, 400, on_progress=seen.append)
     assert seen == list(range(1, 401))
     assert left < (0.1 if kind == "linear" else 0.6)  # patches in no order: not which came first
     features, states = pairs(1000)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import imageprompt as ip
 from imageprompt.core.errors import OptionError
 from imageprompt.encoding.image_prompt import ImagePrompt
-from imageprompt.training.frozen_pipeline import FrozenBase
+from imageprompt.training.frozen_pipeline import FrozenPipeline
 from imageprompt.training.memory import cpu_attention
 from imageprompt.training.memory.activation_checkpointing import recompute_blocks
 from tiny_stack import make_pipeline, make_xl_pipeline
@@ -37,7 +37,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_everything_is_frozen_in_the_precision_asked_for(folders: dict[str, Path]) -> None:
-    base = FrozenBase.load(folders["sd"], precision="bf16")
+    base = FrozenPipeline.load(folders["sd"], precision="bf16")
     models = [part for part in base.pipe.components.values() if isinstance(part, torch.nn.Module)]
     assert len(models) == 4
     for model in models:
@@ -49,8 +49,8 @@ def test_everything_is_frozen_in_the_precision_asked_for(folders: dict[str, Path
 
 
 def test_a_vae_that_overflows_keeps_its_own_weights(folders: dict[str, Path]) -> None:
-    base = FrozenBase.load(folders["xl"], precision="fp16")
-    exact = FrozenBase.load(folders["xl"], precision="no")
+    base = FrozenPipeline.load(folders["xl"], precision="fp16")
+    exact = FrozenPipeline.load(folders["xl"], precision="no")
     assert base.denoiser.dtype is torch.float16
     for ours, theirs in zip(base.pipe.vae.parameters(), exact.pipe.vae.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -60,7 +60,7 @@ def test_a_vae_that_overflows_keeps_its_own_weights(folders: dict[str, Path]) ->
 def test_prompts_are_encoded_as_in_generation(
     name: str, width: int, folders: dict[str, Path]
 ) -> None:
-    base = FrozenBase.load(folders[name], precision="no")
+    base = FrozenPipeline.load(folders[name], precision="no")
     states, added = base.encode_text(["a star", ""])
     assert states.shape == (2, 16, width)
     tokens = base.pipe.tokenizer(["a star", ""], padding="max_length", return_tensors="pt")
@@ -77,7 +77,7 @@ def test_prompts_are_encoded_as_in_generation(
 
 def test_an_unknown_precision_is_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(OptionError, match="fp8"):
-        FrozenBase.load(folders["sd"], precision="fp8")  # type: ignore[arg-type]
+        FrozenPipeline.load(folders["sd"], precision="fp8")  # type: ignore[arg-type]
 
 
 def attention(kernel: Any, *parts: Tensor, dtype: torch.dtype) -> list[Tensor]:

@@ -15,9 +15,15 @@ import imageprompt as ip
 from hosts_table import CASES
 from imageprompt.core.errors import OptionError
 from imageprompt.training.data.dataset import Batch
-from imageprompt.training.data.random_streams import Chance
-from imageprompt.training.loop.noise_schedule import Noising
-from imageprompt.training.loop.objective import Draw, Drops, Nulls, Objective, Timesteps
+from imageprompt.training.data.random_streams import RandomStreams
+from imageprompt.training.loop.noise_schedule import NoiseSchedule
+from imageprompt.training.loop.objective import (
+    ConditionDropout,
+    Draw,
+    NullConditions,
+    Objective,
+    Timesteps,
+)
 from reference_step import Case, step
 from rigs import Rig, build
 
@@ -91,9 +97,9 @@ def make_case(rig: Rig) -> Case:
 
 def ours(rig: Rig, kind: str, case: Case, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of each sample, and the gradient of every tensor of the adapter's file."""
-    noising = Noising.of(DDPMScheduler(prediction_type=kind))
+    noising = NoiseSchedule.of(DDPMScheduler(prediction_type=kind))
     batch = Batch(case.latents, case.text, case.features, case.added)
-    nulls = Nulls(case.null_text, case.null_features, case.null_added)
+    nulls = NullConditions(case.null_text, case.null_features, case.null_added)
     none = torch.zeros(ROWS, dtype=torch.bool)
     dropped = options.pop("drop_branch", none)
     draw = Draw(case.times, case.noise, case.drop_image, case.drop_text, dropped)
@@ -142,9 +148,13 @@ def test_loss_and_every_gradient_are_the_references(
 
 def test_the_branch_of_a_sample_is_dropped_as_often_as_asked(tmp_path: Path) -> None:
     rig = face_rig("sd15", "faceid-plus-v2", tmp_path)
-    noising = Noising.of(DDPMScheduler())
+    noising = NoiseSchedule.of(DDPMScheduler())
     latents = torch.zeros(2000, 1, 1, 1)
-    drawn = Objective(branch_drop=0.5).draw(latents, noising, Chance(range(2000))).drop_branch
+    drawn = (
+        Objective(identity_only_prob=0.5)
+        .draw(latents, noising, RandomStreams(range(2000)))
+        .drop_branch
+    )
     assert abs(float(drawn.float().mean()) - 0.5) < 0.04
     case = make_case(rig)
     case.drop_image[:] = False
@@ -169,9 +179,9 @@ def test_min_snr_weights_each_sample(tmp_path: Path) -> None:
 def test_min_snr_of_pure_noise_is_finite() -> None:
     zero_snr = DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
     last = torch.tensor([999])
-    assert float(Noising.of(zero_snr).min_snr(5.0, last)) == 0
-    assert float(Noising.of(zero_snr).sigma[999]) == 1
-    flow = Noising.of(FlowMatchEulerDiscreteScheduler())
+    assert float(NoiseSchedule.of(zero_snr).min_snr(5.0, last)) == 0
+    assert float(NoiseSchedule.of(zero_snr).sigma[999]) == 1
+    flow = NoiseSchedule.of(FlowMatchEulerDiscreteScheduler())
     with pytest.raises(OptionError, match="flow"):
         flow.min_snr(5.0, last)
 
@@ -180,10 +190,10 @@ def test_min_snr_of_pure_noise_is_finite() -> None:
 def test_the_target_is_what_the_base_predicts(kind: str) -> None:
     scheduler = DDIMScheduler(prediction_type=kind, clip_sample=False)
     scheduler.set_timesteps(1000)
-    noising = Noising.of(scheduler)
+    noising = NoiseSchedule.of(scheduler)
     clean, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     times = torch.tensor([10, 800])
-    noisy = noising.noisy(clean, noise, times)
+    noisy = noising.add_noise(clean, noise, times)
     guess = noising.target(clean, noise, times)
     for row in range(2):  # a perfect guess makes the scheduler find the clean latent
         found = scheduler.step(guess[row : row + 1], int(times[row]), noisy[row : row + 1])
@@ -193,12 +203,12 @@ def test_the_target_is_what_the_base_predicts(kind: str) -> None:
 
 def test_flow_matching_walks_from_noise_to_the_picture() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    noising = Noising.of(scheduler)
-    torch.testing.assert_close(noising.told.flip(0), scheduler.timesteps)
+    noising = NoiseSchedule.of(scheduler)
+    torch.testing.assert_close(noising.model_timesteps.flip(0), scheduler.timesteps)
     clean, noise = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
     times = torch.tensor([400])
-    noisy = noising.noisy(clean, noise, times)
-    told = noising.told[times]
+    noisy = noising.add_noise(clean, noise, times)
+    told = noising.model_timesteps[times]
     torch.testing.assert_close(noisy, scheduler.scale_noise(clean, told, noise))
     found = noisy - told / 1000 * noising.target(clean, noise, times)
     torch.testing.assert_close(found, clean, atol=1e-5, rtol=1e-5)
@@ -208,11 +218,11 @@ def test_an_unknown_prediction_is_refused() -> None:
     scheduler = DDPMScheduler()
     scheduler.register_to_config(prediction_type="guess")
     with pytest.raises(OptionError, match="guess"):
-        Noising.of(scheduler)
+        NoiseSchedule.of(scheduler)
 
 
 def test_drop_events_exclude_one_another_and_keep_their_rates() -> None:
-    image, text = Drops(0.1, 0.2, 0.3).draw(Chance(range(20_000)))
+    image, text = ConditionDropout(0.1, 0.2, 0.3).draw(RandomStreams(range(20_000)))
     both = image & text
     assert abs(float(both.float().mean()) - 0.3) < 0.015
     assert abs(float((image & ~both).float().mean()) - 0.1) < 0.015
@@ -220,7 +230,7 @@ def test_drop_events_exclude_one_another_and_keep_their_rates() -> None:
 
 
 def test_timesteps_stay_in_range_and_mix_two_laws() -> None:
-    times = Timesteps(0.3, 3.0, 0.1).draw(1000, Chance(range(20_000)))
+    times = Timesteps(0.3, 3.0, 0.1).draw(1000, RandomStreams(range(20_000)))
     assert int(times.min()) >= 0
     assert int(times.max()) <= 999
     high = float((times > 900).float().mean())
@@ -228,10 +238,12 @@ def test_timesteps_stay_in_range_and_mix_two_laws() -> None:
 
 
 def test_noise_offset_is_one_number_a_channel() -> None:
-    noising = Noising.of(DDPMScheduler())
+    noising = NoiseSchedule.of(DDPMScheduler())
     latents = torch.zeros(64, 4, 16, 16)
-    plain = Objective().draw(latents, noising, Chance(range(64))).noise
-    moved = Objective(noise_offset=0.5).draw(latents, noising, Chance(range(64))).noise - plain
+    plain = Objective().draw(latents, noising, RandomStreams(range(64))).noise
+    moved = (
+        Objective(noise_offset=0.5).draw(latents, noising, RandomStreams(range(64))).noise - plain
+    )
     torch.testing.assert_close(moved, moved.mean((2, 3), keepdim=True).expand_as(moved))
     assert abs(float(moved[:, :, 0, 0].std()) - 0.5) < 0.08
 

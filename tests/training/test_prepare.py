@@ -24,11 +24,11 @@ from test_train_data import assert_same, batches
 
 from imageprompt.core.errors import OptionError
 from imageprompt.training.cache import encode_missing
-from imageprompt.training.cache.encoders import Encoders
+from imageprompt.training.cache.encoders import FeatureExtractors
 from imageprompt.training.cache.store import CacheError, Store
 from imageprompt.training.data import scan
 from imageprompt.training.data.framing import PictureOptions
-from imageprompt.training.open_dataset import open_samples
+from imageprompt.training.open_dataset import open_dataset
 from imageprompt.variants import VARIANTS
 from prepare_worker import FRAMING, run
 from training_data import CAPTIONS, Parts, picture_bytes, write_folder
@@ -116,7 +116,7 @@ def test_captions_that_are_cut_and_pictures_that_are_enlarged_are_counted(
     done = run(parts, data, tmp_path / "cache", framing=big, announce=said.append)
     assert (done.cut_captions, done.enlarged) == (1, 4)
     assert sum("1 captions" in line or "4 pictures are smaller" in line for line in said) == 2
-    live = open_samples(str(data), None, Encoders(parts, VARIANTS["base"]), big)
+    live = open_dataset(str(data), None, FeatureExtractors(parts, VARIANTS["base"]), big)
     with pytest.warns(UserWarning, match="longer than 16 tokens are cut"):
         batches(live)
 
@@ -155,10 +155,10 @@ def test_endless_crops_cannot_be_cached(parts: Parts, tmp_path: Path) -> None:
 
 def test_features_may_be_encoded_online(parts: Parts, tmp_path: Path) -> None:
     data, cache = write_wide(tmp_path / "data", 9, broken=[2]), tmp_path / "cache"
-    encoders = Encoders(parts, VARIANTS["plus"])
-    lean = open_samples(str(data), str(cache), encoders, FRAMING, online=True)
+    encoders = FeatureExtractors(parts, VARIANTS["plus"])
+    lean = open_dataset(str(data), str(cache), encoders, FRAMING, online=True)
     assert not (cache / "features").exists()
-    live = open_samples(str(data), None, encoders, FRAMING)
+    live = open_dataset(str(data), None, encoders, FRAMING)
     for one, other in zip(batches(lean), batches(live), strict=True):
         assert_same(one, other)
     torch.testing.assert_close(lean.null_features(), live.null_features())
@@ -172,10 +172,10 @@ def test_a_corrupt_shard_is_found_named_and_made_anew(
     damage: str, parts: Parts, tmp_path: Path
 ) -> None:
     data, cache = write_wide(tmp_path / "data", 20), tmp_path / "cache"
-    encoders = Encoders(parts, VARIANTS["plus"])
+    encoders = FeatureExtractors(parts, VARIANTS["plus"])
     run(parts, data, cache)
     whole = shards(cache)
-    good = batches(open_samples(str(data), str(cache), encoders, FRAMING), 7)
+    good = batches(open_dataset(str(data), str(cache), encoders, FRAMING), 7)
     name = next(name for name in whole if name.startswith("moments"))
     path = cache / name
     content = bytearray(path.read_bytes())
@@ -187,16 +187,16 @@ def test_a_corrupt_shard_is_found_named_and_made_anew(
     if damage == "gone":
         path.unlink()
     if damage == "flipped":  # nothing tells it but the content: found when it is read
-        samples = open_samples(str(data), str(cache), encoders, FRAMING)
+        samples = open_dataset(str(data), str(cache), encoders, FRAMING)
         with pytest.raises(CacheError, match=f"{path.name}.*damaged.*--verify"):
             batches(samples, 60)
         assert run(parts, data, cache).damaged == []
         done = run(parts, data, cache, verify=True)
         assert [path.name in line for line in done.damaged] == [True]
     else:  # seen when the cache is opened, and repaired there
-        open_samples(str(data), str(cache), encoders, FRAMING)
+        open_dataset(str(data), str(cache), encoders, FRAMING)
     assert shards(cache) == whole
-    after = batches(open_samples(str(data), str(cache), encoders, FRAMING), 7)
+    after = batches(open_dataset(str(data), str(cache), encoders, FRAMING), 7)
     for one, other in zip(good, after, strict=True):
         assert torch.equal(one.latents, other.latents)
         assert torch.equal(one.features, other.features)

@@ -91,7 +91,9 @@ def test_kill_9_at_thirty_random_moments(tmp_path: Path) -> None:
     check_all(tmp_path)
 
 
-if __name__ == "__main__":  # PYTHONPATH=tests/support python tests/training/test_train_crash.py FOLDER KILLS [SEED]
+if (
+    __name__ == "__main__"
+):  # PYTHONPATH=tests/support python tests/training/test_train_crash.py FOLDER KILLS [SEED]
     where, count = Path(sys.argv[1]), int(sys.argv[2])
     seed = int(sys.argv[3]) if len(sys.argv) > 3 else 0
     hits, inside = survive(where, count, random.Random(seed))

@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from imageprompt.training.cache.cached_dataset import CachedSamples, addresses_of
-from imageprompt.training.cache.encoders import Encoders
+from imageprompt.training.cache.cached_dataset import CachedDataset, addresses_of
+from imageprompt.training.cache.encoders import FeatureExtractors
 from imageprompt.training.cache.store import CacheError
 from imageprompt.training.config.config import TrainingConfig
-from imageprompt.training.data.online_dataset import LiveSamples
-from imageprompt.training.frozen_pipeline import FrozenBase
-from imageprompt.training.open_dataset import open_samples
+from imageprompt.training.data.online_dataset import OnlineDataset
+from imageprompt.training.frozen_pipeline import FrozenPipeline
+from imageprompt.training.open_dataset import open_dataset
 from imageprompt.training.prepare_for_config import prepare_for
 from imageprompt.training.train import pictures_of, train
 from imageprompt.variants import VARIANTS
@@ -56,10 +56,10 @@ def assert_equal(one: Path | None, other: Path | None) -> None:
     assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
 
 
-def samples_of(config: TrainingConfig) -> LiveSamples | CachedSamples:
-    base = FrozenBase.load(config.base, precision="no")
-    encoders = Encoders(base, VARIANTS[config.variant])
-    return open_samples(config.data, config.cache, encoders, pictures_of(config))
+def samples_of(config: TrainingConfig) -> OnlineDataset | CachedDataset:
+    base = FrozenPipeline.load(config.base, precision="no")
+    encoders = FeatureExtractors(base, VARIANTS[config.variant])
+    return open_dataset(config.data, config.cache, encoders, pictures_of(config))
 
 
 def damage(cache: Path, address: bytes) -> None:
@@ -86,7 +86,7 @@ def test_a_shard_that_goes_bad_costs_the_steps_since_the_last_checkpoint(
 
     config = config_of(tiny_folder, tmp_path / "b", data=data, cache=str(tmp_path / "cache-b"))
     samples = samples_of(config)
-    assert isinstance(samples, CachedSamples)
+    assert isinstance(samples, CachedDataset)
     first_seen = samples.indices(BAD_STEP, BATCH, SEED)[:1]
     for address in addresses_of(samples._set.tensors["moments"][first_seen]):
         damage(tmp_path / "cache-b", bytes(address))
@@ -112,7 +112,7 @@ def test_broken_pictures_do_not_end_a_run_nor_change_how_it_resumes(
     assert [("001.png" in line) + 2 * ("007.png" in line) for line in through.quarantined] == [1, 2]
 
     config = config_of(tiny_folder, tmp_path / "b", data=data, cache=cache)
-    kind = CachedSamples if cached else LiveSamples
+    kind = CachedDataset if cached else OnlineDataset
     batch, seen = kind.batch, []
 
     def lost(self: Any, indices: torch.Tensor, chance: Any) -> Any:

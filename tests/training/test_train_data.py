@@ -16,15 +16,15 @@ import torch
 from PIL import Image
 
 from imageprompt.core.errors import NotFoundError, OptionError, PictureError
-from imageprompt.training.cache.encoders import Encoders, Latents
+from imageprompt.training.cache.encoders import FeatureExtractors, Latents
 from imageprompt.training.data import sources
 from imageprompt.training.data.dataset import BucketOrder, Samples, indices_at
 from imageprompt.training.data.framing import PictureOptions, aspect_sizes
-from imageprompt.training.data.random_streams import Chance
+from imageprompt.training.data.random_streams import RandomStreams
 from imageprompt.training.data.sources import SOURCES, DataOptions, open_data
 from imageprompt.training.data.sources._objects import _CHUNK
 from imageprompt.training.data.sources._shards import expand_braces
-from imageprompt.training.open_dataset import open_samples
+from imageprompt.training.open_dataset import open_dataset
 from imageprompt.variants import VARIANTS
 from training_data import (
     CAPTIONS,
@@ -450,7 +450,7 @@ def parts() -> dict[bool, Parts]:
 def batches(samples: Samples, steps: int = 4, size: int = 3) -> list[Any]:
     found = []
     for step in range(steps):
-        chance = Chance.at(7, step * size, size, step)
+        chance = RandomStreams.at(7, step * size, size, step)
         found.append(samples.batch(samples.indices(step, size, 7), chance))
     return found
 
@@ -479,10 +479,10 @@ def test_cached_samples_are_the_live_ones(
 ) -> None:
     folder = write_folder(tmp_path / "data", 12, sizes=True, broken=[4])
     data = {"path": str(folder), "max_broken": 0.3}
-    encoders = Encoders(parts[xl], VARIANTS[variant])
+    encoders = FeatureExtractors(parts[xl], VARIANTS[variant])
     framing = PictureOptions(resolution=16, **options)
-    live = open_samples(data, None, encoders, framing)
-    cached = open_samples(data, str(tmp_path / "cache"), encoders, framing)
+    live = open_dataset(data, None, encoders, framing)
+    cached = open_dataset(data, str(tmp_path / "cache"), encoders, framing)
     assert len(live) == len(cached) == 12
     assert live.fingerprint() == cached.fingerprint()
     for step in range(4):
@@ -507,11 +507,11 @@ def test_a_slice_of_a_batch_draws_what_the_whole_does(
     parts: dict[bool, Parts], tmp_path: Path
 ) -> None:
     framing = PictureOptions(resolution=16, crop="random", flip=True, views=0)
-    encoders = Encoders(parts[True], VARIANTS["base"])
-    samples = open_samples(str(write_folder(tmp_path, 8)), None, encoders, framing)
+    encoders = FeatureExtractors(parts[True], VARIANTS["base"])
+    samples = open_dataset(str(write_folder(tmp_path, 8)), None, encoders, framing)
     indices = samples.indices(2, 4, 1)
-    whole = samples.batch(indices, Chance.at(1, 8, 4, 2))
-    halves = [samples.batch(indices[i : i + 2], Chance.at(1, 8 + i, 2, 2)) for i in (0, 2)]
+    whole = samples.batch(indices, RandomStreams.at(1, 8, 4, 2))
+    halves = [samples.batch(indices[i : i + 2], RandomStreams.at(1, 8 + i, 2, 2)) for i in (0, 2)]
     for name in ("latents", "text", "features"):
         joined = torch.cat([getattr(half, name) for half in halves])
         torch.testing.assert_close(getattr(whole, name), joined, atol=1e-5, rtol=1e-4)
@@ -525,10 +525,10 @@ def test_faces_come_with_their_samples(parts: dict[bool, Parts], tmp_path: Path)
     for index in range(5):
         np.save(folder / f"{index:03d}.npy", np.random.default_rng(index).normal(size=8))
     for variant, count in (("faceid", 1), ("faceid-plus-v2", 2)):
-        encoders = Encoders(parts[False], VARIANTS[variant])
+        encoders = FeatureExtractors(parts[False], VARIANTS[variant])
         framing = PictureOptions(resolution=16)
-        live = open_samples(str(folder), None, encoders, framing)
-        cached = open_samples(str(folder), str(tmp_path / "cache"), encoders, framing)
+        live = open_dataset(str(folder), None, encoders, framing)
+        cached = open_dataset(str(folder), str(tmp_path / "cache"), encoders, framing)
         for one, other in zip(batches(live), batches(cached), strict=True):
             assert_same(one, other)
             faces = one.features if count == 1 else one.features[0]
@@ -541,8 +541,8 @@ def test_one_face_less_is_one_broken_sample(parts: dict[bool, Parts], tmp_path: 
     folder = write_folder(tmp_path / "data", 4)
     for index in range(3):
         np.save(folder / f"{index:03d}.npy", np.ones(8))
-    encoders = Encoders(parts[False], VARIANTS["faceid"])
-    cached = open_samples(
+    encoders = FeatureExtractors(parts[False], VARIANTS["faceid"])
+    cached = open_dataset(
         {"path": str(folder), "max_broken": 0.5},
         str(tmp_path / "cache"),
         encoders,
@@ -557,7 +557,7 @@ def test_moments_are_sampled_anew_every_time() -> None:
     moments = torch.zeros(1, 2, 64, 64)
     moments[:, 1] = 2 * np.log(3)  # deviation 3
     moments[:, 0] = 5
-    chance = Chance([1])
+    chance = RandomStreams([1])
     draws = [Latents(0.5, 1.0).draw(moments, chance.randn(1, 64, 64)) for _ in range(2)]
     assert not torch.equal(*draws)
     assert float(draws[0].mean()) == pytest.approx((5 - 1) * 0.5, abs=0.1)
@@ -594,12 +594,12 @@ def test_broken_pictures_are_left_out_and_listed(
 ) -> None:
     write_hostile(tmp_path / "data")
     cache = str(tmp_path / "cache") if cached else None
-    encoders = Encoders(parts[False], VARIANTS["base"])
+    encoders = FeatureExtractors(parts[False], VARIANTS["base"])
     framing = PictureOptions(resolution=16, buckets=buckets)
     data = {"path": str(tmp_path / "data"), "max_broken": 0.3}
-    samples = open_samples(data, cache, encoders, framing)
+    samples = open_dataset(data, cache, encoders, framing)
     for step in range(8):
-        batch = samples.batch(samples.indices(step, 4, 0), Chance.at(0, 4 * step, 4, step))
+        batch = samples.batch(samples.indices(step, 4, 0), RandomStreams.at(0, 4 * step, 4, step))
         assert torch.isfinite(batch.latents).all()
     lines = samples.quarantined()
     assert len(lines) == 6
@@ -614,11 +614,11 @@ def test_too_many_broken_pictures_stop_the_run(
 ) -> None:
     write_hostile(tmp_path / "data")
     cache = str(tmp_path / "cache") if cached else None
-    encoders = Encoders(parts[False], VARIANTS["base"])
+    encoders = FeatureExtractors(parts[False], VARIANTS["base"])
     data = {"path": str(tmp_path / "data"), "max_broken": 0.1}
 
     def train() -> None:
-        samples = open_samples(data, cache, encoders, PictureOptions(resolution=16))
+        samples = open_dataset(data, cache, encoders, PictureOptions(resolution=16))
         batches(samples, 10, 4)
 
     with pytest.raises(PictureError, match=r"of 26 samples.*max_broken is 0\.1"):

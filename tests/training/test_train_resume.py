@@ -18,7 +18,7 @@ from torch import Tensor
 
 from imageprompt.core.errors import OptionError
 from imageprompt.training.data.dataset import Batch
-from imageprompt.training.data.random_streams import Chance
+from imageprompt.training.data.random_streams import RandomStreams
 from imageprompt.training.loop import checkpoints
 from imageprompt.training.loop.distributed import Processes
 from imageprompt.training.loop.run_control import locked
@@ -36,7 +36,7 @@ class Eventful(Toy):
         super().__init__()
         self.left, self.event = number, event
 
-    def batch(self, indices: Tensor, chance: Chance) -> Batch:
+    def batch(self, indices: Tensor, chance: RandomStreams) -> Batch:
         batch = super().batch(indices, chance)
         self.left -= 1
         if self.left == 0:

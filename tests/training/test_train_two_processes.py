@@ -19,7 +19,7 @@ from torch import Tensor
 
 from imageprompt.core.errors import OptionError
 from imageprompt.training.data.dataset import Batch
-from imageprompt.training.data.random_streams import Chance
+from imageprompt.training.data.random_streams import RandomStreams
 from imageprompt.training.loop.distributed import Processes
 from toy_training import Toy, figures, server, trainer, weights
 
@@ -32,7 +32,7 @@ class Dying(Toy):
 
     read = 0
 
-    def batch(self, indices: Tensor, chance: Chance) -> Batch:
+    def batch(self, indices: Tensor, chance: RandomStreams) -> Batch:
         self.read += 1
         if self.read == 4 and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -61,7 +61,7 @@ def one_dies(folder: str, until: None, options: dict[str, Any], said: Any) -> No
 
 def differ(folder: str, until: None, options: dict[str, Any], said: Any) -> None:
     try:
-        Processes().same("the config", os.environ["RANK"])
+        Processes().assert_same("the config", os.environ["RANK"])
     except OptionError as error:
         said.put(str(error))
 
@@ -71,7 +71,7 @@ class Told(Toy):
 
     read = 0
 
-    def batch(self, indices: Tensor, chance: Chance) -> Batch:
+    def batch(self, indices: Tensor, chance: RandomStreams) -> Batch:
         self.read += 1
         if self.read == 4 and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGTERM)

@@ -44,7 +44,7 @@ def _check(module: torch.nn.Module, case: AdapterCase) -> None:
 @pytest.mark.parametrize(("heads", "width"), [(1, 48), (3, 32)])
 def test_resampler_of_any_depth(depth: int, heads: int, width: int) -> None:
     case = AdapterCase(variant="plus", tokens=5, depth=depth, heads=heads, width=width)
-    module = Resampler(case.feature, OUT, 5, depth=depth, heads=heads, width=width)
+    module = Resampler(case.feature, OUT, 5, depth=depth, heads=heads, inner_dim=width)
     _check(module, case)
 
 
@@ -62,7 +62,7 @@ def test_mlp_keeps_every_position(positions: int) -> None:
 
 def test_resampler_names() -> None:
     """The key list of a published Plus file, written out."""
-    module = Resampler(20, OUT, 5, depth=2, heads=1, width=48)
+    module = Resampler(20, OUT, 5, depth=2, heads=1, inner_dim=48)
     block = ["norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"]
     block += ["to_q.weight", "to_kv.weight", "to_out.weight"]
     expected = {"latents", "proj_in.weight", "proj_in.bias", "proj_out.weight", "proj_out.bias"}
@@ -79,7 +79,7 @@ def test_half_precision_stays_close() -> None:
     """bfloat16 tokens are the float32 ones to half-precision accuracy, and finite."""
     case = AdapterCase(variant="plus", tokens=5, depth=4, heads=2, width=48)
     state = _state(case)
-    module = Resampler(case.feature, OUT, 5, depth=4, heads=2, width=48)
+    module = Resampler(case.feature, OUT, 5, depth=4, heads=2, inner_dim=48)
     module.load_state_dict({k: v.float() for k, v in state.items()})
     features = case.features(2)
     with torch.no_grad():
@@ -113,7 +113,7 @@ def _theirs(module: torch.nn.Module) -> Any:
 @pytest.mark.parametrize("tokens", [4, 16])
 def test_face_embeddings(tokens: int) -> None:
     """FaceID and portrait: one vector through an MLP to all tokens."""
-    module = _stirred(TokenMLP(12, OUT, tokens, width=24))
+    module = _stirred(TokenMLP(12, OUT, tokens, inner_dim=24))
     face = torch.randn(3, 12, dtype=torch.float64)
     assert (module(face) - _theirs(module)(face)).abs().max() < SINGLE
 
@@ -121,7 +121,9 @@ def test_face_embeddings(tokens: int) -> None:
 @pytest.mark.parametrize("shortcut", [False, True])
 def test_faces_and_their_look(shortcut: bool) -> None:
     """FaceID-plus v1 returns what the perceiver makes, v2 adds it to the identity's tokens."""
-    module = _stirred(FacePerceiver(12, 20, OUT, 4, depth=4, heads=1, width=OUT, shortcut=shortcut))
+    module = _stirred(
+        FacePerceiver(12, 20, OUT, 4, depth=4, heads=1, inner_dim=OUT, shortcut=shortcut)
+    )
     face = torch.randn(3, 12, dtype=torch.float64)
     look = torch.randn(3, 9, 20, dtype=torch.float64)
     theirs = _theirs(module)
@@ -133,7 +135,9 @@ def test_timesteps_modulate() -> None:
     """The resampler of InstantX's SD3.5 adapter."""
     from diffusers.loaders.transformer_sd3 import SD3Transformer2DLoadersMixin
 
-    module = _stirred(TimeResampler(20, OUT, 5, depth=4, heads=2, width=48, time_width=32)).float()
+    module = _stirred(
+        TimeResampler(20, OUT, 5, depth=4, heads=2, inner_dim=48, time_dim=32)
+    ).float()
     mixin: Any = SD3Transformer2DLoadersMixin()
     theirs = mixin._convert_ip_adapter_image_proj_to_diffusers(
         module.state_dict(), low_cpu_mem_usage=False

@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from imageprompt.adapter.attachment import Place
+from imageprompt.adapter.attachment import AttachedDenoiser
 from imageprompt.adapter.compatibility import (
     check_base,
     check_options,
     check_prompt,
     checked_encoder,
     checked_faces,
-    feature_width_of,
+    feature_dim_of,
 )
-from imageprompt.adapter.kv_cache import Projections
+from imageprompt.adapter.kv_cache import KVCache
 from imageprompt.adapter.lora import ActingLora, Mode, act, check_mode, check_strength, pairs_of
 from imageprompt.adapter.weights import AdapterModule, new_lora
-from imageprompt.attention.active_prompt import InUse
+from imageprompt.attention.active_prompt import ActivePrompt
 from imageprompt.attention.cfg_layout import Branch, named_layout
-from imageprompt.attention.state import Carrier
-from imageprompt.attention.step_tracker import stated
+from imageprompt.attention.state import AttentionState
+from imageprompt.attention.step_tracker import explicit_timesteps
 from imageprompt.checkpoint.formats import FORMATS, Parts
 from imageprompt.checkpoint.identify.identify import read_adapter
 from imageprompt.checkpoint.write.metadata import adapter_metadata
@@ -43,12 +43,12 @@ from imageprompt.encoding.face_embeddings import Embeddings
 from imageprompt.encoding.features import Features, Group
 from imageprompt.encoding.image_prompt import ImagePrompt
 from imageprompt.encoding.masks import open_masks
-from imageprompt.encoding.options import Mixture
+from imageprompt.encoding.options import EncodeOptions
 from imageprompt.encoding.references import Pictures
 from imageprompt.variants import VARIANTS, pending, site_shapes
 
 if TYPE_CHECKING:
-    from imageprompt.encoding.images.framing import Preparation
+    from imageprompt.encoding.images.framing import Framing
     from imageprompt.encoding.images.noise import Noise
     from imageprompt.encoding.images.open_image import PictureSource
 
@@ -57,9 +57,9 @@ if TYPE_CHECKING:
 class _Attached:
     """Where an adapter is attached and what it does there."""
 
-    place: Place
-    carrier: Carrier
-    projections: Projections
+    place: AttachedDenoiser
+    state: AttentionState
+    projections: KVCache
     lora: ActingLora
 
 
@@ -108,8 +108,8 @@ class Adapter:
         if reason:
             raise AdapterFileError(
                 f"{os.fspath(source)} ({spec.variant} for {spec.host})",
-                rule=reason,
-                remedy="imageprompt inspect, validate and convert work with it.",
+                reason=reason,
+                hint="imageprompt inspect, validate and convert work with it.",
             )
         with torch.device("meta"):
             projector = VARIANTS[spec.variant].build(spec.projector)
@@ -128,25 +128,25 @@ class Adapter:
         init: Literal["copy", "zero"] = "copy",
         depth: int | None = None,
         heads: int | None = None,
-        width: int | None = None,
+        inner_dim: int | None = None,
     ) -> Adapter:
         """New float32 weights for a denoiser (or pipeline) and an image encoder.
 
         K' starts as a copy of the text's K; V' as a copy of its V (`init="copy"`, the paper) or as
         zeros (`init="zero"`: the untrained adapter leaves the base as it is). LoRA starts as no
-        change. `encoder` is None where only a face's embedding is read. depth, heads and width
+        change. `encoder` is None where only a face's embedding is read. depth, heads and inner_dim
         shape a resampler. Raises OptionError for an option the variant has no use for.
         """
         if init not in ("copy", "zero"):
-            raise OptionError(f"init={init!r}", rule="it is 'copy' or 'zero'")
+            raise OptionError(f"init={init!r}", reason="it is 'copy' or 'zero'")
         kind = VARIANTS[variant]
         if reason := pending(kind):
-            raise OptionError(f"variant {variant!r}", rule=reason, remedy="Choose another one.")
-        options = ProjectorOptions(tokens=num_tokens, depth=depth, heads=heads, width=width)
+            raise OptionError(f"variant {variant!r}", reason=reason, hint="Choose another one.")
+        options = ProjectorOptions(tokens=num_tokens, depth=depth, heads=heads, inner_dim=inner_dim)
         check_options(variant, kind.options, options)
-        place = Place.of(denoiser)
+        place = AttachedDenoiser.of(denoiser)
         projector = kind.propose(
-            feature_width_of(kind.feature, encoder), place.sites.text_width, options
+            feature_dim_of(kind.feature, encoder), place.sites.cross_attention_dim, options
         )
         weights = new_lora(site_shapes(kind, place.sites, projector))
         for site in place.sites.sites:
@@ -190,9 +190,9 @@ class Adapter:
         """
         if self._attached is not None:
             raise AttachError(
-                "this adapter", rule="it is attached already", remedy="Call detach() first."
+                "this adapter", reason="it is attached already", hint="Call detach() first."
             )
-        place = Place.of(pipe)
+        place = AttachedDenoiser.of(pipe)
         check_base(self.spec, self.module, place.sites)
         opened = None if encoder is None else checked_encoder(self.spec, encoder)
         finder = None if faces is None else checked_faces(self.spec, faces)
@@ -200,9 +200,9 @@ class Adapter:
         check_mode(lora, pairs, place.denoiser)
         if place.device.type != "meta":
             self.module.to(place.device)  # it may not fit there: before anything is entered
-        carrier = place.enter()
-        acting = act(lora, carrier, self, pairs, place.denoiser)
-        self._attached = _Attached(place, carrier, Projections(self.module, place), acting)
+        state = place.install()
+        acting = act(lora, state, self, pairs, place.denoiser)
+        self._attached = _Attached(place, state, KVCache(self.module, place), acting)
         self.encoding.base = pipe
         if opened is not None:
             self.encoding.open(opened)
@@ -214,10 +214,10 @@ class Adapter:
         """Undo attach, exactly: the base is bit for bit what it was. Harmless when not attached."""
         if self._attached is None:
             return
-        in_use = self._attached.carrier.in_use
+        in_use = self._attached.state.in_use
         in_use[:] = [entry for entry in in_use if entry.owner is not self]
         self._attached.lora.remove()
-        self._attached.place.leave()
+        self._attached.place.uninstall()
         self._attached = self.encoding.base = None
 
     @property
@@ -242,7 +242,7 @@ class Adapter:
         face: Choice = LARGEST,
         fusion: str = "concat",
         weights: Sequence[float] | Sequence[Sequence[float]] | None = None,
-        prepare: Preparation | str | None = None,
+        prepare: Framing | str | None = None,
         reference_mask: Any = None,
         negative: Pictures | PictureSource | None = None,
         noise: Noise | float | str = 0.0,
@@ -272,7 +272,7 @@ class Adapter:
         with "concat" the tokens, where 0 leaves nothing of a reference.
         "attention-weighted" finds its own: the nearness to `text` or to the other references.
 
-        `prepare` frames the pictures (`Preparation`, or its words: "squash", "crop:top", "pad",
+        `prepare` frames the pictures (`Framing`, or its words: "squash", "crop:top", "pad",
         "tiles", "crop+sharpen:0.3"); without it the encoder takes the centre. `reference_mask`
         (anything `use(mask=)` takes, in the picture's shape; one, or one a reference) keeps what
         is white and shows the encoder its mean colour elsewhere.
@@ -290,7 +290,7 @@ class Adapter:
 
         Raises PictureError, EncoderError, PromptError, OptionError.
         """
-        mixture = Mixture.of(
+        mixture = EncodeOptions.of(
             fusion=fusion,
             weights=weights,
             prepare=prepare,
@@ -320,16 +320,16 @@ class Adapter:
         """
         return self.encoding.project(features, null=null, strength=strength)
 
-    def prepare(self, prompt: ImagePrompt) -> ImagePrompt:
+    def precompute_kv(self, prompt: ImagePrompt) -> ImagePrompt:
         """Make K', V' of every site ahead and keep them with the prompt, which is returned.
 
         `prompt.save` writes them along (SDXL Plus in half precision: 5.6 MB), and to switch to the
         prompt, once loaded, takes a look-up instead of a projection. Weights or a precision other
         than these are noticed, and K', V' made anew. Raises AttachError, PromptError.
         """
-        attached = self._need_attached("prepare()")
+        attached = self._need_attached("precompute_kv()")
         check_prompt(self.spec, self.fingerprint, prompt)
-        attached.projections.prepare(prompt)
+        attached.projections.precompute(prompt)
         return prompt
 
     # ── using ───────────────────────────────────────────────────────────────────────────────────
@@ -350,7 +350,7 @@ class Adapter:
         scaling: Scaling = "V only",
         timesteps: Any = None,
         controls: Controls | None = None,
-    ) -> Iterator[InUse]:
+    ) -> Iterator[ActivePrompt]:
         """While the block runs, the base listens to `prompt`; yields a handle with a live `.scale`.
 
         Where: `scale` is a number or numbers by site (see `Scale`); a `preset` of PRESETS makes
@@ -366,7 +366,7 @@ class Adapter:
         `guidance` states how the batch is stacked. "auto": the prompts' batch is positive
         throughout, twice that [negative, positive] as diffusers does it, larger ones are told by
         their latents; a loop that draws two pictures with one image prompt without guidance is
-        seen as such. A compiled denoiser with several pictures of a prompt needs it stated.
+        seen as such. A compiled denoiser with several pictures of a prompt needs it explicit_timesteps.
 
         `lora` (the handle's `.lora`, live) weights the LoRA of FaceID adapters, which acts on the
         whole batch while the block runs. It is apart from `scale`, as published adapters are used,
@@ -378,7 +378,7 @@ class Adapter:
         Raises AttachError, PromptError, ScaleError, OptionError, PictureError, GuidanceError.
         """
         attached = self._need_attached("use()")
-        place, carrier = attached.place, attached.carrier
+        place, state = attached.place, attached.state
         place.check()
         check_prompt(self.spec, self.fingerprint, prompt)
         asked = Controls.of(
@@ -393,24 +393,24 @@ class Adapter:
         )
         check_strength(asked.lora, self.module.loras)
         masks = [] if mask is None else open_masks(mask, len(prompt))
-        entry = InUse(
+        entry = ActivePrompt(
             self,
             place.sites.sites,
-            attached.projections.pairs(prompt),
+            attached.projections.key_values(prompt),
             prompts=len(prompt),
             controls=asked,
             branches=named_layout(guidance),
             masks=[torch.from_numpy(weights)[None, None] for weights in masks],
-            timesteps=stated(timesteps),
+            timesteps=explicit_timesteps(timesteps),
         )
-        carrier.look_for_caches(place.denoiser)
-        carrier.in_use.append(entry)
+        state.detect_step_caches(place.denoiser)
+        state.in_use.append(entry)
         try:
             attached.lora.update()
             yield entry
         finally:
-            if entry in carrier.in_use:
-                carrier.in_use.remove(entry)
+            if entry in state.in_use:
+                state.in_use.remove(entry)
             attached.lora.update()
             entry.close()
 
@@ -440,6 +440,6 @@ class Adapter:
     def _need_attached(self, call: str) -> _Attached:
         if self._attached is None:
             raise AttachError(
-                call, rule="the adapter is attached to nothing", remedy="Call attach(pipe) first."
+                call, reason="the adapter is attached to nothing", hint="Call attach(pipe) first."
             )
         return self._attached

@@ -1,4 +1,4 @@
-"""Entering and leaving a denoiser: one carrier each, however many adapters; exact inverses."""
+"""Entering and leaving a denoiser: one state each, however many adapters; exact inverses."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from imageprompt.attention.state import Carrier
+from imageprompt.attention.state import AttentionState
 from imageprompt.core.errors import AttachError
 from imageprompt.core.spec import HostSpec
 from imageprompt.hosts import AttachableHost, denoiser_of, host_of
 
 
 @dataclass
-class _Entered:
+class _Installation:
     """What all adapters on one denoiser share, and what undoes it when the last one leaves."""
 
-    carrier: Carrier
+    state: AttentionState
     undo: Any
     hook: Any
     adapters: int = 0
 
 
-_entered: weakref.WeakKeyDictionary[nn.Module, _Entered] = weakref.WeakKeyDictionary()
+_installations: weakref.WeakKeyDictionary[nn.Module, _Installation] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
-class Place:
+class AttachedDenoiser:
     """A denoiser, the host that describes it, and its sites."""
 
     denoiser: nn.Module
@@ -39,7 +39,7 @@ class Place:
     sites: HostSpec
 
     @classmethod
-    def of(cls, pipe: object) -> Place:
+    def of(cls, pipe: object) -> AttachedDenoiser:
         """The place that a pipeline or denoiser offers. Raises AttachError."""
         denoiser = cast(nn.Module, denoiser_of(pipe))
         host = host_of(denoiser)
@@ -68,31 +68,31 @@ class Place:
             if layer.file_id in file_ids
         }
 
-    def enter(self) -> Carrier:
-        """Let the sites read a carrier. All sites or none; raises AttachError."""
-        if self.denoiser not in _entered:
-            carrier = Carrier()
-            undo = self.host.install(self.denoiser, self.sites, carrier)
-            carrier.check = partial(_check_intact, self.host, undo)
-            hook = self.denoiser.register_forward_pre_hook(carrier.before_forward, with_kwargs=True)
-            _entered[self.denoiser] = _Entered(carrier, undo, hook)
+    def install(self) -> AttentionState:
+        """Let the sites read a state. All sites or none; raises AttachError."""
+        if self.denoiser not in _installations:
+            state = AttentionState()
+            undo = self.host.install(self.denoiser, self.sites, state)
+            state.check = partial(_check_intact, self.host, undo)
+            hook = self.denoiser.register_forward_pre_hook(state.before_forward, with_kwargs=True)
+            _installations[self.denoiser] = _Installation(state, undo, hook)
         self.check()
-        entered = _entered[self.denoiser]
+        entered = _installations[self.denoiser]
         entered.adapters += 1
-        return entered.carrier
+        return entered.state
 
-    def leave(self) -> None:
-        """The inverse of `enter`."""
-        entered = _entered[self.denoiser]
+    def uninstall(self) -> None:
+        """The inverse of `install`."""
+        entered = _installations[self.denoiser]
         entered.adapters -= 1
         if entered.adapters == 0:
             entered.hook.remove()
             self.host.remove(entered.undo)
-            del _entered[self.denoiser]
+            del _installations[self.denoiser]
 
     def check(self) -> None:
         """Somebody may have replaced the processors since. Raises AttachError."""
-        _check_intact(self.host, _entered[self.denoiser].undo)
+        _check_intact(self.host, _installations[self.denoiser].undo)
 
 
 def _hooked(denoiser: nn.Module) -> bool:
@@ -110,7 +110,7 @@ def _check_intact(host: AttachableHost, undo: Any) -> None:
     if not host.intact(undo):
         raise AttachError(
             "the attention processors of this denoiser",
-            rule="they were replaced after an adapter was attached, so it would do nothing",
-            remedy="detach() and attach() again after changing attention processors; a pipeline "
+            reason="they were replaced after an adapter was attached, so it would do nothing",
+            hint="detach() and attach() again after changing attention processors; a pipeline "
             "that replaces them while it runs cannot be used with an adapter.",
         )

@@ -14,7 +14,7 @@ from imageprompt.encoding.encoders.face import FaceEncoder, open_faces
 from imageprompt.encoding.features import encoder_hint
 from imageprompt.encoding.image_prompt import ImagePrompt
 from imageprompt.variants import VARIANTS, site_shapes
-from imageprompt.variants.tensor_shapes import FACE_WIDTH, LORA_RANK
+from imageprompt.variants.tensor_shapes import FACE_DIM, LORA_RANK
 
 
 def check_base(spec: AdapterSpec, module: AdapterModule, sites: HostSpec) -> None:
@@ -28,10 +28,10 @@ def check_base(spec: AdapterSpec, module: AdapterModule, sites: HostSpec) -> Non
     odd = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
     raise WrongBaseError(
         f"this {spec.variant} adapter on a {sites.family} base",
-        rule=f"it has {_sites(ours)} sites of text width {spec.text_width}, the base "
-        f"{_sites(theirs)} of {sites.text_width}; {len(odd)} tensors do not fit "
+        reason=f"it has {_sites(ours)} sites of text width {spec.cross_attention_dim}, the base "
+        f"{_sites(theirs)} of {sites.cross_attention_dim}; {len(odd)} tensors do not fit "
         f"({', '.join(odd[:5])})",
-        remedy=f"It was made for {made_for}: use such a base, or another adapter.",
+        hint=f"It was made for {made_for}: use such a base, or another adapter.",
     )
 
 
@@ -40,16 +40,16 @@ def checked_encoder(spec: AdapterSpec, encoder: object) -> Encoder:
     if spec.feature.image is None:
         raise EncoderError(
             f"an image encoder for a {spec.variant} adapter",
-            rule="it reads embeddings of faces alone",
-            remedy="Leave it out; faces= takes insightface's model pack.",
+            reason="it reads embeddings of faces alone",
+            hint="Leave it out; faces= takes insightface's model pack.",
         )
     opened = open_encoder(encoder)
     width = opened.width(spec.feature.image)
-    if width != spec.feature_width:
+    if width != spec.feature_dim:
         raise EncoderError(
             f"an image encoder whose {spec.feature} are {width} wide",
-            rule=f"this {spec.variant} adapter reads {spec.feature_width}",
-            remedy=encoder_hint(spec),
+            reason=f"this {spec.variant} adapter reads {spec.feature_dim}",
+            hint=encoder_hint(spec),
         )
     return opened
 
@@ -59,8 +59,8 @@ def checked_faces(spec: AdapterSpec, source: object) -> FaceEncoder:
     if not spec.feature.reads_faces:
         raise EncoderError(
             f"a face encoder for a {spec.variant} adapter",
-            rule=f"it reads {spec.feature} of whole pictures",
-            remedy="Leave faces= out.",
+            reason=f"it reads {spec.feature} of whole pictures",
+            hint="Leave faces= out.",
         )
     return open_faces(source)
 
@@ -70,22 +70,22 @@ def check_prompt(spec: AdapterSpec, projector: Callable[[], str], prompt: ImageP
     if not isinstance(prompt, ImagePrompt):
         raise PromptError(
             f"a {type(prompt).__name__}",
-            rule="it is no image prompt",
-            remedy="Make one with adapter.encode().",
+            reason="it is no image prompt",
+            hint="Make one with adapter.encode().",
         )
     width = prompt.tokens.shape[-1]
-    if width != spec.text_width:
+    if width != spec.cross_attention_dim:
         raise PromptError(
             f"an image prompt {width} wide",
-            rule=f"this adapter's tokens are {spec.text_width} wide",
-            remedy="Encode the pictures with this adapter.",
+            reason=f"this adapter's tokens are {spec.cross_attention_dim} wide",
+            hint="Encode the pictures with this adapter.",
         )
     made_by = prompt.metadata.get("projector")
     if made_by is not None and made_by != projector():
         raise PromptError(
             f"an image prompt of projector {made_by}",
-            rule=f"this adapter's projector is {projector()}, which reads others",
-            remedy="Encode the pictures again with this adapter.",
+            reason=f"this adapter's projector is {projector()}, which reads others",
+            hint="Encode the pictures again with this adapter.",
         )
 
 
@@ -98,15 +98,15 @@ def check_options(variant: str, known: Sequence[str], options: ProjectorOptions)
             rule = "a whole number above 0" if name in known else f"{variant} has no such option"
             raise OptionError(
                 f"{'num_tokens' if name == 'tokens' else name}={value!r}",
-                rule=rule,
-                remedy=f"Options of {variant}: {', '.join(known) or 'none'}.",
+                reason=rule,
+                hint=f"Options of {variant}: {', '.join(known) or 'none'}.",
             )
 
 
-def feature_width_of(feature: Feature, encoder: object) -> int:
+def feature_dim_of(feature: Feature, encoder: object) -> int:
     """Width of what the projector reads: the image encoder's, or that of a face embedding."""
     if feature.image is None:
-        return FACE_WIDTH
+        return FACE_DIM
     return open_encoder(encoder).width(feature.image)
 
 

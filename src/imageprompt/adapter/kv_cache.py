@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imageprompt.adapter.attachment import Place
+from imageprompt.adapter.attachment import AttachedDenoiser
 from imageprompt.adapter.weights import AdapterModule
 from imageprompt.attention.decoupled import KeyValue, split_heads
 from imageprompt.core.fingerprint import fingerprint, versions
 from imageprompt.encoding.image_prompt import ImagePrompt, Prepared
 
 
-class Projections:
+class KVCache:
     """Projects prompts with one adapter's K', V' weights for the denoiser it is attached to.
 
     Kept per prompt for as long as the prompt lives and no weight changes; K', V' of the null tokens
@@ -24,7 +24,7 @@ class Projections:
     use has a graph of its own.
     """
 
-    def __init__(self, module: AdapterModule, place: Place) -> None:
+    def __init__(self, module: AdapterModule, place: AttachedDenoiser) -> None:
         self._module, self._place = module, place
         self._sites = place.sites.sites
         self._kept: weakref.WeakKeyDictionary[ImagePrompt, tuple[Any, list[Tensor], list[KeyValue]]]
@@ -33,7 +33,7 @@ class Projections:
         self._state: tuple[Any, ...] = ()
         self._name = ""
 
-    def pairs(self, prompt: ImagePrompt) -> list[KeyValue]:
+    def key_values(self, prompt: ImagePrompt) -> list[KeyValue]:
         """K', V' of every site, [2P, H, N, D] with the null rows first, or [P, H, N, D]."""
         weights = list(self._module.ip_adapter.parameters())
         if torch.is_grad_enabled() and any(x.requires_grad for x in (prompt.tokens, *weights)):
@@ -49,7 +49,7 @@ class Projections:
             self._kept[prompt] = (versions(tensors), tensors, pairs)
         return self._kept[prompt][2]
 
-    def prepare(self, prompt: ImagePrompt) -> None:
+    def precompute(self, prompt: ImagePrompt) -> None:
         """Keep K', V' of the prompt's tokens with it, so that they are saved along."""
         self._forget_stale()
         with torch.no_grad():
@@ -81,7 +81,7 @@ class Projections:
         """Those of the prompt's tokens: prepared ahead by these very weights, or made now."""
         ahead, ids = prompt.prepared, [site.file_id for site in self._sites]
         suits = ahead is not None and ahead.suits(self._made_by(), prompt.tokens)
-        shapes = {site.file_id: (*prompt.tokens.shape[:2], site.width) for site in self._sites}
+        shapes = {site.file_id: (*prompt.tokens.shape[:2], site.inner_dim) for site in self._sites}
         if ahead is None or not suits or ahead.shapes() != shapes:
             return self._project(prompt.tokens)
         device = next(self._module.ip_adapter.parameters()).device

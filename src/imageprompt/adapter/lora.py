@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from imageprompt.adapter.weights import Lora
-from imageprompt.attention.state import Carrier
+from imageprompt.attention.state import AttentionState
 from imageprompt.core.errors import AttachError, OptionError
 from imageprompt.core.fingerprint import versions
 
@@ -60,7 +60,7 @@ def check_mode(mode: str, pairs: Pairs, denoiser: nn.Module) -> None:
     known = mode in ("live", "merged")
     if not known or (mode == "merged" and not pairs):
         rule = _NONE if known else "it is 'live' or 'merged'"
-        raise OptionError(f"lora={mode!r}", rule=rule, remedy="Leave it out.")
+        raise OptionError(f"lora={mode!r}", reason=rule, hint="Leave it out.")
     if mode == "merged":
         _check_mergeable(pairs, denoiser)
 
@@ -68,7 +68,7 @@ def check_mode(mode: str, pairs: Pairs, denoiser: nn.Module) -> None:
 def check_strength(strength: float, loras: object) -> None:
     """Raises OptionError for a strength that has no LoRA to act on."""
     if strength != 1 and not loras:
-        raise OptionError(f"lora={strength:g}", rule=_NONE, remedy="Leave it out.")
+        raise OptionError(f"lora={strength:g}", reason=_NONE, hint="Leave it out.")
 
 
 def _check_mergeable(pairs: Pairs, denoiser: nn.Module) -> None:
@@ -76,26 +76,26 @@ def _check_mergeable(pairs: Pairs, denoiser: nn.Module) -> None:
     if reason or _streamed(denoiser):
         raise AttachError(
             "lora='merged' on this denoiser",
-            rule=f"a LoRA cannot be merged into weights that are "
+            reason=f"a LoRA cannot be merged into weights that are "
             f"{reason or 'offloaded or cast as they are needed'}",
-            remedy="Use lora='live'.",
+            hint="Use lora='live'.",
         )
 
 
 def act(
-    mode: Mode, carrier: Carrier, owner: object, pairs: Pairs, denoiser: nn.Module
+    mode: Mode, state: AttentionState, owner: object, pairs: Pairs, denoiser: nn.Module
 ) -> ActingLora:
     """The LoRA of an adapter, acting from now on while `owner` is in use."""
     if mode == "live":
-        return LiveLora(carrier, owner, pairs)
-    return MergedLora(carrier, owner, pairs, denoiser)
+        return LiveLora(state, owner, pairs)
+    return MergedLora(state, owner, pairs, denoiser)
 
 
 class LiveLora:
     """Adds strength x LoRA(x) to the linear maps' outputs: no weight of the base changes."""
 
-    def __init__(self, carrier: Carrier, owner: object, pairs: Pairs) -> None:
-        self._carrier, self._owner = carrier, owner
+    def __init__(self, state: AttentionState, owner: object, pairs: Pairs) -> None:
+        self._carrier, self._owner = state, owner
         self._handles = [
             linear.register_forward_hook(partial(self._add, lora)) for linear, lora in pairs
         ]
@@ -121,8 +121,10 @@ class MergedLora:
     strength or scale 0, and outside `use()`, they are the base's own bits.
     """
 
-    def __init__(self, carrier: Carrier, owner: object, pairs: Pairs, denoiser: nn.Module) -> None:
-        self._carrier, self._owner, self._pairs = carrier, owner, pairs
+    def __init__(
+        self, state: AttentionState, owner: object, pairs: Pairs, denoiser: nn.Module
+    ) -> None:
+        self._carrier, self._owner, self._pairs = state, owner, pairs
         self._denoiser = weakref.ref(denoiser)
         self._seen: tuple[Tensor | None, object] = (None, ())
         self._strength = 0.0

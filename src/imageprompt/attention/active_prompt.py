@@ -15,20 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imageprompt.attention.batched_kv import BatchRows
-from imageprompt.attention.cfg_layout import Branches
+from imageprompt.attention.batched_kv import BatchedKV
+from imageprompt.attention.cfg_layout import CFGLayout
 from imageprompt.attention.decoupled import ImageTerm, KeyValue, scaled_pair
-from imageprompt.attention.step_tracker import Moment
+from imageprompt.attention.step_tracker import StepPosition
 from imageprompt.control import Controls, Scale
-from imageprompt.control.scale_table import Table, penalties, table
+from imageprompt.control.scale_table import ScaleTable, compile_scales, penalties
 from imageprompt.core.errors import GuidanceError
 from imageprompt.core.spec import Site
 
 _versions = count(1)
 
 
-class InUse:
-    """One image prompt in use: K', V' and masks (see `BatchRows`), and live controls.
+class ActivePrompt:
+    """One image prompt in use: K', V' and masks (see `BatchedKV`), and live controls.
 
     `timesteps` are those of the loop, where its calls do not tell.
     """
@@ -41,7 +41,7 @@ class InUse:
         *,
         prompts: int,
         controls: Controls,
-        branches: Branches | None = None,
+        branches: CFGLayout | None = None,
         masks: Sequence[Tensor] = (),
         timesteps: Sequence[float] | None = None,
     ) -> None:
@@ -50,7 +50,7 @@ class InUse:
         self.branches = branches
         self.timesteps = timesteps
         self._sites = sites
-        self._batch = BatchRows(pairs, prompts, masks)
+        self._batch = BatchedKV(pairs, prompts, masks)
         self._step, self._steps = 0, 1
         self._negative_seen = False
         self._scaled: dict[int, tuple[float, KeyValue]]
@@ -102,7 +102,7 @@ class InUse:
     def _follow(self, controls: Controls, steps: int | None = None) -> None:
         """Compile controls, for a loop of so many steps if told; nothing changes if they are
         wrong."""
-        compiled = table(controls, self._sites, steps or self._steps)
+        compiled = compile_scales(controls, self._sites, steps or self._steps)
         self._controls, self._table, self._scaled = controls, compiled, {}
         if steps is not None:
             self._steps, self._step = steps, 0
@@ -115,7 +115,7 @@ class InUse:
 
     # ── when ────────────────────────────────────────────────────────────────────────────────────
 
-    def at(self, moment: Moment) -> None:
+    def at(self, moment: StepPosition) -> None:
         """Be at a step of a loop; its table is made once."""
         if moment.steps != self._steps:
             self._follow(self._controls, moment.steps)
@@ -150,9 +150,9 @@ class InUse:
 
     # ── for which batch ─────────────────────────────────────────────────────────────────────────
 
-    def bind(self, branches: Branches, copies: int, like: Tensor) -> None:
+    def bind(self, branches: CFGLayout, copies: int, like: Tensor) -> None:
         """Be ready for a batch of latents `like`: `copies` rows of each prompt in each branch."""
-        if self._batch.bind(branches, copies, like, self._table.pushed):
+        if self._batch.bind(branches, copies, like, self._table.on_negative):
             self._scaled = {}
             self._to(like.device)
             if "negative" in branches:
@@ -166,7 +166,7 @@ class InUse:
 
     def close(self) -> None:
         """Say what came to nothing, once."""
-        if any(self._table.pushed) and self._batch.layout and not self._negative_seen:
+        if any(self._table.on_negative) and self._batch.layout and not self._negative_seen:
             warnings.warn(
                 f"preset {self._controls.preset!r} shows a part to the negative rows of guidance, "
                 "and no call had one: those sites stayed as they were",
@@ -181,7 +181,7 @@ class InUse:
         A scale of exactly 0 switches the site off, except inside a compiled graph: there the value
         stays a tensor, so that changing it costs no recompilation.
         """
-        if not self._table.listed[index] or self._is_pushed_nowhere(index):
+        if not self._table.included[index] or self._is_pushed_nowhere(index):
             return None
         if not torch.compiler.is_compiling() and self._values[index] == 0.0:
             return None
@@ -191,8 +191,8 @@ class InUse:
         if rest:
             raise GuidanceError(
                 f"{q.shape[0]} rows at a site of a call with {rows}",
-                rule="the batch was cut after the call began (FasterCache does so)",
-                remedy="Disable that cache while an adapter is in use.",
+                reason="the batch was cut after the call began (FasterCache does so)",
+                hint="Disable that cache while an adapter is in use.",
             )
         mask = self._batch.region(q)
         if frames > 1:  # video: the batch was flattened with its frames
@@ -204,7 +204,7 @@ class InUse:
         return ImageTerm(key.to(q.dtype), value.to(q.dtype), weights[index], mask)
 
     def _is_pushed_nowhere(self, index: int) -> bool:
-        return self._table.pushed[index] and "negative" not in self._batch.branches
+        return self._table.on_negative[index] and "negative" not in self._batch.branches
 
     def _scaled_pair(self, index: int) -> KeyValue:
         """K' and V' as the way of scaling wants them; kept while the number stays the same."""
@@ -220,7 +220,7 @@ class InUse:
         return known
 
 
-def _penalised(compiled: Table, penalties: Sequence[float]) -> list[list[float]]:
+def _penalised(compiled: ScaleTable, penalties: Sequence[float]) -> list[list[float]]:
     return [
         [value * penalty for value, penalty in zip(row, penalties, strict=True)]
         for row in compiled.values

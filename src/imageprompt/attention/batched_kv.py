@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imageprompt.attention.cfg_layout import Branches
+from imageprompt.attention.cfg_layout import CFGLayout
 from imageprompt.attention.decoupled import KeyValue
 from imageprompt.core.errors import GuidanceError
 
@@ -27,8 +27,8 @@ def laid_out(mask: Tensor, latents: tuple[int, int], queries: int) -> Tensor:
         height, width = latents
         raise GuidanceError(
             f"a mask at {queries} positions",
-            rule=f"no level of latents of {height}x{width} has as many",
-            remedy="Use the reference without a mask on this base.",
+            reason=f"no level of latents of {height}x{width} has as many",
+            hint="Use the reference without a mask on this base.",
         )
     resized = F.interpolate(mask.float(), size=size, mode="bicubic")
     return resized.flatten(2).transpose(1, 2).unsqueeze(1)
@@ -42,7 +42,7 @@ def levels(height: int, width: int) -> Iterator[tuple[int, int]]:
         yield height, width
 
 
-class BatchRows:
+class BatchedKV:
     """Rows for the batch of a call: made once for each layout, not once a step.
 
     `pairs[s]` holds K' and V' [2P or P, H, N, D] of site s, negative rows first if there are any.
@@ -52,7 +52,7 @@ class BatchRows:
     def __init__(self, pairs: Sequence[KeyValue], prompts: int, masks: Sequence[Tensor]) -> None:
         self.pairs: list[KeyValue] = []
         """K', V' [B, H, N, D] of every site."""
-        self.branches: Branches = ()
+        self.branches: CFGLayout = ()
         self.layout: tuple[Any, ...] = ()
         """What the rows were laid out for; empty before the first call."""
         self._source, self._prompts, self._masks = list(pairs), prompts, list(masks)
@@ -62,7 +62,7 @@ class BatchRows:
     def has_negative(self) -> bool:
         return self._source[0][0].shape[0] == 2 * self._prompts
 
-    def bind(self, branches: Branches, copies: int, like: Tensor, pushed: Sequence[bool]) -> bool:
+    def bind(self, branches: CFGLayout, copies: int, like: Tensor, pushed: Sequence[bool]) -> bool:
         """Lay everything out for latents `like`; returns whether anything had to be done.
 
         Raises GuidanceError for a negative branch where there are no null tokens.
@@ -77,8 +77,8 @@ class BatchRows:
         if "negative" in branches and not self.has_negative:
             raise GuidanceError(
                 "image prompt without null tokens",
-                rule="guidance needs a negative side",
-                remedy="Encode with an encoder attached, or pass null_features=.",
+                reason="guidance needs a negative side",
+                hint="Encode with an encoder attached, or pass null_features=.",
             )
         self.branches, self.layout, self._regions = branches, layout, {}
         self.pairs = [

@@ -1,7 +1,7 @@
 """The guidance layout of a batch: which rows are positive, which negative.
 
 Pipelines stack the branches of guidance along the batch. Nothing of the pipeline is read: the
-layout is told from what it hands to the denoiser, or stated by the user.
+layout is told from what it hands to the denoiser, or explicit_timesteps by the user.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor
 from imageprompt.core.errors import GuidanceError
 
 Branch = Literal["negative", "positive"]
-Branches = tuple[Branch, ...]
+CFGLayout = tuple[Branch, ...]
 
-LAYOUTS: dict[str, Branches] = {
+LAYOUTS: dict[str, CFGLayout] = {
     "none": ("positive",),
     "negative-positive": ("negative", "positive"),
     "positive-negative": ("positive", "negative"),
@@ -29,7 +29,7 @@ LAYOUTS: dict[str, Branches] = {
 """Named guidance layouts: the branches that a pipeline stacks along the batch, in order."""
 
 
-def named_layout(guidance: str | Sequence[Branch]) -> Branches | None:
+def named_layout(guidance: str | Sequence[Branch]) -> CFGLayout | None:
     """The branches of a layout's name or sequence; None for "auto"."""
     if guidance == "auto":
         return None
@@ -40,12 +40,12 @@ def named_layout(guidance: str | Sequence[Branch]) -> Branches | None:
         return tuple(guidance)
     raise GuidanceError(
         f"guidance={guidance!r}",
-        rule="not a known layout",
-        remedy=f"Use auto, {', '.join(LAYOUTS)}, or a sequence of 'negative' and 'positive'.",
+        reason="not a known layout",
+        hint=f"Use auto, {', '.join(LAYOUTS)}, or a sequence of 'negative' and 'positive'.",
     )
 
 
-def by_count(batch: int, prompts: int) -> Branches:
+def layout_from_batch_size(batch: int, prompts: int) -> CFGLayout:
     """The layout that the batch size alone tells: the prompts' batch, or twice that."""
     if batch == prompts:
         return LAYOUTS["none"]
@@ -53,12 +53,14 @@ def by_count(batch: int, prompts: int) -> Branches:
         return LAYOUTS["negative-positive"]
     raise GuidanceError(
         f"a compiled call with batch {batch} and {prompts} image prompt(s)",
-        rule="the guidance layout cannot be told inside a compiled graph",
-        remedy="Pass guidance='negative-positive' or guidance='none' to use().",
+        reason="the guidance layout cannot be told inside a compiled graph",
+        hint="Pass guidance='negative-positive' or guidance='none' to use().",
     )
 
 
-def tell(sample: Tensor, text: Tensor | None, prompts: int, *, scheduled: bool) -> Branches:
+def infer_layout(
+    sample: Tensor, text: Tensor | None, prompts: int, *, scheduled: bool
+) -> CFGLayout:
     """The layout of a batch: the prompts' batch is positive, twice that [negative, positive].
 
     Larger batches are told by their latents, which guidance repeats: halves that are equal are
@@ -83,7 +85,7 @@ def tell(sample: Tensor, text: Tensor | None, prompts: int, *, scheduled: bool) 
     return LAYOUTS["none"]
 
 
-def _many(copies: int, text: Tensor | None, latents: int) -> Branches:
+def _many(copies: int, text: Tensor | None, latents: int) -> CFGLayout:
     """More than two equal copies of the latents: only their texts may tell what they are."""
     if text is not None and copies % 2 == 0 and text.shape[0] % copies == 0:
         texts = text.chunk(copies)
@@ -93,8 +95,8 @@ def _many(copies: int, text: Tensor | None, latents: int) -> Branches:
             return LAYOUTS["negative-positive"] * (copies // 2)
     raise GuidanceError(
         f"{copies} copies of {latents} latent(s)",
-        rule=f"a batch of {copies} guidance branches has no single meaning",
-        remedy="Pass guidance= to use(): 'positive-negative-negative' (InstructPix2Pix), "
+        reason=f"a batch of {copies} guidance branches has no single meaning",
+        hint="Pass guidance= to use(): 'positive-negative-negative' (InstructPix2Pix), "
         "'negative-positive-positive' (perturbed attention), or the branches as a list of "
         "'negative' and 'positive' (an edit counts as positive).",
     )
@@ -127,7 +129,7 @@ def _in_turn(sample: Tensor | None, text: Tensor | None, parts: int | None = Non
     return turns and (sample is None or torch.equal(sample[::2, :4], sample[1::2, :4]))
 
 
-class Layouts:
+class LayoutCache:
     """The layouts of a denoise loop, told once each, since that compares latents.
 
     A pipeline may call its denoiser again with one half of the text alone (self-attention guidance
@@ -135,27 +137,29 @@ class Layouts:
     """
 
     def __init__(self) -> None:
-        self._told: dict[tuple[int, int], Branches] = {}
-        self._known: dict[int, tuple[weakref.ref[Tensor], Branches]] = {}
+        self._told: dict[tuple[int, int], CFGLayout] = {}
+        self._known: dict[int, tuple[weakref.ref[Tensor], CFGLayout]] = {}
 
     def forget(self) -> None:
         """A new loop begins."""
         self._told = {}
 
-    def of(self, sample: Tensor, text: Tensor | None, prompts: int, *, scheduled: bool) -> Branches:
+    def of(
+        self, sample: Tensor, text: Tensor | None, prompts: int, *, scheduled: bool
+    ) -> CFGLayout:
         """The branches of a call. Raises GuidanceError."""
         rows = None if text is None else self._rows(text, prompts)
         if rows is not None:
             return rows
         key = (sample.shape[0], prompts)
         if key not in self._told:
-            self._told[key] = tell(sample, text, prompts, scheduled=scheduled)
+            self._told[key] = infer_layout(sample, text, prompts, scheduled=scheduled)
         told = self._told[key]
         if text is not None and len(told) > 1:
             self._known[prompts] = (weakref.ref(text), told)
         return told
 
-    def _rows(self, text: Tensor, prompts: int) -> Branches | None:
+    def _rows(self, text: Tensor, prompts: int) -> CFGLayout | None:
         """The branches of a text that shares the memory of one that is known."""
         reference, branches = self._known.get(prompts, (None, ()))
         whole = None if reference is None else reference()
@@ -185,8 +189,8 @@ def copies_in(batch: int, branches: int, prompts: int) -> int:
     if batch % (branches * prompts):
         raise GuidanceError(
             f"a batch of {batch}",
-            rule=f"{prompts} image prompt(s) x {branches} guidance branch(es) do not divide it",
-            remedy="Encode one reference per text prompt, or a single one for all; "
+            reason=f"{prompts} image prompt(s) x {branches} guidance branch(es) do not divide it",
+            hint="Encode one reference per text prompt, or a single one for all; "
             "pass guidance= to use() if the pipeline stacks its batch in another way.",
         )
     return batch // (branches * prompts)

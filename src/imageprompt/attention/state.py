@@ -1,6 +1,6 @@
 """What one denoiser call publishes to its attention sites: the prompts in use, batch and guidance.
 
-A denoiser with adapters attached owns one Carrier. Its forward pre-hook works out which rows of the
+A denoiser with adapters attached owns one AttentionState. Its forward pre-hook works out which rows of the
 batch are positive and which negative, and which step of the loop the call is; each site then asks
 for its image terms. Nothing about the pipeline is known here.
 """
@@ -14,21 +14,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imageprompt.attention.active_prompt import InUse
-from imageprompt.attention.cfg_layout import Branches, Layouts, by_count, copies_in
+from imageprompt.attention.active_prompt import ActivePrompt
+from imageprompt.attention.cfg_layout import (
+    CFGLayout,
+    LayoutCache,
+    copies_in,
+    layout_from_batch_size,
+)
 from imageprompt.attention.decoupled import ImageTerm
-from imageprompt.attention.step_caches import forget_steps, has_step_caches
-from imageprompt.attention.step_tracker import Clock, is_view
+from imageprompt.attention.step_caches import has_step_caches, reset_step_caches
+from imageprompt.attention.step_tracker import StepTracker, is_view
 
 
-class Carrier:
+class AttentionState:
     """The state that one denoiser's sites read while it runs."""
 
     def __init__(self) -> None:
-        self.in_use: list[InUse] = []
+        self.in_use: list[ActivePrompt] = []
         self.run = 0  # counts denoise loops; whatever was cached in an older one is stale
-        self._clock = Clock()
-        self._layouts = Layouts()
+        self._clock = StepTracker()
+        self._layouts = LayoutCache()
         self._contributed: list[tuple[Any, ...]] = []
         self._has_caches = False
         self.check: Callable[[], None] = _no_check
@@ -62,16 +67,16 @@ class Carrier:
         """A call begins: be at its step. Nothing is read where nothing depends on it."""
         if not self.in_use and not is_view(timestep):
             return  # a loop over a schedule is followed even so: use() may be entered within it
-        if not self._clock.tick(timestep):
+        if not self._clock.update(timestep):
             self.run += 1
             self._layouts.forget()
         if self.in_use:
             self.check()
         for entry in self.in_use:
             if entry.is_timed:
-                entry.at(self._clock.moment(entry.timesteps))
+                entry.at(self._clock.position(entry.timesteps))
 
-    def look_for_caches(self, denoiser: nn.Module) -> None:
+    def detect_step_caches(self, denoiser: nn.Module) -> None:
         """A compiled call cannot look for caches over steps itself; nor is there any need else."""
         if "torch._dynamo" in sys.modules:
             self._has_caches = has_step_caches(denoiser)
@@ -81,12 +86,12 @@ class Carrier:
         contributed = [entry.contribution for entry in self.in_use]
         if contributed != self._contributed:
             self._contributed = contributed
-            forget_steps(denoiser)
+            reset_step_caches(denoiser)
 
-    def _layout(self, sample: Tensor, text: Tensor | None, prompts: int) -> Branches:
+    def _layout(self, sample: Tensor, text: Tensor | None, prompts: int) -> CFGLayout:
         """The layout of a batch."""
         if torch.compiler.is_compiling():
-            return by_count(sample.shape[0], prompts)
+            return layout_from_batch_size(sample.shape[0], prompts)
         return self._layouts.of(sample, text, prompts, scheduled=self._clock.scheduled)
 
     def terms(self, index: int, q: Tensor) -> list[ImageTerm]:
@@ -105,7 +110,7 @@ class Carrier:
 
 
 def _no_check() -> None:
-    """A carrier without a denoiser has nothing to check."""
+    """A state without a denoiser has nothing to check."""
 
 
 def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str) -> Any:

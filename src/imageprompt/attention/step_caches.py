@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 
-def forget_steps(denoiser: nn.Module) -> None:
+def reset_step_caches(denoiser: nn.Module) -> None:
     """Reset every stateful hook of diffusers on a denoiser: the next call computes everything.
 
     Hooks without state (offloading, casting) are left alone; without hooks nothing happens.

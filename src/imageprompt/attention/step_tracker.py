@@ -18,14 +18,14 @@ from imageprompt.core.errors import GuidanceError, OptionError
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepPosition:
     """Step `step` (from 0) of `steps`."""
 
     step: int
     steps: int
 
 
-class Clock:
+class StepTracker:
     """Reads the timestep of every call.
 
     A loop's first timestep is step 0, so that the shortened schedules of img2img come out right;
@@ -48,7 +48,7 @@ class Clock:
         """Did the last timestep come out of a schedule, as a view of its tensor?"""
         return self._seen is not None
 
-    def tick(self, timestep: object) -> bool:
+    def update(self, timestep: object) -> bool:
         """Read a call's timestep; does it go on with the loop of the call before?
 
         A repeated timestep does not go on, though it is the same step: what was kept for the loop
@@ -57,7 +57,7 @@ class Clock:
         self._timestep = timestep
         if isinstance(timestep, Tensor):
             if is_view(timestep):
-                return self._tick_view(timestep)
+                return self._update_from_view(timestep)
             if timestep.numel() != 1 or timestep.device.type != "cpu":
                 self._seen, self._number = None, None
                 return False
@@ -65,7 +65,7 @@ class Clock:
         self._seen, self._number = None, float(timestep)  # type: ignore[arg-type]
         return before is not None and self._number < before
 
-    def _tick_view(self, timestep: Tensor) -> bool:
+    def _update_from_view(self, timestep: Tensor) -> bool:
         before, offset = self._seen, int(timestep.storage_offset())
         same = before is not None and _memory(before) == _memory(timestep)
         last = int(before.storage_offset()) if before is not None and same else -1
@@ -75,49 +75,49 @@ class Clock:
         self._seen, self._number = timestep, None
         return same and offset > last
 
-    def moment(self, stated: Sequence[float] | None = None) -> Moment:
-        """The step of the last call. `stated` are a loop's timesteps, given by the user.
+    def position(self, explicit_timesteps: Sequence[float] | None = None) -> StepPosition:
+        """The step of the last call. `explicit_timesteps` are a loop's timesteps, given by the user.
 
         Raises GuidanceError where it cannot be told.
         """
-        if stated is not None:
-            return self._looked_up(stated)
+        if explicit_timesteps is not None:
+            return self._looked_up(explicit_timesteps)
         if self._seen is None or self._backwards:
             raise GuidanceError(
                 "a schedule of the reference",
-                rule="which step this call is cannot be told: its timestep is "
+                reason="which step this call is cannot be told: its timestep is "
                 + ("one before the last" if self._seen is not None else "no view of a scheduler's"),
-                remedy="Pass the loop's timesteps to use(): timesteps=scheduler.timesteps.",
+                hint="Pass the loop's timesteps to use(): timesteps=scheduler.timesteps.",
             )
         if self._places is None:
             self._places = places(_tail(self._seen, self._first))
         step = self._places[int(self._seen.storage_offset()) - self._first]
-        return Moment(step, max(self._places) + 1)
+        return StepPosition(step, max(self._places) + 1)
 
-    def _looked_up(self, stated: Sequence[float]) -> Moment:
+    def _looked_up(self, explicit_timesteps: Sequence[float]) -> StepPosition:
         timestep: Any = self._timestep
         value = float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
-        known = dict(zip(stated, places(stated), strict=True))
+        known = dict(zip(explicit_timesteps, places(explicit_timesteps), strict=True))
         if value not in known:
             raise GuidanceError(
                 f"timestep {value:g}",
-                rule="it is none of the timesteps= that were stated",
-                remedy="State those that the loop runs through, in order.",
+                reason="it is none of the timesteps= that were explicit_timesteps",
+                hint="State those that the loop runs through, in order.",
             )
-        return Moment(known[value], max(known.values()) + 1)
+        return StepPosition(known[value], max(known.values()) + 1)
 
 
-def stated(timesteps: Any) -> tuple[float, ...] | None:
+def explicit_timesteps(timesteps: Any) -> tuple[float, ...] | None:
     """The timesteps of a loop as a user states them: numbers or a tensor. Raises OptionError."""
     if timesteps is None:
         return None
     found = timesteps.tolist() if isinstance(timesteps, Tensor) else timesteps
     if not isinstance(found, list | tuple) or not found:
-        raise OptionError("timesteps", rule="a list of numbers, or a scheduler's tensor")
+        raise OptionError("timesteps", reason="a list of numbers, or a scheduler's tensor")
     for value in found:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value):
-            raise OptionError(f"timesteps: {value!r}", rule="a timestep is a number")
+            raise OptionError(f"timesteps: {value!r}", reason="a timestep is a number")
     return tuple(float(value) for value in found)
 
 

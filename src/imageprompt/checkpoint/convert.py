@@ -146,16 +146,16 @@ def _layout(target: Path, to: str | None) -> Format:
     if to not in (None, PICKLED, *names):
         raise OptionError(
             f"layout {to!r}",
-            rule=f"not one of {', '.join([*names, PICKLED])}",
-            remedy="Choose one of these.",
+            reason=f"not one of {', '.join([*names, PICKLED])}",
+            hint="Choose one of these.",
         )
     layout = FORMATS[DEFAULT_LAYOUT if to in (None, PICKLED) else str(to)]
     suffixes = [s for s in layout.suffixes if to != PICKLED or s != SAFETENSORS]
     if target.suffix not in suffixes:
         raise OptionError(
             f"target {str(target)!r}",
-            rule=f"a file of the {to or layout.name} layout ends in {' or '.join(suffixes)}",
-            remedy="Name it so.",
+            reason=f"a file of the {to or layout.name} layout ends in {' or '.join(suffixes)}",
+            hint="Name it so.",
         )
     return layout
 
@@ -163,14 +163,14 @@ def _layout(target: Path, to: str | None) -> Format:
 def _check_target(target: Path, source: Source) -> None:
     """A place for a new file, not the source's own. Raises NotFoundError, OptionError."""
     if not target.parent.is_dir():
-        raise NotFoundError(str(target.parent), rule="no such folder", remedy="Create it first.")
+        raise NotFoundError(str(target.parent), reason="no such folder", hint="Create it first.")
     if target.is_dir():
-        raise OptionError(str(target), rule="it is a folder", remedy="Name a file inside it.")
+        raise OptionError(str(target), reason="it is a folder", hint="Name a file inside it.")
     if target.exists() and any(target.samefile(file) for file in source.files):
         raise OptionError(
             f"target {str(target)!r}",
-            rule="it is the file that is read",
-            remedy="Write to another name; the source is left as it is.",
+            reason="it is the file that is read",
+            hint="Write to another name; the source is left as it is.",
         )
 
 
@@ -180,8 +180,8 @@ def _check_whole(found: Identified, source: Source) -> None:
     if problems:
         raise AdapterFileError(
             str(source.path),
-            rule="; ".join(problem.message for problem in problems),
-            remedy="Nothing was written. `imageprompt inspect` says more.",
+            reason="; ".join(problem.message for problem in problems),
+            hint="Nothing was written. `imageprompt inspect` says more.",
         )
 
 
@@ -203,8 +203,8 @@ def _check_useful(
     if problems and not force:
         raise AdapterFileError(
             str(source.path),
-            rule="; ".join(problem.message for problem in problems),
-            remedy="Nothing was written; --force (force=True) writes it all the same.",
+            reason="; ".join(problem.message for problem in problems),
+            hint="Nothing was written; --force (force=True) writes it all the same.",
         )
     return problems
 
@@ -218,8 +218,8 @@ def _verify(path: Path, planned: Mapping[str, Weights], base: HostSpec | None) -
     if odd:
         raise AdapterFileError(
             str(path),
-            rule=f"what was written is not what was read ({first(odd)})",
-            remedy="Nothing was kept. Is the disk or the memory of this machine sound?",
+            reason=f"what was written is not what was read ({first(odd)})",
+            hint="Nothing was kept. Is the disk or the memory of this machine sound?",
         )
 
 

@@ -46,7 +46,7 @@ class Report:
     published: tuple[str, ...]
     host: str
     sites: int
-    text_width: int | None
+    cross_attention_dim: int | None
     tokens: int | None
     """Tokens a reference; None where they are one per patch of an unknown encoder, or not told."""
     depth: int | None
@@ -100,7 +100,7 @@ class Report:
             ("variant", " or ".join(self.variants) or "unknown"),
             ("", self.differences),
             ("published", ", ".join(self.published)),
-            ("host", f"{self.host}: {self.sites} sites, text width {self.text_width or '?'}"),
+            ("host", f"{self.host}: {self.sites} sites, text width {self.cross_attention_dim or '?'}"),
             ("reads", f"{encoder['feature']}, {encoder['width']} wide" if encoder["width"] else ""),
             ("projector", ", ".join(sizes)),
             ("no picture", self.null_rule or ""),
@@ -159,18 +159,18 @@ def _projector(found: Identified) -> dict[str, Any]:
     """What the projector says about itself; None is what no tensor tells."""
     spec = found.spec
     if spec is None:
-        names = ("text_width", "tokens", "depth", "heads", "width", "null_rule")
+        names = ("cross_attention_dim", "tokens", "depth", "heads", "width", "null_rule")
         return dict.fromkeys(names) | {"encoder": {"feature": None, "width": None, "name": None}}
-    name = likely_encoder(spec.feature, spec.feature_width, found.published)
+    name = likely_encoder(spec.feature, spec.feature_dim, found.published)
     return {
-        "text_width": spec.text_width or None,
+        "cross_attention_dim": spec.cross_attention_dim or None,
         "tokens": POSITIONS.get(name or "") if spec.tokens is None else spec.tokens or None,
         "depth": spec.depth or None,
         "heads": spec.heads or None,
-        "width": spec.projector.width or None,
+        "width": spec.projector.inner_dim or None,
         "encoder": {
             "feature": str(spec.feature),
-            "width": spec.feature_width or None,
+            "width": spec.feature_dim or None,
             "name": name,
         },
         "null_rule": spec.null_rule,

@@ -67,7 +67,7 @@ def validate(
     try:
         findings = _findings(open_source(place), against, widths)
     except AdapterFileError as error:
-        findings = [Problem("no-adapter", f"{error.rule}. {error.remedy}")]
+        findings = [Problem("no-adapter", f"{error.reason}. {error.hint}")]
     return Findings(path=str(place), checked=tuple(checked), findings=tuple(findings))
 
 
@@ -97,7 +97,7 @@ def _wrong_base(alone: Identified, against: Base, problems: Sequence[Problem]) -
 def _wrong_encoder(found: Identified, widths: Mapping[str, int]) -> list[Problem]:
     if found.spec is None:
         return []
-    wanted, width = found.spec.feature, found.spec.feature_width
+    wanted, width = found.spec.feature, found.spec.feature_dim
     made = wanted.image if wanted.image in widths else None
     if made is not None and widths[made] == width:
         return []

@@ -84,8 +84,8 @@ def _hosts(options: argparse.Namespace) -> int:
             "host": host.name,
             "base": spec.family,
             "sites": len(spec.sites),
-            "text width": spec.text_width,
-            "site widths": sorted({site.width for site in spec.sites}),
+            "text width": spec.cross_attention_dim,
+            "site widths": sorted({site.inner_dim for site in spec.sites}),
             "use": "generate, train, files" if host.attachable else "files",
         }
         for host in HOSTS

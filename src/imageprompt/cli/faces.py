@@ -53,7 +53,7 @@ def _faces(options: argparse.Namespace) -> int:
 
     check_choice(options.face)
     if options.save is not None and options.save.suffix != ".npy":
-        raise OptionError(f"--save {options.save}", rule="embeddings are written as .npy")
+        raise OptionError(f"--save {options.save}", reason="embeddings are written as .npy")
     if options.crops is not None:
         check_folder(options.crops)
     finder = FaceEncoder.load(options.pack)

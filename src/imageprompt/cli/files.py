@@ -196,8 +196,8 @@ def _check_report(options: argparse.Namespace) -> None:
     if options.report is not None and not options.report.parent.is_dir():
         raise NotFoundError(
             f"folder of --report {str(options.report)!r}",
-            rule="there is no such folder",
-            remedy="Create it first.",
+            reason="there is no such folder",
+            hint="Create it first.",
         )
 
 

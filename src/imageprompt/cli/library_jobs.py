@@ -27,8 +27,8 @@ def add(options: argparse.Namespace) -> int:
     if asked.empty:
         raise PictureError(
             "no reference picture",
-            rule="a style is made of one or more",
-            remedy="Name them after the style, or give --face-embeddings FILE.",
+            reason="a style is made of one or more",
+            hint="Name them after the style, or give --face-embeddings FILE.",
         )
     asked.check()
     bench = encoding_bench(**given(options, *_MODELS, "faces"))
@@ -71,7 +71,7 @@ def show(options: argparse.Namespace) -> int:
     if options.thumbnail is not None:
         small = thumbnail.read(style)
         if small is None:
-            raise OptionError(f"style {style.name!r}", rule="it has no thumbnail")
+            raise OptionError(f"style {style.name!r}", reason="it has no thumbnail")
         _write(small, options.thumbnail)
     return _told(options, style)
 
@@ -104,7 +104,7 @@ def mix(options: argparse.Namespace) -> int:
 
     library, weights = _library(options), dict(options.shares)
     if len(weights) < len(options.shares):
-        raise OptionError("styles of a mix", rule="one of them is named twice")
+        raise OptionError("styles of a mix", reason="one of them is named twice")
     named = given(options, "adapter", "base", "variant")
     adapter = projector(**named) if named else projector_of(library.show(options.shares[0][0]))
     style = library.mix(weights, options.name, adapter, tags=options.tag, replace=options.force)
@@ -199,8 +199,8 @@ def _write(picture: Image.Image, path: Path) -> None:
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg") or not path.parent.is_dir():
         raise OptionError(
             f"picture file {str(path)!r}",
-            rule="it ends in .png or .jpg, in a folder that is there",
-            remedy="Name another one.",
+            reason="it ends in .png or .jpg, in a folder that is there",
+            hint="Name another one.",
         )
     with write_atomically(path) as temporary:
         picture.save(temporary)

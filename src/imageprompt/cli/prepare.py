@@ -45,8 +45,8 @@ def _prepare(options: argparse.Namespace) -> int:
             config,
             verify=options.verify,
             dry_run=options.dry_run,
-            announce=lambda line: print(line, file=sys.stderr),
-            told=bars.told,
+            log=lambda line: print(line, file=sys.stderr),
+            on_progress=bars.update,
         )
     if options.json:
         print_json(done.as_dict())

@@ -41,8 +41,8 @@ def _presets(options: argparse.Namespace) -> int:
     for name in given(options, "scale", "composition", "boost"):
         raise OptionError(
             f"--{name} without a preset",
-            rule="it is a number of one",
-            remedy='Name it: imageprompt presets "style transfer" --scale 0.8.',
+            reason="it is a number of one",
+            hint='Name it: imageprompt presets "style transfer" --scale 0.8.',
         )
     rows = [
         {"preset": preset.name, "takes": preset.reads, "what": preset.summary}
@@ -56,7 +56,7 @@ def _numbers(options: argparse.Namespace) -> int:
     from imageprompt.checkpoint.identify.base_config import open_base
     from imageprompt.control import Controls
     from imageprompt.control.exports import comfyui_string, diffusers_scale
-    from imageprompt.control.scale_table import asked_of
+    from imageprompt.control.scale_table import requested_scales
     from imageprompt.core.errors import OptionError
 
     amounts = given(options, "scale", "composition", "boost")
@@ -64,15 +64,16 @@ def _numbers(options: argparse.Namespace) -> int:
     base = open_base(options.base).spec
     sites = base.sites
     order = sorted(
-        zip(sites, asked_of(controls, sites), strict=True), key=lambda p: p[0].group or 0
+        zip(sites, requested_scales(controls, sites), strict=True),
+        key=lambda p: p[0].transformer_index or 0,
     )
     rows = {
-        site.group: {
-            "transformer": site.group,
+        site.transformer_index: {
+            "transformer": site.transformer_index,
             "where": site.name.split(".transformer_blocks.")[0],
             "role": site.role,
             "scale": 0.0 if one is None else one.scale,
-            "shown to": "negative" if one is not None and one.pushed else "positive",
+            "shown to": "negative" if one is not None and one.on_negative else "positive",
         }
         for site, one in order
     }

@@ -89,14 +89,14 @@ def _probe(options: argparse.Namespace) -> int:
     if "reference" in options:
         if "count" in options:
             raise OptionError(
-                "--count", rule="it is for drawn references", remedy="Give it or --reference."
+                "--count", reason="it is for drawn references", hint="Give it or --reference."
             )
         wishes["references"] = options.reference
     else:
         wishes = _drawn(options) | wishes
     progress = wants_progress(options)
-    told = None if options.json else lambda cost: print(cost, file=sys.stderr)
-    result = probe(**wishes, told=told, progress=progress)
+    on_progress = None if options.json else lambda cost: print(cost, file=sys.stderr)
+    result = probe(**wishes, on_progress=on_progress, progress=progress)
     print_json(result.as_dict()) if options.json else print(result)
     if output is not None:
         paths = _write(result, output)
@@ -114,12 +114,12 @@ def _drawn(options: argparse.Namespace) -> dict[str, Any]:
     if getattr(options, "base", bundled.NAME) != bundled.NAME:
         raise OptionError(
             "no reference",
-            rule="a base is probed with pictures of the kind that it paints",
-            remedy="Give some: --reference PIC, repeated.",
+            reason="a base is probed with pictures of the kind that it paints",
+            hint="Give some: --reference PIC, repeated.",
         )
     count = getattr(options, "count", DEFAULT_COUNT)
     if not 1 <= count <= MOST:
-        raise OptionError(f"count {count}", rule=f"a whole number from 1 to {MOST}")
+        raise OptionError(f"count {count}", reason=f"a whole number from 1 to {MOST}")
     scenes = drawn(count)
     shows = scenes.shows if "prompt" not in options else None
     wishes = {"references": scenes.references, "prompt": scenes.texts, "batch_size": 16}

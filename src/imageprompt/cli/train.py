@@ -53,8 +53,8 @@ def _train(options: argparse.Namespace) -> int:
     if options.config is None:
         raise OptionError(
             "no config",
-            rule="one is needed to train",
-            remedy="Write one with `imageprompt train --example tiny-base > config.yaml`.",
+            reason="one is needed to train",
+            hint="Write one with `imageprompt train --example tiny-base > config.yaml`.",
         )
     if options.dry_run:
         return _dry_run(options)
@@ -104,7 +104,7 @@ def _example(name: str) -> str:
         near = get_close_matches(name, known, n=1)
         raise OptionError(
             f"example {name!r}",
-            rule=f"not one of {', '.join(known)}",
-            remedy=f"Did you mean {near[0]!r}?" if near else "Choose one of these.",
+            reason=f"not one of {', '.join(known)}",
+            hint=f"Did you mean {near[0]!r}?" if near else "Choose one of these.",
         )
     return (_folder() / f"{name}.yaml").read_text(encoding="utf-8")

@@ -40,8 +40,8 @@ class Controls:
         if not isinstance(whole, cls) or given:
             raise OptionError(
                 f"controls= and {', '.join(given)}=" if given else f"controls {whole!r}",
-                rule="controls are Controls, and take the place of everything else",
-                remedy="Give either of them: dataclasses.replace(controls, ...) changes a part.",
+                reason="controls are Controls, and take the place of everything else",
+                hint="Give either of them: dataclasses.replace(controls, ...) changes a part.",
             )
         return whole
 
@@ -55,14 +55,14 @@ class Controls:
         if self.scaling not in get_args(Scaling):
             raise OptionError(
                 f"scaling {self.scaling!r}",
-                rule="no such way of scaling",
-                remedy=f"It is one of: {', '.join(get_args(Scaling))}.",
+                reason="no such way of scaling",
+                hint=f"It is one of: {', '.join(get_args(Scaling))}.",
             )
         if not isinstance(self.schedule, Schedule | None):
             raise OptionError(
                 f"schedule {self.schedule!r}",
-                rule="Controls take a Schedule",
-                remedy="Make one with Schedule.of().",
+                reason="Controls take a Schedule",
+                hint="Make one with Schedule.of().",
             )
         if self.preset is not None:
             preset(self.preset)
@@ -78,10 +78,10 @@ class Controls:
         if self.preset is None or preset(self.preset).reads != name:
             raise OptionError(
                 f"{name} = {value}",
-                rule="it belongs to a preset"
+                reason="it belongs to a preset"
                 if self.preset is None
                 else f"preset {self.preset!r} has no use for it",
-                remedy=f"Choose a preset that has: {', '.join(readers(name))}.",
+                hint=f"Choose a preset that has: {', '.join(readers(name))}.",
             )
 
     def as_dict(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class Controls:
         """The inverse of `as_dict`; every value is checked. Raises ScaleError, OptionError."""
         names = {item.name for item in fields(cls)}
         if not isinstance(data, Mapping) or not set(data) <= names:
-            raise OptionError("controls", rule=f"an object with some of: {', '.join(names)}")
+            raise OptionError("controls", reason=f"an object with some of: {', '.join(names)}")
         schedule = data.get("schedule")
         return cls(**{**data, "schedule": None if schedule is None else Schedule.of(schedule)})
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from imageprompt.control.controls import Controls
-from imageprompt.control.presets import Given
-from imageprompt.control.scale_table import asked_of
+from imageprompt.control.presets import SiteScale
+from imageprompt.control.scale_table import requested_scales
 from imageprompt.core.errors import OptionError
 from imageprompt.core.spec import Site
 
@@ -21,11 +21,15 @@ def comfyui_string(controls: Controls, sites: Sequence[Site]) -> str:
     What is pushed into the negative branch is in it too: with the same precise type chosen there,
     ComfyUI pushes it as well. Raises OptionError where the numbers differ within a transformer.
     """
-    found: dict[int, Given] = {}
+    found: dict[int, SiteScale] = {}
     for site, one in _listed(controls, sites):
-        if site.group is None:
-            raise OptionError(site.name, rule="its place in sampling order is not described")
-        _same(found.setdefault(site.group, one), one, f"transformer {site.group}")
+        if site.transformer_index is None:
+            raise OptionError(site.name, reason="its place in sampling order is not described")
+        _same(
+            found.setdefault(site.transformer_index, one),
+            one,
+            f"transformer {site.transformer_index}",
+        )
     return ",".join(f"{group}:{found[group].scale!r}" for group in sorted(found))
 
 
@@ -35,18 +39,18 @@ def diffusers_scale(controls: Controls, sites: Sequence[Site]) -> dict[str, Any]
     Raises OptionError for precise presets, which diffusers cannot express, and where the numbers
     differ within a transformer.
     """
-    numbers: dict[tuple[str, ...], Given] = {}
-    for site, one in zip(sites, asked_of(controls, sites), strict=True):
+    numbers: dict[tuple[str, ...], SiteScale] = {}
+    for site, one in zip(sites, requested_scales(controls, sites), strict=True):
         match = _ATTENTION.match(site.name)
         if match is None:
-            raise OptionError(site.name, rule="diffusers has no name for its scale")
+            raise OptionError(site.name, reason="diffusers has no name for its scale")
         place = tuple(part for part in match.groups() if part is not None)
-        one = Given(0.0) if one is None else one
-        if one.pushed:
+        one = SiteScale(0.0) if one is None else one
+        if one.on_negative:
             raise OptionError(
                 f"preset {controls.preset!r}",
-                rule="diffusers cannot show a reference to the negative branch",
-                remedy="Export it for ComfyUI, or choose a preset that is not precise.",
+                reason="diffusers cannot show a reference to the negative branch",
+                hint="Export it for ComfyUI, or choose a preset that is not precise.",
             )
         _same(numbers.setdefault(place, one), one, site.name)
     scale: dict[str, Any] = {}
@@ -59,14 +63,14 @@ def diffusers_scale(controls: Controls, sites: Sequence[Site]) -> dict[str, Any]
     return scale
 
 
-def _listed(controls: Controls, sites: Sequence[Site]) -> Iterator[tuple[Site, Given]]:
-    for site, one in zip(sites, asked_of(controls, sites), strict=True):
+def _listed(controls: Controls, sites: Sequence[Site]) -> Iterator[tuple[Site, SiteScale]]:
+    for site, one in zip(sites, requested_scales(controls, sites), strict=True):
         if one is not None:
             yield site, one
 
 
-def _same(first: Given, other: Given, where: str) -> None:
+def _same(first: SiteScale, other: SiteScale, where: str) -> None:
     if first != other:
         raise OptionError(
-            where, rule="its sites have different numbers, for which this notation has no place"
+            where, reason="its sites have different numbers, for which this notation has no place"
         )

@@ -20,7 +20,7 @@ Part = Literal["style", "layout", "rest"]
 
 
 @dataclass(frozen=True)
-class Amounts:
+class PresetWeights:
     """w, c and b of a preset; c and b are w where they are not given."""
 
     w: float
@@ -29,26 +29,26 @@ class Amounts:
 
 
 @dataclass(frozen=True)
-class Spot:
+class SitePosition:
     """Where a site is: transformer t of `total` in sampling order, its section and its part."""
 
     t: int
     total: int
-    section: str
+    stage: str
     part: Part
     share: float = 1.0
     """What the layout's number is multiplied by here: SD1.5's fourth transformer takes .25."""
 
 
 @dataclass(frozen=True)
-class Given:
-    """The scale at a site; `pushed` where the negative rows get it instead of the positive."""
+class SiteScale:
+    """The scale at a site; `on_negative` where the negative rows get it instead of the positive."""
 
     scale: float
-    pushed: bool = False
+    on_negative: bool = False
 
 
-Rule = Callable[[Spot, Amounts], Given | None]
+Rule = Callable[[SitePosition, PresetWeights], SiteScale | None]
 """What a site is given; None where it is left out."""
 
 
@@ -64,12 +64,12 @@ class Preset:
     reads: str = ""
 
 
-def _curve(factor: Callable[[Spot], float]) -> Rule:
-    return lambda spot, amounts: Given(amounts.w * factor(spot))
+def _curve(factor: Callable[[SitePosition], float]) -> Rule:
+    return lambda spot, amounts: SiteScale(amounts.w * factor(spot))
 
 
 def _weak(*sections: str) -> Rule:
-    return _curve(lambda spot: 0.2 if spot.section in sections else 1.0)
+    return _curve(lambda spot: 0.2 if spot.stage in sections else 1.0)
 
 
 def _parts(
@@ -77,7 +77,7 @@ def _parts(
 ) -> Rule:
     """By part, "w", "c" or "b", or nothing; `.1b` is a tenth of b."""
 
-    def rule(spot: Spot, amounts: Amounts) -> Given | None:
+    def rule(spot: SitePosition, amounts: PresetWeights) -> SiteScale | None:
         name = {"style": style, "layout": layout, "rest": rest}[spot.part]
         if not name:
             return None
@@ -86,7 +86,7 @@ def _parts(
             amount = amount * 0.1
         # where everything else is on as well, ComfyUI does not weaken the layout's first half
         share = 1.0 if rest == "w" else spot.share
-        return Given(amount * share, pushed=spot.part in pushed)
+        return SiteScale(amount * share, on_negative=spot.part in pushed)
 
     return rule
 
@@ -152,12 +152,12 @@ def preset(name: object) -> Preset:
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise OptionError(
         f"preset {name!r}",
-        rule="no such preset",
-        remedy=f"There are: {', '.join(PRESETS)}.{hint}",
+        reason="no such preset",
+        hint=f"There are: {', '.join(PRESETS)}.{hint}",
     )
 
 
-def given(name: str, amounts: Amounts, sites: Sequence[Site]) -> tuple[Given | None, ...]:
+def given(name: str, amounts: PresetWeights, sites: Sequence[Site]) -> tuple[SiteScale | None, ...]:
     """What a preset gives to every site. Raises OptionError where the base has no such parts."""
     chosen = preset(name)
     places = spots(chosen, sites)
@@ -166,20 +166,20 @@ def given(name: str, amounts: Amounts, sites: Sequence[Site]) -> tuple[Given | N
         parts = ", ".join(sorted({spot.part for spot in places}))
         raise OptionError(
             f"preset {name!r}",
-            rule=f"this base has none of the sites that it is about (only: {parts})",
-            remedy="Give scale= by site instead.",
+            reason=f"this base has none of the sites that it is about (only: {parts})",
+            hint="Give scale= by site instead.",
         )
     return found
 
 
-def spots(chosen: Preset, sites: Sequence[Site]) -> list[Spot]:
+def spots(chosen: Preset, sites: Sequence[Site]) -> list[SitePosition]:
     """Where each site is. Raises OptionError for a base whose sampling order is not described."""
-    groups = [site.group for site in sites if site.group is not None]
+    groups = [site.transformer_index for site in sites if site.transformer_index is not None]
     if len(groups) < len(sites) or not groups:
         raise OptionError(
             f"preset {chosen.name!r}",
-            rule="the order of this base's sites is not described",
-            remedy="Give scale= by site instead.",
+            reason="the order of this base's sites is not described",
+            hint="Give scale= by site instead.",
         )
     total = max(groups) + 1
     known = {} if chosen.by_role else _SHAPES.get(_shape(sites), {})
@@ -187,7 +187,7 @@ def spots(chosen: Preset, sites: Sequence[Site]) -> list[Spot]:
     for site, t in zip(sites, groups, strict=True):
         role: Part = "rest" if site.role == "other" else site.role
         part, share = known.get(t, (role, 1.0))
-        places.append(Spot(t, total, site.section, part, share))
+        places.append(SitePosition(t, total, site.stage, part, share))
     return places
 
 
@@ -211,14 +211,14 @@ parts are the host's roles."""
 
 
 def _shape(sites: Sequence[Site]) -> tuple[int, ...]:
-    sections = [section for _, section in {(site.group, site.section) for site in sites}]
+    sections = [section for _, section in {(site.transformer_index, site.stage) for site in sites}]
     return tuple(sections.count(name) for name in ("input", "middle", "output"))
 
 
-def _x(spot: Spot) -> float:
+def _x(spot: SitePosition) -> float:
     return spot.t / spot.total
 
 
-def _off(spot: Spot) -> float:
+def _off(spot: SitePosition) -> float:
     """Distance from the middle of the network: 1 at its start, 0 in its middle."""
     return abs(spot.t - (spot.total / 2)) / (spot.total / 2)

@@ -6,53 +6,53 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imageprompt.control.controls import Controls
-from imageprompt.control.presets import Amounts, Given, given
+from imageprompt.control.presets import PresetWeights, SiteScale, given
 from imageprompt.control.scales import PENALTY_WIDTH, one_scale, site_scales
 from imageprompt.core.spec import Site
 
 
 @dataclass(frozen=True)
-class Table:
+class ScaleTable:
     """What every site is multiplied by at every step.
 
-    `values[step][site]`; `listed[site]` is False where the site was left out (it is 0 at every
-    step and always will be); `pushed[site]` is True where the negative rows are shown the reference
+    `values[step][site]`; `included[site]` is False where the site was left out (it is 0 at every
+    step and always will be); `on_negative[site]` is True where the negative rows are shown the reference
     instead of the positive ones.
     """
 
     values: tuple[tuple[float, ...], ...]
-    listed: tuple[bool, ...]
-    pushed: tuple[bool, ...]
+    included: tuple[bool, ...]
+    on_negative: tuple[bool, ...]
 
 
-def table(controls: Controls, sites: Sequence[Site], steps: int) -> Table:
+def compile_scales(controls: Controls, sites: Sequence[Site], steps: int) -> ScaleTable:
     """Compile controls for a base's sites and a loop of `steps` steps.
 
     Raises ScaleError for a site that does not exist, OptionError for a preset that says nothing
     about this base.
     """
-    asked = asked_of(controls, sites)
-    scales = [0.0 if one is None else one.scale for one in asked]
+    requested = requested_scales(controls, sites)
+    scales = [0.0 if one is None else one.scale for one in requested]
     factors = (1.0,) * steps if controls.schedule is None else controls.schedule.factors(steps)
-    return Table(
+    return ScaleTable(
         values=tuple(tuple(scale * factor for scale in scales) for factor in factors),
-        listed=tuple(one is not None for one in asked),
-        pushed=tuple(one is not None and one.pushed for one in asked),
+        included=tuple(one is not None for one in requested),
+        on_negative=tuple(one is not None and one.on_negative for one in requested),
     )
 
 
-def asked_of(controls: Controls, sites: Sequence[Site]) -> tuple[Given | None, ...]:
+def requested_scales(controls: Controls, sites: Sequence[Site]) -> tuple[SiteScale | None, ...]:
     """What every site is given at a step at which the schedule is 1; None where it is left out."""
     if controls.preset is None:
         scales = site_scales(controls.scale, sites)
-        return tuple(None if scale is None else Given(scale) for scale in scales)
+        return tuple(None if scale is None else SiteScale(scale) for scale in scales)
     w = one_scale(controls.scale, "scale")
     c = w if controls.composition is None else controls.composition
     b = w if controls.boost is None else controls.boost
-    return given(controls.preset, Amounts(w, c, b), sites)
+    return given(controls.preset, PresetWeights(w, c, b), sites)
 
 
 def penalties(controls: Controls, sites: Sequence[Site]) -> tuple[float, ...]:
     """w' / w of every site: C / 1280 where the scaling has a penalty, else 1."""
     penalised = controls.scaling.endswith("w/ C penalty")
-    return tuple(site.width / PENALTY_WIDTH if penalised else 1.0 for site in sites)
+    return tuple(site.inner_dim / PENALTY_WIDTH if penalised else 1.0 for site in sites)

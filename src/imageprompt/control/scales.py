@@ -59,12 +59,12 @@ def check_scale(scale: Scale) -> None:
 def one_scale(value: object, name: str) -> float:
     """`value` if it is a number 0..2, as a float. Raises ScaleError."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ScaleError(f"{name} = {value!r}", rule="a scale is a number from 0 to 2")
+        raise ScaleError(f"{name} = {value!r}", reason="a scale is a number from 0 to 2")
     if not (math.isfinite(value) and 0.0 <= value <= MAX_SCALE):
         raise ScaleError(
             f"{name} = {value}",
-            rule="a scale is a number from 0 (the base alone) to 2",
-            remedy="Try 0.5 to 0.8 beside a text, 1.0 for a picture alone.",
+            reason="a scale is a number from 0 (the base alone) to 2",
+            hint="Try 0.5 to 0.8 beside a text, 1.0 for a picture alone.",
         )
     return float(value)
 
@@ -72,7 +72,7 @@ def one_scale(value: object, name: str) -> float:
 def _entries(scale: str | Mapping[Any, Any]) -> Iterator[tuple[str | int, float]]:
     """(site, prefix, role or transformer number; scale), whatever the notation."""
     if not scale:
-        raise ScaleError(f"scale = {scale!r}", rule="it names no site")
+        raise ScaleError(f"scale = {scale!r}", reason="it names no site")
     if isinstance(scale, str):
         yield from _layers(scale)
     elif set(scale) & set(_DIFFUSERS):
@@ -80,7 +80,7 @@ def _entries(scale: str | Mapping[Any, Any]) -> Iterator[tuple[str | int, float]
     else:
         for key, value in scale.items():
             if isinstance(key, bool) or not isinstance(key, str | int):
-                raise ScaleError(f"scale[{key!r}]", rule="a site is named by a text or a number")
+                raise ScaleError(f"scale[{key!r}]", reason="a site is named by a text or a number")
             number = isinstance(key, str) and key.isdecimal()  # what JSON makes of an int
             yield int(key) if number else key, one_scale(value, f"scale[{key!r}]")
 
@@ -92,11 +92,11 @@ def _layers(text: str) -> Iterator[tuple[int, float]]:
         if match is None:
             raise ScaleError(
                 f"scale {text!r}",
-                rule="layer weights are written as number:weight, separated by commas",
-                remedy="For example: 3:1.0,6:0.5",
+                reason="layer weights are written as number:weight, separated by commas",
+                hint="For example: 3:1.0,6:0.5",
             )
         if int(match[1]) in seen:
-            raise ScaleError(f"scale {text!r}", rule=f"layer {match[1]} is named twice")
+            raise ScaleError(f"scale {text!r}", reason=f"layer {match[1]} is named twice")
         seen.add(int(match[1]))
         yield int(match[1]), one_scale(_float(match[2]), f"layer {match[1]}")
 
@@ -112,7 +112,7 @@ def _diffusers(scale: Mapping[Any, Any]) -> Iterator[tuple[str, float]]:
     for part, value in scale.items():
         if part not in _DIFFUSERS:
             raise ScaleError(
-                f"scale[{part!r}]", rule="beside down, mid and up there is nothing in diffusers'"
+                f"scale[{part!r}]", reason="beside down, mid and up there is nothing in diffusers'"
             )
         prefix, name = _DIFFUSERS[part], f"scale[{part!r}]"
         if part == "mid" and isinstance(value, list | tuple) and len(value) == 1:
@@ -121,7 +121,7 @@ def _diffusers(scale: Mapping[Any, Any]) -> Iterator[tuple[str, float]]:
             for block, inner in value.items():
                 match = _BLOCK.fullmatch(str(block))
                 if match is None:
-                    raise ScaleError(f"{name}[{block!r}]", rule="a block is called block_0 ...")
+                    raise ScaleError(f"{name}[{block!r}]", reason="a block is called block_0 ...")
                 yield from _attentions(f"{prefix}.{match[1]}", inner, f"{name}[{block!r}]")
         else:
             yield prefix, one_scale(value, name)
@@ -134,7 +134,7 @@ def _attentions(block: str, value: Any, name: str) -> Iterator[tuple[str, float]
     elif len(value) == 1:
         yield block, one_scale(value[0], name)
     elif not value:
-        raise ScaleError(f"{name} = []", rule="one number for each attention of the block")
+        raise ScaleError(f"{name} = []", reason="one number for each attention of the block")
     else:
         for index, inner in enumerate(value):
             yield f"{block}.attentions.{index}", one_scale(inner, f"{name}[{index}]")
@@ -144,8 +144,8 @@ def _names(scale: Sequence[Any]) -> Sequence[str]:
     if not scale or not all(isinstance(name, str) and name for name in scale):
         raise ScaleError(
             f"scale = {scale!r}",
-            rule="a list names blocks, as InstantStyle does",
-            remedy="Numbers for each step belong into schedule=.",
+            reason="a list names blocks, as InstantStyle does",
+            hint="Numbers for each step belong into schedule=.",
         )
     return scale
 
@@ -168,7 +168,7 @@ def _matched(table: Mapping[str | int, float], sites: Sequence[Site]) -> tuple[f
 
 def _covers(key: str | int, site: Site) -> bool:
     if isinstance(key, int):
-        return key == site.group
+        return key == site.transformer_index
     return key == site.role or site.name == key or site.name.startswith(f"{key}.")
 
 
@@ -182,10 +182,10 @@ def _best_key(site: Site, table: Mapping[str | int, float]) -> str | int | None:
 
 def _unknown(key: str | int, sites: Sequence[Site]) -> ScaleError:
     if isinstance(key, int):
-        groups = [site.group for site in sites if site.group is not None]
+        groups = [site.transformer_index for site in sites if site.transformer_index is not None]
         known_groups = f"They are 0 to {max(groups)}." if groups else "Name the sites instead."
         return ScaleError(
-            f"scale[{key}]", rule="this base has no transformer of that number", remedy=known_groups
+            f"scale[{key}]", reason="this base has no transformer of that number", hint=known_groups
         )
     known: set[str] = {site.role for site in sites}
     for site in sites:
@@ -196,6 +196,6 @@ def _unknown(key: str | int, sites: Sequence[Site]) -> ScaleError:
     example = f", or a path such as {sites[0].name!r}" if sites else ""
     return ScaleError(
         f"scale[{key!r}]",
-        rule="no attention layer of this base has that name, prefix or role",
-        remedy=f"Use one of style, layout, other{example}.{hint}",
+        reason="no attention layer of this base has that name, prefix or role",
+        hint=f"Use one of style, layout, other{example}.{hint}",
     )

@@ -54,13 +54,13 @@ class Schedule:
             whole = isinstance(value, int | float) and not isinstance(value, bool)
             if not whole or not 0 <= value <= 1:
                 raise OptionError(
-                    f"schedule {name} {value!r}", rule="a fraction of the steps, from 0 to 1"
+                    f"schedule {name} {value!r}", reason="a fraction of the steps, from 0 to 1"
                 )
         if self.start >= self.end:
             raise OptionError(
                 f"schedule {_short(self.start)}-{_short(self.end)}",
-                rule="it ends before it starts",
-                remedy=_REMEDY,
+                reason="it ends before it starts",
+                hint=_REMEDY,
             )
         self._check_curve()
 
@@ -71,16 +71,16 @@ class Schedule:
                 hint = f" Did you mean {near[0]}?" if near else ""
                 raise OptionError(
                     f"schedule curve {self.curve!r}",
-                    rule="no such curve",
-                    remedy=f"It is one of {', '.join(CURVES)}.{hint}",
+                    reason="no such curve",
+                    hint=f"It is one of {', '.join(CURVES)}.{hint}",
                 )
         elif isinstance(self.curve, tuple):
             if not self.curve:
-                raise OptionError("schedule with an empty list", rule="it holds no number")
+                raise OptionError("schedule with an empty list", reason="it holds no number")
             for index, value in enumerate(self.curve):
                 one_scale(value, f"schedule[{index}]")
         elif not callable(self.curve):
-            raise OptionError(f"schedule curve {self.curve!r}", rule="no such curve")
+            raise OptionError(f"schedule curve {self.curve!r}", reason="no such curve")
 
     @classmethod
     def of(cls, value: object) -> Schedule:
@@ -93,7 +93,7 @@ class Schedule:
             return cls(curve=(*value,))
         if callable(value):
             return cls(curve=value)
-        raise OptionError(f"schedule {value!r}", rule="not a schedule", remedy=_REMEDY)
+        raise OptionError(f"schedule {value!r}", reason="not a schedule", hint=_REMEDY)
 
     @classmethod
     def parse(cls, text: str) -> Schedule:
@@ -104,7 +104,7 @@ class Schedule:
             window = {"start": float(match[1]), "end": float(match[2])}
             rest = rest[match.end() :].strip()
         elif not rest:
-            raise OptionError(f"schedule {text!r}", rule="it is empty", remedy=_REMEDY)
+            raise OptionError(f"schedule {text!r}", reason="it is empty", hint=_REMEDY)
         if re.match(r"[\d.]", rest):
             return cls(**window, curve=_numbers(rest, text))
         return cls(**window, curve=rest or "constant")
@@ -114,8 +114,8 @@ class Schedule:
         if callable(self.curve):
             raise OptionError(
                 "a schedule that is a function",
-                rule="it cannot be written down",
-                remedy="Give its numbers instead: [f(i / n) for i in range(n)].",
+                reason="it cannot be written down",
+                hint="Give its numbers instead: [f(i / n) for i in range(n)].",
             )
         window = (
             "" if (self.start, self.end) == (0, 1) else f"{_short(self.start)}-{_short(self.end)}"
@@ -153,7 +153,7 @@ def _checked(value: object, x: float) -> float:
         return one_scale(float(value), f"schedule({x:g})")  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise ScaleError(
-            f"schedule({x:g}) = {value!r}", rule="a scale is a number from 0 to 2"
+            f"schedule({x:g}) = {value!r}", reason="a scale is a number from 0 to 2"
         ) from None
 
 
@@ -163,7 +163,7 @@ def _numbers(text: str, whole: str) -> tuple[float, ...]:
     except ValueError:
         numbers = (math.nan,)
     if not all(map(math.isfinite, numbers)):
-        raise OptionError(f"schedule {whole!r}", rule="not a schedule", remedy=_REMEDY)
+        raise OptionError(f"schedule {whole!r}", reason="not a schedule", hint=_REMEDY)
     return numbers
 
 

@@ -75,7 +75,7 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
     if reason:
         raise OptionError(
             f"output folder {os.fspath(folder)!r}",
-            rule=f"nothing can be written there ({reason})",
-            remedy="Choose another one.",
+            reason=f"nothing can be written there ({reason})",
+            hint="Choose another one.",
         )
     return path

@@ -22,8 +22,8 @@ def folder() -> Path:
     if not (path / "model_index.json").is_file():
         raise NotFoundError(
             f"the bundled tiny stack ({path})",
-            rule="it is part of the package, but its files are not there",
-            remedy="Install imageprompt again, or build the stack with `make tiny-stack`.",
+            reason="it is part of the package, but its files are not there",
+            hint="Install imageprompt again, or build the stack with `make tiny-stack`.",
         )
     return path
 

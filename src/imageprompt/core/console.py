@@ -84,7 +84,7 @@ class Bars:
         if self._bar is not None:
             self._bar.close()
 
-    def told(self, what: str, done: int, total: int) -> None:
+    def update(self, what: str, done: int, total: int) -> None:
         """So much of this is done."""
         if not self._watched:
             return

@@ -4,14 +4,14 @@
 class ImagePromptError(Exception):
     """Base of every error a user can cause.
 
-    `what` names the thing (a file, a scale, a base), `rule` says what was expected, `remedy` what
+    `what` names the thing (a file, a scale, a base), `reason` says what is wrong, `hint` what
     to do. The message is always a single line, so that a terminal or a log can show it as it is.
     """
 
-    def __init__(self, what: str, *, rule: str = "", remedy: str = "") -> None:
-        self.what, self.rule, self.remedy = what, rule, remedy
-        head = f"{what}: {rule}" if rule else what
-        message = f"{head.rstrip('.')}. {remedy}" if remedy else head
+    def __init__(self, what: str, *, reason: str = "", hint: str = "") -> None:
+        self.what, self.reason, self.hint = what, reason, hint
+        head = f"{what}: {reason}" if reason else what
+        message = f"{head.rstrip('.')}. {hint}" if hint else head
         super().__init__(_printable(" ".join(message.split())))
 
 

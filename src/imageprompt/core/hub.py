@@ -50,9 +50,9 @@ def locate_file(reference: Reference, *, cached_only: bool = False) -> Path:
             inside = sorted(p.name for p in local.iterdir()) if local.is_dir() else []
             raise NotFoundError(
                 f"{os.fspath(reference)!r}",
-                rule="it is no file"
+                reason="it is no file"
                 + (f", but a folder with {', '.join(inside[:5])}" * bool(inside)),
-                remedy="Give the path of the file itself.",
+                hint="Give the path of the file itself.",
             )
         return local
     remote = hub_id(reference)
@@ -87,8 +87,8 @@ def locate_folder(reference: Reference, *, cached_only: bool = False) -> Path:
     if not folder.is_dir():
         raise NotFoundError(
             f"{remote}",
-            rule=f"{remote.repo} has no such folder with a safetensors model in it",
-            remedy="Check its name on the Hub.",
+            reason=f"{remote.repo} has no such folder with a safetensors model in it",
+            hint="Check its name on the Hub.",
         )
     return folder
 
@@ -110,8 +110,8 @@ def locate_pipeline(reference: Reference, *, cached_only: bool = False) -> Path:
     if not (folder / "model_index.json").is_file():
         raise NotFoundError(
             f"base {os.fspath(reference)!r}",
-            rule="it has no model_index.json, so it is no diffusers pipeline folder",
-            remedy="Give the folder that save_pretrained wrote.",
+            reason="it has no model_index.json, so it is no diffusers pipeline folder",
+            hint="Give the folder that save_pretrained wrote.",
         )
     return folder
 
@@ -148,7 +148,7 @@ def _local(reference: Reference) -> Path | None:
         return None
     except (OSError, ValueError, RuntimeError) as error:  # NUL, name too long, no access, ~nobody
         raise NotFoundError(
-            f"{os.fspath(reference)!r}", rule=f"no usable path ({error})", remedy="Check the path."
+            f"{os.fspath(reference)!r}", reason=f"no usable path ({error})", hint="Check the path."
         ) from error
 
 
@@ -157,10 +157,10 @@ def no_such_file(path: Path) -> NotFoundError:
     if path.is_symlink():
         return NotFoundError(
             str(path),
-            rule=f"a link to {path.readlink()}, which does not exist",
-            remedy="Fetch the file that it points to.",
+            reason=f"a link to {path.readlink()}, which does not exist",
+            hint="Fetch the file that it points to.",
         )
-    return NotFoundError(str(path), rule="no such file", remedy="Check the path.")
+    return NotFoundError(str(path), reason="no such file", hint="Check the path.")
 
 
 def _local_folder(reference: Reference) -> Path | None:
@@ -168,8 +168,8 @@ def _local_folder(reference: Reference) -> Path | None:
     if local is not None and not local.is_dir():
         raise NotFoundError(
             f"{os.fspath(reference)!r}",
-            rule="it is a file where a folder is needed",
-            remedy="Give the folder of a model in diffusers' layout.",
+            reason="it is a file where a folder is needed",
+            hint="Give the folder of a model in diffusers' layout.",
         )
     return local
 
@@ -177,8 +177,8 @@ def _local_folder(reference: Reference) -> Path | None:
 def _no_such_path(reference: Reference, form: str) -> NotFoundError:
     return NotFoundError(
         f"{os.fspath(reference)!r}",
-        rule=f"there is no such path, and it is no Hub id of the form {form}",
-        remedy=_suggestion(reference) or "Check the path.",
+        reason=f"there is no such path, and it is no Hub id of the form {form}",
+        hint=_suggestion(reference) or "Check the path.",
     )
 
 
@@ -232,8 +232,8 @@ def _hub_errors(remote: HubId, reference: Reference, cached_only: bool) -> Itera
         rule, remedy = _NOT_FETCHED if cached_only else _explained(cause, remote)
         raise NotFoundError(
             f"{os.fspath(reference)!r}",
-            rule=f"there is no such local path, and {rule}",
-            remedy=_suggestion(reference) or remedy,
+            reason=f"there is no such local path, and {rule}",
+            hint=_suggestion(reference) or remedy,
         ) from error
 
 

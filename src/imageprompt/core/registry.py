@@ -59,6 +59,6 @@ class Registry(Generic[T]):
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise OptionError(
             f"{kind} {name!r}",
-            rule=f"not one of {', '.join(self._members)}",
-            remedy=f"Choose one of these.{hint}",
+            reason=f"not one of {', '.join(self._members)}",
+            hint=f"Choose one of these.{hint}",
         )

@@ -70,13 +70,13 @@ SiteKind = Literal["cross", "joint", "joint double", "joint single"]
 
 Role = Literal["style", "layout", "other"]
 
-Section = Literal["input", "middle", "output"]
+Stage = Literal["input", "middle", "output"]
 """Before, in or after the middle of a denoiser."""
 
 OWN_BASE = "unet"
 """The family of every UNet that is not a published one."""
 
-RESAMPLER_HEAD_WIDTH = 64
+RESAMPLER_HEAD_DIM = 64
 """Head width of every published resampler: its heads are the rows of `to_q` / 64."""
 
 
@@ -88,17 +88,17 @@ class Site:
     """Module path inside the denoiser, e.g. `mid_block.attentions.0.transformer_blocks.0.attn2`."""
     file_id: str
     """Its number in adapter files: the position among the denoiser's attention processors."""
-    width: int
-    """Inner width of the attention (heads x head width)."""
+    inner_dim: int
+    """Width of the attention inside (heads x head dim)."""
     heads: int
     """0 where only a base's tensors were seen: they do not tell."""
-    text_width: int
+    cross_attention_dim: int
     """Width of the tokens that K' and V' read."""
     role: Role
     kind: SiteKind = "cross"
-    group: int | None = None
+    transformer_index: int | None = None
     """The number of its transformer in sampling order; None where that is not described."""
-    section: Section = "middle"
+    stage: Stage = "middle"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +107,10 @@ class AttentionLayer:
 
     name: str
     file_id: str
-    width: int
+    inner_dim: int
     """Width of what q and the output projection read and write."""
-    input_width: int
-    """Width of what k and v read: the text's in cross-attention, else `width`."""
+    input_dim: int
+    """Width of what k and v read: the text's in cross-attention, else `inner_dim`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,14 +123,14 @@ class HostSpec:
     """Every attention layer in the order of the file ids; empty where no adapter asks for it."""
 
     @property
-    def text_width(self) -> int:
+    def cross_attention_dim(self) -> int:
         """Width of the tokens that K' and V' read, which is that of the text."""
-        return self.sites[0].text_width
+        return self.sites[0].cross_attention_dim
 
     def shapes(self) -> dict[str, Shape]:
         """Shapes of K' and V' in file naming: the template that a file is held against."""
         return {
-            f"{site.file_id}.to_{kind}_ip.weight": (site.width, site.text_width)
+            f"{site.file_id}.to_{kind}_ip.weight": (site.inner_dim, site.cross_attention_dim)
             for site in self.sites
             for kind in "kv"
         }
@@ -140,17 +140,17 @@ class HostSpec:
 class ProjectorSpec:
     """Everything needed to build a projector; read off tensor shapes, never off a file name."""
 
-    feature_width: int
-    text_width: int
+    feature_dim: int
+    cross_attention_dim: int
     tokens: int | None = None
     """Tokens per reference; None where every patch becomes one."""
     depth: int = 0
     heads: int = 0
-    width: int = 0
+    inner_dim: int = 0
     """Inner width of a resampler or of an MLP."""
-    face_width: int = 0
+    face_dim: int = 0
     """Width of the face embedding, where a projector reads one beside the picture's features."""
-    time_width: int = 0
+    time_dim: int = 0
     """Width of the timestep's sinusoids, where a projector is modulated by the timestep."""
 
 
@@ -161,7 +161,7 @@ class ProjectorOptions:
     tokens: int | None = None
     depth: int | None = None
     heads: int | None = None
-    width: int | None = None
+    inner_dim: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,12 +179,12 @@ class AdapterSpec:
         return self.projector.tokens
 
     @property
-    def text_width(self) -> int:
-        return self.projector.text_width
+    def cross_attention_dim(self) -> int:
+        return self.projector.cross_attention_dim
 
     @property
-    def feature_width(self) -> int:
-        return self.projector.feature_width
+    def feature_dim(self) -> int:
+        return self.projector.feature_dim
 
     @property
     def depth(self) -> int:

@@ -285,7 +285,7 @@ def draw_folder(folder: Path, count: int = DEFAULT_COUNT, *, seed: int = 0) -> l
     two folders. Raises OptionError.
     """
     if not 1 <= count <= MOST:
-        raise OptionError(f"count {count}", rule=f"a whole number from 1 to {MOST}")
+        raise OptionError(f"count {count}", reason=f"a whole number from 1 to {MOST}")
     top = check_folder(folder)
     parts = ((TRAIN, "train", count), (HELD_OUT, "validation", HELD_OUT_COUNT))
     for name, split, number in parts:

@@ -128,7 +128,7 @@ def run(
     `recipe.json`. Returns the report that recipe.json holds; `json` prints it instead of the table.
     """
     if not 1 <= count <= MOST:
-        raise OptionError(f"count {count}", rule=f"a whole number from 1 to {MOST}")
+        raise OptionError(f"count {count}", reason=f"a whole number from 1 to {MOST}")
     started = time.monotonic()
     output = check_folder(output)
     rows = _rows(output, seed, count)

@@ -33,7 +33,7 @@ from imageprompt.encoding.features import (
 )
 from imageprompt.encoding.fuse_references import mixed
 from imageprompt.encoding.image_prompt import ImagePrompt
-from imageprompt.encoding.options import Mixture
+from imageprompt.encoding.options import EncodeOptions
 from imageprompt.encoding.references import Pictures, References
 
 
@@ -62,7 +62,7 @@ class Encoding:
         pictures: Pictures | None,
         features: Features | None,
         null_features: Group | None,
-        mixture: Mixture,
+        mixture: EncodeOptions,
         *,
         embeddings: Embeddings | None = None,
         face: Choice = LARGEST,
@@ -70,7 +70,7 @@ class Encoding:
         """As `Adapter.encode`."""
         if (pictures is None and embeddings is None) == (features is None):
             raise PromptError(
-                "encode()", rule="it takes either pictures or features", remedy="Give one of them."
+                "encode()", reason="it takes either pictures or features", hint="Give one of them."
             )
         mixture.check(self.spec, pictures, null_features)
         framed = mixture.prepare is not None or mixture.reference_mask is not None
@@ -124,7 +124,7 @@ class Encoding:
             metadata["faces"] = self.faces.fingerprint
         return metadata
 
-    def _side_by_side(self, groups: Sequence[Group], mixture: Mixture) -> Tensor:
+    def _side_by_side(self, groups: Sequence[Group], mixture: EncodeOptions) -> Tensor:
         """[P, n N, W] of n references for each of P prompts."""
         tokens = self.project(joined(groups), strength=mixture.face_strength)
         return tokens.reshape(len(groups), -1, tokens.shape[-1])
@@ -136,7 +136,7 @@ class Encoding:
         return self.spec.feature.image
 
     def _encoded(
-        self, pictures: Pictures | None, mixture: Mixture
+        self, pictures: Pictures | None, mixture: EncodeOptions
     ) -> tuple[list[Group], References]:
         """Features of every prompt's references, [n, ...] each, and what the encoder was shown."""
         encoder = self._need_encoder()
@@ -148,7 +148,7 @@ class Encoding:
         pictures: Pictures | None,
         embeddings: Embeddings | None,
         face: Choice,
-        mixture: Mixture,
+        mixture: EncodeOptions,
     ) -> tuple[list[Group], References | None]:
         """Embeddings of every prompt's faces, given or found in the pictures; for FaceID-plus
         beside what the encoder makes of the faces' crops."""
@@ -170,7 +170,7 @@ class Encoding:
         null_features: Group | None,
         read: list[Group],
         seen: References | None,
-        mixture: Mixture,
+        mixture: EncodeOptions,
     ) -> Tensor | None:
         """Null tokens in the shape of the tokens, [P, n N, W]; None if they cannot be had."""
         shown = self._shown_as_null(seen, mixture)
@@ -182,8 +182,8 @@ class Encoding:
         if len(negative) not in (1, prompts):
             raise PromptError(
                 f"negative pictures for {len(negative)} prompts",
-                rule=f"there are {prompts} prompt(s)",
-                remedy="Give one list for each prompt, or one picture for all.",
+                reason=f"there are {prompts} prompt(s)",
+                hint="Give one list for each prompt, or one picture for all.",
             )
         groups: list[Group] = [_paired(group, n) for group in negative]
         if not isinstance(like, Tensor):  # a face's embedding is zeroed in any case
@@ -191,7 +191,7 @@ class Encoding:
             groups = [(faces, group) for group in groups if isinstance(group, Tensor)]
         return self._side_by_side(groups, mixture).expand(prompts, -1, -1)
 
-    def _shown_as_null(self, seen: References | None, mixture: Mixture) -> References | None:
+    def _shown_as_null(self, seen: References | None, mixture: EncodeOptions) -> References | None:
         """Pictures in the place of no picture, where the user wants some."""
         shown = seen
         if mixture.negative is not None:
@@ -241,8 +241,8 @@ class Encoding:
         if self.encoder is None:
             raise EncoderError(
                 "no image encoder for pictures",
-                rule=f"{self.spec.feature} {self.spec.feature_width} wide are needed",
-                remedy="Pass encoder= to attach(), or ready-made features= to encode().",
+                reason=f"{self.spec.feature} {self.spec.feature_dim} wide are needed",
+                hint="Pass encoder= to attach(), or ready-made features= to encode().",
             )
         return self.encoder
 
@@ -258,7 +258,7 @@ def _paired(group: Tensor, references: int) -> Tensor:
     if len(group) > references:
         raise PromptError(
             f"{len(group)} negative pictures for {references} references",
-            rule="side by side, each has its own; the last is repeated",
-            remedy="Give no more than there are references.",
+            reason="side by side, each has its own; the last is repeated",
+            hint="Give no more than there are references.",
         )
     return torch.cat([group, group[-1:].expand(references - len(group), *group.shape[1:])])

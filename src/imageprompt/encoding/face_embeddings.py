@@ -51,7 +51,7 @@ def read_embeddings(path: str | os.PathLike[str]) -> Tensor:
     try:
         arrays = read_arrays(file, MAX_FACES * WIDTH)
     except AdapterFileError as error:
-        why = error.rule.removeprefix("not an adapter file: ")
+        why = error.reason.removeprefix("not an adapter file: ")
         raise _refused(f"face embeddings {str(file)!r}", why) from None
     return torch.from_numpy(_rows(arrays, f"face embeddings {str(file)!r}"))
 
@@ -61,14 +61,14 @@ def save_embeddings(path: Path, faces: Sequence[Face], *, raw: bool = False) -> 
     rows = _stacked(faces)
     rows = rows if raw else torch.nn.functional.normalize(rows, dim=-1)
     if not path.parent.is_dir():
-        raise NotFoundError(str(path.parent), rule="no such folder", remedy="Create it first.")
+        raise NotFoundError(str(path.parent), reason="no such folder", hint="Create it first.")
     with write_atomically(path) as temporary, temporary.open("wb") as stream:
         np.save(stream, rows.numpy())
 
 
 def reads_pictures(spec: AdapterSpec) -> bool:
     """Does this adapter of faces read features of their pictures, beside the embeddings?"""
-    return spec.projector.face_width > 0
+    return spec.projector.face_dim > 0
 
 
 def embeddings_of(given: Embeddings, spec: AdapterSpec) -> list[Tensor]:
@@ -83,8 +83,8 @@ def embeddings_of(given: Embeddings, spec: AdapterSpec) -> list[Tensor]:
     if not spec.feature.normalises_faces and normed.any():
         raise PictureError(
             "face embeddings of length 1",
-            rule=f"{spec.variant} reads them as the recogniser made them, 10 to 30 long",
-            remedy="Give insightface's face.embedding, not its normed_embedding.",
+            reason=f"{spec.variant} reads them as the recogniser made them, 10 to 30 long",
+            hint="Give insightface's face.embedding, not its normed_embedding.",
         )
     if spec.feature.normalises_faces and not normed.all():
         worst = float(lengths[(lengths - 1).abs().argmax()])
@@ -109,8 +109,8 @@ def faces_in(
     if finder is None:
         raise EncoderError(
             f"pictures for a {spec.variant} adapter",
-            rule="it reads embeddings of faces, which a face recogniser makes",
-            remedy="Give insightface's model pack, attach(pipe, faces=PACK) or --faces PACK, or "
+            reason="it reads embeddings of faces, which a face recogniser makes",
+            hint="Give insightface's model pack, attach(pipe, faces=PACK) or --faces PACK, or "
             "their embeddings.",
         )
     found = [
@@ -125,8 +125,8 @@ def check_crops(faces: list[int], crops: list[int], spec: AdapterSpec) -> None:
     if faces != crops:
         raise PromptError(
             f"{sum(faces)} face embedding(s) beside {sum(crops)} picture(s)",
-            rule=f"{spec.variant} reads one picture of each face",
-            remedy="Give the faces' crops in the order of their embeddings.",
+            reason=f"{spec.variant} reads one picture of each face",
+            hint="Give the faces' crops in the order of their embeddings.",
         )
 
 
@@ -171,7 +171,7 @@ def check_faces(
         ),
     ):
         if wrong:
-            raise PromptError(what, rule=rule, remedy=remedy)
+            raise PromptError(what, reason=rule, hint=remedy)
 
 
 def rows_given(given: object) -> Tensor:
@@ -220,4 +220,4 @@ def _as_read(rows: Tensor, spec: AdapterSpec) -> Tensor:
 
 
 def _refused(what: str, why: str) -> PictureError:
-    return PictureError(what, rule=why, remedy=_REMEDY)
+    return PictureError(what, reason=why, hint=_REMEDY)

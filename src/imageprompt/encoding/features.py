@@ -59,8 +59,8 @@ def check_counts(groups: Sequence[Group]) -> None:
     if len(counts) != 1 or counts[0] == 0:
         raise PromptError(
             f"prompts with {' and '.join(map(str, counts)) or 'no'} reference(s)",
-            rule="side by side, every prompt of a batch has the same number, at least one",
-            remedy="Give each as many references, or mix those of a prompt: fusion='average'.",
+            reason="side by side, every prompt of a batch has the same number, at least one",
+            hint="Give each as many references, or mix those of a prompt: fusion='average'.",
         )
 
 
@@ -77,8 +77,8 @@ def check_shapes(groups: Sequence[Group], spec: AdapterSpec) -> None:
             shown = " and ".join(f"[{', '.join(map(str, shape))}]" for shape in wanted)
             raise EncoderError(
                 f"features of shape {' and '.join(str(list(part.shape)) for part in parts)}",
-                rule=f"{spec.feature} of this adapter are {shown}",
-                remedy=encoder_hint(spec),
+                reason=f"{spec.feature} of this adapter are {shown}",
+                hint=encoder_hint(spec),
             )
     if not groups or not all(map(count, groups)):
         check_counts([])
@@ -86,15 +86,15 @@ def check_shapes(groups: Sequence[Group], spec: AdapterSpec) -> None:
 
 def _shapes(spec: AdapterSpec) -> tuple[tuple[str | int, ...], ...]:
     """n references, L positions; the last number is the width."""
-    if spec.projector.face_width:
-        return ("n", spec.projector.face_width), ("n", "L", spec.feature_width)
+    if spec.projector.face_dim:
+        return ("n", spec.projector.face_dim), ("n", "L", spec.feature_dim)
     if spec.feature.is_vector:
-        return (("n", spec.feature_width),)
-    return (("n", "L", spec.feature_width),)
+        return (("n", spec.feature_dim),)
+    return (("n", "L", spec.feature_dim),)
 
 
 def encoder_hint(spec: AdapterSpec) -> str:
     if spec.feature.faces_only:
         return "They are ArcFace's embeddings of faces, made by a face recogniser."
-    name = encoder_name(spec.feature, spec.feature_width)
+    name = encoder_name(spec.feature, spec.feature_dim)
     return f"It was made for {name}." if name else "Use the encoder it was trained with."

@@ -1,4 +1,4 @@
-"""Mixing: the encoded references of every prompt, as a Mixture wants them: what is projected.
+"""Mixing: the encoded references of every prompt, as a EncodeOptions wants them: what is projected.
 
 Weights of references side by side are not the features' but the tokens': projectors norm what they
 read and make, so that a weight on features does nothing for Plus and the opposite of what is meant
@@ -19,14 +19,14 @@ from imageprompt.encoding.encoders import Encoder
 from imageprompt.encoding.encoders.clip_text import open_text_encoder
 from imageprompt.encoding.features import Group, check_counts, count, mapped
 from imageprompt.encoding.fusion import ATTENTION, CONCAT, attention_weights, fuse
-from imageprompt.encoding.options import Mixture
+from imageprompt.encoding.options import EncodeOptions
 from imageprompt.encoding.references import References
 
 
 def mixed(
     groups: list[Group],
     seen: References | None,
-    mixture: Mixture,
+    mixture: EncodeOptions,
     encoder: Encoder | None,
     base: object,
 ) -> tuple[list[Group], Tensor | None]:
@@ -43,8 +43,8 @@ def mixed(
         if found.shape[-1] != width:
             raise EncoderError(
                 f"text features {found.shape[-1]} wide",
-                rule=f"the references are seen as vectors {width} wide",
-                remedy="Give those of the text encoder that shares their space.",
+                reason=f"the references are seen as vectors {width} wide",
+                hint="Give those of the text encoder that shares their space.",
             )
         return found.expand(len(groups), -1)
 
@@ -68,7 +68,7 @@ def _less(group: Group, text: Tensor) -> Group:
 def _weights(
     groups: list[Group],
     seen: References | None,
-    mixture: Mixture,
+    mixture: EncodeOptions,
     encoder: Encoder | None,
     words: Any,
 ) -> list[Tensor | None]:
@@ -89,7 +89,7 @@ def _weights(
 
 
 def _vectors(
-    groups: list[Group], seen: References | None, mixture: Mixture, encoder: Encoder | None
+    groups: list[Group], seen: References | None, mixture: EncodeOptions, encoder: Encoder | None
 ) -> list[Tensor]:
     """One vector [n, F] for each reference, to compare them by.
 
@@ -104,8 +104,8 @@ def _vectors(
     if mixture.text is not None:
         raise EncoderError(
             "text= beside ready-made features of patches",
-            rule="they share no space with words",
-            remedy="Give the pictures, or leave the text out.",
+            reason="they share no space with words",
+            hint="Give the pictures, or leave the text out.",
         )
     return [part.mean(1) for part in parts]
 
@@ -117,8 +117,8 @@ def _words(text: Any, prompts: int, source: object, encoder: Encoder | None) -> 
     elif encoder is None:
         raise EncoderError(
             "words beside references",
-            rule="without an image encoder it is not known what shares a space with it",
-            remedy="Pass encoder= to attach(), or ready-made text features.",
+            reason="without an image encoder it is not known what shares a space with it",
+            hint="Pass encoder= to attach(), or ready-made text features.",
         )
     else:
         tower = open_text_encoder(source, encoder)
@@ -126,7 +126,7 @@ def _words(text: Any, prompts: int, source: object, encoder: Encoder | None) -> 
     if len(found) not in (1, prompts):
         raise PromptError(
             f"{len(found)} texts for {prompts} prompt(s)",
-            rule="one for each prompt, or one for all",
-            remedy="Give as many as there are prompts.",
+            reason="one for each prompt, or one for all",
+            hint="Give as many as there are prompts.",
         )
     return found

@@ -63,7 +63,7 @@ def named(fusion: object) -> str:
     found = [name for name in FUSIONS if name.replace("-", " ") == plain]
     if not isinstance(fusion, str) or not found:
         raise OptionError(
-            f"fusion {fusion!r}", rule="no such fusion", remedy=f"One of: {', '.join(FUSIONS)}."
+            f"fusion {fusion!r}", reason="no such fusion", hint=f"One of: {', '.join(FUSIONS)}."
         )
     return found[0]
 
@@ -77,26 +77,26 @@ def checked_weights(weights: object, fusion: str) -> tuple[float, ...] | None:
     if weights is None:
         if fusion == WEIGHTED:
             raise OptionError(
-                "fusion 'weighted'", rule="it needs weights", remedy="Give one for each reference."
+                "fusion 'weighted'", reason="it needs weights", hint="Give one for each reference."
             )
         return None
     if fusion == ATTENTION:
         raise OptionError(
             f"weights with fusion {ATTENTION!r}",
-            rule="it finds its own",
-            remedy="Leave the weights out, or use 'weighted'.",
+            reason="it finds its own",
+            hint="Leave the weights out, or use 'weighted'.",
         )
     numbers = list(weights) if isinstance(weights, Sequence) else []
     wrong = [w for w in numbers if isinstance(w, bool) or not isinstance(w, Real)]
     if not numbers or isinstance(weights, str) or wrong or not all(map(math.isfinite, numbers)):
         raise OptionError(
             f"weights {weights!r}",
-            rule="a list of finite numbers, one for each reference",
-            remedy="For two references: [0.7, 0.3].",
+            reason="a list of finite numbers, one for each reference",
+            hint="For two references: [0.7, 0.3].",
         )
     if fusion == WEIGHTED and sum(numbers) <= 0:
         raise OptionError(
-            f"weights {numbers}", rule="'weighted' divides by their sum, which must be above 0"
+            f"weights {numbers}", reason="'weighted' divides by their sum, which must be above 0"
         )
     return tuple(map(float, numbers))
 

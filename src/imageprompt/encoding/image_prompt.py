@@ -64,14 +64,14 @@ class ImagePrompt:
         if tokens.ndim != 3 or 0 in tokens.shape:
             raise PromptError(
                 f"tokens of shape {list(tokens.shape)}",
-                rule="an image prompt is [prompts, tokens, width]",
-                remedy="Make it with adapter.encode().",
+                reason="an image prompt is [prompts, tokens, width]",
+                hint="Make it with adapter.encode().",
             )
         if null_tokens is not None and null_tokens.shape != tokens.shape:
             raise PromptError(
                 f"null tokens of shape {list(null_tokens.shape)}",
-                rule=f"they must have the shape of the tokens, {list(tokens.shape)}",
-                remedy="Make both with adapter.encode().",
+                reason=f"they must have the shape of the tokens, {list(tokens.shape)}",
+                hint="Make both with adapter.encode().",
             )
         self.tokens = tokens
         self.null_tokens = null_tokens
@@ -103,7 +103,7 @@ class ImagePrompt:
         """Write a safetensors file, atomically, with K', V' if the prompt was prepared."""
         path = Path(path)
         if path.suffix != ".safetensors":
-            raise PromptError(str(path), rule="an image prompt ends in .safetensors")
+            raise PromptError(str(path), reason="an image prompt ends in .safetensors")
         tensors = {"tokens": self.tokens}
         if self.null_tokens is not None:
             tensors["null_tokens"] = self.null_tokens
@@ -121,7 +121,7 @@ class ImagePrompt:
             stored = read_file(Path(path))
         except AdapterFileError as error:
             raise PromptError(
-                str(path), rule="not a saved image prompt", remedy=error.remedy
+                str(path), reason="not a saved image prompt", hint=error.hint
             ) from None
         metadata, tensors = dict(stored.metadata), stored.tensors
         sites = [name[2:] for name in tensors if name.startswith("k.")]
@@ -130,8 +130,8 @@ class ImagePrompt:
         if metadata.pop("kind", None) != KIND or not whole:
             raise PromptError(
                 str(path),
-                rule="not a saved image prompt",
-                remedy="Give a file that ImagePrompt.save() wrote.",
+                reason="not a saved image prompt",
+                hint="Give a file that ImagePrompt.save() wrote.",
             )
         made_by = metadata.pop("prepared", "")
         prompt = cls(tensors["tokens"], tensors.get("null_tokens"), metadata)

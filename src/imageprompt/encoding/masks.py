@@ -43,14 +43,14 @@ def open_masks(source: Any, prompts: int) -> list[Weights]:
     if not isinstance(source, list | tuple):
         return [open_mask(source, black=_NOWHERE)]
     if not source:
-        raise OptionError("masks", rule="the list is empty", remedy="Give a mask, or leave it out.")
+        raise OptionError("masks", reason="the list is empty", hint="Give a mask, or leave it out.")
     if isinstance(source[0], list | tuple | int | float):
         return [open_mask(_as_array(source), black=_NOWHERE)]  # an array, written as lists
     if len(source) not in (1, prompts):
         raise OptionError(
             f"{len(source)} masks for {prompts} prompt(s)",
-            rule="there is one mask for all prompts, or one for each",
-            remedy="References with masks of their own are several use() blocks, one each.",
+            reason="there is one mask for all prompts, or one for each",
+            hint="References with masks of their own are several use() blocks, one each.",
         )
     return [open_mask(one, black=_NOWHERE) for one in source]
 
@@ -75,14 +75,14 @@ def _of_array(source: Any) -> Weights:
     if array.ndim != 2 or 0 in array.shape:
         raise OptionError(
             f"a mask of shape {list(shape)}",
-            rule="an array is [height, width]",
-            remedy="Give one mask for each reference.",
+            reason="an array is [height, width]",
+            hint="Give one mask for each reference.",
         )
     if not np.isfinite(array).all() or array.min() < 0 or array.max() > 255:
         raise OptionError(
             "a mask",
-            rule="its numbers are 0 to 1, or 0 to 255",
-            remedy="1 (or 255) is where the reference acts.",
+            reason="its numbers are 0 to 1, or 0 to 255",
+            hint="1 (or 255) is where the reference acts.",
         )
     return _weights(array, 255 if array.max() > 1 else 1)
 
@@ -102,7 +102,7 @@ def _as_array(source: Any) -> NDArray[Any]:
     if array.dtype.kind not in "biuf":
         raise OptionError(
             f"a mask of type {type(source).__name__}",
-            rule="it is a picture (PIL or a path) or an array of numbers",
-            remedy="White is where the reference acts.",
+            reason="it is a picture (PIL or a path) or an array of numbers",
+            hint="White is where the reference acts.",
         )
     return array

@@ -1,4 +1,4 @@
-"""Mixture: how the references of a prompt are framed, weighed and mixed; checked, and put in words.
+"""EncodeOptions: how the references of a prompt are framed, weighed and mixed; checked, and put in words.
 
 Torch is not needed to state one.
 """
@@ -13,7 +13,7 @@ from typing import Any
 from imageprompt.core.errors import OptionError
 from imageprompt.core.spec import AdapterSpec
 from imageprompt.encoding import fusion as fusions
-from imageprompt.encoding.images.framing import Preparation
+from imageprompt.encoding.images.framing import Framing
 from imageprompt.encoding.images.noise import Noise
 
 Weights = tuple[tuple[float, ...], ...]
@@ -21,12 +21,12 @@ Weights = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixture:
+class EncodeOptions:
     """The wishes of `Adapter.encode`, which says what they mean; make one with `of`."""
 
     fusion: str = fusions.CONCAT
     weights: Weights | None = None
-    prepare: Preparation | None = None
+    prepare: Framing | None = None
     reference_mask: Any = None
     negative: Any = None
     noise: Noise = Noise()  # noqa: RUF009  (frozen)
@@ -43,32 +43,32 @@ class Mixture:
         *,
         fusion: str = fusions.CONCAT,
         weights: Sequence[float] | Sequence[Sequence[float]] | None = None,
-        prepare: Preparation | str | None = None,
+        prepare: Framing | str | None = None,
         noise: Noise | float | str = 0.0,
         **others: Any,
-    ) -> Mixture:
+    ) -> EncodeOptions:
         """From what a user writes. Raises OptionError."""
         named = fusions.named(fusion)
         made = cls(
             fusion=named,
             weights=_weights(weights, named),
-            prepare=Preparation.parse(prepare) if isinstance(prepare, str) else prepare,
+            prepare=Framing.parse(prepare) if isinstance(prepare, str) else prepare,
             noise=Noise.parse(noise),
             **others,
         )
-        if not isinstance(made.prepare, Preparation | None):
+        if not isinstance(made.prepare, Framing | None):
             raise OptionError(
-                f"prepare={prepare!r}", rule="a Preparation, or its words such as 'squash'"
+                f"prepare={prepare!r}", reason="a Framing, or its words such as 'squash'"
             )
         if not isinstance(made.noise_seed, int) or made.noise_seed < 0:
-            raise OptionError(f"noise_seed={made.noise_seed!r}", rule="a whole number from 0")
+            raise OptionError(f"noise_seed={made.noise_seed!r}", reason="a whole number from 0")
         _check_number("subtract_strength", made.subtract_strength, "InstantStyle uses 0.5 to 1.")
         _check_number("face_strength", made.face_strength, "1 is as published; 2 is closer.")
         if made.text is not None and made.fusion != fusions.ATTENTION:
             raise OptionError(
                 f"text= with fusion {made.fusion!r}",
-                rule="only 'attention-weighted' weighs references against a text",
-                remedy="Leave it out, or use that fusion.",
+                reason="only 'attention-weighted' weighs references against a text",
+                hint="Leave it out, or use that fusion.",
             )
         made._check_idle()
         return made
@@ -88,8 +88,8 @@ class Mixture:
             if idle:
                 raise OptionError(
                     f"{what} without {needed}",
-                    rule="it has nothing to act on",
-                    remedy="Give both, or leave it out.",
+                    reason="it has nothing to act on",
+                    hint="Give both, or leave it out.",
                 )
 
     def check(self, spec: AdapterSpec, pictures: object, null_features: object) -> None:
@@ -151,7 +151,7 @@ class Mixture:
             ),
         ):
             if wrong:
-                raise OptionError(what, rule=rule, remedy=remedy)
+                raise OptionError(what, reason=rule, hint=remedy)
 
     def row(self, prompt: int, prompts: int, references: int) -> tuple[float, ...] | None:
         """The weights of one prompt's references. Raises OptionError where the numbers differ."""
@@ -160,15 +160,15 @@ class Mixture:
         if len(self.weights) not in (1, prompts):
             raise OptionError(
                 f"{len(self.weights)} lists of weights",
-                rule=f"there are {prompts} prompt(s)",
-                remedy="Give one list for each prompt, or one for all.",
+                reason=f"there are {prompts} prompt(s)",
+                hint="Give one list for each prompt, or one for all.",
             )
         row = self.weights[prompt if len(self.weights) > 1 else 0]
         if len(row) != references:
             raise OptionError(
                 f"{len(row)} weight(s) for {references} reference(s)",
-                rule="one weight for each reference",
-                remedy="Give as many as there are references.",
+                reason="one weight for each reference",
+                hint="Give as many as there are references.",
             )
         return row
 
@@ -195,7 +195,7 @@ class Mixture:
 def _check_number(name: str, value: object, remedy: str) -> None:
     number = isinstance(value, float | int) and not isinstance(value, bool)
     if not number or not math.isfinite(value):  # type: ignore[arg-type]
-        raise OptionError(f"{name}={value!r}", rule="a finite number", remedy=remedy)
+        raise OptionError(f"{name}={value!r}", reason="a finite number", hint=remedy)
 
 
 def _weights(weights: object, fusion: str) -> Weights | None:

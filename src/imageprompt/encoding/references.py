@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from imageprompt.core.errors import EncoderError, OptionError, PictureError
 from imageprompt.core.spec import ImageFeature
 from imageprompt.encoding.encoders.contract import Encoder, PixelEncoder
-from imageprompt.encoding.images.framing import Preparation
+from imageprompt.encoding.images.framing import Framing
 from imageprompt.encoding.images.noise import Noise
 from imageprompt.encoding.images.open_image import PictureSource, open_picture
 
@@ -42,7 +42,7 @@ class References:
 
     @classmethod
     def of(
-        cls, pictures: Any, encoder: Encoder, prepare: Preparation | None, mask: Any = None
+        cls, pictures: Any, encoder: Encoder, prepare: Framing | None, mask: Any = None
     ) -> References:
         """Raises PictureError, OptionError."""
         opened = [[open_picture(picture) for picture in group] for group in groups_of(pictures)]
@@ -51,7 +51,7 @@ class References:
             [[picture] if prepare is None else prepare.frame(picture, side) for picture in group]
             for group in opened
         ]
-        cut, masks = prepare or Preparation(), None
+        cut, masks = prepare or Framing(), None
         if mask is not None:
             masks = [
                 [part for one in row for part in cut.frame_mask(one, side)]
@@ -67,7 +67,7 @@ class References:
 
     def noisy(self, encoder: Encoder, noise: Noise, seed: int) -> References:
         """A noisy version of every square; square i of a prompt is drawn from seed + i."""
-        frame, side = Preparation().frame, encoder.image_size
+        frame, side = Framing().frame, encoder.image_size
         shown = [
             [noise.put_on(frame(picture, side)[0], seed + i) for i, picture in enumerate(group)]
             for group in self.shown
@@ -97,8 +97,8 @@ def groups_of(pictures: Any) -> list[list[PictureSource]]:
     if not pictures or any(not group for group in groups) or (any(nested) and not all(nested)):
         raise PictureError(
             "references",
-            rule="a list of pictures, or one non-empty list for each prompt",
-            remedy="Give at least one picture: encode([picture]) or encode([[a], [b]]).",
+            reason="a list of pictures, or one non-empty list for each prompt",
+            hint="Give at least one picture: encode([picture]) or encode([[a], [b]]).",
         )
     return groups
 
@@ -130,8 +130,8 @@ def _masked(
     if not isinstance(encoder, PixelEncoder):
         raise EncoderError(
             "a mask on the reference",
-            rule=f"{type(encoder).__name__} does not show its pixels",
-            remedy="Paint over the picture instead, or use a CLIP encoder.",
+            reason=f"{type(encoder).__name__} does not show its pixels",
+            hint="Paint over the picture instead, or use a CLIP encoder.",
         )
     pixels = encoder.prepare(pictures)
     shares = torch.from_numpy(np.stack([np.asarray(mask, np.float32) / 255 for mask in masks]))
@@ -149,8 +149,8 @@ def _masks_of(mask: Any, opened: list[list[Image]]) -> list[list[Image]]:
     if list(map(_length, rows)) != list(map(len, opened)):
         raise OptionError(
             "masks on references",
-            rule=f"{sum(map(_length, rows))} of them for {sum(map(len, opened))} reference(s)",
-            remedy="Give one mask for each reference, or one for all.",
+            reason=f"{sum(map(_length, rows))} of them for {sum(map(len, opened))} reference(s)",
+            hint="Give one mask for each reference, or one for all.",
         )
     return [
         [_fitted(one, picture) for one, picture in zip(row, pictures, strict=True)]
@@ -175,7 +175,7 @@ def _fitted(mask: Any, picture: Image) -> Image:
     if abs(w * high - h * wide) > max(wide, high, w, h):  # a pixel of rounding on a side
         raise OptionError(
             f"a mask of {w}x{h} on a reference of {wide}x{high}",
-            rule="it must have the picture's shape",
-            remedy="Make it in the size of the picture.",
+            reason="it must have the picture's shape",
+            hint="Make it in the size of the picture.",
         )
     return grey.resize(picture.size, Images.Resampling.BICUBIC)

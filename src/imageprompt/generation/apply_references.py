@@ -187,7 +187,7 @@ def _prompt(entry: Entry, adapter: Adapter, request: Request) -> ImagePrompt:
     if len(prompt) != 1:
         raise PromptError(
             f"an image prompt for {len(prompt)} prompts",
-            rule="generate() has one",
-            remedy="Use adapter.use() and the pipeline itself.",
+            reason="generate() has one",
+            hint="Use adapter.use() and the pipeline itself.",
         )
     return prompt

@@ -34,8 +34,8 @@ def pipeline_for(pipe: Any, start: Start, controlnet: Any) -> Any:
         also = " with a ControlNet" if added else ""
         raise OptionError(
             f"base of type {type(pipe).__name__}",
-            rule=f"diffusers has no pipeline for {what}{also} of its parts",
-            remedy="Use a base of the SD1.5, SD2, SDXL or Kolors family.",
+            reason=f"diffusers has no pipeline for {what}{also} of its parts",
+            hint="Use a base of the SD1.5, SD2, SDXL or Kolors family.",
         ) from error
 
 
@@ -53,8 +53,8 @@ def options_of(request: Request, pipe: Any, start: Start, size: Size | None) -> 
     if not known.keys() >= _WORDS:
         raise OptionError(
             f"base of type {type(pipe).__name__}",
-            rule="it makes no pictures from words",
-            remedy="Use a text-to-image pipeline.",
+            reason="it makes no pictures from words",
+            hint="Use a text-to-image pipeline.",
         )
     options: dict[str, Any] = {"prompt": request.prompt}
     options["num_inference_steps"] = request.steps or known["num_inference_steps"].default
@@ -64,7 +64,7 @@ def options_of(request: Request, pipe: Any, start: Start, size: Size | None) -> 
             options[name] = known[name].default if value in (None, "") else value
         elif value not in (None, ""):
             raise OptionError(
-                f"{name.replace('_', ' ')} {value!r}", rule="this base has no such option"
+                f"{name.replace('_', ' ')} {value!r}", reason="this base has no such option"
             )
     if size is not None and {"width", "height"} <= known.keys():
         options |= {"width": size[0], "height": size[1]}
@@ -72,8 +72,8 @@ def options_of(request: Request, pipe: Any, start: Start, size: Size | None) -> 
     if "image" in known and "image" not in options:
         raise OptionError(
             f"base of type {type(pipe).__name__}",
-            rule="it starts from a picture that generate() has no name for",
-            remedy="Use adapter.use() and the pipeline itself.",
+            reason="it starts from a picture that generate() has no name for",
+            hint="Use adapter.use() and the pipeline itself.",
         )
     return options
 
@@ -128,13 +128,13 @@ def _strength(
     strength = request.strength
     if "strength" not in known:
         if strength is not None:
-            raise OptionError(f"strength {strength}", rule="this base has no such option")
+            raise OptionError(f"strength {strength}", reason="this base has no such option")
         return {}
     strength = known["strength"].default if strength is None else strength
     if int(steps * strength) < 1:
         raise OptionError(
             f"strength {strength} of {steps} steps",
-            rule="less than one step is left to do",
-            remedy="Raise --strength or --steps.",
+            reason="less than one step is left to do",
+            hint="Raise --strength or --steps.",
         )
     return {"strength": strength}

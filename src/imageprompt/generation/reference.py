@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from imageprompt.control import Controls, Scale, Scaling
 from imageprompt.core.errors import OptionError, PictureError
-from imageprompt.encoding.options import Mixture
+from imageprompt.encoding.options import EncodeOptions
 from imageprompt.loading.recipe import HOW
 
 if TYPE_CHECKING:
@@ -161,19 +161,19 @@ class Reference:
             names = [*given, *(["face_embeddings"] if self.embeddings else [])]
             raise OptionError(
                 " and ".join(f"{_flag(name)}" for name in names),
-                rule="the one takes the place of the other",
-                remedy="Give either of them.",
+                reason="the one takes the place of the other",
+                hint="Give either of them.",
             )
         if self.empty:
             self._check_alone(controls)
             return
-        Mixture.of(**self.mixture)
+        EncodeOptions.of(**self.mixture)
         self._check_ready()
         if self.variant is not None and not isinstance(self.adapter, str | os.PathLike | None):
             raise OptionError(
                 f"variant {self.variant!r} of a loaded adapter",
-                rule="it is read off its file",
-                remedy="Give it to Adapter.load().",
+                reason="it is read off its file",
+                hint="Give it to Adapter.load().",
             )
         self._check_weights()
         controls.as_dict(), self.how
@@ -186,14 +186,14 @@ class Reference:
         if given:
             raise PictureError(
                 f"{_flag(given[0])} without a reference",
-                rule="there is nothing that it could act on",
-                remedy="Give --reference PICTURE or --style NAME (reference= or style= in Python).",
+                reason="there is nothing that it could act on",
+                hint="Give --reference PICTURE or --style NAME (reference= or style= in Python).",
             )
         if controls.scale != 0:
             raise PictureError(
                 "no reference picture",
-                rule="without one there is nothing to show to the base",
-                remedy="Give --reference PICTURE (reference= in Python), or scale 0: words alone.",
+                reason="without one there is nothing to show to the base",
+                hint="Give --reference PICTURE (reference= in Python), or scale 0: words alone.",
             )
 
     def _check_ready(self) -> None:
@@ -201,8 +201,8 @@ class Reference:
         if given and not self.kept:
             raise OptionError(
                 f"{_flag(given[0])} with {_flag('style' if self.style else 'image_prompt')}",
-                rule="it is encoded already",
-                remedy="Give the pictures instead, or leave it out.",
+                reason="it is encoded already",
+                hint="Give the pictures instead, or leave it out.",
             )
 
     def _check_weights(self) -> None:
@@ -211,27 +211,27 @@ class Reference:
         if told and not self.ready and len(self.weights) != n:
             raise OptionError(
                 f"{len(self.weights)} weight(s) for {n} reference(s)",
-                rule="one weight for each reference",
-                remedy="Give as many as there are references.",
+                reason="one weight for each reference",
+                hint="Give as many as there are references.",
             )
 
     def _check_masks(self, masks: list[Any]) -> None:
         n = self._count or 1
         if not masks:
             raise OptionError(
-                "masks", rule="the list is empty", remedy="Give a mask, or leave it out."
+                "masks", reason="the list is empty", hint="Give a mask, or leave it out."
             )
         if len(masks) not in (1, n):
             raise OptionError(
                 f"{len(masks)} masks for {n} reference(s)",
-                rule="there is one mask for all, or one for each reference",
-                remedy="Give --mask once, or as often as --reference and in the same order.",
+                reason="there is one mask for all, or one for each reference",
+                hint="Give --mask once, or as often as --reference and in the same order.",
             )
         if len(masks) > 1 and self.fusion != "concat":
             raise OptionError(
                 f"fusion {self.fusion!r} with {len(masks)} masks",
-                rule="references in places of their own are not mixed",
-                remedy="Give one mask for all, or leave the fusion out.",
+                reason="references in places of their own are not mixed",
+                hint="Give one mask for all, or leave the fusion out.",
             )
 
     # ── several places ──────────────────────────────────────────────────────────────────────────
@@ -295,8 +295,8 @@ def _plain(name: str, value: Any) -> Any:
     if not isinstance(value, str | int | float):
         raise OptionError(
             f"{name} of type {type(value).__name__}",
-            rule="a recipe can say words and numbers only",
-            remedy="Use adapter.encode() and give its result as image_prompt.",
+            reason="a recipe can say words and numbers only",
+            hint="Use adapter.encode() and give its result as image_prompt.",
         )
     return value
 

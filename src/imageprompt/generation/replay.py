@@ -170,8 +170,8 @@ def _in_memory(name: str, source: Source | None, given: Mapping[str, Any]) -> No
     if source is not None and source.name is None and given.get(name) is None:
         raise OptionError(
             f"the recipe's {name}",
-            rule="it was an object in memory, not a file",
-            remedy=f"Give the {name} to use: --{name} PATH_OR_HUB_ID.",
+            reason="it was an object in memory, not a file",
+            hint=f"Give the {name} to use: --{name} PATH_OR_HUB_ID.",
         )
 
 

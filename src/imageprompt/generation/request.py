@@ -69,13 +69,13 @@ class Request:
             if getattr(self, needing) is not None and getattr(self, needed) is None:
                 raise OptionError(
                     f"{_flag(needing)} without {_flag(needed)}",
-                    rule="it has nothing to act on",
-                    remedy=f"Give {_flag(needed)} too, or leave it out.",
+                    reason="it has nothing to act on",
+                    hint=f"Give {_flag(needed)} too, or leave it out.",
                 )
         if not isinstance(self.library, str | os.PathLike | None):
-            raise OptionError(f"library {self.library!r}", rule="it is the path of a folder")
+            raise OptionError(f"library {self.library!r}", reason="it is the path of a folder")
         if self.strength == 0:
-            raise OptionError("strength 0", rule="nothing of the picture would change")
+            raise OptionError("strength 0", reason="nothing of the picture would change")
         for reference in self.shown:
             reference.check()
 
@@ -116,8 +116,8 @@ class Request:
         held, value = ("tokens", "NAME") if name == "style" else ("weights", "PATH_OR_HUB_ID")
         raise (WrongBaseError if name == "base" else OptionError)(
             f"{name} {source.name!r} of the recipe",
-            rule=f"its {held} are not what they were",
-            remedy=f"Give the {name} to use: --{name} {value}.",
+            reason=f"its {held} are not what they were",
+            hint=f"Give the {name} to use: --{name} {value}.",
         )
 
 
@@ -142,8 +142,8 @@ def check_names(arguments: Mapping[str, Any]) -> None:
             near = difflib.get_close_matches(name, known, n=1)
             raise OptionError(
                 f"option {name!r}",
-                rule="generate() has no such argument",
-                remedy=f"Did you mean {near[0]}?" if near else "",
+                reason="generate() has no such argument",
+                hint=f"Did you mean {near[0]}?" if near else "",
             )
 
 
@@ -152,20 +152,20 @@ def _each(first: Reference, also: Sequence[Reference]) -> tuple[Reference, ...]:
     if wrong or not isinstance(also, list | tuple):
         raise OptionError(
             f"also={type(also).__name__}",
-            rule="further references are a list of Reference",
-            remedy="Such as also=[ip.Reference(reference='b.jpg', scale=0.5)].",
+            reason="further references are a list of Reference",
+            hint="Such as also=[ip.Reference(reference='b.jpg', scale=0.5)].",
         )
     if also and first.empty:
         raise PictureError(
             "--also without a first reference",
-            rule="it adds to one",
-            remedy="Give the first one before: --reference PICTURE --also --reference PICTURE.",
+            reason="it adds to one",
+            hint="Give the first one before: --reference PICTURE --also --reference PICTURE.",
         )
     if any(entry.empty for entry in also):
         raise PictureError(
             "--also without a reference",
-            rule="it starts a further one",
-            remedy="Give --reference PICTURE or --style NAME after it.",
+            reason="it starts a further one",
+            hint="Give --reference PICTURE or --style NAME after it.",
         )
     return (first, *also)
 

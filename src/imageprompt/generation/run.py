@@ -99,8 +99,8 @@ def _denoise(pipe: Any, request: Request, options: Mapping[str, Any]) -> list[Im
         except torch.OutOfMemoryError as error:
             raise OptionError(
                 f"{len(batch)} pictures side by side",
-                rule="the device has not enough memory",
-                remedy="Lower --batch-size or --size, or use --dtype float16.",
+                reason="the device has not enough memory",
+                hint="Lower --batch-size or --size, or use --dtype float16.",
             ) from error
         images = zip(batch, made_now.images, strict=True)
         made += [image for i, image in images if i in request.wanted]
@@ -129,13 +129,13 @@ def _scheduler(config: Mapping[str, Any]) -> Any:
     known = inspect.isclass(kind) and issubclass(kind, diffusers.SchedulerMixin)
     if not known:
         raise OptionError(
-            f"scheduler {name!r} of the recipe", rule="diffusers has no such scheduler"
+            f"scheduler {name!r} of the recipe", reason="diffusers has no such scheduler"
         )
     try:
         return kind.from_config(dict(config))
     except Exception as error:  # a stranger may have written any value into it
         raise OptionError(
-            f"scheduler {name!r} of the recipe", rule=f"its settings make no sense ({error})"
+            f"scheduler {name!r} of the recipe", reason=f"its settings make no sense ({error})"
         ) from error
 
 

@@ -91,8 +91,8 @@ def _check_multiple(size: Size, factor: int) -> None:
     if width % factor or height % factor:
         raise OptionError(
             f"size {width}x{height}",
-            rule=f"this base makes sides that are multiples of {factor}",
-            remedy=f"Try {max(1, round(width / factor)) * factor}x"
+            reason=f"this base makes sides that are multiples of {factor}",
+            hint=f"Try {max(1, round(width / factor)) * factor}x"
             f"{max(1, round(height / factor)) * factor}.",
         )
 

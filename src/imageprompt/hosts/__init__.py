@@ -33,6 +33,6 @@ def host_of(denoiser: object) -> AttachableHost:
     summaries = ", ".join(h.summary for h in HOSTS if h.attachable)
     raise AttachError(
         f"a {type(denoiser).__name__}",
-        rule=known if host else "no host describes this denoiser",
-        remedy=f"Attach to a pipeline or denoiser of: {summaries}.",
+        reason=known if host else "no host describes this denoiser",
+        hint=f"Attach to a pipeline or denoiser of: {summaries}.",
     )

@@ -35,16 +35,16 @@ class FilesOnlyHost:
         except (TypeError, ValueError) as error:
             raise AttachError(
                 f"a {self.denoiser_class} config",
-                rule=f"its numbers make no model ({error})",
-                remedy="Give the config.json of a base.",
+                reason=f"its numbers make no model ({error})",
+                hint="Give the config.json of a base.",
             ) from None
         return HostSpec(family=self.name, sites=sites)
 
     def from_weights(self, shapes: Shapes) -> HostSpec | None:
         return None  # nobody keeps a frozen transformer beside its adapter
 
-    def families(self, text_width: int | None = None) -> Iterator[HostSpec]:
-        if text_width in (None, self._family.text_width):
+    def families(self, cross_attention_dim: int | None = None) -> Iterator[HostSpec]:
+        if cross_attention_dim in (None, self._family.cross_attention_dim):
             yield self._family
 
     @cached_property

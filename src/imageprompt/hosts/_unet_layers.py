@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imageprompt.core.errors import AttachError
-from imageprompt.core.spec import OWN_BASE, AttentionLayer, HostSpec, Role, Section, Shapes, Site
+from imageprompt.core.spec import OWN_BASE, AttentionLayer, HostSpec, Role, Shapes, Site, Stage
 
 KEY = "_imageprompt_roles"
 _STATED: tuple[Role, ...] = ("style", "layout")
@@ -66,8 +66,8 @@ def _as_stated(names: Sequence[str], stated: Any) -> Callable[[str], Role]:
 def _nonsense(reason: str) -> AttachError:
     return AttachError(
         f"{KEY} in the base's config",
-        rule=reason,
-        remedy='Write {"style": ["up_blocks.1"], "layout": ["down_blocks.0"]}, or leave it out.',
+        reason=reason,
+        hint='Write {"style": ["up_blocks.1"], "layout": ["down_blocks.0"]}, or leave it out.',
     )
 
 
@@ -114,9 +114,9 @@ class Layer:
     """One attention layer; `cross` where it reads the text."""
 
     name: str
-    width: int
+    inner_dim: int
     heads: int
-    input_width: int
+    input_dim: int
     cross: bool
 
 
@@ -137,18 +137,18 @@ def host_spec(
         Site(
             name=layer.name,
             file_id=file_id,
-            width=layer.width,
+            inner_dim=layer.inner_dim,
             heads=layer.heads,
-            text_width=layer.input_width,
+            cross_attention_dim=layer.input_dim,
             role=role(layer.name),
-            group=groups[_transformer(layer.name)],
-            section=_section(layer.name),
+            transformer_index=groups[_transformer(layer.name)],
+            stage=_stage(layer.name),
         )
         for file_id, layer in cross
     )
     attention = tuple(
         AttentionLayer(
-            name=layer.name, file_id=file_id, width=layer.width, input_width=layer.input_width
+            name=layer.name, file_id=file_id, inner_dim=layer.inner_dim, input_dim=layer.input_dim
         )
         for file_id, layer in numbered
     )
@@ -225,18 +225,18 @@ def _transformer(name: str) -> str:
     return name.split(".transformer_blocks.")[0]
 
 
-def _section(name: str) -> Section:
+def _stage(name: str) -> Stage:
     return "input" if name[0] == "d" else "output" if name[0] == "u" else "middle"
 
 
 def _groups(names: Iterable[str]) -> dict[str, int]:
     """Transformers numbered in the order of sampling: down, mid, up."""
     found = dict.fromkeys(_transformer(name) for name in names)
-    order = sorted(found, key=lambda name: ("input", "middle", "output").index(_section(name)))
+    order = sorted(found, key=lambda name: ("input", "middle", "output").index(_stage(name)))
     return {name: index for index, name in enumerate(order)}
 
 
 def _family(sites: Sequence[Site], projects_text: bool) -> str:
     """The published family whose sites these are, if one's."""
-    known = _FAMILIES.get((len(sites), sites[0].text_width, projects_text), OWN_BASE)
-    return known if max(site.width for site in sites) == 1280 else OWN_BASE
+    known = _FAMILIES.get((len(sites), sites[0].cross_attention_dim, projects_text), OWN_BASE)
+    return known if max(site.inner_dim for site in sites) == 1280 else OWN_BASE

@@ -19,7 +19,7 @@ from imageprompt.core.spec import Site
 from imageprompt.hosts._text_cache import TextCache
 
 if TYPE_CHECKING:
-    from imageprompt.attention.state import Carrier
+    from imageprompt.attention.state import AttentionState
 
 
 class SiteProcessor:
@@ -29,8 +29,8 @@ class SiteProcessor:
     use it hands over to the processor that was there.
     """
 
-    def __init__(self, carrier: Carrier, index: int, original: Any) -> None:
-        self.carrier, self.index, self.original = carrier, index, original
+    def __init__(self, state: AttentionState, index: int, original: Any) -> None:
+        self.state, self.index, self.original = state, index, original
         self._fused = not _is_plain_processor(original)
         self._text = TextCache()
 
@@ -44,7 +44,7 @@ class SiteProcessor:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        if not self.carrier.in_use:
+        if not self.state.in_use:
             plain: Tensor = self.original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs
             )
@@ -52,8 +52,8 @@ class SiteProcessor:
         if encoder_hidden_states is None:
             raise AttachError(
                 "this pipeline",
-                rule="it gives its denoiser no text, and image tokens enter where text does",
-                remedy="Use a pipeline that works from words.",
+                reason="it gives its denoiser no text, and image tokens enter where text does",
+                hint="Use a pipeline that works from words.",
             )
         residual = x = hidden_states
         if attn.spatial_norm is not None:
@@ -64,11 +64,11 @@ class SiteProcessor:
             x = attn.group_norm(x.transpose(1, 2)).transpose(1, 2)
 
         q = split_heads(attn.to_q(x), attn.heads)
-        k, v = self._text.pair(attn, encoder_hidden_states, self.carrier.run)
+        k, v = self._text.pair(attn, encoder_hidden_states, self.state.run)
         if attn.norm_q is not None:
             q = attn.norm_q(q)
         mask = _additive_mask(attn, attention_mask, encoder_hidden_states)
-        images = self.carrier.terms(self.index, q)
+        images = self.state.terms(self.index, q)
         kernel = fused_kernel if self._fused else _plain_kernel(attn)
         x = decoupled_attention(q, k, v, images, mask=mask, kernel=kernel)
 
@@ -116,13 +116,13 @@ def check_replaceable(site: Site, layer: Any) -> None:
     if type(processor) is not AttnProcessor2_0 and not _is_plain_processor(processor):
         raise AttachError(
             f"attention processor {type(processor).__name__} at {site.name}",
-            rule="an adapter replaces only AttnProcessor2_0 and AttnProcessor",
-            remedy="Unload other adapters (pipe.unload_ip_adapter()), undo fused or sliced "
+            reason="an adapter replaces only AttnProcessor2_0 and AttnProcessor",
+            hint="Unload other adapters (pipe.unload_ip_adapter()), undo fused or sliced "
             "attention, or call unet.set_attn_processor(AttnProcessor2_0()).",
         )
     if layer.added_kv_proj_dim is not None:
         raise AttachError(
             f"{site.name} with added key/value projections",
-            rule="this attention layout is not described",
-            remedy="Use an SD1.5, SD2.x, SDXL or Kolors base.",
+            reason="this attention layout is not described",
+            hint="Use an SD1.5, SD2.x, SDXL or Kolors base.",
         )

@@ -10,7 +10,7 @@ from imageprompt.core.spec import HostSpec, Shapes
 if TYPE_CHECKING:
     from torch import nn
 
-    from imageprompt.attention.state import Carrier
+    from imageprompt.attention.state import AttentionState
 
 
 class Host(Protocol):
@@ -33,7 +33,7 @@ class Host(Protocol):
     def claims(self, denoiser: object) -> bool:
         """Is this denoiser one of ours?"""
 
-    def families(self, text_width: int | None = None) -> Iterator[HostSpec]:
+    def families(self, cross_attention_dim: int | None = None) -> Iterator[HostSpec]:
         """The published bases (of one text width, if given), derived from their configs."""
 
     def from_config(self, config: Mapping[str, Any]) -> HostSpec | None:
@@ -53,7 +53,7 @@ class AttachableHost(Host, Protocol):
         """The sites of a denoiser (its weights may be on the meta device)."""
 
     def text_weights(self, denoiser: nn.Module, name: str) -> tuple[Any, Any]:
-        """The to_k and to_v weights [width, text_width] of the site of that name."""
+        """The to_k and to_v weights [width, cross_attention_dim] of the site of that name."""
 
     def linears(self, denoiser: nn.Module, name: str) -> Mapping[str, nn.Module]:
         """The linear maps of the attention layer of that name: q, k, v and out.
@@ -61,8 +61,8 @@ class AttachableHost(Host, Protocol):
         Raises AttachError where the layer does not use them.
         """
 
-    def install(self, denoiser: nn.Module, spec: HostSpec, carrier: Carrier) -> Any:
-        """Let every site read the carrier; returns what `remove` needs. All sites or none."""
+    def install(self, denoiser: nn.Module, spec: HostSpec, state: AttentionState) -> Any:
+        """Let every site read the state; returns what `remove` needs. All sites or none."""
 
     def intact(self, installed: Any) -> bool:
         """Is every site still ours?"""

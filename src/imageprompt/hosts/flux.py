@@ -28,9 +28,9 @@ def _sites(config: Mapping[str, Any]) -> Iterator[Site]:
         yield Site(
             name=f"{block}.attn",
             file_id=str(i),
-            width=heads * config["attention_head_dim"],
+            inner_dim=heads * config["attention_head_dim"],
             heads=heads,
-            text_width=config["joint_attention_dim"],
+            cross_attention_dim=config["joint_attention_dim"],
             role="other",
             kind=kind,
         )

@@ -25,9 +25,9 @@ def _sites(config: Mapping[str, Any]) -> Iterator[Site]:
         yield Site(
             name=f"transformer_blocks.{i}.attn",
             file_id=str(file_id),
-            width=heads * config["attention_head_dim"],
+            inner_dim=heads * config["attention_head_dim"],
             heads=heads,
-            text_width=config["caption_projection_dim"],
+            cross_attention_dim=config["caption_projection_dim"],
             role="other",
             kind="joint",
         )

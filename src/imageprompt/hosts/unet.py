@@ -14,7 +14,7 @@ from imageprompt.hosts._unet_layers import Layer
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from imageprompt.attention.state import Carrier
+    from imageprompt.attention.state import AttentionState
 
 _SD = {
     "block_out_channels": (320, 640, 1280, 1280),
@@ -65,9 +65,9 @@ class UNetHost:
         if spec is None:
             raise AttachError(
                 f"a {type(denoiser).__name__} without cross-attention of its own",
-                rule="image tokens enter where text does; bases that join the text to their own "
+                reason="image tokens enter where text does; bases that join the text to their own "
                 "positions (DeepFloyd IF, Kandinsky 2) or that read none have no such place",
-                remedy="Use an SD1.5, SD2.x, SDXL or Kolors base.",
+                hint="Use an SD1.5, SD2.x, SDXL or Kolors base.",
             )
         return spec
 
@@ -85,9 +85,9 @@ class UNetHost:
         projects = "encoder_hid_proj.weight" in shapes
         return None if found is None else layers.host_spec(found, projects_text=projects)
 
-    def families(self, text_width: int | None = None) -> Iterator[HostSpec]:
+    def families(self, cross_attention_dim: int | None = None) -> Iterator[HostSpec]:
         for family, config in FAMILIES.items():
-            if text_width in (None, config["cross_attention_dim"]):
+            if cross_attention_dim in (None, config["cross_attention_dim"]):
                 yield _family_spec(family)
 
     def text_weights(self, denoiser: nn.Module, name: str) -> tuple[Tensor, Tensor]:
@@ -99,13 +99,13 @@ class UNetHost:
         if layer.fused_projections:
             raise AttachError(
                 f"{name} with fused projections",
-                rule="an adapter with LoRA adds to q, k and v apart",
-                remedy="Call pipe.unfuse_qkv_projections() first.",
+                reason="an adapter with LoRA adds to q, k and v apart",
+                hint="Call pipe.unfuse_qkv_projections() first.",
             )
         return {"q": layer.to_q, "k": layer.to_k, "v": layer.to_v, "out": layer.to_out[0]}
 
     def install(
-        self, denoiser: nn.Module, spec: HostSpec, carrier: Carrier
+        self, denoiser: nn.Module, spec: HostSpec, state: AttentionState
     ) -> list[tuple[Any, Any]]:
         from imageprompt.hosts._unet_processor import SiteProcessor, check_replaceable
 
@@ -114,7 +114,7 @@ class UNetHost:
             check_replaceable(site, layer)
         before = [(layer, layer.processor) for layer in found]
         for index, (layer, processor) in enumerate(before):
-            layer.processor = SiteProcessor(carrier, index, processor)
+            layer.processor = SiteProcessor(state, index, processor)
         return before
 
     def intact(self, installed: list[tuple[Any, Any]]) -> bool:
@@ -159,8 +159,8 @@ def _on_meta_device(kind: str, config: Mapping[str, Any]) -> Any:
     except Exception as error:  # diffusers checks configs with whatever happens to fail
         raise AttachError(
             f"a {kind} config",
-            rule=f"diffusers makes no model of it ({' '.join(str(error).split())})",
-            remedy="Give the config.json of a base.",
+            reason=f"diffusers makes no model of it ({' '.join(str(error).split())})",
+            hint="Give the config.json of a base.",
         ) from None
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from imageprompt import loading
 from imageprompt.core.errors import PromptError
 from imageprompt.encoding.features import Group
-from imageprompt.library import search, thumbnail
+from imageprompt.library import embeddings, thumbnail
 from imageprompt.library.mix_styles import Mixed
 from imageprompt.library.style import Style
 from imageprompt.library.style_file import Held, held_features, token_hash
@@ -41,11 +41,11 @@ def encoded(
     if len(prompt) != 1:
         raise PromptError(
             f"references for {len(prompt)} prompts",
-            rule="a style is one prompt's",
-            remedy="Give one list of pictures.",
+            reason="a style is one prompt's",
+            hint="Give one list of pictures.",
         )
     read = None if prompt.features is None else prompt.features[0]
-    embedding = search.pooled(opened, adapter.encoder)
+    embedding = embeddings.pooled(opened, adapter.encoder)
     if embedding is None:
         embedding = _pooled_features(read)
     spec, encoder = adapter.spec, _encoder(prompt.metadata, made_with)
@@ -65,7 +65,7 @@ def encoded(
                 "variant": spec.variant,
                 "host": spec.host,
                 "feature": str(spec.feature),
-                "feature_width": spec.feature_width,
+                "feature_width": spec.feature_dim,
             },
         ),
         encoder=encoder,

@@ -74,17 +74,17 @@ class Library:
         EncoderError, OptionError.
         """
         if limit is not None and (not isinstance(limit, int) or limit < 1):
-            raise OptionError(f"limit {limit!r}", rule="a whole number above 0")
+            raise OptionError(f"limit {limit!r}", reason="a whole number above 0")
         styles = self.styles()
         if not is_text(what):
-            from imageprompt.library.search import of_picture
+            from imageprompt.library.embeddings import of_picture
 
             wanted, made_by = of_picture(what, encoder)
             found, skipped = by_embedding(styles, wanted, made_by, "picture")
             return Results(tuple(found[:limit]), f"pictures, by encoder {made_by}", tuple(skipped))
         found, used, skipped = by_name(styles, what), "names and tags", []
         if text_encoder is not None:
-            from imageprompt.library.search import of_words
+            from imageprompt.library.embeddings import of_words
 
             wanted, made_by = of_words(what, text_encoder, encoder)
             near, skipped = by_embedding(styles, wanted, made_by, "words")
@@ -196,12 +196,12 @@ class Library:
         if target.suffix != style_file.SUFFIX or not target.parent.is_dir() or target.is_dir():
             raise OptionError(
                 f"file {os.fspath(path)!r}",
-                rule="a style's file ends in .safetensors, in a folder that is there",
-                remedy=f"Name it {paths.checked_name(name)}.safetensors, say.",
+                reason="a style's file ends in .safetensors, in a folder that is there",
+                hint=f"Name it {paths.checked_name(name)}.safetensors, say.",
             )
         if target.exists() and not replace:
             raise OptionError(
-                f"file {os.fspath(path)!r}", rule="it is there already", remedy=_REPLACE
+                f"file {os.fspath(path)!r}", reason="it is there already", hint=_REPLACE
             )
         style_file.write_style(target, style)
         return target
@@ -225,9 +225,9 @@ class Library:
         if taken is not None and (taken != name or not replace):
             raise OptionError(
                 f"style name {name!r}",
-                rule=f"{taken!r} is there already"
+                reason=f"{taken!r} is there already"
                 + ("" if taken == name else ", which some systems cannot tell from it"),
-                remedy=_REPLACE if taken == name else "Choose another name.",
+                hint=_REPLACE if taken == name else "Choose another name.",
             )
 
     def _keep(self, style: Style, replace: bool) -> Style:

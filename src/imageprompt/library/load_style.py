@@ -34,17 +34,17 @@ def check_suits(style: Style, adapter: Adapter) -> None:
         named = style.adapter.name or f"an adapter of variant {style.variant}"
         raise PromptError(
             f"style {style.name!r}",
-            rule=f"it was made with {named} (projector {theirs}); this {adapter.spec.variant} "
+            reason=f"it was made with {named} (projector {theirs}); this {adapter.spec.variant} "
             f"adapter's projector is {ours}, which makes other tokens",
-            remedy="Use that adapter, or add the pictures again with this one.",
+            hint="Use that adapter, or add the pictures again with this one.",
         )
     encoder, made_with = adapter.encoder or adapter.encoding.faces, style.encoder
     if encoder is not None and made_with is not None and encoder.fingerprint != made_with.hash:
         raise EncoderError(
             f"style {style.name!r}",
-            rule=f"it was made with the encoder {made_with.name or 'unnamed'} ({made_with.hash}); "
+            reason=f"it was made with the encoder {made_with.name or 'unnamed'} ({made_with.hash}); "
             f"this adapter is used with {encoder.fingerprint}",
-            remedy="Attach that encoder, or add the pictures again with this one.",
+            hint="Attach that encoder, or add the pictures again with this one.",
         )
 
 
@@ -71,7 +71,7 @@ def prepare(folder: Path, style: Style, prompt: ImagePrompt, adapter: Adapter) -
     path = folder / PREPARED / f"{style.hash[:32]}-{weights}.safetensors"
     if _read(path, prompt, made_by):
         return
-    adapter.prepare(prompt)
+    adapter.precompute_kv(prompt)
     try:
         with writing(folder):
             path.parent.mkdir(exist_ok=True)
@@ -80,7 +80,7 @@ def prepare(folder: Path, style: Style, prompt: ImagePrompt, adapter: Adapter) -
             for old in newest[PER_STYLE:]:
                 old.unlink(missing_ok=True)
     except (OSError, OptionError) as error:
-        reason = error.rule if isinstance(error, OptionError) else error.strerror
+        reason = error.reason if isinstance(error, OptionError) else error.strerror
         warnings.warn(
             f"K', V' of style {style.name!r} cannot be kept in {folder} ({reason}): they are made "
             "anew at every use",

@@ -45,14 +45,14 @@ def shares_of(weights: Mapping[str, float]) -> dict[str, float]:
     if not isinstance(weights, Mapping) or len(weights) < 2:
         raise OptionError(
             f"a mix of {len(weights) if isinstance(weights, Mapping) else weights!r:.40}",
-            rule="it takes two styles at least, each with a weight",
-            remedy="Write A:0.6 B:0.4, or {'A': 0.6, 'B': 0.4} in Python.",
+            reason="it takes two styles at least, each with a weight",
+            hint="Write A:0.6 B:0.4, or {'A': 0.6, 'B': 0.4} in Python.",
         )
     for name, weight in weights.items():
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
         if not number or not math.isfinite(weight) or not 0 < weight <= 1000:
             raise OptionError(
-                f"weight {weight!r} of style {name!r}", rule="not a number above 0, at most 1000"
+                f"weight {weight!r} of style {name!r}", reason="not a number above 0, at most 1000"
             )
     total = sum(weights.values())
     return {name: weight / total for name, weight in weights.items()}
@@ -67,9 +67,9 @@ def check_relatives(styles: Sequence[Style]) -> None:
             if (ours and ours.hash) != (theirs and theirs.hash):
                 raise PromptError(
                     f"styles {first.name!r} and {other.name!r}",
-                    rule=f"they were made with different {what}s ({_shown(ours)}, "
+                    reason=f"they were made with different {what}s ({_shown(ours)}, "
                     f"{_shown(theirs)}): their numbers do not mean the same",
-                    remedy="Add the pictures of one of them again with the other's.",
+                    hint="Add the pictures of one of them again with the other's.",
                 )
 
 
@@ -90,8 +90,8 @@ def mix(styles: Sequence[Style], shares: Sequence[float], adapter: Adapter | Non
             remedy = "Give the adapter that they were made with: --adapter, adapter= in Python."
         raise PromptError(
             f"styles of {' and '.join(map(str, counts))} tokens",
-            rule="their tokens have no mean",
-            remedy=remedy,
+            reason="their tokens have no mean",
+            hint=remedy,
         )
     tokens = _mean([tensor_of(style.tensors["tokens"]) for style in styles], shares)
     stored = [style.tensors.get("null_tokens") for style in styles]

@@ -25,13 +25,13 @@ _DEVICES = {"con", "prn", "aux", "nul"} | {
 def checked_name(name: object) -> str:
     """The name in Unicode's composed form (NFC). Raises OptionError for one that is not safe."""
     if not isinstance(name, str):
-        raise OptionError(f"style name of type {type(name).__name__}", rule="a name is a text")
+        raise OptionError(f"style name of type {type(name).__name__}", reason="a name is a text")
     name = unicodedata.normalize("NFC", name)
     if reason := _fault(name):
         raise OptionError(
             f"style name {name[:MAX_NAME]!r}",
-            rule=reason,
-            remedy="Use letters, digits, spaces, '-' and '_'.",
+            reason=reason,
+            hint="Use letters, digits, spaces, '-' and '_'.",
         )
     return name
 
@@ -56,10 +56,10 @@ def _fault(name: str) -> str:
 def checked_tags(tags: object) -> tuple[str, ...]:
     """The tags, each once, in the order given. Raises OptionError."""
     if isinstance(tags, str) or not isinstance(tags, Iterable):
-        raise OptionError(f"tags {tags!r:.60}", rule="tags are a list of texts")
+        raise OptionError(f"tags {tags!r:.60}", reason="tags are a list of texts")
     found = tuple(dict.fromkeys(_tag(tag) for tag in tags))
     if len(found) > MAX_TAGS:
-        raise OptionError(f"{len(found)} tags", rule=f"a style has at most {MAX_TAGS}")
+        raise OptionError(f"{len(found)} tags", reason=f"a style has at most {MAX_TAGS}")
     return found
 
 
@@ -68,7 +68,7 @@ def _tag(tag: object) -> str:
     if not plain or len(plain) > MAX_TAG or not plain.isprintable() or "," in plain:
         raise OptionError(
             f"tag {tag!r:.80}",
-            rule=f"a tag is a text of 1 to {MAX_TAG} characters that can be shown, without commas",
+            reason=f"a tag is a text of 1 to {MAX_TAG} characters that can be shown, without commas",
         )
     return plain
 
@@ -92,7 +92,7 @@ def no_such_style(name: str, names: Iterable[str], folder: object) -> NotFoundEr
         remedy = "imageprompt library list shows what there is."
     if near:
         remedy = f"Did you mean {known[near[0]]!r}?"
-    return NotFoundError(f"style {name!r}", rule=f"it is not in {folder}", remedy=remedy)
+    return NotFoundError(f"style {name!r}", reason=f"it is not in {folder}", hint=remedy)
 
 
 VARIABLE = "IMAGEPROMPT_LIBRARY"
@@ -137,8 +137,8 @@ def writing(folder: Path) -> Iterator[None]:
     except Timeout as error:
         raise OptionError(
             f"library {str(folder)!r}",
-            rule=f"another process has held it for {_PATIENCE:g} s",
-            remedy="Try again when it is done.",
+            reason=f"another process has held it for {_PATIENCE:g} s",
+            hint="Try again when it is done.",
         ) from error
 
 

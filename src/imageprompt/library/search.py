@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
-
-from imageprompt.core.errors import EncoderError
-from imageprompt.encoding.encoders import Encoder, open_encoder
-from imageprompt.encoding.images.open_image import open_picture
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from PIL import Image
-
-    from imageprompt.encoding.images.open_image import PictureSource
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from imageprompt.checkpoint.tensor_bytes import finite
 from imageprompt.library.paths import folded
@@ -29,49 +15,6 @@ from imageprompt.library.style import Style
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def pooled(pictures: Sequence[Image.Image], encoder: Encoder | None) -> Tensor | None:
-    """[n, E], prepared as the encoder does by itself; None where it makes no such thing."""
-    if encoder is None or not pictures:
-        return None
-    try:
-        encoder.width("image_embeds")
-    except EncoderError:
-        return None
-    return encoder.encode(list(pictures), "image_embeds")
-
-
-def of_picture(picture: PictureSource, encoder: Any) -> tuple[Tensor, str]:
-    """[1, E], and the encoder's fingerprint. Raises PictureError, EncoderError."""
-    opened = _encoder(encoder)
-    rows = pooled([open_picture(picture)], opened)
-    if rows is None:
-        raise EncoderError(
-            "search by picture",
-            rule="this encoder makes no pooled embedding",
-            remedy="Search for names and tags.",
-        )
-    return rows, opened.fingerprint
-
-
-def of_words(text: str, text_encoder: Any, encoder: Any) -> tuple[Tensor, str]:
-    """[1, E] in the image encoder's space, and that encoder's fingerprint. Raises EncoderError."""
-    from imageprompt.encoding.encoders.clip_text import open_text_encoder
-
-    opened = _encoder(encoder)
-    return open_text_encoder(text_encoder, opened).embed([text]), opened.fingerprint
-
-
-def _encoder(encoder: Any) -> Encoder:
-    if encoder is None:
-        raise EncoderError(
-            "search by what pictures show",
-            rule="it takes the image encoder that the styles were made with",
-            remedy="Give it: --encoder, encoder= in Python.",
-        )
-    return open_encoder(encoder)
-
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _SIMILAR = 0.75  # of difflib: a slip of the pen, "porcelin"

@@ -107,7 +107,7 @@ def style_of(said: Mapping[str, Any], **more: Any) -> Style:
         read["tags"] = checked_tags(said["tags"])
         return Style(**{**read, **more})
     except OptionError as error:
-        raise ValueError(f"{error.what}: {error.rule}") from None
+        raise ValueError(f"{error.what}: {error.reason}") from None
 
 
 def _source(value: object) -> Source:
@@ -129,28 +129,32 @@ def _check_adapter(adapter: Source) -> None:
     checked("adapter", adapter)
     _check_plain("adapter", adapter.spec)
     if not isinstance(adapter.spec.get("variant"), str):
-        raise OptionError("adapter", rule="its variant is not told")
+        raise OptionError("adapter", reason="its variant is not told")
 
 
 def _check_plain(name: str, value: object, depth: int = 0) -> None:
     """Numbers, texts, and lists and mappings of these, none of them without end."""
     if isinstance(value, Mapping | list | tuple) and depth < MAX_DEPTH:
         if len(value) > MAX_ENTRIES:
-            raise OptionError(name, rule=f"more than {MAX_ENTRIES} entries")
+            raise OptionError(name, reason=f"more than {MAX_ENTRIES} entries")
         for entry in value:
             _check_plain(name, entry, depth + 1)
             if isinstance(value, Mapping):
                 _check_plain(name, value[entry], depth + 1)
     elif isinstance(value, str):
         if len(value) > MAX_TEXT or not value.isprintable():
-            raise OptionError(name, rule=f"not a text of at most {MAX_TEXT} characters to be shown")
+            raise OptionError(
+                name, reason=f"not a text of at most {MAX_TEXT} characters to be shown"
+            )
     elif value is not None and not (isinstance(value, int | float) and abs(value) <= MAX_NUMBER):
-        raise OptionError(f"{name} {value!r:.60}", rule="not a number, a text, or a list of these")
+        raise OptionError(
+            f"{name} {value!r:.60}", reason="not a number, a text, or a list of these"
+        )
 
 
 def _check_text(name: str, value: object, pattern: str, rule: str) -> None:
     if not isinstance(value, str) or not re.fullmatch(pattern, value, re.ASCII):
-        raise OptionError(f"{name} {value!r:.60}", rule=f"not {rule}")
+        raise OptionError(f"{name} {value!r:.60}", reason=f"not {rule}")
 
 
 def _check_time(value: object) -> None:
@@ -160,4 +164,4 @@ def _check_time(value: object) -> None:
             return
     except ValueError:
         pass
-    raise OptionError(f"created {value!r:.60}", rule="not a time in ISO 8601")
+    raise OptionError(f"created {value!r:.60}", reason="not a time in ISO 8601")

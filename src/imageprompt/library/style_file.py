@@ -125,7 +125,7 @@ def read_style(path: Path, name: str | None = None) -> Style:
         source = open_file(path)
         about = _about(source)
     except AdapterFileError as error:
-        _refuse(path, error.rule.removeprefix("not an adapter file: "))
+        _refuse(path, error.reason.removeprefix("not an adapter file: "))
     for key, tensor in source.tensors.items():
         if key not in _RULES or not _RULES[key].allows(tensor):
             rule = _RULES.get(key, "not part of a style")
@@ -148,8 +148,8 @@ def write_style(path: Path, style: Style) -> Style:
         if not _RULES[key].allows(tensor):
             raise OptionError(
                 f"style {style.name!r}: {key} of shape {list(tensor.shape)} in {tensor.dtype}",
-                rule=f"a style file keeps {_RULES[key]}",
-                remedy="Use fewer references.",
+                reason=f"a style file keeps {_RULES[key]}",
+                hint="Use fewer references.",
             )
     about = json.dumps(style.written(), ensure_ascii=False)
     with write_atomically(path) as temporary:
@@ -175,7 +175,7 @@ def check_tokens(style: Style) -> None:
         if token_hash(tokens) != style.hash:
             _refuse(style.path, "its tokens are not those that it was written with")
     except AdapterFileError as error:  # it changed, or went away, after it was opened
-        _refuse(style.path, error.rule)
+        _refuse(style.path, error.reason)
 
 
 def in_memory(style: Style) -> Style:
@@ -212,4 +212,4 @@ def _inconsistent(tensors: Mapping[str, Weights]) -> str:
 
 
 def _refuse(path: Path, why: str) -> NoReturn:
-    raise PromptError(str(path), rule=f"not a style file: {why}", remedy=_AGAIN) from None
+    raise PromptError(str(path), reason=f"not a style file: {why}", hint=_AGAIN) from None

@@ -71,8 +71,8 @@ def read(style: Style) -> Image.Image | None:
     except PictureError as error:
         raise PromptError(
             f"thumbnail of style {style.name!r}",
-            rule=error.rule,
-            remedy="Get the file again, or add the style anew.",
+            reason=error.reason,
+            hint="Get the file again, or add the style anew.",
         ) from error
 
 
@@ -80,13 +80,13 @@ def opened(stored: Weights) -> Image.Image:
     """Decoded, after its header has been looked at. Raises PictureError."""
     content = b"".join(map(bytes, stored.chunks()))
     if not content.startswith(_STARTS):
-        raise PictureError("thumbnail", rule="it is no PNG and no JPEG")
+        raise PictureError("thumbnail", reason="it is no PNG and no JPEG")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about frames and EXIF, of which it needs neither
         width, height = picture_size(content)
         if max(width, height) > MAX_SIDE:
             raise PictureError(
-                "thumbnail", rule=f"{width}x{height} is more than {MAX_SIDE}x{MAX_SIDE}"
+                "thumbnail", reason=f"{width}x{height} is more than {MAX_SIDE}x{MAX_SIDE}"
             )
         return open_picture(content)
 

@@ -42,15 +42,15 @@ def find_adapter(
     if adapter is None:
         raise OptionError(
             "no adapter",
-            rule="this base carries none of its own",
-            remedy="Name an adapter file: --adapter FILE_OR_HUB_ID, or adapter= in Python.",
+            reason="this base carries none of its own",
+            hint="Name an adapter file: --adapter FILE_OR_HUB_ID, or adapter= in Python.",
         )
     try:
         return AdapterChoice(locate_file(adapter, cached_only=cached_only), name)
     except NotFoundError as error:
         if own and not Path(name).suffix:
             remedy = f"Adapters of this base: {', '.join(own)}."
-            raise NotFoundError(error.what, rule=error.rule, remedy=remedy) from error
+            raise NotFoundError(error.what, reason=error.reason, hint=remedy) from error
         raise
 
 

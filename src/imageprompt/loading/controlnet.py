@@ -40,8 +40,8 @@ def load_controlnet(
     if kind != "ControlNetModel":
         raise OptionError(
             f"a {kind} as ControlNet",
-            rule="generate() knows ControlNetModel",
-            remedy="Build the pipeline yourself, and attach the adapter to it.",
+            reason="generate() knows ControlNetModel",
+            hint="Build the pipeline yourself, and attach the adapter to it.",
         )
     _check(name, model, pipe)
     return model, Source(name=name, hash=fingerprint(model.state_dict()))
@@ -58,8 +58,8 @@ def _load(folder: Path, name: str | None, pipe: Any, bars: bool) -> Any:
         lines = str(error).splitlines() or [type(error).__name__]
         raise OptionError(
             f"ControlNet {name!r}",
-            rule=f"diffusers cannot load it ({lines[0]})",
-            remedy="Give the folder of a diffusers ControlNetModel.",
+            reason=f"diffusers cannot load it ({lines[0]})",
+            hint="Give the folder of a diffusers ControlNetModel.",
         ) from error
 
 
@@ -67,23 +67,23 @@ def _check(name: str | None, model: Any, pipe: Any) -> None:
     denoiser = getattr(pipe, "unet", None)
     if denoiser is None:
         raise WrongBaseError(
-            f"ControlNet {name!r}", rule="this base has no UNet that it could add to"
+            f"ControlNet {name!r}", reason="this base has no UNet that it could add to"
         )
     for key in _SAME:
         ours, theirs = (_plain(one.config.get(key)) for one in (model, denoiser))
         if ours != theirs:
             raise WrongBaseError(
                 f"ControlNet {name!r}",
-                rule=f"it was made for another base ({key} {ours}, the base has {theirs})",
-                remedy="Use a ControlNet of this base's family.",
+                reason=f"it was made for another base ({key} {ours}, the base has {theirs})",
+                hint="Use a ControlNet of this base's family.",
             )
     shrinks = 2 ** (len(model.config.conditioning_embedding_out_channels) - 1)
     factor = getattr(pipe, "vae_scale_factor", 8)
     if shrinks != factor:
         raise WrongBaseError(
             f"ControlNet {name!r}",
-            rule=f"it shrinks pictures by {shrinks}, this base's VAE by {factor}",
-            remedy="Use a ControlNet of this base's family.",
+            reason=f"it shrinks pictures by {shrinks}, this base's VAE by {factor}",
+            hint="Use a ControlNet of this base's family.",
         )
 
 

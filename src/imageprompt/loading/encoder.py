@@ -34,7 +34,7 @@ def find_encoder(
             return locate_folder(encoder), os.fspath(encoder)
         except NotFoundError as error:
             raise EncoderError(
-                f"encoder {error.what}", rule=error.rule, remedy=error.remedy
+                f"encoder {error.what}", reason=error.reason, hint=error.hint
             ) from error
     own = getattr(base.pipe, "image_encoder", None)
     if own is not None and _reads(own.config.to_dict(), spec):
@@ -51,9 +51,9 @@ def find_encoder(
             continue
     raise EncoderError(
         "no image encoder",
-        rule=f"this {spec.variant} adapter reads {spec.feature} {spec.feature_width} wide, and "
+        reason=f"this {spec.variant} adapter reads {spec.feature} {spec.feature_dim} wide, and "
         "neither the base nor the adapter's repository holds an encoder for that",
-        remedy="Name its folder: --encoder PATH_OR_HUB_ID, or encoder= in Python.",
+        hint="Name its folder: --encoder PATH_OR_HUB_ID, or encoder= in Python.",
     )
 
 
@@ -80,4 +80,4 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _reads(config: dict[str, Any], spec: AdapterSpec) -> bool:
     key = "projection_dim" if spec.feature.image == "image_embeds" else "hidden_size"
-    return config.get(key) == spec.feature_width
+    return config.get(key) == spec.feature_dim

@@ -64,8 +64,8 @@ def load_base(
         if dtype is not None or device is not None:
             raise OptionError(
                 "dtype and device",
-                rule="a pipeline that is loaded already has its own",
-                remedy="Move the pipeline with pipe.to(...) instead.",
+                reason="a pipeline that is loaded already has its own",
+                hint="Move the pipeline with pipe.to(...) instead.",
             )
         return Base(base, None, None)
     name = bundled.NAME if base is None else os.fspath(base)
@@ -91,8 +91,8 @@ def usable_device(device: str | None) -> str:
     if not here.get(kind, False) or int(number or 0) >= count:
         raise OptionError(
             f"device {device!r}",
-            rule="not on this machine",
-            remedy=f"Use {' or '.join(name for name, available in here.items() if available)}.",
+            reason="not on this machine",
+            hint=f"Use {' or '.join(name for name, available in here.items() if available)}.",
         )
     return device
 
@@ -109,8 +109,8 @@ def _load_pipeline(folder: Path, name: str, dtype: str | None, device: str) -> A
         lines = str(error).splitlines() or [type(error).__name__]
         raise WrongBaseError(
             f"base {name!r}",
-            rule=f"diffusers cannot load it ({lines[0]})",
-            remedy="Check that it is complete, or fetch it again.",
+            reason=f"diffusers cannot load it ({lines[0]})",
+            hint="Check that it is complete, or fetch it again.",
         ) from error
 
 

@@ -55,11 +55,11 @@ def same_file(source: Source, what: str, flag: str) -> str:
     shown = f"{what} {source.name!r} of the recipe"
     remedy = f"Give it again: {flag} FILE."
     if source.name is None:
-        raise PictureError(shown, rule="it was an object in memory, not a file", remedy=remedy)
+        raise PictureError(shown, reason="it was an object in memory, not a file", hint=remedy)
     if not Path(source.name).is_file():
-        raise PictureError(shown, rule="it is not there", remedy=remedy)
+        raise PictureError(shown, reason="it is not there", hint=remedy)
     if file_hash(Path(source.name)) != source.hash:
-        raise PictureError(shown, rule="it is not the picture it was", remedy=remedy)
+        raise PictureError(shown, reason="it is not the picture it was", hint=remedy)
     return source.name
 
 

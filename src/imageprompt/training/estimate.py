@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from imageprompt.core.atomic_files import check_folder
-from imageprompt.training.cache.encoders import Encoders
+from imageprompt.training.cache.encoders import FeatureExtractors
 from imageprompt.training.config.config import TrainingConfig
 from imageprompt.training.data.dataset import Batch, Samples
-from imageprompt.training.data.random_streams import Chance
-from imageprompt.training.frozen_pipeline import FrozenBase
-from imageprompt.training.init.init_adapter import begin
+from imageprompt.training.data.random_streams import RandomStreams
+from imageprompt.training.frozen_pipeline import FrozenPipeline
+from imageprompt.training.init.init_adapter import init_adapter
 from imageprompt.training.loop.distributed import Processes
-from imageprompt.training.loop.objective import Nulls
-from imageprompt.training.open_dataset import open_samples
+from imageprompt.training.loop.objective import NullConditions
+from imageprompt.training.open_dataset import open_dataset
 from imageprompt.training.train import check_validation, objective_of, pictures_of
 from imageprompt.variants import VARIANTS
 
@@ -80,16 +80,16 @@ def plan(config: TrainingConfig) -> Plan:
     check_validation(config)
     processes = Processes(config.device)
     variant = VARIANTS[config.variant]
-    base = FrozenBase.load(
+    base = FrozenPipeline.load(
         config.base,
         config.encoder,
         precision=config.mixed_precision,
         device=config.device,
         gradient_checkpointing=config.gradient_checkpointing,
     )
-    encoders = Encoders(base, variant)
-    samples = open_samples(config.data, None, encoders, pictures_of(config))
-    adapter = begin(config, base).attach(base.pipe)
+    encoders = FeatureExtractors(base, variant)
+    samples = open_dataset(config.data, None, encoders, pictures_of(config))
+    adapter = init_adapter(config, base).attach(base.pipe)
     frozen = _unique([*base.pipe.components.values(), getattr(base.encoder, "model", None)])
     adapter.module.requires_grad_(True)
     trained = sum(weight.numel() for weight in adapter.parameters())
@@ -115,7 +115,7 @@ def plan(config: TrainingConfig) -> Plan:
     )
 
 
-def _cache_bytes(config: TrainingConfig, encoders: Encoders) -> int:
+def _cache_bytes(config: TrainingConfig, encoders: FeatureExtractors) -> int:
     from imageprompt.training.cache.prepare import prepare
     from imageprompt.training.data.sources import DataOptions, open_data
 
@@ -138,7 +138,7 @@ def _activations(
     config: TrainingConfig, base: Any, adapter: Any, samples: Samples, frozen: list[Tensor]
 ) -> int:
     """Bytes that one sample's forward pass keeps for its backward pass."""
-    nulls, side = Nulls.of(samples), min(config.resolution, MEASURED_SIDE)
+    nulls, side = NullConditions.of(samples), min(config.resolution, MEASURED_SIDE)
     shape = (base.denoiser.config.in_channels, side // _factor(base), side // _factor(base))
     added = dict(nulls.added)
     if added:
@@ -157,7 +157,7 @@ def _activations(
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         loss = objective_of(config).loss(
-            adapter, base.denoiser, base.scheduler, batch, nulls, Chance.at(0, 0, 1, 0)
+            adapter, base.denoiser, base.scheduler, batch, nulls, RandomStreams.at(0, 0, 1, 0)
         )
         with loss:
             pass

@@ -30,7 +30,7 @@ TINY = "tiny"
 
 
 @dataclass(frozen=True)
-class FrozenBase:
+class FrozenPipeline:
     """A pipeline and an image encoder that nothing of is trained. Make one with `load`.
 
     Everything is in evaluation mode and wants no gradients; weights are in the precision asked for,
@@ -51,7 +51,7 @@ class FrozenBase:
         precision: Precision = "bf16",
         device: str | None = None,
         gradient_checkpointing: bool = False,
-    ) -> FrozenBase:
+    ) -> FrozenPipeline:
         """From "tiny", a folder, a Hub id or a loaded pipeline, whose parts are cast and frozen.
 
         `encoder` None is the base's own image encoder, if it carries one. Raises NotFoundError,
@@ -59,7 +59,7 @@ class FrozenBase:
         """
         if precision not in _DTYPES:
             raise OptionError(
-                f"mixed_precision: {precision!r}", rule=f"it is one of {', '.join(_DTYPES)}"
+                f"mixed_precision: {precision!r}", reason=f"it is one of {', '.join(_DTYPES)}"
             )
         named = bundled.NAME if base == TINY else base
         folder = base_folder(named)

@@ -6,26 +6,26 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from imageprompt.training.cache.cached_dataset import CachedSamples, PreparedSet, set_path
-from imageprompt.training.cache.encode_missing import Told
-from imageprompt.training.cache.encoders import Encoders
+from imageprompt.training.cache.cached_dataset import CachedDataset, PreparedSet, set_path
+from imageprompt.training.cache.encode_missing import OnProgress
+from imageprompt.training.cache.encoders import FeatureExtractors
 from imageprompt.training.cache.prepare import prepare
 from imageprompt.training.data.framing import PictureOptions
-from imageprompt.training.data.online_dataset import LiveSamples
+from imageprompt.training.data.online_dataset import OnlineDataset
 from imageprompt.training.data.scan import Quarantine
 from imageprompt.training.data.sources import DataOptions, open_data
 
 
-def open_samples(
+def open_dataset(
     data: str | Mapping[str, Any],
     cache: str | None,
-    encoders: Encoders,
+    encoders: FeatureExtractors,
     options: PictureOptions,
     *,
     online: bool = False,
-    announce: Callable[[str], None] = lambda line: None,
-    told: Told = lambda what, done, total: None,
-) -> LiveSamples | CachedSamples:
+    log: Callable[[str], None] = lambda line: None,
+    on_progress: OnProgress = lambda what, done, total: None,
+) -> OnlineDataset | CachedDataset:
     """The samples of `data`; with a `cache`, what it lacks is encoded first.
 
     Several processes that open the same cache share that work. Raises OptionError, NotFoundError,
@@ -35,12 +35,12 @@ def open_samples(
     records = open_data(source)
     if cache is None:
         quarantine = Quarantine(len(records), source.max_broken, records.troubles())
-        return LiveSamples(records, encoders, options, quarantine)
+        return OnlineDataset(records, encoders, options, quarantine)
     folder = Path(cache).expanduser()
     work = (records, encoders) if online and encoders.reads_pictures else None
     known = PreparedSet.find(set_path(folder, records, encoders, options, online))
     if known is not None:
-        samples = CachedSamples(folder, known, work)
+        samples = CachedDataset(folder, known, work)
         if samples.complete():
             return samples
     done = prepare(
@@ -50,8 +50,8 @@ def open_samples(
         folder,
         max_broken=source.max_broken,
         online=online,
-        announce=announce,
-        told=told,
+        log=log,
+        on_progress=on_progress,
     )
     assert done.set is not None  # it was no dry run
-    return CachedSamples(folder, done.set, work)
+    return CachedDataset(folder, done.set, work)

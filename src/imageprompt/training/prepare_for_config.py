@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable
 
 from imageprompt.core.errors import OptionError
-from imageprompt.training.cache.encode_missing import Told
-from imageprompt.training.cache.encoders import Encoders
+from imageprompt.training.cache.encode_missing import OnProgress
+from imageprompt.training.cache.encoders import FeatureExtractors
 from imageprompt.training.cache.prepare import Prepared, prepare
 from imageprompt.training.config.config import TrainingConfig
 from imageprompt.training.data.sources import DataOptions, open_data
-from imageprompt.training.frozen_pipeline import FrozenBase
+from imageprompt.training.frozen_pipeline import FrozenPipeline
 from imageprompt.training.train import pictures_of
 from imageprompt.variants import VARIANTS
 
@@ -19,11 +19,11 @@ from imageprompt.variants import VARIANTS
 def prepare_for(
     config: TrainingConfig,
     *,
-    encoders: Encoders | None = None,
+    encoders: FeatureExtractors | None = None,
     verify: bool = False,
     dry_run: bool = False,
-    announce: Callable[[str], None] = lambda line: None,
-    told: Told = lambda what, done, total: None,
+    log: Callable[[str], None] = lambda line: None,
+    on_progress: OnProgress = lambda what, done, total: None,
 ) -> Prepared:
     """Fill the cache that `config` names with all that its run reads. Raises as `prepare` does.
 
@@ -32,19 +32,19 @@ def prepare_for(
     if config.cache is None:
         raise OptionError(
             "config key 'cache'",
-            rule="it names no folder to prepare",
-            remedy="Add a line `cache: FOLDER`, or --set cache=FOLDER.",
+            reason="it names no folder to prepare",
+            hint="Add a line `cache: FOLDER`, or --set cache=FOLDER.",
         )
     data = DataOptions.of(config.data)
     records = open_data(data)  # before the models: what is wrong with it is told at once
     if encoders is None:
-        base = FrozenBase.load(
+        base = FrozenPipeline.load(
             config.base,
             config.encoder,
             precision=config.mixed_precision,
             device=config.device or device_of_rank(),
         )
-        encoders = Encoders(base, VARIANTS[config.variant])
+        encoders = FeatureExtractors(base, VARIANTS[config.variant])
     return prepare(
         records,
         encoders,
@@ -54,8 +54,8 @@ def prepare_for(
         online=config.online,
         verify=verify,
         dry_run=dry_run,
-        announce=announce,
-        told=told,
+        log=log,
+        on_progress=on_progress,
     )
 
 

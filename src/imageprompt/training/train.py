@@ -16,20 +16,20 @@ import torch
 from imageprompt.core.atomic_files import check_folder
 from imageprompt.core.console import Bars
 from imageprompt.core.errors import AdapterFileError, OptionError
-from imageprompt.training.cache.encoders import Encoders
+from imageprompt.training.cache.encoders import FeatureExtractors
 from imageprompt.training.config.config import TrainingConfig
 from imageprompt.training.data.framing import PictureOptions
-from imageprompt.training.frozen_pipeline import FrozenBase
-from imageprompt.training.init.init_adapter import begin, warm_start
+from imageprompt.training.frozen_pipeline import FrozenPipeline
+from imageprompt.training.init.init_adapter import caption_warm_start, init_adapter
 from imageprompt.training.loop import checkpoints
 from imageprompt.training.loop.distributed import Processes
-from imageprompt.training.loop.logging import in_words, say
+from imageprompt.training.loop.logging import in_words, log
 from imageprompt.training.loop.objective import Objective
 from imageprompt.training.loop.run_control import locked
 from imageprompt.training.loop.run_identity import Identity
-from imageprompt.training.loop.trainer import BEST, Ending, Trainer
+from imageprompt.training.loop.trainer import BEST, RunResult, Trainer
 from imageprompt.training.loop.validation import Validation, check_references
-from imageprompt.training.open_dataset import open_samples
+from imageprompt.training.open_dataset import open_dataset
 from imageprompt.variants import VARIANTS
 
 ADAPTER = "adapter.safetensors"
@@ -75,11 +75,11 @@ def train(
         config = TrainingConfig.load(config, overrides)
     elif overrides:
         raise OptionError(
-            "overrides", rule="they are for files and mappings", remedy="Use dataclasses.replace."
+            "overrides", reason="they are for files and mappings", hint="Use dataclasses.replace."
         )
     started = time.monotonic()
     processes = Processes(config.device)
-    processes.same("the config", config.identity())
+    processes.assert_same("the config", config.identity())
     with _alone(config, processes, resume):
         trainer, validation = _prepared(config, processes, allow_changes, progress)
         ending = trainer.run()
@@ -104,8 +104,8 @@ def _alone(config: TrainingConfig, processes: Processes, resume: bool) -> Iterat
         if steps and not resume:
             raise OptionError(
                 f"output folder {str(folder)!r}",
-                rule=f"a run is there already, at step {steps[0]}",
-                remedy="Go on with it by --resume (resume=True), or choose another output.",
+                reason=f"a run is there already, at step {steps[0]}",
+                hint="Go on with it by --resume (resume=True), or choose another output.",
             )
 
     with ExitStack() as held:
@@ -120,30 +120,30 @@ def _prepared(
     check_validation(config)
     variant, watched = VARIANTS[config.variant], progress and processes.main
     device = None if processes.count == 1 else str(processes.device)
-    base = FrozenBase.load(
+    base = FrozenPipeline.load(
         config.base,
         config.encoder,
         precision=config.mixed_precision,
         device=config.device or device,
         gradient_checkpointing=config.gradient_checkpointing,
     )
-    encoders = Encoders(base, variant)
+    encoders = FeatureExtractors(base, variant)
     with Bars(watched and sys.stderr.isatty()) as bars:
-        samples = open_samples(
+        samples = open_dataset(
             config.data,
             config.cache,
             encoders,
             pictures_of(config),
             online=config.online,
-            announce=say if watched else lambda line: None,
-            told=bars.told,
+            log=log if watched else lambda line: None,
+            on_progress=bars.update,
         )
     torch.manual_seed(config.seed)
-    adapter = begin(config, base)
+    adapter = init_adapter(config, base)
     adapter.attach(base.pipe, encoder=base.encoder if encoders.reads_pictures else None)
     fresh = not checkpoints.steps_in(config.folder / "checkpoints")
     if fresh and config.warm_start == "captions":
-        warm_start(config, adapter, samples, told=watched)
+        caption_warm_start(config, adapter, samples, on_progress=watched)
     validation = None
     if config.validate_every and processes.main:
         sheets = config.folder / "validation"
@@ -187,7 +187,7 @@ def objective_of(config: TrainingConfig) -> Objective:
         scales=config.scales,
         min_snr=config.min_snr or None,
         noise_offset=config.noise_offset,
-        branch_drop=config.branch_drop,
+        identity_only_prob=config.identity_only_prob,
     )
 
 
@@ -220,15 +220,15 @@ def _check(path: Path) -> None:
     if not found.ok:
         raise AdapterFileError(
             str(path),
-            rule="; ".join(finding.message for finding in found.findings),
-            remedy="The checkpoints are kept; `imageprompt validate` says more.",
+            reason="; ".join(finding.message for finding in found.findings),
+            hint="The checkpoints are kept; `imageprompt validate` says more.",
         )
 
 
 def _result(
     config: TrainingConfig,
     trainer: Trainer,
-    ending: Ending,
+    ending: RunResult,
     adapter: Path | None,
     validation: Validation | None,
     seconds: float,
@@ -248,10 +248,10 @@ def _result(
 
 def _tell(result: TrainResult, config: TrainingConfig) -> None:
     if result.quarantined:
-        say(f"{len(result.quarantined)} samples could not be read and were left out:")
+        log(f"{len(result.quarantined)} samples could not be read and were left out:")
         for line in result.quarantined:
-            say(f"  {line}")
+            log(f"  {line}")
     if result.adapter is None:
-        say(f"stopped at step {result.step} of {config.steps}; go on with --resume")
+        log(f"stopped at step {result.step} of {config.steps}; go on with --resume")
     else:
-        say(f"{result.step} steps in {in_words(result.seconds)}")
+        log(f"{result.step} steps in {in_words(result.seconds)}")

@@ -1,7 +1,7 @@
 """The projectors that turn image features into tokens: linear, MLPs, resampler and perceiver.
 
 Parameter names are those of the published files, so a state dict is the file's `image_proj` part.
-Shapes: B batch, F feature width, L patches, N tokens, W text width.
+Shapes: B batch, F feature dim, L patches, N tokens, W cross-attention dim.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from imageprompt.core.spec import RESAMPLER_HEAD_WIDTH as HEAD_WIDTH
+from imageprompt.core.spec import RESAMPLER_HEAD_DIM as HEAD_DIM
 
 
 class LinearProjector(nn.Module):
     """Pooled features [B, F] -> tokens [B, N, W]: one linear map, then LayerNorm (the base)."""
 
-    def __init__(self, feature_width: int, text_width: int, tokens: int) -> None:
+    def __init__(self, feature_dim: int, cross_attention_dim: int, tokens: int) -> None:
         super().__init__()
         self.tokens = tokens
-        self.proj = nn.Linear(feature_width, tokens * text_width)
-        self.norm = nn.LayerNorm(text_width)
+        self.proj = nn.Linear(feature_dim, tokens * cross_attention_dim)
+        self.norm = nn.LayerNorm(cross_attention_dim)
 
     def forward(self, features: Tensor) -> Tensor:
         tokens: Tensor = self.norm(self.proj(features).unflatten(-1, (self.tokens, -1)))
@@ -32,13 +32,13 @@ class LinearProjector(nn.Module):
 class MLPProjector(nn.Module):
     """Patch features [B, L, F] -> one token per patch [B, L, W] (full-face)."""
 
-    def __init__(self, feature_width: int, text_width: int) -> None:
+    def __init__(self, feature_dim: int, cross_attention_dim: int) -> None:
         super().__init__()
         self.proj = nn.Sequential(
-            nn.Linear(feature_width, feature_width),
+            nn.Linear(feature_dim, feature_dim),
             nn.GELU(),
-            nn.Linear(feature_width, text_width),
-            nn.LayerNorm(text_width),
+            nn.Linear(feature_dim, cross_attention_dim),
+            nn.LayerNorm(cross_attention_dim),
         )
 
     def forward(self, features: Tensor) -> Tensor:
@@ -49,13 +49,17 @@ class MLPProjector(nn.Module):
 class TokenMLP(nn.Module):
     """One vector [B, F] -> tokens [B, N, W]: an MLP to all of them, then LayerNorm (FaceID)."""
 
-    def __init__(self, feature_width: int, text_width: int, tokens: int, *, width: int) -> None:
+    def __init__(
+        self, feature_dim: int, cross_attention_dim: int, tokens: int, *, inner_dim: int
+    ) -> None:
         super().__init__()
         self.tokens = tokens
         self.proj = nn.Sequential(
-            nn.Linear(feature_width, width), nn.GELU(), nn.Linear(width, tokens * text_width)
+            nn.Linear(feature_dim, inner_dim),
+            nn.GELU(),
+            nn.Linear(inner_dim, tokens * cross_attention_dim),
         )
-        self.norm = nn.LayerNorm(text_width)
+        self.norm = nn.LayerNorm(cross_attention_dim)
 
     def forward(self, features: Tensor) -> Tensor:
         tokens: Tensor = self.norm(self.proj(features).unflatten(-1, (self.tokens, -1)))
@@ -69,15 +73,15 @@ class ResamplerAttention(nn.Module):
     precision stable; published weights rely on it.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, inner_dim: int, heads: int) -> None:
         super().__init__()
-        inner = heads * HEAD_WIDTH
+        inner = heads * HEAD_DIM
         self.heads = heads
-        self.norm1 = nn.LayerNorm(width)
-        self.norm2 = nn.LayerNorm(width)
-        self.to_q = nn.Linear(width, inner, bias=False)
-        self.to_kv = nn.Linear(width, 2 * inner, bias=False)
-        self.to_out = nn.Linear(inner, width, bias=False)
+        self.norm1 = nn.LayerNorm(inner_dim)
+        self.norm2 = nn.LayerNorm(inner_dim)
+        self.to_q = nn.Linear(inner_dim, inner, bias=False)
+        self.to_kv = nn.Linear(inner_dim, 2 * inner, bias=False)
+        self.to_out = nn.Linear(inner, inner_dim, bias=False)
 
     def forward(self, features: Tensor, latents: Tensor) -> Tensor:
         return self.attend(self.norm1(features), self.norm2(latents))
@@ -86,7 +90,7 @@ class ResamplerAttention(nn.Module):
         """What the latents [B, N, C] find in features [B, L, C]; both are normed already."""
         keys, values = self.to_kv(torch.cat((features, latents), dim=1)).chunk(2, dim=-1)
         q, k, v = (self._heads(x) for x in (self.to_q(latents), keys, values))
-        root = HEAD_WIDTH**-0.25
+        root = HEAD_DIM**-0.25
         scores = (q * root) @ (k * root).transpose(-2, -1)
         precise = torch.promote_types(scores.dtype, torch.float32)
         weights = scores.softmax(-1, dtype=precise).to(q.dtype)
@@ -94,24 +98,24 @@ class ResamplerAttention(nn.Module):
         return out
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], self.heads, HEAD_WIDTH).transpose(1, 2)
+        return x.view(*x.shape[:2], self.heads, HEAD_DIM).transpose(1, 2)
 
 
-def feed_forward(width: int, multiple: int = 4) -> nn.Sequential:
+def feed_forward(inner_dim: int, multiple: int = 4) -> nn.Sequential:
     """LayerNorm, then a GELU MLP without biases."""
     return nn.Sequential(
-        nn.LayerNorm(width),
-        nn.Linear(width, multiple * width, bias=False),
+        nn.LayerNorm(inner_dim),
+        nn.Linear(inner_dim, multiple * inner_dim, bias=False),
         nn.GELU(),
-        nn.Linear(multiple * width, width, bias=False),
+        nn.Linear(multiple * inner_dim, inner_dim, bias=False),
     )
 
 
 class ResamplerLayer(nn.ModuleList):
     """Attention, then feed-forward, each added to the latents; numbered `0` and `1` in files."""
 
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__((ResamplerAttention(width, heads), feed_forward(width)))
+    def __init__(self, inner_dim: int, heads: int) -> None:
+        super().__init__((ResamplerAttention(inner_dim, heads), feed_forward(inner_dim)))
 
     def forward(self, features: Tensor, latents: Tensor) -> Tensor:
         attention, mlp = self
@@ -123,13 +127,13 @@ class Perceiver(nn.Module):
     """Latents look at patch features, `depth` times; whose latents, the modules below say."""
 
     def __init__(
-        self, feature_width: int, text_width: int, *, depth: int, heads: int, width: int
+        self, feature_dim: int, cross_attention_dim: int, *, depth: int, heads: int, inner_dim: int
     ) -> None:
         super().__init__()
-        self.proj_in = nn.Linear(feature_width, width)
-        self.proj_out = nn.Linear(width, text_width)
-        self.norm_out = nn.LayerNorm(text_width)
-        self.layers = nn.ModuleList(ResamplerLayer(width, heads) for _ in range(depth))
+        self.proj_in = nn.Linear(feature_dim, inner_dim)
+        self.proj_out = nn.Linear(inner_dim, cross_attention_dim)
+        self.norm_out = nn.LayerNorm(cross_attention_dim)
+        self.layers = nn.ModuleList(ResamplerLayer(inner_dim, heads) for _ in range(depth))
 
     def perceive(self, features: Tensor, latents: Tensor) -> Tensor:
         """Tokens [B, N, W] of features [B, L, F] and latents [B, N, C]."""
@@ -145,16 +149,20 @@ class Resampler(Perceiver):
 
     def __init__(
         self,
-        feature_width: int,
-        text_width: int,
+        feature_dim: int,
+        cross_attention_dim: int,
         tokens: int,
         *,
         depth: int = 4,
         heads: int = 12,
-        width: int = 768,
+        inner_dim: int = 768,
     ) -> None:
-        latents = torch.randn(1, tokens, width) / width**0.5  # first: seeds keep their meaning
-        super().__init__(feature_width, text_width, depth=depth, heads=heads, width=width)
+        latents = (
+            torch.randn(1, tokens, inner_dim) / inner_dim**0.5
+        )  # first: seeds keep their meaning
+        super().__init__(
+            feature_dim, cross_attention_dim, depth=depth, heads=heads, inner_dim=inner_dim
+        )
         self.latents = nn.Parameter(latents)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -170,26 +178,26 @@ class FacePerceiver(nn.Module):
 
     def __init__(
         self,
-        face_width: int,
-        feature_width: int,
-        text_width: int,
+        face_dim: int,
+        feature_dim: int,
+        cross_attention_dim: int,
         tokens: int,
         *,
         depth: int,
         heads: int,
-        width: int,
+        inner_dim: int,
         shortcut: bool,
     ) -> None:
         super().__init__()
         self.tokens, self.shortcut = tokens, shortcut
         self.proj = nn.Sequential(
-            nn.Linear(face_width, 2 * face_width),
+            nn.Linear(face_dim, 2 * face_dim),
             nn.GELU(),
-            nn.Linear(2 * face_width, tokens * width),
+            nn.Linear(2 * face_dim, tokens * inner_dim),
         )
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(inner_dim)
         self.perceiver_resampler = Perceiver(
-            feature_width, text_width, depth=depth, heads=heads, width=width
+            feature_dim, cross_attention_dim, depth=depth, heads=heads, inner_dim=inner_dim
         )
 
     def forward(self, face: Tensor, features: Tensor, strength: float = 1.0) -> Tensor:
@@ -205,14 +213,14 @@ MODULATIONS = 4  # shift and scale, before attention and before the MLP
 class TimeEmbedding(nn.Module):
     """Timesteps [B] -> [B, C]: cosines and sines, then an MLP."""
 
-    def __init__(self, time_width: int, width: int) -> None:
+    def __init__(self, time_dim: int, inner_dim: int) -> None:
         super().__init__()
-        self.time_width = time_width
-        self.linear_1 = nn.Linear(time_width, width)
-        self.linear_2 = nn.Linear(width, width)
+        self.time_dim = time_dim
+        self.linear_1 = nn.Linear(time_dim, inner_dim)
+        self.linear_2 = nn.Linear(inner_dim, inner_dim)
 
     def forward(self, timestep: Tensor) -> Tensor:
-        half = self.time_width // 2
+        half = self.time_dim // 2
         steps = torch.arange(half, device=timestep.device, dtype=torch.float32) / half
         angles = timestep.float()[:, None] * torch.exp(-math.log(LONGEST_PERIOD) * steps)
         waves = torch.cat((angles.cos(), angles.sin()), dim=-1).to(self.linear_1.weight.dtype)
@@ -223,9 +231,9 @@ class TimeEmbedding(nn.Module):
 class TimeResamplerLayer(ResamplerLayer):
     """Attention and feed-forward whose normed inputs are shifted and scaled by the timestep."""
 
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__(width, heads)
-        self.append(nn.Sequential(nn.SiLU(), nn.Linear(width, MODULATIONS * width)))
+    def __init__(self, inner_dim: int, heads: int) -> None:
+        super().__init__(inner_dim, heads)
+        self.append(nn.Sequential(nn.SiLU(), nn.Linear(inner_dim, MODULATIONS * inner_dim)))
 
     def modulated(self, features: Tensor, latents: Tensor, time: Tensor) -> Tensor:
         """The latents [B, N, C] after this layer; `time` is the embedded timestep [B, C]."""
@@ -243,18 +251,20 @@ class TimeResampler(Resampler):
 
     def __init__(
         self,
-        feature_width: int,
-        text_width: int,
+        feature_dim: int,
+        cross_attention_dim: int,
         tokens: int,
         *,
         depth: int,
         heads: int,
-        width: int,
-        time_width: int,
+        inner_dim: int,
+        time_dim: int,
     ) -> None:
-        super().__init__(feature_width, text_width, tokens, depth=0, heads=heads, width=width)
-        self.layers = nn.ModuleList(TimeResamplerLayer(width, heads) for _ in range(depth))
-        self.time_embedding = TimeEmbedding(time_width, width)
+        super().__init__(
+            feature_dim, cross_attention_dim, tokens, depth=0, heads=heads, inner_dim=inner_dim
+        )
+        self.layers = nn.ModuleList(TimeResamplerLayer(inner_dim, heads) for _ in range(depth))
+        self.time_embedding = TimeEmbedding(time_dim, inner_dim)
 
     def forward(self, features: Tensor, timestep: Tensor) -> Tensor:  # type: ignore[override]
         time = self.time_embedding(timestep)

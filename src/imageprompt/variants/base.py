@@ -24,29 +24,33 @@ class Base:
 
     def read(self, shapes: Shapes) -> ProjectorSpec | None:
         rows = size(shapes, ("proj.weight", 0), ("proj.bias", 0))
-        text_width = size(shapes, ("norm.weight", 0), ("norm.bias", 0))
-        if not (rows and text_width):
+        cross_attention_dim = size(shapes, ("norm.weight", 0), ("norm.bias", 0))
+        if not (rows and cross_attention_dim):
             return None
         return ProjectorSpec(
-            feature_width=size(shapes, ("proj.weight", 1)),
-            text_width=text_width,
-            tokens=rows // text_width,
+            feature_dim=size(shapes, ("proj.weight", 1)),
+            cross_attention_dim=cross_attention_dim,
+            tokens=rows // cross_attention_dim,
         )
 
     def projector_shapes(self, spec: ProjectorSpec) -> dict[str, Shape]:
-        rows = (spec.tokens or DEFAULT_TOKENS) * spec.text_width
-        return linear("proj", rows, spec.feature_width) | norm("norm", spec.text_width)
+        rows = (spec.tokens or DEFAULT_TOKENS) * spec.cross_attention_dim
+        return linear("proj", rows, spec.feature_dim) | norm("norm", spec.cross_attention_dim)
 
     def propose(
-        self, feature_width: int, text_width: int, options: ProjectorOptions
+        self, feature_dim: int, cross_attention_dim: int, options: ProjectorOptions
     ) -> ProjectorSpec:
         tokens = options.tokens or DEFAULT_TOKENS
-        return ProjectorSpec(feature_width=feature_width, text_width=text_width, tokens=tokens)
+        return ProjectorSpec(
+            feature_dim=feature_dim, cross_attention_dim=cross_attention_dim, tokens=tokens
+        )
 
     def build(self, spec: ProjectorSpec) -> nn.Module:
         from imageprompt.variants._projectors import LinearProjector
 
-        return LinearProjector(spec.feature_width, spec.text_width, spec.tokens or DEFAULT_TOKENS)
+        return LinearProjector(
+            spec.feature_dim, spec.cross_attention_dim, spec.tokens or DEFAULT_TOKENS
+        )
 
 
 VARIANT = Base()

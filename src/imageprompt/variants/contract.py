@@ -47,7 +47,7 @@ class Variant(Protocol):
         """
 
     def propose(
-        self, feature_width: int, text_width: int, options: ProjectorOptions
+        self, feature_dim: int, cross_attention_dim: int, options: ProjectorOptions
     ) -> ProjectorSpec:
         """A spec for new weights."""
 

@@ -42,19 +42,21 @@ class FaceID:
         return key_values(host) | lora(host, lora_rank)
 
     def propose(
-        self, feature_width: int, text_width: int, options: ProjectorOptions
+        self, feature_dim: int, cross_attention_dim: int, options: ProjectorOptions
     ) -> ProjectorSpec:
         return ProjectorSpec(
-            feature_width=feature_width,
-            text_width=text_width,
+            feature_dim=feature_dim,
+            cross_attention_dim=cross_attention_dim,
             tokens=options.tokens or DEFAULT_TOKENS,
-            width=2 * feature_width,
+            inner_dim=2 * feature_dim,
         )
 
     def build(self, spec: ProjectorSpec) -> nn.Module:
         from imageprompt.variants._projectors import TokenMLP
 
-        return TokenMLP(spec.feature_width, spec.text_width, spec.tokens or 0, width=spec.width)
+        return TokenMLP(
+            spec.feature_dim, spec.cross_attention_dim, spec.tokens or 0, inner_dim=spec.inner_dim
+        )
 
 
 VARIANT = FaceID()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imageprompt.core.spec import RESAMPLER_HEAD_WIDTH as HEAD_WIDTH
+from imageprompt.core.spec import RESAMPLER_HEAD_DIM as HEAD_DIM
 from imageprompt.core.spec import (
     Feature,
     HostSpec,
@@ -17,7 +17,7 @@ from imageprompt.core.spec import (
     SiteKind,
 )
 from imageprompt.variants.tensor_shapes import (
-    FACE_WIDTH,
+    FACE_DIM,
     ResamplerSize,
     inside,
     key_values,
@@ -54,24 +54,24 @@ class FaceIDPlus:
             return None
         rows = size(shapes, ("proj.2.weight", 0), ("proj.2.bias", 0))
         return ProjectorSpec(
-            tokens=rows // found.width or DEFAULT_TOKENS,
-            face_width=size(shapes, ("proj.0.weight", 1)),
+            tokens=rows // found.inner_dim or DEFAULT_TOKENS,
+            face_dim=size(shapes, ("proj.0.weight", 1)),
             **vars(found),
         )
 
     def projector_shapes(self, spec: ProjectorSpec) -> dict[str, Shape]:
-        rows = (spec.tokens or DEFAULT_TOKENS) * spec.width
+        rows = (spec.tokens or DEFAULT_TOKENS) * spec.inner_dim
         perceiver = resampler(
-            spec.feature_width,
-            spec.text_width,
+            spec.feature_dim,
+            spec.cross_attention_dim,
             depth=spec.depth,
             heads=spec.heads,
-            width=spec.width,
+            inner_dim=spec.inner_dim,
         )
         return (
-            linear("proj.0", 2 * spec.face_width, spec.face_width)
-            | linear("proj.2", rows, 2 * spec.face_width)
-            | norm("norm", spec.width)
+            linear("proj.0", 2 * spec.face_dim, spec.face_dim)
+            | linear("proj.2", rows, 2 * spec.face_dim)
+            | norm("norm", spec.inner_dim)
             | under(PERCEIVER, perceiver)
         )
 
@@ -79,29 +79,29 @@ class FaceIDPlus:
         return key_values(host) | lora(host, lora_rank)
 
     def propose(
-        self, feature_width: int, text_width: int, options: ProjectorOptions
+        self, feature_dim: int, cross_attention_dim: int, options: ProjectorOptions
     ) -> ProjectorSpec:
         return ProjectorSpec(
-            feature_width=feature_width,
-            text_width=text_width,
+            feature_dim=feature_dim,
+            cross_attention_dim=cross_attention_dim,
             tokens=options.tokens or DEFAULT_TOKENS,
             depth=options.depth or DEFAULT_DEPTH,
-            heads=options.heads or max(text_width // HEAD_WIDTH, 1),
-            width=text_width,
-            face_width=FACE_WIDTH,
+            heads=options.heads or max(cross_attention_dim // HEAD_DIM, 1),
+            inner_dim=cross_attention_dim,
+            face_dim=FACE_DIM,
         )
 
     def build(self, spec: ProjectorSpec) -> nn.Module:
         from imageprompt.variants._projectors import FacePerceiver
 
         return FacePerceiver(
-            spec.face_width,
-            spec.feature_width,
-            spec.text_width,
+            spec.face_dim,
+            spec.feature_dim,
+            spec.cross_attention_dim,
             spec.tokens or DEFAULT_TOKENS,
             depth=spec.depth,
             heads=spec.heads,
-            width=spec.width,
+            inner_dim=spec.inner_dim,
             shortcut=self.shortcut,
         )
 

@@ -22,29 +22,29 @@ class Full:
 
     def read(self, shapes: Shapes) -> ProjectorSpec | None:
         # proj.3 is a LayerNorm here: a 1-dim weight tells this MLP from any other Sequential
-        text_width = size(shapes, ("proj.3.weight", 0), ("proj.3.bias", 0))
-        if not text_width or len(shapes.get("proj.3.weight", (1,))) != 1:
+        cross_attention_dim = size(shapes, ("proj.3.weight", 0), ("proj.3.bias", 0))
+        if not cross_attention_dim or len(shapes.get("proj.3.weight", (1,))) != 1:
             return None
-        feature_width = size(shapes, ("proj.0.weight", 1), ("proj.2.weight", 1), ("proj.0.bias", 0))
-        return ProjectorSpec(feature_width=feature_width, text_width=text_width)
+        feature_dim = size(shapes, ("proj.0.weight", 1), ("proj.2.weight", 1), ("proj.0.bias", 0))
+        return ProjectorSpec(feature_dim=feature_dim, cross_attention_dim=cross_attention_dim)
 
     def projector_shapes(self, spec: ProjectorSpec) -> dict[str, Shape]:
-        width = spec.feature_width
+        inner_dim = spec.feature_dim
         return (
-            linear("proj.0", width, width)
-            | linear("proj.2", spec.text_width, width)
-            | norm("proj.3", spec.text_width)
+            linear("proj.0", inner_dim, inner_dim)
+            | linear("proj.2", spec.cross_attention_dim, inner_dim)
+            | norm("proj.3", spec.cross_attention_dim)
         )
 
     def propose(
-        self, feature_width: int, text_width: int, options: ProjectorOptions
+        self, feature_dim: int, cross_attention_dim: int, options: ProjectorOptions
     ) -> ProjectorSpec:
-        return ProjectorSpec(feature_width=feature_width, text_width=text_width)
+        return ProjectorSpec(feature_dim=feature_dim, cross_attention_dim=cross_attention_dim)
 
     def build(self, spec: ProjectorSpec) -> nn.Module:
         from imageprompt.variants._projectors import MLPProjector
 
-        return MLPProjector(spec.feature_width, spec.text_width)
+        return MLPProjector(spec.feature_dim, spec.cross_attention_dim)
 
 
 VARIANT = Full()

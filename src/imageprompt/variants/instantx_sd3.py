@@ -40,45 +40,45 @@ class InstantXSD3(Plus):
     pending: str = "adapters for SD3 are not run yet"
 
     def read(self, shapes: Shapes) -> ProjectorSpec | None:
-        time_width = size(shapes, ("time_embedding.linear_1.weight", 1))
+        time_dim = size(shapes, ("time_embedding.linear_1.weight", 1))
         spec = super().read(shapes)
-        return replace(spec, time_width=time_width) if spec and time_width else None
+        return replace(spec, time_dim=time_dim) if spec and time_dim else None
 
     def projector_shapes(self, spec: ProjectorSpec) -> dict[str, Shape]:
         shapes = super().projector_shapes(spec)
-        shapes |= linear("time_embedding.linear_1", spec.width, spec.time_width)
-        shapes |= linear("time_embedding.linear_2", spec.width, spec.width)
+        shapes |= linear("time_embedding.linear_1", spec.inner_dim, spec.time_dim)
+        shapes |= linear("time_embedding.linear_2", spec.inner_dim, spec.inner_dim)
         for i in range(spec.depth):
-            shapes |= linear(f"layers.{i}.2.1", MODULATIONS * spec.width, spec.width)
+            shapes |= linear(f"layers.{i}.2.1", MODULATIONS * spec.inner_dim, spec.inner_dim)
         return shapes
 
     def site_shapes(self, host: HostSpec, spec: ProjectorSpec, lora_rank: int) -> dict[str, Shape]:
         """K', V', the norms of q, k and k' over a head, and the timestep's shift and scale."""
         shapes = key_values(host, self.site_kinds)
         for site in (site for site in host.sites if site.kind in self.site_kinds):
-            shapes |= linear(f"{site.file_id}.norm_ip.linear", 2 * site.width, spec.width)
+            shapes |= linear(f"{site.file_id}.norm_ip.linear", 2 * site.inner_dim, spec.inner_dim)
             for name in ("norm_q", "norm_k", "norm_ip_k"):
-                shapes[f"{site.file_id}.{name}.weight"] = (site.width // site.heads,)
+                shapes[f"{site.file_id}.{name}.weight"] = (site.inner_dim // site.heads,)
         return shapes
 
     def propose(
-        self, feature_width: int, text_width: int, options: ProjectorOptions
+        self, feature_dim: int, cross_attention_dim: int, options: ProjectorOptions
     ) -> ProjectorSpec:
         tokens = options.tokens or TOKENS
-        spec = super().propose(feature_width, text_width, replace(options, tokens=tokens))
-        return replace(spec, time_width=TIME_WIDTH)
+        spec = super().propose(feature_dim, cross_attention_dim, replace(options, tokens=tokens))
+        return replace(spec, time_dim=TIME_WIDTH)
 
     def build(self, spec: ProjectorSpec) -> nn.Module:
         from imageprompt.variants._projectors import TimeResampler
 
         return TimeResampler(
-            spec.feature_width,
-            spec.text_width,
+            spec.feature_dim,
+            spec.cross_attention_dim,
             spec.tokens or TOKENS,
             depth=spec.depth,
             heads=spec.heads,
-            width=spec.width,
-            time_width=spec.time_width,
+            inner_dim=spec.inner_dim,
+            time_dim=spec.time_dim,
         )
 
 

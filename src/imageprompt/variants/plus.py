@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from imageprompt.core.spec import RESAMPLER_HEAD_WIDTH as HEAD_WIDTH
+from imageprompt.core.spec import RESAMPLER_HEAD_DIM as HEAD_DIM
 from imageprompt.core.spec import Feature, NullRule, ProjectorOptions, ProjectorSpec, Shape, Shapes
 from imageprompt.variants.tensor_shapes import ResamplerSize, resampler, size
 
@@ -24,7 +24,7 @@ class Plus:
     summary: str = "details of the picture: patch features, resampler, 16 tokens"
     feature = Feature("hidden_states[-2]")
     null_rule: NullRule = "zero pixels"
-    options: tuple[str, ...] = ("tokens", "depth", "heads", "width")
+    options: tuple[str, ...] = ("tokens", "depth", "heads", "inner_dim")
     twins: Mapping[str, str] = field(
         default_factory=lambda: {"plus-face": "the same, trained on cropped faces"}
     )
@@ -37,37 +37,39 @@ class Plus:
         return ProjectorSpec(tokens=tokens, **vars(found))
 
     def projector_shapes(self, spec: ProjectorSpec) -> dict[str, Shape]:
-        return {"latents": (1, spec.tokens or DEFAULT_TOKENS, spec.width)} | resampler(
-            spec.feature_width,
-            spec.text_width,
+        return {"latents": (1, spec.tokens or DEFAULT_TOKENS, spec.inner_dim)} | resampler(
+            spec.feature_dim,
+            spec.cross_attention_dim,
             depth=spec.depth,
             heads=spec.heads,
-            width=spec.width,
+            inner_dim=spec.inner_dim,
         )
 
     def propose(
-        self, feature_width: int, text_width: int, options: ProjectorOptions
+        self, feature_dim: int, cross_attention_dim: int, options: ProjectorOptions
     ) -> ProjectorSpec:
-        width = options.width or min(text_width, WIDEST_DEFAULT)  # 768 for SD1.5, 1280 for SDXL
+        inner_dim = options.inner_dim or min(
+            cross_attention_dim, WIDEST_DEFAULT
+        )  # 768 for SD1.5, 1280 for SDXL
         return ProjectorSpec(
-            feature_width=feature_width,
-            text_width=text_width,
+            feature_dim=feature_dim,
+            cross_attention_dim=cross_attention_dim,
             tokens=options.tokens or DEFAULT_TOKENS,
             depth=options.depth or DEFAULT_DEPTH,
-            heads=options.heads or max(width // HEAD_WIDTH, 1),
-            width=width,
+            heads=options.heads or max(inner_dim // HEAD_DIM, 1),
+            inner_dim=inner_dim,
         )
 
     def build(self, spec: ProjectorSpec) -> nn.Module:
         from imageprompt.variants._projectors import Resampler
 
         return Resampler(
-            spec.feature_width,
-            spec.text_width,
+            spec.feature_dim,
+            spec.cross_attention_dim,
             spec.tokens or DEFAULT_TOKENS,
             depth=spec.depth,
             heads=spec.heads,
-            width=spec.width,
+            inner_dim=spec.inner_dim,
         )
 
 

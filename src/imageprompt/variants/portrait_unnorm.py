@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from imageprompt.core.spec import Feature, NullRule, ProjectorSpec, Shapes
 from imageprompt.variants.plus import Plus
-from imageprompt.variants.tensor_shapes import FACE_WIDTH
+from imageprompt.variants.tensor_shapes import FACE_DIM
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class PortraitUnnorm(Plus):
 
     def read(self, shapes: Shapes) -> ProjectorSpec | None:
         spec = super().read(shapes)
-        return spec if spec and spec.feature_width == FACE_WIDTH else None
+        return spec if spec and spec.feature_dim == FACE_DIM else None
 
 
 VARIANT = PortraitUnnorm()

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from imageprompt.core.spec import RESAMPLER_HEAD_WIDTH as HEAD_WIDTH
+from imageprompt.core.spec import RESAMPLER_HEAD_DIM as HEAD_DIM
 from imageprompt.core.spec import HostSpec, ProjectorSpec, Shape, Shapes, SiteKind
 
-FACE_WIDTH = 512
+FACE_DIM = 512
 """Of an ArcFace embedding."""
 LORA_RANK = 128
 """Of the published FaceID adapters."""
@@ -26,31 +26,31 @@ def linear(name: str, out: int, features: int, *, bias: bool = True) -> dict[str
     return shapes
 
 
-def norm(name: str, width: int) -> dict[str, Shape]:
+def norm(name: str, inner_dim: int) -> dict[str, Shape]:
     """A LayerNorm with weight and bias."""
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+    return {f"{name}.weight": (inner_dim,), f"{name}.bias": (inner_dim,)}
 
 
 def token_mlp(spec: ProjectorSpec) -> dict[str, Shape]:
-    """Linear, GELU, Linear to all tokens at once, LayerNorm over each; `width` inside."""
+    """Linear, GELU, Linear to all tokens at once, LayerNorm over each; `inner_dim` inside."""
     return (
-        linear("proj.0", spec.width, spec.feature_width)
-        | linear("proj.2", (spec.tokens or 0) * spec.text_width, spec.width)
-        | norm("norm", spec.text_width)
+        linear("proj.0", spec.inner_dim, spec.feature_dim)
+        | linear("proj.2", (spec.tokens or 0) * spec.cross_attention_dim, spec.inner_dim)
+        | norm("norm", spec.cross_attention_dim)
     )
 
 
 def read_token_mlp(shapes: Shapes) -> ProjectorSpec | None:
     """The inverse of `token_mlp`; some tensors may be missing. None if this is no such MLP."""
     rows = size(shapes, ("proj.2.weight", 0), ("proj.2.bias", 0))
-    text_width = size(shapes, ("norm.weight", 0), ("norm.bias", 0))
-    if not (rows and text_width):
+    cross_attention_dim = size(shapes, ("norm.weight", 0), ("norm.bias", 0))
+    if not (rows and cross_attention_dim):
         return None
     return ProjectorSpec(
-        feature_width=size(shapes, ("proj.0.weight", 1)),
-        text_width=text_width,
-        tokens=rows // text_width,
-        width=size(shapes, ("proj.0.weight", 0), ("proj.2.weight", 1), ("proj.0.bias", 0)),
+        feature_dim=size(shapes, ("proj.0.weight", 1)),
+        cross_attention_dim=cross_attention_dim,
+        tokens=rows // cross_attention_dim,
+        inner_dim=size(shapes, ("proj.0.weight", 0), ("proj.2.weight", 1), ("proj.0.bias", 0)),
     )
 
 
@@ -58,49 +58,51 @@ def read_token_mlp(shapes: Shapes) -> ProjectorSpec | None:
 class ResamplerSize:
     """The sizes of a resampler; 0 where no tensor tells."""
 
-    feature_width: int
-    text_width: int
+    feature_dim: int
+    cross_attention_dim: int
     depth: int
     heads: int
-    width: int
+    inner_dim: int
 
     @classmethod
     def of(cls, shapes: Shapes) -> ResamplerSize | None:
         """Read off shapes, of which some may be missing; None if this is no resampler."""
         layers = {int(i) for i in _numbers(shapes, "layers")}
         first = f"layers.{min(layers, default=0)}"
-        width = size(
+        inner_dim = size(
             shapes, ("proj_in.weight", 0), ("proj_out.weight", 1), (f"{first}.1.0.weight", 0)
         )
-        text_width = size(shapes, ("proj_out.weight", 0), ("norm_out.weight", 0))
-        if not (layers and width and text_width):
+        cross_attention_dim = size(shapes, ("proj_out.weight", 0), ("norm_out.weight", 0))
+        if not (layers and inner_dim and cross_attention_dim):
             return None
         inner = size(shapes, *((f"layers.{i}.0.to_q.weight", 0) for i in sorted(layers)))
         return cls(
-            feature_width=size(shapes, ("proj_in.weight", 1)),
-            text_width=text_width,
+            feature_dim=size(shapes, ("proj_in.weight", 1)),
+            cross_attention_dim=cross_attention_dim,
             depth=min(max(layers) + 1, 2 * len(layers)),  # names from strangers have any number
-            heads=inner // HEAD_WIDTH,
-            width=width,
+            heads=inner // HEAD_DIM,
+            inner_dim=inner_dim,
         )
 
 
 def resampler(
-    feature_width: int, text_width: int, *, depth: int, heads: int, width: int
+    feature_dim: int, cross_attention_dim: int, *, depth: int, heads: int, inner_dim: int
 ) -> dict[str, Shape]:
     """A resampler without its latents."""
-    inner = heads * HEAD_WIDTH
-    shapes = linear("proj_in", width, feature_width) | linear("proj_out", text_width, width)
-    shapes |= norm("norm_out", text_width)
+    inner = heads * HEAD_DIM
+    shapes = linear("proj_in", inner_dim, feature_dim) | linear(
+        "proj_out", cross_attention_dim, inner_dim
+    )
+    shapes |= norm("norm_out", cross_attention_dim)
     for i in range(depth):
         attention, mlp = f"layers.{i}.0", f"layers.{i}.1"
-        shapes |= norm(f"{attention}.norm1", width) | norm(f"{attention}.norm2", width)
-        shapes |= linear(f"{attention}.to_q", inner, width, bias=False)
-        shapes |= linear(f"{attention}.to_kv", 2 * inner, width, bias=False)
-        shapes |= linear(f"{attention}.to_out", width, inner, bias=False)
-        shapes |= norm(f"{mlp}.0", width)
-        shapes |= linear(f"{mlp}.1", MLP_MULTIPLE * width, width, bias=False)
-        shapes |= linear(f"{mlp}.3", width, MLP_MULTIPLE * width, bias=False)
+        shapes |= norm(f"{attention}.norm1", inner_dim) | norm(f"{attention}.norm2", inner_dim)
+        shapes |= linear(f"{attention}.to_q", inner, inner_dim, bias=False)
+        shapes |= linear(f"{attention}.to_kv", 2 * inner, inner_dim, bias=False)
+        shapes |= linear(f"{attention}.to_out", inner_dim, inner, bias=False)
+        shapes |= norm(f"{mlp}.0", inner_dim)
+        shapes |= linear(f"{mlp}.1", MLP_MULTIPLE * inner_dim, inner_dim, bias=False)
+        shapes |= linear(f"{mlp}.3", inner_dim, MLP_MULTIPLE * inner_dim, bias=False)
     return shapes
 
 
@@ -113,7 +115,7 @@ def key_values(
     for site in host.sites:
         for kind in "kv" if site.kind in kinds else "":
             name = f"{site.file_id}.to_{kind}_ip"
-            shapes |= linear(name, site.width, site.text_width, bias=bias)
+            shapes |= linear(name, site.inner_dim, site.cross_attention_dim, bias=bias)
     return shapes
 
 
@@ -122,10 +124,10 @@ def lora(host: HostSpec, rank: int) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
     for layer in host.layers:
         for kind in ("q", "k", "v", "out"):
-            read = layer.input_width if kind in "kv" else layer.width
+            read = layer.input_dim if kind in "kv" else layer.inner_dim
             name = f"{layer.file_id}.to_{kind}_lora"
             shapes |= linear(f"{name}.down", rank, read, bias=False)
-            shapes |= linear(f"{name}.up", layer.width, rank, bias=False)
+            shapes |= linear(f"{name}.up", layer.inner_dim, rank, bias=False)
     return shapes
 
 

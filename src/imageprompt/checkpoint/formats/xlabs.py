@@ -50,9 +50,9 @@ class XLabs:
         if odd:
             raise OptionError(
                 f"the {self.name} layout",
-                rule=f"its sites have weight and bias of K' and V' alone; this adapter differs in "
+                reason=f"its sites have weight and bias of K' and V' alone; this adapter differs in "
                 f"{len(odd)} tensors ({', '.join(odd[:5])})",
-                remedy="Write the standard layout.",
+                hint="Write the standard layout.",
             )
         flat = {f"{PROJECTOR}{name}": tensor for name, tensor in parts.projector.items()}
         for name, tensor in parts.sites.items():

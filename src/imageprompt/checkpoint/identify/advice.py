@@ -82,7 +82,7 @@ def remedies(found: Identified, source: Source, problems: Sequence[Problem]) -> 
         cures = dict.fromkeys(_CURES.get(problem.code, _FETCH) for problem in problems)
         return [base, *(Remedy("first", cure) for cure in cures)]
     spec = found.spec
-    encoder = likely_encoder(spec.feature, spec.feature_width, found.published)
+    encoder = likely_encoder(spec.feature, spec.feature_dim, found.published)
     path, convert = source.path, []
     if found.format not in _LOADABLE or not path.is_file():
         convert = [Remedy("first", f"imageprompt convert {path} {_CONVERTED}")]
@@ -99,7 +99,7 @@ def remedies(found: Identified, source: Source, problems: Sequence[Problem]) -> 
 
 def _encoder(spec: AdapterSpec, name: str | None) -> str:
     if name is None:
-        return f"one whose {spec.feature} is {spec.feature_width} wide"
+        return f"one whose {spec.feature} is {spec.feature_dim} wide"
     folder = f" ({_FOLDERS[name]})" if name in _FOLDERS else ""
     return f"{name}: its {spec.feature}{folder}"
 
@@ -111,7 +111,7 @@ def _here(spec: AdapterSpec, path: Path, encoder: str | None, variants: Sequence
     if str(spec.feature) not in _ENCODED:
         asked = f', variant="{spec.variant}"' if len(kinds_of(variants)) > 1 else ""
         others = "".join(f', or variant="{name}"' for name in variants[1:] if asked)
-        faces = "[face], embeddings=..." if spec.projector.face_width else "embeddings=..."
+        faces = "[face], embeddings=..." if spec.projector.face_dim else "embeddings=..."
         line = f'adapter = imageprompt.Adapter.load("{path}"{asked}); adapter.encode({faces})'
         return f"{line}  # {others[2:]}" if others else line
     _, base = _BASES.get(spec.host, ("", "BASE"))

@@ -66,8 +66,8 @@ def open_base(base: Reference) -> Base:
             return Base(spec, folder)
     raise OptionError(
         f"base {os.fspath(base)!r}",
-        rule=f"no host describes a {config.get('_class_name', 'model of this config')}",
-        remedy=f"Known: {'; '.join(host.summary for host in HOSTS)}.",
+        reason=f"no host describes a {config.get('_class_name', 'model of this config')}",
+        hint=f"Known: {'; '.join(host.summary for host in HOSTS)}.",
     )
 
 
@@ -83,8 +83,8 @@ def encoder_widths(encoder: Reference) -> dict[str, int]:
     if not isinstance(hidden, int) or "patch_size" not in vision:
         raise OptionError(
             f"encoder {os.fspath(encoder)!r}",
-            rule="its config.json is no image encoder's",
-            remedy="Give the folder of a vision tower, such as image_encoder.",
+            reason="its config.json is no image encoder's",
+            hint="Give the folder of a vision tower, such as image_encoder.",
         )
     widths = {"hidden_states[-2]": hidden, "pooler_output": hidden}
     return widths | ({"image_embeds": projected} if isinstance(projected, int) else {})
@@ -104,9 +104,9 @@ def _config(
                 config = str(error)
             if isinstance(config, dict):
                 return config, path.parent
-            raise OptionError(str(path), rule="it is no JSON object", remedy="Download it again.")
+            raise OptionError(str(path), reason="it is no JSON object", hint="Download it again.")
     raise NotFoundError(
         f"{os.fspath(reference)!r}",
-        rule="there is no config.json there",
-        remedy=f"Give a folder with one, {wanted}.",
+        reason="there is no config.json there",
+        hint=f"Give a folder with one, {wanted}.",
     )

@@ -22,14 +22,14 @@ def own_host(sites: Shapes, kinds: Sequence[SiteKind]) -> HostSpec | None:
     if not keys:
         return None
     kind = _kind(keys, kinds)
-    text_width = Counter(shape[1] for shape in keys.values()).most_common(1)[0][0]
+    cross_attention_dim = Counter(shape[1] for shape in keys.values()).most_common(1)[0][0]
     found = tuple(
         Site(
             name="",
             file_id=i,
-            width=keys[i][0],
+            inner_dim=keys[i][0],
             heads=_heads(keys[i][0], size(sites, (f"{i}.norm_q.weight", 0))),
-            text_width=text_width,
+            cross_attention_dim=cross_attention_dim,
             role="other",
             kind=kind,
         )
@@ -63,4 +63,4 @@ def _layers(sites: Shapes, keys: Shapes) -> Iterator[AttentionLayer]:
         near = keys.get(str(i)) or keys.get(str(i + 1)) or (0, 0)
         width = size(sites, (f"{i}.to_q_lora.up.weight", 0)) or near[0]
         read = near[1] if str(i) in keys else width
-        yield AttentionLayer(name="", file_id=str(i), width=width, input_width=read)
+        yield AttentionLayer(name="", file_id=str(i), inner_dim=width, input_dim=read)

@@ -109,8 +109,8 @@ def read_adapter(path: Path, variant: str | None = None) -> tuple[AdapterSpec, P
     if problems or found.spec is None:
         raise AdapterFileError(
             str(path),
-            rule="; ".join(problems),
-            remedy="`imageprompt inspect` says more; download it again, or take another file.",
+            reason="; ".join(problems),
+            hint="`imageprompt inspect` says more; download it again, or take another file.",
         )
     return _run_as(path, found, variant), Parts(
         {name: tensor_of(stored) for name, stored in found.parts.projector.items()},
@@ -124,16 +124,16 @@ def _run_as(path: Path, found: Identified, variant: str | None) -> AdapterSpec:
     if variant is not None and variant not in found.variants:
         raise OptionError(
             f"{path} as {variant!r}",
-            rule=f"it is of variant {' or '.join(found.variants)}",
-            remedy="Name one of these, or give another file.",
+            reason=f"it is of variant {' or '.join(found.variants)}",
+            hint="Name one of these, or give another file.",
         )
     names = kinds_of(found.variants if variant is None else (variant,))
     if len(names) > 1:
         raise AdapterFileError(
             str(path),
-            rule=f"it is {' or '.join(names)}: the tensors are the same, what they make is not, "
+            reason=f"it is {' or '.join(names)}: the tensors are the same, what they make is not, "
             "and its metadata does not say",
-            remedy=f'Say which: variant="{names[-1]}" in Python, --variant {names[-1]} on the '
+            hint=f'Say which: variant="{names[-1]}" in Python, --variant {names[-1]} on the '
             "command line; imageprompt convert --variant writes it into the file.",
         )
     spec = _spec(found.matches, names)

@@ -127,8 +127,10 @@ def _match(shapes: Parts[Shape], reading: Reading | None, host: HostSpec) -> Mat
 def _families(sites: Shapes, readings: Iterable[Reading | None]) -> list[HostSpec]:
     """The published bases whose text is as wide as the projector's tokens, or as K' reads."""
     widths = {shape[-1] for name, shape in sites.items() if shape and name.endswith((KEY, VALUE))}
-    widths |= {reading[1].text_width for reading in readings if reading}
-    return [spec for host in HOSTS for spec in host.families() if spec.text_width in widths]
+    widths |= {reading[1].cross_attention_dim for reading in readings if reading}
+    return [
+        spec for host in HOSTS for spec in host.families() if spec.cross_attention_dim in widths
+    ]
 
 
 def _plausible(template: Shapes, found: Shapes) -> bool:

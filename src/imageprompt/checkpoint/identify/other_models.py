@@ -49,11 +49,11 @@ def explain_names(path: Path, names: Iterable[str]) -> NoReturn:
     names = list(names)
     for pattern, what, remedy in _KNOWN:
         if any(re.search(pattern, name) for name in names):
-            raise AdapterFileError(str(path), rule=f"this is {what}, not an adapter", remedy=remedy)
+            raise AdapterFileError(str(path), reason=f"this is {what}, not an adapter", hint=remedy)
     first = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     rule = (
         f"none of its {len(names)} tensors belongs to an adapter ({first})"
         if names
         else ("there are no tensors in it")
     )
-    raise AdapterFileError(str(path), rule=rule, remedy="Give an image-prompt adapter file.")
+    raise AdapterFileError(str(path), reason=rule, hint="Give an image-prompt adapter file.")

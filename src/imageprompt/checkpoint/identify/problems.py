@@ -84,11 +84,11 @@ def _misshapen(names: Sequence[str], template: Shapes, found: Shapes) -> Problem
 
 def _contradictions(best: Match, metadata: Mapping[str, str]) -> Iterator[Problem]:
     """What does not fit together though every tensor has its shape."""
-    projector, text_width = best.projector, best.host.text_width
-    if projector and projector.text_width != text_width:
+    projector, cross_attention_dim = best.projector, best.host.cross_attention_dim
+    if projector and projector.cross_attention_dim != cross_attention_dim:
         yield Problem(
             "mismatched",
-            f"its projector makes tokens {projector.text_width} wide, its sites read {text_width}: "
+            f"its projector makes tokens {projector.cross_attention_dim} wide, its sites read {cross_attention_dim}: "
             "the halves of two adapters",
         )
     told = metadata.get("variant")

@@ -55,7 +55,7 @@ class Published:
     def projector(self) -> ProjectorSpec:
         variant = self.architecture
         width = _WIDTHS[self.encoder][str(variant.feature)]
-        return variant.propose(width, self.host_spec.text_width, self.options)
+        return variant.propose(width, self.host_spec.cross_attention_dim, self.options)
 
 
 _FACE = f"{ARCFACE} and {VIT_H}"
@@ -86,7 +86,7 @@ PUBLISHED = (
         "plus",
         "kolors",
         VIT_L_336,
-        ProjectorOptions(width=2048, heads=12),
+        ProjectorOptions(inner_dim=2048, heads=12),
     ),
     Published("flux-ip-adapter", "xlabs", "flux", VIT_L),
     Published("flux-ip-adapter-v2", "xlabs", "flux", VIT_L, ProjectorOptions(tokens=16)),

@@ -49,7 +49,7 @@ _PICKLE = re.compile(rb"c[\w.]+\n[\w.]+\n|\((dp|lp|i|S|c)|[}\]]q")
 
 def refuse(path: Path, why: str, remedy: str = GIVE_AN_ADAPTER) -> NoReturn:
     """The one way in which a file is turned down here."""
-    raise AdapterFileError(str(path), rule=f"not an adapter file: {why}", remedy=remedy) from None
+    raise AdapterFileError(str(path), reason=f"not an adapter file: {why}", hint=remedy) from None
 
 
 def looks_like_old_pickle(start: bytes) -> bool:

@@ -119,5 +119,5 @@ def read_range(
 
 def _unreadable(file: Path, why: str) -> AdapterFileError:
     return AdapterFileError(
-        str(file), rule=why, remedy="Try again when no other program writes the file."
+        str(file), reason=why, hint="Try again when no other program writes the file."
     )

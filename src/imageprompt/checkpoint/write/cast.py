@@ -22,8 +22,8 @@ def resolve_dtype(name: str) -> str:
     near = get_close_matches(plain, WRITABLE, n=1)
     raise OptionError(
         f"dtype {name!r}",
-        rule=f"not one of {', '.join(WRITABLE)}",
-        remedy=f"Did you mean {near[0]}?" if near else "Choose one of these.",
+        reason=f"not one of {', '.join(WRITABLE)}",
+        hint=f"Did you mean {near[0]}?" if near else "Choose one of these.",
     )
 
 

@@ -18,8 +18,8 @@ def written_metadata(found: Identified, source: Source, variant: str | None) -> 
     if variant is not None and variant not in found.variants:
         raise OptionError(
             f"variant {variant!r}",
-            rule=f"the tensors of {source.path} are those of {' or '.join(found.variants)}",
-            remedy="Leave it out, or name one of these.",
+            reason=f"the tensors of {source.path} are those of {' or '.join(found.variants)}",
+            hint="Leave it out, or name one of these.",
         )
     # safetensors.torch.save_model lists aliases here: they are gone once everything has one name
     kept = {
@@ -32,7 +32,7 @@ def written_metadata(found: Identified, source: Source, variant: str | None) -> 
     spec = found.spec
     if spec is not None:
         told |= _read(spec)
-        name = likely_encoder(spec.feature, spec.feature_width, found.published)
+        name = likely_encoder(spec.feature, spec.feature_dim, found.published)
         told |= {"encoder": name} if name and "encoder" not in kept else {}
     return kept | told | _certain(variant or "", found.variants)
 
@@ -48,7 +48,7 @@ def _read(spec: AdapterSpec) -> dict[str, str]:
     """What it reads, and makes of it."""
     return {
         "feature": str(spec.feature),
-        "feature_width": str(spec.feature_width),
+        "feature_width": str(spec.feature_dim),
         "tokens": str(spec.tokens or "one per patch"),
         "null_rule": spec.null_rule,
     }

@@ -74,7 +74,7 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
 
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     if not path.parent.is_dir():
-        raise NotFoundError(str(path.parent), rule="no such folder", remedy="Create it first.")
+        raise NotFoundError(str(path.parent), reason="no such folder", hint="Create it first.")
     if path.suffix == ".safetensors":
         with write_atomically(path) as temporary:
             save_file(whole, temporary, dict(metadata))
@@ -83,7 +83,7 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
             torch.save(nest(whole), temporary)
     else:
         raise AdapterFileError(
-            str(path), rule="an adapter file ends in .safetensors or .bin", remedy="Rename it."
+            str(path), reason="an adapter file ends in .safetensors or .bin", hint="Rename it."
         )
 
 

@@ -26,6 +26,6 @@ def open_encoder(source: object) -> Encoder:
             return kind.load(source)
     raise EncoderError(
         f"encoder {source if isinstance(source, str) else type(source).__name__!r}",
-        rule="not an image encoder",
-        remedy=f"Give one of: {'; '.join(kind.summary for kind in ENCODERS)}.",
+        reason="not an image encoder",
+        hint=f"Give one of: {'; '.join(kind.summary for kind in ENCODERS)}.",
     )

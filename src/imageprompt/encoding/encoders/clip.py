@@ -47,8 +47,8 @@ class ClipEncoder:
         if not (folder / "config.json").is_file():
             raise EncoderError(
                 f"encoder {str(source)!r}",
-                rule="no folder with a config.json and weights",
-                remedy="Give the image_encoder folder of the adapter's repository.",
+                reason="no folder with a config.json and weights",
+                hint="Give the image_encoder folder of the adapter's repository.",
             )
         said = log.get_verbosity()
         log.set_verbosity_error()  # what it would report is raised below
@@ -68,8 +68,8 @@ class ClipEncoder:
         if reason:
             raise EncoderError(
                 f"encoder {str(source)!r}",
-                rule=f"not a CLIP vision tower with projection ({reason})",
-                remedy="Give a CLIPVisionModelWithProjection folder.",
+                reason=f"not a CLIP vision tower with projection ({reason})",
+                hint="Give a CLIPVisionModelWithProjection folder.",
             )
         return cls(model.to(device) if device else model, _stored_processor(folder))
 
@@ -92,8 +92,8 @@ class ClipEncoder:
         if feature not in widths:
             raise EncoderError(
                 "a CLIP image encoder",
-                rule=f"it makes {' and '.join(widths)}, not {feature}",
-                remedy="Pass ready-made features= to encode().",
+                reason=f"it makes {' and '.join(widths)}, not {feature}",
+                hint="Pass ready-made features= to encode().",
             )
         return widths[feature]
 

@@ -81,8 +81,8 @@ def open_text_encoder(source: object, encoder: Encoder) -> TextTower:
         if tower.width != width:
             raise EncoderError(
                 f"a text encoder whose embeddings are {tower.width} wide",
-                rule=f"the image encoder's are {width} wide: they share no space",
-                remedy=_REMEDY,
+                reason=f"the image encoder's are {width} wide: they share no space",
+                hint=_REMEDY,
             )
         return tower
     for tower in _of_pipeline(source):
@@ -90,8 +90,8 @@ def open_text_encoder(source: object, encoder: Encoder) -> TextTower:
             return tower
     raise EncoderError(
         "words in the image encoder's space",
-        rule=f"no text encoder of this base shares a space with its {width} wide image_embeds",
-        remedy=_REMEDY,
+        reason=f"no text encoder of this base shares a space with its {width} wide image_embeds",
+        hint=_REMEDY,
     )
 
 
@@ -102,8 +102,8 @@ def _given(source: Any) -> TextTower:
     if not _projects(tower.model) or not callable(tower.tokenizer):
         raise EncoderError(
             f"text encoder {type(tower.model).__name__}",
-            rule="not a CLIPTextModelWithProjection with its tokenizer",
-            remedy="Give the pair (model, tokenizer), or a folder that holds both.",
+            reason="not a CLIPTextModelWithProjection with its tokenizer",
+            hint="Give the pair (model, tokenizer), or a folder that holds both.",
         )
     return tower
 
@@ -127,8 +127,8 @@ def _stored(source: str | os.PathLike[str]) -> TextTower:
     if reason:
         raise EncoderError(
             f"text encoder {str(source)!r}",
-            rule=f"not a CLIPTextModelWithProjection with its tokenizer ({reason})",
-            remedy="Give a folder that holds both.",
+            reason=f"not a CLIPTextModelWithProjection with its tokenizer ({reason})",
+            hint="Give a folder that holds both.",
         )
     return TextTower(model.eval(), tokenizer)
 

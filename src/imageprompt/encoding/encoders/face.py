@@ -45,7 +45,7 @@ def aligned(picture: Image.Image, points: NDArray[Any], side: int = CROP) -> Ima
     spread = found - found.mean()
     size = float((abs(spread) ** 2).sum())
     if not np.isfinite(size) or size == 0:
-        raise PictureError("key points of a face", rule="they lie in one place, or nowhere")
+        raise PictureError("key points of a face", reason="they lie in one place, or nowhere")
     turn = (spread.conj() * (wanted - wanted.mean())).sum() / size
     move = wanted.mean() - turn * found.mean()
     column, row = np.meshgrid(np.arange(side), np.arange(side))
@@ -136,8 +136,8 @@ class FaceEncoder:
         if why:
             raise EncoderError(
                 f"model pack {str(folder)!r}",
-                rule=why,
-                remedy="It needs the .onnx files of a face detector and of ArcFace.",
+                reason=why,
+                hint="It needs the .onnx files of a face detector and of ArcFace.",
             )
         return cls(analysis)
 
@@ -165,8 +165,8 @@ class FaceEncoder:
         if not found:
             raise PictureError(
                 describe(picture),
-                rule="no face was found in it, nor with room round it",
-                remedy="Give a picture with a face that is larger, sharper or less turned away.",
+                reason="no face was found in it, nor with room round it",
+                hint="Give a picture with a face that is larger, sharper or less turned away.",
             )
         if which == ALL:
             return found
@@ -174,8 +174,8 @@ class FaceEncoder:
         if index >= len(found):
             raise PictureError(
                 f"face {index} of {describe(picture)}",
-                rule=f"it has {len(found)}, counted from 0, the largest",
-                remedy="Choose another one; `imageprompt faces` lists them.",
+                reason=f"it has {len(found)}, counted from 0, the largest",
+                hint="Choose another one; `imageprompt faces` lists them.",
             )
         return [found[index]]
 
@@ -192,8 +192,8 @@ class FaceEncoder:
         except Exception as error:  # whatever its networks and their runtime raise
             raise EncoderError(
                 f"insightface on {describe(picture)}",
-                rule=f"it failed ({_first_line(error)})",
-                remedy="Try another picture, or another model pack.",
+                reason=f"it failed ({_first_line(error)})",
+                hint="Try another picture, or another model pack.",
             ) from error
         seen.sort(key=_area, reverse=True)
         return [
@@ -222,8 +222,8 @@ def open_faces(source: object) -> FaceEncoder:
         return FaceEncoder(source)
     raise EncoderError(
         f"face encoder {type(source).__name__!r}",
-        rule="it finds no faces",
-        remedy="Give insightface's model pack (a folder), or a FaceAnalysis that is prepared.",
+        reason="it finds no faces",
+        hint="Give insightface's model pack (a folder), or a FaceAnalysis that is prepared.",
     )
 
 
@@ -233,7 +233,7 @@ def check_choice(which: object) -> None:
     if not known:
         raise OptionError(
             f"face {which!r}",
-            rule="it is 'largest', 'all', or the index of one (0 is the largest)",
+            reason="it is 'largest', 'all', or the index of one (0 is the largest)",
         )
 
 
@@ -244,9 +244,9 @@ def _face_analysis() -> Any:
         missing = (error.name or "insightface").split(".")[0]
         raise EncoderError(
             "faces in pictures",
-            rule=f"{missing} is not installed" if isinstance(error, ModuleNotFoundError)
+            reason=f"{missing} is not installed" if isinstance(error, ModuleNotFoundError)
             else f"insightface does not load ({_first_line(error)})",
-            remedy="pip install 'imageprompt[faces]', or give the faces' embeddings instead.",
+            hint="pip install 'imageprompt[faces]', or give the faces' embeddings instead.",
         ) from None  # fmt: skip
     return FaceAnalysis
 
@@ -259,14 +259,14 @@ def _pack_folder(pack: str | os.PathLike[str]) -> Path:
     if folder is None:
         raise NotFoundError(
             f"model pack {os.fspath(pack)!r}",
-            rule=f"no such folder, nor one of that name in {PACKS}",
-            remedy="Put insightface's pack there (such as buffalo_l, unpacked); none is fetched.",
+            reason=f"no such folder, nor one of that name in {PACKS}",
+            hint="Put insightface's pack there (such as buffalo_l, unpacked); none is fetched.",
         )
     if not any(folder.glob("*.onnx")):
         raise EncoderError(
             f"model pack {str(folder)!r}",
-            rule="there are no .onnx files in it",
-            remedy="Unpack insightface's pack into this folder.",
+            reason="there are no .onnx files in it",
+            hint="Unpack insightface's pack into this folder.",
         )
     return folder.resolve()
 

@@ -7,10 +7,6 @@ those of ComfyUI_IPAdapter_plus.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,7 +65,7 @@ Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preparation:
+class Framing:
     """What is done to every reference before the encoder; `parse` reads what `str` writes.
 
     `how`: "crop" keeps the largest square, which lies at `position` (x, y in 0..1: 0 is left and
@@ -103,7 +99,7 @@ class Preparation:
             _rgb(self.colour)
 
     @classmethod
-    def parse(cls, text: str) -> Preparation:
+    def parse(cls, text: str) -> Framing:
         """`squash`, `crop:top`, `crop:0.2,0.5`, `pad:white`, `tiles+sharpen:0.3+lanczos`.
 
         Raises OptionError.
@@ -198,7 +194,7 @@ def tiled(source: PictureSource) -> list[tuple[Image, Image]]:
     from imageprompt.encoding.images.open_image import open_picture
 
     picture = open_picture(source)
-    boxes = Preparation(how="tiles").boxes(*picture.size)
+    boxes = Framing(how="tiles").boxes(*picture.size)
     left, top = (min(box[side] for box in boxes) for side in (0, 1))
     right, bottom = (max(box[side] for box in boxes) for side in (2, 3))
     found = []
@@ -276,6 +272,6 @@ def _numbers(text: str) -> tuple[float, ...]:
 def _refused(what: object, rule: str) -> OptionError:
     return OptionError(
         f"preparation {what!r}",
-        rule=rule,
-        remedy="Such as squash, crop:top, crop:0.2,0.5, pad:white, tiles, crop+sharpen:0.3.",
+        reason=rule,
+        hint="Such as squash, crop:top, crop:0.2,0.5, pad:white, tiles, crop+sharpen:0.3.",
     )

@@ -30,8 +30,8 @@ class Noise:
         if self.kind not in KINDS or not number or not 0 <= self.strength <= 1:
             raise OptionError(
                 f"noise {self.kind}:{self.strength}",
-                rule=f"a strength from 0 to 1, of {', '.join(KINDS)}",
-                remedy="Such as 0.4 or dissolve:0.4.",
+                reason=f"a strength from 0 to 1, of {', '.join(KINDS)}",
+                hint="Such as 0.4 or dissolve:0.4.",
             )
 
     @classmethod

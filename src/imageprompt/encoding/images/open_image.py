@@ -89,14 +89,14 @@ def open_stored(source: PictureSource) -> Image.Image:
         except MemoryError as error:
             raise PictureError(
                 label,
-                rule=f"its {image.width}x{image.height} pixels do not fit into memory",
-                remedy="Scale the picture down.",
+                reason=f"its {image.width}x{image.height} pixels do not fit into memory",
+                hint="Scale the picture down.",
             ) from error
         except _DAMAGE as error:
             raise PictureError(
                 label,
-                rule=f"the {image.format or 'picture'} data is damaged or cut short ({error})",
-                remedy="Fetch or export the picture again.",
+                reason=f"the {image.format or 'picture'} data is damaged or cut short ({error})",
+                hint="Fetch or export the picture again.",
             ) from error
         return image
 
@@ -141,15 +141,15 @@ def _stream(source: PictureSource, label: str) -> Iterator[BinaryIO]:
     if not isinstance(source, str | os.PathLike):
         raise PictureError(
             label,
-            rule="a picture is a path, the bytes of a file, or a PIL image",
-            remedy="Pass one of those.",
+            reason="a picture is a path, the bytes of a file, or a PIL image",
+            hint="Pass one of those.",
         )
     path = Path(source)
     try:
         if not path.is_file():  # also refuses pipes and devices, which may never end
             what = "it is a folder" if path.is_dir() else "there is no such file"
             raise PictureError(
-                label, rule=what, remedy="Give the path of a PNG, JPEG or WEBP file."
+                label, reason=what, hint="Give the path of a PNG, JPEG or WEBP file."
             )
         _check_bytes(path.stat().st_size, label)
         stream = path.open("rb")
@@ -157,8 +157,8 @@ def _stream(source: PictureSource, label: str) -> Iterator[BinaryIO]:
         reason = getattr(error, "strerror", None) or error
         raise PictureError(
             label,
-            rule=f"it cannot be read ({reason})",
-            remedy="Check the path and its permissions.",
+            reason=f"it cannot be read ({reason})",
+            hint="Check the path and its permissions.",
         ) from error
     with stream:
         yield stream
@@ -166,12 +166,12 @@ def _stream(source: PictureSource, label: str) -> Iterator[BinaryIO]:
 
 def _check_bytes(count: int, label: str) -> None:
     if count == 0:
-        raise PictureError(label, rule="it is empty", remedy="Fetch or export the picture again.")
+        raise PictureError(label, reason="it is empty", hint="Fetch or export the picture again.")
     if count > MAX_FILE_BYTES:
         raise PictureError(
             label,
-            rule=f"{count / 2**20:.0f} MiB is more than {MAX_FILE_BYTES // 2**20} MiB",
-            remedy="Scale the picture down.",
+            reason=f"{count / 2**20:.0f} MiB is more than {MAX_FILE_BYTES // 2**20} MiB",
+            hint="Scale the picture down.",
         )
 
 
@@ -187,23 +187,23 @@ def _identify(stream: BinaryIO, label: str) -> Image.Image:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise PictureError(
             label,
-            rule=f"it has more than {MAX_PIXELS // 10**6} million pixels",
-            remedy="Scale the picture down.",
+            reason=f"it has more than {MAX_PIXELS // 10**6} million pixels",
+            hint="Scale the picture down.",
         ) from error
     except UnidentifiedImageError as error:
         text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
         found = [what for start, what in _LOOKALIKES if text.startswith(start)]
         raise PictureError(
             label,
-            rule=f"it is {found[0] if found else 'no picture that can be read'}; "
+            reason=f"it is {found[0] if found else 'no picture that can be read'}; "
             f"only {', '.join(FORMATS[:-1])} and {FORMATS[-1]} are",
-            remedy="Save it as PNG.",
+            hint="Save it as PNG.",
         ) from error
     except _DAMAGE as error:
         raise PictureError(
             label,
-            rule=f"its header is damaged ({error})",
-            remedy="Fetch or export the picture again.",
+            reason=f"its header is damaged ({error})",
+            hint="Fetch or export the picture again.",
         ) from error
     # A JPEG of several pictures (MPO: a phone's photo with its depth map) has one that counts.
     if getattr(image, "is_animated", False) and image.format != "MPO":
@@ -227,7 +227,7 @@ def _check_size(image: Image.Image, label: str) -> None:
         rule = f"{width}x{height} is narrower than 1:{MAX_ASPECT}"
         remedy = "Crop it to the part that matters."
     if rule:
-        raise PictureError(label, rule=rule, remedy=remedy)
+        raise PictureError(label, reason=rule, hint=remedy)
 
 
 def _upright(image: Image.Image, label: str) -> Image.Image:
@@ -244,8 +244,8 @@ def _opaque_rgb(image: Image.Image, label: str) -> Image.Image:
     if image.mode in ("I", "F"):
         raise PictureError(
             label,
-            rule=f"mode {image.mode!r} has no agreed white",
-            remedy="Convert it to 'L' or 'RGB' first.",
+            reason=f"mode {image.mode!r} has no agreed white",
+            hint="Convert it to 'L' or 'RGB' first.",
         )
     if image.mode.startswith("I;16"):
         image = _grey_8_bit(image)

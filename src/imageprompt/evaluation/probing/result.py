@@ -20,7 +20,7 @@ _SECTIONS = ("input", "middle", "output")
 
 def places(sites: Sequence[Site], *, each: bool) -> list[str]:
     """Paths in sampling order: one for each transformer, or with `each` for each site alone."""
-    order = sorted(range(len(sites)), key=lambda i: (_SECTIONS.index(sites[i].section), i))
+    order = sorted(range(len(sites)), key=lambda i: (_SECTIONS.index(sites[i].stage), i))
     names = [sites[i].name for i in order]
     return names if each else list(dict.fromkeys(map(transformer, names)))
 

@@ -47,7 +47,7 @@ def probe(
     batch_size: int = 4,
     read: Reading | None = None,
     shows: Sequence[Mapping[str, str]] | None = None,
-    told: Callable[[str], object] | None = None,
+    on_progress: Callable[[str], object] | None = None,
     progress: bool = True,
 ) -> ProbeResult:
     """What each transformer of a base (with `sites`, each attention layer) carries of a reference.
@@ -56,14 +56,14 @@ def probe(
     a text leaves open, so name what your texts will name. Each reference is painted with `seeds`
     seeds. `read` says what pictures show, such as {"shape": "star"}, where something can tell, and
     `shows` what each reference shows, where not all that `read` reads off it is to be compared;
-    `told` hears the cost before anything is painted. All else is as in `generate`. Raises an
+    `on_progress` hears the cost before anything is painted. All else is as in `generate`. Raises an
     ImagePromptError.
     """
     texts = _texts(references, prompt)
     if one_scale(scale, "scale") == 0:
-        raise OptionError("scale 0", rule="a site that is off carries nothing", remedy="Try 1.")
+        raise OptionError("scale 0", reason="a site that is off carries nothing", hint="Try 1.")
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
-        raise OptionError(f"seeds {seeds!r}", rule="how many they are: a whole number from 1")
+        raise OptionError(f"seeds {seeds!r}", reason="how many they are: a whole number from 1")
     shown = Reference(
         reference=list(references),
         adapter=adapter,
@@ -89,17 +89,17 @@ def probe(
     from tqdm import tqdm
 
     from imageprompt import loading
-    from imageprompt.adapter.attachment import Place
+    from imageprompt.adapter.attachment import AttachedDenoiser
     from imageprompt.evaluation.probing.sampling import Painter, opened
     from imageprompt.evaluation.probing.study import SHOWN, Study
 
     pictures, _ = loading.open_references(references)
     with opened(request, shown) as found:
-        all_sites = Place.of(found.pipe).sites.sites
+        all_sites = AttachedDenoiser.of(found.pipe).sites.sites
         alone = {name: {name: scale} for name in places(all_sites, each=sites)}
         once = len(texts) * seeds
-        if told is not None:
-            told(_cost(len(alone), len(texts), seeds))
+        if on_progress is not None:
+            on_progress(_cost(len(alone), len(texts), seeds))
         with tqdm(total=(2 + len(alone)) * once, unit="picture", disable=not progress) as bar:
             painter = Painter(found, pictures, texts, batch_size, bar.update)
             study = Study(painter, pictures, scale=scale, seeds=seeds, read=read, shows=shows)
@@ -125,15 +125,15 @@ def probe(
 def _texts(references: Sequence[PictureSource], prompt: str | Sequence[str]) -> list[str]:
     """One text for each reference. Raises PictureError, OptionError."""
     if isinstance(references, str | bytes | os.PathLike) or not isinstance(references, Sequence):
-        raise PictureError("references", rule="a list of pictures")
+        raise PictureError("references", reason="a list of pictures")
     if not references:
-        raise PictureError("references", rule="there are none", remedy="Give at least one picture.")
+        raise PictureError("references", reason="there are none", hint="Give at least one picture.")
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
     texts = texts * len(references) if len(texts) == 1 else texts
     if len(texts) != len(references) or not all(isinstance(text, str) for text in texts):
         raise OptionError(
             f"{len(texts)} texts for {len(references)} reference(s)",
-            rule="one text for all of them, or one for each",
+            reason="one text for all of them, or one for each",
         )
     return texts
 

@@ -69,7 +69,7 @@ def opened(request: Request, shown: Reference) -> Iterator[Models]:
 class Painter:
     """Paints all references, a batch of them side by side, each with its text and a seed.
 
-    `told` hears how many pictures each batch has brought.
+    `on_progress` hears how many pictures each batch has brought.
     """
 
     def __init__(
@@ -78,9 +78,14 @@ class Painter:
         references: Sequence[Image],
         texts: Sequence[str],
         batch_size: int,
-        told: Callable[[int], object],
+        on_progress: Callable[[int], object],
     ) -> None:
-        self._models, self._texts, self._size, self._told = models, texts, batch_size, told
+        self._models, self._texts, self._size, self._on_progress = (
+            models,
+            texts,
+            batch_size,
+            on_progress,
+        )
         self._batches: list[tuple[slice, ImagePrompt]] = []
         for start in range(0, len(references), batch_size):
             chosen = slice(start, start + batch_size)
@@ -103,7 +108,7 @@ class Painter:
                         prompt=texts, generator=noise, **self._models.options
                     ).images
                 painted += found
-                self._told(len(found))
+                self._on_progress(len(found))
         return painted
 
     def cosines(self, pictures: Sequence[Image]) -> list[float] | None:

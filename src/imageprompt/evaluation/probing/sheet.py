@@ -10,7 +10,7 @@ from imageprompt.evaluation.probing.result import ProbeResult, Row
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from imageprompt.evaluation.probing.study import Interval
+    from imageprompt.evaluation.probing.shares import Interval
 
 CELL, GAP, MARGIN = 64, 8, 28
 WIDE = CELL + 12  # from one picture of a row to the next: references have frames

@@ -9,7 +9,7 @@ from typing import Any
 
 from imageprompt.control import Controls
 from imageprompt.core.errors import ImagePromptError
-from imageprompt.encoding.options import Mixture
+from imageprompt.encoding.options import EncodeOptions
 
 MIN_SIDE, MAX_SIDE = 8, 8192
 MAX_PIXELS = 16_000_000
@@ -20,7 +20,7 @@ MIXTURE = (
     *("fusion", "weights", "prepare", "noise", "noise_seed"),
     *("subtract_text", "subtract_strength", "text", "text_encoder", "face_strength"),
 )
-"""What of `Mixture` a recipe keeps as it is; its pictures and masks are sources."""
+"""What of `EncodeOptions` a recipe keeps as it is; its pictures and masks are sources."""
 HOW = (*MIXTURE, "face", "lora_mode")
 
 
@@ -61,7 +61,7 @@ def controls(value: Any) -> None:
     try:
         Controls.from_dict(value)
     except ImagePromptError as error:
-        raise ValueError(f"{error.what}: {error.rule}") from None
+        raise ValueError(f"{error.what}: {error.reason}") from None
 
 
 def how(value: Any) -> None:
@@ -77,9 +77,9 @@ def how(value: Any) -> None:
         if key == "lora_mode" and entry not in ("live", "merged"):
             raise ValueError("lora_mode is not live or merged")
     try:
-        Mixture.of(**{key: entry for key, entry in value.items() if key in MIXTURE})
+        EncodeOptions.of(**{key: entry for key, entry in value.items() if key in MIXTURE})
     except ImagePromptError as error:
-        raise ValueError(f"{error.what}: {error.rule}") from None
+        raise ValueError(f"{error.what}: {error.reason}") from None
 
 
 def _words(value: Any) -> bool:

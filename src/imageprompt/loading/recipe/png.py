@@ -56,8 +56,8 @@ def read_picture(path: str | os.PathLike[str]) -> tuple[Recipe, list[bytes | Non
     if not isinstance(text, str):
         raise OptionError(
             where,
-            rule="it carries no imageprompt recipe",
-            remedy="Give a PNG that imageprompt wrote; programs that edit a picture drop it.",
+            reason="it carries no imageprompt recipe",
+            hint="Give a PNG that imageprompt wrote; programs that edit a picture drop it.",
         )
     recipe = read_recipe(text, where)
     return recipe, [_decoded(texts.get(_key(index)), where) for index in range(len(recipe.shown))]
@@ -69,7 +69,7 @@ def _decoded(encoded: object, where: str) -> bytes | None:
     try:
         return base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise OptionError(f"image prompt in {where}", rule=f"damaged ({error})") from error
+        raise OptionError(f"image prompt in {where}", reason=f"damaged ({error})") from error
 
 
 def _key(index: int) -> str:
@@ -80,7 +80,7 @@ def _text_chunks(path: Path, where: str) -> dict[Any, Any]:
     from PIL import Image
 
     if not path.is_file():
-        raise OptionError(where, rule="there is no such file", remedy="Check the path.")
+        raise OptionError(where, reason="there is no such file", hint="Check the path.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nothing is decoded
@@ -96,5 +96,5 @@ def _text_chunks(path: Path, where: str) -> dict[Any, Any]:
         Image.DecompressionBombError,
     ) as error:
         raise OptionError(
-            where, rule="it cannot be read as a PNG", remedy="Give a PNG that imageprompt wrote."
+            where, reason="it cannot be read as a PNG", hint="Give a PNG that imageprompt wrote."
         ) from error

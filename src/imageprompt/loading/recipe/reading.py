@@ -25,11 +25,11 @@ def read_recipe(text: str, where: str) -> Recipe:
         return Recipe(**_arguments(text))
     except TypeError as error:  # a key is missing: the dataclass names it
         reason = str(error).removeprefix("Recipe.__init__() ")
-        raise OptionError(f"recipe in {where}", rule=reason) from error
+        raise OptionError(f"recipe in {where}", reason=reason) from error
     except (ValueError, RecursionError) as error:
-        raise OptionError(f"recipe in {where}", rule=str(error) or "nested too deeply") from error
+        raise OptionError(f"recipe in {where}", reason=str(error) or "nested too deeply") from error
     except OptionError as error:
-        raise OptionError(f"recipe in {where}: {error.what}", rule=error.rule) from error
+        raise OptionError(f"recipe in {where}: {error.what}", reason=error.reason) from error
 
 
 def _arguments(text: str) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class Recipe:
             checked(item.name, getattr(self, item.name))
         if self.index >= self.num_images:
             raise OptionError(
-                f"recipe: index {self.index}", rule=f"only {self.num_images} pictures were made"
+                f"recipe: index {self.index}", reason=f"only {self.num_images} pictures were made"
             )
 
     # what was shown first, which mostly is all
@@ -155,7 +155,7 @@ def checked(name: str, value: Any) -> Any:
         _CHECKS[name](value)
     except ValueError as error:
         shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
-        raise OptionError(f"{name.replace('_', ' ')} {shown}", rule=str(error)) from None
+        raise OptionError(f"{name.replace('_', ' ')} {shown}", reason=str(error)) from None
     return value
 
 
@@ -165,7 +165,8 @@ def check_size(width: int, height: int) -> None:
         checked(name, value)
     if width * height > limits.MAX_PIXELS:
         raise OptionError(
-            f"size {width}x{height}", rule=f"more than {limits.MAX_PIXELS // 10**6} million pixels"
+            f"size {width}x{height}",
+            reason=f"more than {limits.MAX_PIXELS // 10**6} million pixels",
         )
 
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from imageprompt.core.spec import Feature
-from imageprompt.training.cache.encoders import Encoders, Latents, joined
+from imageprompt.training.cache.encoders import FeatureExtractors, Latents, joined
 from imageprompt.training.cache.store import Addresses, Store, save_tensors
 from imageprompt.training.data.bucket_sampler import Groups, fingerprint_of
 from imageprompt.training.data.dataset import Batch, Features, Samples
 from imageprompt.training.data.framing import PictureOptions
-from imageprompt.training.data.random_streams import Chance
+from imageprompt.training.data.random_streams import RandomStreams
 from imageprompt.training.data.scan import HASH
 from imageprompt.training.data.sources import Records
 
@@ -80,7 +80,11 @@ class PreparedSet:
 
 
 def set_path(
-    folder: Path, records: Records, encoders: Encoders, options: PictureOptions, online: bool
+    folder: Path,
+    records: Records,
+    encoders: FeatureExtractors,
+    options: PictureOptions,
+    online: bool,
 ) -> Path:
     """Where the set of these records lies, encoded and framed like that."""
     name = fingerprint_of(records, encoders, options)
@@ -92,11 +96,14 @@ def store_folder(folder: Path, kind: str, recipe: str) -> Path:
     return folder / kind / recipe
 
 
-class CachedSamples(Samples):
+class CachedDataset(Samples):
     """A prepared set. `online` encodes image features from the records instead of reading them."""
 
     def __init__(
-        self, folder: Path, prepared: PreparedSet, online: tuple[Records, Encoders] | None = None
+        self,
+        folder: Path,
+        prepared: PreparedSet,
+        online: tuple[Records, FeatureExtractors] | None = None,
     ) -> None:
         self._set, self._online = prepared, online
         self._stores = {
@@ -121,7 +128,7 @@ class CachedSamples(Samples):
     def indices(self, step: int, batch: int, seed: int) -> Tensor:
         return self._groups.indices(step, batch, seed)
 
-    def batch(self, indices: Tensor, chance: Chance) -> Batch:
+    def batch(self, indices: Tensor, chance: RandomStreams) -> Batch:
         tensors, views = self._set.tensors, self._set.tensors["moments"].shape[1]
         numbers = (
             chance.integers(views) if views > 1 else torch.zeros(len(indices), dtype=torch.long)

@@ -11,7 +11,7 @@ import torch
 from filelock import Timeout
 from torch import Tensor
 
-from imageprompt.training.cache.encoders import Encoders
+from imageprompt.training.cache.encoders import FeatureExtractors
 from imageprompt.training.cache.plan import Entries, Plan
 from imageprompt.training.cache.store import CacheError, Store, partitions
 from imageprompt.training.data.framing import Framing
@@ -28,11 +28,11 @@ Origins = Sequence[tuple[bytes, int]]
 """Addresses of entries, and where each comes from."""
 
 Made = Iterator[tuple[bytes, dict[str, Tensor]]]
-Told = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 """Hears what is being done, how much of it is done, and how much there is."""
 
 
-def fill(kind: str, entries: Entries, store: Store, work: Encoding, told: Told) -> int:
+def fill(kind: str, entries: Entries, store: Store, work: Encoding, on_progress: OnProgress) -> int:
     """Encode what is missing, partition by partition; returns how many entries were made here."""
     size = max(1, min(SHARD_BYTES // max(entries.largest, 1), SHARD_ENTRIES))
     parts = partitions(entries.addresses)
@@ -50,7 +50,7 @@ def fill(kind: str, entries: Entries, store: Store, work: Encoding, told: Told) 
                         chunk = [bytes(one) for one in missing[start : start + size]]
                         store.write(name, work.encode(kind, entries.origins_of(chunk)))
                         made += len(chunk)
-                        told(kind, kept + made, total)
+                        on_progress(kind, kept + made, total)
                     done.add(name)
             except Timeout:
                 continue
@@ -61,7 +61,9 @@ def fill(kind: str, entries: Entries, store: Store, work: Encoding, told: Told) 
 class Encoding:
     """Encodes entries from the samples that they come from."""
 
-    def __init__(self, records: Records, encoders: Encoders, plan: Plan, batch_size: int) -> None:
+    def __init__(
+        self, records: Records, encoders: FeatureExtractors, plan: Plan, batch_size: int
+    ) -> None:
         self._records, self._encoders, self._plan = records, encoders, plan
         self._batch = batch_size
         self._pool = ThreadPoolExecutor(min(8, batch_size))
@@ -103,8 +105,8 @@ class Encoding:
         if picture.size != framing.original:
             raise CacheError(
                 f"picture {record.key!r}",
-                rule="it was replaced while the cache was being prepared",
-                remedy="Run `imageprompt prepare` again.",
+                reason="it was replaced while the cache was being prepared",
+                hint="Run `imageprompt prepare` again.",
             )
         return framing.apply(picture)
 

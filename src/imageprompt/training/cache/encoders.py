@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 """The features that a face embedding computed before is, or is a part of."""
-FACE_WIDTH = 512  # ArcFace
+FACE_DIM = 512  # ArcFace
 VERSION = 1  # of how pictures and captions are prepared here; another one makes entries anew
 
 
@@ -55,7 +55,7 @@ class Latents:
         return (mean + deviation * noise - self.shift) * self.factor
 
 
-class Encoders:
+class FeatureExtractors:
     """Encodes for one variant. All results are on the CPU, in the precision they were computed in.
 
     `recipes` names each kind by a hash of the models and settings that make it, so that what is
@@ -70,14 +70,14 @@ class Encoders:
         if self._vae is None or not hasattr(self._vae.config, "scaling_factor"):
             raise WrongBaseError(
                 "this base",
-                rule="it has no VAE that makes latents of pictures",
-                remedy="Train on a latent diffusion pipeline.",
+                reason="it has no VAE that makes latents of pictures",
+                hint="Train on a latent diffusion pipeline.",
             )
         if base.encoder is None and self.reads_pictures:
             raise EncoderError(
                 "no image encoder",
-                rule=f"{variant.name} adapters read {self.feature}",
-                remedy="Name its folder in `encoder`.",
+                reason=f"{variant.name} adapters read {self.feature}",
+                hint="Name its folder in `encoder`.",
             )
 
     @property
@@ -114,8 +114,8 @@ class Encoders:
         if not torch.isfinite(found).all():
             raise OptionError(
                 f"the VAE in {self._vae.dtype}".replace("torch.", ""),
-                rule="it makes latents that are not finite",
-                remedy="Use mixed_precision: bf16 or no.",
+                reason="it makes latents that are not finite",
+                hint="Use mixed_precision: bf16 or no.",
             )
         return found.cpu()
 
@@ -148,7 +148,7 @@ class Encoders:
         """Features of "no picture" by the variant's rule [1, ...]; `faces` tells their size."""
         no_face = None
         if self.reads_faces:
-            no_face = torch.zeros(1, FACE_WIDTH) if faces is None else torch.zeros_like(faces[:1])
+            no_face = torch.zeros(1, FACE_DIM) if faces is None else torch.zeros_like(faces[:1])
         encoded = self.null_encoded if self.reads_pictures else None
         return joined(self.feature, encoded, no_face)
 
@@ -223,8 +223,8 @@ def faces_of(embeddings: Sequence[Any], keys: Sequence[str]) -> Tensor:
     if odd is not None:
         raise PictureError(
             f"face embedding of {keys[odd]!r}",
-            rule=f"it is {list(shapes[odd])}, that of {keys[0]!r} is {list(shapes[0])}",
-            remedy="Give every sample as many faces of one width.",
+            reason=f"it is {list(shapes[odd])}, that of {keys[0]!r} is {list(shapes[0])}",
+            hint="Give every sample as many faces of one width.",
         )
     return torch.stack([torch.as_tensor(one) for one in embeddings])
 

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imageprompt.training.cache.cached_dataset import PreparedSet, addresses_of
-from imageprompt.training.cache.encoders import Encoders
+from imageprompt.training.cache.encoders import FeatureExtractors
 from imageprompt.training.cache.store import Addresses, Store, address
 from imageprompt.training.data.bucket_sampler import Groups
 from imageprompt.training.data.framing import Framing, PictureOptions
-from imageprompt.training.data.scan import Survey
+from imageprompt.training.data.scan import ScanResult
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Plan:
     """
 
     def __init__(
-        self, survey: Survey, encoders: Encoders, options: PictureOptions, online: bool
+        self, survey: ScanResult, encoders: FeatureExtractors, options: PictureOptions, online: bool
     ) -> None:
         self._survey, self._encoders, self._options = survey, encoders, options
         many = len(options.sizes) > 1

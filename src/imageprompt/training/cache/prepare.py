@@ -15,18 +15,18 @@ from typing import Any
 from imageprompt.core.atomic_files import check_folder
 from imageprompt.core.errors import OptionError
 from imageprompt.training.cache.cached_dataset import PreparedSet, set_path, store_folder
-from imageprompt.training.cache.encode_missing import Encoding, Told, fill
-from imageprompt.training.cache.encoders import Encoders
+from imageprompt.training.cache.encode_missing import Encoding, OnProgress, fill
+from imageprompt.training.cache.encoders import FeatureExtractors
 from imageprompt.training.cache.plan import Plan
 from imageprompt.training.cache.store import Store, check_room
 from imageprompt.training.data.bucket_sampler import fingerprint_of
 from imageprompt.training.data.framing import PictureOptions
-from imageprompt.training.data.scan import Quarantine, Survey, survey
+from imageprompt.training.data.scan import Quarantine, ScanResult, scan
 from imageprompt.training.data.sources import Records
 
 NAMES = {"moments": "pictures", "text": "captions", "features": "image features"}
 
-Announce = Callable[[str], None]
+Log = Callable[[str], None]
 """Hears a line for whoever watches."""
 
 
@@ -58,7 +58,7 @@ class Prepared:
 
 def prepare(
     records: Records,
-    encoders: Encoders,
+    encoders: FeatureExtractors,
     options: PictureOptions,
     folder: Path,
     *,
@@ -67,14 +67,14 @@ def prepare(
     verify: bool = False,
     dry_run: bool = False,
     batch_size: int = 8,
-    announce: Announce = lambda line: None,
-    told: Told = lambda what, done, total: None,
+    log: Log = lambda line: None,
+    on_progress: OnProgress = lambda what, done, total: None,
 ) -> Prepared:
     """Fill the cache in `folder` with all that these records need and is not there yet.
 
     `online` leaves image features out; `verify` reads what is there and replaces what is damaged;
-    `dry_run` ends before anything is encoded. `announce` hears the disk it will take, and later how
-    many captions are cut and pictures enlarged; `told` hears of the progress. Raises OptionError
+    `dry_run` ends before anything is encoded. `log` hears the disk it will take, and later how
+    many captions are cut and pictures enlarged; `on_progress` hears of the progress. Raises OptionError
     (no room, no fixed views), PictureError (too many broken), CacheError (disk full, picture
     replaced).
     """
@@ -82,12 +82,12 @@ def prepare(
     if options.fixed_views == 0:
         raise OptionError(
             "views: 0",
-            rule="endlessly many random crops cannot be cached",
-            remedy="Set views to 4, say, or train without `cache`.",
+            reason="endlessly many random crops cannot be cached",
+            hint="Set views to 4, log, or train without `cache`.",
         )
     check_folder(folder).mkdir(parents=True, exist_ok=True)
     quarantine = Quarantine(len(records), max_broken, records.troubles())
-    found = _look(records, folder, encoders.reads_faces, quarantine, told)
+    found = _look(records, folder, encoders.reads_faces, quarantine, on_progress)
     plan = Plan(found, encoders, options, online)
     path = set_path(folder, records, encoders, options, online)
     result = Prepared(path, plan.samples, broken=quarantine.lines(), enlarged=plan.enlarged)
@@ -99,15 +99,15 @@ def prepare(
         missing = int((~stores[kind].has(entries.addresses)).sum())
         result.kept[kind] = len(entries.addresses) - missing
         result.room[kind] = missing * entries.largest
-    _announce_room(result, plan, folder, announce)
+    _log_room(result, plan, folder, log)
     if dry_run:
         return result
     work = Encoding(records, encoders, plan, batch_size)
     for kind, entries in plan.entries.items():
-        result.encoded[kind] = fill(kind, entries, stores[kind], work, told)
+        result.encoded[kind] = fill(kind, entries, stores[kind], work, on_progress)
     tokens = plan.tokens(stores["text"])
     result.cut_captions = int((tokens > encoders.most_tokens).sum())
-    _announce_odd(result, encoders.most_tokens, announce)
+    _log_odd(result, encoders.most_tokens, log)
     result.set = plan.prepared_set(
         tokens, result.broken, fingerprint_of(records, encoders, options)
     )
@@ -119,39 +119,39 @@ def prepare(
 
 
 def _look(
-    records: Records, folder: Path, faces: bool, quarantine: Quarantine, told: Told
-) -> Survey:
+    records: Records, folder: Path, faces: bool, quarantine: Quarantine, on_progress: OnProgress
+) -> ScanResult:
     """Look at all samples, and tell how many are done."""
     looked = 0
 
     def count(number: int) -> None:
         nonlocal looked
         looked += number
-        told("look", looked, len(records))
+        on_progress("look", looked, len(records))
 
-    return survey(records, folder / "survey", faces=faces, quarantine=quarantine, told=count)
+    return scan(records, folder / "survey", faces=faces, quarantine=quarantine, on_progress=count)
 
 
-def _announce_room(result: Prepared, plan: Plan, folder: Path, announce: Announce) -> None:
+def _log_room(result: Prepared, plan: Plan, folder: Path, log: Log) -> None:
     """Say what disk it takes, before it is taken. Raises OptionError if it is not there."""
     for kind, room in result.room.items():
         missing = len(plan.entries[kind].addresses) - result.kept[kind]
         if missing:
-            announce(f"{missing:,} {NAMES[kind]} to encode: {_in_words(room)}")
+            log(f"{missing:,} {NAMES[kind]} to encode: {_in_words(room)}")
     room, features = sum(result.room.values()), result.room.get("features", 0)
     if room:
-        announce(f"together {_in_words(room)} in {str(folder)!r}")
+        log(f"together {_in_words(room)} in {str(folder)!r}")
     if features > max(room / 2, 10**9):
-        announce(f"online: true would leave {_in_words(features)} of image features out")
+        log(f"online: true would leave {_in_words(features)} of image features out")
     check_room(folder, room)
 
 
-def _announce_odd(result: Prepared, most: int, announce: Announce) -> None:
+def _log_odd(result: Prepared, most: int, log: Log) -> None:
     """Say what is not shown or read as it is."""
     if result.enlarged:
-        announce(f"{result.enlarged:,} pictures are smaller than they are shown, and enlarged")
+        log(f"{result.enlarged:,} pictures are smaller than they are shown, and enlarged")
     if result.cut_captions:
-        announce(f"{result.cut_captions:,} captions are longer than {most} tokens, and cut")
+        log(f"{result.cut_captions:,} captions are longer than {most} tokens, and cut")
 
 
 def _in_words(size: int) -> str:

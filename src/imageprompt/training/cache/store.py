@@ -81,8 +81,8 @@ class Store:
         if place == len(self._known) or self._known[place] != address:
             raise CacheError(
                 f"entry {address.decode()} of {self.folder}",
-                rule="it is not in the cache",
-                remedy="Run `imageprompt prepare` again.",
+                reason="it is not in the cache",
+                hint="Run `imageprompt prepare` again.",
             )
         return self._tensor(self._names[int(self._where[place])], f"{address.decode()}.{name}")
 
@@ -159,7 +159,7 @@ class Store:
                 self._tensor(shard, name)
             return ""
         except CacheError as error:
-            return error.rule
+            return error.reason
         except Exception as error:  # as in `_tensor`
             return str(error)
 
@@ -174,8 +174,8 @@ class Store:
     def _damage(self, shard: str, why: str) -> CacheError:
         return CacheError(
             f"cache shard {self.folder / shard}",
-            rule=f"it is damaged ({why})",
-            remedy="Run `imageprompt prepare --verify` with the same config: it makes anew what is "
+            reason=f"it is damaged ({why})",
+            hint="Run `imageprompt prepare --verify` with the same config: it makes anew what is "
             "damaged; then go on with --resume.",
         )
 
@@ -192,8 +192,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
     except Exception as error:  # safetensors and the system each have their own
         raise CacheError(
             f"cache file {path}",
-            rule=f"it cannot be written ({error})",
-            remedy="Make room and run `imageprompt prepare` again: it goes on where it was.",
+            reason=f"it cannot be written ({error})",
+            hint="Make room and run `imageprompt prepare` again: it goes on where it was.",
         ) from error
 
 
@@ -218,8 +218,8 @@ def check_room(folder: Path, needed: int) -> None:
     if needed > free:
         raise OptionError(
             f"cache {str(folder)!r}",
-            rule=f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are left there",
-            remedy="Make room, choose another folder, or leave image features out (online: true).",
+            reason=f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are left there",
+            hint="Make room, choose another folder, or leave image features out (online: true).",
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from imageprompt.core.errors import OptionError
 from imageprompt.training.config.loop_config import TrainConfig
 from imageprompt.training.config.yaml_reader import overridden, read_into, read_yaml
-from imageprompt.training.loop.objective import Drops, Timesteps
+from imageprompt.training.loop.objective import ConditionDropout, Timesteps
 
 # What may differ between a run and its continuation: none of it changes a weight.
 FREE_KEYS = frozenset(
@@ -35,7 +35,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     "min_snr": (0, 1000),
     "noise_offset": (0, 1),
-    "branch_drop": (0, 1),
+    "identity_only_prob": (0, 1),
     "checkpoint_every": (0, 10**9),
     "validate_every": (0, 10**9),
     "log_every": (1, 10**9),
@@ -95,12 +95,12 @@ class TrainingConfig:
     clip: float = 1.0
     ema: float = 0.999
     seed: int = 0
-    drop: Drops = field(default_factory=Drops)
+    drop: ConditionDropout = field(default_factory=ConditionDropout)
     timesteps: Timesteps = field(default_factory=Timesteps)
     scales: tuple[float, float] = (1.0, 1.0)
     min_snr: float = 0.0
     noise_offset: float = 0.0
-    branch_drop: float = 0.5
+    identity_only_prob: float = 0.5
     init: Literal["copy", "zero"] = "copy"
     tokens: int | None = None
     depth: int | None = None
@@ -202,5 +202,5 @@ class TrainingConfig:
 
 def _refuse(name: str, value: object, rule: str) -> None:
     raise OptionError(
-        f"config key {name!r}: {value!r}", rule=f"it has to be {rule}", remedy="Change it."
+        f"config key {name!r}: {value!r}", reason=f"it has to be {rule}", hint="Change it."
     )

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from imageprompt.core.errors import OptionError
-from imageprompt.training.loop.objective import Drops, Timesteps
+from imageprompt.training.loop.objective import ConditionDropout, Timesteps
 
 SCHEDULES = ("constant", "cosine", "linear")
 FREE = ("save_every", "validate_every", "log_every", "keep")
@@ -45,15 +45,15 @@ class TrainConfig:
     log_every: int = 50
     keep: int = 2
     """Checkpoints that are kept, newest first."""
-    drops: Drops = field(default_factory=Drops)
+    drops: ConditionDropout = field(default_factory=ConditionDropout)
     timesteps: Timesteps = field(default_factory=Timesteps)
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise OptionError(
                 f"schedule {self.schedule!r}",
-                rule=f"it is one of {', '.join(SCHEDULES)}",
-                remedy="Choose one of these.",
+                reason=f"it is one of {', '.join(SCHEDULES)}",
+                hint="Choose one of these.",
             )
 
     def rate_at(self, step: int) -> float:

@@ -22,8 +22,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise NotFoundError(
             f"config {str(path)!r}",
-            rule="there is no such file",
-            remedy="Write one with `imageprompt train --example tiny-base > config.yaml`.",
+            reason="there is no such file",
+            hint="Write one with `imageprompt train --example tiny-base > config.yaml`.",
         )
     try:
         text = path.read_text(encoding="utf-8")
@@ -32,12 +32,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise OptionError(
             f"config {str(path)!r}",
-            rule=f"it is no YAML ({' '.join(str(error).split())})",
-            remedy="Correct it there.",
+            reason=f"it is no YAML ({' '.join(str(error).split())})",
+            hint="Correct it there.",
         ) from error
     if not isinstance(plain, dict):
         raise OptionError(
-            f"config {str(path)!r}", rule="it holds no keys", remedy="Write `key: value` lines."
+            f"config {str(path)!r}", reason="it holds no keys", hint="Write `key: value` lines."
         )
     return plain
 
@@ -49,8 +49,8 @@ def _check_repeated(node: Any, path: Path) -> None:
         if key.value in seen:
             raise OptionError(
                 f"config {str(path)!r}",
-                rule=f"key {key.value!r} is there twice (line {key.start_mark.line + 1})",
-                remedy="Remove one of them.",
+                reason=f"key {key.value!r} is there twice (line {key.start_mark.line + 1})",
+                hint="Remove one of them.",
             )
         seen.add(key.value)
         _check_repeated(value, path)
@@ -66,14 +66,14 @@ def overridden(plain: Mapping[str, Any], changes: Sequence[str]) -> dict[str, An
         if not sign or not name.strip():
             raise OptionError(
                 f"--set {change!r}",
-                rule="it is not of the form key=value",
-                remedy="Write it like --set learning_rate=1e-5.",
+                reason="it is not of the form key=value",
+                hint="Write it like --set learning_rate=1e-5.",
             )
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise OptionError(
-                f"--set {change!r}", rule="the value is no YAML", remedy="Quote it."
+                f"--set {change!r}", reason="the value is no YAML", hint="Quote it."
             ) from error
         *outer, last = name.strip().split(".")
         inside = result
@@ -94,8 +94,8 @@ def read_into(kind: type[T], plain: Mapping[str, Any], where: str, above: str = 
             near = get_close_matches(str(key), names, n=1)
             raise OptionError(
                 f"{where}: key {above + str(key)!r}",
-                rule="there is no such key",
-                remedy=f"Did you mean {above + near[0]!r}?"
+                reason="there is no such key",
+                hint=f"Did you mean {above + near[0]!r}?"
                 if near
                 else f"Keys{' of ' + above.rstrip('.') if above else ''}: {', '.join(names)}.",
             )
@@ -104,8 +104,8 @@ def read_into(kind: type[T], plain: Mapping[str, Any], where: str, above: str = 
         if needed and plain.get(one.name) is None:
             raise OptionError(
                 f"{where}: key {above + one.name!r}",
-                rule="it is missing",
-                remedy=f"Add a line `{one.name}: ...`.",
+                reason="it is missing",
+                hint=f"Add a line `{one.name}: ...`.",
             )
     values = {
         key: _fitted(value, hints[key], f"{where}: key {above + key!r}", above + key)
@@ -187,4 +187,4 @@ _WORDS: dict[type, str] = {
 
 
 def _misfit(what: str, value: object, rule: str) -> OptionError:
-    return OptionError(f"{what}: {value!r}", rule=f"it has to be {rule}", remedy="Change it.")
+    return OptionError(f"{what}: {value!r}", reason=f"it has to be {rule}", hint="Change it.")

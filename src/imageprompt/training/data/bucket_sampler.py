@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imageprompt.training.cache.encoders import Encoders
+from imageprompt.training.cache.encoders import FeatureExtractors
 from imageprompt.training.data.dataset import BucketOrder, indices_at
 from imageprompt.training.data.framing import PictureOptions
 from imageprompt.training.data.sources import Records
 
 
-def fingerprint_of(records: Records, encoders: Encoders, options: PictureOptions) -> str:
+def fingerprint_of(records: Records, encoders: FeatureExtractors, options: PictureOptions) -> str:
     """Changes when the data does, what encodes it, or how it is framed; cached or not."""
     parts = (records.fingerprint(), options.identity(), encoders.identity())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

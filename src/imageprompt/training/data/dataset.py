@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from imageprompt.training.data.random_streams import Chance, mixed
+from imageprompt.training.data.random_streams import RandomStreams, mix_seeds
 
 Features = Tensor | tuple[Tensor, ...]
 """[b, ...], or two of them where a variant reads a face embedding beside patch features."""
@@ -35,7 +35,7 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: Tensor, chance: Chance) -> Batch:
+    def batch(self, indices: Tensor, chance: RandomStreams) -> Batch:
         """The samples at `indices`; the random choices of each come from its own stream."""
 
     def null_text(self) -> Tensor:
@@ -63,7 +63,8 @@ def indices_at(step: int, batch: int, length: int, seed: int) -> Tensor:
     """The samples of a step: every epoch is its own permutation, known from (seed, epoch) alone."""
     places = range(step * batch, (step + 1) * batch)
     orders = {
-        epoch: permutation(length, mixed(seed, epoch)) for epoch in {p // length for p in places}
+        epoch: permutation(length, mix_seeds(seed, epoch))
+        for epoch in {p // length for p in places}
     }
     return torch.stack([orders[place // length][place % length] for place in places])
 
@@ -89,11 +90,11 @@ class BucketOrder:
             size * (epoch + 1) // batch - f for size, f in zip(self.sizes, first, strict=True)
         ]
         turns = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-        turns = turns[permutation(len(turns), mixed(seed, epoch, 1))]
+        turns = turns[permutation(len(turns), mix_seeds(seed, epoch, 1))]
         place = step - sum(first)
         bucket = int(turns[place])
         nth = first[bucket] + int((turns[:place] == bucket).sum())
-        inside = indices_at(nth, batch, self.sizes[bucket], mixed(seed, bucket, 2))
+        inside = indices_at(nth, batch, self.sizes[bucket], mix_seeds(seed, bucket, 2))
         return self.buckets[bucket][inside]
 
     def _epoch_of(self, step: int, batch: int) -> int:

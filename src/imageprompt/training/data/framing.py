@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from imageprompt.core.errors import OptionError
-from imageprompt.training.data.random_streams import mixed
+from imageprompt.training.data.random_streams import mix_seeds
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,7 +73,7 @@ class PictureOptions:
     """Side of a square, or width and height."""
     crop: Literal["center", "random"] = "center"
     flip: bool | float = False
-    """Chance that a picture is mirrored; true is one half."""
+    """RandomStreams that a picture is mirrored; true is one half."""
     buckets: bool | Sequence[Size] = False
     """True: aspect ratios with the area of `resolution`. A list: these sizes and no others."""
     views: int = 4
@@ -85,14 +85,14 @@ class PictureOptions:
         if not sides or min(sides) < 8 or any(side % 8 for side in sides):
             raise OptionError(
                 f"picture sizes {', '.join(f'{w}x{h}' for w, h in self.sizes)}",
-                rule="a side is a multiple of 8",
-                remedy="Change resolution or buckets.",
+                reason="a side is a multiple of 8",
+                hint="Change resolution or buckets.",
             )
         if not 0 <= self.flip <= 1 or self.views < 0:
             raise OptionError(
                 f"flip {self.flip} and views {self.views}",
-                rule="flip is a chance from 0 to 1, and there are no fewer than 0 views",
-                remedy="Change them.",
+                reason="flip is a chance from 0 to 1, and there are no fewer than 0 views",
+                hint="Change them.",
             )
 
     @cached_property
@@ -150,7 +150,7 @@ class PictureOptions:
         """Framing `number` of a picture whose bytes hash to `digest`."""
         if self.fixed_views == 1 and self.crop == "center" and not self.flip:
             return self.framing(original, 0.5, 0.5, 1.0)
-        seed = mixed(int.from_bytes(digest[:8], "big"), number)
+        seed = mix_seeds(int.from_bytes(digest[:8], "big"), number)
         draws = torch.rand(3, generator=torch.Generator().manual_seed(seed))
         return self.framing(original, *draws.tolist())
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from imageprompt.core.errors import PictureError
-from imageprompt.training.cache.encoders import Encoders, faces_of, joined
+from imageprompt.training.cache.encoders import FeatureExtractors, faces_of, joined
 from imageprompt.training.data.bucket_sampler import Groups, fingerprint_of
 from imageprompt.training.data.dataset import Batch, Features, Samples
 from imageprompt.training.data.framing import Framing, PictureOptions
-from imageprompt.training.data.random_streams import Chance
+from imageprompt.training.data.random_streams import RandomStreams
 from imageprompt.training.data.scan import Quarantine, digest
 from imageprompt.training.data.sources import Record, Records
 
@@ -40,11 +40,15 @@ class _Row:
     digest: bytes
 
 
-class LiveSamples(Samples):
+class OnlineDataset(Samples):
     """Records through encoders. A broken sample's place is taken by the next one of its bucket."""
 
     def __init__(
-        self, records: Records, encoders: Encoders, options: PictureOptions, quarantine: Quarantine
+        self,
+        records: Records,
+        encoders: FeatureExtractors,
+        options: PictureOptions,
+        quarantine: Quarantine,
     ) -> None:
         self._records, self._encoders, self._options = records, encoders, options
         self._quarantine = quarantine
@@ -63,7 +67,7 @@ class LiveSamples(Samples):
     def indices(self, step: int, batch: int, seed: int) -> Tensor:
         return self._groups.indices(step, batch, seed)
 
-    def batch(self, indices: Tensor, chance: Chance) -> Batch:
+    def batch(self, indices: Tensor, chance: RandomStreams) -> Batch:
         rows = list(self._pool.map(self._row, indices.tolist()))
         framings = self._framings(rows, chance)
         shown = [f.apply(row.picture) for f, row in zip(framings, rows, strict=True)]
@@ -138,7 +142,7 @@ class LiveSamples(Samples):
             digest(record.picture.read()) if fixed else b"",
         )
 
-    def _framings(self, rows: Sequence[_Row], chance: Chance) -> list[Framing]:
+    def _framings(self, rows: Sequence[_Row], chance: RandomStreams) -> list[Framing]:
         options, sizes = self._options, [row.picture.size for row in rows]
         views = options.fixed_views
         if views == 0:

@@ -10,7 +10,7 @@ from torch import Tensor
 _MASK = 2**64 - 1
 
 
-def mixed(*numbers: int) -> int:
+def mix_seeds(*numbers: int) -> int:
     """A 32-bit seed from several numbers, each bit of it moved by each of them (splitmix64).
 
     torch's generator on the CPU reads no more than 32 bits of its seed.
@@ -24,7 +24,7 @@ def mixed(*numbers: int) -> int:
     return state >> 32
 
 
-class Chance:
+class RandomStreams:
     """What a micro step draws from: a generator for each of its b samples, one for all of them.
 
     A sample's numbers depend on the run's seed and on its place in the run, not on which process
@@ -37,10 +37,10 @@ class Chance:
         self._shared = torch.Generator().manual_seed(shared)
 
     @classmethod
-    def at(cls, seed: int, first: int, count: int, step: int) -> Chance:
+    def at(cls, seed: int, first: int, count: int, step: int) -> RandomStreams:
         """For samples `first`, `first` + 1 ... of the run (all epochs), at an optimiser step."""
-        seeds = [mixed(seed, 1, place) for place in range(first, first + count)]
-        return cls(seeds, mixed(seed, 2, step))
+        seeds = [mix_seeds(seed, 1, place) for place in range(first, first + count)]
+        return cls(seeds, mix_seeds(seed, 2, step))
 
     def __len__(self) -> int:
         return len(self.generators)

@@ -44,9 +44,9 @@ class Quarantine:
         if len(self._samples) > self._allowed or len(self._samples) == self._total:
             raise PictureError(
                 f"{len(self)} of {self._total} samples",
-                rule=f"they cannot be read, and data.max_broken is {self._share:g}; the first are: "
+                reason=f"they cannot be read, and data.max_broken is {self._share:g}; the first are: "
                 + " ".join(self.lines()[:_SHOWN]),
-                remedy="Repair or remove them, or allow more.",
+                hint="Repair or remove them, or allow more.",
             )
 
     def lines(self) -> list[str]:
@@ -60,7 +60,7 @@ HASH = 16  # bytes
 
 
 @dataclass(frozen=True)
-class Survey:
+class ScanResult:
     """n samples, by columns [n, ...]; what could not be read has zeros there.
 
     `picture`, `reference`, `caption`: hashes, uint8 [n, 16]. `size`: width and height, int32,
@@ -80,7 +80,7 @@ class Survey:
 
 @dataclass
 class _Look:
-    """What a look at one sample told."""
+    """What a look at one sample on_progress."""
 
     stamp: bytes
     picture: bytes = bytes(HASH)
@@ -95,30 +95,30 @@ class _Look:
         return not self.why
 
 
-def survey(
+def scan(
     records: Records,
     folder: Path,
     *,
     faces: bool,
     quarantine: Quarantine,
-    told: Callable[[int], None] = lambda count: None,
-) -> Survey:
+    on_progress: Callable[[int], None] = lambda count: None,
+) -> ScanResult:
     """Look at every sample once, whoever of several processes does it; the rest is on disk.
 
     Every picture is decoded, so that what is broken is known before anything is trained on.
-    `told` hears how many samples each unit has brought. Raises PictureError (too many broken).
+    `on_progress` hears how many samples each unit has brought. Raises PictureError (too many broken).
     """
     place = folder / f"{records.fingerprint()}{'-faces' if faces else ''}"
     place.mkdir(parents=True, exist_ok=True)
     units = [range(at, min(at + UNIT, len(records))) for at in range(0, len(records), UNIT)]
-    found: dict[int, Survey] = {}
+    found: dict[int, ScanResult] = {}
     for wait in (False, True):  # first what nobody else is at, then whatever is left
         for unit in units:
             part = found.get(unit.start) or _unit(records, unit, place, faces, wait)
             if part is None or unit.start in found:
                 continue
             found[unit.start] = part
-            told(len(unit))
+            on_progress(len(unit))
             for index, why in part.broken.items():
                 quarantine.add(unit.start + index, why)
     return _joined([found[unit.start] for unit in units])
@@ -129,7 +129,7 @@ def digest(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()[:HASH]
 
 
-def _joined(parts: list[Survey]) -> Survey:
+def _joined(parts: list[ScanResult]) -> ScanResult:
     starts = np.cumsum([0, *(len(part) for part in parts)])
     broken = {
         int(start) + index: why
@@ -139,20 +139,20 @@ def _joined(parts: list[Survey]) -> Survey:
     if "face" in parts[0].columns:
         _check_faces(parts)
     columns = {name: np.concatenate([p[name] for p in parts]) for name in parts[0].columns}
-    return Survey(columns, broken)
+    return ScanResult(columns, broken)
 
 
-def _check_faces(parts: list[Survey]) -> None:
+def _check_faces(parts: list[ScanResult]) -> None:
     shapes = {part["face"].shape[1:] for part in parts}
     if len(shapes) > 1:
         raise PictureError(
             f"face embeddings of shapes {', '.join(str(list(shape)) for shape in shapes)}",
-            rule="all samples have as many faces, of one width",
-            remedy="Compute them again, all in one way.",
+            reason="all samples have as many faces, of one width",
+            hint="Compute them again, all in one way.",
         )
 
 
-def _unit(records: Records, unit: range, place: Path, faces: bool, wait: bool) -> Survey | None:
+def _unit(records: Records, unit: range, place: Path, faces: bool, wait: bool) -> ScanResult | None:
     """A unit, from the disk if nothing has changed since; None if another process is at it."""
     path = place / f"{unit.start:09d}.safetensors"
     try:
@@ -201,7 +201,7 @@ def _look(records: Records, index: int, stamp: bytes, faces: bool) -> _Look:
     return look
 
 
-def _written(path: Path, looks: list[_Look], faces: bool) -> Survey:
+def _written(path: Path, looks: list[_Look], faces: bool) -> ScanResult:
     """Write a unit. Samples whose faces are not shaped like the first one's are broken."""
     shape = next((one.face.shape for one in looks if one.face is not None), (0,))
     for one in looks:
@@ -223,10 +223,10 @@ def _written(path: Path, looks: list[_Look], faces: bool) -> Survey:
     broken = {index: one.why for index, one in enumerate(looks) if not one.good}
     tensors = {name: torch.from_numpy(column.copy()) for name, column in columns.items()}
     save_tensors(path, tensors, {"broken": json.dumps(broken)})
-    return Survey(columns, broken)
+    return ScanResult(columns, broken)
 
 
-def _read(path: Path, stamps: list[bytes]) -> Survey | None:
+def _read(path: Path, stamps: list[bytes]) -> ScanResult | None:
     """A unit from the disk; None if there is none, or one that cannot be read, or an old one."""
     from safetensors import safe_open
 
@@ -238,4 +238,4 @@ def _read(path: Path, stamps: list[bytes]) -> Survey | None:
         return None
     if columns["stamp"].tobytes() != b"".join(stamps):
         return None
-    return Survey(columns, {int(index): why for index, why in broken.items()})
+    return ScanResult(columns, {int(index): why for index, why in broken.items()})

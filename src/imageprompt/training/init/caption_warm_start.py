@@ -33,13 +33,13 @@ def chosen_states(states: Tensor, length: int, tokens: int) -> Tensor:
     return states[:, [round((i + 1) * last / tokens) for i in range(tokens)]]
 
 
-def learn_words(
+def fit_projector_to_captions(
     projector: nn.Module,
     pairs: Pairs,
     steps: int,
     *,
     rate: float = 2e-3,
-    told: Callable[[int], None] = lambda step: None,
+    on_progress: Callable[[int], None] = lambda step: None,
 ) -> float:
     """Teach the projector the states; returns the share of their variance left unexplained.
 
@@ -60,5 +60,5 @@ def learn_words(
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        told(step + 1)
+        on_progress(step + 1)
     return error / spread

@@ -12,14 +12,14 @@ from imageprompt.adapter.adapter import Adapter
 from imageprompt.core.console import Bars
 from imageprompt.core.errors import OptionError
 from imageprompt.training.config.config import TrainingConfig
-from imageprompt.training.init.caption_warm_start import chosen_states, learn_words
-from imageprompt.training.loop.logging import say
+from imageprompt.training.init.caption_warm_start import chosen_states, fit_projector_to_captions
+from imageprompt.training.loop.logging import log
 from imageprompt.variants import VARIANTS
 
 WORDS_BATCH = 64
 
 
-def begin(config: TrainingConfig, base: Any) -> Adapter:
+def init_adapter(config: TrainingConfig, base: Any) -> Adapter:
     """A new adapter for a base, or that of `config.adapter`, in float32.
 
     Raises OptionError where the file and the config disagree.
@@ -36,8 +36,8 @@ def begin(config: TrainingConfig, base: Any) -> Adapter:
     if set(changed) != {"num_tokens"}:
         raise OptionError(
             f"adapter {config.adapter!r}",
-            rule=f"its projector has {_listed(theirs)}, the config asks for {_listed(changed)}",
-            remedy="Only the number of tokens can be changed: leave the others out.",
+            reason=f"its projector has {_listed(theirs)}, the config asks for {_listed(changed)}",
+            hint="Only the number of tokens can be changed: leave the others out.",
         )
     return _with_other_tokens(config, base, loaded, theirs | changed)
 
@@ -65,18 +65,20 @@ def _with_other_tokens(
     anew = [name for name, value in ours.items() if theirs[name].shape != value.shape]
     kept = {name: value for name, value in theirs.items() if name not in anew}
     adapter.module.load_state_dict(ours | kept)
-    say(f"{options['num_tokens']} tokens: {', '.join(anew)} made anew, the rest is the file's")
+    log(f"{options['num_tokens']} tokens: {', '.join(anew)} made anew, the rest is the file's")
     return adapter
 
 
-def warm_start(config: TrainingConfig, adapter: Adapter, samples: Any, told: bool) -> None:
+def caption_warm_start(
+    config: TrainingConfig, adapter: Adapter, samples: Any, on_progress: bool
+) -> None:
     """Teach the projector the captions' text states before the denoiser is run at all."""
     tokens = adapter.spec.tokens
     if tokens is None or not hasattr(samples, "captioned"):
         raise OptionError(
             f"warm_start: captions with {config.variant}",
-            rule="it needs a projector with a fixed number of tokens that reads pictures",
-            remedy="Write warm_start: none.",
+            reason="it needs a projector with a fixed number of tokens that reads pictures",
+            hint="Write warm_start: none.",
         )
 
     def pairs(step: int) -> tuple[Tensor, Tensor]:
@@ -91,15 +93,15 @@ def warm_start(config: TrainingConfig, adapter: Adapter, samples: Any, told: boo
 
     adapter.module.requires_grad_(True)
     steps = config.warm_start_steps
-    with Bars(told and sys.stderr.isatty()) as bars:
-        left = learn_words(
+    with Bars(on_progress and sys.stderr.isatty()) as bars:
+        left = fit_projector_to_captions(
             adapter.module.image_proj,
             pairs,
             steps,
-            told=lambda step: bars.told("warm start", step, steps),
+            on_progress=lambda step: bars.update("warm start", step, steps),
         )
-    if told:
-        say(f"warm start: {left:.1%} of the captions' variance is left unexplained")
+    if on_progress:
+        log(f"warm start: {left:.1%} of the captions' variance is left unexplained")
 
 
 def _listed(options: dict[str, Any]) -> str:

@@ -54,15 +54,15 @@ def restore(
     if {name: tuple(value.shape) for name, value in weights.items()} != told:
         raise OptionError(
             f"checkpoint {folder}",
-            rule="it is of an adapter with other tensors than this config asks for",
-            remedy="Use the config that it was made with, or another output folder.",
+            reason="it is of an adapter with other tensors than this config asks for",
+            hint="Use the config that it was made with, or another output folder.",
         )
     averages = {name for name in state if name.startswith("ema.")}
     if ema is not None and len(averages) != len(named):
         raise OptionError(
             f"checkpoint {folder}",
-            rule="it holds no running average, and the config asks for one",
-            remedy="Go on with `ema: 0`, or start anew in another output folder.",
+            reason="it holds no running average, and the config asks for one",
+            hint="Go on with `ema: 0`, or start anew in another output folder.",
         )
     with torch.no_grad():
         for name, parameter in named.items():

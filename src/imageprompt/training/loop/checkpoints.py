@@ -89,7 +89,7 @@ def read(folder: Path) -> Checkpoint:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         wrong = f"{MANIFEST} or a file that it names cannot be read ({type(error).__name__})"
     if wrong:
-        raise OptionError(f"checkpoint {folder}", rule=wrong, remedy="An older one is used.")
+        raise OptionError(f"checkpoint {folder}", reason=wrong, hint="An older one is used.")
     return Checkpoint(folder, facts)
 
 
@@ -160,6 +160,6 @@ def _not_written(step: int, root: Path, error: Exception) -> Exception:
     left = f"the newest is that of step {kept[0]}" if kept else "there is none yet"
     return OptionError(
         f"checkpoint of step {step} in {root}",
-        rule=f"it could not be written ({' '.join(str(error).split())}); {left}",
-        remedy="Make room, then go on with --resume.",
+        reason=f"it could not be written ({' '.join(str(error).split())}); {left}",
+        hint="Make room, then go on with --resume.",
     )

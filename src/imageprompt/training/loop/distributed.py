@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from imageprompt.core.errors import ImagePromptError, OptionError
 from imageprompt.loading import usable_device
 from imageprompt.training.data.dataset import Batch
-from imageprompt.training.data.random_streams import Chance
-from imageprompt.training.loop.objective import Nulls, Objective
+from imageprompt.training.data.random_streams import RandomStreams
+from imageprompt.training.loop.objective import NullConditions, Objective
 
 T = TypeVar("T")
 
@@ -25,12 +25,16 @@ class AdapterLoss(nn.Module):
     `frozen`: the attached adapter, the denoiser and its scheduler.
     """
 
-    def __init__(self, objective: Objective, frozen: tuple[Any, Any, Any], nulls: Nulls) -> None:
+    def __init__(
+        self, objective: Objective, frozen: tuple[Any, Any, Any], nulls: NullConditions
+    ) -> None:
         super().__init__()
         self.adapter = frozen[0].module
         self._objective, self._frozen, self._nulls = objective, frozen, nulls
 
-    def forward(self, batch: Batch, chance: Chance, until: ExitStack) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, batch: Batch, chance: RandomStreams, until: ExitStack
+    ) -> tuple[Tensor, Tensor]:
         """Losses and timesteps [b]; the prompt stays in use until `until` is closed."""
         loss = self._objective.loss(*self._frozen, batch, self._nulls, chance)
         return until.enter_context(loss)
@@ -56,18 +60,18 @@ class Processes:
         """The module with gradients that are averaged over the processes."""
         return module if self.count == 1 else self.accelerator.prepare_model(module)
 
-    def exchange(self, module: nn.Module, now: bool) -> AbstractContextManager[Any]:
+    def sync_gradients(self, module: nn.Module, now: bool) -> AbstractContextManager[Any]:
         """Whether the backward pass in the block exchanges gradients."""
         return nullcontext() if now else self.accelerator.no_sync(module)
 
-    def any(self, *flags: bool) -> tuple[bool, ...]:
+    def any_rank(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag, whether it is set in any process."""
         if self.count == 1:
             return flags
-        summed = self.summed(torch.tensor(flags, dtype=torch.float64))
+        summed = self.all_reduce_sum(torch.tensor(flags, dtype=torch.float64))
         return tuple(bool(one) for one in summed > 0)
 
-    def summed(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
         """The sum over all processes, on the CPU."""
         if self.count == 1:
             return values
@@ -94,19 +98,19 @@ class Processes:
         result: T = said[0]
         return result
 
-    def same(self, what: str, value: object) -> None:
+    def assert_same(self, what: str, value: object) -> None:
         """Raises OptionError unless `value` is equal in all processes."""
         theirs = self.on_main(lambda: value)
-        (differs,) = self.any(theirs != value)
+        (differs,) = self.any_rank(theirs != value)
         if differs:
             raise OptionError(
                 what,
-                rule=f"it differs between the {self.count} processes",
-                remedy="Start all of them with the same config and the same data.",
+                reason=f"it differs between the {self.count} processes",
+                hint="Start all of them with the same config and the same data.",
             )
 
     @contextmanager
-    def together(self, hint: Callable[[], str]) -> Iterator[None]:
+    def distributed_errors(self, hint: Callable[[], str]) -> Iterator[None]:
         """While the block runs, a process that died is an error of one line; `hint` ends it."""
         try:
             yield
@@ -115,8 +119,8 @@ class Processes:
                 raise
             raise OptionError(
                 f"training with {self.count} processes",
-                rule=f"another process is gone ({_first_sentence(error)})",
-                remedy=hint(),
+                reason=f"another process is gone ({_first_sentence(error)})",
+                hint=hint(),
             ) from error
 
 

@@ -110,7 +110,7 @@ def usable_trackers(wanted: Sequence[str]) -> list[str]:
     there = {str(tracker) for tracker in get_available_trackers()}
     missing = [name for name in wanted if name not in there]
     if missing:
-        say(
+        log(
             f"{', '.join(missing)} not installed: figures go to metrics.jsonl"
             " (pip install 'imageprompt[train]' brings tensorboard)"
         )
@@ -153,7 +153,7 @@ def in_words(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """A line for whoever watches; the figures themselves go to files."""
     print(text, file=sys.stderr, flush=True)
 

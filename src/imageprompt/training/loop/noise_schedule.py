@@ -18,19 +18,19 @@ Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
 
 
 @dataclass(frozen=True)
-class Noising:
+class NoiseSchedule:
     """x_t = signal[t] x_0 + sigma[t] noise for t = 0 ... T-1, and the target of prediction.
 
-    `told` [T] is what the denoiser is given as its timestep. All float32.
+    `model_timesteps` [T] is what the denoiser is given as its timestep. All float32.
     """
 
     prediction: Prediction
     signal: Tensor
     sigma: Tensor
-    told: Tensor
+    model_timesteps: Tensor
 
     @classmethod
-    def of(cls, scheduler: Any) -> Noising:
+    def of(cls, scheduler: Any) -> NoiseSchedule:
         """Of a base's scheduler. Raises OptionError for a prediction that nobody here knows."""
         config = scheduler.config
         kind = config.get("prediction_type")
@@ -41,16 +41,16 @@ class Noising:
         if kind not in known or not hasattr(scheduler, "alphas_cumprod"):
             raise OptionError(
                 f"prediction type {kind!r} of a {type(scheduler).__name__}",
-                rule=f"training knows {', '.join(known)} and flow matching",
-                remedy="Use a base with one of these.",
+                reason=f"training knows {', '.join(known)} and flow matching",
+                hint="Use a base with one of these.",
             )
         kept = torch.as_tensor(scheduler.alphas_cumprod, dtype=torch.float32).cpu()
-        told = torch.arange(len(kept))
-        return cls(cast(Prediction, kind), kept.sqrt(), (1 - kept).sqrt(), told)
+        model_timesteps = torch.arange(len(kept))
+        return cls(cast(Prediction, kind), kept.sqrt(), (1 - kept).sqrt(), model_timesteps)
 
     @classmethod
-    def flow(cls, steps: int, shift: float) -> Noising:
-        """Rectified flow: x_t = (1 - s) x_0 + s noise, the denoiser told s times `steps`."""
+    def flow(cls, steps: int, shift: float) -> NoiseSchedule:
+        """Rectified flow: x_t = (1 - s) x_0 + s noise, the denoiser model_timesteps s times `steps`."""
         even = torch.arange(1, steps + 1, dtype=torch.float32) / steps
         sigma = shift * even / (1 + (shift - 1) * even)
         return cls("flow", 1 - sigma, sigma, sigma * steps)
@@ -58,7 +58,7 @@ class Noising:
     def __len__(self) -> int:
         return len(self.signal)
 
-    def noisy(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+    def add_noise(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """x_t of clean latents [b, ...] at times [b]."""
         return (
             self._at(self.signal, times, clean) * clean + self._at(self.sigma, times, clean) * noise
@@ -84,8 +84,8 @@ class Noising:
         if self.prediction == "flow":
             raise OptionError(
                 f"min_snr={gamma:g}",
-                rule="it is defined for diffusion, this base is trained by flow matching",
-                remedy="Leave it out.",
+                reason="it is defined for diffusion, this base is trained by flow matching",
+                hint="Leave it out.",
             )
         ratio = ((self.signal / self.sigma) ** 2)[times.cpu()].to(times.device)
         capped = ratio.clamp(max=gamma)

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from imageprompt.encoding.image_prompt import ImagePrompt
 from imageprompt.training.data.dataset import Batch, Features, Samples
-from imageprompt.training.data.random_streams import Chance
-from imageprompt.training.loop.noise_schedule import Noising
+from imageprompt.training.data.random_streams import RandomStreams
+from imageprompt.training.loop.noise_schedule import NoiseSchedule
 
 
 @dataclass(frozen=True)
-class Drops:
+class ConditionDropout:
     """Chances of the three events: the image is dropped, the text is dropped, or both are.
 
     They exclude one another (one draw per sample), as in the paper; .05 each there.
@@ -27,7 +27,7 @@ class Drops:
     text: float = 0.05
     both: float = 0.05
 
-    def draw(self, chance: Chance) -> tuple[Tensor, Tensor]:
+    def draw(self, chance: RandomStreams) -> tuple[Tensor, Tensor]:
         """Which of the b samples lose their image and which their text, bool [b] each."""
         event = chance.rand()
         image_only = event < self.image
@@ -44,7 +44,7 @@ class Timesteps:
     mean: float = 0.0
     std: float = 1.0
 
-    def draw(self, total: int, chance: Chance) -> Tensor:
+    def draw(self, total: int, chance: RandomStreams) -> Tensor:
         """Integer timesteps [b] below `total`."""
         flat = chance.rand()
         bell = torch.sigmoid(self.mean + self.std * chance.randn())
@@ -53,7 +53,7 @@ class Timesteps:
 
 
 @dataclass(frozen=True)
-class Nulls:
+class NullConditions:
     """What dropped parts are replaced by: of the empty caption and, by the variant's rule, of no
     picture. First dimension 1."""
 
@@ -62,7 +62,7 @@ class Nulls:
     added: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, samples: Samples) -> Nulls:
+    def of(cls, samples: Samples) -> NullConditions:
         return cls(samples.null_text(), samples.null_features(), samples.null_added())
 
 
@@ -82,7 +82,7 @@ class Draw:
 class Objective:
     """How the loss of a batch comes about; the defaults are the paper's."""
 
-    drops: Drops = field(default_factory=Drops)
+    drops: ConditionDropout = field(default_factory=ConditionDropout)
     timesteps: Timesteps = field(default_factory=Timesteps)
     scales: tuple[float, float] = (1.0, 1.0)
     """Range that the adapter's scale is drawn from, once a step; the paper trains at 1."""
@@ -90,7 +90,7 @@ class Objective:
     """Cap of the signal-to-noise ratio that weights the loss (5 where it is used)."""
     noise_offset: float = 0.0
     """Standard deviation of noise that is the same all over a channel (0.05 where it is used)."""
-    branch_drop: float = 0.0
+    identity_only_prob: float = 0.0
     """How often FaceID-plus v2 sees the face embedding alone (0.5 where it is used)."""
     autocast: bool = False
     """Compute in bfloat16 where the base's weights are float32."""
@@ -102,27 +102,27 @@ class Objective:
         denoiser: Any,
         scheduler: Any,
         batch: Batch,
-        nulls: Nulls,
-        chance: Chance,
+        nulls: NullConditions,
+        chance: RandomStreams,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Loss [b] of each sample and its timestep [b], for an attached adapter.
 
         Run `backward()` inside the block: with gradient checkpointing it computes parts of the
         forward pass again. Raises OptionError for a base that predicts something unknown.
         """
-        noising = Noising.of(scheduler)
+        noising = NoiseSchedule.of(scheduler)
         draw = self.draw(batch.latents, noising, chance)
         with self.loss_of(adapter, denoiser, noising, batch, nulls, draw) as losses:
             yield losses, draw.times
 
-    def draw(self, latents: Tensor, noising: Noising, chance: Chance) -> Draw:
+    def draw(self, latents: Tensor, noising: NoiseSchedule, chance: RandomStreams) -> Draw:
         """Everything random about the loss of latents [b, c, h, w]; drawn on the CPU."""
         drop_image, drop_text = self.drops.draw(chance)
         times = self.timesteps.draw(len(noising), chance)
         noise = chance.randn(*latents.shape[1:])
         low, high = self.scales
         scale = low + (high - low) * chance.step_rand()
-        drop_branch = chance.rand() < self.branch_drop
+        drop_branch = chance.rand() < self.identity_only_prob
         if self.noise_offset:
             noise += self.noise_offset * chance.randn(latents.shape[1], 1, 1)
         return Draw(times, noise, drop_image, drop_text, drop_branch, scale)
@@ -132,9 +132,9 @@ class Objective:
         self,
         adapter: Any,
         denoiser: Any,
-        noising: Noising,
+        noising: NoiseSchedule,
         batch: Batch,
-        nulls: Nulls,
+        nulls: NullConditions,
         draw: Draw,
     ) -> Iterator[Tensor]:
         """Loss [b] with everything random decided; differentiable inside the block.
@@ -145,7 +145,7 @@ class Objective:
         device, dtype = denoiser.device, denoiser.dtype
         times = draw.times.to(device)
         clean, noise = batch.latents.to(device).float(), draw.noise.to(device)
-        noisy = noising.noisy(clean, noise, times)
+        noisy = noising.add_noise(clean, noise, times)
         text = replaced(batch.text, nulls.text, draw.drop_text)
         features = _replaced_features(batch.features, nulls.features, draw.drop_image)
         conditions = {
@@ -159,7 +159,7 @@ class Objective:
             with adapter.use(ImagePrompt(tokens), scale=draw.scale, guidance="none"):
                 guess = denoiser(
                     noisy.to(dtype),
-                    noising.told.to(device)[times],
+                    noising.model_timesteps.to(device)[times],
                     encoder_hidden_states=text.to(device, dtype),
                     added_cond_kwargs=_conditions(conditions, device, dtype) or None,
                     return_dict=False,

@@ -67,8 +67,8 @@ def locked(folder: Path) -> Iterator[None]:
             stream.seek(0)
             raise OptionError(
                 f"output folder {str(folder)!r}",
-                rule=f"another run is training there ({stream.read().strip() or 'unknown'})",
-                remedy="Wait for it, stop it, or choose another output.",
+                reason=f"another run is training there ({stream.read().strip() or 'unknown'})",
+                hint="Wait for it, stop it, or choose another output.",
             ) from error
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {socket.gethostname()}")

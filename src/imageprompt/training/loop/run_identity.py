@@ -9,7 +9,7 @@ from typing import Any
 
 from imageprompt.core.errors import OptionError
 from imageprompt.training.loop.checkpoints import Checkpoint
-from imageprompt.training.loop.logging import say
+from imageprompt.training.loop.logging import log
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Identity:
             return
         what = ", ".join(changed)
         if self.allow_changes:
-            say(f"going on from step {found.step} with changes: {what}")
+            log(f"going on from step {found.step} with changes: {what}")
             return
         raise OptionError(
             f"training folder {str(folder)!r}",
-            rule=f"it belongs to a run with other settings ({what})",
-            remedy="Use the same ones or another output; --allow-changes goes on all the same.",
+            reason=f"it belongs to a run with other settings ({what})",
+            hint="Use the same ones or another output; --allow-changes goes on all the same.",
         )
 
 

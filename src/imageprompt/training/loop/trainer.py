@@ -16,12 +16,12 @@ from imageprompt.core.atomic_files import check_folder
 from imageprompt.core.errors import OptionError
 from imageprompt.training.config.loop_config import TrainConfig
 from imageprompt.training.data.dataset import Samples
-from imageprompt.training.data.random_streams import Chance, mixed
+from imageprompt.training.data.random_streams import RandomStreams, mix_seeds
 from imageprompt.training.loop import checkpoint_state, checkpoints
 from imageprompt.training.loop.distributed import AdapterLoss, Processes
 from imageprompt.training.loop.ema import Ema, averaged, decay_groups, put
-from imageprompt.training.loop.logging import Metrics, Pace, Window, line_of, say
-from imageprompt.training.loop.objective import Nulls, Objective
+from imageprompt.training.loop.logging import Metrics, Pace, Window, line_of, log
+from imageprompt.training.loop.objective import NullConditions, Objective
 from imageprompt.training.loop.run_control import Stopping
 from imageprompt.training.loop.run_identity import Identity
 
@@ -33,7 +33,7 @@ Validate = Callable[["Trainer"], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class Ending:
+class RunResult:
     """How a run ended: at its last step, or by a signal."""
 
     step: int
@@ -101,7 +101,7 @@ class Trainer:
 
     # ── running ─────────────────────────────────────────────────────────────────────────────────
 
-    def run(self, until: int | None = None) -> Ending:
+    def run(self, until: int | None = None) -> RunResult:
         """Train up to step `until` (default: the end) and save; SIGTERM ends it after a step.
 
         Raises OptionError when the loss is no number, the disk is full, or a process has died;
@@ -110,7 +110,7 @@ class Trainer:
         last = self.config.steps if until is None else min(until, self.config.steps)
         if self.processes.main:
             self.metrics.start(self.step, self.identity.config)
-        with Stopping() as stopping, self.processes.together(self._hint):
+        with Stopping() as stopping, self.processes.distributed_errors(self._hint):
             pace = Pace(self.step, self.config.batch * self.config.accumulate)
             stop = False
             while self.step < last and not stop:
@@ -119,7 +119,7 @@ class Trainer:
             self.save()
         if self.processes.main:
             self.metrics.close()
-        return Ending(self.step, self.step >= self.config.steps, stopping.asked)
+        return RunResult(self.step, self.step >= self.config.steps, stopping.asked)
 
     def _one_step(self, stopping: Stopping) -> bool:
         """One step of the optimiser; True if any process was asked to stop."""
@@ -129,12 +129,12 @@ class Trainer:
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(self.named.values(), config.clip or math.inf)
         finite = math.isfinite(float(norm)) or self._may_skip()
-        stop, broken = self.processes.any(stopping.asked is not None, not finite)
+        stop, broken = self.processes.any_rank(stopping.asked is not None, not finite)
         if broken:
             raise OptionError(
                 f"training step {self.step}",
-                rule="the loss or its gradient is not a finite number",
-                remedy=f"Lower learning_rate and start again; {self._hint()}",
+                reason="the loss or its gradient is not a finite number",
+                hint=f"Lower learning_rate and start again; {self._hint()}",
             )
         self.grad_norm = float(norm)
         for group in self.optimiser.param_groups:
@@ -153,10 +153,10 @@ class Trainer:
         together = config.batch * here.count
         number, mine = self.position // together, here.rank * config.batch
         indices = self.samples.indices(number, together, config.seed)[mine : mine + config.batch]
-        chance = Chance.at(config.seed, self.position + mine, config.batch, self.step)
-        torch.manual_seed(mixed(config.seed, 3, number, here.rank))
+        chance = RandomStreams.at(config.seed, self.position + mine, config.batch, self.step)
+        torch.manual_seed(mix_seeds(config.seed, 3, number, here.rank))
         batch = self.samples.batch(indices, chance)
-        with ExitStack() as until, here.exchange(self.model, last):
+        with ExitStack() as until, here.sync_gradients(self.model, last):
             losses, times = self.model(batch, chance, until)
             self.scaler.scale(losses.mean() / config.accumulate).backward()
         self.window.add(losses, times)
@@ -187,7 +187,7 @@ class Trainer:
             self.save()
 
     def _log(self, pace: Pace) -> None:
-        figures = self.window.figures(self.processes.summed(self.window.sums))
+        figures = self.window.figures(self.processes.all_reduce_sum(self.window.sums))
         self.window.sums.zero_()
         figures |= {"rate": self.config.rate_at(self.step - 1), "grad_norm": self.grad_norm}
         speed = pace.figures(self.step, self.config.steps)
@@ -196,7 +196,7 @@ class Trainer:
             epoch = {"epoch": self.position / len(self.samples)}
             self.metrics.write(self.step, figures | epoch | speed)
             if self.progress:
-                say(line_of(self.step, self.config.steps, figures | speed))
+                log(line_of(self.step, self.config.steps, figures | speed))
 
     def _validate(self) -> None:
         """Figures of the running average, by the first process; the best one is kept as a file."""
@@ -215,7 +215,7 @@ class Trainer:
         """Checkpoint now, unless this very step is saved already. Raises OptionError."""
         if self._saved == self.step:
             return
-        sums = self.processes.summed(self.window.sums)
+        sums = self.processes.all_reduce_sum(self.window.sums)
         writers = checkpoint_state.writers(self.adapter, self.named, self.optimiser, self.ema)
         facts = self.identity.facts(self.processes.count) | {
             "position": self.position,
@@ -236,7 +236,7 @@ class Trainer:
         found, damaged = self.processes.on_main(lambda: checkpoints.newest(self.root))
         if self.processes.main:
             for line in damaged:
-                say(line)
+                log(line)
         if found is None:
             return
         self.identity.check(found, self.processes.count, self.folder)
@@ -253,7 +253,7 @@ class Trainer:
 
     def _loss(self) -> AdapterLoss:
         frozen = (self.adapter, self.denoiser, self.scheduler)
-        return AdapterLoss(self.objective, frozen, Nulls.of(self.samples))
+        return AdapterLoss(self.objective, frozen, NullConditions.of(self.samples))
 
     def _hint(self) -> str:
         if self._saved is None:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from imageprompt.core.atomic_files import write_atomically
 from imageprompt.core.errors import OptionError
-from imageprompt.training.cache.encoders import Encoders, faces_of, joined
+from imageprompt.training.cache.encoders import FeatureExtractors, faces_of, joined
 from imageprompt.training.config.config import ValidationConfig
 from imageprompt.training.data.sources import DataOptions, open_data
 
 if TYPE_CHECKING:
-    from imageprompt.training.frozen_pipeline import FrozenBase
+    from imageprompt.training.frozen_pipeline import FrozenPipeline
     from imageprompt.training.loop.trainer import Trainer
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp"))
@@ -45,8 +45,8 @@ class Validation:
 
     def __init__(
         self,
-        base: FrozenBase,
-        encoders: Encoders,
+        base: FrozenPipeline,
+        encoders: FeatureExtractors,
         config: ValidationConfig,
         size: int,
         folder: Path,
@@ -116,8 +116,8 @@ def check_references(config: ValidationConfig, reads_faces: bool) -> None:
         if not isinstance(config.references, str):
             raise OptionError(
                 f"validation.references {config.references!r}",
-                rule="references of faces need identity embeddings",
-                remedy="Name a data list with id_embed_file, of faces that are not in `data`.",
+                reason="references of faces need identity embeddings",
+                hint="Name a data list with id_embed_file, of faces that are not in `data`.",
             )
     else:
         chosen_references(config)
@@ -130,7 +130,7 @@ def _pictures(config: ValidationConfig) -> list[Shown]:
     return [Shown(picture, {"pictures": [picture]}) for picture in opened]
 
 
-def _faces(config: ValidationConfig, encoders: Encoders) -> list[Shown]:
+def _faces(config: ValidationConfig, encoders: FeatureExtractors) -> list[Shown]:
     """From a data list, whose records have a face embedding each."""
     records = open_data(DataOptions.of(str(config.references)))
     shown = []
@@ -160,8 +160,8 @@ def chosen_references(config: ValidationConfig) -> list[Path]:
     if not inside:
         raise OptionError(
             f"validation.references {named!r}",
-            rule="there is no picture",
-            remedy="Name a folder of pictures that are not in `data`, or set validate_every: 0.",
+            reason="there is no picture",
+            hint="Name a folder of pictures that are not in `data`, or set validate_every: 0.",
         )
     return inside
 

@@ -27,8 +27,8 @@ def open_data(data: str | Mapping[str, Any] | DataOptions) -> Records:
         if not fitting:
             raise OptionError(
                 f"data {options.path!r}",
-                rule="it is no folder, and its name is not that of a list or of shards",
-                remedy=f"Give one of: {'; '.join(one.summary for one in SOURCES)}.",
+                reason="it is no folder, and its name is not that of a list or of shards",
+                hint=f"Give one of: {'; '.join(one.summary for one in SOURCES)}.",
             )
         source = fitting[0]
     records = source.open(options)
@@ -36,7 +36,7 @@ def open_data(data: str | Mapping[str, Any] | DataOptions) -> Records:
         troubles = "; ".join(f"{name}: {why}" for name, why in records.troubles().items())
         raise OptionError(
             f"data {options.path!r}",
-            rule=f"there is no sample in it{f' ({troubles})' if troubles else ''}",
-            remedy=f"It is read as: {source.summary}.",
+            reason=f"there is no sample in it{f' ({troubles})' if troubles else ''}",
+            hint=f"It is read as: {source.summary}.",
         )
     return records

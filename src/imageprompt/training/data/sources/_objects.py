@@ -28,11 +28,11 @@ class Objects:
                 self._spans = self._scan(stream)
         except FileNotFoundError as error:
             raise NotFoundError(
-                f"data {str(path)!r}", rule="there is no such file", remedy="Check the path."
+                f"data {str(path)!r}", reason="there is no such file", hint="Check the path."
             ) from error
         except OSError as error:
             raise OptionError(
-                f"data {str(path)!r}", rule=f"it cannot be read ({error.strerror})"
+                f"data {str(path)!r}", reason=f"it cannot be read ({error.strerror})"
             ) from error
 
     def __len__(self) -> int:
@@ -53,8 +53,8 @@ class Objects:
         except ValueError as error:
             raise PictureError(
                 f"entry {index + 1} of {str(self.path)!r}",
-                rule=f"it is no JSON ({error})",
-                remedy="Correct it there.",
+                reason=f"it is no JSON ({error})",
+                hint="Correct it there.",
             ) from error
         return dict(found)
 
@@ -73,8 +73,8 @@ class Objects:
         if brackets.depth or buffer:
             raise OptionError(
                 f"data {str(self.path)!r}",
-                rule=f"it breaks off inside an object, after {len(brackets.spans)} whole ones",
-                remedy="Fetch or write it again.",
+                reason=f"it breaks off inside an object, after {len(brackets.spans)} whole ones",
+                hint="Fetch or write it again.",
             )
         return brackets.spans
 

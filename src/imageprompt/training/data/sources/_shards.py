@@ -50,20 +50,20 @@ def find_shards(url: str, storage: dict[str, Any]) -> list[Shard]:
         except ImportError as error:
             raise OptionError(
                 f"data {url!r}",
-                rule=f"its protocol needs a package ({error})",
-                remedy="Install it.",
+                reason=f"its protocol needs a package ({error})",
+                hint="Install it.",
             ) from error
         except Exception as error:  # every protocol has exceptions of its own
             raise OptionError(
                 f"data {url!r}",
-                rule=f"it cannot be reached ({type(error).__name__}: {error})",
-                remedy="Check the URL, and data.storage.",
+                reason=f"it cannot be reached ({type(error).__name__}: {error})",
+                hint="Check the URL, and data.storage.",
             ) from error
         if missing or not paths:
             raise NotFoundError(
                 f"shard {missing[0] if missing else one!r}",
-                rule="there is no such file",
-                remedy="Check data.path.",
+                reason="there is no such file",
+                hint="Check data.path.",
             )
         shards += [Shard(system, name) for name in paths]
     return shards
@@ -83,7 +83,7 @@ def expand_braces(text: str) -> list[str]:
         choices = inner.split(",")
     if not closing or not choices or (dots and not (first.isdecimal() and last.isdecimal())):
         raise OptionError(
-            f"data {text!r}", rule="braces are {000..099} or {a,b}", remedy="Correct it."
+            f"data {text!r}", reason="braces are {000..099} or {a,b}", hint="Correct it."
         )
     return [head + choice + end for choice in choices for end in expand_braces(tail)]
 
@@ -108,7 +108,7 @@ def members(shard: Shard) -> Iterator[tuple[str, int, int]]:
                 raise _damaged(shard, end)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DamagedShardError(
-            f"shard {shard.path}", rule=f"it cannot be read ({error})"
+            f"shard {shard.path}", reason=f"it cannot be read ({error})"
         ) from error
 
 
@@ -118,12 +118,12 @@ def _check_plain(stream: Any, shard: Shard) -> None:
     if kind:
         raise OptionError(
             f"shard {shard.path}",
-            rule=f"it is compressed ({kind}), so that no sample can be read alone",
-            remedy="Decompress it; pictures do not become smaller by it.",
+            reason=f"it is compressed ({kind}), so that no sample can be read alone",
+            hint="Decompress it; pictures do not become smaller by it.",
         )
 
 
 def _damaged(shard: Shard, offset: int) -> DamagedShardError:
     return DamagedShardError(
-        f"shard {shard.path}", rule=f"it is damaged or cut short at byte {offset}"
+        f"shard {shard.path}", reason=f"it is damaged or cut short at byte {offset}"
     )

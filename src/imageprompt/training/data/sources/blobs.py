@@ -51,7 +51,7 @@ class FileBlob:
         try:
             if not self.path.is_file():
                 what = "it is a folder" if self.path.is_dir() else "there is no such file"
-                raise PictureError(self.label, rule=what, remedy="Check the path.")
+                raise PictureError(self.label, reason=what, hint="Check the path.")
             _check_size(self.path.stat().st_size, self.label)
             return self.path.read_bytes()
         except (OSError, ValueError) as error:
@@ -90,8 +90,8 @@ class RangeBlob:
         if len(data) != self.size:
             raise PictureError(
                 self.label,
-                rule=f"{len(data)} of its {self.size} bytes are there",
-                remedy="Fetch the shard again.",
+                reason=f"{len(data)} of its {self.size} bytes are there",
+                hint="Fetch the shard again.",
             )
         return data
 
@@ -99,10 +99,10 @@ class RangeBlob:
 def _check_size(size: int, label: str) -> None:
     if size > MAX_FILE_BYTES:
         raise PictureError(
-            label, rule=f"it has more than {MAX_FILE_BYTES // 2**20} MiB", remedy="Scale it down."
+            label, reason=f"it has more than {MAX_FILE_BYTES // 2**20} MiB", hint="Scale it down."
         )
 
 
 def _unreadable(label: str, error: BaseException) -> PictureError:
     reason = getattr(error, "strerror", None) or error or type(error).__name__
-    return PictureError(label, rule=f"it cannot be read ({reason})", remedy="Check it.")
+    return PictureError(label, reason=f"it cannot be read ({reason})", hint="Check it.")

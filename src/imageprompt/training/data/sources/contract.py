@@ -55,8 +55,8 @@ class Record:
         if self.id_embed is None:
             raise PictureError(
                 f"sample {self.key!r}",
-                rule="it has no face embedding, which this variant reads",
-                remedy="Give one in id_embed_file.",
+                reason="it has no face embedding, which this variant reads",
+                hint="Give one in id_embed_file.",
             )
         return read_embedding(self.id_embed)
 
@@ -71,7 +71,7 @@ class Record:
         try:
             return read(blob.source())
         except PictureError as error:
-            raise PictureError(blob.label, rule=error.rule, remedy=error.remedy) from error
+            raise PictureError(blob.label, reason=error.reason, hint=error.hint) from error
 
 
 class Records(Protocol):
@@ -116,8 +116,8 @@ class DataOptions:
         if not options.path or not 0 <= options.max_broken <= 1:
             raise OptionError(
                 "config key 'data'",
-                rule="path names a folder, a list or shards, and max_broken is from 0 to 1",
-                remedy="Change it.",
+                reason="path names a folder, a list or shards, and max_broken is from 0 to 1",
+                hint="Change it.",
             )
         return options
 

@@ -24,13 +24,13 @@ def read_embedding(blob: Blob) -> NDArray[np.float32]:
         with _as_file(blob) as path:
             arrays = read_arrays(path, MAX_NUMBERS)
     except (AdapterFileError, NotFoundError) as error:
-        why = error.rule.removeprefix("not an adapter file: ")
+        why = error.reason.removeprefix("not an adapter file: ")
         raise PictureError(
-            blob.label, rule=f"it holds no face embedding ({why})", remedy=_REMEDY
+            blob.label, reason=f"it holds no face embedding ({why})", hint=_REMEDY
         ) from None
     if len(arrays) != 1:
         raise PictureError(
-            blob.label, rule=f"it holds {len(arrays)} arrays, not one", remedy=_REMEDY
+            blob.label, reason=f"it holds {len(arrays)} arrays, not one", hint=_REMEDY
         )
     (values,) = arrays
     if values.ndim == 2 and len(values) == 1:
@@ -38,8 +38,8 @@ def read_embedding(blob: Blob) -> NDArray[np.float32]:
     if values.ndim not in (1, 2) or 0 in values.shape or not np.isfinite(values).all():
         raise PictureError(
             blob.label,
-            rule=f"a face embedding is [d] or [faces, d] and finite, this is {list(values.shape)}",
-            remedy=_REMEDY,
+            reason=f"a face embedding is [d] or [faces, d] and finite, this is {list(values.shape)}",
+            hint=_REMEDY,
         )
     return values
 

@@ -110,8 +110,8 @@ def _caption(path: Path) -> str:
     except OSError as error:
         raise PictureError(
             f"caption {str(path)!r}",
-            rule=f"it cannot be read ({error.strerror})",
-            remedy="Check its permissions.",
+            reason=f"it cannot be read ({error.strerror})",
+            hint="Check its permissions.",
         ) from error
 
 
@@ -129,13 +129,13 @@ def _open(options: DataOptions) -> Records:
     folder = Path(options.path).expanduser()
     if not folder.is_dir():
         raise NotFoundError(
-            f"data {options.path!r}", rule="there is no such folder", remedy="Check the path."
+            f"data {options.path!r}", reason="there is no such folder", hint="Check the path."
         )
     if options.images:
         raise OptionError(
             f"config key 'data.images': {options.images!r}",
-            rule="a folder's pictures are relative to the folder itself",
-            remedy="Leave it out.",
+            reason="a folder's pictures are relative to the folder itself",
+            hint="Leave it out.",
         )
     if (folder / METADATA).is_file():
         return MetadataRecords(folder, options.caption)

@@ -47,13 +47,13 @@ def read_entry(entry: Mapping[str, Any], folder: Path, caption: str, label: str)
     """A record of a list's entry. Raises PictureError where a key is missing or no string."""
     name = next((entry[key] for key in _PICTURE if key in entry), None)
     if not isinstance(name, str) or not name:
-        raise PictureError(label, rule=f"it has no {_PICTURE[0]}", remedy="Add it there.")
+        raise PictureError(label, reason=f"it has no {_PICTURE[0]}", hint="Add it there.")
     text = entry.get(caption)
     if not isinstance(text, str):
         raise PictureError(
             label,
-            rule=f"it has no {caption!r}, which is its caption",
-            remedy="Add it, or name its key in data.caption.",
+            reason=f"it has no {caption!r}, which is its caption",
+            hint="Add it, or name its key in data.caption.",
         )
     others = {key: entry[key] for key in (_REFERENCE, _ID_EMBED) if entry.get(key)}
     blobs = {key: FileBlob(folder / str(value)) for key, value in others.items()}

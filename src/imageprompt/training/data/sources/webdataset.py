@@ -85,7 +85,7 @@ class TarRecords:
         except DamagedShardError as error:
             if not found.keys() & {"text", "json"}:
                 found = {}  # the last one lacks its caption, which lies behind the damage
-            self._troubles[shard.path] = f"{error.rule}; what comes before that is used"
+            self._troubles[shard.path] = f"{error.reason}; what comes before that is used"
             warnings.warn(f"shard {shard.path}: {self._troubles[shard.path]}", stacklevel=2)
         self._add(number, key, found)
 
@@ -123,8 +123,8 @@ class TarRecords:
         if not isinstance(text, str):
             raise PictureError(
                 described.label,
-                rule=f"it has no {self._caption!r}, which is the caption",
-                remedy="Correct it there, or name the key in data.caption.",
+                reason=f"it has no {self._caption!r}, which is the caption",
+                hint="Correct it there, or name the key in data.caption.",
             )
         return text
 
