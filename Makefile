@@ -29,7 +29,7 @@ $(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
 
 # ... and the tools that check it.
 $(VENV)/.tools: $(VENV)/.installed
-	$(PIP) --editable '.[train,dev]'
+	$(PIP) --editable '.[train,docs,dev]'
 	@touch $@
 
 demo: $(VENV)/.installed

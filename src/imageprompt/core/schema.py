@@ -1,0 +1,135 @@
+"""Options as data: one annotation gives argparse its flag and pydantic its JSON schema.
+
+Requests, recipes and training configs are plain dataclasses whose fields are annotated:
+
+    scale: Annotated[float, Option("0..2", metavar="S", ge=0, le=2)] = 0.8
+
+`options` reads the annotations for the command line without importing pydantic; `json_schema` and
+`validate` import it when they are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+from imageprompt.core.errors import OptionError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a person reads about one field, and the range of its value.
+
+    `parse` turns the text of a flag into a value (default: by the field's type); `repeat` lets the
+    flag be given several times; `flag` is its name where that is not the field's.
+    """
+
+    help: str
+    metavar: str | None = None
+    ge: float | None = None
+    le: float | None = None
+    parse: Callable[[str], Any] | None = None
+    repeat: bool = False
+    flag: str | None = None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        inner = handler(source)
+        if self.ge is None and self.le is None:
+            return inner
+        return core_schema.no_info_after_validator_function(self.check_range, inner)
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
+        described = dict(handler(schema))
+        described["description"] = self.help
+        if self.ge is not None:
+            described["minimum"] = self.ge
+        if self.le is not None:
+            described["maximum"] = self.le
+        return described
+
+    def check_range(self, value: Any) -> Any:
+        """`value` if it is None, no number, or within the range. Raises ValueError."""
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            low, high = self.ge, self.le
+            if (low is not None and not value >= low) or (high is not None and not value <= high):
+                raise ValueError(f"must be {_range(low, high)}")
+        return value
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of an options class as the command line needs it."""
+
+    name: str
+    type: Any
+    option: Option
+    default: Any
+    """MISSING where the field has to be given."""
+
+    @property
+    def flag(self) -> str:
+        return self.option.flag or f"--{self.name.replace('_', '-')}"
+
+
+@cache
+def _hints(kind: type) -> Mapping[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def options(kind: type) -> Iterator[Field]:
+    """The annotated fields of a dataclass, in order."""
+    hints = _hints(kind)
+    for item in fields(kind):
+        hint = hints[item.name]
+        if get_origin(hint) is not Annotated:
+            continue
+        inner, *extras = get_args(hint)
+        found = next((extra for extra in extras if isinstance(extra, Option)), None)
+        if found is not None:
+            default = item.default
+            if default is MISSING and item.default_factory is not MISSING:
+                default = item.default_factory()
+            yield Field(item.name, inner, found, default)
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def json_schema(kind: type) -> dict[str, Any]:
+    """The JSON schema of a dataclass."""
+    return _adapter(kind).json_schema()
+
+
+def validate(kind: type[T], data: Any, *, what: str) -> T:
+    """`data` (a mapping, as JSON or YAML gives it) as an instance of `kind`.
+
+    Raises OptionError that names `what` and the first key that is wrong.
+    """
+    from pydantic import ValidationError
+
+    try:
+        found: T = _adapter(kind).validate_python(data)
+        return found
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise OptionError(f"{what}: {key}" if key else what, reason=first["msg"]) from error
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is None:
+        return f"at most {high:g}"
+    return f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
