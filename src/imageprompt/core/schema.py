@@ -13,7 +13,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from imageprompt.core.errors import OptionError
 
@@ -121,7 +130,7 @@ def validate(kind: type[T], data: Any, *, what: str) -> T:
     from pydantic import ValidationError
 
     try:
-        found: T = _adapter(kind).validate_python(data)
+        found: T = _adapter(cast(Any, kind)).validate_python(data)
         return found
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
