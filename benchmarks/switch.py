@@ -1,7 +1,7 @@
 """Time from one image prompt to another that was saved before, ready to sample.
 
 Ours: a saved ImagePrompt is read from disk and put to use; when `use` has been entered every site's
-K' and V' are there, in the denoiser's dtype: read from the file where `Adapter.prepare` put them
+K' and V' are there, in the denoiser's dtype: read from the file where `Adapter.precompute_kv` put them
 into it, made otherwise. Beside it the same without the file (the prompt is in memory) and back to a
 prompt used before. diffusers keeps image embeddings, not tokens: its
 equivalent is loading the saved embeddings; projector and K', V' then run in every step, and their

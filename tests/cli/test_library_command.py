@@ -103,8 +103,8 @@ def test_what_needs_no_torch_loads_none(folder: Path, said: Any) -> None:
 
 
 def test_json_of_every_job(folder: Path, said: Any) -> None:
-    added = said("add", "one", "vase.png", "plate.png", "--weights", "1,0.5", "--prepare", "pad")
-    assert added["recipe"] == {"weights": "1, 0.5", "prepare": "pad", "base": "bundled"}
+    added = said("add", "one", "vase.png", "plate.png", "--weights", "1,0.5", "--framing", "pad")
+    assert added["recipe"] == {"weights": "1, 0.5", "framing": "pad", "base": "bundled"}
     assert (added["adapter"]["name"], added["encoder"]["name"]) == ("plus", "bundled/image_encoder")
     said("add", "two", "street.png", "--noise", "0.3", "--negative-reference", "vase.png")
     assert [style["name"] for style in said("list")] == ["one", "two"]
@@ -144,7 +144,7 @@ WRONG = [
     (("add", "a"), "no reference picture: .*--face-embeddings"),
     (("add", "a", "nothing.png"), "no such file"),
     (("add", "a", "vase.png", "--weights", "1,2"), r"2 weight\(s\) for 1"),
-    (("add", "a", "vase.png", "--prepare", "fold"), "prepare|fold"),
+    (("add", "a", "vase.png", "--framing", "fold"), "framing|fold"),
     (("add", "a", "vase.png", "--fusion", "blend"), "blend"),
     (("add", "a", "vase.png", "--adapter", "nothing"), "no such path"),
     (("add", "a", "vase.png", "--faces", "pack"), "a face encoder for a plus adapter"),

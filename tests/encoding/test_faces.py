@@ -223,7 +223,7 @@ def wrong_calls() -> dict[str, tuple[str, dict[str, Any], str]]:
             "2 face embedding.s. beside 1 picture",
         ),
         "a choice of no use": ("faceid", {"embeddings": one, "face": 1}, "Leave it out"),
-        "framing of no use": ("faceid", {"pictures": [pic], "prepare": "squash"}, "whole pictures"),
+        "framing of no use": ("faceid", {"pictures": [pic], "framing": "squash"}, "whole pictures"),
         "a mask of no use": (
             "faceid",
             {"pictures": [pic], "reference_mask": torch.ones(8, 8)},

@@ -116,17 +116,17 @@ CROPS = {"crop:left": RED, "crop": GREEN, "crop:right": BLUE, "crop:0.0,0.5": RE
 @pytest.mark.parametrize("words", CROPS)
 def test_crops(words: str, filter_: str, spied: Spied) -> None:
     """A square of the height: exactly one bar, to the last pixel of its edges."""
-    shown = spied.pixels([stripes()], prepare=words + filter_)
+    shown = spied.pixels([stripes()], framing=words + filter_)
     assert shown.shape == (1, SIDE, SIDE, 3)
     assert np.abs(shown - CROPS[words]).max() < 1e-3
     upright = words.replace("left", "top").replace("right", "bottom").replace("0.0,0.5", "0.5,0.0")
-    shown = spied.pixels([stripes(upright=True)], prepare=upright + filter_)
+    shown = spied.pixels([stripes(upright=True)], framing=upright + filter_)
     assert np.abs(shown - CROPS[words]).max() < 1e-3
 
 
 def test_any_position(spied: Spied) -> None:
     """A quarter of the way from the left: half of red, half of green."""
-    shown = spied.pixels([stripes()], prepare="crop:0.25,0.5+nearest")[0]
+    shown = spied.pixels([stripes()], framing="crop:0.25,0.5+nearest")[0]
     assert np.abs(shown[:, : SIDE // 2] - RED).max() < 1e-3
     assert np.abs(shown[:, SIDE // 2 :] - GREEN).max() < 1e-3
 
@@ -134,14 +134,14 @@ def test_any_position(spied: Spied) -> None:
 def test_squash_shows_everything(spied: Spied) -> None:
     """The author's advice: a plain resize to the encoder's square."""
     wide = noise(61, 24)
-    shown = spied.pixels([wide], prepare="squash")[0]
+    shown = spied.pixels([wide], framing="squash")[0]
     plain = np.asarray(wide.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
     assert np.abs(shown - plain).max() < 1e-3
 
 
 @pytest.mark.parametrize(("words", "bars"), [("pad", (0, 0, 0)), ("pad:#ffcc00", (255, 204, 0))])
 def test_pad_shows_everything_in_shape(words: str, bars: Any, spied: Spied) -> None:
-    shown = spied.pixels([stripes(48, 24)], prepare=words + "+box")[0]
+    shown = spied.pixels([stripes(48, 24)], framing=words + "+box")[0]
     quarter = SIDE // 4
     assert np.abs(shown[:quarter] - bars).max() < 1e-3
     assert np.abs(shown[-quarter:] - bars).max() < 1e-3
@@ -153,11 +153,11 @@ def test_pad_shows_everything_in_shape(words: str, bars: Any, spied: Spied) -> N
 def test_without_wishes_the_encoder_prepares(spied: Spied) -> None:
     """CLIP's own processor to the bit; "crop" is the same square, but for rounding."""
     for picture in (noise(40, 23), noise(16, 16), noise(31, 50)):
-        own = spied.adapter.encoder.prepare([picture])
+        own = spied.adapter.encoder.preprocess([picture])
         spied.adapter.encode([picture])
         assert torch.equal(spied.normalised, own)
     smooth = noise(9, 3).resize((960, 320), Image.Resampling.BICUBIC)
-    shown = [spied.pixels([smooth], **wishes) for wishes in ({}, {"prepare": "crop"})]
+    shown = [spied.pixels([smooth], **wishes) for wishes in ({}, {"framing": "crop"})]
     assert np.abs(shown[0] - shown[1]).max() < 3
 
 
@@ -190,12 +190,12 @@ def test_tiles(size: tuple[int, int]) -> None:
 
 
 def test_tiles_are_references(spied: Spied) -> None:
-    shown = spied.pixels([stripes()], prepare="tiles")
+    shown = spied.pixels([stripes()], framing="tiles")
     for pixels, colour in zip(shown, (RED, GREEN, BLUE), strict=True):
         assert np.abs(pixels - colour).max() < 1e-3
-    prompt = spied.adapter.encode([stripes(), stripes(64, 32)], prepare="tiles")
+    prompt = spied.adapter.encode([stripes(), stripes(64, 32)], framing="tiles")
     assert prompt.tokens.shape[1] == 4 * (3 + 2)
-    one = spied.adapter.encode([[stripes()], [stripes(64, 32)]], prepare="tiles", fusion="average")
+    one = spied.adapter.encode([[stripes()], [stripes(64, 32)]], framing="tiles", fusion="average")
     assert one.tokens.shape[:2] == (2, 4)
 
 
@@ -241,10 +241,10 @@ def test_detail_is_a_second_reference(spied: Spied) -> None:
             assert torch.allclose(parts[1 + y * g + x], mean / 4, atol=1e-5)
     embeddings = encoder.encode(quarters, "image_embeds").mean(0)
     assert torch.allclose(seen.encoded(encoder, "image_embeds")[0][1], embeddings, atol=1e-5)
-    prompt = spied.adapter.encode([picture, stripes()], prepare="tiles+detail:2", weights=[1, 0])
+    prompt = spied.adapter.encode([picture, stripes()], framing="tiles+detail:2", weights=[1, 0])
     assert prompt.tokens.shape[1] == 4 * 2 * (4 + 3)  # tiles, each whole and in detail
     assert prompt.tokens[0, 32:].abs().max() == 0
-    one = spied.adapter.encode([picture], prepare="crop+detail:2", fusion="average", noise=0.2)
+    one = spied.adapter.encode([picture], framing="crop+detail:2", fusion="average", noise=0.2)
     assert one.tokens.shape == one.null_tokens.shape == (1, 4, 32)
 
 
@@ -256,7 +256,7 @@ def test_an_upright_picture_is_framed_upright(spied: Spied) -> None:
     lying.info["exif"] = exif.tobytes()
     lying.getexif()[274] = 6
     assert open_picture(lying).size == (32, 96)
-    shown = spied.pixels([lying], prepare="crop:top")
+    shown = spied.pixels([lying], framing="crop:top")
     assert np.abs(shown - RED).max() < 1e-3
 
 
@@ -300,7 +300,7 @@ def test_sharpening(amount: float) -> None:
 
 def test_sharpening_reaches_the_encoder(spied: Spied) -> None:
     soft = noise(8, 8).resize((64, 64), Image.Resampling.BICUBIC)
-    plain, sharp = (spied.pixels([soft], prepare=w)[0] for w in ("crop", "crop+sharpen:1"))
+    plain, sharp = (spied.pixels([soft], framing=w)[0] for w in ("crop", "crop+sharpen:1"))
     assert np.abs(np.diff(sharp, axis=0)).mean() > 1.1 * np.abs(np.diff(plain, axis=0)).mean()
 
 
@@ -334,8 +334,8 @@ def test_a_mask_is_framed_like_its_picture(words: str, spied: Spied) -> None:
     hidden = np.asarray(stripes()).argmax(-1) != 1
     painted = Image.fromarray(np.dstack([np.asarray(stripes()), hidden * np.uint8(255)]))
     for mask in (hidden.astype(np.float32), painted):
-        shown = spied.pixels([stripes()], prepare=words + "+nearest", reference_mask=mask)
-        plain = spied.pixels([stripes()], prepare=words + "+nearest")
+        shown = spied.pixels([stripes()], framing=words + "+nearest", reference_mask=mask)
+        plain = spied.pixels([stripes()], framing=words + "+nearest")
         green = np.abs(plain - GREEN).max(-1) < 1
         assert np.abs(shown[green] - MEAN * 255).max(initial=0) < 1e-3
         bars = np.abs(plain).max(-1) < 1  # of pad
@@ -375,6 +375,6 @@ def test_an_encoder_that_hides_its_pixels(spied: Spied) -> None:
 
     pipe = make_pipeline()
     adapter = ip.Adapter.create("base", denoiser=pipe, encoder=Closed()).attach(pipe, Closed())
-    assert adapter.encode([noise(40, 24)], prepare="squash").tokens.shape[1] == 4
+    assert adapter.encode([noise(40, 24)], framing="squash").tokens.shape[1] == 4
     with pytest.raises(EncoderError, match="does not show its pixels"):
         adapter.encode([noise(40, 24)], reference_mask=np.ones((24, 40)))

@@ -178,7 +178,7 @@ def test_weights_beside_one_another(pipe: Any) -> None:
         both = adapter.encode([[a, b], [b, a]], weights=[0.5, 2.0])
         assert difference(both.tokens[1:], adapter.encode([b, a], weights=[0.5, 2.0]).tokens) < 1e-5
         wide = picture(3, 32, 16)
-        tiles = adapter.encode([wide, b], prepare="tiles", weights=[0.0, 1.0])
+        tiles = adapter.encode([wide, b], framing="tiles", weights=[0.0, 1.0])
         assert tiles.tokens.shape[1] == 4 * (2 + 4)  # a square picture gives four
         assert tiles.tokens[0, :8].abs().max() == 0
         assert tiles.tokens[0, 8:].abs().amax(1).min() > 0.1
@@ -425,8 +425,8 @@ def test_a_stored_text_encoder(xl: Any, tmp_path: Path) -> None:
         {"negative": []},
         {"negative": [picture(1)], "null_features": torch.zeros(1, 24)},
         {"negative": [picture(i) for i in range(3)]},
-        {"prepare": "stretch"},
-        {"prepare": 3},
+        {"framing": "stretch"},
+        {"framing": 3},
         {"text": "a star"},
         {"subtract_text": "a star"},
         {"subtract_text": "a star", "subtract_strength": math.inf},
@@ -452,7 +452,7 @@ def test_wishes_that_pictures_alone_can_grant(tmp_path: Path) -> None:
     (feature,) = rig.features(2)
     null = rig.kind.null_features()
     for wishes in (
-        {"prepare": "squash"},
+        {"framing": "squash"},
         {"reference_mask": np.ones((8, 8))},
         {"fusion": "attention-weighted", "text": "a star"},
         {"fusion": "attention-weighted", "text": torch.ones(24)},
@@ -465,12 +465,12 @@ def test_wishes_that_pictures_alone_can_grant(tmp_path: Path) -> None:
 
 def test_the_words_of_a_mixture() -> None:
     made = EncodeOptions.of(
-        fusion="norm-average", weights=[1, 0.25], prepare="crop:top+sharpen:0.3", noise=0.4
+        fusion="norm-average", weights=[1, 0.25], framing="crop:top+sharpen:0.3", noise=0.4
     )
     assert made.words() == {
         "fusion": "norm average",
         "weights": "1, 0.25",
-        "prepare": "crop:top+sharpen:0.3",
+        "framing": "crop:top+sharpen:0.3",
         "noise": "0.4, seed 0",
     }
     assert EncodeOptions.of().words() == {}

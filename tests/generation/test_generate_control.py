@@ -141,7 +141,7 @@ def test_the_same_adapter_twice_is_loaded_once(
 
 
 def test_how_references_are_encoded_is_in_the_recipe(tiny_bundled: Path, files: Path) -> None:
-    how: dict[str, Any] = {"fusion": "weighted", "weights": [0.7, 0.3], "prepare": "crop:top"}
+    how: dict[str, Any] = {"fusion": "weighted", "weights": [0.7, 0.3], "framing": "crop:top"}
     how |= {"negative_reference": files / "green.png", "noise": 0.2, "noise_seed": 3}
     two = [files / "red.png", files / "blue.png"]
     made = generate("a star", two, **how, **QUICK)
@@ -149,7 +149,7 @@ def test_how_references_are_encoded_is_in_the_recipe(tiny_bundled: Path, files: 
     assert shown.how == {
         "fusion": "weighted",
         "weights": [0.7, 0.3],
-        "prepare": "crop:top",
+        "framing": "crop:top",
         "noise": 0.2,
         "noise_seed": 3,
     }

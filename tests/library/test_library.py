@@ -69,7 +69,7 @@ def test_a_style_is_what_encoding_makes(
     library: Library, adapter: Any, pictures: dict[str, Path]
 ) -> None:
     chosen = [pictures["red"], pictures["gold"]]
-    how = {"weights": [1.0, 0.5], "prepare": "pad"}
+    how = {"weights": [1.0, 0.5], "framing": "pad"}
     style = library.add("two", adapter, chosen, tags=["warm"], made_with={"adapter": "plus"}, **how)
     wanted = adapter.encode(chosen, **how)
     opened = library.open("two", adapter)
@@ -83,7 +83,7 @@ def test_a_style_is_what_encoding_makes(
     assert style.encoder is not None
     assert style.encoder.hash == adapter.encoder.fingerprint
     assert [one.name for one in style.references] == ["red.png", "gold.png"]
-    assert style.recipe == {"weights": "1, 0.5", "prepare": "pad"}
+    assert style.recipe == {"weights": "1, 0.5", "framing": "pad"}
     (features,) = style.features
     assert features.shape == tuple(wanted.features[0].shape)
 

@@ -25,7 +25,7 @@ SHOWN = Shown(
     mask=Source(name="left.png", hash="4" * 64),
     negative=(Source(name="noise.png", hash="4" * 64),),
     controls=Controls(preset="style transfer", schedule=Schedule.parse("0-0.4")).as_dict(),
-    how={"fusion": "weighted", "weights": [0.7, 0.3], "prepare": "crop:top", "noise": "fade:0.2"},
+    how={"fusion": "weighted", "weights": [0.7, 0.3], "framing": "crop:top", "noise": "fade:0.2"},
 )
 RECIPE = Recipe(
     prompt="a cat in a hat — 猫",
@@ -191,8 +191,8 @@ LIES = {
         {"fusion": "no such"},
         {"weights": [1, "x"]},
         {"weights": [[[[1]]]]},
-        {"prepare": "fold"},
-        {"prepare": {"how": "crop"}},
+        {"framing": "fold"},
+        {"framing": {"how": "crop"}},
         {"noise": 7},
         {"noise_seed": -1},
         {"subtract_text": 7},

@@ -226,7 +226,7 @@ class Adapter:
         return self._attached is not None
 
     def made_by(self) -> str:
-        """Names K', V' weights, their precision and the base's: what `prepare` makes is good for
+        """Names K', V' weights, their precision and the base's: what `precompute_kv` makes is good for
         these. Raises AttachError."""
         return self._need_attached("made_by()").projections.made_by()
 
@@ -242,7 +242,7 @@ class Adapter:
         face: Choice = LARGEST,
         fusion: str = "concat",
         weights: Sequence[float] | Sequence[Sequence[float]] | None = None,
-        prepare: Framing | str | None = None,
+        framing: Framing | str | None = None,
         reference_mask: Any = None,
         negative: Pictures | PictureSource | None = None,
         noise: Noise | float | str = 0.0,
@@ -272,7 +272,7 @@ class Adapter:
         with "concat" the tokens, where 0 leaves nothing of a reference.
         "attention-weighted" finds its own: the nearness to `text` or to the other references.
 
-        `prepare` frames the pictures (`Framing`, or its words: "squash", "crop:top", "pad",
+        `framing` frames the pictures (`Framing`, or its words: "squash", "crop:top", "pad",
         "tiles", "crop+sharpen:0.3"); without it the encoder takes the centre. `reference_mask`
         (anything `use(mask=)` takes, in the picture's shape; one, or one a reference) keeps what
         is white and shows the encoder its mean colour elsewhere.
@@ -293,7 +293,7 @@ class Adapter:
         mixture = EncodeOptions.of(
             fusion=fusion,
             weights=weights,
-            prepare=prepare,
+            framing=framing,
             reference_mask=reference_mask,
             negative=negative,
             noise=noise,

@@ -83,7 +83,7 @@ READING: tuple[Flag, ...] = (
         "of several: concat, average, weighted, attention-weighted ... (concat)",
     ),
     ("--weights", "A,B", of(numbers), "one for each reference"),
-    ("--prepare", "HOW", {}, "squash, crop, crop:top, pad, tiles, crop+sharpen:0.3"),
+    ("--framing", "HOW", {}, "squash, crop, crop:top, pad, tiles, crop+sharpen:0.3"),
     ("--reference-mask", "PIC", again(), "white: what of the reference is looked at"),
     ("--negative-reference", "PIC", again(), "what to keep away from"),
     ("--noise", "N", {}, "noise on the side without a picture: 0.4, dissolve:0.4"),

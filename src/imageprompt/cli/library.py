@@ -54,7 +54,7 @@ def _add_add(group: Any) -> None:
         "encode pictures and keep them as a style",
         "add porcelain vase.jpg",
         "add porcelain vase.jpg plate.jpg --tag blue --tag white --fusion average",
-        "add film a.jpg b.jpg --weights 0.7,0.3 --prepare pad --force",
+        "add film a.jpg b.jpg --weights 0.7,0.3 --framing pad --force",
         "add oil oil.jpg --base ./stable-diffusion-v1-5 \\",
     )
     job.epilog = (

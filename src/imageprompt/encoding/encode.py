@@ -73,7 +73,7 @@ class Encoding:
                 "encode()", reason="it takes either pictures or features", hint="Give one of them."
             )
         mixture.check(self.spec, pictures, null_features)
-        framed = mixture.prepare is not None or mixture.reference_mask is not None
+        framed = mixture.framing is not None or mixture.reference_mask is not None
         check_faces(self.spec, pictures, embeddings, face, framed=framed)
         with torch.no_grad():
             if features is not None:
@@ -140,7 +140,7 @@ class Encoding:
     ) -> tuple[list[Group], References]:
         """Features of every prompt's references, [n, ...] each, and what the encoder was shown."""
         encoder = self._need_encoder()
-        seen = References.of(pictures, encoder, mixture.prepare, mixture.reference_mask)
+        seen = References.of(pictures, encoder, mixture.framing, mixture.reference_mask)
         return list(seen.encoded(encoder, self._image_feature)), seen
 
     def _encoded_faces(
@@ -195,7 +195,7 @@ class Encoding:
         """Pictures in the place of no picture, where the user wants some."""
         shown = seen
         if mixture.negative is not None:
-            shown = References.of(mixture.negative, self._need_encoder(), mixture.prepare)
+            shown = References.of(mixture.negative, self._need_encoder(), mixture.framing)
         elif not mixture.noise:
             return None
         if mixture.noise and shown is not None:

@@ -159,7 +159,7 @@ def check_faces(
         ),
         (
             framed and of_faces and not both,
-            f"prepare= or reference_mask= with {variant}",
+            f"framing= or reference_mask= with {variant}",
             "it reads embeddings of faces, which are found in whole pictures",
             "Leave it out.",
         ),

@@ -25,7 +25,7 @@ _TOKENS = {"tokens", "null_tokens"}
 
 @dataclass(frozen=True)
 class Prepared:
-    """K', V' of a prompt's tokens, made ahead by `Adapter.prepare`.
+    """K', V' of a prompt's tokens, made ahead by `Adapter.precompute_kv`.
 
     `pairs` by the file ids of the sites, [P, N, site width] each. Good for the weights and the
     precision that `made_by` names, and for tokens that nobody has written to since.
@@ -50,7 +50,7 @@ class ImagePrompt:
     whose null picture has to be encoded; such a prompt cannot be used with guidance. `metadata`
     says what made it: variant, projector and encoder fingerprints. `features` is what the projector
     read, one group [n, ...] for each prompt (not saved; None where it is not known). `prepared`
-    holds K', V' where `Adapter.prepare` made them ahead.
+    holds K', V' where `Adapter.precompute_kv` made them ahead.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ class EncodeOptions:
 
     fusion: str = fusions.CONCAT
     weights: Weights | None = None
-    prepare: Framing | None = None
+    framing: Framing | None = None
     reference_mask: Any = None
     negative: Any = None
     noise: Noise = Noise()  # noqa: RUF009  (frozen)
@@ -43,7 +43,7 @@ class EncodeOptions:
         *,
         fusion: str = fusions.CONCAT,
         weights: Sequence[float] | Sequence[Sequence[float]] | None = None,
-        prepare: Framing | str | None = None,
+        framing: Framing | str | None = None,
         noise: Noise | float | str = 0.0,
         **others: Any,
     ) -> EncodeOptions:
@@ -52,13 +52,13 @@ class EncodeOptions:
         made = cls(
             fusion=named,
             weights=_weights(weights, named),
-            prepare=Framing.parse(prepare) if isinstance(prepare, str) else prepare,
+            framing=Framing.parse(framing) if isinstance(framing, str) else framing,
             noise=Noise.parse(noise),
             **others,
         )
-        if not isinstance(made.prepare, Framing | None):
+        if not isinstance(made.framing, Framing | None):
             raise OptionError(
-                f"prepare={prepare!r}", reason="a Framing, or its words such as 'squash'"
+                f"framing={framing!r}", reason="a Framing, or its words such as 'squash'"
             )
         if not isinstance(made.noise_seed, int) or made.noise_seed < 0:
             raise OptionError(f"noise_seed={made.noise_seed!r}", reason="a whole number from 0")
@@ -144,8 +144,8 @@ class EncodeOptions:
                 "Give one of them.",
             ),
             (
-                pictures is None and (self.prepare or self.reference_mask) is not None,
-                "prepare= or reference_mask= beside ready-made features",
+                pictures is None and (self.framing or self.reference_mask) is not None,
+                "framing= or reference_mask= beside ready-made features",
                 "they change pictures",
                 "Give pictures, or leave it out.",
             ),
@@ -179,7 +179,7 @@ class EncodeOptions:
             "weights": "; ".join(
                 ", ".join(f"{weight:g}" for weight in row) for row in self.weights or ()
             ),
-            "prepare": str(self.prepare or ""),
+            "framing": str(self.framing or ""),
             "reference_mask": "yes" if self.reference_mask is not None else "",
             "negative": "yes" if self.negative is not None else "",
             "noise": f"{self.noise}, seed {self.noise_seed}" if self.noise else "",

@@ -42,16 +42,16 @@ class References:
 
     @classmethod
     def of(
-        cls, pictures: Any, encoder: Encoder, prepare: Framing | None, mask: Any = None
+        cls, pictures: Any, encoder: Encoder, framing: Framing | None, mask: Any = None
     ) -> References:
         """Raises PictureError, OptionError."""
         opened = [[open_picture(picture) for picture in group] for group in groups_of(pictures)]
         side = encoder.image_size
         framed = [
-            [[picture] if prepare is None else prepare.frame(picture, side) for picture in group]
+            [[picture] if framing is None else framing.frame(picture, side) for picture in group]
             for group in opened
         ]
-        cut, masks = prepare or Framing(), None
+        cut, masks = framing or Framing(), None
         if mask is not None:
             masks = [
                 [part for one in row for part in cut.frame_mask(one, side)]
@@ -133,7 +133,7 @@ def _masked(
             reason=f"{type(encoder).__name__} does not show its pixels",
             hint="Paint over the picture instead, or use a CLIP encoder.",
         )
-    pixels = encoder.prepare(pictures)
+    pixels = encoder.preprocess(pictures)
     shares = torch.from_numpy(np.stack([np.asarray(mask, np.float32) / 255 for mask in masks]))
     return encoder.encode_pixels(pixels * shares[:, None].to(pixels), feature)
 

@@ -48,7 +48,7 @@ def generate(
 
     - `reference`: a path, a file's bytes, a PIL picture, or a list of these. **All arguments of
       `Reference` can be given here**: `adapter`, `scale` (0..2, or by site), `preset`, `schedule`,
-      `mask`, `style`, `fusion`, `weights`, `prepare`, `negative_reference` ... `also` are further
+      `mask`, `style`, `fusion`, `weights`, `framing`, `negative_reference` ... `also` are further
       references, each with an adapter and controls of its own. With nothing to show, only
       `scale=0` makes sense: words alone, the base as it is.
     - `base`: folder or Hub id of a diffusers pipeline, or a loaded pipeline; None is the bundled

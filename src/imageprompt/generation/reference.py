@@ -22,7 +22,7 @@ _CONTROLS = ("preset", "composition", "boost", "schedule", "scaling", "lora")
 _MIXTURE = {
     "fusion": "fusion",
     "weights": "weights",
-    "prepare": "prepare",
+    "framing": "framing",
     "reference_mask": "reference_mask",
     "negative_reference": "negative",
     "noise": "noise",
@@ -85,7 +85,7 @@ class Reference:
 
     fusion: str = "concat"
     weights: Any = None
-    prepare: Any = None
+    framing: Any = None
     reference_mask: Any = None
     negative_reference: Any = None
     noise: Any = 0.0
@@ -286,7 +286,7 @@ def _is(value: Any, default: Any) -> bool:
 
 def _plain(name: str, value: Any) -> Any:
     """As JSON has it."""
-    if name in ("prepare", "noise") and not isinstance(value, int | float):
+    if name in ("framing", "noise") and not isinstance(value, int | float):
         return str(value)
     if isinstance(value, list | tuple):
         return [_plain("", entry) for entry in value]

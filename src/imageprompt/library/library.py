@@ -108,7 +108,7 @@ class Library:
         load_style.check_suits(style, adapter)
         prompt = load_style.image_prompt(style)
         if adapter.attached:
-            load_style.prepare(self.folder, style, prompt, adapter)
+            load_style.precompute_kv(self.folder, style, prompt, adapter)
         return prompt
 
     # ── filling ─────────────────────────────────────────────────────────────────────────────────

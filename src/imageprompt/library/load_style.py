@@ -64,7 +64,7 @@ def image_prompt(style: Style) -> ImagePrompt:
     return ImagePrompt(tokens, None if null is None else tensor_of(null), metadata)
 
 
-def prepare(folder: Path, style: Style, prompt: ImagePrompt, adapter: Adapter) -> None:
+def precompute_kv(folder: Path, style: Style, prompt: ImagePrompt, adapter: Adapter) -> None:
     """Give the prompt its K', V': the kept ones, or new ones, which are kept."""
     made_by = adapter.made_by()
     weights = hashlib.sha256(made_by.encode()).hexdigest()[:16]

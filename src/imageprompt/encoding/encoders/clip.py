@@ -103,13 +103,13 @@ class ClipEncoder:
 
         return fingerprint(self.model.state_dict())
 
-    def prepare(self, pictures: Sequence[Image]) -> Tensor:
+    def preprocess(self, pictures: Sequence[Image]) -> Tensor:
         """RGB pictures -> normalised pixels [n, 3, S, S] on the model's device, in its dtype."""
         pixels = self.processor(images=list(pictures), return_tensors="pt").pixel_values
         return pixels.to(self.model.device, self.model.dtype)  # type: ignore[no-any-return]
 
     def encode(self, pictures: Sequence[Image], feature: ImageFeature) -> Tensor:
-        return self.encode_pixels(self.prepare(pictures), feature)
+        return self.encode_pixels(self.preprocess(pictures), feature)
 
     def encode_null(self, feature: ImageFeature) -> Tensor:
         import torch

@@ -38,7 +38,7 @@ class Encoder(Protocol):
 class PixelEncoder(Encoder, Protocol):
     """An encoder whose pixels can be had and changed: what a mask on the reference needs."""
 
-    def prepare(self, pictures: Sequence[Image]) -> Tensor:
+    def preprocess(self, pictures: Sequence[Image]) -> Tensor:
         """RGB pictures -> normalised pixels [n, 3, S, S]."""
 
     def encode_pixels(self, pixels: Tensor, feature: ImageFeature) -> Tensor:

@@ -17,7 +17,7 @@ MAX_BATCH = 64
 MAX_SHOWN = 16
 DTYPES = ("float32", "float16", "bfloat16")
 MIXTURE = (
-    *("fusion", "weights", "prepare", "noise", "noise_seed"),
+    *("fusion", "weights", "framing", "noise", "noise_seed"),
     *("subtract_text", "subtract_strength", "text", "text_encoder", "face_strength"),
 )
 """What of `EncodeOptions` a recipe keeps as it is; its pictures and masks are sources."""

@@ -73,6 +73,8 @@ def _shown(data: Any) -> Shown:
     if not isinstance(data, dict):
         raise ValueError("shown: not an object with an adapter")
     _known(data, _names(Shown), "shown: ")
+    if isinstance(data.get("how"), dict) and "prepare" in data["how"]:  # its name before 0.2
+        data["how"]["framing"] = data["how"].pop("prepare")
     for name, value in data.items():
         if isinstance(value, list):
             data[name] = tuple(_source(entry, name) for entry in value)
