@@ -37,7 +37,10 @@ class Option:
     """What a person reads about one field, and the range of its value.
 
     `parse` turns the text of a flag into a value (default: by the field's type); `repeat` lets the
-    flag be given several times; `flag` is its name where that is not the field's.
+    flag be given several times; `flag` is its name where that is not the field's; `group` is the
+    heading in the help. `json` is the field's JSON schema where its Python type says less (a
+    picture is a path in JSON, in Python also an object): pydantic then accepts any value, and the
+    options class checks it.
     """
 
     help: str
@@ -47,17 +50,19 @@ class Option:
     parse: Callable[[str], Any] | None = None
     repeat: bool = False
     flag: str | None = None
+    group: str | None = None
+    json: Mapping[str, Any] | None = None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema
 
-        inner = handler(source)
+        inner = handler(source) if self.json is None else core_schema.any_schema()
         if self.ge is None and self.le is None:
             return inner
         return core_schema.no_info_after_validator_function(self.check_range, inner)
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
-        described = dict(handler(schema))
+        described = dict(handler(schema) if self.json is None else self.json)
         described["description"] = self.help
         if self.ge is not None:
             described["minimum"] = self.ge
@@ -72,6 +77,24 @@ class Option:
             if (low is not None and not value >= low) or (high is not None and not value <= high):
                 raise ValueError(f"must be {_range(low, high)}")
         return value
+
+
+class _PythonOnly:
+    """See PYTHON_ONLY."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.any_schema()
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
+        from pydantic_core import PydanticOmit
+
+        raise PydanticOmit
+
+
+PYTHON_ONLY = _PythonOnly()
+"""Annotates a field that JSON and the command line cannot give, such as a loaded object."""
 
 
 @dataclass(frozen=True)
