@@ -248,7 +248,7 @@ WRONG: list[tuple[Any, str]] = [
     (np.full((8, 8), 300), "0 to 1, or 0 to 255"),
     ([[1, 2], [3]], "array of numbers"),
     ("nowhere.png", "no such file"),
-    (b"no picture", "no picture that can be read"),
+    (b"no picture", "cannot be read"),
     (3, "[height, width]"),
     (object(), "array of numbers"),
 ]

@@ -1,21 +1,23 @@
-"""open_picture: right pictures of every kind come out right, hostile ones are refused in a line."""
+"""open_picture: every supported kind of picture is read correctly, hostile files are refused."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
-from hostile_pictures import HOSTILE, encoded, png
+from hostile_pictures import HEIC, HOSTILE, encoded, png
 from imageprompt.core.errors import PictureError
 from imageprompt.encoding.images import open_image
-from imageprompt.encoding.images.open_image import open_picture
+from imageprompt.encoding.images.open_image import open_picture, open_with_hash
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -168,6 +170,67 @@ def test_damaged_exif_is_said_and_not_used() -> None:
     assert len(said) <= 1
 
 
+def test_avif_by_pillows_own_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("PIL.AvifImagePlugin")
+    if not features.check("avif"):
+        pytest.skip("this Pillow was built without AVIF")
+    data = encoded(two_tone().resize((64, 48), Image.Resampling.NEAREST), "AVIF", quality=90)
+    opened = np.asarray(open_picture(data), int)
+    assert opened.shape == (48, 64, 3)
+    assert np.abs(opened[:, :28] - RED).max() <= 25
+    with pytest.raises(PictureError, match="damaged"):
+        open_picture(data[: len(data) - 20])
+    monkeypatch.setattr(features, "check", lambda name: False)
+    with pytest.raises(PictureError, match="AVIF is not supported by this build of Pillow"):
+        open_picture(data)
+
+
+def test_heic_by_pillow_heif() -> None:
+    pytest.importorskip("pillow_heif", reason="the optional extra heic is not installed")
+    opened = np.asarray(open_picture(HEIC), int)
+    assert opened.shape == (24, 32, 3)
+    assert np.abs(opened[:, :12] - RED).max() <= 40
+    assert np.abs(opened[:, 20:] - WHITE).max() <= 40
+    assert open_image.picture_size(HEIC) == (32, 24)
+    with pytest.raises(PictureError, match="damaged"):
+        open_picture(HEIC[:-20])
+
+
+def test_heic_without_pillow_heif_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By its bytes, whatever the file is called."""
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(HEIC)
+    for read in (open_picture, open_image.picture_size):
+        with pytest.raises(PictureError) as caught:
+            read(path)
+        assert "photo.jpg': HEIC needs pillow-heif, which is not installed" in str(caught.value)
+        assert "pip install pillow-heif" in str(caught.value)
+
+
+def test_the_picture_and_its_hash_in_one_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = encoded(two_tone())
+    path = tmp_path / "picture.png"
+    path.write_bytes(data)
+    opens: list[Any] = []
+    real_open = Path.open
+    monkeypatch.setattr(Path, "open", lambda *a, **k: opens.append("file") or real_open(*a, **k))
+    for source in (path, str(path), data):
+        picture, digest = open_with_hash(source)
+        assert picture.tobytes() == two_tone().tobytes()
+        assert digest == hashlib.sha256(data).hexdigest()
+    assert opens == ["file"] * 2
+    picture, digest = open_with_hash(two_tone("L"))
+    assert digest == hashlib.sha256(two_tone("L").tobytes()).hexdigest()
+    assert picture.mode == "RGB"
+    with pytest.raises(PictureError, match="is empty"):
+        open_with_hash(b"")
+    with pytest.raises(PictureError, match="no such file"):
+        open_with_hash(tmp_path / "missing.png")
+
+
 # ── hostile and broken ones ─────────────────────────────────────────────────────────────────────
 
 
@@ -198,7 +261,7 @@ def test_a_bomb_is_refused_before_anything_is_decoded(monkeypatch: pytest.Monkey
 def test_a_picture_in_memory_has_the_same_limits() -> None:
     with pytest.raises(PictureError, match="less than 8 pixels"):
         open_picture(Image.new("RGB", (300, 7)))
-    with pytest.raises(PictureError, match="no agreed white"):
+    with pytest.raises(PictureError, match="does not define which value is white"):
         open_picture(Image.new("F", (16, 16)))
 
 
@@ -214,7 +277,7 @@ def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
     ("source", "reason"),
     [
         ("missing.png", "no such file"),
-        (".", "a folder"),
+        (".", "is a folder, not a file"),
         ("nul\0.png", "cannot be read|no such file"),
         ("x" * 5000, "cannot be read"),
         (7, "type int"),

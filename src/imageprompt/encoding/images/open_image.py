@@ -1,7 +1,8 @@
-"""From whatever a user calls a picture to one plain RGB image: limits first, then pixels."""
+"""Open whatever a user calls a picture as one plain RGB image; limits are checked before pixels."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import struct
@@ -18,14 +19,16 @@ from PIL import Image, UnidentifiedImageError
 from imageprompt.core.errors import PictureError
 
 PictureSource = str | os.PathLike[str] | bytes | Image.Image
+"""A path, the bytes of a picture file, or a PIL image."""
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+"""Always opened. AVIF needs a Pillow with its decoder (the usual), HEIC needs pillow-heif."""
 MAX_FILE_BYTES = 128 * 2**20
-MAX_PIXELS = 64_000_000  # 8000 x 8000; checked against the header, before anything is decoded
+MAX_PIXELS = 64_000_000  # 8000 x 8000; compared with the header, before anything is decoded
 MIN_SIDE = 8  # px; an encoder patch of a smaller picture is one flat colour
 MAX_ASPECT = 50
 
-# EXIF tag 274: how the stored pixels are to be turned to stand upright.
+# EXIF tag 274: how to turn the stored pixels so that the picture stands upright.
 _ORIENTATION = 274
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -38,73 +41,79 @@ _UPRIGHT = {
 }
 _ON_ITS_SIDE = (5, 6, 7, 8)
 
-# What a file that is none of FORMATS most likely is, by its first bytes.
+_USE_ONE = "Use PNG, JPEG or WEBP."
+_GET_AGAIN = "Download or export the picture again."
+_SCALE_DOWN = "Scale the picture down."
+
+# What a file in none of FORMATS most likely is, by its first bytes.
 _LOOKALIKES = (
-    (b"<svg", "an SVG drawing"),
-    (b"<?xml", "an XML document, perhaps an SVG drawing"),
-    (b"<!doctype html", "an HTML page, perhaps a failed download"),
-    (b"<html", "an HTML page, perhaps a failed download"),
-    (b"version https://git-lfs", "a git-LFS pointer, not the file itself"),
-    (b"gif8", "a GIF"),
-    (b"bm", "a BMP"),
-    (b"ii*\0", "a TIFF"),
-    (b"mm\0*", "a TIFF"),
-    (b"%pdf", "a PDF"),
+    (b"<svg", "SVG drawings are not supported"),
+    (b"<?xml", "is an XML document, perhaps an SVG drawing"),
+    (b"<!doctype html", "is an HTML page, perhaps a failed download"),
+    (b"<html", "is an HTML page, perhaps a failed download"),
+    (b"version https://git-lfs", "is a git-LFS pointer, not the file itself"),
+    (b"gif8", "GIF is not supported"),
+    (b"bm", "BMP is not supported"),
+    (b"ii*\0", "TIFF is not supported"),
+    (b"mm\0*", "TIFF is not supported"),
+    (b"%pdf", "PDF is not supported"),
 )
 
-# All that Pillow's decoders raise on damaged data.
+# Brands in the `ftyp` box of a file (ISO/IEC 23008-12, annex B; AV1 Image File Format).
+_AVIF_BRANDS = {b"avif", b"avis"}
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+
+# Everything that Pillow's decoders raise on damaged data.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 
 
 def open_picture(source: PictureSource) -> Image.Image:
-    """Open `source` (a path, a file's bytes or a PIL picture) as an upright, opaque RGB picture.
+    """Open a picture as an upright, opaque RGB image.
 
-    Transparent pixels show white, 16-bit grey is scaled to 8 bit, CMYK and palettes are converted,
-    of an animation the first frame is used (with a warning). Embedded colour profiles are not
-    applied. The result carries no metadata, so opening it again changes nothing.
+    Transparent pixels become white, 16-bit grey is scaled to 8 bit, CMYK and palettes are
+    converted, and an animation gives its first frame (with a warning). Embedded colour profiles are
+    not applied. The result carries no metadata, so opening it again changes nothing.
 
-    Raises PictureError for what is no PNG, JPEG or WEBP, is damaged, larger than MAX_FILE_BYTES or
-    MAX_PIXELS, smaller than MIN_SIDE on a side, or narrower than 1:MAX_ASPECT.
+    Raises PictureError for a file in no supported format (`FORMATS`), a damaged one, one larger
+    than MAX_FILE_BYTES or MAX_PIXELS, smaller than MIN_SIDE on a side, or narrower than
+    1:MAX_ASPECT.
     """
     return _opaque_rgb(open_upright(source), describe(source))
 
 
+def open_with_hash(source: PictureSource) -> tuple[Image.Image, str]:
+    """`open_picture` and the SHA-256 (hex) of what was read; a file is read and decoded once.
+
+    The hash is that of the file's bytes, or of a PIL image's raw pixels. Raises PictureError.
+    """
+    if isinstance(source, Image.Image):
+        return open_picture(source), hashlib.sha256(source.tobytes()).hexdigest()
+    label = describe(source)
+    with _stream(source, label) as stream:
+        data = _read_all(stream, label)
+    stored = _decoded(io.BytesIO(data), label)
+    return _opaque_rgb(_upright(stored, label), label), hashlib.sha256(data).hexdigest()
+
+
 def open_upright(source: PictureSource) -> Image.Image:
-    """The same, with the colours and the transparency that it has."""
+    """Like `open_picture`, but colours and transparency stay as stored."""
     return _upright(open_stored(source), describe(source))
 
 
 def open_stored(source: PictureSource) -> Image.Image:
-    """The same, turned as its pixels are stored, with what its format tells."""
+    """Like `open_upright`, but not turned, and with the metadata of its file format."""
     label = describe(source)
-    with ExitStack() as stack:
-        if isinstance(source, Image.Image):
-            image = source
-        else:
-            stream = stack.enter_context(_stream(source, label))
-            image = _identify(stream, label)
-        _check_size(image, label)
-        try:
-            image.load()
-        except MemoryError as error:
-            raise PictureError(
-                label,
-                reason=f"its {image.width}x{image.height} pixels do not fit into memory",
-                hint="Scale the picture down.",
-            ) from error
-        except _DAMAGE as error:
-            raise PictureError(
-                label,
-                reason=f"the {image.format or 'picture'} data is damaged or cut short ({error})",
-                hint="Fetch or export the picture again.",
-            ) from error
-        return image
+    if isinstance(source, Image.Image):
+        return _loaded(source, label)
+    with _stream(source, label) as stream:
+        return _decoded(stream, label)
 
 
 def picture_size(source: PictureSource) -> tuple[int, int]:
-    """Width and height of what `open_picture` would return, from the header: nothing is decoded.
+    """Width and height of what `open_picture` would return, from the header; nothing is decoded.
 
-    Raises PictureError for what is no picture or breaks a limit; damage further on is not seen.
+    Raises PictureError for what is not a picture or exceeds a limit. Damage after the header goes
+    unnoticed.
     """
     label = describe(source)
     with ExitStack() as stack:
@@ -122,7 +131,7 @@ def picture_size(source: PictureSource) -> tuple[int, int]:
 
 
 def describe(source: object) -> str:
-    """How an error names `source`."""
+    """How an error message names `source`."""
     if isinstance(source, bytes):
         return f"picture of {len(source)} bytes"
     if isinstance(source, Image.Image):
@@ -133,7 +142,7 @@ def describe(source: object) -> str:
 
 
 @contextmanager
-def _stream(source: PictureSource, label: str) -> Iterator[BinaryIO]:
+def _stream(source: object, label: str) -> Iterator[BinaryIO]:
     if isinstance(source, bytes):
         _check_bytes(len(source), label)
         yield io.BytesIO(source)
@@ -141,72 +150,96 @@ def _stream(source: PictureSource, label: str) -> Iterator[BinaryIO]:
     if not isinstance(source, str | os.PathLike):
         raise PictureError(
             label,
-            reason="a picture is a path, the bytes of a file, or a PIL image",
-            hint="Pass one of those.",
+            reason="not a picture",
+            hint="Pass a path, the bytes of a picture file, or a PIL image.",
         )
     path = Path(source)
     try:
         if not path.is_file():  # also refuses pipes and devices, which may never end
-            what = "it is a folder" if path.is_dir() else "there is no such file"
-            raise PictureError(
-                label, reason=what, hint="Give the path of a PNG, JPEG or WEBP file."
-            )
+            reason = "is a folder, not a file" if path.is_dir() else "no such file"
+            raise PictureError(label, reason=reason, hint="Give the path of a picture file.")
         _check_bytes(path.stat().st_size, label)
         stream = path.open("rb")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or error
+        cause = getattr(error, "strerror", None) or error
         raise PictureError(
-            label,
-            reason=f"it cannot be read ({reason})",
-            hint="Check the path and its permissions.",
+            label, reason=f"cannot be read ({cause})", hint="Check the path and its permissions."
         ) from error
     with stream:
         yield stream
 
 
+def _read_all(stream: BinaryIO, label: str) -> bytes:
+    try:
+        data = stream.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise PictureError(
+            label, reason=f"cannot be read ({error.strerror})", hint=_GET_AGAIN
+        ) from error
+    _check_bytes(len(data), label)
+    return data
+
+
 def _check_bytes(count: int, label: str) -> None:
     if count == 0:
-        raise PictureError(label, reason="it is empty", hint="Fetch or export the picture again.")
+        raise PictureError(label, reason="is empty", hint=_GET_AGAIN)
     if count > MAX_FILE_BYTES:
+        limit = MAX_FILE_BYTES // 2**20
+        raise PictureError(
+            label, reason=f"{count / 2**20:.0f} MiB is more than {limit} MiB", hint=_SCALE_DOWN
+        )
+
+
+def _decoded(stream: BinaryIO, label: str) -> Image.Image:
+    return _loaded(_identify(stream, label), label)
+
+
+def _loaded(image: Image.Image, label: str) -> Image.Image:
+    _check_size(image, label)
+    try:
+        image.load()
+    except MemoryError as error:
         raise PictureError(
             label,
-            reason=f"{count / 2**20:.0f} MiB is more than {MAX_FILE_BYTES // 2**20} MiB",
-            hint="Scale the picture down.",
-        )
+            reason=f"its {image.width}x{image.height} pixels do not fit into memory",
+            hint=_SCALE_DOWN,
+        ) from error
+    except _DAMAGE as error:
+        raise PictureError(
+            label,
+            reason=f"the {image.format or 'picture'} data is damaged or cut short ({error})",
+            hint=_GET_AGAIN,
+        ) from error
+    return image
 
 
 def _identify(stream: BinaryIO, label: str) -> Image.Image:
     """Read the header only."""
     head = stream.read(512)
     stream.seek(0)
+    formats = (*FORMATS, *_extra_formats(head, label))
     try:
         with warnings.catch_warnings():
-            # Pillow's own pixel limit warns where it should refuse; ours is lower anyway.
+            # Pillow only warns at its own pixel limit; ours is lower anyway.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(stream, formats=FORMATS)
+            image = Image.open(stream, formats=formats)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise PictureError(
             label,
-            reason=f"it has more than {MAX_PIXELS // 10**6} million pixels",
-            hint="Scale the picture down.",
+            reason=f"has more than {MAX_PIXELS // 10**6} million pixels",
+            hint=_SCALE_DOWN,
         ) from error
     except UnidentifiedImageError as error:
         text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-        found = [what for start, what in _LOOKALIKES if text.startswith(start)]
-        raise PictureError(
-            label,
-            reason=f"it is {found[0] if found else 'no picture that can be read'}; "
-            f"only {', '.join(FORMATS[:-1])} and {FORMATS[-1]} are",
-            hint="Save it as PNG.",
-        ) from error
+        known = [reason for start, reason in _LOOKALIKES if text.startswith(start)]
+        reason = known[0] if known else "cannot be read (damaged, or not PNG/JPEG/WEBP)"
+        raise PictureError(label, reason=reason, hint=_USE_ONE) from error
     except _DAMAGE as error:
         raise PictureError(
-            label,
-            reason=f"its header is damaged ({error})",
-            hint="Fetch or export the picture again.",
+            label, reason=f"its header is damaged ({error})", hint=_GET_AGAIN
         ) from error
-    # A JPEG of several pictures (MPO: a phone's photo with its depth map) has one that counts.
-    if getattr(image, "is_animated", False) and image.format != "MPO":
+    # A JPEG with several pictures (MPO: a phone's photo with its depth map) has one that counts.
+    if getattr(image, "is_animated", False) and image.format not in ("MPO", "HEIF"):
         warnings.warn(
             f"{label} has {getattr(image, 'n_frames', 'several')} frames; only the first is used",
             stacklevel=3,
@@ -214,27 +247,60 @@ def _identify(stream: BinaryIO, label: str) -> Image.Image:
     return image
 
 
+def _extra_formats(head: bytes, label: str) -> tuple[str, ...]:
+    """Pillow's name of an optional format that these first bytes announce; usually none.
+
+    Raises PictureError, naming the format, where its decoder is missing.
+    """
+    if head[4:8] != b"ftyp":
+        return ()
+    end = min(int.from_bytes(head[:4], "big"), len(head))
+    brands = {head[8:12], *(head[at : at + 4] for at in range(16, end, 4))}
+    if brands & _AVIF_BRANDS:
+        from PIL import features
+
+        if not features.check("avif"):
+            raise PictureError(
+                label,
+                reason="AVIF is not supported by this build of Pillow",
+                hint="Use PNG, JPEG or WEBP, or a Pillow wheel from PyPI.",
+            )
+        return ("AVIF",)
+    if brands & _HEIC_BRANDS:
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError:
+            raise PictureError(
+                label,
+                reason="HEIC needs pillow-heif, which is not installed",
+                hint="pip install pillow-heif, or use PNG, JPEG or WEBP.",
+            ) from None
+        register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+        return ("HEIF",)
+    return ()
+
+
 def _check_size(image: Image.Image, label: str) -> None:
     width, height = image.size
-    rule, remedy = "", ""
+    reason, hint = "", ""
     if width * height > MAX_PIXELS:
-        rule = f"{width}x{height} is more than {MAX_PIXELS // 10**6} million pixels"
-        remedy = "Scale the picture down."
+        reason = f"{width}x{height} is more than {MAX_PIXELS // 10**6} million pixels"
+        hint = _SCALE_DOWN
     elif min(width, height) < MIN_SIDE:
-        rule = f"{width}x{height} is less than {MIN_SIDE} pixels on a side"
-        remedy = "Use a larger picture."
+        reason = f"{width}x{height} is less than {MIN_SIDE} pixels on a side"
+        hint = "Use a larger picture."
     elif max(width, height) > MAX_ASPECT * min(width, height):
-        rule = f"{width}x{height} is narrower than 1:{MAX_ASPECT}"
-        remedy = "Crop it to the part that matters."
-    if rule:
-        raise PictureError(label, reason=rule, hint=remedy)
+        reason = f"{width}x{height} is narrower than 1:{MAX_ASPECT}"
+        hint = "Crop it to the part that matters."
+    if reason:
+        raise PictureError(label, reason=reason, hint=hint)
 
 
 def _upright(image: Image.Image, label: str) -> Image.Image:
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except _DAMAGE as error:
-        warnings.warn(f"{label}: its EXIF data is damaged and not used ({error})", stacklevel=3)
+        warnings.warn(f"{label}: ignoring its damaged EXIF data ({error})", stacklevel=3)
         return image
     turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return image if turn is None else image.transpose(turn)
@@ -244,7 +310,7 @@ def _opaque_rgb(image: Image.Image, label: str) -> Image.Image:
     if image.mode in ("I", "F"):
         raise PictureError(
             label,
-            reason=f"mode {image.mode!r} has no agreed white",
+            reason=f"mode {image.mode!r} does not define which value is white",
             hint="Convert it to 'L' or 'RGB' first.",
         )
     if image.mode.startswith("I;16"):
@@ -258,7 +324,7 @@ def _opaque_rgb(image: Image.Image, label: str) -> Image.Image:
 
 
 def _grey_8_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey to 'L' or 'LA'; Pillow's own conversion cuts all above 255 to white."""
+    """16-bit grey to 'L' or 'LA'; Pillow's own conversion clips everything above 255 to white."""
     values = np.asarray(image)
     grey = Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
     hidden = image.info.get("transparency")
