@@ -10,19 +10,12 @@ Requests, recipes and training configs are plain dataclasses whose fields are an
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    TypeVar,
-    cast,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 
 from imageprompt.core.errors import OptionError
 
@@ -34,13 +27,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Option:
-    """What a person reads about one field, and the range of its value.
+    """The help text of one field, and the range of its value.
 
-    `parse` turns the text of a flag into a value (default: by the field's type); `repeat` lets the
-    flag be given several times; `flag` is its name where that is not the field's; `group` is the
-    heading in the help. `json` is the field's JSON schema where its Python type says less (a
-    picture is a path in JSON, in Python also an object): pydantic then accepts any value, and the
-    options class checks it.
+    `parse` turns the text of a flag into a value (default: by the field's type). `repeat` allows
+    the flag several times. `flag` is its name if that differs from the field's. `group` is its
+    heading in the help. `json` is the field's JSON schema where the Python type is wider (a
+    picture is a path in JSON, but may be an object in Python): pydantic then accepts any value,
+    and the options class checks it.
     """
 
     help: str
@@ -71,7 +64,7 @@ class Option:
         return described
 
     def check_range(self, value: Any) -> Any:
-        """`value` if it is None, no number, or within the range. Raises ValueError."""
+        """Return `value` unchanged. Raises ValueError for a number out of range."""
         if isinstance(value, int | float) and not isinstance(value, bool):
             low, high = self.ge, self.le
             if (low is not None and not value >= low) or (high is not None and not value <= high):
@@ -114,7 +107,18 @@ class Field:
 
 @cache
 def _hints(kind: type) -> Mapping[str, Any]:
-    return get_type_hints(kind, include_extras=True)
+    """Field name -> type of every annotated field, `Annotated` included.
+
+    Other fields may name types that are imported for type checking only; they are not evaluated.
+    """
+    found: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        namespace = vars(sys.modules[base.__module__])
+        for name, hint in base.__dict__.get("__annotations__", {}).items():
+            if isinstance(hint, str) and hint.startswith("Annotated["):
+                hint = eval(hint, dict(namespace), {"Annotated": Annotated})
+            found[name] = hint
+    return found
 
 
 def options(kind: type) -> Iterator[Field]:
@@ -133,8 +137,24 @@ def options(kind: type) -> Iterator[Field]:
             yield Field(item.name, inner, found, default)
 
 
+def field_type(kind: type, name: str) -> Any:
+    """The type of one annotated field, without its annotation and without `| None`."""
+    hint = _hints(kind)[name]
+    inner = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return without_none(inner)
+
+
+def without_none(hint: Any) -> Any:
+    """`X` for `X | None`; any other type as it is."""
+    if get_origin(hint) not in (Union, UnionType):
+        return hint
+    members = [member for member in get_args(hint) if member is not NoneType]
+    return members[0] if len(members) == 1 else hint
+
+
 @cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
+def type_adapter(kind: Any) -> TypeAdapter[Any]:
+    """Pydantic's validator of a type, built once."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
@@ -142,18 +162,18 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 def json_schema(kind: type) -> dict[str, Any]:
     """The JSON schema of a dataclass."""
-    return _adapter(kind).json_schema()
+    return type_adapter(kind).json_schema()
 
 
 def validate(kind: type[T], data: Any, *, what: str) -> T:
     """`data` (a mapping, as JSON or YAML gives it) as an instance of `kind`.
 
-    Raises OptionError that names `what` and the first key that is wrong.
+    Raises OptionError that names `what` and the first wrong key.
     """
     from pydantic import ValidationError
 
     try:
-        found: T = _adapter(cast(Any, kind)).validate_python(data)
+        found: T = type_adapter(cast(Any, kind)).validate_python(data)
         return found
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
