@@ -14,8 +14,19 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
+from inspect import get_annotations
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, cast, get_args, get_origin
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from imageprompt.core.errors import OptionError
 
@@ -114,7 +125,7 @@ def _hints(kind: type) -> Mapping[str, Any]:
     found: dict[str, Any] = {}
     for base in reversed(kind.__mro__):
         namespace = vars(sys.modules[base.__module__])
-        for name, hint in base.__dict__.get("__annotations__", {}).items():
+        for name, hint in get_annotations(base).items():
             if isinstance(hint, str) and hint.startswith("Annotated["):
                 hint = eval(hint, dict(namespace), {"Annotated": Annotated})
             found[name] = hint
@@ -138,10 +149,8 @@ def options(kind: type) -> Iterator[Field]:
 
 
 def field_type(kind: type, name: str) -> Any:
-    """The type of one annotated field, without its annotation and without `| None`."""
-    hint = _hints(kind)[name]
-    inner = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-    return without_none(inner)
+    """The type of one field, without its annotation and without `| None`."""
+    return without_none(get_type_hints(kind)[name])
 
 
 def without_none(hint: Any) -> Any:
