@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from imageprompt.core.version import __version__
+from imageprompt.core import __version__
 
 if TYPE_CHECKING:
     from imageprompt.adapter.adapter import Adapter

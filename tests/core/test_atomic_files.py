@@ -72,5 +72,5 @@ def test_check_folder_makes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["file", "file/inside", "nul\0"])
 def test_check_folder_refuses_what_can_hold_no_files(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OptionError, match="nothing can be written there"):
+    with pytest.raises(OptionError, match="cannot be written to"):
         check_folder(tmp_path / name)

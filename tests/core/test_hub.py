@@ -1,4 +1,4 @@
-"""locate: local paths, and the Hub through a stand-in on this machine that speaks its HTTP."""
+"""hub: local paths, and the Hub through a local stand-in that speaks its HTTP."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # ── local ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_exists_here_wins(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_paths_take_precedence(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     local = Path(ADAPTER)
     local.parent.mkdir(parents=True)
@@ -111,12 +111,12 @@ def test_unusable_paths_are_not_found(reference: str) -> None:
             locate(reference)
 
 
-def test_a_folder_is_no_file_and_a_file_no_folder(tmp_path: Path) -> None:
+def test_a_folder_is_not_a_file_and_vice_versa(tmp_path: Path) -> None:
     (tmp_path / "a.bin").touch()
-    with pytest.raises(NotFoundError, match=r"a folder with a\.bin"):
+    with pytest.raises(NotFoundError, match=r"is a folder, not a file \(it contains a\.bin\)"):
         locate_file(tmp_path)
     for locate in (locate_folder, locate_pipeline):
-        with pytest.raises(NotFoundError, match="a file where a folder"):
+        with pytest.raises(NotFoundError, match="is a file, not a folder"):
             locate(tmp_path / "a.bin")
     with pytest.raises(NotFoundError, match=r"model_index\.json"):
         locate_pipeline(tmp_path)
@@ -177,7 +177,7 @@ def test_a_recipe_alone_never_downloads(hub: Hub, tiny_bundled: Path, tmp_path: 
         text = made.recipe.to_json().replace(f'"name": {old}', f'"name": {new}')
         stranger = tmp_path / "stranger.png"
         write_picture(stranger, made.images[0], read_recipe(text, "x"), [None])
-        with pytest.raises(NotFoundError, match="nothing is to be fetched"):
+        with pytest.raises(NotFoundError, match="a recipe alone does not start a download"):
             repeat(stranger, reference=Image.new("RGB", (16, 16)), progress=False)
     assert not any("someone" in asked for asked in hub.asked)
 
@@ -186,14 +186,14 @@ def test_a_recipe_alone_never_downloads(hub: Hub, tiny_bundled: Path, tmp_path: 
     ("reference", "words"),
     [
         ("someone/IP-Adapter/models/pluss.safetensors", "Did you mean .*models/plus.safetensors"),
-        ("someone/nothing/x.bin", "has no repository someone/nothing, or a private one"),
+        ("someone/nothing/x.bin", "has no repository someone/nothing, or it is private"),
         ("someone/gated-one/x.bin", "accept its terms"),
         ("someone/broken-one/x.bin", "status 500"),
-        ("someone/IP-Adapter", "no Hub id of the form owner/repo/sub/file"),
+        ("someone/IP-Adapter", "not a Hub id of the form owner/repo/sub/file"),
         ("some--one/x..y/z.bin", "."),
     ],
 )
-def test_files_that_are_not_to_be_had(hub: Hub, reference: str, words: str) -> None:
+def test_files_that_cannot_be_found(hub: Hub, reference: str, words: str) -> None:
     with pytest.raises(NotFoundError, match=f"(?i){words}") as caught:
         locate_file(reference)
     assert "\n" not in str(caught.value)
@@ -204,13 +204,13 @@ def test_files_that_are_not_to_be_had(hub: Hub, reference: str, words: str) -> N
     ("reference", "words"),
     [
         ("someone/nothing", "has no repository"),
-        ("someone/gated-one", "gates the repository"),
+        ("someone/gated-one", "restricts access to someone/gated-one"),
         ("someone/broken-one", "status 500"),
         ("someone/IP-Adapter", r"no file model_index\.json"),
-        ("someone/tiny/unet", "no Hub id of the form owner/repo"),
+        ("someone/tiny/unet", "not a Hub id of the form owner/repo"),
     ],
 )
-def test_pipelines_that_are_not_to_be_had(
+def test_pipelines_that_cannot_be_found(
     hub: Hub, reference: str, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(NotFoundError, match=words) as caught:
@@ -219,14 +219,14 @@ def test_pipelines_that_are_not_to_be_had(
     assert "\n" not in str(caught.value)
 
 
-def test_folders_that_are_not_to_be_had(hub: Hub) -> None:
+def test_folders_that_cannot_be_found(hub: Hub) -> None:
     for reference in ("someone/nothing/sub", "someone/IP-Adapter/no/such", "one"):
         with pytest.raises(NotFoundError) as caught:
             locate_folder(reference)
         assert "\n" not in str(caught.value)
 
 
-def test_offline_the_remedy_is_named(offline: None) -> None:
+def test_offline_the_error_says_what_to_do(offline: None) -> None:
     for locate in (locate_file, locate_folder):
         with pytest.raises(NotFoundError, match=r"HF_HUB_OFFLINE is set\. Go online"):
             locate(ADAPTER)

@@ -143,7 +143,7 @@ def shouted_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 @pytest.mark.usefixtures("shouted_format")
 def test_a_format_is_one_file(tmp_path: Path) -> None:
-    """Written, told by its names, and loaded, by programs that never heard of it."""
+    """Written, identified and loaded by code that does not know it by name."""
     unet = CASES["tiny"].unet()
     adapter = ip.Adapter.create("full", denoiser=unet, encoder=_Encoder())
     adapter.save(tmp_path / "a.safetensors")
@@ -166,5 +166,5 @@ def test_two_plugins_of_one_name_are_refused(
 ) -> None:
     (tmp_path / "twin.py").write_text("from imageprompt.variants.base import VARIANT\n")
     monkeypatch.setattr(variants, "__path__", [*variants.__path__, str(tmp_path)])
-    with pytest.raises(ValueError, match="call themselves base"):
+    with pytest.raises(ValueError, match="are named 'base'"):
         list(Registry("imageprompt.variants", "VARIANT"))

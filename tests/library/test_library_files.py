@@ -221,8 +221,8 @@ NOT_SAFETENSORS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty": (foreign(b""), "it has 0 bytes"),
     "a picture": (foreign(b"\x89PNG\r\n\x1a\n" + bytes(600)), "it is a picture"),
     "a pickle": (lambda path: torch.save({"tokens": torch.zeros(1, 4, 32)}, path), "does not say"),
-    "a folder": (lambda path: path.mkdir(), "it is no file"),
-    "a pipe": (os.mkfifo, "it is no file"),
+    "a folder": (lambda path: path.mkdir(), "is a folder, not a file"),
+    "a pipe": (os.mkfifo, "not a regular file"),
     "terabytes claimed": (claims_terabytes, "it is cut off"),
 }
 

@@ -367,7 +367,7 @@ HOSTILE: dict[str, Hostile] = {
     # 17: no file
     "unreadable": Hostile(unreadable, "Permission denied"),
     "dangling link": Hostile(dangling, "which does not exist"),
-    "pipe": Hostile(pipe, "it is no file"),
+    "pipe": Hostile(pipe, "not a regular file"),
     "folder": Hostile(folder_of("readme.md"), "a folder without weights"),
     "folder with pipes": Hostile(folder_of_pipes, "a folder without weights"),
     "folder with two files": Hostile(folder_of("a.bin", "b.safetensors"), "2 weight files"),

@@ -28,7 +28,7 @@ from imageprompt.checkpoint.write.metadata import written_metadata
 from imageprompt.checkpoint.write.writer import write_pickle, write_safetensors
 from imageprompt.core.atomic_files import write_atomically
 from imageprompt.core.errors import AdapterFileError, NotFoundError, OptionError
-from imageprompt.core.hub import Reference
+from imageprompt.core.hub import Location
 from imageprompt.core.spec import HostSpec
 
 PICKLED = "bin"  # as a layout's name: the standard one in a pickle
@@ -81,13 +81,13 @@ class Conversion:
 
 
 def convert(
-    src: Reference,
+    src: Location,
     dst: str | os.PathLike[str],
     to: str | None = None,
     dtype: str | None = None,
     *,
     variant: str | None = None,
-    base: Reference | None = None,
+    base: Location | None = None,
     force: bool = False,
     progress: bool = False,
 ) -> Conversion:

@@ -14,7 +14,7 @@ from imageprompt.checkpoint.read.stored_tensor import CHUNK, ITEM_SIZES, StoredT
 from imageprompt.checkpoint.tensor_bytes import pieces, same_bytes
 from imageprompt.checkpoint.text import rows
 from imageprompt.checkpoint.write.storage import torch_dtype
-from imageprompt.core.hub import Reference
+from imageprompt.core.hub import Location
 from imageprompt.core.spec import HostSpec
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Difference:
         return "\n".join(lines)
 
 
-def diff(a: Reference, b: Reference, base: Reference | None = None) -> Difference:
+def diff(a: Location, b: Location, base: Location | None = None) -> Difference:
     """Compare two files, folders or Hub files after both were brought to canonical form.
 
     `base` gives the sites of a base that is not published. Raises NotFoundError, OptionError, and
@@ -126,7 +126,7 @@ class _Side:
     tensors: dict[str, StoredTensor]
 
     @classmethod
-    def open(cls, path: Reference, base: HostSpec | None) -> _Side:
+    def open(cls, path: Location, base: HostSpec | None) -> _Side:
         source = open_source(locate_source(path))
         found = identify(source, base)
         return cls(str(source.path), found.format, found.host, canonical(found.parts))

@@ -22,7 +22,7 @@ from imageprompt.checkpoint.identify.published import POSITIONS, likely_encoder
 from imageprompt.checkpoint.read.open import open_source
 from imageprompt.checkpoint.tensor_bytes import FULL, QUICK, full_hash, quick_hash
 from imageprompt.checkpoint.text import dtype_names, printable, problem_dicts, rows, size_in_words
-from imageprompt.core.hub import Reference
+from imageprompt.core.hub import Location
 
 SHOWN = 16  # entries of the metadata that the text names; the JSON has all
 HASHED = {
@@ -114,7 +114,7 @@ class Report:
         ]  # fmt: skip
 
 
-def inspect(path: Reference, deep: bool = False, base: Reference | None = None) -> Report:
+def inspect(path: Location, deep: bool = False, base: Location | None = None) -> Report:
     """Identify a file, a training folder or a Hub file by its tensors, never by its name.
 
     `deep` reads the weights too: NaN, constant tensors, unequal copies, and weights equal to the

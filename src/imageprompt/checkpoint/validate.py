@@ -26,7 +26,7 @@ from imageprompt.checkpoint.read.open import open_source
 from imageprompt.checkpoint.read.stored_tensor import Source
 from imageprompt.checkpoint.text import problem_dicts
 from imageprompt.core.errors import AdapterFileError
-from imageprompt.core.hub import Reference
+from imageprompt.core.hub import Location
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Findings:
 
 
 def validate(
-    path: Reference, base: Reference | None = None, encoder: Reference | None = None
+    path: Location, base: Location | None = None, encoder: Location | None = None
 ) -> Findings:
     """Check names, shapes and every value of a file; with `base` and `encoder`, that they fit.
 

@@ -28,7 +28,7 @@ from imageprompt.core.console import (
     wants_progress,
 )
 from imageprompt.core.errors import ImagePromptError
-from imageprompt.core.version import __version__
+from imageprompt.core import __version__
 
 INTERRUPTED = 128 + signal.SIGINT
 BROKEN_PIPE = 128 + 13  # SIGPIPE, which not every platform has

@@ -1,4 +1,4 @@
-"""Atomic file writes: a file is either the old one or the whole new one, never half of it."""
+"""Atomic file writes: readers see either the old file or the complete new one."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from imageprompt.core.errors import OptionError
 
 @contextlib.contextmanager
 def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced and renamed onto `path`.
+    """Yield a temporary path beside `path`; on success, sync it and rename it to `path`.
 
-    The temporary file keeps the suffix of `path` (writers that choose a format by it stay right),
-    and the result has the mode of an ordinarily created file, whatever the writer made of it. When
-    the block raises, the temporary file is removed and `path` is as it was.
+    The temporary file has the suffix of `path`, because some writers choose the format by it. The
+    result has the mode of an ordinary new file, whatever mode the writer set. If the block
+    raises, the temporary file is removed and `path` is unchanged.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.tmp{target.suffix}")
@@ -37,7 +37,7 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def sync_folder(path: Path) -> None:
-    """Flush a folder's list of names to the disk."""
+    """Flush a folder's directory entries to the disk."""
     _sync(path, os.O_RDONLY)
 
 
@@ -46,7 +46,7 @@ def _sync(path: Path, flags: int) -> None:
     try:
         descriptor = os.open(path, flags)
     except PermissionError:
-        if path.is_dir():  # Windows opens no folders; the rename itself is still atomic
+        if path.is_dir():  # Windows cannot open folders; the rename itself is still atomic
             return
         raise
     try:
@@ -59,23 +59,26 @@ def _sync(path: Path, flags: int) -> None:
 
 
 def check_folder(folder: str | os.PathLike[str]) -> Path:
-    """`folder`, if files can be written to it, once made. Raises OptionError; makes nothing."""
+    """`folder` as a path, if it exists or can be created and is writable; creates nothing.
+
+    Raises OptionError.
+    """
     path = Path(folder).expanduser()
     reason = ""
     try:
-        nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+        nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
         if "\0" in str(path):
-            reason = "there is a NUL in its name"
+            reason = "its name contains a NUL character"
         elif not nearest.is_dir():
             reason = f"{nearest} is a file"
         elif not os.access(nearest, os.W_OK | os.X_OK):
             reason = f"{nearest} is not writable"
-    except OSError as error:  # a name that is too long, a folder that may not be entered
+    except OSError as error:  # a name that is too long, a folder without access
         reason = error.strerror or str(error)
     if reason:
         raise OptionError(
             f"output folder {os.fspath(folder)!r}",
-            reason=f"nothing can be written there ({reason})",
-            hint="Choose another one.",
+            reason=f"cannot be written to ({reason})",
+            hint="Choose another folder.",
         )
     return path

@@ -1,4 +1,4 @@
-"""Where the tiny stack inside the package lies: a diffusers folder that carries its adapters."""
+"""The tiny stack inside the package: a diffusers pipeline folder with adapters of its own."""
 
 from __future__ import annotations
 
@@ -7,23 +7,26 @@ from pathlib import Path
 from imageprompt.core.errors import NotFoundError
 
 NAME = "bundled"
-"""What recipes and the command line call it."""
+"""Its name in recipes and on the command line."""
 
 STEPS = 20
 GUIDANCE = 5.0
-"""What its pictures look best with; other pipelines keep their own defaults."""
+"""The settings at which its pictures look best; other pipelines keep their own defaults."""
 
 DEFAULT_ADAPTER = "plus"
 
 
 def folder() -> Path:
-    """The bundled pipeline: `StableDiffusionPipeline.from_pretrained(folder())` loads it."""
+    """The bundled pipeline: `StableDiffusionPipeline.from_pretrained(folder())` loads it.
+
+    Raises NotFoundError if its files are missing.
+    """
     path = Path(__file__).parents[1] / "demo" / "stack"
     if not (path / "model_index.json").is_file():
         raise NotFoundError(
-            f"the bundled tiny stack ({path})",
-            reason="it is part of the package, but its files are not there",
-            hint="Install imageprompt again, or build the stack with `make tiny-stack`.",
+            f"the bundled stack ({path})",
+            reason="part of the package, but its files are missing",
+            hint="Reinstall imageprompt, or build the stack with `make bundled-stack`.",
         )
     return path
 

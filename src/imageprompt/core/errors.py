@@ -1,11 +1,12 @@
-"""The typed errors: each names the thing, the rule it broke and the remedy, on one line."""
+"""The typed errors: each names the thing, what is wrong with it and what to do, on one line."""
 
 
 class ImagePromptError(Exception):
     """Base of every error a user can cause.
 
-    `what` names the thing (a file, a scale, a base), `reason` says what is wrong, `hint` what
-    to do. The message is always a single line, so that a terminal or a log can show it as it is.
+    `what` names the thing (a file, a scale, a base), `reason` says what is wrong with it, `hint`
+    says what to do. The message is always a single line that a terminal or a log can show as it
+    is.
     """
 
     def __init__(self, what: str, *, reason: str = "", hint: str = "") -> None:
@@ -16,24 +17,24 @@ class ImagePromptError(Exception):
 
 
 def _printable(text: str) -> str:
-    """Names out of files may hold what steers a terminal: shown escaped."""
+    """Escape unprintable characters: names read from files may contain terminal commands."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class AdapterFileError(ImagePromptError):
-    """A file that is no adapter, is damaged, or lacks or adds tensors."""
+    """A file that is not an adapter, is damaged, or has missing or unexpected tensors."""
 
 
 class WrongBaseError(ImagePromptError):
-    """An adapter that was made for another base than the one it meets."""
+    """An adapter on a base it was not made for."""
 
 
 class EncoderError(ImagePromptError):
-    """No image encoder where one is needed, or one of the wrong width."""
+    """A missing image encoder, or one of the wrong width."""
 
 
 class PictureError(ImagePromptError):
-    """A reference picture that is missing, unreadable, hostile or in no accepted format."""
+    """A picture that is missing, unreadable, hostile or in an unsupported format."""
 
 
 class PromptError(ImagePromptError):
@@ -41,20 +42,20 @@ class PromptError(ImagePromptError):
 
 
 class ScaleError(ImagePromptError):
-    """A scale outside its range, or given for sites that do not exist."""
+    """A scale out of range, or for sites that do not exist."""
 
 
 class GuidanceError(ImagePromptError):
-    """A batch whose guidance layout does not fit the prompts, or cannot be told."""
+    """A batch whose guidance layout is ambiguous or does not fit the prompts."""
 
 
 class AttachError(ImagePromptError):
-    """A denoiser that cannot take an adapter, or an adapter used while not attached."""
+    """A denoiser that cannot take an adapter, or an adapter used while it is not attached."""
 
 
 class NotFoundError(ImagePromptError):
-    """A path or a Hub id that is not to be had."""
+    """A path or a Hub id that cannot be found."""
 
 
 class OptionError(ImagePromptError):
-    """Any other argument that makes no sense."""
+    """Any other invalid argument."""

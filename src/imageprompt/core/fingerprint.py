@@ -1,4 +1,4 @@
-"""Names for weights: a hash of samples, whatever their precision; and a mark of every change."""
+"""Fingerprints of weights, independent of their precision, and a cheap way to detect changes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-SAMPLES = 1024  # per tensor: fine-tuning moves nearly every weight, so a few of each are enough
+SAMPLES = 1024  # per tensor; fine-tuning moves nearly every weight, so a sample is enough
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """16 hex digits over names, shapes and up to 1024 values of each tensor, rounded to half.
 
-    Reads about 1 MB of a 2.5 GB encoder. It tells weights apart; it is no proof against forgery.
+    Reads about 1 MB of a 2.5 GB encoder. Equal fingerprints are no proof against forgery.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -28,6 +28,6 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 def versions(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
     """Changes whenever a tensor is written to, moved or replaced.
 
-    Tensors made in inference mode keep no count of writes; only their place is told.
+    Tensors made in inference mode do not count writes; only their address is compared.
     """
     return tuple((t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors)

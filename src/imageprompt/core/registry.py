@@ -1,4 +1,4 @@
-"""Plug-ins by file: every module of a package that ends in one named constant is a member."""
+"""Plug-ins by file: every module of a package that defines a certain constant is a member."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from imageprompt.core.errors import OptionError
 
 
 class Named(Protocol):
-    """What a plug-in must have: a unique short name."""
+    """A plug-in: anything with a unique short name."""
 
     @property
     def name(self) -> str: ...
@@ -23,9 +23,9 @@ T = TypeVar("T", bound=Named)
 
 
 class Registry(Generic[T]):
-    """The members of a package, found on first use, in order of their names.
+    """The members of a package, loaded on first use and sorted by name.
 
-    Modules whose name starts with `_` are parts of members and not looked at.
+    Modules whose name starts with `_` are skipped: they are parts that members share.
     """
 
     def __init__(self, package: str, constant: str) -> None:
@@ -41,9 +41,7 @@ class Registry(Generic[T]):
             if hasattr(module, self._constant):
                 member = cast(T, getattr(module, self._constant))
                 if member.name in found:
-                    raise ValueError(
-                        f"two modules of {self._package} call themselves {member.name}"
-                    )
+                    raise ValueError(f"two modules of {self._package} are named {member.name!r}")
                 found[member.name] = member
         return dict(sorted(found.items()))
 
@@ -51,14 +49,12 @@ class Registry(Generic[T]):
         return iter(self._members.values())
 
     def __getitem__(self, name: str) -> T:
-        """The member of that name; OptionError names the nearest one."""
+        """The member of that name. Raises OptionError that suggests the nearest name."""
         if name in self._members:
             return self._members[name]
-        kind = self._constant.lower()
         near = get_close_matches(str(name), self._members, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise OptionError(
-            f"{kind} {name!r}",
+            f"{self._constant.lower()} {name!r}",
             reason=f"not one of {', '.join(self._members)}",
-            hint=f"Choose one of these.{hint}",
+            hint=f"Did you mean {near[0]!r}?" if near else "Choose one of these.",
         )

@@ -1,4 +1,4 @@
-"""The frozen nouns: Site, HostSpec, ProjectorSpec, AdapterSpec. Nothing of torch in here."""
+"""The frozen descriptions that every room shares: Site, HostSpec, ProjectorSpec, AdapterSpec."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any, Literal
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
-"""Tensor names and their shapes: all that identification ever looks at."""
+"""Tensor names and their shapes: identification looks at nothing else."""
 
 ImageFeature = Literal["image_embeds", "hidden_states[-2]", "pooler_output"]
 """Output of an image encoder: pooled [F] (image_embeds, pooler_output) or per patch [L, F]."""
 
 FaceFeature = Literal["face_embeds", "raw face_embeds"]
-"""ArcFace embedding of a face [512]; `face_embeds` is normalised to length 1, raw is not."""
+"""ArcFace embedding of a face [512]; `face_embeds` is normalised to length 1, raw ones are not."""
 
 
 @dataclass(frozen=True)
 class Feature:
-    """What a projector reads: an output of an image encoder, a face embedding, or both."""
+    """The input of a projector: an output of an image encoder, a face embedding, or both."""
 
     image: ImageFeature | None = None
     face: FaceFeature | None = None
 
     @classmethod
     def parse(cls, text: str) -> Feature:
-        """The inverse of `str(feature)`, as metadata of files has it. Raises ValueError."""
+        """The inverse of `str(feature)`, the form in file metadata. Raises ValueError."""
         for feature in _FEATURES:
             if str(feature) == text:
                 return feature
@@ -38,7 +38,7 @@ class Feature:
 
     @property
     def faces_only(self) -> bool:
-        """No image encoder is involved."""
+        """True if no image encoder is needed."""
         return self.image is None
 
     @property
@@ -47,7 +47,7 @@ class Feature:
 
     @property
     def is_vector(self) -> bool:
-        """One vector [F] per reference, not one per patch or face."""
+        """True for one vector [F] per reference, not one per patch or face."""
         return self in _VECTORS
 
     def __str__(self) -> str:
@@ -63,10 +63,10 @@ _FEATURES = (
 )
 
 NullRule = Literal["zero features", "zero pixels", "black picture"]
-"""What stands in for "no picture" on the negative side of guidance, before the projector."""
+"""What replaces the picture on the negative branch of guidance, before the projector."""
 
 SiteKind = Literal["cross", "joint", "joint double", "joint single"]
-"""How text meets the picture: cross-attention, SD3's joint blocks, FLUX's double or single ones."""
+"""How text and picture meet: cross-attention, or the joint blocks of SD3 and FLUX."""
 
 Role = Literal["style", "layout", "other"]
 
@@ -74,10 +74,10 @@ Stage = Literal["input", "middle", "output"]
 """Before, in or after the middle of a denoiser."""
 
 OWN_BASE = "unet"
-"""The family of every UNet that is not a published one."""
+"""The family of every UNet that is not one of the published ones."""
 
 RESAMPLER_HEAD_DIM = 64
-"""Head width of every published resampler: its heads are the rows of `to_q` / 64."""
+"""Head width of every published resampler: it has (rows of `to_q`) / 64 heads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,26 +91,26 @@ class Site:
     inner_dim: int
     """Width of the attention inside (heads x head dim)."""
     heads: int
-    """0 where only a base's tensors were seen: they do not tell."""
+    """0 if only the tensors of a base are known: they do not determine it."""
     cross_attention_dim: int
     """Width of the tokens that K' and V' read."""
     role: Role
     kind: SiteKind = "cross"
     transformer_index: int | None = None
-    """The number of its transformer in sampling order; None where that is not described."""
+    """The number of its transformer in sampling order; None if the host does not state it."""
     stage: Stage = "middle"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionLayer:
-    """Any attention layer of the denoiser, self-attention too: where an adapter may have LoRA."""
+    """Any attention layer of the denoiser, self-attention included: adapters may have LoRA here."""
 
     name: str
     file_id: str
     inner_dim: int
-    """Width of what q and the output projection read and write."""
+    """Width that q reads and the output projection writes."""
     input_dim: int
-    """Width of what k and v read: the text's in cross-attention, else `inner_dim`."""
+    """Width that k and v read: that of the text in cross-attention, else `inner_dim`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,15 +120,15 @@ class HostSpec:
     family: str
     sites: tuple[Site, ...]
     layers: tuple[AttentionLayer, ...] = ()
-    """Every attention layer in the order of the file ids; empty where no adapter asks for it."""
+    """Every attention layer in the order of the file ids; empty for hosts without LoRA adapters."""
 
     @property
     def cross_attention_dim(self) -> int:
-        """Width of the tokens that K' and V' read, which is that of the text."""
+        """Width of the tokens that K' and V' read: that of the text."""
         return self.sites[0].cross_attention_dim
 
     def shapes(self) -> dict[str, Shape]:
-        """Shapes of K' and V' in file naming: the template that a file is held against."""
+        """Shapes of K' and V' by their names in files: the template a file is compared with."""
         return {
             f"{site.file_id}.to_{kind}_ip.weight": (site.inner_dim, site.cross_attention_dim)
             for site in self.sites
@@ -138,25 +138,25 @@ class HostSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectorSpec:
-    """Everything needed to build a projector; read off tensor shapes, never off a file name."""
+    """Everything needed to build a projector; read from tensor shapes, never from a file name."""
 
     feature_dim: int
     cross_attention_dim: int
     tokens: int | None = None
-    """Tokens per reference; None where every patch becomes one."""
+    """Tokens per reference; None if every patch becomes one."""
     depth: int = 0
     heads: int = 0
     inner_dim: int = 0
     """Inner width of a resampler or of an MLP."""
     face_dim: int = 0
-    """Width of the face embedding, where a projector reads one beside the picture's features."""
+    """Width of the face embedding, for projectors that read one beside the picture's features."""
     time_dim: int = 0
-    """Width of the timestep's sinusoids, where a projector is modulated by the timestep."""
+    """Width of the sinusoidal timestep embedding, for projectors that depend on the timestep."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectorOptions:
-    """Wishes for a new projector; None stands for the variant's published default."""
+    """Options of a new projector; None means the variant's published default."""
 
     tokens: int | None = None
     depth: int | None = None
@@ -166,7 +166,7 @@ class ProjectorOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterSpec:
-    """What an adapter is: its variant, the host it was made for, and its projector."""
+    """An adapter: its variant, the host it was made for, and its projector."""
 
     variant: str
     host: str
@@ -195,5 +195,5 @@ class AdapterSpec:
         return self.projector.heads
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as metadata and recipes have them."""
+        """Plain values, as written to metadata and recipes."""
         return {**asdict(self), "feature": str(self.feature)}

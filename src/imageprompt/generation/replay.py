@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imageprompt.core import __version__
 from imageprompt.core.errors import OptionError
-from imageprompt.core.version import __version__
 from imageprompt.generation.reference import ENCODED, NAMES, Reference
 from imageprompt.generation.request import Request, check_names
 from imageprompt.loading.recipe import HOW, Recipe, Shown, Source

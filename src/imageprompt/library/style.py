@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from imageprompt.checkpoint.tensor_bytes import Weights
+from imageprompt.core import __version__
 from imageprompt.core.errors import OptionError
-from imageprompt.core.version import __version__
 from imageprompt.library.paths import checked_name, checked_tags
 from imageprompt.loading.recipe import Source, checked
 

@@ -12,7 +12,7 @@ from typing import Any
 from imageprompt.checkpoint.read.open import open_source
 from imageprompt.checkpoint.read.stored_tensor import Source
 from imageprompt.core.errors import NotFoundError, OptionError
-from imageprompt.core.hub import Reference, locate_file
+from imageprompt.core.hub import Location, locate_file
 from imageprompt.core.spec import HostSpec
 from imageprompt.hosts import HOSTS
 
@@ -26,7 +26,7 @@ WEIGHTS = (
 ENCODERS = ("image_encoder", "")
 
 
-def locate_source(reference: Reference) -> Path:
+def locate_source(reference: Location) -> Path:
     """An adapter file, or a folder of them as trainers leave it; a Hub file is fetched.
 
     Raises NotFoundError.
@@ -51,7 +51,7 @@ class Base:
         return None if found is None else open_source(found)
 
 
-def open_base(base: Reference) -> Base:
+def open_base(base: Location) -> Base:
     """A published family by its name, or the folder of a pipeline or denoiser.
 
     Raises NotFoundError, or OptionError where no host knows its config.
@@ -71,7 +71,7 @@ def open_base(base: Reference) -> Base:
     )
 
 
-def encoder_widths(encoder: Reference) -> dict[str, int]:
+def encoder_widths(encoder: Location) -> dict[str, int]:
     """Feature -> width of an image encoder's folder, or of a pipeline's that has one.
 
     Raises NotFoundError, or OptionError for a config that is no image encoder's.
@@ -91,7 +91,7 @@ def encoder_widths(encoder: Reference) -> dict[str, int]:
 
 
 def _config(
-    reference: Reference, places: tuple[str, ...], wanted: str
+    reference: Location, places: tuple[str, ...], wanted: str
 ) -> tuple[Mapping[str, Any], Path]:
     """The first config.json in one of these places, and its folder."""
     root = Path(reference).expanduser()

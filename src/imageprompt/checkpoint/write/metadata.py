@@ -5,9 +5,9 @@ from __future__ import annotations
 from imageprompt.checkpoint.identify.identify import Identified
 from imageprompt.checkpoint.identify.published import likely_encoder
 from imageprompt.checkpoint.read.stored_tensor import Source
+from imageprompt.core import __version__
 from imageprompt.core.errors import OptionError
 from imageprompt.core.spec import AdapterSpec
-from imageprompt.core.version import __version__
 from imageprompt.variants import VARIANTS
 
 
