@@ -1,13 +1,14 @@
-"""What a person asks of a reference (where, when, how strongly), compiled to a table of numbers.
+"""What a user asks of a reference (where, when, how strongly), compiled to a table of numbers.
 
-Pure data and numbers: nothing here knows torch.
+Plain data and numbers, without torch. Presets are in `control.presets`, which is only loaded where
+one is used.
 """
 
 from __future__ import annotations
 
 from imageprompt.control.controls import Controls, sliders
-from imageprompt.control.presets import PRESETS, Preset
 from imageprompt.control.scales import (
+    DEFAULT_SCALE,
     MAX_SCALE,
     Scale,
     Scaling,
@@ -19,10 +20,9 @@ from imageprompt.control.schedules import CURVES, Schedule
 
 __all__ = [
     "CURVES",
+    "DEFAULT_SCALE",
     "MAX_SCALE",
-    "PRESETS",
     "Controls",
-    "Preset",
     "Scale",
     "Scaling",
     "Schedule",

@@ -1,4 +1,4 @@
-"""Controls: everything a person can ask about where and when one reference acts; plain data."""
+"""Controls: everything a user can ask about where and when one reference acts; plain data."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, get_args
 
-from imageprompt.control.presets import PRESETS, preset
-from imageprompt.control.scales import Scale, Scaling, check_scale, one_scale
+from imageprompt.control.scales import DEFAULT_SCALE, Scale, Scaling, check_scale, one_scale
 from imageprompt.control.schedules import Schedule
 from imageprompt.core.errors import OptionError
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Controls:
-    """Where and when a reference acts, and how strongly. Checked on creation.
+    """Where and when a reference acts, and how strongly; checked on creation.
 
-    With a `preset`, `scale` is its weight w, a number. `composition` (c of presets that have one)
-    and `boost` (b of the precise ones) are w where they are left out. `scaling` says what the
-    scale multiplies; `lora` weights the LoRA of FaceID adapters. Raises ScaleError, OptionError.
+    scale: a number 0..2, or numbers by site (see `Scale`). With a preset, its weight w: a number.
+    preset: a name of `control.presets.PRESETS`, in any spelling ("Style Transfer").
+    composition, boost: further weights of some presets, 0..2; None stands for the scale.
+    schedule: when the reference acts; None is always.
+    scaling: what the scale multiplies (see `Scaling`).
+    lora: the strength of the LoRA of FaceID adapters, 0..2.
+
+    Raises ScaleError, OptionError.
     """
 
-    scale: Scale = 1.0
+    scale: Scale = DEFAULT_SCALE
     preset: str | None = None
     composition: float | None = None
     boost: float | None = None
@@ -30,33 +34,33 @@ class Controls:
     lora: float = 1.0
 
     @classmethod
-    def of(cls, whole: Controls | None, **parts: Any) -> Controls:
-        """`whole`, or controls of its parts; `schedule` may be anything that stands for one."""
-        if whole is None:
+    def of(cls, controls: Controls | None, **parts: Any) -> Controls:
+        """`controls`, or new ones from their parts; `schedule` is anything `Schedule.of` takes.
+
+        Raises OptionError where both are given.
+        """
+        if controls is None:
             schedule = parts.pop("schedule", None)
             return cls(**parts, schedule=None if schedule is None else Schedule.of(schedule))
-        plain = cls()
-        given = [name for name, value in parts.items() if value != getattr(plain, name)]
-        if not isinstance(whole, cls) or given:
+        default = cls()
+        changed = [name for name, value in parts.items() if value != getattr(default, name)]
+        if not isinstance(controls, cls) or changed:
             raise OptionError(
-                f"controls= and {', '.join(given)}=" if given else f"controls {whole!r}",
-                reason="controls are Controls, and take the place of everything else",
-                hint="Give either of them: dataclasses.replace(controls, ...) changes a part.",
+                f"controls= and {', '.join(changed)}=" if changed else f"controls {controls!r}",
+                reason="controls= takes Controls, which replace all other arguments",
+                hint="Give one or the other; dataclasses.replace(controls, ...) changes a part.",
             )
-        return whole
+        return controls
 
     def __post_init__(self) -> None:
-        self.check()
-
-    def check(self) -> None:
-        """All that can be told without a base."""
+        """Check everything that can be checked without a base; a preset gets its own spelling."""
         check_scale(self.scale)
         one_scale(self.lora, "lora")
         if self.scaling not in get_args(Scaling):
             raise OptionError(
                 f"scaling {self.scaling!r}",
-                reason="no such way of scaling",
-                hint=f"It is one of: {', '.join(get_args(Scaling))}.",
+                reason="no such scaling",
+                hint=f"Use one of: {', '.join(get_args(Scaling))}.",
             )
         if not isinstance(self.schedule, Schedule | None):
             raise OptionError(
@@ -65,45 +69,51 @@ class Controls:
                 hint="Make one with Schedule.of().",
             )
         if self.preset is not None:
-            preset(self.preset)
+            from imageprompt.control.presets import find_preset
+
+            object.__setattr__(self, "preset", find_preset(self.preset).name)
             one_scale(self.scale, f"scale of preset {self.preset!r}")
         for name in ("composition", "boost"):
-            self._check_amount(name)
+            self._check_extra(name)
 
-    def _check_amount(self, name: str) -> None:
+    def _check_extra(self, name: str) -> None:
         value = getattr(self, name)
         if value is None:
             return
+        from imageprompt.control.presets import PRESETS
+
         one_scale(value, name)
-        if self.preset is None or preset(self.preset).reads != name:
+        if self.preset is None or PRESETS[self.preset].reads != name:
+            preset = "no preset is given" if self.preset is None else f"not used by {self.preset!r}"
+            users = ", ".join(each.name for each in PRESETS.values() if each.reads == name)
             raise OptionError(
-                f"{name} = {value}",
-                reason="it belongs to a preset"
-                if self.preset is None
-                else f"preset {self.preset!r} has no use for it",
-                hint=f"Choose a preset that has: {', '.join(readers(name))}.",
+                f"{name} = {value}", reason=preset, hint=f"Choose a preset that uses it: {users}."
             )
 
+    def __repr__(self) -> str:
+        """Only what differs from the defaults; the scale always."""
+        shown = {
+            item.name: getattr(self, item.name)
+            for item in fields(self)
+            if item.name == "scale" or getattr(self, item.name) != item.default
+        }
+        return f"Controls({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
     def as_dict(self) -> dict[str, Any]:
-        """As JSON has it. Raises OptionError for a schedule that is a function."""
-        found = {item.name: getattr(self, item.name) for item in fields(self)}
-        return found | {"schedule": None if self.schedule is None else str(self.schedule)}
+        """Plain values for JSON, every field. Raises OptionError for a schedule with a function."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return values | {"schedule": None if self.schedule is None else str(self.schedule)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Controls:
         """The inverse of `as_dict`; every value is checked. Raises ScaleError, OptionError."""
         names = {item.name for item in fields(cls)}
         if not isinstance(data, Mapping) or not set(data) <= names:
-            raise OptionError("controls", reason=f"an object with some of: {', '.join(names)}")
+            raise OptionError("controls", reason=f"must be an object with keys {', '.join(names)}")
         schedule = data.get("schedule")
         return cls(**{**data, "schedule": None if schedule is None else Schedule.of(schedule)})
 
 
-def readers(name: str) -> list[str]:
-    """The presets that have a use for `composition` or `boost`."""
-    return [each.name for each in PRESETS.values() if each.reads == name]
-
-
-def sliders(*, style: float = 1.0, content: float = 1.0) -> Controls:
-    """Style and content, 0..2 each, as two sliders."""
+def sliders(*, style: float = DEFAULT_SCALE, content: float = DEFAULT_SCALE) -> Controls:
+    """Style and content as two sliders, 0..2 each. Raises ScaleError."""
     return Controls(preset="style and composition", scale=style, composition=content)

@@ -1,10 +1,11 @@
-"""How strongly each site listens: a number, or numbers by site in any notation that people use."""
+"""The scale: one number, or numbers by site in any of the notations in use."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -12,22 +13,35 @@ from imageprompt.core.errors import ScaleError
 from imageprompt.core.spec import Site
 
 Scaling = Literal["V only", "K+V", "K+V w/ C penalty", "K+mean(V) w/ C penalty"]
+"""What the scale multiplies, by ComfyUI's names. "V only" is the paper: the attention result.
 
-PENALTY_WIDTH = 1280.0
-"""The width at which the penalty is none."""
+"K+V" scales K' and V'; "K+mean(V)" scales K' and the mean of V' over the tokens. A "C penalty"
+multiplies the scale of a site by its width / 1280.
+"""
 
-
+DEFAULT_SCALE = 0.8
+"""The scale wherever none is given: for a reference beside a text. Use 1.0 without a text."""
 MAX_SCALE = 2.0
-Scale = float | str | Mapping[Any, Any] | Sequence[str]
-"""How strongly each site listens:
 
-- a number 0..2: all sites alike;
-- numbers by site: its name, a prefix of it (`up_blocks.1`) or a role (`style`, `layout`, `other`),
-  the longest match counts; or by the number of its transformer in sampling order (an int);
+Scale = float | str | Mapping[Any, Any] | Sequence[str]
+"""How strongly the image prompt acts at each site:
+
+- a number 0..2: the same at all sites;
+- numbers by site: a site's name, a prefix of it (`up_blocks.1`) or a role (`style`, `layout`,
+  `other`), of which the longest match counts; or the number of its transformer in sampling order;
 - diffusers' `{"down": {"block_2": [0.0, 1.0]}, "mid": 1.0, "up": ...}`: what is left out is 0;
-- ComfyUI's layer weights, a text such as `"3:1.0,6:0.5"`;
+- ComfyUI's layer weights, a string such as `"3:1.0,6:0.5"`;
 - InstantStyle's list of block names: 1 at the sites whose names contain one of them.
 """
+
+
+@dataclass(frozen=True)
+class SiteScale:
+    """The scale of one site; with `on_negative`, of the negative rows instead of the positive."""
+
+    scale: float
+    on_negative: bool = False
+
 
 _DIFFUSERS = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
 _BLOCK = re.compile(r"block_(\d+)")
@@ -47,7 +61,7 @@ def site_scales(scale: Scale, sites: Sequence[Site]) -> tuple[float | None, ...]
 
 
 def check_scale(scale: Scale) -> None:
-    """All that can be told without a base. Raises ScaleError."""
+    """Check everything that can be checked without a base. Raises ScaleError."""
     if isinstance(scale, str | Mapping):
         list(_entries(scale))
     elif isinstance(scale, Sequence):
@@ -57,22 +71,22 @@ def check_scale(scale: Scale) -> None:
 
 
 def one_scale(value: object, name: str) -> float:
-    """`value` if it is a number 0..2, as a float. Raises ScaleError."""
+    """`value` as a float if it is a number 0..2. Raises ScaleError that calls it `name`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ScaleError(f"{name} = {value!r}", reason="a scale is a number from 0 to 2")
     if not (math.isfinite(value) and 0.0 <= value <= MAX_SCALE):
         raise ScaleError(
             f"{name} = {value}",
             reason="a scale is a number from 0 (the base alone) to 2",
-            hint="Try 0.5 to 0.8 beside a text, 1.0 for a picture alone.",
+            hint="Try 0.5 to 0.8 with a text, 1.0 without one.",
         )
     return float(value)
 
 
 def _entries(scale: str | Mapping[Any, Any]) -> Iterator[tuple[str | int, float]]:
-    """(site, prefix, role or transformer number; scale), whatever the notation."""
+    """Pairs of a key (site, prefix, role or transformer number) and a scale, of any notation."""
     if not scale:
-        raise ScaleError(f"scale = {scale!r}", reason="it names no site")
+        raise ScaleError(f"scale = {scale!r}", reason="names no site")
     if isinstance(scale, str):
         yield from _layers(scale)
     elif set(scale) & set(_DIFFUSERS):
@@ -80,8 +94,8 @@ def _entries(scale: str | Mapping[Any, Any]) -> Iterator[tuple[str | int, float]
     else:
         for key, value in scale.items():
             if isinstance(key, bool) or not isinstance(key, str | int):
-                raise ScaleError(f"scale[{key!r}]", reason="a site is named by a text or a number")
-            number = isinstance(key, str) and key.isdecimal()  # what JSON makes of an int
+                raise ScaleError(f"scale[{key!r}]", reason="a key must be a string or a number")
+            number = isinstance(key, str) and key.isdecimal()  # JSON has no int keys
             yield int(key) if number else key, one_scale(value, f"scale[{key!r}]")
 
 
@@ -92,11 +106,11 @@ def _layers(text: str) -> Iterator[tuple[int, float]]:
         if match is None:
             raise ScaleError(
                 f"scale {text!r}",
-                reason="layer weights are written as number:weight, separated by commas",
+                reason="must be layer weights, number:weight separated by commas",
                 hint="For example: 3:1.0,6:0.5",
             )
         if int(match[1]) in seen:
-            raise ScaleError(f"scale {text!r}", reason=f"layer {match[1]} is named twice")
+            raise ScaleError(f"scale {text!r}", reason=f"layer {match[1]} appears twice")
         seen.add(int(match[1]))
         yield int(match[1]), one_scale(_float(match[2]), f"layer {match[1]}")
 
@@ -105,14 +119,14 @@ def _float(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:
-        return text  # one_scale says what is wrong
+        return text  # one_scale raises the error
 
 
 def _diffusers(scale: Mapping[Any, Any]) -> Iterator[tuple[str, float]]:
     for part, value in scale.items():
         if part not in _DIFFUSERS:
             raise ScaleError(
-                f"scale[{part!r}]", reason="beside down, mid and up there is nothing in diffusers'"
+                f"scale[{part!r}]", reason="diffusers' notation has only down, mid and up"
             )
         prefix, name = _DIFFUSERS[part], f"scale[{part!r}]"
         if part == "mid" and isinstance(value, list | tuple) and len(value) == 1:
@@ -121,7 +135,9 @@ def _diffusers(scale: Mapping[Any, Any]) -> Iterator[tuple[str, float]]:
             for block, inner in value.items():
                 match = _BLOCK.fullmatch(str(block))
                 if match is None:
-                    raise ScaleError(f"{name}[{block!r}]", reason="a block is called block_0 ...")
+                    raise ScaleError(
+                        f"{name}[{block!r}]", reason="blocks are named block_0, block_1 ..."
+                    )
                 yield from _attentions(f"{prefix}.{match[1]}", inner, f"{name}[{block!r}]")
         else:
             yield prefix, one_scale(value, name)
@@ -134,7 +150,7 @@ def _attentions(block: str, value: Any, name: str) -> Iterator[tuple[str, float]
     elif len(value) == 1:
         yield block, one_scale(value[0], name)
     elif not value:
-        raise ScaleError(f"{name} = []", reason="one number for each attention of the block")
+        raise ScaleError(f"{name} = []", reason="must hold one number per attention of the block")
     else:
         for index, inner in enumerate(value):
             yield f"{block}.attentions.{index}", one_scale(inner, f"{name}[{index}]")
@@ -144,8 +160,8 @@ def _names(scale: Sequence[Any]) -> Sequence[str]:
     if not scale or not all(isinstance(name, str) and name for name in scale):
         raise ScaleError(
             f"scale = {scale!r}",
-            reason="a list names blocks, as InstantStyle does",
-            hint="Numbers for each step belong into schedule=.",
+            reason="a list must hold names of blocks, as in InstantStyle",
+            hint="Give numbers for each step as schedule=.",
         )
     return scale
 
@@ -173,7 +189,7 @@ def _covers(key: str | int, site: Site) -> bool:
 
 
 def _best_key(site: Site, table: Mapping[str | int, float]) -> str | int | None:
-    """The most specific key that covers a site: a longer path, a shorter, a number, a role."""
+    """The most specific key that covers a site: the longest path, else a number, else a role."""
     covering = [key for key in table if _covers(key, site)]
     paths = [key for key in covering if isinstance(key, str) and key != site.role]
     numbers = [key for key in covering if isinstance(key, int)]
@@ -182,10 +198,10 @@ def _best_key(site: Site, table: Mapping[str | int, float]) -> str | int | None:
 
 def _unknown(key: str | int, sites: Sequence[Site]) -> ScaleError:
     if isinstance(key, int):
-        groups = [site.transformer_index for site in sites if site.transformer_index is not None]
-        known_groups = f"They are 0 to {max(groups)}." if groups else "Name the sites instead."
+        order = [site.transformer_index for site in sites if site.transformer_index is not None]
+        hint = f"They are 0 to {max(order)}." if order else "Name the sites instead."
         return ScaleError(
-            f"scale[{key}]", reason="this base has no transformer of that number", hint=known_groups
+            f"scale[{key}]", reason="this base has no transformer of that number", hint=hint
         )
     known: set[str] = {site.role for site in sites}
     for site in sites:
@@ -196,6 +212,6 @@ def _unknown(key: str | int, sites: Sequence[Site]) -> ScaleError:
     example = f", or a path such as {sites[0].name!r}" if sites else ""
     return ScaleError(
         f"scale[{key!r}]",
-        reason="no attention layer of this base has that name, prefix or role",
+        reason="no site of this base has that name, prefix or role",
         hint=f"Use one of style, layout, other{example}.{hint}",
     )
