@@ -9,7 +9,7 @@ from imageprompt.core import bundled
 from imageprompt.core.atomic_files import write_atomically
 from imageprompt.demo.scenes import drawn
 from imageprompt.evaluation.probing import probe
-from imageprompt.hosts._unet_layers import KEY
+from imageprompt.hosts.contract import ROLES_KEY
 
 
 def state_roles(folder: Path, count: int) -> dict[str, list[str]]:
@@ -29,7 +29,7 @@ def state_roles(folder: Path, count: int) -> dict[str, list[str]]:
     )
     if found.roles:
         path = folder / "unet" / "config.json"
-        config = json.loads(path.read_text(encoding="utf-8")) | {KEY: found.roles}
+        config = json.loads(path.read_text(encoding="utf-8")) | {ROLES_KEY: found.roles}
         with write_atomically(path) as temporary:
             temporary.write_text(json.dumps(dict(sorted(config.items())), indent=2) + "\n")
     return found.roles

@@ -1,1 +1,1 @@
-"""Inside one denoiser call: which step it is, which rows, and what each site adds."""
+"""Inside one denoiser call: the step, the guidance layout, and what each attention site adds."""

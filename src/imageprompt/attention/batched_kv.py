@@ -17,108 +17,119 @@ from imageprompt.attention.decoupled import KeyValue
 from imageprompt.core.errors import GuidanceError
 
 
-def laid_out(mask: Tensor, latents: tuple[int, int], queries: int) -> Tensor:
-    """A mask [R, 1, H, W] -> weights [R, 1, Q, 1] of the queries, float32.
+class BatchedKV:
+    """K', V' and masks for the rows of a call, built once per layout rather than once per step.
 
-    Raises GuidanceError for a number of queries that no level of the UNet has.
+    `key_values[s]` holds K' and V' [2P or P, H, N, D] of site s, with the negative rows first if
+    there are any. `masks` (one, or one per prompt, [1, 1, height, width]) say where the reference
+    acts.
     """
-    size = next((level for level in levels(*latents) if level[0] * level[1] == queries), None)
+
+    def __init__(
+        self, key_values: Sequence[KeyValue], prompts: int, masks: Sequence[Tensor]
+    ) -> None:
+        self.rows: list[KeyValue] = []
+        """K', V' [B, H, N, D] of every site."""
+        self.layout: CFGLayout = ()
+        """The guidance layout of the rows; empty before the first call."""
+        self.key: tuple[Any, ...] = ()
+        """All that the rows depend on; empty before the first call."""
+        self._key_values, self._prompts, self._masks = list(key_values), prompts, list(masks)
+        self._images_per_prompt = 1
+        self._latent_size = (1, 1)
+        self._resized_masks: dict[int, Tensor] = {}
+
+    @property
+    def has_negative(self) -> bool:
+        return self._key_values[0][0].shape[0] == 2 * self._prompts
+
+    def bind(
+        self, layout: CFGLayout, images_per_prompt: int, like: Tensor, on_negative: Sequence[bool]
+    ) -> bool:
+        """Build the rows for latents `like`; returns False where nothing had changed.
+
+        `on_negative[s]` is True where site s shows the reference to the negative rows. Raises
+        GuidanceError for a negative branch if there are no null tokens.
+        """
+        size = (int(like.shape[-2]), int(like.shape[-1]))
+        # rows that were built without gradients cannot be used where gradients are wanted
+        grad = torch.is_grad_enabled()
+        key = (layout, images_per_prompt, size, like.device, like.dtype, grad, tuple(on_negative))
+        # a compiled graph builds its rows itself: whatever it kept would guard its next call
+        if not torch.compiler.is_compiling() and key == self.key:
+            return False
+        if "negative" in layout and not self.has_negative:
+            raise GuidanceError(
+                "image prompt without null tokens",
+                reason="guidance needs a negative side",
+                hint="Encode with an encoder attached, or pass null_features=.",
+            )
+        self.layout, self.key, self._resized_masks = layout, key, {}
+        self._images_per_prompt, self._latent_size = images_per_prompt, size
+        self.rows = [
+            (
+                self._build_rows(k, negative).to(like.device, like.dtype),
+                self._build_rows(v, negative).to(like.device, like.dtype),
+            )
+            for (k, v), negative in zip(self._key_values, on_negative, strict=True)
+        ]
+        return True
+
+    def _build_rows(self, x: Tensor, on_negative: bool) -> Tensor:
+        """[2P, ...] -> [B, ...]: one block per branch, each prompt `images_per_prompt` times.
+
+        With `on_negative` the negative rows read the reference; the positive rows read zeros, which
+        add nothing.
+        """
+        positive = x[-self._prompts :]
+        branches = {"positive": positive, "negative": x[: self._prompts]}
+        if on_negative:
+            branches = {"positive": torch.zeros_like(positive), "negative": positive}
+        blocks = [branches[branch] for branch in self.layout]
+        rows = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+        repeats = self._images_per_prompt
+        return rows if repeats == 1 else rows.repeat_interleave(repeats, dim=0)
+
+    def mask(self, q: Tensor) -> Tensor | None:
+        """The mask [1 or B, 1, Q, 1] for queries [B * frames, H, Q, D], resized once per Q."""
+        if not self._masks:
+            return None
+        queries = int(q.shape[2])
+        if torch.compiler.is_compiling():
+            return self._resize(queries, q)
+        if queries not in self._resized_masks:
+            self._resized_masks[queries] = self._resize(queries, q)
+        return self._resized_masks[queries]
+
+    def _resize(self, queries: int, q: Tensor) -> Tensor:
+        masks = (mask.to(q.device) for mask in self._masks)
+        resized = [resize_mask(mask, self._latent_size, queries).to(q.dtype) for mask in masks]
+        if len(resized) == 1:
+            return resized[0]
+        rows = torch.cat(resized * len(self.layout))
+        return rows.repeat_interleave(self._images_per_prompt, dim=0)
+
+
+def resize_mask(mask: Tensor, latents: tuple[int, int], queries: int) -> Tensor:
+    """A mask [R, 1, H, W] -> float32 weights [R, 1, Q, 1], one for each query.
+
+    Raises GuidanceError if no level of a UNet with these latents has that many queries.
+    """
+    size = next((s for s in level_sizes(*latents) if s[0] * s[1] == queries), None)
     if size is None:
         height, width = latents
         raise GuidanceError(
             f"a mask at {queries} positions",
-            reason=f"no level of latents of {height}x{width} has as many",
+            reason=f"no level of latents of {height}x{width} has that many",
             hint="Use the reference without a mask on this base.",
         )
     resized = F.interpolate(mask.float(), size=size, mode="bicubic")
     return resized.flatten(2).transpose(1, 2).unsqueeze(1)
 
 
-def levels(height: int, width: int) -> Iterator[tuple[int, int]]:
+def level_sizes(height: int, width: int) -> Iterator[tuple[int, int]]:
     """The sizes of a UNet's levels: each half of the one before, rounded up."""
     yield height, width
     while (height, width) != (1, 1):
         height, width = (height + 1) // 2, (width + 1) // 2
         yield height, width
-
-
-class BatchedKV:
-    """Rows for the batch of a call: made once for each layout, not once a step.
-
-    `pairs[s]` holds K' and V' [2P or P, H, N, D] of site s, negative rows first if there are any.
-    `masks` (one, or one a prompt, [1, 1, height, width]) say where the reference acts.
-    """
-
-    def __init__(self, pairs: Sequence[KeyValue], prompts: int, masks: Sequence[Tensor]) -> None:
-        self.pairs: list[KeyValue] = []
-        """K', V' [B, H, N, D] of every site."""
-        self.branches: CFGLayout = ()
-        self.layout: tuple[Any, ...] = ()
-        """What the rows were laid out for; empty before the first call."""
-        self._source, self._prompts, self._masks = list(pairs), prompts, list(masks)
-        self._regions: dict[int, Tensor] = {}
-
-    @property
-    def has_negative(self) -> bool:
-        return self._source[0][0].shape[0] == 2 * self._prompts
-
-    def bind(self, branches: CFGLayout, copies: int, like: Tensor, pushed: Sequence[bool]) -> bool:
-        """Lay everything out for latents `like`; returns whether anything had to be done.
-
-        Raises GuidanceError for a negative branch where there are no null tokens.
-        """
-        # what was laid out without gradients has lost them
-        size = (int(like.shape[-2]), int(like.shape[-1]))
-        grad = torch.is_grad_enabled()
-        layout = (branches, copies, size, like.device, like.dtype, grad, tuple(pushed))
-        # a compiled graph lays them out itself: whatever it kept would guard its next call
-        if not torch.compiler.is_compiling() and layout == self.layout:
-            return False
-        if "negative" in branches and not self.has_negative:
-            raise GuidanceError(
-                "image prompt without null tokens",
-                reason="guidance needs a negative side",
-                hint="Encode with an encoder attached, or pass null_features=.",
-            )
-        self.branches, self.layout, self._regions = branches, layout, {}
-        self.pairs = [
-            (
-                self._rows(k, aside, copies).to(like.device, like.dtype),
-                self._rows(v, aside, copies).to(like.device, like.dtype),
-            )
-            for (k, v), aside in zip(self._source, pushed, strict=True)
-        ]
-        return True
-
-    def _rows(self, x: Tensor, pushed: bool, copies: int) -> Tensor:
-        """[2P, ...] -> [B, ...]: the branches stacked, every prompt `copies` times in a row.
-
-        Where the reference is pushed, it is what the negative rows read; the positive ones read
-        zeros, which add nothing.
-        """
-        positive = x[-self._prompts :]
-        half = {"positive": positive, "negative": x[: self._prompts]}
-        if pushed:
-            half = {"positive": torch.zeros_like(positive), "negative": positive}
-        parts = [half[branch] for branch in self.branches]
-        stacked = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return stacked if copies == 1 else stacked.repeat_interleave(copies, dim=0)
-
-    def region(self, q: Tensor) -> Tensor | None:
-        """The mask [1 or B, 1, Q, 1] for queries [B * frames, H, Q, D]; once a resolution."""
-        if not self._masks:
-            return None
-        queries = int(q.shape[2])
-        if torch.compiler.is_compiling():
-            return self._resized(queries, q)
-        if queries not in self._regions:
-            self._regions[queries] = self._resized(queries, q)
-        return self._regions[queries]
-
-    def _resized(self, queries: int, q: Tensor) -> Tensor:
-        _, copies, latents, *_ = self.layout
-        masks = (mask.to(q.device) for mask in self._masks)
-        regions = [laid_out(mask, latents, queries).to(q.dtype) for mask in masks]
-        if len(regions) == 1:
-            return regions[0]
-        return torch.cat(regions * len(self.branches)).repeat_interleave(copies, dim=0)

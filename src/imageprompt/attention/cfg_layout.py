@@ -1,7 +1,8 @@
-"""The guidance layout of a batch: which rows are positive, which negative.
+"""The guidance layout of a batch: which rows are positive and which are negative.
 
-Pipelines stack the branches of guidance along the batch. Nothing of the pipeline is read: the
-layout is told from what it hands to the denoiser, or explicit_timesteps by the user.
+Pipelines stack the branches of classifier-free guidance along the batch. The layout is inferred
+from the tensors that reach the denoiser, unless the user states it; nothing is read from the
+pipeline.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from torch import Tensor
 from imageprompt.core.errors import GuidanceError
 
 Branch = Literal["negative", "positive"]
+"""One branch of guidance: a block of rows that share the negative or the positive condition."""
 CFGLayout = tuple[Branch, ...]
+"""The branches that a batch stacks, in order."""
 
 LAYOUTS: dict[str, CFGLayout] = {
     "none": ("positive",),
@@ -26,11 +29,14 @@ LAYOUTS: dict[str, CFGLayout] = {
     "negative-positive-positive": ("negative", "positive", "positive"),  # ... and with it
     "positive-negative-negative": ("positive", "negative", "negative"),  # InstructPix2Pix
 }
-"""Named guidance layouts: the branches that a pipeline stacks along the batch, in order."""
+"""Layouts by name: the branches that a pipeline stacks along the batch, in order."""
 
 
 def named_layout(guidance: str | Sequence[Branch]) -> CFGLayout | None:
-    """The branches of a layout's name or sequence; None for "auto"."""
+    """The layout of that name, or of that sequence of branches; None for "auto".
+
+    Raises GuidanceError for anything else.
+    """
     if guidance == "auto":
         return None
     if isinstance(guidance, str):
@@ -46,14 +52,17 @@ def named_layout(guidance: str | Sequence[Branch]) -> CFGLayout | None:
 
 
 def layout_from_batch_size(batch: int, prompts: int) -> CFGLayout:
-    """The layout that the batch size alone tells: the prompts' batch, or twice that."""
+    """The layout, from the batch size alone: one row per prompt, or two.
+
+    Raises GuidanceError for any other batch size.
+    """
     if batch == prompts:
         return LAYOUTS["none"]
     if batch == 2 * prompts:
         return LAYOUTS["negative-positive"]
     raise GuidanceError(
         f"a compiled call with batch {batch} and {prompts} image prompt(s)",
-        reason="the guidance layout cannot be told inside a compiled graph",
+        reason="the guidance layout cannot be inferred inside a compiled graph",
         hint="Pass guidance='negative-positive' or guidance='none' to use().",
     )
 
@@ -61,121 +70,122 @@ def layout_from_batch_size(batch: int, prompts: int) -> CFGLayout:
 def infer_layout(
     sample: Tensor, text: Tensor | None, prompts: int, *, scheduled: bool
 ) -> CFGLayout:
-    """The layout of a batch: the prompts' batch is positive, twice that [negative, positive].
+    """The layout of a batch of latents `sample` with text states `text`.
 
-    Larger batches are told by their latents, which guidance repeats: halves that are equal are
-    [negative, positive], equal neighbours with the same text every second row [negative, positive]
-    over and over. A loop over a schedule (`scheduled`) may also draw two pictures with every image
-    prompt, of one text or of two, without guidance: then the latents differ. Raises GuidanceError
-    for three or more equal copies, where pipelines differ in what they mean.
+    One row per prompt is positive; two are [negative, positive]. In a larger batch the latents
+    decide, because guidance repeats them: two equal halves are [negative, positive]; equal
+    neighbours whose every second text is the same are [negative, positive] over and over. A loop
+    over a schedule (`scheduled`) may also draw two pictures per image prompt without guidance,
+    with one text or with two; their latents differ. Raises GuidanceError for three or more equal
+    repeats of the latents, because pipelines disagree on what they mean.
     """
     batch = sample.shape[0]
     if batch % prompts or batch == prompts:
         return LAYOUTS["none"]
     if batch == 2 * prompts:
-        pictures = scheduled and not _repeats(sample, 2)
-        return LAYOUTS["none"] if pictures else LAYOUTS["negative-positive"]
-    copies = _copies(sample, prompts)
-    if copies == 2:
+        two_pictures = scheduled and not _repeats(sample, 2)
+        return LAYOUTS["none"] if two_pictures else LAYOUTS["negative-positive"]
+    repeats = _count_repeats(sample, prompts)
+    if repeats == 2:
         return LAYOUTS["negative-positive"]
-    if copies > 2:
-        return _many(copies, text, batch // copies)
-    if batch % 2 == 0 and _in_turn(sample, text):
+    if repeats > 2:
+        return _layout_from_text(repeats, text, batch // repeats)
+    if batch % 2 == 0 and _alternates(sample, text):
         return LAYOUTS["negative-positive"] * (batch // 2)
     return LAYOUTS["none"]
 
 
-def _many(copies: int, text: Tensor | None, latents: int) -> CFGLayout:
-    """More than two equal copies of the latents: only their texts may tell what they are."""
-    if text is not None and copies % 2 == 0 and text.shape[0] % copies == 0:
-        texts = text.chunk(copies)
-        if all(torch.equal(texts[0], other) for other in texts[1 : copies // 2]):
+def _layout_from_text(repeats: int, text: Tensor | None, latents: int) -> CFGLayout:
+    """More than two equal repeats of the latents: only their texts can tell the branches apart."""
+    if text is not None and repeats % 2 == 0 and text.shape[0] % repeats == 0:
+        texts = text.chunk(repeats)
+        if all(torch.equal(texts[0], other) for other in texts[1 : repeats // 2]):
             return LAYOUTS["negative-positive"]  # several prompts on the same latents
-        if _in_turn(None, text, copies):
-            return LAYOUTS["negative-positive"] * (copies // 2)
+        if _alternates(None, text, repeats):
+            return LAYOUTS["negative-positive"] * (repeats // 2)
     raise GuidanceError(
-        f"{copies} copies of {latents} latent(s)",
-        reason=f"a batch of {copies} guidance branches has no single meaning",
+        f"{repeats} copies of {latents} latent(s)",
+        reason=f"a batch of {repeats} guidance branches has no single meaning",
         hint="Pass guidance= to use(): 'positive-negative-negative' (InstructPix2Pix), "
         "'negative-positive-positive' (perturbed attention), or the branches as a list of "
         "'negative' and 'positive' (an edit counts as positive).",
     )
 
 
-def _copies(sample: Tensor, prompts: int) -> int:
-    """How many times a batch repeats the same latents, every prompt being in each."""
+def _count_repeats(sample: Tensor, prompts: int) -> int:
+    """How often a batch repeats the same latents, with every prompt in each repeat."""
     batch = sample.shape[0]
     counts = (batch // part for part in range(prompts, batch, prompts) if batch % part == 0)
     return next((count for count in counts if _repeats(sample, count)), 1)
 
 
 def _repeats(sample: Tensor, parts: int) -> bool:
-    """Are the parts of a batch equal? Four channels are read: others may hold conditions."""
+    """Are all parts of a batch equal? Only four channels are read: others may hold conditions."""
     first, *others = sample[:, :4].chunk(parts)
     return all(torch.equal(first, other) for other in others)
 
 
-def _in_turn(sample: Tensor | None, text: Tensor | None, parts: int | None = None) -> bool:
+def _alternates(sample: Tensor | None, text: Tensor | None, parts: int | None = None) -> bool:
     """Is every second text the same negative one, on latents that are equal in pairs?"""
     if text is None:
         return False
     texts = text.chunk(parts or text.shape[0])
     negative, positive = texts[::2], texts[1::2]
-    turns = (
+    alternates = (
         len(negative) == len(positive)
         and all(torch.equal(negative[0], other) for other in negative)
         and not any(torch.equal(negative[0], other) for other in positive)
     )
-    return turns and (sample is None or torch.equal(sample[::2, :4], sample[1::2, :4]))
+    return alternates and (sample is None or torch.equal(sample[::2, :4], sample[1::2, :4]))
 
 
 class LayoutCache:
-    """The layouts of a denoise loop, told once each, since that compares latents.
+    """Infers each layout of a denoise loop once, because that compares latents.
 
-    A pipeline may call its denoiser again with one half of the text alone (self-attention guidance
-    does, with the negative half): a view of a text that is known has the branches of its rows.
+    A pipeline may call its denoiser again with part of the text only (self-attention guidance does,
+    with the negative half). A view into a text that was seen before has the branches of its rows.
     """
 
     def __init__(self) -> None:
-        self._told: dict[tuple[int, int], CFGLayout] = {}
-        self._known: dict[int, tuple[weakref.ref[Tensor], CFGLayout]] = {}
+        self._layouts: dict[tuple[int, int], CFGLayout] = {}
+        self._texts: dict[int, tuple[weakref.ref[Tensor], CFGLayout]] = {}
 
-    def forget(self) -> None:
-        """A new loop begins."""
-        self._told = {}
+    def reset(self) -> None:
+        """Forget the layouts: a new loop begins."""
+        self._layouts = {}
 
-    def of(
+    def layout(
         self, sample: Tensor, text: Tensor | None, prompts: int, *, scheduled: bool
     ) -> CFGLayout:
-        """The branches of a call. Raises GuidanceError."""
-        rows = None if text is None else self._rows(text, prompts)
-        if rows is not None:
-            return rows
+        """The layout of a call. Raises GuidanceError."""
+        part = None if text is None else self._layout_of_view(text, prompts)
+        if part is not None:
+            return part
         key = (sample.shape[0], prompts)
-        if key not in self._told:
-            self._told[key] = infer_layout(sample, text, prompts, scheduled=scheduled)
-        told = self._told[key]
-        if text is not None and len(told) > 1:
-            self._known[prompts] = (weakref.ref(text), told)
-        return told
+        if key not in self._layouts:
+            self._layouts[key] = infer_layout(sample, text, prompts, scheduled=scheduled)
+        layout = self._layouts[key]
+        if text is not None and len(layout) > 1:
+            self._texts[prompts] = (weakref.ref(text), layout)
+        return layout
 
-    def _rows(self, text: Tensor, prompts: int) -> CFGLayout | None:
-        """The branches of a text that shares the memory of one that is known."""
-        reference, branches = self._known.get(prompts, (None, ()))
+    def _layout_of_view(self, text: Tensor, prompts: int) -> CFGLayout | None:
+        """The branches of a text that is a view into one that was seen before; else None."""
+        reference, layout = self._texts.get(prompts, (None, ()))
         whole = None if reference is None else reference()
         if whole is None or text is whole or not _is_part(text, whole):
             return None
-        each = whole.shape[0] // len(branches)
+        rows = whole.shape[0] // len(layout)
         first = (text.storage_offset() - whole.storage_offset()) // whole.stride(0)
         last = first + text.shape[0] - 1
-        if first // each == last // each:
-            return (branches[first // each],)
-        whole_branches = first % each == 0 and text.shape[0] % each == 0
-        return branches[first // each : last // each + 1] if whole_branches else None
+        if first // rows == last // rows:
+            return (layout[first // rows],)
+        whole_branches = first % rows == 0 and text.shape[0] % rows == 0
+        return layout[first // rows : last // rows + 1] if whole_branches else None
 
 
 def _is_part(text: Tensor, whole: Tensor) -> bool:
-    """Is `text` made of some rows of `whole`, in the same memory?"""
+    """Does `text` consist of some rows of `whole`, in the same memory?"""
     return (
         text.shape[0] < whole.shape[0]
         and text.shape[1:] == whole.shape[1:]
@@ -185,7 +195,12 @@ def _is_part(text: Tensor, whole: Tensor) -> bool:
     )
 
 
-def copies_in(batch: int, branches: int, prompts: int) -> int:
+def count_images_per_prompt(batch: int, layout: CFGLayout, prompts: int) -> int:
+    """How many rows of each branch belong to one prompt.
+
+    Raises GuidanceError where prompts and branches do not divide the batch.
+    """
+    branches = len(layout)
     if batch % (branches * prompts):
         raise GuidanceError(
             f"a batch of {batch}",

@@ -1,4 +1,4 @@
-"""Text attention plus the sum of scale x image attention: pure functions that know no policy.
+"""Text attention plus scale x image attention: pure functions, without any policy.
 
 Symbols (arXiv 2308.06721, section 3.2): Z = Attention(Q, K, V) + scale * Attention(Q, K', V').
 Shapes: B batch, H heads, Q query positions, T text tokens, N image tokens, D head width.
@@ -17,15 +17,15 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """`(q [B,H,Q,D], k [B,H,T,D], v [B,H,T,D], additive mask or None) -> [B,H,Q,D]`."""
 
 KeyValue = tuple[Tensor, Tensor]
-"""K' and V' of a site."""
+"""K' and V' of one site."""
 
 
 @dataclass(frozen=True)
 class ImageTerm:
-    """One reference's share: K', V' [B, H, N, D], its weight and where in the picture it acts.
+    """What one image prompt adds at a site: K', V' [B, H, N, D], a weight and a region.
 
-    `scale` is a tensor (0-dim, or anything that broadcasts to [B, H, Q, D]), so that changing its
-    value never recompiles a graph. `mask` [1 or B, 1, Q, 1] holds weights in 0..1.
+    `scale` is a tensor (0-dim, or anything that broadcasts to [B, H, Q, D]), so a new value never
+    recompiles a graph. `mask` [1 or B, 1, Q, 1] holds weights from 0 to 1.
     """
 
     key: Tensor
@@ -35,7 +35,7 @@ class ImageTerm:
 
 
 def fused_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v by torch's fused kernel; what diffusers uses by default."""
+    """softmax(q k^T / sqrt(D)) v with torch's fused kernel, the default of diffusers."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
@@ -43,27 +43,27 @@ def decoupled_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    images: Sequence[ImageTerm] = (),
+    image_terms: Sequence[ImageTerm] = (),
     *,
     mask: Tensor | None = None,
     kernel: Kernel = fused_kernel,
 ) -> Tensor:
     """Z = Attention(q, k, v) + sum of scale * mask * Attention(q, k', v'); returns [B, H, Q, D].
 
-    `mask` is the text's own additive attention mask; image tokens are never masked by it. One
-    multiply-add per image term: a term with scale 0 leaves Z as it was, to the bit.
+    `mask` is the additive attention mask of the text; it never applies to image tokens. Each image
+    term is one multiply-add, so a term with scale 0 leaves Z unchanged, bit for bit.
     """
     z = kernel(q, k, v, mask)
-    for term in images:
+    for term in image_terms:
         weight = term.scale if term.mask is None else term.scale * term.mask
         z = torch.addcmul(z, kernel(q, term.key, term.value, None), weight)
     return z
 
 
-def scaled_pair(key: Tensor, value: Tensor, scale: Tensor, *, mean: bool) -> KeyValue:
-    """K' and V' [B, H, N, D] multiplied by a scale, instead of the result; `controls.scaling`.
+def scale_key_value(key: Tensor, value: Tensor, scale: Tensor, *, mean: bool) -> KeyValue:
+    """Scale K' and V' [B, H, N, D] instead of the attention result (see `Controls.scaling`).
 
-    With `mean` it is V's mean over the tokens alone that is multiplied: (V - mu) + scale * mu.
+    With `mean`, only the mean of V over the tokens is scaled: (V - mu) + scale * mu.
     """
     scale = scale.to(key.dtype)
     if not mean:

@@ -1,7 +1,9 @@
-"""What a compiled graph leaves to Python. Importing it loads torch._dynamo: do so while compiling.
+"""Calls that a compiled graph must leave to Python.
 
-A place in a loop is read off the memory of a timestep, of which a graph knows nothing; LoRA that is
-merged is written into weights, which a graph only reads.
+Importing this module loads torch._dynamo, so import it only while a graph is being compiled.
+
+Two things cannot run inside a graph: the step tracker reads the memory address of a timestep, and
+merged LoRA writes to weights that a graph only reads.
 """
 
 from __future__ import annotations
@@ -13,9 +15,8 @@ import torch
 
 
 @torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
-    reason="schedules of references, and LoRA that is merged, are looked after between graphs: "
-    "compile without fullgraph"
+    reason="schedules and merged LoRA run between graphs: compile without fullgraph"
 )
-def outside(call: Callable[..., None], *arguments: Any) -> None:
-    """`call(*arguments)`, with a break of the graph round it."""
+def run_outside_graph(call: Callable[..., None], *arguments: Any) -> None:
+    """`call(*arguments)`, with a graph break around it."""
     call(*arguments)

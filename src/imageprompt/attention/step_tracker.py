@@ -1,8 +1,8 @@
-"""Where in the denoise loop a call of the denoiser is; told from its timestep alone.
+"""The step of the denoise loop that a call belongs to, read from its timestep alone.
 
-Schedulers keep their timesteps in one tensor, and a loop hands out views of it in order: the memory
-behind such a view tells its place and how many there are. Nothing of the pipeline is read, and the
-device is read once a loop at most.
+Schedulers keep their timesteps in one tensor, and a loop passes views into it in order. The memory
+behind such a view tells its position and the number of steps. Nothing is read from the pipeline,
+and the device is read at most once per loop.
 """
 
 from __future__ import annotations
@@ -28,127 +28,127 @@ class StepPosition:
 class StepTracker:
     """Reads the timestep of every call.
 
-    A loop's first timestep is step 0, so that the shortened schedules of img2img come out right;
-    the steps are the distinct timesteps from there to the end of the schedule. Solvers that call
-    the denoiser twice at one timestep (Heun, PNDM) are in the same step, as are pipelines that do.
-    Where a loop stops before its schedule ends (`denoising_end`; IPNDM, which keeps one timestep
-    more than it runs), the steps it leaves out count.
+    The first timestep of a loop is step 0, so the shortened schedules of img2img are counted from
+    their own start. Steps are the distinct timesteps from there to the end of the schedule: two
+    calls at one timestep (Heun, PNDM) are the same step. Where a loop stops before its schedule
+    ends (`denoising_end`; IPNDM, which keeps one timestep more than it runs), the steps that it
+    leaves out are counted too.
     """
 
     def __init__(self) -> None:
-        self._seen: Tensor | None = None  # the last view; it keeps the schedule's memory alive
+        self._view: Tensor | None = None  # the last view; it keeps the schedule's memory alive
         self._first = 0
-        self._places: list[int] | None = None
+        self._step_indices: list[int] | None = None
         self._number: float | None = None
         self._timestep: object = None
         self._backwards = False
 
     @property
     def scheduled(self) -> bool:
-        """Did the last timestep come out of a schedule, as a view of its tensor?"""
-        return self._seen is not None
+        """Was the last timestep a view into a schedule?"""
+        return self._view is not None
 
     def update(self, timestep: object) -> bool:
-        """Read a call's timestep; does it go on with the loop of the call before?
+        """Read the timestep of a call; returns True if the call continues the current loop.
 
-        A repeated timestep does not go on, though it is the same step: what was kept for the loop
-        may be out of date.
+        A repeated timestep does not continue the loop, although it is the same step: what was
+        cached for the loop may be stale.
         """
         self._timestep = timestep
         if isinstance(timestep, Tensor):
             if is_view(timestep):
                 return self._update_from_view(timestep)
             if timestep.numel() != 1 or timestep.device.type != "cpu":
-                self._seen, self._number = None, None
+                self._view, self._number = None, None
                 return False
-        before = None if self._seen is not None else self._number
-        self._seen, self._number = None, float(timestep)  # type: ignore[arg-type]
+        before = None if self._view is not None else self._number
+        self._view, self._number = None, float(timestep)  # type: ignore[arg-type]
         return before is not None and self._number < before
 
     def _update_from_view(self, timestep: Tensor) -> bool:
-        before, offset = self._seen, int(timestep.storage_offset())
-        same = before is not None and _memory(before) == _memory(timestep)
-        last = int(before.storage_offset()) if before is not None and same else -1
-        if offset < last or not same:
-            self._backwards = offset == last - 1 and _entries(timestep) > 2
-            self._first, self._places = offset, None
-        self._seen, self._number = timestep, None
-        return same and offset > last
+        before, offset = self._view, int(timestep.storage_offset())
+        same_schedule = before is not None and _memory(before) == _memory(timestep)
+        last = int(before.storage_offset()) if before is not None and same_schedule else -1
+        if offset < last or not same_schedule:
+            self._backwards = offset == last - 1 and _count_entries(timestep) > 2
+            self._first, self._step_indices = offset, None
+        self._view, self._number = timestep, None
+        return same_schedule and offset > last
 
-    def position(self, explicit_timesteps: Sequence[float] | None = None) -> StepPosition:
-        """The step of the last call. `explicit_timesteps` are a loop's timesteps, given by the user.
+    def position(self, timesteps: Sequence[float] | None = None) -> StepPosition:
+        """The step of the last call; `timesteps` are those of the loop, if the user stated them.
 
-        Raises GuidanceError where it cannot be told.
+        Raises GuidanceError where the step cannot be determined.
         """
-        if explicit_timesteps is not None:
-            return self._looked_up(explicit_timesteps)
-        if self._seen is None or self._backwards:
+        if timesteps is not None:
+            return self._look_up(timesteps)
+        if self._view is None or self._backwards:
+            why = "goes back by one" if self._view is not None else "is not a view into a schedule"
             raise GuidanceError(
                 "a schedule of the reference",
-                reason="which step this call is cannot be told: its timestep is "
-                + ("one before the last" if self._seen is not None else "no view of a scheduler's"),
+                reason=f"the step of this call is unknown: its timestep {why}",
                 hint="Pass the loop's timesteps to use(): timesteps=scheduler.timesteps.",
             )
-        if self._places is None:
-            self._places = places(_tail(self._seen, self._first))
-        step = self._places[int(self._seen.storage_offset()) - self._first]
-        return StepPosition(step, max(self._places) + 1)
+        if self._step_indices is None:
+            self._step_indices = step_indices(_read_from(self._view, self._first))
+        step = self._step_indices[int(self._view.storage_offset()) - self._first]
+        return StepPosition(step, max(self._step_indices) + 1)
 
-    def _looked_up(self, explicit_timesteps: Sequence[float]) -> StepPosition:
+    def _look_up(self, timesteps: Sequence[float]) -> StepPosition:
         timestep: Any = self._timestep
         value = float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
-        known = dict(zip(explicit_timesteps, places(explicit_timesteps), strict=True))
-        if value not in known:
+        steps = dict(zip(timesteps, step_indices(timesteps), strict=True))
+        if value not in steps:
             raise GuidanceError(
                 f"timestep {value:g}",
-                reason="it is none of the timesteps= that were explicit_timesteps",
-                hint="State those that the loop runs through, in order.",
+                reason="not one of the timesteps= passed to use()",
+                hint="Pass all timesteps of the loop, in order.",
             )
-        return StepPosition(known[value], max(known.values()) + 1)
+        return StepPosition(steps[value], max(steps.values()) + 1)
 
 
-def explicit_timesteps(timesteps: Any) -> tuple[float, ...] | None:
-    """The timesteps of a loop as a user states them: numbers or a tensor. Raises OptionError."""
+def parse_timesteps(timesteps: Any) -> tuple[float, ...] | None:
+    """The timesteps of a loop that a user passed: numbers or a tensor. Raises OptionError."""
     if timesteps is None:
         return None
-    found = timesteps.tolist() if isinstance(timesteps, Tensor) else timesteps
-    if not isinstance(found, list | tuple) or not found:
-        raise OptionError("timesteps", reason="a list of numbers, or a scheduler's tensor")
-    for value in found:
+    values = timesteps.tolist() if isinstance(timesteps, Tensor) else timesteps
+    if not isinstance(values, list | tuple) or not values:
+        raise OptionError("timesteps", reason="must be a list of numbers or a scheduler's tensor")
+    for value in values:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value):
             raise OptionError(f"timesteps: {value!r}", reason="a timestep is a number")
-    return tuple(float(value) for value in found)
+    return tuple(float(value) for value in values)
 
 
-def places(timesteps: Sequence[float]) -> list[int]:
-    """The step of each timestep: distinct ones in order of appearance."""
-    seen: dict[float, int] = {}
-    return [seen.setdefault(value, len(seen)) for value in timesteps]
+def step_indices(timesteps: Sequence[float]) -> list[int]:
+    """The step of each timestep: distinct values are numbered in order of appearance."""
+    indices: dict[float, int] = {}
+    return [indices.setdefault(value, len(indices)) for value in timesteps]
 
 
 def is_view(timestep: object) -> bool:
-    """Is it one number, or one number repeated, out of a larger tensor?"""
+    """Is it one number, possibly repeated, inside a larger tensor?"""
     if not isinstance(timestep, Tensor):
         return False
     single = all(
         size == 1 or step == 0 for size, step in zip(timestep.shape, timestep.stride(), strict=True)
     )
-    # inference tensors know no base, so their memory is looked at as well
+    # inference tensors have no _base, so the size of their memory counts as well
     base = timestep._base
-    return single and (_entries(timestep) > 1 or (base is not None and base.ndim > 0))
+    return single and (_count_entries(timestep) > 1 or (base is not None and base.ndim > 0))
 
 
 def _memory(timestep: Tensor) -> tuple[int, Any]:
     return timestep.untyped_storage().data_ptr(), timestep.device
 
 
-def _entries(timestep: Tensor) -> int:
+def _count_entries(timestep: Tensor) -> int:
     return int(timestep.untyped_storage().nbytes()) // timestep.element_size()
 
 
-def _tail(timestep: Tensor, first: int) -> list[float]:
+def _read_from(timestep: Tensor, first: int) -> list[float]:
     """The schedule from entry `first` to its end; this reads the device."""
-    count = _entries(timestep) - first
-    tail: list[float] = timestep.detach().as_strided((count,), (1,), first).tolist()
-    return tail
+    count = _count_entries(timestep) - first
+    values: list[float] = timestep.detach().as_strided((count,), (1,), first).tolist()
+    return values

@@ -1,6 +1,6 @@
 """The attention layers of a UNet in the order of their file ids, from a config or from shapes.
 
-Pure Python: reading a file needs no torch. Tests hold both ways against diffusers' own models.
+Pure Python: reading a file needs no torch. Tests compare both ways with diffusers' own models.
 """
 
 from __future__ import annotations
@@ -12,64 +12,7 @@ from typing import Any
 
 from imageprompt.core.errors import AttachError
 from imageprompt.core.spec import OWN_BASE, AttentionLayer, HostSpec, Role, Shapes, Site, Stage
-
-KEY = "_imageprompt_roles"
-_STATED: tuple[Role, ...] = ("style", "layout")
-
-
-def roles(names: Sequence[str], config: Mapping[str, Any]) -> Callable[[str], Role]:
-    """Tells the role of each of these sites. Raises AttachError for a statement without sense."""
-    stated = config.get(KEY)
-    return _by_place(names) if stated is None else _as_stated(names, stated)
-
-
-def _by_place(names: Sequence[str]) -> Callable[[str], Role]:
-    """Style is the first up block, layout the last down block with text (InstantStyle).
-
-    In SDXL's deep transformers only the second attention of each counts; elsewhere whole blocks do,
-    and the middle block belongs to the layout.
-    """
-    down = max((n.split(".")[1] for n in names if n.startswith("down_blocks.")), default="")
-    up = min((n.split(".")[1] for n in names if n.startswith("up_blocks.")), default="")
-    deep = any(f"down_blocks.{down}.attentions.1.transformer_blocks.2." in name for name in names)
-    part = ".attentions.1" if deep else ""
-    style = f"up_blocks.{up}{part}."
-    layout = (f"down_blocks.{down}{part}.",) + (() if deep else ("mid_block.",))
-
-    def role(name: str) -> Role:
-        if name.startswith(style):
-            return "style"
-        return "layout" if name.startswith(layout) else "other"
-
-    return role
-
-
-def _as_stated(names: Sequence[str], stated: Any) -> Callable[[str], Role]:
-    if not isinstance(stated, Mapping) or not set(stated) <= set(_STATED):
-        raise _nonsense("it maps style and layout to lists of sites")
-    found: dict[str, Role] = {}
-    for role in _STATED:
-        paths = stated.get(role, [])
-        if not isinstance(paths, list | tuple) or not all(isinstance(p, str) for p in paths):
-            raise _nonsense(f"{role} is a list of sites")
-        for path in paths:
-            covered = [name for name in names if name == path or name.startswith(f"{path}.")]
-            if not covered:
-                raise _nonsense(f"no site is called or begins with {path!r}")
-            taken = next((name for name in covered if found.get(name, role) != role), None)
-            if taken:
-                raise _nonsense(f"{taken} is given two roles")
-            found.update(dict.fromkeys(covered, role))
-    return lambda name: found.get(name, "other")
-
-
-def _nonsense(reason: str) -> AttachError:
-    return AttachError(
-        f"{KEY} in the base's config",
-        reason=reason,
-        hint='Write {"style": ["up_blocks.1"], "layout": ["down_blocks.0"]}, or leave it out.',
-    )
-
+from imageprompt.hosts.contract import ROLES_KEY
 
 _WITH_ATTENTION = {"CrossAttnDownBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn"}
 _WITHOUT = {"DownBlock2D", "UpBlock2D", "UNetMidBlock2D", None}
@@ -84,8 +27,8 @@ _DEFAULTS: Mapping[str, Any] = {
     "reverse_transformer_layers_per_block": None,
     "attention_head_dim": 8,
 }
-"""What diffusers takes for what a config leaves out."""
-_PLAIN: Mapping[str, tuple[Any, ...]] = {
+"""What diffusers assumes for keys that a config leaves out."""
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "only_cross_attention": (False,),
     "dual_cross_attention": (False,),
     "attention_type": ("default",),
@@ -93,20 +36,24 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "encoder_hid_dim_type": (None, "text_proj"),
     "addition_embed_type": (None, "text_time"),
 }
-"""Options that add or change attention layers, and the values that do not."""
+"""Keys that can add or change attention layers, with the values that do not."""
 _FAMILIES = {
     (16, 768, False): "sd15",
     (16, 1024, False): "sd2",
     (70, 2048, False): "sdxl",
     (70, 2048, True): "kolors",
 }
-"""(number of sites, text width, a text projection of its own) of the published bases."""
+"""(number of sites, text width, projects text) of the published bases."""
 _WEIGHT = re.compile(
     r"((down_blocks|up_blocks|mid_block)\.(?:(\d+)\.)?attentions\.(\d+)"
     r"\.transformer_blocks\.(\d+)\.attn([12]))\.to_k\.weight"
 )
+_BLOCKS = ("down_blocks", "up_blocks", "mid_block")
+"""The order in which diffusers registers the blocks of a UNet."""
+_STAGES: tuple[Stage, ...] = ("input", "middle", "output")
+"""The order in which a UNet runs."""
+_STATED_ROLES: tuple[Role, ...] = ("style", "layout")
 _NO_CONFIG: Mapping[str, Any] = {}
-_SECTIONS = ("down_blocks", "up_blocks", "mid_block")
 
 
 @dataclass(frozen=True)
@@ -123,16 +70,16 @@ class Layer:
 def host_spec(
     layers: Sequence[Layer], *, projects_text: bool, config: Mapping[str, Any] = _NO_CONFIG
 ) -> HostSpec | None:
-    """Sites and attention layers, numbered in the order given; None without cross-attention.
+    """Sites and attention layers, numbered in the given order; None without cross-attention.
 
-    Raises AttachError for a config that states roles for sites that are not there.
+    Raises AttachError for a config that gives roles to sites that do not exist.
     """
     numbered = [(str(i), layer) for i, layer in enumerate(layers)]
     cross = [(file_id, layer) for file_id, layer in numbered if layer.cross]
     if not cross:
         return None
     names = [layer.name for _, layer in cross]
-    role, groups = roles(names, config), _groups(names)
+    role_of, indices = _roles(names, config), _transformer_indices(names)
     sites = tuple(
         Site(
             name=layer.name,
@@ -140,8 +87,8 @@ def host_spec(
             inner_dim=layer.inner_dim,
             heads=layer.heads,
             cross_attention_dim=layer.input_dim,
-            role=role(layer.name),
-            transformer_index=groups[_transformer(layer.name)],
+            role=role_of(layer.name),
+            transformer_index=indices[_transformer(layer.name)],
             stage=_stage(layer.name),
         )
         for file_id, layer in cross
@@ -155,10 +102,13 @@ def host_spec(
     return HostSpec(family=_family(sites, projects_text), sites=sites, layers=attention)
 
 
+# ── from a config ───────────────────────────────────────────────────────────────────────────────
+
+
 def from_config(config: Mapping[str, Any]) -> list[Layer] | None:
-    """The layers that diffusers makes of a config; None for what is not described here."""
+    """The layers that diffusers builds from a config; None for a config beyond this description."""
     options = {**_DEFAULTS, **config}
-    if any(options.get(name, values[0]) not in values for name, values in _PLAIN.items()):
+    if any(options.get(name, values[0]) not in values for name, values in _NEUTRAL.items()):
         return None
     down, up = options["down_block_types"], options["up_block_types"]
     try:
@@ -167,43 +117,26 @@ def from_config(config: Mapping[str, Any]) -> list[Layer] | None:
             return None
         return list(_layers(options))
     except (TypeError, ValueError, IndexError, ZeroDivisionError):
-        return None  # a config that only diffusers itself can judge
-
-
-def from_weights(shapes: Shapes) -> list[Layer] | None:
-    """The layers of a UNet whose state dict has these tensors; heads cannot be told (0)."""
-    found: list[tuple[tuple[int, ...], Layer]] = []
-    for name, shape in shapes.items():
-        match = _WEIGHT.fullmatch(name)
-        if match and len(shape) == 2:
-            layer, section, *numbers = match.groups()
-            place = (_SECTIONS.index(section), *(int(n or 0) for n in numbers))
-            found.append((place, Layer(layer, shape[0], 0, shape[1], numbers[-1] == "2")))
-        elif name.endswith("to_k.weight") and "motion_modules" not in name:
-            return None  # attention of a kind that is not described here
-    places = {place for place, _ in found}
-    if any((*place[:-1], 3 - place[-1]) not in places for place in places):
-        return None  # one of a block's two is missing, which would shift all numbers after it
-    return [layer for _, layer in sorted(found, key=lambda pair: pair[0])] or None
+        return None  # only diffusers itself can judge this config
 
 
 def _layers(options: Mapping[str, Any]) -> Iterator[Layer]:
     """Down, up, mid: the order in which diffusers registers the blocks of a UNet."""
     channels = options["block_out_channels"]
     count = len(channels)
-    heads = _each(options["attention_head_dim"], count)  # diffusers' misnomer: number of heads
-    text = _each(options["cross_attention_dim"], count)
-    depths = _each(options["transformer_layers_per_block"], count)
-    numbers = _each(options["layers_per_block"], count)
+    heads = _repeat(options["attention_head_dim"], count)  # a misnomer: the number of heads
+    text = _repeat(options["cross_attention_dim"], count)
+    depths = _repeat(options["transformer_layers_per_block"], count)
+    numbers = _repeat(options["layers_per_block"], count)
     up_depths = options["reverse_transformer_layers_per_block"] or depths[::-1]
 
     def block(prefix: str, kind: str | None, i: int, number: int, depth: Any) -> Iterator[Layer]:
         if kind in _WITH_ATTENTION:
             width = channels[i] // heads[i] * heads[i]
-            blocks = _each(depth, number)
+            transformer_depths = _repeat(depth, number)
             for attention in range(number):
-                for one in range(blocks[attention]):
-                    name = f"{prefix}.attentions.{attention}.transformer_blocks.{one}"
+                for layer in range(transformer_depths[attention]):
+                    name = f"{prefix}.attentions.{attention}.transformer_blocks.{layer}"
                     yield Layer(f"{name}.attn1", width, heads[i], width, False)
                     yield Layer(f"{name}.attn2", width, heads[i], text[i], True)
 
@@ -215,13 +148,45 @@ def _layers(options: Mapping[str, Any]) -> Iterator[Layer]:
     yield from block("mid_block", options["mid_block_type"], count - 1, 1, depths[-1])
 
 
-def _each(value: Any, count: int) -> Sequence[Any]:
-    """One value for each of `count` places; a list stays as it is."""
+def _repeat(value: Any, count: int) -> Sequence[Any]:
+    """A single value `count` times; a list as it is."""
     return (value,) * count if isinstance(value, int) else tuple(value)
 
 
+# ── from shapes ─────────────────────────────────────────────────────────────────────────────────
+
+
+def from_weights(shapes: Shapes) -> list[Layer] | None:
+    """The layers of a UNet whose state dict has these tensors; their heads are unknown (0).
+
+    None where the tensors do not describe such a UNet.
+    """
+    found: list[tuple[tuple[int, ...], Layer]] = []
+    for name, shape in shapes.items():
+        match = _WEIGHT.fullmatch(name)
+        if match and len(shape) == 2:
+            layer, block, *numbers = match.groups()
+            place = (_BLOCKS.index(block), *(int(n or 0) for n in numbers))
+            found.append((place, Layer(layer, shape[0], 0, shape[1], numbers[-1] == "2")))
+        elif name.endswith("to_k.weight") and "motion_modules" not in name:
+            return None  # another kind of attention
+    places = {place for place, _ in found}
+    if any((*place[:-1], 3 - place[-1]) not in places for place in places):
+        return None  # attn1 or attn2 of a block is missing, which shifts all later file ids
+    return [layer for _, layer in sorted(found, key=lambda pair: pair[0])] or None
+
+
+# ── family, order and roles ─────────────────────────────────────────────────────────────────────
+
+
+def _family(sites: Sequence[Site], projects_text: bool) -> str:
+    """The published family with these sites, else `OWN_BASE`."""
+    family = _FAMILIES.get((len(sites), sites[0].cross_attention_dim, projects_text), OWN_BASE)
+    return family if max(site.inner_dim for site in sites) == 1280 else OWN_BASE
+
+
 def _transformer(name: str) -> str:
-    """The transformer that a layer is part of: `down_blocks.1.attentions.0`."""
+    """The transformer that a layer belongs to: `down_blocks.1.attentions.0`."""
     return name.split(".transformer_blocks.")[0]
 
 
@@ -229,14 +194,65 @@ def _stage(name: str) -> Stage:
     return "input" if name[0] == "d" else "output" if name[0] == "u" else "middle"
 
 
-def _groups(names: Iterable[str]) -> dict[str, int]:
-    """Transformers numbered in the order of sampling: down, mid, up."""
-    found = dict.fromkeys(_transformer(name) for name in names)
-    order = sorted(found, key=lambda name: ("input", "middle", "output").index(_stage(name)))
+def _transformer_indices(names: Iterable[str]) -> dict[str, int]:
+    """Transformers numbered in sampling order: down, mid, up."""
+    transformers = dict.fromkeys(_transformer(name) for name in names)
+    order = sorted(transformers, key=lambda name: _STAGES.index(_stage(name)))
     return {name: index for index, name in enumerate(order)}
 
 
-def _family(sites: Sequence[Site], projects_text: bool) -> str:
-    """The published family whose sites these are, if one's."""
-    known = _FAMILIES.get((len(sites), sites[0].cross_attention_dim, projects_text), OWN_BASE)
-    return known if max(site.inner_dim for site in sites) == 1280 else OWN_BASE
+def _roles(names: Sequence[str], config: Mapping[str, Any]) -> Callable[[str], Role]:
+    """A function from site name to role: as the config states, else by position.
+
+    Raises AttachError for a malformed statement.
+    """
+    stated = config.get(ROLES_KEY)
+    return _roles_by_position(names) if stated is None else _stated_roles(names, stated)
+
+
+def _roles_by_position(names: Sequence[str]) -> Callable[[str], Role]:
+    """Style is the first up block, layout the last down block with text (InstantStyle).
+
+    In the deep transformers of SDXL it is only the second attention of each block. Elsewhere it is
+    the whole block, and the middle block counts as layout too.
+    """
+    down = max((n.split(".")[1] for n in names if n.startswith("down_blocks.")), default="")
+    up = min((n.split(".")[1] for n in names if n.startswith("up_blocks.")), default="")
+    deep = any(f"down_blocks.{down}.attentions.1.transformer_blocks.2." in name for name in names)
+    part = ".attentions.1" if deep else ""
+    style = f"up_blocks.{up}{part}."
+    layout = (f"down_blocks.{down}{part}.",) + (() if deep else ("mid_block.",))
+
+    def role(name: str) -> Role:
+        if name.startswith(style):
+            return "style"
+        return "layout" if name.startswith(layout) else "other"
+
+    return role
+
+
+def _stated_roles(names: Sequence[str], stated: Any) -> Callable[[str], Role]:
+    if not isinstance(stated, Mapping) or not set(stated) <= set(_STATED_ROLES):
+        raise _malformed_roles("must map style and layout to lists of sites")
+    roles: dict[str, Role] = {}
+    for role in _STATED_ROLES:
+        paths = stated.get(role, [])
+        if not isinstance(paths, list | tuple) or not all(isinstance(p, str) for p in paths):
+            raise _malformed_roles(f"{role} must be a list of sites")
+        for path in paths:
+            covered = [name for name in names if name == path or name.startswith(f"{path}.")]
+            if not covered:
+                raise _malformed_roles(f"no site is named {path!r} or starts with it")
+            taken = next((name for name in covered if roles.get(name, role) != role), None)
+            if taken:
+                raise _malformed_roles(f"{taken} has two roles")
+            roles.update(dict.fromkeys(covered, role))
+    return lambda name: roles.get(name, "other")
+
+
+def _malformed_roles(reason: str) -> AttachError:
+    return AttachError(
+        f"{ROLES_KEY} in the base's config",
+        reason=reason,
+        hint='Write {"style": ["up_blocks.1"], "layout": ["down_blocks.0"]}, or leave it out.',
+    )

@@ -1,11 +1,12 @@
-"""The attention processor of a UNet's sites, and which processors it may stand in for."""
+"""The attention processor of a UNet's sites, and which processors it can replace."""
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from imageprompt.attention.decoupled import (
     Kernel,
@@ -16,7 +17,6 @@ from imageprompt.attention.decoupled import (
 )
 from imageprompt.core.errors import AttachError
 from imageprompt.core.spec import Site
-from imageprompt.hosts._text_cache import TextCache
 
 if TYPE_CHECKING:
     from imageprompt.attention.state import AttentionState
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 class SiteProcessor:
     """The attention processor of one site: text attention as before, plus the image terms.
 
-    Not a module, so nothing of ours ever enters the denoiser's state dict. With no image prompt in
-    use it hands over to the processor that was there.
+    It is not a module, so nothing of ours enters the denoiser's state dict. While no image prompt
+    is in use it calls the processor that it replaced.
     """
 
     def __init__(self, state: AttentionState, index: int, original: Any) -> None:
         self.state, self.index, self.original = state, index, original
         self._fused = not _is_plain_processor(original)
-        self._text = TextCache()
+        self._text_cache = TextCache()
 
     def __call__(
         self,
@@ -44,7 +44,7 @@ class SiteProcessor:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        if not self.state.in_use:
+        if not self.state.active:
             plain: Tensor = self.original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs
             )
@@ -52,8 +52,8 @@ class SiteProcessor:
         if encoder_hidden_states is None:
             raise AttachError(
                 "this pipeline",
-                reason="it gives its denoiser no text, and image tokens enter where text does",
-                hint="Use a pipeline that works from words.",
+                reason="calls its denoiser without text, where image tokens would enter",
+                hint="Use a pipeline with a text prompt.",
             )
         residual = x = hidden_states
         if attn.spatial_norm is not None:
@@ -64,13 +64,13 @@ class SiteProcessor:
             x = attn.group_norm(x.transpose(1, 2)).transpose(1, 2)
 
         q = split_heads(attn.to_q(x), attn.heads)
-        k, v = self._text.pair(attn, encoder_hidden_states, self.state.run)
+        k, v = self._text_cache.key_value(attn, encoder_hidden_states, self.state.run)
         if attn.norm_q is not None:
             q = attn.norm_q(q)
         mask = _additive_mask(attn, attention_mask, encoder_hidden_states)
-        images = self.state.terms(self.index, q)
+        terms = self.state.terms(self.index, q)
         kernel = fused_kernel if self._fused else _plain_kernel(attn)
-        x = decoupled_attention(q, k, v, images, mask=mask, kernel=kernel)
+        x = decoupled_attention(q, k, v, terms, mask=mask, kernel=kernel)
 
         x = attn.to_out[1](attn.to_out[0](merge_heads(x)))
         if residual.ndim == 4:
@@ -83,7 +83,7 @@ class SiteProcessor:
 
 
 def _plain_kernel(attn: Any) -> Kernel:
-    """The attention of diffusers' AttnProcessor, so that scale 0 equals it to the bit too."""
+    """The attention of diffusers' AttnProcessor, so that scale 0 equals it bit for bit too."""
 
     def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         flat_mask = None if mask is None else mask.flatten(0, 1)
@@ -94,12 +94,12 @@ def _plain_kernel(attn: Any) -> Kernel:
 
 
 def _additive_mask(attn: Any, mask: Tensor | None, text: Tensor) -> Tensor | None:
-    """The text's attention mask as [B, H, 1 or Q, T]; it covers the text tokens only."""
+    """The attention mask of the text, [B, H, 1 or Q, T]; it covers text tokens only."""
     if mask is None:
         return None
     batch, length = text.shape[:2]
-    prepared: Tensor = attn.prepare_attention_mask(mask, length, batch)
-    return prepared.view(batch, attn.heads, -1, prepared.shape[-1])
+    additive: Tensor = attn.prepare_attention_mask(mask, length, batch)
+    return additive.view(batch, attn.heads, -1, additive.shape[-1])
 
 
 def _is_plain_processor(processor: Any) -> bool:
@@ -123,6 +123,71 @@ def check_replaceable(site: Site, layer: Any) -> None:
     if layer.added_kv_proj_dim is not None:
         raise AttachError(
             f"{site.name} with added key/value projections",
-            reason="this attention layout is not described",
+            reason="this kind of attention is not supported",
             hint="Use an SD1.5, SD2.x, SDXL or Kolors base.",
         )
+
+
+# ── K and V of the text ─────────────────────────────────────────────────────────────────────────
+
+
+class TextCache:
+    """K and V of the text at one attention layer, kept over a denoise loop.
+
+    Computes them anew wherever a cached result could be wrong: gradients are on, a graph is being
+    compiled, the text is another tensor or was written to, a new loop began, or to_k / to_v are
+    more than plain linear layers (LoRA, quantised, hooked) or have changed.
+    """
+
+    def __init__(self) -> None:
+        self._text: weakref.ref[Tensor] | None = None
+        self._key: tuple[Any, ...] = ()
+        self._key_value: tuple[Tensor, Tensor] | None = None
+
+    def key_value(self, attn: Any, text: Tensor, run: int) -> tuple[Tensor, Tensor]:
+        """K and V [B, H, T, D] of text states [B, T, C]; `run` numbers the denoise loop."""
+        if torch.compiler.is_compiling():
+            return _text_key_value(attn, text)
+        if not _is_cacheable(attn, text):
+            self._forget()
+            return _text_key_value(attn, text)
+        weights = (attn.to_k.weight, attn.to_v.weight)
+        key = (run, text._version, *((w.data_ptr(), w._version) for w in weights))
+        valid = self._text is not None and self._text() is text and self._key == key
+        if self._key_value is None or not valid:
+            self._key_value = _text_key_value(attn, text)
+            self._text = weakref.ref(text, lambda _: self._forget())
+            self._key = key
+        return self._key_value
+
+    def _forget(self) -> None:
+        self._text, self._key_value = None, None
+
+
+def _text_key_value(attn: Any, text: Tensor) -> tuple[Tensor, Tensor]:
+    if attn.norm_cross:
+        text = attn.norm_encoder_hidden_states(text)
+    k = split_heads(attn.to_k(text), attn.heads)
+    v = split_heads(attn.to_v(text), attn.heads)
+    return (k if attn.norm_k is None else attn.norm_k(k)), v
+
+
+def _is_cacheable(attn: Any, text: Tensor) -> bool:
+    return (
+        not torch.is_grad_enabled()
+        and not text.is_inference()  # inference tensors do not count writes
+        and not torch.is_autocast_enabled(text.device.type)
+        and not attn.norm_cross
+        and attn.norm_k is None
+        and all(_is_plain_linear(layer) for layer in (attn.to_k, attn.to_v))
+    )
+
+
+def _is_plain_linear(layer: Any) -> bool:
+    """A linear layer whose result depends on its weights and nothing else."""
+    return (
+        type(layer) is nn.Linear
+        and not layer._forward_hooks
+        and not layer._forward_pre_hooks
+        and "forward" not in layer.__dict__  # accelerate's offloading replaces it
+    )

@@ -1,20 +1,29 @@
-"""What every host states; the protocols of the files beside this one."""
+"""The interface of a host: what the other files of this folder implement."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from imageprompt.core.spec import HostSpec, Shapes
+from imageprompt.core.errors import AttachError
+from imageprompt.core.spec import HostSpec, Shapes, Site
 
 if TYPE_CHECKING:
     from torch import nn
 
     from imageprompt.attention.state import AttentionState
 
+ROLES_KEY = "_imageprompt_roles"
+"""The key of a denoiser's config that may state which sites carry style and layout."""
+
 
 class Host(Protocol):
-    """A base architecture as files know it: nothing here loads torch, but odd configs."""
+    """A denoiser family as adapter files know it.
+
+    Loads no torch, except for configs that only diffusers can interpret.
+    """
 
     @property
     def name(self) -> str: ...
@@ -24,39 +33,39 @@ class Host(Protocol):
 
     @property
     def pipeline_attribute(self) -> str:
-        """Where a diffusers pipeline holds such a denoiser."""
+        """The attribute of a diffusers pipeline that holds such a denoiser."""
 
     @property
     def attachable(self) -> bool:
-        """Can adapters be run on it? Then it is an `AttachableHost`; else it is for files only."""
+        """Can adapters run on it? If so it is an `AttachableHost`, else it is for files only."""
 
     def claims(self, denoiser: object) -> bool:
-        """Is this denoiser one of ours?"""
+        """Does this denoiser belong to the family?"""
 
     def families(self, cross_attention_dim: int | None = None) -> Iterator[HostSpec]:
         """The published bases (of one text width, if given), derived from their configs."""
 
     def from_config(self, config: Mapping[str, Any]) -> HostSpec | None:
-        """The sites of a denoiser of this config; None if it is of another class.
+        """The sites of a denoiser with this config; None if it is of another class.
 
         A config that is not described here is built on the meta device, which loads torch.
         """
 
     def from_weights(self, shapes: Shapes) -> HostSpec | None:
-        """The sites of a denoiser whose state dict has these tensors; None if that is not ours."""
+        """The sites of a denoiser whose state dict has these tensors; None if it is another."""
 
 
 class AttachableHost(Host, Protocol):
-    """A base architecture that adapters can enter."""
+    """A denoiser family that adapters can be attached to."""
 
     def describe(self, denoiser: nn.Module) -> HostSpec:
         """The sites of a denoiser (its weights may be on the meta device)."""
 
     def text_weights(self, denoiser: nn.Module, name: str) -> tuple[Any, Any]:
-        """The to_k and to_v weights [width, cross_attention_dim] of the site of that name."""
+        """The to_k and to_v weights [inner_dim, cross_attention_dim] of the site of that name."""
 
     def linears(self, denoiser: nn.Module, name: str) -> Mapping[str, nn.Module]:
-        """The linear maps of the attention layer of that name: q, k, v and out.
+        """The linear layers of the attention layer of that name: q, k, v and out.
 
         Raises AttachError where the layer does not use them.
         """
@@ -65,7 +74,51 @@ class AttachableHost(Host, Protocol):
         """Let every site read the state; returns what `remove` needs. All sites or none."""
 
     def intact(self, installed: Any) -> bool:
-        """Is every site still ours?"""
+        """Is everything that `install` put there still in place?"""
 
     def remove(self, installed: Any) -> None:
-        """The exact inverse of install."""
+        """The exact inverse of `install`."""
+
+
+@dataclass(frozen=True)
+class FilesOnlyHost:
+    """A transformer family whose adapters can be read, checked and converted, but not run yet.
+
+    Described by the class name of its config and a function from config to sites.
+    """
+
+    name: str
+    summary: str
+    denoiser_class: str
+    published: Mapping[str, Any]
+    """The parts of the published config that decide the sites."""
+    sites: Callable[[Mapping[str, Any]], Iterator[Site]]
+    pipeline_attribute: str = "transformer"
+    attachable: bool = False
+
+    def claims(self, denoiser: object) -> bool:
+        return type(denoiser).__name__ == self.denoiser_class
+
+    def from_config(self, config: Mapping[str, Any]) -> HostSpec | None:
+        if config.get("_class_name") != self.denoiser_class:
+            return None
+        try:
+            sites = tuple(self.sites({**self.published, **config}))
+        except (TypeError, ValueError) as error:
+            raise AttachError(
+                f"a {self.denoiser_class} config",
+                reason=f"its values describe no model ({error})",
+                hint="Give the config.json of a base.",
+            ) from None
+        return HostSpec(family=self.name, sites=sites)
+
+    def from_weights(self, shapes: Shapes) -> HostSpec | None:
+        return None  # nobody saves a frozen transformer beside its adapter
+
+    def families(self, cross_attention_dim: int | None = None) -> Iterator[HostSpec]:
+        if cross_attention_dim in (None, self._published_spec.cross_attention_dim):
+            yield self._published_spec
+
+    @cached_property
+    def _published_spec(self) -> HostSpec:
+        return HostSpec(family=self.name, sites=tuple(self.sites(self.published)))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from imageprompt.core.spec import Site, SiteKind
-from imageprompt.hosts._files_only import FilesOnlyHost
+from imageprompt.hosts.contract import FilesOnlyHost
 
 PUBLISHED = {
     "num_layers": 19,
@@ -18,7 +18,7 @@ PUBLISHED = {
 
 
 def _sites(config: Mapping[str, Any]) -> Iterator[Site]:
-    """Every block, double blocks first; image tokens are as wide as T5's states."""
+    """Every block, double blocks first; image tokens are as wide as the states of T5."""
     double, heads = config["num_layers"], config["num_attention_heads"]
     for i in range(double + config["num_single_layers"]):
         kind: SiteKind = "joint double" if i < double else "joint single"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from imageprompt.core.spec import Site
-from imageprompt.hosts._files_only import FilesOnlyHost
+from imageprompt.hosts.contract import FilesOnlyHost
 
 PUBLISHED = {
     "num_layers": 38,
@@ -19,7 +19,7 @@ PUBLISHED = {
 
 
 def _sites(config: Mapping[str, Any]) -> Iterator[Site]:
-    """The joint attention of every block; a second attention, where a block has one, counts too."""
+    """The joint attention of every block; a block's second attention takes a file id as well."""
     heads, file_id = config["num_attention_heads"], 0
     for i in range(config["num_layers"]):
         yield Site(

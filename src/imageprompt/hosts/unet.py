@@ -45,7 +45,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 class UNetHost:
-    """Sites are the `attn2` layers; their file id is their place among `attn_processors`."""
+    """Sites are the `attn2` layers; their file id is their position among `attn_processors`."""
 
     name = "unet"
     summary = "UNet2DConditionModel and UNetMotionModel: SD1.5, SD2.x, SDXL, Kolors, tiny"
@@ -65,19 +65,19 @@ class UNetHost:
         if spec is None:
             raise AttachError(
                 f"a {type(denoiser).__name__} without cross-attention of its own",
-                reason="image tokens enter where text does; bases that join the text to their own "
-                "positions (DeepFloyd IF, Kandinsky 2) or that read none have no such place",
+                reason="image tokens enter where text does; bases without text, or that append it "
+                "to their own positions (DeepFloyd IF, Kandinsky 2), have no such layer",
                 hint="Use an SD1.5, SD2.x, SDXL or Kolors base.",
             )
         return spec
 
     def from_config(self, config: Mapping[str, Any]) -> HostSpec | None:
-        kind = config.get("_class_name", "UNet2DConditionModel")
-        if kind not in ("UNet2DConditionModel", "UNetMotionModel"):
+        class_name = config.get("_class_name", "UNet2DConditionModel")
+        if class_name not in ("UNet2DConditionModel", "UNetMotionModel"):
             return None
-        found = layers.from_config(config) if kind == "UNet2DConditionModel" else None
+        found = layers.from_config(config) if class_name == "UNet2DConditionModel" else None
         if found is None:
-            return self.describe(_on_meta_device(kind, config))
+            return self.describe(_on_meta_device(class_name, config))
         return layers.host_spec(found, projects_text=_projects_text(config), config=config)
 
     def from_weights(self, shapes: Shapes) -> HostSpec | None:
@@ -99,7 +99,7 @@ class UNetHost:
         if layer.fused_projections:
             raise AttachError(
                 f"{name} with fused projections",
-                reason="an adapter with LoRA adds to q, k and v apart",
+                reason="LoRA needs q, k and v as separate layers",
                 hint="Call pipe.unfuse_qkv_projections() first.",
             )
         return {"q": layer.to_q, "k": layer.to_k, "v": layer.to_v, "out": layer.to_out[0]}
@@ -109,13 +109,13 @@ class UNetHost:
     ) -> list[tuple[Any, Any]]:
         from imageprompt.hosts._unet_processor import SiteProcessor, check_replaceable
 
-        found: list[Any] = [denoiser.get_submodule(site.name) for site in spec.sites]
-        for site, layer in zip(spec.sites, found, strict=True):
+        attention: list[Any] = [denoiser.get_submodule(site.name) for site in spec.sites]
+        for site, layer in zip(spec.sites, attention, strict=True):
             check_replaceable(site, layer)
-        before = [(layer, layer.processor) for layer in found]
-        for index, (layer, processor) in enumerate(before):
+        originals = [(layer, layer.processor) for layer in attention]
+        for index, (layer, processor) in enumerate(originals):
             layer.processor = SiteProcessor(state, index, processor)
-        return before
+        return originals
 
     def intact(self, installed: list[tuple[Any, Any]]) -> bool:
         from imageprompt.hosts._unet_processor import SiteProcessor
@@ -126,14 +126,14 @@ class UNetHost:
         from imageprompt.hosts._unet_processor import SiteProcessor
 
         for layer, processor in installed:
-            if type(layer.processor) is SiteProcessor:  # else the user has put another there
+            if type(layer.processor) is SiteProcessor:  # else the user has set another one
                 layer.processor = processor
 
 
 def _live_layers(denoiser: Any) -> Iterator[Layer]:
     """The layers of a model in the order of `attn_processors`.
 
-    Motion modules and GLIGEN's fusers do not count: they join a base that has its ids already.
+    Motion modules and GLIGEN's fusers do not count: they extend a base that has its ids already.
     """
     for processor in denoiser.attn_processors:
         if "motion_modules" not in processor and ".fuser." not in processor:
@@ -144,22 +144,22 @@ def _live_layers(denoiser: Any) -> Iterator[Layer]:
 
 
 def _projects_text(config: Any) -> bool:
-    """Does the base project its text states itself, as Kolors does?"""
+    """Does the denoiser project its text states, as that of Kolors does?"""
     return bool(config.get("encoder_hid_dim_type") == "text_proj")
 
 
-def _on_meta_device(kind: str, config: Mapping[str, Any]) -> Any:
-    """A model of this config without weights. Raises AttachError for a config that makes none."""
+def _on_meta_device(class_name: str, config: Mapping[str, Any]) -> Any:
+    """A model with this config, without weights. Raises AttachError for an invalid config."""
     import diffusers
     import torch
 
     try:
         with torch.device("meta"):
-            return getattr(diffusers, kind).from_config(dict(config))
-    except Exception as error:  # diffusers checks configs with whatever happens to fail
+            return getattr(diffusers, class_name).from_config(dict(config))
+    except Exception as error:  # an invalid config makes diffusers fail in any way
         raise AttachError(
-            f"a {kind} config",
-            reason=f"diffusers makes no model of it ({' '.join(str(error).split())})",
+            f"a {class_name} config",
+            reason=f"diffusers cannot build a model from it ({' '.join(str(error).split())})",
             hint="Give the config.json of a base.",
         ) from None
 

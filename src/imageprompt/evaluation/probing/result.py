@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from imageprompt.core.console import aligned
 from imageprompt.core.spec import Site
 from imageprompt.evaluation.probing.shares import LEAST, Interval
-from imageprompt.hosts._unet_layers import KEY
+from imageprompt.hosts.contract import ROLES_KEY
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -177,5 +177,5 @@ class ProbeResult:
                     f"{role:6}  no site carries {measure} above all, and {LEAST:g} of it. {_MORE}"
                 )
         if self.roles:
-            stated = json.dumps({KEY: self.roles})[1:-1]
+            stated = json.dumps({ROLES_KEY: self.roles})[1:-1]
             yield f"roles   presets mean these sites once the denoiser's config.json says {stated}"
