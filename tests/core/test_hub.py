@@ -65,7 +65,9 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # ── local ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_local_paths_take_precedence(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_paths_take_precedence(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     local = Path(ADAPTER)
     local.parent.mkdir(parents=True)
@@ -172,6 +174,7 @@ def test_generating_with_everything_from_the_hub(hub: Hub, tmp_path: Path) -> No
 def test_a_recipe_alone_never_downloads(hub: Hub, tiny_bundled: Path, tmp_path: Path) -> None:
     made = generate(reference=Image.new("RGB", (16, 16)), steps=1, progress=False)
     from imageprompt.loading.recipe import write_picture
+    from imageprompt.loading.recipe.reading import read_recipe
 
     for old, new in (('"bundled"', '"someone/tiny"'), ('"plus"', f'"{ADAPTER}"')):
         text = made.recipe.to_json().replace(f'"name": {old}', f'"name": {new}')

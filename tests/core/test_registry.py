@@ -41,7 +41,9 @@ class Mean:
         return ProjectorSpec(feature_dim=feature_dim, cross_attention_dim=width, tokens=1)
 
     def propose(self, feature_dim, cross_attention_dim, options):
-        return ProjectorSpec(feature_dim=feature_dim, cross_attention_dim=cross_attention_dim, tokens=1)
+        return ProjectorSpec(
+            feature_dim=feature_dim, cross_attention_dim=cross_attention_dim, tokens=1
+        )
 
     def build(self, spec):
         from torch import nn
