@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -127,13 +127,18 @@ class HostSpec:
         """Width of the tokens that K' and V' read: that of the text."""
         return self.sites[0].cross_attention_dim
 
-    def shapes(self) -> dict[str, Shape]:
-        """Shapes of K' and V' by their names in files: the template a file is compared with."""
-        return {
-            f"{site.file_id}.to_{kind}_ip.weight": (site.inner_dim, site.cross_attention_dim)
-            for site in self.sites
-            for kind in "kv"
-        }
+    def shapes(
+        self, kinds: Container[SiteKind] | None = None, *, bias: bool = False
+    ) -> dict[str, Shape]:
+        """Shapes of K' and V' by their names in files, at all sites or those of some kinds."""
+        shapes: dict[str, Shape] = {}
+        for site in self.sites:
+            for kind in "kv" if kinds is None or site.kind in kinds else "":
+                name = f"{site.file_id}.to_{kind}_ip"
+                shapes[f"{name}.weight"] = (site.inner_dim, site.cross_attention_dim)
+                if bias:
+                    shapes[f"{name}.bias"] = (site.inner_dim,)
+        return shapes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,14 @@
-"""One file a variant: which feature, which projector, how many tokens, what "no picture" means.
+"""One file per adapter architecture: feature, projector, number of tokens, null rule.
 
-A file in this folder that ends in a constant `VARIANT` is a variant; nothing else needs to know.
+A file in this folder that ends in a constant `VARIANT` is a variant and needs no registration.
 """
 
 from imageprompt.core.registry import Registry
 from imageprompt.variants.contract import (
     Variant,
-    meant_before,
+    encode_null,
+    more_general,
+    null_features,
     pending,
     projector_shapes,
     site_kinds,
@@ -19,7 +21,9 @@ VARIANTS: Registry[Variant] = Registry(__name__, "VARIANT")
 __all__ = [
     "VARIANTS",
     "Variant",
-    "meant_before",
+    "encode_null",
+    "more_general",
+    "null_features",
     "pending",
     "projector_shapes",
     "site_kinds",

@@ -1,7 +1,7 @@
-"""The projectors that turn image features into tokens: linear, MLPs, resampler and perceiver.
+"""The projectors that turn image features into tokens: linear, MLP, resampler and perceiver.
 
-Parameter names are those of the published files, so a state dict is the file's `image_proj` part.
-Shapes: B batch, F feature dim, L patches, N tokens, W cross-attention dim.
+Parameter names are those of the published files, so a state dict is the `image_proj` part of a
+file. Shapes: B batch, F feature dim, L patches, N tokens, W cross-attention dim, C inner dim.
 """
 
 from __future__ import annotations
@@ -13,10 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from imageprompt.core.spec import RESAMPLER_HEAD_DIM as HEAD_DIM
+from imageprompt.variants.tensor_shapes import MLP_MULTIPLE, MODULATIONS
+
+MAX_PERIOD = 10_000
+"""The longest period of the sinusoids that embed a timestep."""
+
+
+# ── one vector to tokens ────────────────────────────────────────────────────────────────────────
 
 
 class LinearProjector(nn.Module):
-    """Pooled features [B, F] -> tokens [B, N, W]: one linear map, then LayerNorm (the base)."""
+    """Pooled features [B, F] -> tokens [B, N, W]: one linear layer, then LayerNorm (base)."""
 
     def __init__(self, feature_dim: int, cross_attention_dim: int, tokens: int) -> None:
         super().__init__()
@@ -27,6 +34,29 @@ class LinearProjector(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         tokens: Tensor = self.norm(self.proj(features).unflatten(-1, (self.tokens, -1)))
         return tokens
+
+
+class TokenMLP(nn.Module):
+    """One vector [B, F] -> tokens [B, N, W]: an MLP to all tokens, then LayerNorm (FaceID)."""
+
+    def __init__(
+        self, feature_dim: int, cross_attention_dim: int, tokens: int, *, inner_dim: int
+    ) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.proj = nn.Sequential(
+            nn.Linear(feature_dim, inner_dim),
+            nn.GELU(),
+            nn.Linear(inner_dim, tokens * cross_attention_dim),
+        )
+        self.norm = nn.LayerNorm(cross_attention_dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        tokens: Tensor = self.norm(self.proj(features).unflatten(-1, (self.tokens, -1)))
+        return tokens
+
+
+# ── patches to tokens ───────────────────────────────────────────────────────────────────────────
 
 
 class MLPProjector(nn.Module):
@@ -46,28 +76,8 @@ class MLPProjector(nn.Module):
         return tokens
 
 
-class TokenMLP(nn.Module):
-    """One vector [B, F] -> tokens [B, N, W]: an MLP to all of them, then LayerNorm (FaceID)."""
-
-    def __init__(
-        self, feature_dim: int, cross_attention_dim: int, tokens: int, *, inner_dim: int
-    ) -> None:
-        super().__init__()
-        self.tokens = tokens
-        self.proj = nn.Sequential(
-            nn.Linear(feature_dim, inner_dim),
-            nn.GELU(),
-            nn.Linear(inner_dim, tokens * cross_attention_dim),
-        )
-        self.norm = nn.LayerNorm(cross_attention_dim)
-
-    def forward(self, features: Tensor) -> Tensor:
-        tokens: Tensor = self.norm(self.proj(features).unflatten(-1, (self.tokens, -1)))
-        return tokens
-
-
 class ResamplerAttention(nn.Module):
-    """Latents attend to features and to themselves (Flamingo's perceiver attention).
+    """Latents attend to features and to themselves (the perceiver attention of Flamingo).
 
     q and k are each scaled by D^-1/4 and the softmax runs in float32 or wider, which keeps half
     precision stable; published weights rely on it.
@@ -87,9 +97,9 @@ class ResamplerAttention(nn.Module):
         return self.attend(self.norm1(features), self.norm2(latents))
 
     def attend(self, features: Tensor, latents: Tensor) -> Tensor:
-        """What the latents [B, N, C] find in features [B, L, C]; both are normed already."""
+        """Attention of latents [B, N, C] over features [B, L, C], both already normalised."""
         keys, values = self.to_kv(torch.cat((features, latents), dim=1)).chunk(2, dim=-1)
-        q, k, v = (self._heads(x) for x in (self.to_q(latents), keys, values))
+        q, k, v = (self._split_heads(x) for x in (self.to_q(latents), keys, values))
         root = HEAD_DIM**-0.25
         scores = (q * root) @ (k * root).transpose(-2, -1)
         precise = torch.promote_types(scores.dtype, torch.float32)
@@ -97,22 +107,22 @@ class ResamplerAttention(nn.Module):
         out: Tensor = self.to_out((weights @ v).transpose(1, 2).flatten(2))
         return out
 
-    def _heads(self, x: Tensor) -> Tensor:
+    def _split_heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], self.heads, HEAD_DIM).transpose(1, 2)
 
 
-def feed_forward(inner_dim: int, multiple: int = 4) -> nn.Sequential:
+def feed_forward(inner_dim: int) -> nn.Sequential:
     """LayerNorm, then a GELU MLP without biases."""
     return nn.Sequential(
         nn.LayerNorm(inner_dim),
-        nn.Linear(inner_dim, multiple * inner_dim, bias=False),
+        nn.Linear(inner_dim, MLP_MULTIPLE * inner_dim, bias=False),
         nn.GELU(),
-        nn.Linear(multiple * inner_dim, inner_dim, bias=False),
+        nn.Linear(MLP_MULTIPLE * inner_dim, inner_dim, bias=False),
     )
 
 
 class ResamplerLayer(nn.ModuleList):
-    """Attention, then feed-forward, each added to the latents; numbered `0` and `1` in files."""
+    """Attention, then feed-forward, each added to the latents; `0` and `1` in files."""
 
     def __init__(self, inner_dim: int, heads: int) -> None:
         super().__init__((ResamplerAttention(inner_dim, heads), feed_forward(inner_dim)))
@@ -124,7 +134,7 @@ class ResamplerLayer(nn.ModuleList):
 
 
 class Perceiver(nn.Module):
-    """Latents look at patch features, `depth` times; whose latents, the modules below say."""
+    """`depth` layers in which latents attend to patch features; subclasses supply the latents."""
 
     def __init__(
         self, feature_dim: int, cross_attention_dim: int, *, depth: int, heads: int, inner_dim: int
@@ -136,7 +146,7 @@ class Perceiver(nn.Module):
         self.layers = nn.ModuleList(ResamplerLayer(inner_dim, heads) for _ in range(depth))
 
     def perceive(self, features: Tensor, latents: Tensor) -> Tensor:
-        """Tokens [B, N, W] of features [B, L, F] and latents [B, N, C]."""
+        """Tokens [B, N, W] from features [B, L, F] and latents [B, N, C]."""
         features = self.proj_in(features)
         for layer in self.layers:
             latents = layer(features, latents)
@@ -157,9 +167,8 @@ class Resampler(Perceiver):
         heads: int = 12,
         inner_dim: int = 768,
     ) -> None:
-        latents = (
-            torch.randn(1, tokens, inner_dim) / inner_dim**0.5
-        )  # first: seeds keep their meaning
+        # drawn before everything else, so that seeds keep their meaning
+        latents = torch.randn(1, tokens, inner_dim) / inner_dim**0.5
         super().__init__(
             feature_dim, cross_attention_dim, depth=depth, heads=heads, inner_dim=inner_dim
         )
@@ -172,8 +181,8 @@ class Resampler(Perceiver):
 class FacePerceiver(nn.Module):
     """Face embedding [B, E] and patch features [B, L, F] -> tokens [B, N, W] (FaceID-plus).
 
-    The embedding's tokens are the latents of a perceiver; with `shortcut` (v2) they are added to
-    what it makes of them, times `strength`.
+    The tokens of the embedding are the latents of a perceiver. With `shortcut` (v2) they are added
+    to the perceiver's result, which is multiplied by `strength`.
     """
 
     def __init__(
@@ -206,8 +215,7 @@ class FacePerceiver(nn.Module):
         return identity + strength * tokens if self.shortcut else tokens
 
 
-LONGEST_PERIOD = 10_000
-MODULATIONS = 4  # shift and scale, before attention and before the MLP
+# ── patches and a timestep to tokens ────────────────────────────────────────────────────────────
 
 
 class TimeEmbedding(nn.Module):
@@ -222,14 +230,14 @@ class TimeEmbedding(nn.Module):
     def forward(self, timestep: Tensor) -> Tensor:
         half = self.time_dim // 2
         steps = torch.arange(half, device=timestep.device, dtype=torch.float32) / half
-        angles = timestep.float()[:, None] * torch.exp(-math.log(LONGEST_PERIOD) * steps)
+        angles = timestep.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * steps)
         waves = torch.cat((angles.cos(), angles.sin()), dim=-1).to(self.linear_1.weight.dtype)
         embedding: Tensor = self.linear_2(nn.functional.silu(self.linear_1(waves)))
         return embedding
 
 
 class TimeResamplerLayer(ResamplerLayer):
-    """Attention and feed-forward whose normed inputs are shifted and scaled by the timestep."""
+    """A resampler layer whose normalised inputs are shifted and scaled by the timestep."""
 
     def __init__(self, inner_dim: int, heads: int) -> None:
         super().__init__(inner_dim, heads)
@@ -239,15 +247,15 @@ class TimeResamplerLayer(ResamplerLayer):
         """The latents [B, N, C] after this layer; `time` is the embedded timestep [B, C]."""
         attention, mlp, modulation = cast(tuple[Any, Any, Any], tuple(self))
         shift, scale, mlp_shift, mlp_scale = modulation(time)[:, None].chunk(MODULATIONS, dim=-1)
-        normed = attention.norm2(latents) * (1 + scale) + shift
-        latents = latents + attention.attend(attention.norm1(features), normed)
-        normed = mlp[0](latents) * (1 + mlp_scale) + mlp_shift
-        out: Tensor = latents + mlp[1:](normed)
+        x = attention.norm2(latents) * (1 + scale) + shift
+        latents = latents + attention.attend(attention.norm1(features), x)
+        x = mlp[0](latents) * (1 + mlp_scale) + mlp_shift
+        out: Tensor = latents + mlp[1:](x)
         return out
 
 
 class TimeResampler(Resampler):
-    """Patch features [B, L, F] and timesteps [B] -> N tokens [B, N, W]."""
+    """Patch features [B, L, F] and timesteps [B] -> N tokens [B, N, W] (InstantX for SD3.5)."""
 
     def __init__(
         self,

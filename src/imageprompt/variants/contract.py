@@ -1,13 +1,14 @@
-"""What every variant states, and what it may state; the protocol of the files beside this one."""
+"""The interface of a variant: what the other files of this folder implement, and may implement."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from imageprompt.core.spec import (
     Feature,
     HostSpec,
+    ImageFeature,
     NullRule,
     ProjectorOptions,
     ProjectorSpec,
@@ -15,14 +16,15 @@ from imageprompt.core.spec import (
     Shapes,
     SiteKind,
 )
-from imageprompt.variants import tensor_shapes
+from imageprompt.variants.tensor_shapes import LORA_RANK
 
 if TYPE_CHECKING:
-    from torch import nn
+    from PIL.Image import Image
+    from torch import Tensor, nn
 
 
 class Variant(Protocol):
-    """An adapter architecture, told by the shapes of its tensors alone."""
+    """An adapter architecture, recognised by the shapes of its tensors alone."""
 
     @property
     def name(self) -> str: ...
@@ -31,44 +33,46 @@ class Variant(Protocol):
     def summary(self) -> str: ...
 
     @property
-    def feature(self) -> Feature: ...
+    def feature(self) -> Feature:
+        """What the projector reads."""
 
     @property
-    def null_rule(self) -> NullRule: ...
+    def null_rule(self) -> NullRule:
+        """What stands for "no picture"; see `null_features`."""
 
     @property
     def options(self) -> tuple[str, ...]:
-        """Which of ProjectorOptions this variant listens to."""
+        """The fields of ProjectorOptions that this variant uses."""
 
     def read(self, shapes: Shapes) -> ProjectorSpec | None:
-        """The projector that has these tensors (names without prefix), or None if not ours.
+        """The projector with these tensors (names without prefix); None if it is another's.
 
-        Some of them may be missing or misshapen: that is judged by the template.
+        Some tensors may be missing or have the wrong shape: the template is compared later.
         """
 
     def propose(
         self, feature_dim: int, cross_attention_dim: int, options: ProjectorOptions
     ) -> ProjectorSpec:
-        """A spec for new weights."""
+        """The spec of a new projector."""
 
     def build(self, spec: ProjectorSpec) -> nn.Module:
-        """The projector module, its state-dict keys equal to the file's `image_proj` keys."""
+        """The projector module; its state-dict keys are the `image_proj` keys of files."""
 
 
 @runtime_checkable
 class Templated(Protocol):
-    """A variant whose projector's template needs no torch; else it is derived from `build`."""
+    """A variant that gives its projector's tensor shapes without torch, instead of by `build`."""
 
     def projector_shapes(self, spec: ProjectorSpec) -> dict[str, Shape]: ...
 
 
 @runtime_checkable
 class Sited(Protocol):
-    """A variant with more, or other, weights at its sites than K' and V' in cross-attention."""
+    """A variant with other weights at its sites than K' and V' of cross-attention, or with more."""
 
     @property
     def site_kinds(self) -> tuple[SiteKind, ...]:
-        """The kinds of site that it enters."""
+        """The kinds of site where it adds image tokens."""
 
     def site_shapes(
         self, host: HostSpec, spec: ProjectorSpec, lora_rank: int
@@ -76,7 +80,7 @@ class Sited(Protocol):
 
 
 def projector_shapes(variant: Variant, spec: ProjectorSpec) -> dict[str, Shape]:
-    """The template of a projector: tensor names inside it, and their shapes."""
+    """The template of a projector: its tensor names and their shapes."""
     if isinstance(variant, Templated):
         return variant.projector_shapes(spec)
     import torch
@@ -87,29 +91,76 @@ def projector_shapes(variant: Variant, spec: ProjectorSpec) -> dict[str, Shape]:
 
 
 def site_kinds(variant: Variant) -> tuple[SiteKind, ...]:
-    """The kinds of site that a variant enters."""
+    """The kinds of site where a variant adds image tokens."""
     return variant.site_kinds if isinstance(variant, Sited) else ("cross",)
 
 
 def site_shapes(
-    variant: Variant, host: HostSpec, spec: ProjectorSpec, lora_rank: int = tensor_shapes.LORA_RANK
+    variant: Variant, host: HostSpec, spec: ProjectorSpec, lora_rank: int = LORA_RANK
 ) -> dict[str, Shape]:
     """The template of all tensors at the sites of a host, `{file id}.to_k_ip.weight` and so on."""
     if isinstance(variant, Sited):
         return variant.site_shapes(host, spec, lora_rank)
-    return tensor_shapes.key_values(host)
+    return host.shapes(site_kinds(variant))
 
 
 def twins(variant: Variant) -> Mapping[str, str]:
-    """Variants of the same architecture, told by nothing in the file: name -> what differs."""
+    """Variants of the same architecture that no tensor tells apart: name -> what differs."""
     return getattr(variant, "twins", {})
 
 
-def meant_before(variant: Variant) -> str:
-    """The more general variant that also fits whatever fits this one; "" if there is none."""
-    return getattr(variant, "meant_before", "")
+def more_general(variant: Variant) -> str:
+    """The name of the variant that every file of this one fits as well; "" if there is none."""
+    return getattr(variant, "more_general", "")
 
 
 def pending(variant: Variant) -> str:
-    """Why adapters of this variant cannot be run yet; "" if they can."""
+    """Why adapters of this variant cannot run yet; "" if they can."""
     return getattr(variant, "pending", "")
+
+
+# ── the null rule ───────────────────────────────────────────────────────────────────────────────
+
+
+class NullEncoder(Protocol):
+    """What the null rule needs of an image encoder."""
+
+    @property
+    def image_size(self) -> int: ...
+
+    def encode(self, pictures: Sequence[Image], feature: ImageFeature) -> Tensor: ...
+
+    def encode_null(self, feature: ImageFeature) -> Tensor: ...
+
+
+def encode_null(rule: NullRule, encoder: NullEncoder, feature: ImageFeature) -> Tensor:
+    """The features of an image encoder for "no picture", [1, F] or [1, L, F].
+
+    "zero features" are zeros. "zero pixels" encodes pixels that are 0 after normalisation, as
+    tencent's code does for the Plus family. "black picture" encodes a black picture like any other,
+    as XLabs does.
+    """
+    if rule == "black picture":
+        from PIL import Image as Pillow
+
+        size = encoder.image_size
+        return encoder.encode([Pillow.new("RGB", (size, size))], feature)
+    encoded = encoder.encode_null(feature)
+    return encoded.new_zeros(encoded.shape) if rule == "zero features" else encoded
+
+
+def null_features(
+    rule: NullRule, like: Tensor | tuple[Tensor, ...], encoded: Tensor | None
+) -> Tensor | tuple[Tensor, ...] | None:
+    """What the projector reads for "no picture", in the place of features `like` [n, ...].
+
+    `encoded` is what `encode_null` returned, None without an image encoder: then the result is None
+    unless zeros will do. The face embedding of a (face, picture) pair is always zeroed.
+    """
+    if rule == "zero features":
+        if isinstance(like, tuple):
+            return tuple(part.new_zeros(part.shape) for part in like)
+        return like.new_zeros(like.shape)
+    if encoded is None or not isinstance(like, tuple):
+        return encoded
+    return (like[0].new_zeros(like[0].shape), encoded)

@@ -15,7 +15,7 @@ from imageprompt.core.spec import (
     Shapes,
     SiteKind,
 )
-from imageprompt.variants.tensor_shapes import key_values, lora, read_token_mlp, token_mlp
+from imageprompt.variants.tensor_shapes import lora, read_token_mlp, token_mlp
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,7 +39,7 @@ class FaceID:
         return token_mlp(spec)
 
     def site_shapes(self, host: HostSpec, spec: ProjectorSpec, lora_rank: int) -> dict[str, Shape]:
-        return key_values(host) | lora(host, lora_rank)
+        return host.shapes(self.site_kinds) | lora(host, lora_rank)
 
     def propose(
         self, feature_dim: int, cross_attention_dim: int, options: ProjectorOptions

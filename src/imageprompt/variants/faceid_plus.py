@@ -19,14 +19,13 @@ from imageprompt.core.spec import (
 from imageprompt.variants.tensor_shapes import (
     FACE_DIM,
     ResamplerSize,
-    inside,
-    key_values,
     linear,
     lora,
     norm,
     resampler,
     size,
     under,
+    without_prefix,
 )
 
 if TYPE_CHECKING:
@@ -46,10 +45,10 @@ class FaceIDPlus:
     options: tuple[str, ...] = ("tokens", "depth", "heads")
     site_kinds: tuple[SiteKind, ...] = ("cross",)
     shortcut: bool = False
-    """Are the identity's tokens added to what the perceiver makes of them?"""
+    """Are the tokens of the face embedding added to the result (v2)?"""
 
     def read(self, shapes: Shapes) -> ProjectorSpec | None:
-        found = ResamplerSize.of(inside(PERCEIVER, shapes))
+        found = ResamplerSize.of(without_prefix(PERCEIVER, shapes))
         if found is None:
             return None
         rows = size(shapes, ("proj.2.weight", 0), ("proj.2.bias", 0))
@@ -76,7 +75,7 @@ class FaceIDPlus:
         )
 
     def site_shapes(self, host: HostSpec, spec: ProjectorSpec, lora_rank: int) -> dict[str, Shape]:
-        return key_values(host) | lora(host, lora_rank)
+        return host.shapes(self.site_kinds) | lora(host, lora_rank)
 
     def propose(
         self, feature_dim: int, cross_attention_dim: int, options: ProjectorOptions

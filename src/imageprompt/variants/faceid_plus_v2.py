@@ -1,4 +1,4 @@
-"""faceid-plus-v2: as faceid-plus, and the identity's tokens are added to the result."""
+"""faceid-plus-v2: as faceid-plus, with the face embedding's tokens added to the result."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class Full:
     options: tuple[str, ...] = ()
 
     def read(self, shapes: Shapes) -> ProjectorSpec | None:
-        # proj.3 is a LayerNorm here: a 1-dim weight tells this MLP from any other Sequential
+        # proj.3 is a LayerNorm: its 1-dim weight distinguishes this MLP from others
         cross_attention_dim = size(shapes, ("proj.3.weight", 0), ("proj.3.bias", 0))
         if not cross_attention_dim or len(shapes.get("proj.3.weight", (1,))) != 1:
             return None

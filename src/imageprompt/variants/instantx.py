@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from imageprompt.core.spec import Feature, HostSpec, ProjectorSpec, Shape, SiteKind
 from imageprompt.variants.faceid import FaceID
-from imageprompt.variants.tensor_shapes import key_values
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class InstantX(FaceID):
     pending: str = "adapters for FLUX are not run yet"
 
     def site_shapes(self, host: HostSpec, spec: ProjectorSpec, lora_rank: int) -> dict[str, Shape]:
-        return key_values(host, self.site_kinds)
+        return host.shapes(self.site_kinds)
 
 
 VARIANT = InstantX()

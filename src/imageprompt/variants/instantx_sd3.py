@@ -17,14 +17,13 @@ from imageprompt.core.spec import (
     SiteKind,
 )
 from imageprompt.variants.plus import Plus
-from imageprompt.variants.tensor_shapes import key_values, linear, size
+from imageprompt.variants.tensor_shapes import MODULATIONS, linear, size
 
 if TYPE_CHECKING:
     from torch import nn
 
 TOKENS = 64
-TIME_WIDTH = 320
-MODULATIONS = 4  # shift and scale, before attention and before the MLP
+TIME_DIM = 320
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,8 @@ class InstantXSD3(Plus):
         return shapes
 
     def site_shapes(self, host: HostSpec, spec: ProjectorSpec, lora_rank: int) -> dict[str, Shape]:
-        """K', V', the norms of q, k and k' over a head, and the timestep's shift and scale."""
-        shapes = key_values(host, self.site_kinds)
+        """K', V', norms of q, k and k' over a head, and shift and scale by timestep."""
+        shapes = host.shapes(self.site_kinds)
         for site in (site for site in host.sites if site.kind in self.site_kinds):
             shapes |= linear(f"{site.file_id}.norm_ip.linear", 2 * site.inner_dim, spec.inner_dim)
             for name in ("norm_q", "norm_k", "norm_ip_k"):
@@ -66,7 +65,7 @@ class InstantXSD3(Plus):
     ) -> ProjectorSpec:
         tokens = options.tokens or TOKENS
         spec = super().propose(feature_dim, cross_attention_dim, replace(options, tokens=tokens))
-        return replace(spec, time_dim=TIME_WIDTH)
+        return replace(spec, time_dim=TIME_DIM)
 
     def build(self, spec: ProjectorSpec) -> nn.Module:
         from imageprompt.variants._projectors import TimeResampler

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 DEFAULT_TOKENS = 16
 DEFAULT_DEPTH = 4
-WIDEST_DEFAULT = 1280
+MAX_INNER_DIM = 1280
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,8 @@ class Plus:
     def propose(
         self, feature_dim: int, cross_attention_dim: int, options: ProjectorOptions
     ) -> ProjectorSpec:
-        inner_dim = options.inner_dim or min(
-            cross_attention_dim, WIDEST_DEFAULT
-        )  # 768 for SD1.5, 1280 for SDXL
+        # 768 for SD1.5, 1280 for SDXL
+        inner_dim = options.inner_dim or min(cross_attention_dim, MAX_INNER_DIM)
         return ProjectorSpec(
             feature_dim=feature_dim,
             cross_attention_dim=cross_attention_dim,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 TOKENS = 16
-TOKENS_WITH_LORA = 4  # as few as this is a FaceID adapter that has lost its LoRA
+FACEID_TOKENS = 4  # with as few tokens it is a FaceID adapter whose LoRA is missing
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Portrait:
 
     def read(self, shapes: Shapes) -> ProjectorSpec | None:
         spec = read_token_mlp(shapes)
-        return spec if spec and (spec.tokens or 0) > TOKENS_WITH_LORA else None
+        return spec if spec and (spec.tokens or 0) > FACEID_TOKENS else None
 
     def projector_shapes(self, spec: ProjectorSpec) -> dict[str, Shape]:
         return token_mlp(spec)

@@ -17,7 +17,7 @@ class PortraitUnnorm(Plus):
     feature = Feature(face="raw face_embeds")
     null_rule: NullRule = "zero features"
     twins: Mapping[str, str] = field(default_factory=dict)
-    meant_before: str = "plus"
+    more_general: str = "plus"
 
     def read(self, shapes: Shapes) -> ProjectorSpec | None:
         spec = super().read(shapes)

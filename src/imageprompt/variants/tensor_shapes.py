@@ -1,21 +1,24 @@
-"""Which tensors an adapter has: names and shapes of its parts, and sizes read back off them.
+"""The tensors of an adapter: names and shapes of its parts, and sizes read back from them.
 
-The torch-free twin of projectors.py and weights.py; tests hold the two together.
+What `_projectors` and `adapter.weights` build, without torch; tests compare the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from imageprompt.core.spec import RESAMPLER_HEAD_DIM as HEAD_DIM
-from imageprompt.core.spec import HostSpec, ProjectorSpec, Shape, Shapes, SiteKind
+from imageprompt.core.spec import HostSpec, ProjectorSpec, Shape, Shapes
 
 FACE_DIM = 512
-"""Of an ArcFace embedding."""
+"""Width of an ArcFace embedding."""
 LORA_RANK = 128
-"""Of the published FaceID adapters."""
+"""The rank of the published FaceID adapters."""
 MLP_MULTIPLE = 4
+"""Inner width of a resampler's MLP, as a multiple of its latents' width."""
+MODULATIONS = 4
+"""Shift and scale before attention, shift and scale before the MLP: of a timestep in a layer."""
 
 
 def linear(name: str, out: int, features: int, *, bias: bool = True) -> dict[str, Shape]:
@@ -32,7 +35,7 @@ def norm(name: str, inner_dim: int) -> dict[str, Shape]:
 
 
 def token_mlp(spec: ProjectorSpec) -> dict[str, Shape]:
-    """Linear, GELU, Linear to all tokens at once, LayerNorm over each; `inner_dim` inside."""
+    """Linear to `inner_dim`, GELU, Linear to all tokens at once, LayerNorm over each token."""
     return (
         linear("proj.0", spec.inner_dim, spec.feature_dim)
         | linear("proj.2", (spec.tokens or 0) * spec.cross_attention_dim, spec.inner_dim)
@@ -41,7 +44,7 @@ def token_mlp(spec: ProjectorSpec) -> dict[str, Shape]:
 
 
 def read_token_mlp(shapes: Shapes) -> ProjectorSpec | None:
-    """The inverse of `token_mlp`; some tensors may be missing. None if this is no such MLP."""
+    """The inverse of `token_mlp`; some tensors may be missing. None if this is not such an MLP."""
     rows = size(shapes, ("proj.2.weight", 0), ("proj.2.bias", 0))
     cross_attention_dim = size(shapes, ("norm.weight", 0), ("norm.bias", 0))
     if not (rows and cross_attention_dim):
@@ -56,7 +59,7 @@ def read_token_mlp(shapes: Shapes) -> ProjectorSpec | None:
 
 @dataclass(frozen=True, kw_only=True)
 class ResamplerSize:
-    """The sizes of a resampler; 0 where no tensor tells."""
+    """The sizes of a resampler; 0 where no tensor shows them."""
 
     feature_dim: int
     cross_attention_dim: int
@@ -66,7 +69,7 @@ class ResamplerSize:
 
     @classmethod
     def of(cls, shapes: Shapes) -> ResamplerSize | None:
-        """Read off shapes, of which some may be missing; None if this is no resampler."""
+        """From shapes, some of which may be missing; None if this is not a resampler."""
         layers = {int(i) for i in _numbers(shapes, "layers")}
         first = f"layers.{min(layers, default=0)}"
         inner_dim = size(
@@ -79,7 +82,7 @@ class ResamplerSize:
         return cls(
             feature_dim=size(shapes, ("proj_in.weight", 1)),
             cross_attention_dim=cross_attention_dim,
-            depth=min(max(layers) + 1, 2 * len(layers)),  # names from strangers have any number
+            depth=min(max(layers) + 1, 2 * len(layers)),  # a broken file may name any number
             heads=inner // HEAD_DIM,
             inner_dim=inner_dim,
         )
@@ -106,27 +109,14 @@ def resampler(
     return shapes
 
 
-def key_values(
-    host: HostSpec, kinds: Iterable[SiteKind] = ("cross",), *, bias: bool = False
-) -> dict[str, Shape]:
-    """K' and V' at every site of these kinds."""
-    kinds = tuple(kinds)
-    shapes: dict[str, Shape] = {}
-    for site in host.sites:
-        for kind in "kv" if site.kind in kinds else "":
-            name = f"{site.file_id}.to_{kind}_ip"
-            shapes |= linear(name, site.inner_dim, site.cross_attention_dim, bias=bias)
-    return shapes
-
-
 def lora(host: HostSpec, rank: int) -> dict[str, Shape]:
     """LoRA of this rank on q, k, v and out of every attention layer."""
     shapes: dict[str, Shape] = {}
     for layer in host.layers:
         for kind in ("q", "k", "v", "out"):
-            read = layer.input_dim if kind in "kv" else layer.inner_dim
+            input_dim = layer.input_dim if kind in "kv" else layer.inner_dim
             name = f"{layer.file_id}.to_{kind}_lora"
-            shapes |= linear(f"{name}.down", rank, read, bias=False)
+            shapes |= linear(f"{name}.down", rank, input_dim, bias=False)
             shapes |= linear(f"{name}.up", layer.inner_dim, rank, bias=False)
     return shapes
 
@@ -136,14 +126,14 @@ def under(prefix: str, shapes: Shapes) -> dict[str, Shape]:
     return {f"{prefix}.{name}": shape for name, shape in shapes.items()}
 
 
-def inside(prefix: str, shapes: Shapes) -> dict[str, Shape]:
+def without_prefix(prefix: str, shapes: Shapes) -> dict[str, Shape]:
     """The tensors of the module called `prefix`: the inverse of `under`."""
     start = f"{prefix}."
     return {n.removeprefix(start): shape for n, shape in shapes.items() if n.startswith(start)}
 
 
 def size(shapes: Shapes, *places: tuple[str, int]) -> int:
-    """The first of these (tensor, dimension) that is there; 0 if none is."""
+    """The size of the first (tensor, dimension) that exists; 0 if none does."""
     for name, dimension in places:
         shape = shapes.get(name, ())
         if dimension < len(shape):

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from imageprompt.core.spec import HostSpec, NullRule, ProjectorSpec, Shape, SiteKind
 from imageprompt.variants.base import Base
-from imageprompt.variants.tensor_shapes import key_values
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class XLabs(Base):
     pending: str = "adapters for FLUX are not run yet"
 
     def site_shapes(self, host: HostSpec, spec: ProjectorSpec, lora_rank: int) -> dict[str, Shape]:
-        return key_values(host, self.site_kinds, bias=True)
+        return host.shapes(self.site_kinds, bias=True)
 
 
 VARIANT = XLabs()

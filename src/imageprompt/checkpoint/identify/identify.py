@@ -19,7 +19,7 @@ from imageprompt.checkpoint.tensor_bytes import same_bytes
 from imageprompt.core.errors import AdapterFileError, OptionError
 from imageprompt.core.spec import OWN_BASE, AdapterSpec, HostSpec, Shape, Shapes
 from imageprompt.hosts import HOSTS
-from imageprompt.variants import VARIANTS, meant_before, twins
+from imageprompt.variants import VARIANTS, more_general, twins
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -173,7 +173,7 @@ def _settled(tied: list[Match], metadata: Mapping[str, str]) -> list[Match]:
     kept = [match for match in tied if match.host.family == family]
     told = metadata.get("variant")
     named = [m for m in kept if m.variant and told in (m.variant.name, *twins(m.variant))]
-    special = {meant_before(match.variant) for match in kept if match.variant}
+    special = {more_general(match.variant) for match in kept if match.variant}
     return named or [m for m in kept if m.variant is None or m.variant.name not in special]
 
 

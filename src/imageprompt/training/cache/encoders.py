@@ -18,13 +18,12 @@ from imageprompt.core.spec import Feature, ImageFeature, NullRule
 from imageprompt.encoding.encoders import Encoder
 from imageprompt.training.data.dataset import Features
 from imageprompt.training.data.framing import Size, to_pixels
-from imageprompt.variants import Variant
+from imageprompt.variants import Variant, encode_null
+from imageprompt.variants.tensor_shapes import FACE_DIM
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-"""The features that a face embedding computed before is, or is a part of."""
-FACE_DIM = 512  # ArcFace
 VERSION = 1  # of how pictures and captions are prepared here; another one makes entries anew
 
 
@@ -156,13 +155,7 @@ class FeatureExtractors:
     def null_encoded(self) -> Tensor:
         """What the image encoder says of the null picture [1, ...]."""
         with torch.no_grad():
-            if self.null_rule == "black picture":
-                from PIL import Image as Pillow
-
-                side = self._encoder.image_size
-                return self.image([Pillow.new("RGB", (side, side))])
-            found = self._encoder.encode_null(self._encoded).cpu()
-        return torch.zeros_like(found) if self.null_rule == "zero features" else found
+            return encode_null(self.null_rule, self._encoder, self._encoded).cpu()
 
     @property
     def _encoder(self) -> Encoder:
