@@ -1,21 +1,25 @@
 # One virtual environment, .venv, made on first use from pyproject.toml under the exact pins of
-# constraints.txt. PYTHON chooses the interpreter, PIP_FLAGS adds options to every pip install.
+# constraints.txt. PYTHON chooses the interpreter, PIP_FLAGS adds options to every pip install,
+# PYTEST_FLAGS adds options to pytest (-n0: one process).
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP_FLAGS ?=
+PYTEST_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_FLAGS)
+SITE := docs/_build/html
 
-.PHONY: help demo test check format tiny-stack clean
+.PHONY: help demo test check docs format bundled-stack clean
 
 help:
-	@echo "make demo        generate with held-out references on the bundled stack: one contact sheet"
-	@echo "make test        all tests"
-	@echo "make check       format, lint, strict types, import contract"
-	@echo "make format      format and fix what can be fixed by itself"
-	@echo "make tiny-stack  train the bundled stack anew (hours)"
-	@echo "make clean       remove .venv and caches"
+	@echo "make demo           generate with held-out references on the bundled stack: one contact sheet"
+	@echo "make test           run all tests, one process per core"
+	@echo "make check          format, lint, strict types, import contract, docs"
+	@echo "make docs           build the documentation in $(SITE); warnings are errors"
+	@echo "make format         format the code and apply the automatic fixes"
+	@echo "make bundled-stack  train the bundled stack anew (hours)"
+	@echo "make clean          remove .venv, the built documentation and all caches"
 
 $(VENV)/.made:
 	@test -n "$(PYTHON)" || { echo "make: no Python >= 3.11 found; pass PYTHON=/path/to/python" >&2; exit 1; }
@@ -43,13 +47,21 @@ check: $(VENV)/.tools
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python dev/generated_docs.py --check
+	$(MAKE) --no-print-directory docs
+
+# A fresh environment (-E) every time, since the pages also depend on the code.
+docs: $(VENV)/.tools
+	$(BIN)/python -m sphinx --quiet --builder html --fresh-env --nitpicky --fail-on-warning \
+		--keep-going docs $(SITE)
+	$(BIN)/python dev/check_site.py $(SITE)
 
 format: $(VENV)/.tools
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-tiny-stack: $(VENV)/.installed
+bundled-stack: $(VENV)/.installed
 	cd dev && ../$(BIN)/python -m bundled_stack
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) docs/_build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,16 +1,25 @@
-"""The package: everything it needs is pinned, and what it installs is complete."""
+"""The package: its dependencies are pinned, and the wheel alone runs the demo."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
+from PIL import Image
 
 from imageprompt.core import bundled
 
 ROOT = Path(__file__).resolve().parents[2]
+EXTRAS = frozenset({"", "dev", "docs", "train"})
 BUNDLED_LIMIT = 24_000_000
 
 
@@ -21,14 +30,15 @@ def plain(name: str) -> str:
 def needed(name: str, extras: frozenset[str], seen: dict[str, str]) -> dict[str, str]:
     """Installed versions of all that a distribution needs, through all levels."""
     for line in metadata.requires(name) or ():
-        wanted = Requirement(line)
+        requirement = Requirement(line)
         contexts = [{"extra": extra} for extra in (extras or {""})]
-        if wanted.marker and not any(wanted.marker.evaluate(context) for context in contexts):
+        marker = requirement.marker
+        if marker and not any(marker.evaluate(context) for context in contexts):
             continue
-        key = plain(wanted.name)
+        key = plain(requirement.name)
         if key not in seen:
-            seen[key] = metadata.version(wanted.name)
-            needed(wanted.name, frozenset(wanted.extras), seen)
+            seen[key] = metadata.version(requirement.name)
+            needed(requirement.name, frozenset(requirement.extras), seen)
     return seen
 
 
@@ -36,12 +46,12 @@ def test_everything_needed_is_pinned_to_what_is_tested() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
     pins = {plain(name): version for name, version in pins.items()}
-    found = needed("imageprompt", frozenset({"", "dev", "train"}), {})
+    found = needed("imageprompt", EXTRAS, {})
     assert {name: version.split("+")[0] for name, version in found.items()} == pins
 
 
 def test_nothing_that_the_house_does_without_is_needed() -> None:
-    found = needed("imageprompt", frozenset({"", "dev", "train"}), {})
+    found = needed("imageprompt", EXTRAS, {})
     assert not {"torchvision", "xformers"} & found.keys()
     assert not any(name.startswith(("nvidia", "cuda")) for name in found)
 
@@ -54,3 +64,67 @@ def test_the_bundled_stack_is_in_the_package_and_small() -> None:
     assert {"base", "plus"} <= {path.stem for path in (folder / "adapters").iterdir()}
     assert all(bundled.adapter(name).is_file() for name in ("base", "plus"))
     assert (folder.parent.parent / "py.typed").is_file()
+
+
+# ── the wheel ───────────────────────────────────────────────────────────────────────────────────
+
+
+def run(*command: str | Path, folder: Path) -> str:
+    """Output of a command that knows nothing of this repository's environment variables."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the sources by the pinned backend."""
+    out = tmp_path_factory.mktemp("wheel")
+    build = ("pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index")
+    run(sys.executable, "-m", *build, "--wheel-dir", out, ROOT, folder=out)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        sizes = sum(info.compress_size for info in archive.infolist())
+    info = f"imageprompt-{metadata.version('imageprompt')}.dist-info"
+    assert {name.split("/")[0] for name in names} == {"imageprompt", info}
+    package = ROOT / "src" / "imageprompt"
+    sources = {
+        path.relative_to(package.parent).as_posix()
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {name for name in names if name.startswith("imageprompt/")} == sources
+    stack = "imageprompt/demo/stack"
+    assert {f"{stack}/model_index.json", f"{stack}/adapters/plus.safetensors"} <= names
+    assert {"imageprompt/py.typed", f"{info}/licenses/LICENSE"} <= names
+    assert sizes < BUNDLED_LIMIT + 2_000_000
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_the_demo_outside_the_repository(wheel: Path, tmp_path: Path) -> None:
+    """In a new environment that sees this one's libraries, but not its editable install."""
+    place = tmp_path / "environment"
+    venv.create(place, with_pip=False)
+    python, command = (place / "bin" / name for name in ("python", "imageprompt"))
+    paths = sysconfig.get_paths(vars={"base": str(place), "platbase": str(place)})
+    options = ("--quiet", "--no-deps", "--no-index", "--no-compile", "--no-warn-script-location")
+    run(
+        sys.executable, "-m", "pip", "--python", python, "install", *options, wheel, folder=tmp_path
+    )
+    # A path file inside the folder that is named here is not read: the editable install stays out.
+    (Path(paths["purelib"]) / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    where = run(python, "-c", "import imageprompt; print(imageprompt.__file__)", folder=tmp_path)
+    assert Path(where.strip()).is_relative_to(place)
+    run(command, "demo", "--count", "1", "--output", "out", folder=tmp_path)
+    sheets = list((tmp_path / "out").rglob("*.png"))
+    assert sheets
+    with Image.open(max(sheets, key=lambda path: path.stat().st_size)) as sheet:
+        assert sheet.width > 300

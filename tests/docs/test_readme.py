@@ -1,4 +1,4 @@
-"""The README keeps its word: every command and snippet runs, every generated part is up to date."""
+"""README.md is short, every command and snippet in it runs, and its generated parts are current."""
 
 from __future__ import annotations
 
@@ -11,33 +11,53 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
-NOT_HERE = "<!-- needs downloads -->\n"  # marks blocks that fetch a model
-BLOCKS = re.findall(rf"({re.escape(NOT_HERE)})?```(sh|python)\n(.*?)```", README, re.DOTALL)
-SNIPPETS = [text for skip, kind, text in BLOCKS if kind == "python" and not skip]
-COMMANDS = [
-    text for skip, kind, text in BLOCKS if kind == "sh" and not skip and "make " not in text
-]
+from guides import ROOT, blocks, commands, pages
+
+PAGE = ROOT / "README.md"
+README = PAGE.read_text("utf-8")
+COMMANDS = [text for text in blocks(PAGE, "sh") if "make " not in text]
+SNIPPETS = blocks(PAGE, "python")
+LIMIT = 200  # lines that a stranger reads
+
+
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) <= LIMIT
+    assert README.count("|---|---|---|\n") == 1, "one table of figures"
 
 
 def test_generated_parts_are_up_to_date() -> None:
-    done = subprocess.run([sys.executable, ROOT / "dev" / "readme.py", "--check"], check=False)
-    assert done.returncode == 0, "run: python dev/readme.py"
+    script = ROOT / "dev" / "generated_docs.py"
+    done = subprocess.run([sys.executable, script, "--check"], check=False)
+    assert done.returncode == 0, "run: python dev/generated_docs.py"
 
 
-def test_every_picture_exists() -> None:
+def test_every_picture_and_link_exists() -> None:
+    """In README.md and in CONTRIBUTING.md; the site's own links are checked when it is built."""
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
     assert pictures
-    assert all((ROOT / picture).is_file() for picture in pictures)
+    for page in (PAGE, ROOT / "CONTRIBUTING.md"):
+        targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text("utf-8"))
+        local = [target for target in targets if not target.startswith("http")]
+        assert local
+        assert [target for target in local if not (ROOT / target).is_file()] == []
 
 
 def test_the_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    targets = re.findall(r"(?:`|^)make\s([a-z-]+)", README, re.MULTILINE)
-    assert len(targets) >= 2
-    for target in targets:
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for page in pages():
+        text = page.read_text("utf-8")
+        for target in re.findall(r"(?:`|^)make\s([a-z-]+)", text, re.MULTILINE):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), (page, target)
+    assert {"demo", "test"} <= set(re.findall(r"^make ([a-z-]+)", README, re.MULTILINE))
+
+
+def test_every_guide_is_linked() -> None:
+    linked = set(re.findall(r"\]\((docs/[a-z/-]+\.md)\)", README))
+    site_only = {"docs/index.md", "docs/benchmarks.md", "docs/changelog.md", "docs/contributing.md"}
+    every = {p.relative_to(ROOT).as_posix() for p in pages() if p.parent != ROOT}
+    assert every - linked - site_only == {
+        f"docs/reference/{name}.md" for name in ("commands", "python", "support")
+    }
 
 
 def _run(command: list[str], folder: Path) -> str:
@@ -55,36 +75,31 @@ def _run(command: list[str], folder: Path) -> str:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with what a reader of the README has at hand."""
-    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "reference.png", tmp_path / "docs")
     return tmp_path
 
 
+def test_there_is_something_to_run() -> None:
+    assert len(COMMANDS) >= 5
+    assert len(SNIPPETS) == 1
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("text", COMMANDS)
+@pytest.mark.parametrize("text", COMMANDS, ids=lambda text: " ".join(text.split()[:2]))
 def test_commands(text: str, folder: Path) -> None:
     _run(["bash", "-euc", text], folder)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", SNIPPETS)
+@pytest.mark.parametrize("text", SNIPPETS, ids=["python"])
 def test_snippets(text: str, folder: Path) -> None:
     _run([sys.executable, "-W", "ignore", "-c", text], folder)
 
 
-def test_there_is_something_to_run() -> None:
-    assert len(COMMANDS) >= 2
-    assert len(SNIPPETS) >= 2
-
-
 def test_the_downloads_name_every_option_right(tmp_path: Path) -> None:
-    lines = [
-        line
-        for skip, _, text in BLOCKS
-        if skip
-        for line in text.replace("\\\n", " ").splitlines()
-        if line.startswith("imageprompt ")
-    ]
-    assert any("--" in line for line in lines)
-    for line in lines:
-        usage = _run([*line.split()[:2], "--help"], tmp_path)
-        assert all(option in usage for option in re.findall(r"--[a-z-]+", line)), line
+    found = commands(PAGE, needs_downloads=True)
+    assert any("--adapter" in command for command in found)
+    for command in found:
+        usage = _run(["imageprompt", command[0], "--help"], tmp_path)
+        assert all(word in usage for word in command if word.startswith("--")), command

@@ -1,0 +1,256 @@
+"""The parts of README.md and of docs/ that are made from the code.
+
+`python dev/generated_docs.py` rewrites README.md between its marks; `--check` only compares. The
+pages of docs/ hold the same marks and are filled in while Sphinx reads them (docs/conf.py), so that
+nothing generated is committed there.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "src" / "imageprompt"
+
+# ── support tables ──────────────────────────────────────────────────────────────────────────────
+
+
+def hosts_table() -> str:
+    """One row per base family of every host, and one for the bases that are not listed."""
+    from imageprompt.hosts import HOSTS
+
+    rows = ["| base | host | attention sites | text width | what works |", "|---|---|---|---|---|"]
+    for host in sorted(HOSTS, key=lambda host: not host.attachable):
+        works = "generate, train, files" if host.attachable else "files"
+        rows += [
+            f"| {spec.family} | {host.name} | {len(spec.sites)} | {spec.cross_attention_dim} | "
+            f"{works} |"
+            for spec in host.families()
+        ]
+        rows.append(
+            f"| any other | {host.name}: {host.summary} | from its config | any | {works} |"
+        )
+    return "\n".join(rows)
+
+
+def variants_table() -> str:
+    """One row per adapter architecture."""
+    from imageprompt.variants import VARIANTS
+
+    rows = ["| variant | what it takes from the picture | feature | null picture |"]
+    rows += ["|---|---|---|---|"]
+    for variant in VARIANTS:
+        row = (variant.name, variant.summary, f"`{variant.feature}`", variant.null_rule)
+        rows.append(f"| {' | '.join(row)} |")
+    return "\n".join(rows)
+
+
+# ── room map ────────────────────────────────────────────────────────────────────────────────────
+
+
+def room_map() -> str:
+    """A section per room, lowest floor first; each module with the first line of its docstring."""
+    parts = []
+    for room in _rooms_by_floor():
+        rows = [
+            f"| `{path.relative_to(PACKAGE / room).as_posix()}` | {_summary(path)} |"
+            for path in sorted((PACKAGE / room).rglob("*.py"))
+            if path != PACKAGE / room / "__init__.py" and _summary(path)
+        ]
+        parts.append(f"### `{room}`\n\n{_summary(PACKAGE / room / '__init__.py')}")
+        parts.append("\n".join(["| module | what it does |", "|---|---|", *rows]))
+    return "\n\n".join(parts)
+
+
+def floors() -> str:
+    """The import contract as a list, top floor first."""
+    rows = []
+    for number, layer in enumerate(reversed(_layers()), start=1):
+        rooms = ", ".join(f"`{name}`" for name in _names(layer))
+        rows.append(f"| {number} | {rooms} |")
+    return "\n".join(["| floor | rooms |", "|---|---|", *reversed(rows)])
+
+
+def _layers() -> list[str]:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    (contract,) = (
+        one for one in config["tool"]["importlinter"]["contracts"] if one["type"] == "layers"
+    )
+    return list(contract["layers"])
+
+
+def _names(layer: str) -> list[str]:
+    return re.findall(r"\w+", layer)
+
+
+def _rooms_by_floor() -> Iterator[str]:
+    for layer in reversed(_layers()):
+        yield from (name for name in _names(layer) if (PACKAGE / name).is_dir())
+
+
+def _summary(path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+    return docstring.split("\n\n")[0].replace("\n", " ").replace("|", r"\|").replace("*", r"\*")
+
+
+# ── commands ────────────────────────────────────────────────────────────────────────────────────
+
+
+def command_reference() -> str:
+    """The help text of `imageprompt`, of every command and of every command below one."""
+    parts = []
+    for words, text in help_texts():
+        title = " ".join(["imageprompt", *words])
+        parts.append(f"{'#' * (2 + max(0, len(words) - 1))} `{title}`\n\n```text\n{text}\n```")
+    return "\n\n".join(parts)
+
+
+def help_texts() -> Iterator[tuple[tuple[str, ...], str]]:
+    """Each command as its words, with what `--help` prints at a width of 90 columns."""
+    pending: list[tuple[str, ...]] = [()]
+    while pending:
+        words = pending.pop(0)
+        text = _help(words)
+        yield words, text
+        below = re.findall(r"^    ([a-z][a-z-]*)(?:\s|$)", text, re.MULTILINE)
+        pending[:0] = [(*words, name) for name in below]
+
+
+def _help(words: tuple[str, ...]) -> str:
+    from imageprompt import cli
+
+    before = {name: os.environ.get(name) for name in ("COLUMNS", "NO_COLOR")}
+    os.environ.update({"COLUMNS": "90", "NO_COLOR": "1"})
+    out = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+            cli.main([*words, "--help"])
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    return out.getvalue().rstrip()
+
+
+# ── Python reference ────────────────────────────────────────────────────────────────────────────
+
+PUBLIC = {
+    "Generate": ("generate", "repeat", "Reference", "GenerationResult", "Recipe"),
+    "Adapters and image prompts": ("Adapter", "ImagePrompt"),
+    "Control": ("Controls", "Schedule", "sliders"),
+    "Reference pictures": ("open_picture", "Framing", "tiled", "check"),
+    "Faces": ("FaceEncoder", "read_embeddings"),
+    "Library": ("Library",),
+    "Adapter files": ("inspect", "validate", "convert", "diff", "Report"),
+    "Training": ("train", "TrainingConfig", "TrainResult"),
+    "Measuring a base": ("probe",),
+}
+RETURNED = (
+    "ActivePrompt",
+    "Check",
+    "Conversion",
+    "Difference",
+    "Face",
+    "Findings",
+    "Problem",
+    "ProbeResult",
+    "Style",
+)
+
+
+def python_reference() -> str:
+    """Autodoc of everything in `imageprompt.__all__`, of what it returns, and of the errors."""
+    import imageprompt as ip
+
+    listed = [name for names in PUBLIC.values() for name in names]
+    left = sorted(set(ip.__all__) - {*listed, "ImagePromptError", "__version__"})
+    groups = PUBLIC | ({"More": tuple(left)} if left else {})
+    parts = [
+        f"## {title}\n\n" + "\n\n".join(_auto("imageprompt", name) for name in names)
+        for title, names in groups.items()
+    ]
+    parts.append("## Objects that these return")
+    parts += [_auto(_defining_module(name), name) for name in RETURNED]
+    parts.append("## Errors")
+    parts += [_auto("imageprompt.core.errors", name) for name in _errors()]
+    return "\n\n".join(parts)
+
+
+def _auto(module: str, name: str) -> str:
+    import importlib
+    import inspect
+
+    found = getattr(importlib.import_module(module), name)
+    if isinstance(found, type):
+        directive = "autoexception" if issubclass(found, BaseException) else "autoclass"
+    elif inspect.isroutine(found):
+        directive = "autofunction"
+    else:
+        return f"```{{eval-rst}}\n.. autodata:: {module}.{name}\n```"
+    members = "   :members:\n" if directive == "autoclass" else ""
+    return f"```{{eval-rst}}\n.. {directive}:: {module}.{name}\n{members}```"
+
+
+def _defining_module(name: str) -> str:
+    """The one module of the package that defines a class of that name."""
+    pattern = re.compile(rf"^class {name}\b", re.MULTILINE)
+    (path,) = (p for p in PACKAGE.rglob("*.py") if pattern.search(p.read_text("utf-8")))
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+
+
+def _errors() -> list[str]:
+    from imageprompt.core import errors
+
+    found = [
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.ImagePromptError)
+    ]
+    return sorted(found, key=lambda name: (name != "ImagePromptError", name))
+
+
+# ── marks ───────────────────────────────────────────────────────────────────────────────────────
+
+PARTS: dict[str, Callable[[], str]] = {
+    "hosts": hosts_table,
+    "variants": variants_table,
+    "room map": room_map,
+    "floors": floors,
+    "commands": command_reference,
+    "python": python_reference,
+}
+
+
+def render(text: str) -> str:
+    """`text` with every generated part made anew between its two marks."""
+    for name, make in PARTS.items():
+        start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        if start not in text:
+            continue
+        before, _, rest = text.partition(start)
+        _, found, after = rest.partition(end)
+        if not found:
+            raise ValueError(f"{start} without {end}")
+        text = f"{before}{start}\n{make()}\n{end}{after}"
+    return text
+
+
+def main() -> int:
+    path = ROOT / "README.md"
+    before = path.read_text("utf-8")
+    after = render(before)
+    if "--check" in sys.argv:
+        return int(before != after)
+    path.write_text(after, "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
