@@ -29,8 +29,8 @@ from imageprompt.core.errors import (
     PictureError,
     PromptError,
 )
-from imageprompt.encoding.encoders.face import FaceEncoder, aligned, open_faces
 from imageprompt.encoding.face_embeddings import read_embeddings
+from imageprompt.encoding.face_encoder import FaceEncoder, align_face, open_face_encoder
 from tiny_stack import make_pipeline
 
 TWO = {"red": (10, 10, 30, 40), "blue": (50, 20, 90, 70)}
@@ -94,7 +94,7 @@ def test_faces_are_chosen(which: Any, names: list[str]) -> None:
 @pytest.mark.parametrize(
     ("which", "given", "error", "words"),
     [
-        (2, TWO, PictureError, "it has 2, counted from 0"),
+        (2, TWO, PictureError, r"it has 2 face\(s\), counted from 0"),
         ("largest", {}, PictureError, "no face was found in it"),
         (-1, TWO, OptionError, "'largest', 'all'"),
         (True, TWO, OptionError, "'largest', 'all'"),
@@ -122,7 +122,7 @@ def test_a_pack_that_fails_or_holds_another_recogniser(attached: Callable[..., A
 
     with pytest.raises(EncoderError, match=r"it failed \(Got invalid dimensions\)"):
         FaceEncoder(Broken()).find(picture(**TWO))
-    with pytest.raises(PictureError, match=r"this is \[256\]"):
+    with pytest.raises(PictureError, match=r"the shape is \[256\], not \[512\]"):
         attached("faceid", faces=Narrow()).encode([picture(**TWO)])
 
 
@@ -136,7 +136,7 @@ def test_the_crop_maps_key_points_to_where_arcface_has_them() -> None:
     slope = Image.fromarray(np.stack([x, y, np.zeros_like(x)], -1).astype(np.uint8))
     turn = 0.7 * np.array([[np.cos(0.4), -np.sin(0.4)], [np.sin(0.4), np.cos(0.4)]])
     points = wanted @ turn.T + (110, 20)
-    crop = np.asarray(aligned(slope, points)).astype(float)
+    crop = np.asarray(align_face(slope, points)).astype(float)
     ys, xs = np.mgrid[0:224, 0:224]
     places = np.stack([xs, ys], -1) @ turn.T + (110, 20)
     inside = ((places >= 0) & (places <= 249)).all(-1)
@@ -145,8 +145,8 @@ def test_the_crop_maps_key_points_to_where_arcface_has_them() -> None:
     far = ((places < -1) | (places > 250)).any(-1)
     assert far.any()
     assert not crop[far].any()
-    with pytest.raises(PictureError, match="one place"):
-        aligned(slope, np.ones((5, 2)))
+    with pytest.raises(PictureError, match="all in one place"):
+        align_face(slope, np.ones((5, 2)))
 
 
 # ── from pictures to prompts ─────────────────────────────────────────────────────────────────────
@@ -222,9 +222,9 @@ def wrong_calls() -> dict[str, tuple[str, dict[str, Any], str]]:
             {"pictures": [pic], "embeddings": unit("red", "blue")},
             "2 face embedding.s. beside 1 picture",
         ),
-        "a choice of no use": ("faceid", {"embeddings": one, "face": 1}, "Leave it out"),
-        "framing of no use": ("faceid", {"pictures": [pic], "framing": "squash"}, "whole pictures"),
-        "a mask of no use": (
+        "a choice without pictures": ("faceid", {"embeddings": one, "face": 1}, "Leave it out"),
+        "framing": ("faceid", {"pictures": [pic], "framing": "squash"}, "whole pictures"),
+        "a mask": (
             "faceid",
             {"pictures": [pic], "reference_mask": torch.ones(8, 8)},
             "whole pictures",
@@ -233,9 +233,9 @@ def wrong_calls() -> dict[str, tuple[str, dict[str, Any], str]]:
         "no face": ("faceid", {"pictures": [picture()]}, "no face was found"),
         "an empty list": ("faceid", {"embeddings": []}, "at least one"),
         "an empty prompt": ("faceid", {"embeddings": [[one], []]}, "at least one"),
-        "numbers": ("faceid", {"embeddings": [0.1] * 512}, "a file, or an array"),
+        "numbers": ("faceid", {"embeddings": [0.1] * 512}, "neither a file nor an array"),
         "whole numbers": ("faceid", {"embeddings": torch.ones(512, dtype=torch.int64)}, "floating"),
-        "too narrow": ("faceid", {"embeddings": torch.ones(511)}, r"this is \[511\]"),
+        "too narrow": ("faceid", {"embeddings": torch.ones(511)}, r"the shape is \[511\]"),
         "three-dimensional": ("faceid", {"embeddings": torch.ones(1, 1, 512)}, r"\[1, 1, 512\]"),
         "NaN": ("faceid", {"embeddings": torch.full((512,), torch.nan)}, "face 0 is not finite"),
         "zero": ("faceid", {"embeddings": torch.zeros(2, 512)}, "face 0 is zero"),
@@ -265,8 +265,8 @@ def test_faces_are_for_adapters_of_faces(pipe: Any, attached: Callable[..., Any]
     portrait = ip.Adapter.create("portrait", denoiser=pipe.unet, encoder=None)
     with pytest.raises(EncoderError, match="embeddings of faces alone"):
         portrait.attach(pipe, encoder=pipe.image_encoder)
-    with pytest.raises(EncoderError, match="finds no faces"):
-        open_faces(3)
+    with pytest.raises(EncoderError, match="not a model pack or a FaceAnalysis"):
+        open_face_encoder(3)
 
 
 # ── embeddings ───────────────────────────────────────────────────────────────────────────────────
@@ -368,9 +368,9 @@ UNREADABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "many faces": (lambda p: npy(p / "a.npy", np.ones((257, 512), "f4")), "the limit is"),
     "NaN": (lambda p: npy(p / "a.npy", np.full(512, np.nan)), "face 0 is not finite"),
     "zero": (lambda p: npy(p / "a.npy", np.zeros(512)), "face 0 is zero"),
-    "narrow": (lambda p: npy(p / "a.npy", np.ones((2, 128))), r"this is \[2, 128\]"),
-    "a scalar": (lambda p: npy(p / "a.npy", np.float32(1)), r"this is \[\]"),
-    "deep": (lambda p: npy(p / "a.npy", np.ones((2, 1, 512))), r"this is \[2, 1, 512\]"),
+    "narrow": (lambda p: npy(p / "a.npy", np.ones((2, 128))), r"the shape is \[2, 128\]"),
+    "a scalar": (lambda p: npy(p / "a.npy", np.float32(1)), r"the shape is \[\]"),
+    "deep": (lambda p: npy(p / "a.npy", np.ones((2, 1, 512))), r"the shape is \[2, 1, 512\]"),
     "safetensors of integers": (
         lambda p: tensors(p / "a.safetensors", a=torch.ones(512, dtype=torch.int32)),
         "I32, not floating-point",
@@ -459,7 +459,7 @@ def test_a_pack_is_opened_where_it_lies(
     assert insightface["name"] == str(pack)
     assert insightface["allowed_modules"] == ["detection", "recognition"]
     assert insightface["det_size"] == (640, 640)
-    monkeypatch.setattr("imageprompt.encoding.encoders.face.PACKS", pack.parent)
+    monkeypatch.setattr("imageprompt.encoding.face_encoder.PACKS", pack.parent)
     monkeypatch.chdir(pack.parent.parent)
     FaceEncoder.load("pack")
     assert insightface["name"] == str(pack)
@@ -469,8 +469,8 @@ def test_a_pack_is_opened_where_it_lies(
 def test_packs_that_cannot_be_opened(
     insightface: dict[str, Any], pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imageprompt.encoding.encoders.face.PACKS", tmp_path / "packs")
-    with pytest.raises(NotFoundError, match="none is fetched"):
+    monkeypatch.setattr("imageprompt.encoding.face_encoder.PACKS", tmp_path / "packs")
+    with pytest.raises(NotFoundError, match="nothing is downloaded"):
         FaceEncoder.load("buffalo_l")
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -13,7 +13,7 @@ from PIL import Image
 import imageprompt as ip
 from face_pack import STRIDE, write_pack
 from imageprompt.core.errors import EncoderError
-from imageprompt.encoding.encoders.face import FaceEncoder, aligned
+from imageprompt.encoding.face_encoder import FaceEncoder, align_face
 from tiny_stack import make_pipeline
 
 pytest.importorskip("insightface")
@@ -97,7 +97,7 @@ def test_the_crop_is_insightfaces_norm_crop(faces: FaceEncoder) -> None:
         turn = size * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         points = (base @ turn.T + move + gen.normal(0, 2, (5, 2))).astype(np.float32)
         theirs = face_align.norm_crop(np.asarray(picture), points, image_size=224).astype(int)
-        ours = np.asarray(aligned(picture, points)).astype(int)
+        ours = np.asarray(align_face(picture, points)).astype(int)
         assert abs(ours - theirs).max() <= 2  # OpenCV takes places to 1/32 pixel
 
 

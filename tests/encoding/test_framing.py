@@ -1,4 +1,4 @@
-"""Framing: the pixels that reach the encoder are what a preparation promises."""
+"""Framing: the encoder receives exactly the pixels that a framing promises."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import imageprompt as ip
 from ids import stable
 from imageprompt.core.errors import EncoderError, ImagePromptError, OptionError
 from imageprompt.encoding.encoders.clip import ClipEncoder
-from imageprompt.encoding.images.framing import Framing, sharpened, tiled
+from imageprompt.encoding.images.framing import Framing, sharpen, tiled
 from imageprompt.encoding.images.open_image import open_picture
 from imageprompt.encoding.references import References
 from tiny_stack import SIDE, make_pipeline
@@ -39,7 +39,7 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 class Spied:
-    """An adapter on a tiny pipeline, and the pixels its encoder's model was last given."""
+    """An adapter on a tiny pipeline that records the last pixels its encoder's model received."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -53,9 +53,9 @@ class Spied:
     def _keep(self, _: Any, pixels: tuple[Tensor, ...]) -> None:
         (self.normalised,) = pixels
 
-    def pixels(self, pictures: Any, **wishes: Any) -> np.ndarray:
-        """What the model sees, as 0..255 again: [n, S, S, 3]."""
-        self.adapter.encode(pictures, **wishes)
+    def pixels(self, pictures: Any, **options: Any) -> np.ndarray:
+        """The pixels that the model reads, scaled back to 0..255: [n, S, S, 3]."""
+        self.adapter.encode(pictures, **options)
         shown = self.normalised.permute(0, 2, 3, 1).double().numpy()
         return (shown * STD + MEAN) * 255
 
@@ -65,7 +65,7 @@ def spied() -> Spied:
     return Spied()
 
 
-# ── words ───────────────────────────────────────────────────────────────────────────────────────
+# ── parsing ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -101,13 +101,13 @@ def test_parse_and_str_are_inverses(text: str, made: Framing) -> None:
         *("crop+detail", "crop+detail:5", "crop+detail:0", "crop+detail:x"),
     ],
 )
-def test_other_words_are_refused(text: str) -> None:
+def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(OptionError) as caught:
         Framing.parse(text)
     assert "\n" not in str(caught.value)
 
 
-# ── what is shown ───────────────────────────────────────────────────────────────────────────────
+# ── pixels ───────────────────────────────────────────────────────────────────────────────
 
 CROPS = {"crop:left": RED, "crop": GREEN, "crop:right": BLUE, "crop:0.0,0.5": RED}
 
@@ -150,14 +150,14 @@ def test_pad_shows_everything_in_shape(words: str, bars: Any, spied: Spied) -> N
     assert np.abs(middle[:, -5:] - BLUE).max() < 1e-3
 
 
-def test_without_wishes_the_encoder_prepares(spied: Spied) -> None:
+def test_without_framing_the_encoder_preprocesses(spied: Spied) -> None:
     """CLIP's own processor to the bit; "crop" is the same square, but for rounding."""
     for picture in (noise(40, 23), noise(16, 16), noise(31, 50)):
         own = spied.adapter.encoder.preprocess([picture])
         spied.adapter.encode([picture])
         assert torch.equal(spied.normalised, own)
     smooth = noise(9, 3).resize((960, 320), Image.Resampling.BICUBIC)
-    shown = [spied.pixels([smooth], **wishes) for wishes in ({}, {"framing": "crop"})]
+    shown = [spied.pixels([smooth], **options) for options in ({}, {"framing": "crop"})]
     assert np.abs(shown[0] - shown[1]).max() < 3
 
 
@@ -220,11 +220,11 @@ def test_detail_is_a_second_reference(spied: Spied) -> None:
     As ComfyUI_IPAdapter_plus' enhancer merges hidden states, number by number.
     """
     encoder, picture = spied.adapter.encoder, noise(2 * SIDE, 2 * SIDE)
-    seen = References.of([picture], encoder, Framing.parse("crop+detail:2"))
-    assert [square.size for square in seen.shown[0]] == [(SIDE, SIDE)] * 5
+    references = References.open([picture], encoder, Framing.parse("crop+detail:2"))
+    assert [square.size for square in references.pictures[0]] == [(SIDE, SIDE)] * 5
     quarters = [picture.crop((x, y, x + SIDE, y + SIDE)) for y in (0, SIDE) for x in (0, SIDE)]
     features = encoder.encode(quarters, "hidden_states[-2]")
-    whole, parts = seen.encoded(encoder, "hidden_states[-2]")[0]
+    whole, parts = references.encode(encoder, "hidden_states[-2]")[0]
     own = encoder.encode(
         [picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC)], "hidden_states[-2]"
     )
@@ -240,7 +240,7 @@ def test_detail_is_a_second_reference(spied: Spied) -> None:
             )
             assert torch.allclose(parts[1 + y * g + x], mean / 4, atol=1e-5)
     embeddings = encoder.encode(quarters, "image_embeds").mean(0)
-    assert torch.allclose(seen.encoded(encoder, "image_embeds")[0][1], embeddings, atol=1e-5)
+    assert torch.allclose(references.encode(encoder, "image_embeds")[0][1], embeddings, atol=1e-5)
     prompt = spied.adapter.encode([picture, stripes()], framing="tiles+detail:2", weights=[1, 0])
     assert prompt.tokens.shape[1] == 4 * 2 * (4 + 3)  # tiles, each whole and in detail
     assert prompt.tokens[0, 32:].abs().max() == 0
@@ -288,14 +288,14 @@ def by_hand(x: np.ndarray, amount: float) -> np.ndarray:
 @pytest.mark.parametrize("amount", [0.05, 0.5, 1.0])
 def test_sharpening(amount: float) -> None:
     soft = noise(6, 5).resize((12, 9), Image.Resampling.BICUBIC)
-    found = np.asarray(sharpened(soft, amount)).astype(int)
+    found = np.asarray(sharpen(soft, amount)).astype(int)
     expected = np.round(by_hand(np.asarray(soft) / 255, amount) * 255)
     # single precision decides a rounding now and then
     assert (found != expected).mean() < 0.01
     assert np.abs(found - expected).max() <= 1
-    flat = np.asarray(sharpened(Image.new("RGB", (8, 8), GREEN), amount))
+    flat = np.asarray(sharpen(Image.new("RGB", (8, 8), GREEN), amount))
     assert (flat[1:-1, 1:-1] == GREEN).all()
-    assert not np.asarray(sharpened(Image.new("RGB", (8, 8)), amount)).any()
+    assert not np.asarray(sharpen(Image.new("RGB", (8, 8)), amount)).any()
 
 
 def test_sharpening_reaches_the_encoder(spied: Spied) -> None:
@@ -330,7 +330,7 @@ def test_a_white_mask_changes_nothing(spied: Spied) -> None:
 
 @pytest.mark.parametrize("words", ["crop:left", "squash", "pad", "tiles"])
 def test_a_mask_is_framed_like_its_picture(words: str, spied: Spied) -> None:
-    """It hides the green bar: wherever the preparation puts it."""
+    """It hides the green bar wherever the framing puts it."""
     hidden = np.asarray(stripes()).argmax(-1) != 1
     painted = Image.fromarray(np.dstack([np.asarray(stripes()), hidden * np.uint8(255)]))
     for mask in (hidden.astype(np.float32), painted):
@@ -360,7 +360,7 @@ def test_masks_that_do_not_fit(spied: Spied) -> None:
 
 def test_an_encoder_that_hides_its_pixels(spied: Spied) -> None:
     class Closed:
-        """What the protocol asks for, and no more."""
+        """The Encoder protocol and nothing more."""
 
         image_size, fingerprint = SIDE, "none"
 
@@ -376,5 +376,5 @@ def test_an_encoder_that_hides_its_pixels(spied: Spied) -> None:
     pipe = make_pipeline()
     adapter = ip.Adapter.create("base", denoiser=pipe, encoder=Closed()).attach(pipe, Closed())
     assert adapter.encode([noise(40, 24)], framing="squash").tokens.shape[1] == 4
-    with pytest.raises(EncoderError, match="does not show its pixels"):
+    with pytest.raises(EncoderError, match="gives no access to its pixels"):
         adapter.encode([noise(40, 24)], reference_mask=np.ones((24, 40)))

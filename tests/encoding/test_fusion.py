@@ -16,12 +16,11 @@ from torch import Tensor
 import imageprompt as ip
 from ids import stable
 from imageprompt.core.errors import EncoderError, ImagePromptError, OptionError, PromptError
-from imageprompt.encoding import fusion
-from imageprompt.encoding.encoders import clip_text
+from imageprompt.encoding import fusion, text_encoder
 from imageprompt.encoding.encoders.clip import ClipEncoder
-from imageprompt.encoding.encoders.clip_text import TextTower, open_text_encoder
 from imageprompt.encoding.images.noise import KINDS, Noise
 from imageprompt.encoding.options import EncodeOptions
+from imageprompt.encoding.text_encoder import TextTower, open_text_encoder
 from rigs import build, difference
 from tiny_stack import make_pipeline, make_xl_pipeline
 
@@ -292,7 +291,7 @@ def test_noise_on_the_negative_side(pipe: Any) -> None:
         assert torch.equal(adapter.encode([a, b], noise=0.0).null_tokens, plain.null_tokens)
         noisy = adapter.encode([a, b], noise="fade:0.5", noise_seed=3)
         assert torch.equal(noisy.tokens, plain.tokens)
-        shown = [Noise.parse(0.5).put_on(x, 3 + i) for i, x in enumerate((a, b))]
+        shown = [Noise.parse(0.5).apply(x, 3 + i) for i, x in enumerate((a, b))]
         assert torch.equal(noisy.null_tokens, adapter.encode(shown).tokens)
         again = adapter.encode([a, b], noise=0.5, noise_seed=4)
         assert difference(again.null_tokens, noisy.null_tokens) > 1e-3
@@ -309,17 +308,17 @@ def test_kinds_of_noise() -> None:
     grey = Image.new("RGB", (64, 64), (51, 102, 204))
     x = np.asarray(grey) / 255
     for kind in KINDS:
-        weak, strong = (np.asarray(Noise(kind=kind, strength=s).put_on(grey, 1)) / 255
+        weak, strong = (np.asarray(Noise(kind=kind, strength=s).apply(grey, 1)) / 255
                         for s in (0.1, 0.9))  # fmt: skip
         assert np.abs(weak - x).mean() < np.abs(strong - x).mean(), kind
-        assert np.array_equal(np.asarray(Noise(kind=kind).put_on(grey, 1)), np.asarray(grey)), kind
+        assert np.array_equal(np.asarray(Noise(kind=kind).apply(grey, 1)), np.asarray(grey)), kind
         assert str(Noise.parse(f"{kind}:0.25")) == ("0.25" if kind == "fade" else f"{kind}:0.25")
-    faded = np.asarray(Noise(strength=0.5).put_on(grey, 1)) / 255
+    faded = np.asarray(Noise(strength=0.5).apply(grey, 1)) / 255
     assert np.allclose(faded.mean((0, 1)), x[0, 0] * 0.5 + 0.25, atol=0.01)
     assert np.allclose(faded.std((0, 1)), 0.5 / math.sqrt(12), atol=0.01)
-    dissolved = np.asarray(Noise.parse("dissolve:0.3").put_on(grey, 1))
+    dissolved = np.asarray(Noise.parse("dissolve:0.3").apply(grey, 1))
     assert (dissolved != np.asarray(grey)).mean() == pytest.approx(0.3, abs=0.02)
-    at_one = [np.asarray(Noise(strength=1.0).put_on(p, 1)) for p in (grey, picture(1, 64, 64))]
+    at_one = [np.asarray(Noise(strength=1.0).apply(p, 1)) for p in (grey, picture(1, 64, 64))]
     assert np.array_equal(*at_one)  # nothing of the picture is left
 
 
@@ -364,7 +363,7 @@ def test_the_text_encoder_of_the_base(xl: Any, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(EncoderError, match="shares a space"):
         open_text_encoder(xl, encoder)
     trained_together = {(32, 2): ((32, 2), "tiny CLIP")}
-    monkeypatch.setattr(clip_text, "_TRAINED_TOGETHER", trained_together)
+    monkeypatch.setattr(text_encoder, "_TRAINED_TOGETHER", trained_together)
     assert open_text_encoder(xl, encoder).model is xl.text_encoder_2
     adapter = attached(xl)
     found = adapter.encode([picture(1)], subtract_text="a star")
@@ -372,7 +371,7 @@ def test_the_text_encoder_of_the_base(xl: Any, monkeypatch: pytest.MonkeyPatch) 
     same = adapter.encode([picture(1)], subtract_text="a star", text_encoder=tower)
     assert torch.equal(found.tokens, same.tokens)
     adapter.detach()
-    monkeypatch.setattr(clip_text, "_TRAINED_TOGETHER", {(32, 2): ((32, 3), "another")})
+    monkeypatch.setattr(text_encoder, "_TRAINED_TOGETHER", {(32, 2): ((32, 3), "another")})
     with pytest.raises(EncoderError, match="shares a space"):
         open_text_encoder(xl, encoder)
 
@@ -383,8 +382,8 @@ def test_the_published_families() -> None:
     huge = SimpleNamespace(config=SimpleNamespace(hidden_size=1280, num_hidden_layers=32))
     second = SimpleNamespace(config=SimpleNamespace(hidden_size=1280, num_hidden_layers=32))
     tower = TextTower(second, None)
-    assert clip_text._family(tower, SimpleNamespace(model=big)) == "CLIP bigG"
-    assert clip_text._family(tower, SimpleNamespace(model=huge)) == ""
+    assert text_encoder._family(tower, SimpleNamespace(model=big)) == "CLIP bigG"
+    assert text_encoder._family(tower, SimpleNamespace(model=huge)) == ""
 
 
 def test_a_stored_text_encoder(xl: Any, tmp_path: Path) -> None:
@@ -394,7 +393,7 @@ def test_a_stored_text_encoder(xl: Any, tmp_path: Path) -> None:
     stored = open_text_encoder(tmp_path, encoder).embed(["a red star", "blue"])
     assert torch.equal(stored, TextTower(xl.text_encoder_2, xl.tokenizer_2).embed(
         ["a red star", "blue"]))  # fmt: skip
-    with pytest.warns(UserWarning, match="cut to 16"):
+    with pytest.warns(UserWarning, match="truncated to 16"):
         TextTower(xl.text_encoder_2, xl.tokenizer_2).embed(["a red star " * 9])
 
 
@@ -402,7 +401,7 @@ def test_a_stored_text_encoder(xl: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wishes",
+    "options",
     [
         {"fusion": "blend"},
         {"fusion": None},
@@ -437,21 +436,21 @@ def test_a_stored_text_encoder(xl: Any, tmp_path: Path) -> None:
     ],
     ids=stable,
 )
-def test_wrong_wishes_are_one_line(wishes: dict[str, Any], pipe: Any) -> None:
+def test_wrong_options_are_refused_in_one_line(options: dict[str, Any], pipe: Any) -> None:
     adapter = attached(pipe)
     try:
         with pytest.raises(ImagePromptError) as caught:
-            adapter.encode([picture(1), picture(2)], **wishes)
+            adapter.encode([picture(1), picture(2)], **options)
         assert "\n" not in str(caught.value)
     finally:
         adapter.detach()
 
 
-def test_wishes_that_pictures_alone_can_grant(tmp_path: Path) -> None:
+def test_options_that_need_pictures(tmp_path: Path) -> None:
     rig = build("tiny", "plus", tmp_path)
     (feature,) = rig.features(2)
     null = rig.kind.null_features()
-    for wishes in (
+    for options in (
         {"framing": "squash"},
         {"reference_mask": np.ones((8, 8))},
         {"fusion": "attention-weighted", "text": "a star"},
@@ -459,18 +458,18 @@ def test_wishes_that_pictures_alone_can_grant(tmp_path: Path) -> None:
         {"subtract_text": "a star"},
     ):
         with pytest.raises(ImagePromptError) as caught:
-            rig.adapter.encode(features=feature, null_features=null, **wishes)
+            rig.adapter.encode(features=feature, null_features=null, **options)
         assert "\n" not in str(caught.value)
 
 
-def test_the_words_of_a_mixture() -> None:
-    made = EncodeOptions.of(
+def test_options_as_metadata() -> None:
+    options = EncodeOptions.of(
         fusion="norm-average", weights=[1, 0.25], framing="crop:top+sharpen:0.3", noise=0.4
     )
-    assert made.words() == {
+    assert options.as_metadata() == {
         "fusion": "norm average",
         "weights": "1, 0.25",
         "framing": "crop:top+sharpen:0.3",
         "noise": "0.4, seed 0",
     }
-    assert EncodeOptions.of().words() == {}
+    assert EncodeOptions.of().as_metadata() == {}

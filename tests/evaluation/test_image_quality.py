@@ -1,4 +1,4 @@
-"""`imageprompt check`: pictures of known damage are told as such; what is told is advice."""
+"""`imageprompt check`: known damage is found, many pictures are summarised, all of it is advice."""
 
 from __future__ import annotations
 
@@ -9,13 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageFilter
 
 import check as known  # benchmarks/check.py: pictures of known quality and blur
 from imageprompt.cli import main
-from imageprompt.core.errors import EncoderError
+from imageprompt.core.errors import EncoderError, PictureError
 from imageprompt.evaluation.image_quality import blur, jpeg
-from imageprompt.evaluation.image_quality.report import PATCH, WHOLE, Check, check, similarities
+from imageprompt.evaluation.image_quality.report import (
+    PATCH,
+    WHOLE,
+    PictureQuality,
+    QualityReport,
+    check,
+    check_pictures,
+    duplicate_groups,
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,37 +39,39 @@ def test_tables_tell_every_quality() -> None:
     """libjpeg's own from 1 to 100, exactly; tables of others by the nearest."""
     flat = Image.new("RGB", (16, 16))
     for quality in range(1, 101):
-        with Image.open(io.BytesIO(known.saved(flat, quality))) as image:
-            assert jpeg.of_tables(image.quantization) == jpeg.Estimate(quality, exact=True)
-    near = jpeg.table(80)
+        with Image.open(io.BytesIO(known.as_jpeg(flat, quality))) as image:
+            assert jpeg.from_tables(image.quantization) == jpeg.JpegQuality(quality, exact=True)
+    near = jpeg.luminance_table(80)
     near[5] += 3
-    assert jpeg.of_tables({0: near.tolist()}) == jpeg.Estimate(80, exact=False)
-    assert jpeg.of_tables({}) is None
+    assert jpeg.from_tables({0: near.tolist()}) == jpeg.JpegQuality(80, exact=False)
+    assert jpeg.from_tables({}) is None
 
 
 @pytest.mark.parametrize("quality", [10, 30, 50, 75, 90])
 def test_pixels_tell_the_quality(quality: int, leaves: list[Image.Image]) -> None:
     """Within 1, from a PNG of what a JPEG showed; the file itself tells nothing earlier."""
     for picture in leaves:
-        data = known.saved(picture, quality)
+        data = known.as_jpeg(picture, quality)
         shown = check(known.decoded(data))
         assert shown.jpeg is None
         assert shown.earlier == pytest.approx(quality, abs=1)
         assert (check(data).jpeg, check(data).earlier) == (quality, None)
 
 
-@pytest.mark.parametrize(("first", "then"), known.TWICE)
+@pytest.mark.parametrize(("first", "then"), known.RECOMPRESSED)
 def test_a_worse_compression_before(first: int, then: int, leaves: list[Image.Image]) -> None:
     for picture in leaves:
-        found = check(known.saved(picture, first, then))
+        found = check(known.as_jpeg(picture, first, then))
         assert found.jpeg == then
         assert found.earlier == pytest.approx(first, abs=1)
-    better = check(known.saved(leaves[0], then, first))  # the later one has hidden it
+    better = check(known.as_jpeg(leaves[0], then, first))  # the later one has hidden it
     assert (better.jpeg, better.earlier) == (first, None)
 
 
 def test_no_traces_where_there_were_none(leaves: list[Image.Image]) -> None:
-    smaller = known.decoded(known.saved(leaves[1], 50)).resize((150, 120), Image.Resampling.LANCZOS)
+    smaller = known.decoded(known.as_jpeg(leaves[1], 50)).resize(
+        (150, 120), Image.Resampling.LANCZOS
+    )
     flat = Image.new("RGB", (64, 64), "white")
     grain = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8))
     for picture in (*leaves, smaller, flat, grain, Image.new("RGB", (8, 9))):
@@ -68,7 +79,7 @@ def test_no_traces_where_there_were_none(leaves: list[Image.Image]) -> None:
 
 
 def test_a_cut_moves_the_blocks(leaves: list[Image.Image]) -> None:
-    cut = known.decoded(known.saved(leaves[0], 30)).crop((3, 5, 310, 250))
+    cut = known.decoded(known.as_jpeg(leaves[0], 30)).crop((3, 5, 310, 250))
     assert check(cut).earlier == pytest.approx(30, abs=1)
 
 
@@ -108,7 +119,7 @@ def test_pictures_without_edges() -> None:
 
 def test_patches_of_a_large_picture(leaves: list[Image.Image]) -> None:
     """Nine patches say what all of it would, in bounded time."""
-    tile = known.decoded(known.saved(leaves[0], 60))
+    tile = known.decoded(known.as_jpeg(leaves[0], 60))
     large = Image.new("RGB", (tile.width * 8, tile.height * 8))
     for x in range(8):
         for y in range(8):
@@ -134,7 +145,7 @@ def test_shape_and_transparency(leaves: list[Image.Image], tmp_path: Path) -> No
     assert found.crop_loses == pytest.approx(1 / 3, abs=1e-3)
     assert found.transparent == 0.25
     advice = " ".join(found.advice())
-    for words in ("small: 400 px", "loses 33%", "25% is transparent", "squash"):
+    for words in ("small: 400 px", "loses 33%", "25% of it becomes white", "squash"):
         assert words in advice
     exif = Image.Exif()
     exif[274] = 6
@@ -143,10 +154,10 @@ def test_shape_and_transparency(leaves: list[Image.Image], tmp_path: Path) -> No
     assert (turned.width, turned.height, turned.jpeg, turned.earlier) == (256, 320, 85, None)
 
 
-def _made(**changes: Any) -> Check:
+def _made(**changes: Any) -> PictureQuality:
     good = {"picture": "a.png", "width": 800, "height": 800, "jpeg": None, "earlier": None}
     good |= {"edge": 0.5, "sharp_as": 727, "crop_loses": 0.0, "transparent": 0.0}
-    return Check(**{**good, **changes})
+    return PictureQuality(**{**good, **changes})
 
 
 @pytest.mark.parametrize(
@@ -162,7 +173,7 @@ def _made(**changes: Any) -> Check:
         ({"width": 300, "sharp_as": 273}, "small: 300"),
         ({"crop_loses": 0.1}, None),
         ({"crop_loses": 0.11}, "not square"),
-        ({"transparent": 0.004}, "0% is transparent"),
+        ({"transparent": 0.004}, "transparent: 0%"),
     ],
 )
 def test_advice(changes: dict[str, Any], start: str | None) -> None:
@@ -187,7 +198,7 @@ def test_the_command(
     assert main(["check", good]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[2].split()[-1] == "good"
-    assert "likeness" not in out
+    assert "similarity" not in out
     assert main(["check", good, bad, broken]) == 1
     out = capsys.readouterr().out
     assert "heavy JPEG damage" in out
@@ -205,16 +216,130 @@ def test_the_command(
     assert "\n" not in capsys.readouterr().err.strip()
 
 
-def test_likeness_is_the_encoders(leaves: list[Image.Image]) -> None:
-    import torch
+class Fixed:
+    """An encoder with these embeddings, one for each picture in turn."""
 
-    class Fixed:
-        """Two embeddings 60 degrees apart."""
+    def __init__(self, *embeddings: Any) -> None:
+        self.rows = list(embeddings)
 
-        def encode(self, pictures: Any, feature: str) -> torch.Tensor:
-            if feature != "image_embeds":
-                raise EncoderError("another feature")
-            return torch.tensor([[2.0, 0.0], [1.0, 3.0**0.5]])[: len(pictures)]
+    def encode(self, pictures: Any, feature: str) -> torch.Tensor:
+        assert feature == "image_embeds"
+        taken, self.rows = self.rows[: len(pictures)], self.rows[len(pictures) :]
+        return torch.tensor(taken)
 
-    (pair,) = similarities(leaves, Fixed())
+
+def test_similarity_is_the_encoders(leaves: list[Image.Image]) -> None:
+    """Two embeddings 60 degrees apart."""
+    report = check_pictures(leaves, Fixed([2.0, 0.0], [1.0, 3.0**0.5]), "fixed")
+    (pair,) = report.pairs()
     assert (pair.similarity, pair.advice()) == (0.5, "differ")
+    assert report.near_duplicates == []
+    assert "similarity by fixed" in str(report)
+    assert check_pictures(leaves).embeddings is None
+    with pytest.raises(EncoderError, match="image_embeds"):
+        check_pictures(leaves, Refusing())
+
+
+class Refusing:
+    def encode(self, pictures: Any, feature: str) -> torch.Tensor:
+        raise EncoderError("an encoder", reason=f"makes no {feature}")
+
+
+# ── many pictures ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_each_picture_is_opened_once(
+    leaves: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path in paths:
+        leaves[0].save(path)
+    opened: list[str] = []
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda p, *a, **k: opened.append(p.name) or real(p, *a, **k))
+    check_pictures(paths, Fixed([1.0, 0.0], [1.0, 0.0], [1.0, 0.0]))
+    assert opened == ["0.png", "1.png", "2.png"]
+
+
+def test_300_pictures_are_summarised() -> None:
+    """Counts by problem, near-duplicates in groups, the worst twelve; everything in JSON."""
+    pictures = [_made(picture=f"{i:03}.png") for i in range(300)]
+    for i in range(40):
+        pictures[i] = _made(picture=f"{i:03}.png", width=300 + i, height=300 + i, sharp_as=290)
+    pictures[7] = _made(picture="007.png", width=100, height=90, sharp_as=20, jpeg=20)
+    rng = np.random.default_rng(0)
+    units = rng.standard_normal((300, 64)).astype(np.float32)
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    for copies in ([10, 11, 12], [100, 299], [5, 200]):
+        units[copies] = units[copies[0]]
+    report = QualityReport(pictures, [], "fixed", units)
+    text = str(report)
+    lines = text.splitlines()
+    assert len(lines) < 60
+    assert lines[0] == "300 pictures measured: 260 without problems."
+    assert report.problems() == {
+        "small": 40,
+        "soft": 1,
+        "JPEG damage": 1,
+        "not square": 0,
+        "transparent": 0,
+    }
+    assert any(line.split()[:2] == ["small", "40"] for line in lines)
+    assert "not square" not in text
+    assert report.near_duplicates == [
+        ["010.png", "011.png", "012.png"],
+        ["005.png", "200.png"],
+        ["100.png", "299.png"],
+    ]
+    assert "7 near-duplicates in 3 group(s) (similarity 0.97 or more by fixed):" in lines
+    assert "  3: 010.png, 011.png, 012.png" in lines
+    worst = report.worst()
+    assert len(worst) == 12
+    assert [picture.picture for picture in worst[:3]] == ["007.png", "000.png", "001.png"]
+    assert "The worst 12:" in lines
+    assert lines[-1] == "--json lists every picture and every pair."
+    data = report.as_dict()
+    assert len(data["pairs"]) == 300 * 299 // 2
+    assert len(data["pictures"]) == 300
+    assert data["near_duplicates"] == report.near_duplicates
+    few = QualityReport(pictures[:12], [], "fixed", units[:12])
+    assert "006.png" in str(few)
+    assert len(str(few).splitlines()) > 12 + 66  # every pair
+
+
+def test_many_groups_and_unreadable_pictures_stay_short() -> None:
+    pictures = [_made(picture=f"{i:03}.png") for i in range(60)]
+    units = np.repeat(np.eye(30, dtype=np.float32), 2, axis=0)
+    report = QualityReport(pictures, [PictureError("gone.png", reason="no such file")], "e", units)
+    lines = str(report).splitlines()
+    assert lines[0] == "60 pictures measured: 60 without problems, 1 cannot be read."
+    assert "  and 18 smaller groups" in lines
+    assert not any(line.startswith("The worst") for line in lines)
+    assert lines[-1] == "not read: gone.png: no such file"
+    crowd = QualityReport(pictures, [], "e", np.ones((60, 1), np.float32))
+    assert "  60: 000.png, 001.png, 002.png, 003.png and 56 more" in str(crowd).splitlines()
+    apart = QualityReport(pictures[:30], [], "e", units[::2])
+    assert "No near-duplicates (similarity 0.97 or more by e)." in str(apart).splitlines()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 1024])
+def test_groups_are_connected_components(rows: int) -> None:
+    """By brute force over all pairs, in blocks of any size; a chain is one group."""
+    angles = np.deg2rad([0, 8, 16, 90, 180, 93, 45, 181, 300, 45.5])
+    units = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    groups = duplicate_groups(units, float(np.cos(np.deg2rad(10))), rows=rows)
+    assert groups == [[0, 1, 2], [3, 5], [4, 7], [6, 9]]
+    rng = np.random.default_rng(rows)
+    points = rng.standard_normal((40, 3)).astype(np.float32)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    near = points @ points.T >= 0.9
+    expected, left = [], set(range(40))
+    while left:
+        group = {min(left)}
+        while (grown := group | {j for i in group for j in np.flatnonzero(near[i])}) != group:
+            group = grown
+        left -= group
+        if len(group) > 1:
+            expected.append(sorted(map(int, group)))
+    expected.sort(key=lambda g: (-len(g), g[0]))
+    assert duplicate_groups(points, 0.9, rows=rows) == expected

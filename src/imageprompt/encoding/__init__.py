@@ -1,1 +1,1 @@
-"""From references to image tokens: pictures or faces, their features, how several are mixed."""
+"""From references (pictures, faces, text) to image prompts."""

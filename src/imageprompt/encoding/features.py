@@ -1,7 +1,7 @@
-"""Ready-made features of references: their shapes by kind of feature, and groups of them.
+"""Features that a projector reads: their shapes by kind, and groups of them.
 
-The references of one prompt are a tensor [n, ...], or for variants that read a face embedding
-beside the picture's features a tuple of two.
+The references of one prompt form a group: a tensor [n, ...], or for variants that read a face
+embedding beside the picture's features a tuple of two tensors.
 """
 
 from __future__ import annotations
@@ -11,76 +11,71 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from imageprompt.checkpoint.identify.published import encoder_name
 from imageprompt.core.errors import EncoderError, PromptError
 from imageprompt.core.spec import AdapterSpec
 
 Group = Tensor | tuple[Tensor, ...]
 Features = Group | Sequence[Group]
-"""Of one prompt, or a list of several prompts'."""
+"""A group for one prompt, or a list with one for each of several prompts."""
 
 
-def groups_of(features: Features) -> list[Group]:
-    """One entry for each prompt."""
+def as_groups(features: Features) -> list[Group]:
+    """One group for each prompt."""
     return [features] if isinstance(features, Tensor | tuple) else list(features)
 
 
-def joined(groups: Sequence[Group]) -> Group:
-    """The references of all prompts in a row."""
+def concatenate(groups: Sequence[Group]) -> Group:
+    """The references of all prompts in one group."""
     if isinstance(groups[0], Tensor):
         return torch.cat([group for group in groups if isinstance(group, Tensor)])
     return tuple(torch.cat(parts) for parts in zip(*groups, strict=True))
 
 
-def mapped(group: Group, change: Callable[[Tensor], Tensor]) -> Group:
-    """Every part of a group, changed."""
+def map_parts(group: Group, function: Callable[[Tensor], Tensor]) -> Group:
+    """Apply a function to every tensor of a group."""
     if isinstance(group, Tensor):
-        return change(group)
-    return tuple(change(part) for part in group)
+        return function(group)
+    return tuple(function(part) for part in group)
 
 
-def zeros_like(features: Group) -> Group:
-    return mapped(features, torch.zeros_like)
-
-
-def count(group: Group) -> int:
-    """References in a group."""
+def reference_count(group: Group) -> int:
+    """The number of references in a group."""
     return len(group if isinstance(group, Tensor) else group[0])
 
 
-def first(group: Group) -> Group:
-    """The first reference alone."""
+def first_reference(group: Group) -> Group:
+    """A group with the first reference alone."""
     return group[:1] if isinstance(group, Tensor) else tuple(part[:1] for part in group)
 
 
 def check_counts(groups: Sequence[Group]) -> None:
-    """Raises PromptError unless every prompt of a batch has as many references, at least one."""
-    counts = sorted({count(group) for group in groups})
+    """Raises PromptError unless every prompt of a batch has the same number of references, > 0."""
+    counts = sorted({reference_count(group) for group in groups})
     if len(counts) != 1 or counts[0] == 0:
         raise PromptError(
             f"prompts with {' and '.join(map(str, counts)) or 'no'} reference(s)",
-            reason="side by side, every prompt of a batch has the same number, at least one",
-            hint="Give each as many references, or mix those of a prompt: fusion='average'.",
+            reason="every prompt of a batch needs the same number, at least one",
+            hint="Give each as many references, or fuse those of a prompt: fusion='average'.",
         )
 
 
 def check_shapes(groups: Sequence[Group], spec: AdapterSpec) -> None:
-    """Raises EncoderError for features of another kind, PromptError where there are none."""
-    wanted = _shapes(spec)
+    """Raises EncoderError for features of the wrong kind, PromptError if there are none."""
+    expected = _shapes(spec)
     for group in groups:
         parts = (group,) if isinstance(group, Tensor) else group
-        fits = len(parts) == len(wanted) and all(
+        fits = len(parts) == len(expected) and all(
             part.ndim == len(shape) and part.shape[-1] == shape[-1] and len(part) == len(parts[0])
-            for part, shape in zip(parts, wanted, strict=True)
+            for part, shape in zip(parts, expected, strict=True)
         )
         if not fits:
-            shown = " and ".join(f"[{', '.join(map(str, shape))}]" for shape in wanted)
+            names = " and ".join(f"[{', '.join(map(str, shape))}]" for shape in expected)
             raise EncoderError(
                 f"features of shape {' and '.join(str(list(part.shape)) for part in parts)}",
-                reason=f"{spec.feature} of this adapter are {shown}",
+                reason=f"this adapter reads {spec.feature} of shape {names}",
                 hint=encoder_hint(spec),
             )
-    if not groups or not all(map(count, groups)):
+    if not groups or not all(map(reference_count, groups)):
         check_counts([])
 
 
@@ -94,7 +89,10 @@ def _shapes(spec: AdapterSpec) -> tuple[tuple[str | int, ...], ...]:
 
 
 def encoder_hint(spec: AdapterSpec) -> str:
+    """Which encoder makes the features that this adapter reads; the hint of an error."""
+    from imageprompt.checkpoint.identify.published import encoder_name
+
     if spec.feature.faces_only:
-        return "They are ArcFace's embeddings of faces, made by a face recogniser."
+        return "Use ArcFace embeddings of faces, made by a face recogniser."
     name = encoder_name(spec.feature, spec.feature_dim)
     return f"It was made for {name}." if name else "Use the encoder it was trained with."

@@ -1,4 +1,4 @@
-"""ImagePrompt: reference pictures, encoded and projected; kept, saved and used without them."""
+"""ImagePrompt: encoded and projected reference pictures, to keep, save and use without them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from imageprompt.attention.decoupled import KeyValue
-from imageprompt.checkpoint.write.storage import read_file, write_file
 from imageprompt.core.errors import AdapterFileError, PromptError
 from imageprompt.core.fingerprint import versions
 
 if TYPE_CHECKING:
+    from imageprompt.attention.decoupled import KeyValue
     from imageprompt.encoding.features import Group
 
 KIND = "image-prompt"
@@ -24,33 +23,39 @@ _TOKENS = {"tokens", "null_tokens"}
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """K', V' of a prompt's tokens, made ahead by `Adapter.precompute_kv`.
+class PrecomputedKV:
+    """K' and V' of a prompt's tokens at every site, computed by `Adapter.precompute_kv`.
 
-    `pairs` by the file ids of the sites, [P, N, site width] each. Good for the weights and the
-    precision that `made_by` names, and for tokens that nobody has written to since.
+    `key_values` maps the file ids of the sites to (K', V'), [P, N, inner_dim] each. They are valid
+    for the weights and the precision that `made_by` names, until somebody writes to the tokens.
     """
 
     made_by: str
-    pairs: Mapping[str, KeyValue]
+    key_values: Mapping[str, KeyValue]
     tokens: tuple[Any, ...]
+    """Version of the tokens they were computed from."""
 
-    def suits(self, made_by: str, tokens: Tensor) -> bool:
+    def matches(self, made_by: str, tokens: Tensor) -> bool:
         return self.made_by == made_by and self.tokens == versions([tokens])
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape that K' and V' of each site share; empty where they differ."""
-        return {i: tuple(k.shape) if k.shape == v.shape else () for i, (k, v) in self.pairs.items()}
+        """The shape that K' and V' of each site share; empty if they differ."""
+        return {
+            site: tuple(k.shape) if k.shape == v.shape else ()
+            for site, (k, v) in self.key_values.items()
+        }
 
 
 class ImagePrompt:
-    """Tokens of P prompts [P, N, W] and the tokens that stand for "no picture" on the other side.
+    """Image tokens of P prompts, [P, N, W], and null tokens that stand for "no picture".
 
-    `null_tokens` [P, N, W] is None only when the prompt was made without an encoder by a variant
-    whose null picture has to be encoded; such a prompt cannot be used with guidance. `metadata`
-    says what made it: variant, projector and encoder fingerprints. `features` is what the projector
-    read, one group [n, ...] for each prompt (not saved; None where it is not known). `prepared`
-    holds K', V' where `Adapter.precompute_kv` made them ahead.
+    `null_tokens` [P, N, W] act on the negative side of guidance. They are None only for a prompt
+    that was made without an encoder by a variant that encodes its null picture; such a prompt
+    cannot be used with guidance. `metadata` says what made it: variant, projector and encoder
+    fingerprints. `features` are the projector's inputs, one group [n, ...] for each prompt (not
+    saved; None if unknown). `precomputed_kv` holds K' and V' after `Adapter.precompute_kv`.
+
+    Raises PromptError for tokens of the wrong shape.
     """
 
     def __init__(
@@ -64,20 +69,20 @@ class ImagePrompt:
         if tokens.ndim != 3 or 0 in tokens.shape:
             raise PromptError(
                 f"tokens of shape {list(tokens.shape)}",
-                reason="an image prompt is [prompts, tokens, width]",
+                reason="not [prompts, tokens, width]",
                 hint="Make it with adapter.encode().",
             )
         if null_tokens is not None and null_tokens.shape != tokens.shape:
             raise PromptError(
                 f"null tokens of shape {list(null_tokens.shape)}",
-                reason=f"they must have the shape of the tokens, {list(tokens.shape)}",
+                reason=f"not the shape of the tokens, {list(tokens.shape)}",
                 hint="Make both with adapter.encode().",
             )
         self.tokens = tokens
         self.null_tokens = null_tokens
         self.metadata = dict(metadata or {})
         self.features = None if features is None else list(features)
-        self.prepared: Prepared | None = None
+        self.precomputed_kv: PrecomputedKV | None = None
 
     def __len__(self) -> int:
         """The number of prompts."""
@@ -85,12 +90,17 @@ class ImagePrompt:
 
     def __repr__(self) -> str:
         prompts, tokens, width = self.tokens.shape
-        return f"ImagePrompt({prompts} prompt(s) x {tokens} tokens x {width})"
+        parts = [f"prompts={prompts}", f"tokens={tokens}", f"width={width}"]
+        if "variant" in self.metadata:
+            parts.append(f"adapter={self.metadata['variant']!r}")
+        if self.null_tokens is None:
+            parts.append("null_tokens=None")
+        return f"ImagePrompt({', '.join(parts)})"
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> ImagePrompt:
-        """A copy on another device or in another dtype; what was prepared stays behind."""
+        """A copy on another device or in another dtype, without precomputed K' and V'."""
         null = self.null_tokens
         return ImagePrompt(
             self.tokens.to(device, dtype),
@@ -100,23 +110,31 @@ class ImagePrompt:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file, atomically, with K', V' if the prompt was prepared."""
+        """Write a safetensors file atomically, with K' and V' if they are precomputed.
+
+        Raises PromptError for another file suffix.
+        """
+        from imageprompt.checkpoint.write.storage import write_file
+
         path = Path(path)
         if path.suffix != ".safetensors":
-            raise PromptError(str(path), reason="an image prompt ends in .safetensors")
+            raise PromptError(str(path), reason="not a .safetensors file", hint="Use that suffix.")
         tensors = {"tokens": self.tokens}
         if self.null_tokens is not None:
             tensors["null_tokens"] = self.null_tokens
         metadata = self.metadata | {"kind": KIND}
-        if self.prepared is not None and self.prepared.suits(self.prepared.made_by, self.tokens):
-            metadata["prepared"] = self.prepared.made_by
-            for site, pair in self.prepared.pairs.items():
+        stored = self.precomputed_kv
+        if stored is not None and stored.matches(stored.made_by, self.tokens):
+            metadata["prepared"] = stored.made_by
+            for site, pair in stored.key_values.items():
                 tensors |= {f"{kind}.{site}": x for kind, x in zip("kv", pair, strict=True)}
         write_file(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ImagePrompt:
         """Read what `save` wrote. Raises PromptError for any other file."""
+        from imageprompt.checkpoint.write.storage import read_file
+
         try:
             stored = read_file(Path(path))
         except AdapterFileError as error:
@@ -126,16 +144,16 @@ class ImagePrompt:
         metadata, tensors = dict(stored.metadata), stored.tensors
         sites = [name[2:] for name in tensors if name.startswith("k.")]
         known = _TOKENS | {f"{kind}.{site}" for site in sites for kind in "kv"}
-        whole = known - {"null_tokens"} <= set(tensors) <= known
-        if metadata.pop("kind", None) != KIND or not whole:
+        complete = known - {"null_tokens"} <= set(tensors) <= known
+        if metadata.pop("kind", None) != KIND or not complete:
             raise PromptError(
                 str(path),
                 reason="not a saved image prompt",
-                hint="Give a file that ImagePrompt.save() wrote.",
+                hint="Give a file written by ImagePrompt.save().",
             )
         made_by = metadata.pop("prepared", "")
         prompt = cls(tensors["tokens"], tensors.get("null_tokens"), metadata)
         if sites:
             pairs = {site: (tensors[f"k.{site}"], tensors[f"v.{site}"]) for site in sites}
-            prompt.prepared = Prepared(made_by, pairs, versions([prompt.tokens]))
+            prompt.precomputed_kv = PrecomputedKV(made_by, pairs, versions([prompt.tokens]))
         return prompt

@@ -1,6 +1,6 @@
-"""From whatever a user calls a mask to weights 0..1: where in a picture something acts.
+"""Masks: from whatever a user calls a mask to weights 0..1 that say where something acts.
 
-Nothing here knows torch.
+Torch is not imported here.
 """
 
 from __future__ import annotations
@@ -16,46 +16,46 @@ from imageprompt.core.errors import OptionError
 
 Weights = NDArray[np.float32]
 
-_NOWHERE = "its reference acts nowhere"
+_NO_EFFECT = "its reference has no effect"
 
 
-def open_mask(source: Any, *, black: str = "") -> Weights:
-    """Weights [H, W] in 0..1 of a picture (PIL, path, bytes) or an array (tensors too).
+def open_mask(source: Any, *, if_black: str = "") -> Weights:
+    """Weights [H, W] in 0..1 from a picture (PIL, path, bytes) or an array (or tensor).
 
-    Of a picture with transparent parts the painted ones count (its alpha); of any other its
-    brightness, white being 1. An array [H, W] (or with one channel) holds 0..1, or 0..255 if any
-    number in it is above 1. Greys are in between. `black` is what a warning says that a mask of
-    zeros comes to. Raises PictureError, OptionError.
+    A picture with transparent parts gives its alpha, any other its brightness (white is 1). An
+    array [H, W] (or with one channel) holds 0..1, or 0..255 if any number in it is above 1. Greys
+    are in between. For a mask of zeros, `if_black` is the consequence that a warning names. Raises
+    PictureError, OptionError.
     """
     from PIL import Image
 
     if isinstance(source, str | os.PathLike | bytes | Image.Image):
-        weights = _of_picture(source)
+        weights = _from_picture(source)
     else:
-        weights = _of_array(source)
-    if black and not weights.any():
-        warnings.warn(f"a mask is black all over: {black}", stacklevel=3)
+        weights = _from_array(source)
+    if if_black and not weights.any():
+        warnings.warn(f"a mask is black all over: {if_black}", stacklevel=3)
     return weights
 
 
 def open_masks(source: Any, prompts: int) -> list[Weights]:
     """One mask for all prompts, or a list with one for each. Raises OptionError, PictureError."""
     if not isinstance(source, list | tuple):
-        return [open_mask(source, black=_NOWHERE)]
+        return [open_mask(source, if_black=_NO_EFFECT)]
     if not source:
         raise OptionError("masks", reason="the list is empty", hint="Give a mask, or leave it out.")
-    if isinstance(source[0], list | tuple | int | float):
-        return [open_mask(_as_array(source), black=_NOWHERE)]  # an array, written as lists
+    if isinstance(source[0], list | tuple | int | float):  # an array, written as lists
+        return [open_mask(_as_array(source), if_black=_NO_EFFECT)]
     if len(source) not in (1, prompts):
         raise OptionError(
             f"{len(source)} masks for {prompts} prompt(s)",
-            reason="there is one mask for all prompts, or one for each",
-            hint="References with masks of their own are several use() blocks, one each.",
+            reason="give one mask for all prompts, or one for each",
+            hint="To give each reference its own mask, nest one use() block per reference.",
         )
-    return [open_mask(one, black=_NOWHERE) for one in source]
+    return [open_mask(one, if_black=_NO_EFFECT) for one in source]
 
 
-def _of_picture(source: Any) -> Weights:
+def _from_picture(source: Any) -> Weights:
     from imageprompt.encoding.images.open_image import open_picture, open_upright
 
     image = open_upright(source)
@@ -63,11 +63,11 @@ def _of_picture(source: Any) -> Weights:
         whole = image.convert("LA") if image.mode == "La" else image
         alpha = np.asarray(whole.convert("RGBA").getchannel("A"))
         if alpha.min() < 255:
-            return _weights(alpha, 255)
-    return _weights(np.asarray(open_picture(image).convert("L")), 255)
+            return _scaled(alpha, 255)
+    return _scaled(np.asarray(open_picture(image).convert("L")), 255)
 
 
-def _of_array(source: Any) -> Weights:
+def _from_array(source: Any) -> Weights:
     array = _as_array(source)
     shape = array.shape
     if array.ndim == 3 and 1 in (shape[0], shape[2]):
@@ -75,25 +75,25 @@ def _of_array(source: Any) -> Weights:
     if array.ndim != 2 or 0 in array.shape:
         raise OptionError(
             f"a mask of shape {list(shape)}",
-            reason="an array is [height, width]",
+            reason="an array must be [height, width]",
             hint="Give one mask for each reference.",
         )
     if not np.isfinite(array).all() or array.min() < 0 or array.max() > 255:
         raise OptionError(
             "a mask",
-            reason="its numbers are 0 to 1, or 0 to 255",
+            reason="its values are outside 0 to 1, or 0 to 255",
             hint="1 (or 255) is where the reference acts.",
         )
-    return _weights(array, 255 if array.max() > 1 else 1)
+    return _scaled(array, 255 if array.max() > 1 else 1)
 
 
-def _weights(values: NDArray[Any], whole: float) -> Weights:
-    weights: Weights = values.astype(np.float32) / np.float32(whole)
+def _scaled(values: NDArray[Any], maximum: float) -> Weights:
+    weights: Weights = values.astype(np.float32) / np.float32(maximum)
     return weights
 
 
 def _as_array(source: Any) -> NDArray[Any]:
-    if hasattr(source, "detach"):  # a tensor, wherever it lies
+    if hasattr(source, "detach"):  # a tensor on any device
         source = source.detach().cpu().float()
     try:
         array = np.asarray(source)
@@ -102,7 +102,7 @@ def _as_array(source: Any) -> NDArray[Any]:
     if array.dtype.kind not in "biuf":
         raise OptionError(
             f"a mask of type {type(source).__name__}",
-            reason="it is a picture (PIL or a path) or an array of numbers",
+            reason="neither a picture (PIL image or path) nor an array of numbers",
             hint="White is where the reference acts.",
         )
     return array

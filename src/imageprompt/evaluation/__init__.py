@@ -1,1 +1,1 @@
-"""Measures what an adapter and its reference pictures bring across."""
+"""Measurements: what an adapter takes from its references, and how good those pictures are."""

@@ -1,7 +1,4 @@
-"""One file an image encoder: pictures to features; and pictures.py, which opens pictures safely.
-
-A file in this folder that ends in a constant `ENCODER` is a kind of encoder.
-"""
+"""Image encoders, one file each: a module that ends in a constant `ENCODER` is one kind."""
 
 from __future__ import annotations
 
@@ -15,9 +12,9 @@ __all__ = ["ENCODERS", "Encoder", "EncoderKind", "open_encoder"]
 
 
 def open_encoder(source: object) -> Encoder:
-    """An encoder from whatever a user has: one of ours, a model of transformers, or a folder.
+    """Open an encoder: one of ours, a transformers model, a folder or a Hub id.
 
-    Raises EncoderError when no kind of encoder knows the source.
+    Raises EncoderError if no kind of encoder claims the source.
     """
     if isinstance(source, Encoder):
         return source
@@ -27,5 +24,5 @@ def open_encoder(source: object) -> Encoder:
     raise EncoderError(
         f"encoder {source if isinstance(source, str) else type(source).__name__!r}",
         reason="not an image encoder",
-        hint=f"Give one of: {'; '.join(kind.summary for kind in ENCODERS)}.",
+        hint=f"Give one of these: {'; '.join(kind.summary for kind in ENCODERS)}.",
     )

@@ -1,4 +1,4 @@
-"""clip: CLIP vision towers with projection (ViT-H, bigG, L/14, tiny) and their preparation."""
+"""CLIP vision towers with projection (ViT-H, bigG, L/14, tiny) and their preprocessing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ClipEncoder:
     """Pictures -> `image_embeds` [n, F] or `hidden_states[-2]` [n, L, F].
 
     `model` is a CLIPVisionModelWithProjection, `processor` its image processor (default: CLIP's own
-    at the model's size). Both stay as they are; the model is used in eval mode without gradients.
+    at the model's size). The model is put into eval mode and runs without gradients.
     """
 
     def __init__(self, model: Any, processor: Any = None) -> None:
@@ -33,7 +33,7 @@ class ClipEncoder:
     def load(
         cls, source: str | os.PathLike[str], *, device: Any = None, dtype: Any = None
     ) -> ClipEncoder:
-        """From a folder in transformers' layout, or `owner/repo/sub/folder` on the Hub.
+        """Load a folder in transformers' layout, or `owner/repo/sub/folder` from the Hub.
 
         Raises NotFoundError, EncoderError.
         """
@@ -41,35 +41,35 @@ class ClipEncoder:
         from transformers import CLIPVisionModelWithProjection
         from transformers.utils import logging
 
-        kind: Any = CLIPVisionModelWithProjection
+        model_class: Any = CLIPVisionModelWithProjection
         log: Any = logging
         folder = locate_folder(source)
         if not (folder / "config.json").is_file():
             raise EncoderError(
                 f"encoder {str(source)!r}",
-                reason="no folder with a config.json and weights",
+                reason="not a folder with config.json and weights",
                 hint="Give the image_encoder folder of the adapter's repository.",
             )
-        said = log.get_verbosity()
-        log.set_verbosity_error()  # what it would report is raised below
+        verbosity = log.get_verbosity()
+        log.set_verbosity_error()  # its report is raised as an error below
         try:
-            model, report = kind.from_pretrained(
+            model, report = model_class.from_pretrained(
                 folder,
                 dtype=dtype or torch.float32,
                 local_files_only=True,
                 output_loading_info=True,
             )
-            lacking = sorted(report["missing_keys"])
-            reason = f"it has no {lacking[0]}" if lacking else ""
+            missing = sorted(report["missing_keys"])
+            reason = f"{missing[0]} is missing" if missing else ""
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
         finally:
-            log.set_verbosity(said)
+            log.set_verbosity(verbosity)
         if reason:
             raise EncoderError(
                 f"encoder {str(source)!r}",
                 reason=f"not a CLIP vision tower with projection ({reason})",
-                hint="Give a CLIPVisionModelWithProjection folder.",
+                hint="Give the folder of a CLIPVisionModelWithProjection.",
             )
         return cls(model.to(device) if device else model, _stored_processor(folder))
 
@@ -92,7 +92,7 @@ class ClipEncoder:
         if feature not in widths:
             raise EncoderError(
                 "a CLIP image encoder",
-                reason=f"it makes {' and '.join(widths)}, not {feature}",
+                reason=f"makes {' and '.join(widths)}, not {feature}",
                 hint="Pass ready-made features= to encode().",
             )
         return widths[feature]
@@ -156,7 +156,7 @@ def _default_processor(side: int) -> Any:
 
 
 def _stored_processor(folder: Path) -> Any:
-    """The processor stored in the folder or, in a pipeline, beside it; None if there is none."""
+    """The processor stored in the folder or, in a pipeline, beside it; None if neither has one."""
     from transformers import CLIPImageProcessorPil
 
     for place in (folder, folder.parent / "feature_extractor"):

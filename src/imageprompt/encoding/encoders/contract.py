@@ -1,24 +1,39 @@
-"""What every image encoder states; the protocols of the files beside this one."""
+"""The interface of an image encoder, and how callers choose a face."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from imageprompt.core.errors import OptionError
 from imageprompt.core.spec import ImageFeature
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+LARGEST, ALL = "largest", "all"
+FaceChoice = str | int
+"""Which faces of a picture to use: "largest", "all", or one by its index (0 is the largest)."""
+
+
+def check_face_choice(face: object) -> None:
+    """Raises OptionError for anything that is not a FaceChoice."""
+    known = face in (LARGEST, ALL) if isinstance(face, str) else type(face) is int and face >= 0
+    if not known:
+        raise OptionError(
+            f"face {face!r}",
+            reason="not 'largest', 'all' or the index of a face (0 is the largest)",
+        )
+
 
 @runtime_checkable
 class Encoder(Protocol):
-    """A frozen picture encoder with its preparation."""
+    """A frozen image encoder with its preprocessing."""
 
     @property
     def image_size(self) -> int:
-        """Side of the square that pictures are prepared to, in pixels."""
+        """Side in pixels of the square that it reads."""
 
     @property
     def fingerprint(self) -> str:
@@ -28,15 +43,15 @@ class Encoder(Protocol):
         """Last dimension of a feature. Raises EncoderError for one that it does not make."""
 
     def encode(self, pictures: Sequence[Image], feature: ImageFeature) -> Tensor:
-        """[n, F] or [n, L, F] of n RGB pictures."""
+        """n RGB pictures -> features [n, F] or [n, L, F]."""
 
     def encode_null(self, feature: ImageFeature) -> Tensor:
-        """The same of a pixel tensor that is zero after normalisation, [1, ...]."""
+        """Features [1, ...] of pixels that are zero after normalisation."""
 
 
 @runtime_checkable
 class PixelEncoder(Encoder, Protocol):
-    """An encoder whose pixels can be had and changed: what a mask on the reference needs."""
+    """An encoder that gives access to its pixels, as a mask on the reference needs."""
 
     def preprocess(self, pictures: Sequence[Image]) -> Tensor:
         """RGB pictures -> normalised pixels [n, 3, S, S]."""
@@ -58,4 +73,4 @@ class EncoderKind(Protocol):
         """Can `load` open this?"""
 
     def load(self, source: object) -> Encoder:
-        """Open it. Raises EncoderError."""
+        """Raises EncoderError, NotFoundError."""

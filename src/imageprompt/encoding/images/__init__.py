@@ -1,1 +1,1 @@
-"""Opening pictures safely, framing them, and the noise of negative image prompts."""
+"""Pictures: opened safely, framed for an encoder, and noised for negative image prompts."""

@@ -1,6 +1,6 @@
-"""Noise: a noisy version of a picture, to stand for "no picture" on the negative side of guidance.
+"""Noise: a noisy version of a picture, as the null picture on the negative side of guidance.
 
-The kinds are those of ComfyUI_IPAdapter_plus' noise node; its random numbers are its own.
+The kinds are those of ComfyUI_IPAdapter_plus' noise node; the random numbers differ from its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ Pixels = Any  # numpy [H, W, 3], float, 0..1
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """`strength` in 0..1 of a `kind` of noise; 0 is none. `parse` reads what `str` writes."""
+    """A `kind` of noise with a `strength` in 0..1 (0 is none); `parse` reads what `str` writes.
+
+    Raises OptionError for an unknown kind or another strength.
+    """
 
     kind: str = "fade"
     strength: float = 0.0
@@ -30,22 +33,22 @@ class Noise:
         if self.kind not in KINDS or not number or not 0 <= self.strength <= 1:
             raise OptionError(
                 f"noise {self.kind}:{self.strength}",
-                reason=f"a strength from 0 to 1, of {', '.join(KINDS)}",
-                hint="Such as 0.4 or dissolve:0.4.",
+                reason=f"not a strength from 0 to 1 of one kind ({', '.join(KINDS)})",
+                hint="Examples: 0.4, dissolve:0.4.",
             )
 
     @classmethod
-    def parse(cls, wish: Noise | float | str) -> Noise:
-        """A strength (of fading), or `kind:strength`. Raises OptionError."""
-        if isinstance(wish, Noise):
-            return wish
-        if not isinstance(wish, str):
-            return cls(strength=wish)
-        kind, _, number = wish.strip().lower().rpartition(":")
+    def parse(cls, noise: Noise | float | str) -> Noise:
+        """A strength (of kind fade), or `kind:strength`. Raises OptionError."""
+        if isinstance(noise, Noise):
+            return noise
+        if not isinstance(noise, str):
+            return cls(strength=noise)
+        kind, _, number = noise.strip().lower().rpartition(":")
         try:
             return cls(kind=kind or "fade", strength=float(number))
         except ValueError:
-            return cls(kind=wish)
+            return cls(kind=noise)
 
     def __bool__(self) -> bool:
         return self.strength > 0
@@ -53,8 +56,8 @@ class Noise:
     def __str__(self) -> str:
         return f"{self.strength}" if self.kind == "fade" else f"{self.kind}:{self.strength}"
 
-    def put_on(self, picture: Image, seed: int) -> Image:
-        """A noisy version of an RGB picture of the size that the encoder sees, rounded to 8 bit."""
+    def apply(self, picture: Image, seed: int) -> Image:
+        """A noisy version of an RGB picture of the encoder's size, rounded to 8 bit."""
         import numpy as np
         from PIL import Image as Images
 
@@ -64,34 +67,34 @@ class Noise:
 
 
 def _fade(x: Pixels, s: float, random: Any) -> Pixels:
-    """x (1 - s) + u s, u uniform in 0..1 for each pixel and channel: at 1 nothing of x is left."""
+    """x (1 - s) + u s, u uniform in 0..1 for each pixel and channel; at 1 nothing of x is left."""
     return x * (1 - s) + random.random(x.shape) * s
 
 
 def _dissolve(x: Pixels, s: float, random: Any) -> Pixels:
-    """A share s of the numbers is replaced by uniform ones, the others stay."""
+    """A fraction s of the numbers is replaced by uniform ones, the others stay."""
     replaced = random.random(x.shape) < s
     noise = random.random(x.shape)
     return (x * ~replaced) + noise * replaced
 
 
 def _gaussian(x: Pixels, s: float, random: Any) -> Pixels:
-    """x + s n, n normal with deviation 1."""
+    """x + s n, n normal with standard deviation 1."""
     return x + s * random.standard_normal(x.shape)
 
 
 def _shuffle(x: Pixels, s: float, random: Any) -> Pixels:
-    """Turned upside down, warped, and faded to white by normal noise: x (1 - n) + n, n of .75 s.
+    """Rotated by 180 degrees, warped, and faded to white by normal noise: x (1 - n) + n.
 
-    The warp fetches each pixel from up to 37.5 px away, smoothed over 3.5 (1 - s) px: colours
-    stay, shapes go.
+    n has standard deviation 0.75 s. The warp moves each pixel by up to 37.5 px, smoothed over
+    3.5 (1 - s) px: colours stay, shapes go.
     """
     noise = random.standard_normal(x.shape) * (0.75 * s)
     return _warped(x, 3.5 * (1 - s), random)[::-1, ::-1] * (1 - noise) + noise
 
 
 def _warped(x: Pixels, smooth: float, random: Any) -> Pixels:
-    """Each pixel fetched from elsewhere; offsets are uniform in +-37.5 px, then smoothed."""
+    """Each pixel read from a random offset, uniform in +-37.5 px and then smoothed."""
     import numpy as np
 
     rows, columns = x.shape[:2]

@@ -1,1 +1,1 @@
-"""Advice on reference pictures: what is measured (jpeg, blur), and what to make of it (advice)."""
+"""Advice on reference pictures: `jpeg` and `blur` measure, `report` draws conclusions."""

@@ -1,8 +1,8 @@
 """How sharp a picture is: the width of its sharpest edges, in its own pixels.
 
-After Zhuo and Sim 2011 (doi 10.1016/j.patcog.2011.03.009): an edge that is a step blurred by a
-Gaussian of deviation s has a gradient that another blur of deviation t weakens by
-R = sqrt((s^2 + t^2) / s^2), whatever its height; so s = t / sqrt(R^2 - 1).
+After Zhuo and Sim 2011 (doi 10.1016/j.patcog.2011.03.009): the gradient of a step edge blurred by a
+Gaussian of standard deviation s is weakened by a second blur of deviation t by the factor
+R = sqrt((s^2 + t^2) / s^2), whatever the height of the step; so s = t / sqrt(R^2 - 1).
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 EDGES = 0.02
-"""The strongest gradients are looked at, this share of all pixels."""
+"""Fraction of all pixels, those with the strongest gradients, that count as edges."""
 FLAT = 2.0
-"""Grey levels a pixel: a picture without a stronger gradient has no edges."""
-WIDE, LEAST = 2.5, 96
-"""Wider edges are measured again at half the size, while the picture is not smaller than that."""
+"""Grey levels per pixel: a picture without a stronger gradient has no edges."""
+WIDE, MIN_SIDE = 2.5, 96
+"""Wider edges are measured again at half the size, if the picture has this many pixels a side."""
 SHARPEST = 0.25
-"""What is sharp counts, not what is out of focus: this quantile of the edges' widths."""
+"""This quantile of the edge widths is the result: sharp parts count, not those out of focus."""
 
 
 def edge_width(patches: Sequence[Array]) -> float | None:
-    """Deviation in pixels of the blur on the sharpest edges of patches [H, W] of a picture.
+    """Standard deviation in pixels of the blur of the sharpest edges in patches [H, W].
 
-    Within a tenth of the truth from 1 to 8 pixels on photographs; noise looks sharp. None where
-    there are no edges.
+    Within a tenth of the truth from 1 to 8 pixels on photographs; noise counts as sharp. None
+    without edges.
     """
     scale = 1
     while True:
         width = _width(patches)
-        if width is None or width < WIDE or min(map(min, (p.shape for p in patches))) < LEAST:
+        if width is None or width < WIDE or min(map(min, (p.shape for p in patches))) < MIN_SIDE:
             return None if width is None else width * scale
         patches, scale = [_half(patch) for patch in patches], scale * 2
 
@@ -50,7 +50,7 @@ def _width(patches: Sequence[Array], t: float = 1.0) -> float | None:
 
 
 def _gradient(x: Array) -> Array:
-    """Without the rim, where the blur has no neighbours."""
+    """Without the border, where the blur lacks neighbours."""
     rows, columns = np.gradient(x)
     length: Array = np.hypot(rows, columns)
     return length[4:-4, 4:-4]

@@ -1,9 +1,9 @@
-"""How much JPEG has taken from a picture: by its file, and by traces in its pixels.
+"""How strongly a picture was compressed as JPEG: from its file, and from traces in its pixels.
 
-A file tells its quantisation tables. Pixels of a decoded JPEG tell the tables as well: their 8x8
-cosine coefficients lie near multiples of the steps, also after a later, better compression or in a
-PNG, as long as the picture was neither scaled nor turned since. Qualities are those of libjpeg's
-scale 1..100, which most programs use.
+A JPEG file stores its quantisation tables. The pixels of a decoded JPEG reveal them too: their 8x8
+cosine coefficients lie near multiples of the quantisation steps, even after a later, better
+compression or in a PNG, as long as the picture was neither scaled nor rotated since. Qualities are
+on libjpeg's scale 1..100, which most programs use.
 """
 
 from __future__ import annotations
@@ -31,63 +31,64 @@ _LUMINANCE = np.array(
     ]
 )
 
-# Low frequencies (row, column): they keep numbers that are not zero down to poor qualities.
+# Low frequencies (row, column): their coefficients are not all zero even at poor qualities.
 _READ = ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (0, 3), (1, 2), (2, 1), (3, 0), (2, 2))
 
 LARGEST_STEP = 120
-CLEAR = 0.5
-"""Mean cos(2 pi c / step) from which a step counts as found: 1 on multiples, 0 anywhere."""
-ENOUGH = 40
-"""Coefficients a frequency must have beyond half a step."""
+MIN_SCORE = 0.5
+"""Mean cos(2 pi c / step) from which a step counts as found: 1 on multiples, 0 elsewhere."""
+MIN_COEFFICIENTS = 40
+"""Coefficients that a frequency must have beyond half a step."""
 COARSER = 1.6
+"""Factor by which an earlier table must be coarser than the file's own to be found."""
 OUTLIER = 0.3
-AGREE = 4
+MIN_FREQUENCIES = 4
 """Frequencies in which a step must be found."""
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A quality 1..100 on libjpeg's scale; `exact` where the tables are libjpeg's own."""
+class JpegQuality:
+    """A quality 1..100 on libjpeg's scale; `exact` if the tables are libjpeg's own."""
 
     quality: int
     exact: bool
 
 
-def table(quality: int) -> Array:
+def luminance_table(quality: int) -> Array:
     """libjpeg's luminance table [64], row by row, for a quality 1..100."""
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
     return ((_LUMINANCE * scale + 50) // 100).clip(1, 255).astype(np.float64)
 
 
-_TABLES = np.stack([table(quality) for quality in range(1, 101)])
+_TABLES = np.stack([luminance_table(quality) for quality in range(1, 101)])
 
 
-def of_tables(tables: Mapping[int, Sequence[int]]) -> Estimate | None:
-    """The quality that a file's quantisation tables stand for; the nearest for foreign tables."""
+def from_tables(tables: Mapping[int, Sequence[int]]) -> JpegQuality | None:
+    """The quality of a file's quantisation tables; the nearest one for tables of other encoders."""
     if not tables:
         return None
     found = np.asarray(tables[min(tables)], np.float64)
     if found.shape != (64,):
         return None
     apart = np.abs(np.log(_TABLES) - np.log(found.clip(1, None))).mean(1)
-    # several low qualities share a table of nothing but 255: the best of them is meant
+    # several low qualities share a table of only 255: take the best of them
     best = int(np.flatnonzero(apart == apart.min())[-1])
-    return Estimate(best + 1, bool((_TABLES[best] == found).all()))
+    return JpegQuality(best + 1, bool((_TABLES[best] == found).all()))
 
 
-def of_pixels(patches: Sequence[Array], since: Sequence[int] | None = None) -> Estimate | None:
-    """The quality of a compression that left its traces in patches [H, W] of a picture, 0..255.
+def from_pixels(patches: Sequence[Array], since: Sequence[int] | None = None) -> JpegQuality | None:
+    """The quality of a compression that left traces in patches [H, W] of a picture, 0..255.
 
-    Patches lie at multiples of 8 in the picture. `since` is the file's own luminance table, where
-    it is a JPEG: only what was clearly coarser can be told from it. None where there are no traces
-    (a quality above 90 leaves none that are clear).
+    Patches lie at multiples of 8 pixels in the picture. `since` is the luminance table of the file
+    itself, if it is a JPEG: only a clearly coarser compression can be told from it. None without
+    traces (a quality above 90 leaves none that are clear).
     """
     starts = [(0, 0)] if since is not None else [(0, 0), _grid(patches)]
     found = (_on_grid([patch[top:, left:] for patch in patches], since) for top, left in starts)
     return next((estimate for estimate in found if estimate is not None), None)
 
 
-def _on_grid(patches: Sequence[Array], since: Sequence[int] | None) -> Estimate | None:
+def _on_grid(patches: Sequence[Array], since: Sequence[int] | None) -> JpegQuality | None:
     coefficients = np.concatenate([_coefficients(patch) for patch in patches])
     steps: dict[int, int] = {}
     for row, column in _READ:
@@ -96,23 +97,23 @@ def _on_grid(patches: Sequence[Array], since: Sequence[int] | None) -> Estimate 
         found = _step(coefficients[:, row, column], least)
         if found:
             steps[place] = found
-    if len(steps) < AGREE:
+    if len(steps) < MIN_FREQUENCIES:
         return None
     places = list(steps)
     sizes = np.log(np.array([steps[place] for place in places], np.float64))
     apart = np.abs(np.log(_TABLES[:, places]) - sizes)
     distance = apart.clip(max=OUTLIER).mean(1)
-    # neighbours may share all steps that were read: the middle one
+    # neighbouring qualities may share all steps that were found: take the middle one
     best = int(np.median(np.flatnonzero(distance == distance.min())) + 0.5)
-    return Estimate(best + 1, bool((np.exp(apart[best]) < 1.01).all()))
+    return JpegQuality(best + 1, bool((np.exp(apart[best]) < 1.01).all()))
 
 
 def _step(c: Array, least: float) -> int:
-    """The largest step whose multiples the coefficients lie on; 0 where there is none."""
-    best, score = 0, CLEAR
+    """The largest step on whose multiples the coefficients lie; 0 if there is none."""
+    best, score = 0, MIN_SCORE
     for step in range(math.ceil(least), LARGEST_STEP):
         beyond = c[np.abs(c) > step / 2]
-        if len(beyond) < ENOUGH:
+        if len(beyond) < MIN_COEFFICIENTS:
             break
         found = float(np.cos(2 * np.pi * beyond / step).mean())
         if found > score:
@@ -121,7 +122,7 @@ def _step(c: Array, least: float) -> int:
 
 
 def _grid(patches: Sequence[Array]) -> tuple[int, int]:
-    """Where the first block starts: a cut moves the grid. Jumps between blocks show it."""
+    """Where the first 8x8 block starts: a crop moves the grid. Jumps between blocks reveal it."""
     starts = []
     for axis in (0, 1):
         jumps = np.zeros(8)
@@ -137,7 +138,7 @@ def _grid(patches: Sequence[Array]) -> tuple[int, int]:
 
 
 def _coefficients(grey: Array) -> Array:
-    """Orthonormal cosine transform of every 8x8 block, [blocks, 8, 8], as JPEG has it."""
+    """Orthonormal cosine transform of every 8x8 block, [blocks, 8, 8], as in JPEG."""
     rows, columns = (side // 8 * 8 for side in grey.shape)
     blocks = grey[:rows, :columns].reshape(rows // 8, 8, columns // 8, 8) - 128
     k = np.arange(8)

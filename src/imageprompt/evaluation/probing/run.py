@@ -73,7 +73,7 @@ def probe(
         scale=scale,
     )
     request = Request(
-        shown=(shown,),
+        references=(shown,),
         base=base,
         seed=seed,
         steps=steps,
@@ -95,7 +95,7 @@ def probe(
 
     pictures, _ = loading.open_references(references)
     with opened(request, shown) as found:
-        all_sites = AttachedDenoiser.of(found.pipe).sites.sites
+        all_sites = AttachedDenoiser.of(found.pipe).spec.sites
         alone = {name: {name: scale} for name in places(all_sites, each=sites)}
         once = len(texts) * seeds
         if on_progress is not None:

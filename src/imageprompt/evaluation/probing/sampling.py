@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from imageprompt import loading
 from imageprompt.core.errors import EncoderError
 from imageprompt.generation.pipeline_call import options_of, with_own_defaults
-from imageprompt.generation.start_images import Start
+from imageprompt.generation.start_images import StartImages
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,29 +38,30 @@ class Models:
 def opened(request: Request, shown: Reference) -> Iterator[Models]:
     """The models that both name, the adapter attached; everything as it was afterwards."""
     folder = loading.base_folder(request.base)
-    choice = None
-    if isinstance(shown.adapter, str | os.PathLike | None):
-        choice = loading.find_adapter(shown.adapter, folder, cached_only=False)
+    given = shown.adapter
+    if isinstance(given, str | os.PathLike | None):
+        given = loading.find_adapter(given, folder, cached_only=False)
     base = loading.load_base(
         request.base, folder, dtype=request.dtype, device=request.device, bars=request.progress
     )
     request = replace(request, **with_own_defaults(request, base.name))
-    start = Start.open(request)
+    start = StartImages.open(request)
     options = options_of(request, base.pipe, start, start.size(request.size, base.pipe))
-    adapter, name, encoder = shown.adapter, None, None
-    if choice is not None:
-        adapter, _ = loading.load_adapter(choice, base.pipe, shown.variant)
-        name = choice.name
-    lacks = adapter.encoder is None and not adapter.spec.feature.faces_only
-    if lacks or shown.encoder is not None:
-        encoder, _ = loading.find_encoder(shown.encoder, adapter.spec, base, name)
+    adapter, record = loading.load_adapter(given, base.pipe, shown.variant)
     bar = getattr(base.pipe, "_progress_bar_config", {})
-    adapter.attach(base.pipe, encoder=encoder, faces=shown.faces)
+    loading.attach_adapter(
+        adapter,
+        record,
+        base,
+        encoder=shown.encoder,
+        faces=shown.faces,
+        quiet=not request.progress,
+    )
     try:
         base.pipe.set_progress_bar_config(**{**bar, "disable": True})
         with loading.few_threads(base):
             del options["prompt"]
-            yield Models(base.pipe, adapter, options, {"base": base.name, "adapter": name})
+            yield Models(base.pipe, adapter, options, {"base": base.name, "adapter": record.name})
     finally:
         base.pipe.set_progress_bar_config(**bar)
         adapter.detach()

@@ -1,6 +1,6 @@
-"""CLIP text towers with projection: words in the space of a CLIP picture encoder's `image_embeds`.
+"""CLIP text towers with projection: text features in the space of an encoder's `image_embeds`.
 
-Only the two towers that were trained together share a space: equal widths prove nothing.
+Only two towers that were trained together share a space: equal widths prove nothing.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
     from imageprompt.encoding.encoders.contract import Encoder
 
-# (hidden width, layers) of the picture tower -> of the text tower trained with it, and what it is
-# called: the families whose towers are published on their own.
+# (hidden width, layers) of the image tower -> those of the text tower trained with it, and their
+# name: the families whose towers are published on their own.
 _TRAINED_TOGETHER = {
     (1024, 24): ((768, 12), "CLIP ViT-L/14"),
     (1280, 32): ((1024, 24), "CLIP ViT-H/14"),
     (1664, 48): ((1280, 32), "CLIP bigG"),
 }
-_REMEDY = (
-    "Give text_encoder= the CLIPTextModelWithProjection and tokenizer it was trained with, "
-    "or ready-made text features."
+_HINT = (
+    "Pass text_encoder= the CLIPTextModelWithProjection and tokenizer trained with it, or "
+    "ready-made text features."
 )
 
 
@@ -41,11 +41,11 @@ class TextTower:
 
     @property
     def width(self) -> int:
-        """Of the embedding; the projection's rows."""
+        """Last dimension of the embedding."""
         return int(self.model.text_projection.weight.shape[0])
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """`text_embeds` [n, E], as they come: not normed. Says so where a text is cut."""
+        """`text_embeds` [n, E], not normalised. Warns about texts that are truncated."""
         import torch
 
         limit = self.model.config.max_position_embeddings
@@ -53,7 +53,7 @@ class TextTower:
             length = len(self.tokenizer(text).input_ids)
             if length > limit:
                 warnings.warn(
-                    f"a text of {length} tokens is cut to {limit} for the text encoder",
+                    f"a text of {length} tokens is truncated to {limit} for the text encoder",
                     stacklevel=2,
                 )
         ids = self.tokenizer(
@@ -68,59 +68,58 @@ class TextTower:
 
 
 def open_text_encoder(source: object, encoder: Encoder) -> TextTower:
-    """The text tower that shares a space with a picture encoder.
+    """The text tower that shares a space with an image encoder.
 
-    `source` is a TextTower, a (model, tokenizer) pair or a folder that holds both, which are taken
-    at their word if the widths agree; or a pipeline, of whose text encoders one must be of the
-    same published family as the picture encoder (SDXL's `text_encoder_2` and CLIP bigG). Raises
-    EncoderError.
+    `source` is a TextTower, a (model, tokenizer) pair or a folder with both, which are trusted if
+    the widths agree; or a pipeline, one of whose text encoders must be of the same published family
+    as the image encoder (SDXL's `text_encoder_2` and CLIP bigG). Raises EncoderError.
     """
     width = encoder.width("image_embeds")
     if isinstance(source, TextTower | tuple | str | os.PathLike):
-        tower = _given(source)
+        tower = _from_source(source)
         if tower.width != width:
             raise EncoderError(
-                f"a text encoder whose embeddings are {tower.width} wide",
-                reason=f"the image encoder's are {width} wide: they share no space",
-                hint=_REMEDY,
+                f"a text encoder with embeddings {tower.width} wide",
+                reason=f"those of the image encoder are {width} wide, so they share no space",
+                hint=_HINT,
             )
         return tower
-    for tower in _of_pipeline(source):
+    for tower in _from_pipeline(source):
         if tower.width == width and _family(tower, encoder):
             return tower
     raise EncoderError(
-        "words in the image encoder's space",
-        reason=f"no text encoder of this base shares a space with its {width} wide image_embeds",
-        hint=_REMEDY,
+        "text in the image encoder's space",
+        reason=f"no text encoder of this base shares a space with image_embeds {width} wide",
+        hint=_HINT,
     )
 
 
-def _given(source: Any) -> TextTower:
+def _from_source(source: Any) -> TextTower:
     if isinstance(source, str | os.PathLike):
-        return _stored(source)
+        return _load(source)
     tower = source if isinstance(source, TextTower) else TextTower(*source[:2])
-    if not _projects(tower.model) or not callable(tower.tokenizer):
+    if not _has_projection(tower.model) or not callable(tower.tokenizer):
         raise EncoderError(
             f"text encoder {type(tower.model).__name__}",
             reason="not a CLIPTextModelWithProjection with its tokenizer",
-            hint="Give the pair (model, tokenizer), or a folder that holds both.",
+            hint="Give the pair (model, tokenizer), or a folder with both.",
         )
     return tower
 
 
-def _stored(source: str | os.PathLike[str]) -> TextTower:
+def _load(source: str | os.PathLike[str]) -> TextTower:
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
     folder = locate_folder(source)
-    kind: Any = CLIPTextModelWithProjection
+    model_class: Any = CLIPTextModelWithProjection
     try:
-        model, report = kind.from_pretrained(
+        model, report = model_class.from_pretrained(
             folder, local_files_only=True, output_loading_info=True
         )
-        lacking = sorted(report["missing_keys"])
-        reason = f"it has no {lacking[0]}" if lacking else ""
+        missing = sorted(report["missing_keys"])
+        reason = f"{missing[0]} is missing" if missing else ""
         tokenizer = (
-            None if lacking else CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            None if missing else CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         )
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0]
@@ -128,28 +127,28 @@ def _stored(source: str | os.PathLike[str]) -> TextTower:
         raise EncoderError(
             f"text encoder {str(source)!r}",
             reason=f"not a CLIPTextModelWithProjection with its tokenizer ({reason})",
-            hint="Give a folder that holds both.",
+            hint="Give a folder with both.",
         )
     return TextTower(model.eval(), tokenizer)
 
 
-def _of_pipeline(pipe: object) -> Iterator[TextTower]:
+def _from_pipeline(pipe: object) -> Iterator[TextTower]:
     parts = getattr(pipe, "components", None) or {}
     for name, model in parts.items():
-        if name.startswith("text_encoder") and _projects(model):
+        if name.startswith("text_encoder") and _has_projection(model):
             tokenizer = parts.get(name.replace("text_encoder", "tokenizer"))
             if tokenizer is not None:
                 yield TextTower(model, tokenizer)
 
 
-def _projects(model: object) -> bool:
+def _has_projection(model: object) -> bool:
     return hasattr(getattr(model, "text_projection", None), "weight")
 
 
 def _family(tower: TextTower, encoder: Encoder) -> str:
-    """The published family that both towers have the shape of; empty where there is none."""
-    pictures = getattr(getattr(encoder, "model", None), "config", None)
-    words = tower.model.config
-    shape = (getattr(pictures, "hidden_size", 0), getattr(pictures, "num_hidden_layers", 0))
+    """The published family that both towers belong to by their shapes; "" if none."""
+    image = getattr(getattr(encoder, "model", None), "config", None)
+    text = tower.model.config
+    shape = (getattr(image, "hidden_size", 0), getattr(image, "num_hidden_layers", 0))
     partner, name = _TRAINED_TOGETHER.get(shape, ((0, 0), ""))
-    return name if partner == (words.hidden_size, words.num_hidden_layers) else ""
+    return name if partner == (text.hidden_size, text.num_hidden_layers) else ""
