@@ -15,6 +15,7 @@ import imageprompt as ip
 from imageprompt.core import bundled, errors
 from imageprompt.generation import generate, repeat
 from imageprompt.loading import recipe
+from imageprompt.loading.recipe.reading import read_recipe
 from tiny_stack import SIDE, make_pipeline, make_xl_pipeline, save_stack
 
 QUICK: dict[str, Any] = {"steps": 2, "progress": False}
@@ -52,7 +53,7 @@ def test_a_request_and_its_recipe(tiny_bundled: Path, reference: Path) -> None:
     assert made.adapter is not None
     assert made.adapter.spec["variant"] == "plus"
     assert made.encoder is not None
-    assert made.references[0].name == str(reference)
+    assert made.references[0].pictures[0].name == str(reference)
     assert made.versions["torch"] == torch.__version__
     assert result.image_prompt is not None
     assert result.image_prompt.tokens.shape == (1, 4, 32)
@@ -83,7 +84,7 @@ def test_kinds_of_references(tiny_bundled: Path, reference: Path, tmp_path: Path
     two = generate(reference=[reference, Image.new("RGB", (16, 16), "blue")], **QUICK)
     assert two.image_prompt is not None
     assert two.image_prompt.tokens.shape == (1, 8, 32)
-    assert [source.name for source in two.recipe.references] == [str(reference), None]
+    assert [record.name for record in two.recipe.references[0].pictures] == [str(reference), None]
     saved = tmp_path / "two.safetensors"
     two.image_prompt.save(saved)
     for prompt in (two.image_prompt, saved, str(saved)):
@@ -165,7 +166,7 @@ def test_a_pipeline_that_is_brought_is_given_back_as_it_was(tiny_folder: Path) -
     assert result.recipe.base.name is None
     with pytest.raises(errors.OptionError, match="has its own"):
         generate("a star", red(), base=pipe, adapter=path, dtype="float16", **QUICK)
-    with pytest.raises(errors.OptionError, match="carries none"):
+    with pytest.raises(errors.OptionError, match="comes without one"):
         generate("a star", red(), base=pipe, **QUICK)
 
 
@@ -296,7 +297,7 @@ def test_where_the_image_prompt_is_too_large_the_reference_is_read_again(
     path = made.save(tmp_path / "out")[0]
     assert bits(repeat(path, progress=False)) == bits(made)
     Image.new("RGB", (16, 16), "blue").save(reference)
-    with pytest.raises(errors.PictureError, match="not the picture it was"):
+    with pytest.raises(errors.PictureError, match="the file has changed"):
         repeat(path)
     reference.unlink()
     with pytest.raises(errors.PictureError, match="--reference"):
@@ -334,7 +335,7 @@ def test_other_weights_than_the_recipes_are_refused(tmp_path: Path) -> None:
     adapter.write_bytes(kept)
     weights = "unet/diffusion_pytorch_model.safetensors"
     shutil.copy(other / weights, folder / weights)
-    with pytest.raises(errors.WrongBaseError, match="not what they were"):
+    with pytest.raises(errors.WrongBaseError, match="weights have changed"):
         repeat(path, progress=False)
     assert bits(repeat(path, base=folder, progress=False)) != bits(made)
 
@@ -346,7 +347,7 @@ def test_other_versions_and_devices_are_said(
     text = made.recipe.to_json()
     text = text.replace(f'"torch": "{torch.__version__}"', '"torch": "1.0"')
     text = text.replace('"device": "cpu"', '"device": "cuda:7"')
-    old = ip.read_recipe(text, "old")
+    old = read_recipe(text, "old")
     recipe.write_picture(tmp_path / "old.png", made.images[0], old, [None])
     with pytest.warns(UserWarning) as said:  # noqa: PT030 the two messages follow
         again = repeat(tmp_path / "old.png", reference=red(), progress=False)
@@ -383,7 +384,7 @@ def test_other_versions_and_devices_are_said(
         ({"base": "no-such-base"}, errors.NotFoundError, "no-such-base"),
         ({"adapter": "pluss"}, errors.NotFoundError, "base, plus"),
         ({"adapter": "no-such.safetensors"}, errors.NotFoundError, "no-such.safetensors"),
-        ({"image_prompt": "x.safetensors"}, errors.OptionError, "takes the place"),
+        ({"image_prompt": "x.safetensors"}, errors.OptionError, "cannot be combined"),
     ],
 )
 def test_bad_requests_are_refused_by_name(

@@ -47,7 +47,9 @@ def again(result: ip.GenerationResult, folder: Path, **changes: Any) -> ip.Gener
 
 def test_what_needs_guidance_says_so_without(tiny_bundled: Path) -> None:
     kept_away = {"negative_reference": colour("blue"), "noise": 0.3, **QUICK}
-    with pytest.warns(UserWarning, match="--negative-reference, --noise at guidance scale 1: only"):
+    with pytest.warns(
+        UserWarning, match="no effect at guidance scale 1: --negative-reference, --noise"
+    ):
         without = generate("a star", colour("red"), guidance_scale=1, **kept_away)
     assert bits(without) == bits(generate("a star", colour("red"), guidance_scale=1, **QUICK))
 
@@ -82,7 +84,7 @@ def test_controls_are_those_of_use(tiny_bundled: Path) -> None:
     assert bits(made) == [by_hand(tiny_bundled, [("plus", [colour("red")], how)])]
     whole = generate("a star", colour("red"), controls=made_controls(how), **QUICK)
     assert bits(whole) == bits(made)
-    assert made.recipe.shown[0].controls == made_controls(how).as_dict()
+    assert made.recipe.references[0].controls == made_controls(how).as_dict()
 
 
 def made_controls(how: dict[str, Any]) -> Controls:
@@ -98,7 +100,7 @@ def test_masks_and_references_pair_in_order(tiny_bundled: Path, files: Path) -> 
         for name, mask in zip(("red", "blue"), masks, strict=True)
     ]
     assert bits(made) == [by_hand(tiny_bundled, uses)]
-    assert [shown.mask and shown.mask.name for shown in made.recipe.shown] == [*map(str, masks)]
+    assert [one.mask and one.mask.name for one in made.recipe.references] == [*map(str, masks)]
     one = generate("a star", **two, mask=masks[0], **QUICK)
     both = ("plus", [colour("red"), colour("blue")], {"scale": 0.8, "mask": masks[0]})
     assert bits(one) == [by_hand(tiny_bundled, [both])]
@@ -116,7 +118,7 @@ def test_further_references_have_adapters_and_controls_of_their_own(
         ("base", [colour("blue")], {"scale": 1.2, "schedule": "0.5-1"}),
     ]
     assert bits(made) == [by_hand(tiny_bundled, uses)]
-    assert [shown.adapter.name for shown in made.recipe.shown] == ["plus", "base"]
+    assert [one.adapter.name for one in made.recipe.references] == ["plus", "base"]
     assert len(made.image_prompts) == 2
     for name in ("red", "blue"):
         (files / f"{name}.png").unlink()
@@ -145,15 +147,15 @@ def test_how_references_are_encoded_is_in_the_recipe(tiny_bundled: Path, files: 
     how |= {"negative_reference": files / "green.png", "noise": 0.2, "noise_seed": 3}
     two = [files / "red.png", files / "blue.png"]
     made = generate("a star", two, **how, **QUICK)
-    (shown,) = made.recipe.shown
-    assert shown.how == {
+    (metadata,) = made.recipe.references
+    assert metadata.encode_options == {
         "fusion": "weighted",
         "weights": [0.7, 0.3],
         "framing": "crop:top",
         "noise": 0.2,
         "noise_seed": 3,
     }
-    assert shown.negative[0].name == str(files / "green.png")
+    assert metadata.negative_reference[0].name == str(files / "green.png")
     path = made.save(files / "out")[0]
     assert bits(repeat(path, progress=False)) == bits(made)
     # another adapter reads the pictures anew, in the same way
@@ -169,7 +171,7 @@ def test_how_references_are_encoded_is_in_the_recipe(tiny_bundled: Path, files: 
     )
     (files / "green.png").unlink()
     assert bits(repeat(path, scale=0.8, progress=False)) == bits(made)
-    with pytest.raises(errors.PictureError, match=r"negative.reference.*not there"):
+    with pytest.raises(errors.PictureError, match=r"negative.reference.*no such file"):
         repeat(path, adapter="base", progress=False)
 
 
@@ -184,9 +186,9 @@ def test_a_style_of_the_library(tiny_bundled: Path, files: Path) -> None:
     pipe.detach()
     styled = generate("a star", style="ember", library=files / "library", **QUICK)
     assert bits(styled) == bits(made)
-    (shown,) = styled.recipe.shown
-    assert shown.style is not None
-    assert (shown.style.name, shown.references) == ("ember", ())
+    (metadata,) = styled.recipe.references
+    assert metadata.style is not None
+    assert (metadata.style.name, metadata.pictures) == ("ember", ())
     Library(files / "library").remove("ember")
     assert bits(again(styled, files)) == bits(styled)
     with pytest.raises(errors.NotFoundError, match="ember"):
@@ -209,7 +211,7 @@ def test_a_style_of_a_recipe_must_be_what_it_was(
     path = generate("a star", style="ember", **where, steps=2).save(files / "out")[0]
     assert bits(repeat(path, style="other", **where)) != bits(repeat(path, **where))
     shelf.add("ember", adapter, [files / "blue.png"], replace=True)
-    with pytest.raises(errors.OptionError, match=r"tokens are not what they were.*--style NAME"):
+    with pytest.raises(errors.OptionError, match=r"tokens have changed.*--style NAME"):
         repeat(path, **where)
     base.image_encoder.vision_model.post_layernorm.weight.data.mul_(2)
     adapter.detach()
@@ -224,7 +226,7 @@ def test_faces_have_masks_and_weights_of_their_own() -> None:
     for pictures in (None, ["a.png", "b.png"]):
         both = ip.Reference(reference=pictures, **how)
         both.check()
-        parts = both.places()
+        parts = both.split_by_mask()
         assert [part.embeddings for part in parts] == [["a.npy"], ["b.npy"]]
         assert [part.pictures for part in parts] == [[p] for p in pictures or ()] or not pictures
         assert [part.mask for part in parts] == how["mask"]
@@ -234,15 +236,15 @@ def test_faces_have_masks_and_weights_of_their_own() -> None:
 
 def test_two_encoders_are_two_attachments() -> None:
     """Also where they look alike."""
-    from imageprompt.generation.apply_references import Entry
-    from imageprompt.loading import AdapterChoice
+    from imageprompt.generation.apply_references import OpenedReference
+    from imageprompt.loading import LocatedAdapter
 
-    choice, encoders = AdapterChoice(Path("a"), "a"), [torch.nn.Linear(2, 2) for _ in range(2)]
+    located, encoders = LocatedAdapter(Path("a"), "a"), [torch.nn.Linear(2, 2) for _ in range(2)]
     one, two, again_one = (
-        Entry(ip.Reference(reference="a.png", encoder=e), [], [], None, None, choice, {})
+        OpenedReference(ip.Reference(reference="a.png", encoder=e), [], [], None, None, located, {})
         for e in (*encoders, encoders[0])
     )
-    assert one.adapter == again_one.adapter != two.adapter
+    assert one.attachment == again_one.attachment != two.attachment
 
 
 def test_a_face_adapter_reads_embeddings(
@@ -261,11 +263,12 @@ def test_a_face_adapter_reads_embeddings(
     np.save(files / "face.npy", face / np.linalg.norm(face))
     how = {"adapter": files / "face.safetensors", "face_embeddings": files / "face.npy"}
     made = generate("a star", **how, **QUICK)
-    (shown,) = made.recipe.shown
-    assert (shown.encoder, shown.references) == (None, ())
-    assert [source.name for source in shown.embeddings] == [str(files / "face.npy")]
+    (metadata,) = made.recipe.references
+    assert (metadata.encoder, metadata.pictures) == (None, ())
+    assert [record.name for record in metadata.face_embeddings] == [str(files / "face.npy")]
     merged = generate("a star", lora_mode="merged", lora=0.5, **how, **QUICK)
-    assert merged.recipe.shown[0].how == {"lora_mode": "merged"}
+    (metadata,) = merged.recipe.references
+    assert (metadata.lora_mode, metadata.encode_options) == ("merged", {})
     assert bits(merged) != bits(made)
     monkeypatch.setattr("imageprompt.loading.recipe.png.MAX_TOKEN_BYTES", 10)  # read the file again
     assert bits(again(merged, files)) == bits(merged)
@@ -284,7 +287,7 @@ def test_references_are_encoded_again_by_the_same_encoder_only(
     assert bits(repeat(path, progress=False)) == bits(made)
     encoder.vision_model.post_layernorm.weight.data.mul_(2)
     encoder.save_pretrained(files / "encoder")
-    with pytest.raises(errors.OptionError, match=r"not what they were.*--encoder"):
+    with pytest.raises(errors.OptionError, match=r"weights have changed.*--encoder"):
         repeat(path, progress=False)
     repeat(path, encoder=files / "encoder", progress=False)
 
@@ -398,7 +401,7 @@ def test_a_pipeline_that_is_brought_is_used_as_it_is_or_made_into_what_is_needed
     guided = StableDiffusionControlNetPipeline(
         **words.components, controlnet=net, requires_safety_checker=False
     )
-    with pytest.raises(errors.OptionError, match="has no name for"):
+    with pytest.raises(errors.OptionError, match=r"generate\(\) does not know"):
         generate("a star", colour("red"), base=guided, **plus)
     with pytest.raises(errors.OptionError, match=r"strength 0\.5: this base has no such option"):
         generate("a star", colour("red"), init_image=start, strength=0.5, **options)
@@ -409,7 +412,7 @@ def test_init_images_of_other_sizes_are_scaled_and_that_is_said(
 ) -> None:
     wide = files / "wide.png"
     Image.effect_noise((200, 100), 90).convert("RGB").save(wide)
-    with pytest.warns(UserWarning, match="200x100 pixels: scaled and squeezed to 22x12"):
+    with pytest.warns(UserWarning, match="200x100 pixels: scaled and distorted to 22x12"):
         made = generate("a star", colour("red"), init_image=wide, **QUICK)
     assert made.images[0].size == (made.recipe.width, made.recipe.height) == (22, 12)
     with pytest.warns(UserWarning, match="init image of 200x100 pixels: scaled to 32x16"):
@@ -481,7 +484,9 @@ def test_a_controlnet(tiny_bundled: Path, files: Path, start: Path) -> None:
         generate("a star", files / "red.png", controlnet=net, control_image=start, **QUICK)
     ) == bits(made)
     other = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 8, 8))
-    with pytest.raises(errors.WrongBaseError, match="shrinks pictures by 4, this base's VAE by 2"):
+    with pytest.raises(
+        errors.WrongBaseError, match="downscales pictures by 4; this base's VAE by 2"
+    ):
         generate("a star", colour("red"), controlnet=other, control_image=start, **QUICK)
     torch.save({}, files / "net" / "diffusion_pytorch_model.safetensors")
     with pytest.raises(errors.OptionError, match="cannot load it"):
@@ -497,10 +502,10 @@ def test_files_of_a_recipe_must_lie_there_unchanged(
     path = made.save(files / "out")[0]
     flag = f"--{name.replace('_', '-')}"
     Image.new("L", (SIDE, SIDE), 200).save(named[name])
-    with pytest.raises(errors.PictureError, match=f"not the picture it was.*{flag}"):
+    with pytest.raises(errors.PictureError, match=f"the file has changed.*{flag}"):
         repeat(path, progress=False)
     named[name].unlink()
-    with pytest.raises(errors.PictureError, match=f"not there.*{flag}"):
+    with pytest.raises(errors.PictureError, match=f"no such file.*{flag}"):
         repeat(path, progress=False)
     inside = Image.new("RGB", (SIDE, SIDE), "white")
     kept = repeat(path, progress=False, **{name: inside})

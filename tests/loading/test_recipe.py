@@ -15,17 +15,34 @@ from PIL.PngImagePlugin import PngInfo
 from imageprompt.control import Controls, Schedule
 from imageprompt.core.errors import OptionError
 from imageprompt.loading import recipe as module
-from imageprompt.loading.recipe import Recipe, Shown, Source, png, read_picture, write_picture
+from imageprompt.loading.recipe import (
+    AssetRecord,
+    Recipe,
+    ReferenceMetadata,
+    png,
+    read_picture,
+    write_picture,
+)
 from imageprompt.loading.recipe.reading import read_recipe
 
-SHOWN = Shown(
-    adapter=Source(name="plus", hash="1" * 64, spec={"variant": "plus", "projector": {"depth": 2}}),
-    encoder=Source(name=None, hash="2" * 16),
-    references=(Source(name="cat.png", hash="3" * 64), Source(name="dog.png", hash="3" * 64)),
-    mask=Source(name="left.png", hash="4" * 64),
-    negative=(Source(name="noise.png", hash="4" * 64),),
+METADATA = ReferenceMetadata(
+    adapter=AssetRecord(
+        name="plus", hash="1" * 64, spec={"variant": "plus", "projector": {"depth": 2}}
+    ),
+    encoder=AssetRecord(name=None, hash="2" * 16),
+    pictures=(
+        AssetRecord(name="cat.png", hash="3" * 64),
+        AssetRecord(name="dog.png", hash="3" * 64),
+    ),
+    mask=AssetRecord(name="left.png", hash="4" * 64),
+    negative_reference=(AssetRecord(name="noise.png", hash="4" * 64),),
     controls=Controls(preset="style transfer", schedule=Schedule.parse("0-0.4")).as_dict(),
-    how={"fusion": "weighted", "weights": [0.7, 0.3], "framing": "crop:top", "noise": "fade:0.2"},
+    encode_options={
+        "fusion": "weighted",
+        "weights": [0.7, 0.3],
+        "framing": "crop:top",
+        "noise": "fade:0.2",
+    },
 )
 RECIPE = Recipe(
     prompt="a cat in a hat — 猫",
@@ -41,14 +58,23 @@ RECIPE = Recipe(
     dtype="float32",
     device="cpu",
     scheduler={"_class_name": "DDIMScheduler", "trained_betas": None, "beta_start": 1e-4},
-    base=Source(name="bundled", hash="0" * 16),
-    shown=(SHOWN, replace(SHOWN, style=Source(name="ink", hash="5" * 64), references=())),
-    init_image=Source(name="start.png", hash="6" * 64),
+    base=AssetRecord(name="bundled", hash="0" * 16),
+    references=(
+        METADATA,
+        replace(
+            METADATA,
+            style=AssetRecord(name="ink", hash="5" * 64),
+            pictures=(),
+            lora_mode="merged",
+            face_embeddings=(AssetRecord(name="me.npy", hash="6" * 64),),
+        ),
+    ),
+    init_image=AssetRecord(name="start.png", hash="6" * 64),
     guidance=("negative", "positive", "positive"),
     strength=0.6,
-    inpaint_mask=Source(name="hole.png", hash="7" * 64),
-    controlnet=Source(name="./canny", hash="8" * 16),
-    control_image=Source(name="edges.png", hash="9" * 64),
+    inpaint_mask=AssetRecord(name="hole.png", hash="7" * 64),
+    controlnet=AssetRecord(name="./canny", hash="8" * 16),
+    control_image=AssetRecord(name="edges.png", hash="9" * 64),
     control_scale=0.5,
     versions={"torch": "2.13.0"},
 )
@@ -71,11 +97,11 @@ def changed(**changes: Any) -> str:
 def test_round_trip_through_json() -> None:
     assert read_recipe(RECIPE.to_json(), "x") == RECIPE
     sites = Controls(scale={"style": 1.0, "mid_block": 0.2}).as_dict()
-    by_site = replace(RECIPE, shown=(replace(SHOWN, controls=sites),), guidance_scale=None)
+    by_site = replace(RECIPE, references=(replace(METADATA, controls=sites),), guidance_scale=None)
     assert read_recipe(by_site.to_json(), "x") == by_site
-    words = replace(RECIPE, shown=())
+    words = replace(RECIPE, references=())
     assert read_recipe(words.to_json(), "x") == words
-    assert (words.adapter, words.encoder, words.references, words.scale) == (None, None, (), 0.0)
+    assert (words.adapter, words.encoder, words.scale) == (None, None, 0.0)
 
 
 FORMAT_1 = {
@@ -94,17 +120,17 @@ FORMAT_1 = {
 def test_format_1_is_still_read() -> None:
     """One adapter with a scale was all that it knew."""
     read = read_recipe(json.dumps(FORMAT_1), "x")
-    assert read.shown == (
-        Shown(
-            adapter=Source(name="plus", hash="1" * 64),
-            encoder=Source(name=None, hash="2" * 16),
-            references=(Source(name="cat.png", hash="3" * 64),),
+    assert read.references == (
+        ReferenceMetadata(
+            adapter=AssetRecord(name="plus", hash="1" * 64),
+            encoder=AssetRecord(name=None, hash="2" * 16),
+            pictures=(AssetRecord(name="cat.png", hash="3" * 64),),
             controls={"scale": {"style": 0.5}},
         ),
     )
-    assert (read.scale, read.format, read.init_image) == ({"style": 0.5}, 2, None)
+    assert (read.scale, read.format, read.init_image) == ({"style": 0.5}, 3, None)
     words = read_recipe(json.dumps({**FORMAT_1, "adapter": None, "scale": 0}), "x")
-    assert words.shown == ()
+    assert words.references == ()
     for wrong, reason in (({"scale": 3}, "scale"), ({"shown": []}, "unknown key 'shown'")):
         with pytest.raises(OptionError, match=reason):
             read_recipe(json.dumps(FORMAT_1 | wrong), "x")
@@ -129,8 +155,8 @@ def test_tokens_that_are_too_large_are_left_out(tmp_path: Path) -> None:
     assert read_picture(path) == (RECIPE, [b"small", None])
 
 
-SAID = json.loads(RECIPE.to_json())["shown"][0]
-OF_SHOWN = ("adapter", "references", "mask", "controls", "how")
+ENTRY = json.loads(RECIPE.to_json())["references"][0]
+OF_A_REFERENCE = ("adapter", "pictures", "mask", "controls", "encode_options", "lora_mode")
 
 
 def _needed(item: Field[Any]) -> bool:
@@ -138,7 +164,7 @@ def _needed(item: Field[Any]) -> bool:
 
 
 LIES = {
-    "format": [3, "1", None, True],
+    "format": [4, 0, "1", None, True],
     "prompt": [None, 7, "x" * 30_000],
     "seed": [-1, 2**63, 1.5, "1", True],
     "index": [-1, 4],
@@ -166,9 +192,9 @@ LIES = {
         {"name": "x", "hash": "../../etc"},
         {"name": "x", "hash": "0" * 16, "run": "me"},
     ],
-    "shown": [None, {}, ["plus"], [{}] * 100, [SAID] * 17],
+    "references": [None, {}, ["plus"], [{}] * 100, [ENTRY] * 17],
     "adapter": [{"name": 7, "hash": "0" * 16}, "plus", None],
-    "references": [None, {}, ["cat.png"], [{"name": "a", "hash": "0" * 64}] * 2000],
+    "pictures": [None, {}, ["cat.png"], [{"name": "a", "hash": "0" * 64}] * 2000],
     "mask": ["left.png", {"name": "https://example.org/x", "hash": "0" * 64}],
     "controls": [
         None,
@@ -184,7 +210,7 @@ LIES = {
         {"scaling": "K"},
         {"run": "me"},
     ],
-    "how": [
+    "encode_options": [
         None,
         [],
         {"run": "me"},
@@ -200,10 +226,11 @@ LIES = {
         {"face": "smallest"},
         {"face": True},
         {"face_strength": "much"},
-        {"lora_mode": "dead"},
+        {"lora_mode": "live"},
     ],
+    "lora_mode": ["dead", None, 7, ["live"]],
     "init_image": ["start.png", {"name": "x"}],
-    "guidance": [None, 7, [], ["up"], ["positive"] * 100, "x" * 100, "not a layout"],
+    "guidance": [None, 7, [], ["up"], [{}], ["positive"] * 100, "x" * 100, "not a layout"],
     "strength": [-0.1, 1.1, "1", True],
     "inpaint_mask": [[]],
     "controlnet": [{"name": "//server/share", "hash": "0" * 16}],
@@ -216,7 +243,7 @@ LIES = {
     ("key", "value"), [(key, value) for key, values in LIES.items() for value in values]
 )
 def test_impossible_values_are_refused_by_name(key: str, value: Any, tmp_path: Path) -> None:
-    lie = {"shown": [{**SAID, key: value}]} if key in OF_SHOWN else {key: value}
+    lie = {"references": [{**ENTRY, key: value}]} if key in OF_A_REFERENCE else {key: value}
     path = write(tmp_path, changed(**lie))
     with pytest.raises(OptionError) as caught:
         read_picture(path)
@@ -227,13 +254,13 @@ def test_impossible_values_are_refused_by_name(key: str, value: Any, tmp_path: P
     assert len(message) < 400
 
 
-NEEDED = [f.name for of in (Recipe, Shown) for f in fields(of) if _needed(f)]
+NEEDED = [f.name for of in (Recipe, ReferenceMetadata) for f in fields(of) if _needed(f)]
 
 
 @pytest.mark.parametrize("key", NEEDED)
 def test_a_missing_key_is_named(key: str, tmp_path: Path) -> None:
     data = json.loads(RECIPE.to_json())
-    del (data["shown"][0] if key in SAID else data)[key]
+    del (data["references"][0] if key in ENTRY else data)[key]
     with pytest.raises(OptionError, match=key):
         read_picture(write(tmp_path, json.dumps(data)))
 
@@ -247,7 +274,7 @@ def test_a_missing_key_is_named(key: str, tmp_path: Path) -> None:
         ("[" * 100_000, "recipe in"),
         (changed(strength=float("nan")), "NaN"),
         (changed(extra=1), "unknown key 'extra'"),
-        (changed(step=1), "not 'steps'"),
+        (changed(step=1), "did you mean 'steps'"),
         (changed(prompt="x" * 300_000), "more than 256 kB"),
     ],
 )

@@ -1,16 +1,14 @@
-"""From a request to pictures and the recipe that made them, on any diffusers pipeline."""
+"""From a request to pictures and the recipes that made them, on any diffusers pipeline."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from imageprompt.generation.reference import Reference
-from imageprompt.generation.replay import request_of
 from imageprompt.generation.request import Request, check_names
 from imageprompt.generation.result import GenerationResult
-from imageprompt.loading.recipe import read_picture
 
 if TYPE_CHECKING:
     from imageprompt.encoding.images.open_image import PictureSource
@@ -42,46 +40,59 @@ def generate(
     device: str | None = None,
     batch_size: int = 4,
     progress: bool = True,
-    **shown: Any,
+    on_progress: Callable[[str, int, int], object] | None = None,
+    on_image: Callable[[GenerationResult], object] | None = None,
+    **reference_options: Any,
 ) -> GenerationResult:
-    """Pictures from reference picture(s) and, optionally, words.
+    """Generate pictures from reference pictures and, optionally, a text prompt.
 
-    - `reference`: a path, a file's bytes, a PIL picture, or a list of these. **All arguments of
+    - `reference`: a path, the bytes of a file, a PIL image, or a list of these. **All fields of
       `Reference` can be given here**: `adapter`, `scale` (0..2, or by site), `preset`, `schedule`,
       `mask`, `style`, `fusion`, `weights`, `framing`, `negative_reference` ... `also` are further
-      references, each with an adapter and controls of its own. With nothing to show, only
-      `scale=0` makes sense: words alone, the base as it is.
-    - `base`: folder or Hub id of a diffusers pipeline, or a loaded pipeline; None is the bundled
-      tiny stack. `size` is (width, height) in pixels.
-    - `init_image` is where the pictures start from; `strength` (0..1) says how much of it changes,
-      `inpaint_mask` where (white). It is scaled to `size`, or near to the base's own size.
-    - `controlnet` (folder, Hub id or model) with its `control_image` and `control_scale`, 0..2.
-    - `guidance` says how a base stacks its batch where that cannot be told: see `Adapter.use`.
-    - `library`: the folder that `style` names are looked up in.
-    - Picture i has a generator of its own, seeded with `seed + i`. `batch_size` of them are
-      denoised side by side; rounding may depend on that number, nothing else does.
+      references, each with its own adapter and controls. Without any reference, give `scale=0`:
+      the base with the text prompt alone.
+    - `base`: folder or Hub id of a diffusers pipeline, or a loaded pipeline; None or "bundled" is
+      the tiny stack inside the package. `size` is (width, height) in pixels.
+    - `init_image` is the picture to start from, `strength` (0..1) how much of it changes,
+      `inpaint_mask` (white inside) where. It is scaled to `size`, or to about the base's own size.
+    - `controlnet` (folder, Hub id or model) with its `control_image` and `control_scale` (0..2).
+    - `guidance` is the layout of the guidance batch, for pipelines where it cannot be inferred:
+      see `Adapter.use`.
+    - `library`: the folder in which `style` names are looked up.
+    - Picture i has its own generator, seeded with `seed + i`. `batch_size` pictures are denoised
+      together; only rounding can depend on that number.
+    - `progress` shows one progress bar; without it nothing is printed. `on_progress` is called
+      with ("picture 5 of 60", steps done, all steps) instead.
+    - `on_image` is called with a `GenerationResult` of one picture as soon as it is finished, for
+      example to save it: `on_image=lambda one: one.save("outputs")`.
 
-    Raises an ImagePromptError before anything is computed wherever that can be told.
+    Raises an ImagePromptError, before anything is loaded wherever possible.
     """
-    arguments = {name: value for name, value in locals().items() if name != "shown"}
-    check_names(shown)
-    return _run(Request.of(arguments | shown))
+    arguments = {name: value for name, value in locals().items() if name != "reference_options"}
+    check_names(reference_options)
+    return _run(Request.from_arguments(arguments | reference_options))
 
 
 def repeat(picture: str | os.PathLike[str], **changes: Any) -> GenerationResult:
     """Make a picture again, bit for bit, from the recipe in its PNG file.
 
-    `changes` are arguments of `generate` that replace what the recipe says (those of `Reference`
-    in its first one); without `num_images` or `seed` among them, only this one picture of its
-    request is made. Base, adapters and ControlNet are the bundled ones, local paths, or in the
-    Hub's local cache: a recipe never makes this download anything, only a `base` or `adapter` among
-    the changes does. Unless they are among the changes, they must be what they were, and so must
-    masks, init and control image lie where they lay. References need not: their tokens are in the
-    file, where they are not too large. The same bits need the same machine and library versions;
-    where those differ, a warning says so.
+    `changes` are arguments of `generate` that replace what the recipe says; those of `Reference`
+    change its first reference. Unless `num_images` or `seed` is changed, only this picture of its
+    request is made.
+
+    A recipe never causes a download: base, adapters and ControlNet must be bundled, local, or in
+    the Hub's cache, unless they are among the changes. They must have the same weights, and masks,
+    init image and control image must be unchanged files. Reference pictures are not needed: their
+    tokens are in the PNG file, unless they are too large for it.
+
+    The bits are the same on the same machine with the same library versions; a warning names any
+    that differ. Raises an ImagePromptError.
     """
+    from imageprompt.generation.replay import request_from_recipe
+    from imageprompt.loading.recipe import read_picture
+
     recipe, tokens = read_picture(picture)
-    return _run(request_of(recipe, tokens, changes))
+    return _run(request_from_recipe(recipe, tokens, changes))
 
 
 def _run(request: Request) -> GenerationResult:

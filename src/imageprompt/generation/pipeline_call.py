@@ -1,4 +1,4 @@
-"""Which pipeline a request needs, made of the base's own parts, and the arguments of its call."""
+"""The pipeline that a request needs, built from the base's parts, and its arguments."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from imageprompt.core import bundled
 from imageprompt.core.errors import OptionError
 from imageprompt.generation.request import Request
-from imageprompt.generation.start_images import Size, Start
+from imageprompt.generation.start_images import Size, StartImages
 
-_WORDS = {"prompt", "num_inference_steps", "generator", "num_images_per_prompt"}
+_TEXT_TO_IMAGE = {"prompt", "num_inference_steps", "generator", "num_images_per_prompt"}
 
 
-def pipeline_for(pipe: Any, start: Start, controlnet: Any) -> Any:
-    """`pipe`, or the pipeline of the same parts that takes these pictures. Raises OptionError."""
+def pipeline_for(pipe: Any, start: StartImages, controlnet: Any) -> Any:
+    """`pipe`, or another pipeline of the same parts that takes these images. Raises OptionError."""
     import diffusers
 
     if controlnet is None and _takes(pipe, start):
@@ -31,35 +31,40 @@ def pipeline_for(pipe: Any, start: Start, controlnet: Any) -> Any:
     try:
         return kind.from_pipe(pipe, **added)
     except ValueError as error:
-        also = " with a ControlNet" if added else ""
+        net = " with a ControlNet" if added else ""
         raise OptionError(
             f"base of type {type(pipe).__name__}",
-            reason=f"diffusers has no pipeline for {what}{also} of its parts",
+            reason=f"diffusers has no pipeline for {what}{net} for it",
             hint="Use a base of the SD1.5, SD2, SDXL or Kolors family.",
         ) from error
 
 
-def _takes(pipe: Any, start: Start) -> bool:
-    """Does the pipeline, as it is, start from what there is?"""
+def _takes(pipe: Any, start: StartImages) -> bool:
+    """Does this pipeline start from these images already?"""
     known = inspect.signature(type(pipe).__call__).parameters
-    from_picture = "image" in known and bool({"strength", "image_guidance_scale"} & known.keys())
-    holes = "mask_image" in known
-    return from_picture == (start.init is not None) and holes == (start.mask is not None)
+    from_image = "image" in known and bool({"strength", "image_guidance_scale"} & known.keys())
+    inpaints = "mask_image" in known
+    return from_image == (start.init is not None) and inpaints == (start.mask is not None)
 
 
-def options_of(request: Request, pipe: Any, start: Start, size: Size | None) -> dict[str, Any]:
-    """The pipeline's arguments, its own defaults spelt out for the recipe. Raises OptionError."""
+def options_of(
+    request: Request, pipe: Any, start: StartImages, size: Size | None
+) -> dict[str, Any]:
+    """The pipeline's arguments, with its defaults filled in. Raises OptionError."""
     known = inspect.signature(type(pipe).__call__).parameters
-    if not known.keys() >= _WORDS:
+    if not known.keys() >= _TEXT_TO_IMAGE:
         raise OptionError(
             f"base of type {type(pipe).__name__}",
-            reason="it makes no pictures from words",
+            reason="not a text-to-image pipeline",
             hint="Use a text-to-image pipeline.",
         )
     options: dict[str, Any] = {"prompt": request.prompt}
     options["num_inference_steps"] = request.steps or known["num_inference_steps"].default
-    wishes = {"guidance_scale": request.guidance_scale, "negative_prompt": request.negative_prompt}
-    for name, value in wishes.items():
+    optional = {
+        "guidance_scale": request.guidance_scale,
+        "negative_prompt": request.negative_prompt,
+    }
+    for name, value in optional.items():
         if name in known:
             options[name] = known[name].default if value in (None, "") else value
         elif value not in (None, ""):
@@ -72,28 +77,28 @@ def options_of(request: Request, pipe: Any, start: Start, size: Size | None) -> 
     if "image" in known and "image" not in options:
         raise OptionError(
             f"base of type {type(pipe).__name__}",
-            reason="it starts from a picture that generate() has no name for",
-            hint="Use adapter.use() and the pipeline itself.",
+            reason="needs an input image that generate() does not know",
+            hint="Call the pipeline yourself, inside adapter.use().",
         )
     return options
 
 
 def with_own_defaults(request: Request, name: str | None) -> dict[str, Any]:
-    """What the bundled stack's pictures look best with, where nothing else was asked for."""
+    """The best steps and guidance scale of the bundled stack, where the user gave none."""
     if name != bundled.NAME:
         return {}
-    wished = {"steps": bundled.STEPS, "guidance_scale": bundled.GUIDANCE}
-    return {key: value for key, value in wished.items() if getattr(request, key) is None}
+    defaults = {"steps": bundled.STEPS, "guidance_scale": bundled.GUIDANCE}
+    return {key: value for key, value in defaults.items() if getattr(request, key) is None}
 
 
 @contextmanager
-def inpainting_latents(pipe: Any, start: Start) -> Iterator[None]:
-    """Let diffusers' inpainting see a UNet of four channels where it has as many as the latents.
+def inpainting_latents(pipe: Any, start: StartImages) -> Iterator[None]:
+    """Make diffusers inpaint with UNets whose input has as many channels as their latents.
 
-    It reads that number for one thing only: 9 is a UNet that is shown the hole, 4 one that is not,
-    whose latents are put back around the hole after every step. Bases with latents of other widths
-    (the bundled stack's have 16 channels) are of the second kind, but are refused, or with a
-    ControlNet not inpainted at all. The config is as it was afterwards.
+    Diffusers' inpainting pipelines know two kinds of UNet by `in_channels`: 9 for one that gets the
+    mask as input, 4 for a plain one, where the latents outside the mask are restored after every
+    step. They refuse a plain UNet with other latents (the bundled stack's have 16 channels), or
+    with a ControlNet ignore the mask. So the config says 4 while the block runs.
     """
     unet: Any = getattr(pipe, "unet", None)
     channels = None if unet is None else unet.config.in_channels
@@ -108,7 +113,7 @@ def inpainting_latents(pipe: Any, start: Start) -> Iterator[None]:
 
 
 def _pictures(
-    request: Request, start: Start, known: Mapping[str, inspect.Parameter], steps: int
+    request: Request, start: StartImages, known: Mapping[str, inspect.Parameter], steps: int
 ) -> dict[str, Any]:
     made: dict[str, Any] = {}
     if start.init is not None:
@@ -134,7 +139,7 @@ def _strength(
     if int(steps * strength) < 1:
         raise OptionError(
             f"strength {strength} of {steps} steps",
-            reason="less than one step is left to do",
+            reason="less than one step is left",
             hint="Raise --strength or --steps.",
         )
     return {"strength": strength}

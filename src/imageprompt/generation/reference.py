@@ -1,25 +1,34 @@
-"""Reference: what is shown to a base with one adapter, and how; plain data, checked early."""
+"""Reference: pictures with one adapter, what to take from them and how; plain data."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Annotated, Any
 
 from imageprompt.control import Controls, Scale, Scaling
 from imageprompt.core.errors import OptionError, PictureError
+from imageprompt.core.schema import PYTHON_ONLY, Option
 from imageprompt.encoding.options import EncodeOptions
-from imageprompt.loading.recipe import HOW
-
-if TYPE_CHECKING:
-    from imageprompt.loading.recipe import Shown
+from imageprompt.generation import option_values as values
+from imageprompt.generation.option_values import (
+    FILE,
+    FILES,
+    NUMBERS,
+    STRING,
+    TEXTS,
+    or_null,
+)
+from imageprompt.loading.recipe import ReferenceMetadata, check_limit
+from imageprompt.loading.recipe.limits import LORA_MODE, RECORDED, RECORDED_OPTIONS
 
 SCALE = 0.8
-"""Beside a text; 1.0 suits a picture alone."""
+"""For use beside a text prompt; 1.0 suits pictures alone."""
 
 _CONTROLS = ("preset", "composition", "boost", "schedule", "scaling", "lora")
-_MIXTURE = {
+_ENCODE_ARGUMENTS = {
     "fusion": "fusion",
     "weights": "weights",
     "framing": "framing",
@@ -33,72 +42,311 @@ _MIXTURE = {
     "text_encoder": "text_encoder",
     "face_strength": "face_strength",
 }
-"""Name here -> name of `Adapter.encode`."""
-_FACES = ("face_embeddings", "faces", "face")
-SOURCES = ("reference", "image_prompt", "style")
-"""What can be shown; face embeddings too, or beside pictures."""
-ENCODED = (*SOURCES, *_FACES, *_MIXTURE, "adapter", "variant", "encoder")
-"""What the tokens depend on."""
+"""Field of Reference -> argument of `Adapter.encode`."""
+_ENCODED_ALREADY = ("image_prompt", "style")
+SOURCES = ("reference", *_ENCODED_ALREADY)
+"""The fields of which only one can be given; face embeddings can stand beside `reference`."""
+TOKEN_FIELDS = (
+    *(*SOURCES, "face_embeddings", "faces", "face", *_ENCODE_ARGUMENTS),
+    *("adapter", "variant", "encoder"),
+)
+"""The fields that the tokens depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Pictures (or what stands for them) with an adapter, and what is taken from them.
+    """Reference pictures (or an image prompt, style or face embeddings) with one adapter.
 
-    What: `reference`, a picture (path, bytes of a file, PIL) or a list of them; or an
-    `image_prompt` (or its file); or a `style` of the library; or `face_embeddings` (for
-    FaceID-plus beside aligned faces).
+    Source: `reference`, a picture (path, bytes of a file, PIL image) or a list of them; or an
+    `image_prompt` (object or file); or a `style` of the library; or `face_embeddings` (beside
+    aligned face pictures for FaceID-plus).
 
-    With which: `adapter`, a file, Hub id, loaded Adapter or short name of one of the base's own
-    (None: that of the style, else the base's "plus"); `variant` where its file does not tell;
-    `encoder`, `faces` (a model pack) and `face` as `Adapter.attach` and `encode` take them.
+    Models: `adapter`, a file, Hub id, loaded Adapter, or short name of one that comes with the base
+    (None: the style's, else the base's "plus"); `variant` if the file does not tell; `encoder`,
+    `faces` (a model pack) and `face` as in `Adapter.attach` and `Adapter.encode`.
 
-    Where and when: all that `Adapter.use` takes. `mask` is one for all pictures (or files of face
-    embeddings), or a list with one for each of them: then each is shown in its own place.
+    Control: the arguments of `Adapter.use`. `mask` is one mask for all pictures (or face
+    embeddings), or a list with one for each of them.
 
-    How encoded: all that `Adapter.encode` takes; `negative_reference` is its `negative`,
+    Encoding: the arguments of `Adapter.encode`; `negative_reference` is its `negative`,
     `fusion_text` its `text`.
     """
 
-    reference: Any = None
-    image_prompt: Any = None
-    style: str | None = None
-    face_embeddings: Any = None
+    reference: Annotated[
+        Any,
+        Option(
+            "reference picture; may be repeated",
+            metavar="PIC",
+            repeat=True,
+            group=values.REFERENCES,
+            json=FILES,
+        ),
+    ] = None
+    style: Annotated[
+        str | None,
+        Option(
+            "use a style of the library instead of pictures (see `imageprompt library`)",
+            metavar="NAME",
+            group=values.REFERENCES,
+        ),
+    ] = None
+    image_prompt: Annotated[
+        Any,
+        Option(
+            "use a saved image prompt instead of pictures",
+            metavar="FILE",
+            group=values.REFERENCES,
+            json=FILE,
+        ),
+    ] = None
+    adapter: Annotated[
+        Any,
+        Option(
+            "adapter file or Hub id; base or plus of the bundled stack (default: the style's "
+            "adapter, else the base's own plus)",
+            metavar="FILE_OR_HUB_ID",
+            group=values.REFERENCES,
+            json=FILE,
+        ),
+    ] = None
+    variant: Annotated[
+        str | None,
+        Option(
+            "variant of the adapter if its file does not tell: faceid-plus, faceid-plus-v2",
+            metavar="NAME",
+            group=values.REFERENCES,
+        ),
+    ] = None
+    encoder: Annotated[
+        Any,
+        Option(
+            "image encoder (default: the one of the base, or beside the adapter)",
+            metavar="PATH_OR_HUB_ID",
+            group=values.REFERENCES,
+            json=FILE,
+        ),
+    ] = None
 
-    adapter: Any = None
-    variant: str | None = None
-    encoder: Any = None
-    faces: Any = None
-    face: int | str = "largest"
-    face_strength: float = 1.0
-    lora_mode: str = "live"
+    scale: Annotated[
+        Scale,
+        Option(
+            f"strength, 0..2 (default {SCALE}); or by site: style=1,layout=0.2; 3:1.0,6:0.5; "
+            "JSON; FILE.json",
+            metavar="S",
+            parse=values.parse_scale,
+            group=values.CONTROL,
+            json=values.SCALE,
+        ),
+    ] = SCALE
+    preset: Annotated[
+        str | None,
+        Option(
+            "what to take: style, composition ... (see `imageprompt presets`)",
+            metavar="NAME",
+            group=values.CONTROL,
+        ),
+    ] = None
+    composition: Annotated[
+        float | None,
+        Option(
+            "composition strength of the preset 'style and composition', 0..2",
+            metavar="C",
+            ge=0,
+            le=2,
+            group=values.CONTROL,
+        ),
+    ] = None
+    boost: Annotated[
+        float | None,
+        Option("boost of the precise presets, 0..2", metavar="B", ge=0, le=2, group=values.CONTROL),
+    ] = None
+    schedule: Annotated[
+        Any,
+        Option(
+            "part of the steps: 0-0.4, '0.1-0.8 ease-out', 1,0.8,0.5,0 (default: all)",
+            metavar="WHEN",
+            group=values.CONTROL,
+            json=or_null(STRING, values.list_of(values.NUMBER)),
+        ),
+    ] = None
+    mask: Annotated[
+        Any,
+        Option(
+            "where the reference acts: a picture, white inside; give one for all references, or "
+            "one for each in the same order",
+            metavar="PIC",
+            repeat=True,
+            group=values.CONTROL,
+            json=FILES,
+        ),
+    ] = None
+    scaling: Annotated[
+        Scaling,
+        Option(
+            "what the scale multiplies: 'V only' (default), 'K+V', 'K+V w/ C penalty', "
+            "'K+mean(V) w/ C penalty'",
+            metavar="HOW",
+            parse=str,
+            group=values.CONTROL,
+        ),
+    ] = "V only"
+    lora: Annotated[
+        float,
+        Option(
+            "strength of a FaceID adapter's LoRA, 0..2 (default 1)",
+            metavar="S",
+            ge=0,
+            le=2,
+            group=values.CONTROL,
+        ),
+    ] = 1.0
+    controls: Annotated[Controls | None, PYTHON_ONLY] = None
+    """All of the control options in one object."""
 
-    scale: Scale = SCALE
-    preset: str | None = None
-    composition: float | None = None
-    boost: float | None = None
-    schedule: Any = None
-    mask: Any = None
-    scaling: Scaling = "V only"
-    lora: float = 1.0
-    controls: Controls | None = None
+    fusion: Annotated[
+        str,
+        Option(
+            "how several references are combined: concat (default), average, weighted, "
+            "attention-weighted ...",
+            metavar="HOW",
+            group=values.ENCODING,
+        ),
+    ] = "concat"
+    weights: Annotated[
+        Any,
+        Option(
+            "weight of each reference: 0.7,0.3",
+            metavar="A,B",
+            parse=values.parse_numbers,
+            group=values.ENCODING,
+            json=NUMBERS,
+        ),
+    ] = None
+    framing: Annotated[
+        Any,
+        Option(
+            "how pictures are fitted to the encoder's square: squash, crop, crop:top, pad, tiles, "
+            "crop+sharpen:0.3",
+            metavar="HOW",
+            group=values.ENCODING,
+            json=FILE,
+        ),
+    ] = None
+    reference_mask: Annotated[
+        Any,
+        Option(
+            "part of the reference to look at: a picture, white inside; may be repeated",
+            metavar="PIC",
+            repeat=True,
+            group=values.ENCODING,
+            json=FILES,
+        ),
+    ] = None
+    negative_reference: Annotated[
+        Any,
+        Option(
+            "picture to steer away from; may be repeated",
+            metavar="PIC",
+            repeat=True,
+            group=values.ENCODING,
+            json=FILES,
+        ),
+    ] = None
+    noise: Annotated[
+        Any,
+        Option(
+            "noisy reference as the negative picture: 0.4, dissolve:0.4",
+            metavar="N",
+            group=values.ENCODING,
+            json={"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, STRING]},
+        ),
+    ] = 0.0
+    noise_seed: Annotated[
+        int,
+        Option("seed of that noise (default 0)", metavar="N", ge=0, group=values.ENCODING),
+    ] = 0
+    subtract_text: Annotated[
+        Any,
+        Option(
+            "words to take out of the reference",
+            metavar="TEXT",
+            group=values.ENCODING,
+            json=TEXTS,
+        ),
+    ] = None
+    subtract_strength: Annotated[
+        float,
+        Option("strength of --subtract-text (default 1)", metavar="S", group=values.ENCODING),
+    ] = 1.0
+    fusion_text: Annotated[
+        Any,
+        Option(
+            "text that --fusion attention-weighted compares the references with",
+            metavar="TEXT",
+            group=values.ENCODING,
+            json=TEXTS,
+        ),
+    ] = None
+    text_encoder: Annotated[
+        Any,
+        Option(
+            "folder of the text encoder for these texts (default: the base's, if it fits)",
+            metavar="DIR",
+            group=values.ENCODING,
+            json=FILE,
+        ),
+    ] = None
 
-    fusion: str = "concat"
-    weights: Any = None
-    framing: Any = None
-    reference_mask: Any = None
-    negative_reference: Any = None
-    noise: Any = 0.0
-    noise_seed: int = 0
-    subtract_text: Any = None
-    subtract_strength: float = 1.0
-    fusion_text: Any = None
-    text_encoder: Any = None
+    faces: Annotated[
+        Any,
+        Option(
+            "insightface model pack that finds the faces in the references",
+            metavar="PACK",
+            group=values.FACES,
+            json=FILE,
+        ),
+    ] = None
+    face: Annotated[
+        int | str,
+        Option(
+            "which face of a picture: largest (default), all, or an index from 0",
+            metavar="WHICH",
+            parse=values.number_or_word,
+            group=values.FACES,
+        ),
+    ] = "largest"
+    face_embeddings: Annotated[
+        Any,
+        Option(
+            "file of face embeddings, instead of pictures or beside them; may be repeated",
+            metavar="FILE",
+            repeat=True,
+            group=values.FACES,
+            json=FILES,
+        ),
+    ] = None
+    face_strength: Annotated[
+        float,
+        Option(
+            "strength of the face's picture beside its identity, FaceID-plus v2 (default 1)",
+            metavar="S",
+            group=values.FACES,
+        ),
+    ] = 1.0
+    lora_mode: Annotated[
+        str,
+        Option(
+            "live (default), or merged into the base's weights while in use",
+            metavar="MODE",
+            group=values.FACES,
+            json={"enum": ["live", "merged"], **STRING},
+        ),
+    ] = "live"
 
-    repeats: Shown | None = None
-    """Of a repetition: what the recipe says."""
-    kept: bool = False
-    """Is the image prompt the one that came with the recipe?"""
+    replayed_from: Annotated[ReferenceMetadata | None, PYTHON_ONLY] = None
+    """Of a replay: what the recipe says of this reference."""
+    tokens_from_recipe: Annotated[bool, PYTHON_ONLY] = False
+    """Is `image_prompt` the one that came with the recipe?"""
 
     # ── parts ───────────────────────────────────────────────────────────────────────────────────
 
@@ -112,107 +360,114 @@ class Reference:
 
     @property
     def empty(self) -> bool:
-        """Is nothing shown?"""
-        return not self.pictures and not self.embeddings and not self.ready
+        """Has it no source?"""
+        return not self.pictures and not self.embeddings and not self.encoded
 
     @property
-    def ready(self) -> bool:
-        """Is it encoded already?"""
+    def encoded(self) -> bool:
+        """Is its source encoded already?"""
         return self.image_prompt is not None or self.style is not None
 
-    @property
-    def asked(self) -> Controls:
-        """Raises ScaleError, OptionError."""
-        given = {name: getattr(self, name) for name in self._changed(*_CONTROLS)}
-        if self.controls is None:
-            return Controls.of(None, scale=self.scale, **given)
-        return Controls.of(self.controls, **given, **({} if self.scale == SCALE else self._scale))
+    @cached_property
+    def effective_controls(self) -> Controls:
+        """`controls`, or the control options as one object. Raises ScaleError, OptionError."""
+        options = {name: getattr(self, name) for name in self._changed(*_CONTROLS)}
+        if self.controls is None or self.scale != SCALE:
+            options["scale"] = self.scale
+        return Controls.of(self.controls, **options)
 
     @property
-    def mixture(self) -> dict[str, Any]:
+    def encode_arguments(self) -> dict[str, Any]:
         """The arguments of `Adapter.encode` that are not the default."""
-        return {_MIXTURE[name]: getattr(self, name) for name in self._changed(*_MIXTURE)}
+        changed = self._changed(*_ENCODE_ARGUMENTS)
+        return {_ENCODE_ARGUMENTS[name]: getattr(self, name) for name in changed}
+
+    @cached_property
+    def encode_options(self) -> EncodeOptions:
+        """The same, checked. Raises OptionError."""
+        return EncodeOptions.of(**self.encode_arguments)
 
     @property
-    def how(self) -> dict[str, Any]:
-        """How it is encoded, as a recipe writes it: what is not the default.
-
-        Raises OptionError for what cannot be written.
-        """
-        found = self.mixture | {name: getattr(self, name) for name in self._changed("face")}
-        found |= dict.fromkeys(self._changed("lora_mode"), self.lora_mode)
-        return {name: _plain(name, value) for name, value in found.items() if name in HOW}
-
-    @property
-    def _scale(self) -> dict[str, Scale]:
-        return {"scale": self.scale}
+    def recorded_options(self) -> dict[str, Any]:
+        """The same, as a recipe keeps them. Raises OptionError for what JSON cannot express."""
+        found = self.encode_arguments | {
+            name: getattr(self, name) for name in self._changed("face")
+        }
+        return {
+            name: _plain(name, value) for name, value in found.items() if name in RECORDED_OPTIONS
+        }
 
     def _changed(self, *names: str) -> list[str]:
         """Those of the fields that are not the default."""
-        return [name for name in names if not _is(getattr(self, name), _DEFAULTS[name])]
+        return [name for name in names if not _equal(getattr(self, name), _DEFAULTS[name])]
 
     # ── checks ──────────────────────────────────────────────────────────────────────────────────
 
     def check(self) -> None:
-        """All that can be told before anything is opened. Raises OptionError, ScaleError ..."""
-        controls = self.asked
-        given = [name for name in SOURCES if getattr(self, name) not in (None, [], ())]
-        if len(given) > 1 or (self.ready and self.embeddings):
-            names = [*given, *(["face_embeddings"] if self.embeddings else [])]
+        """Check what needs no file to be opened. Raises OptionError, ScaleError, PictureError."""
+        controls = self.effective_controls
+        sources = [name for name in SOURCES if getattr(self, name) not in (None, [], ())]
+        if len(sources) > 1 or (self.encoded and self.embeddings):
+            names = [*sources, *(["face_embeddings"] if self.embeddings else [])]
             raise OptionError(
-                " and ".join(f"{_flag(name)}" for name in names),
-                reason="the one takes the place of the other",
-                hint="Give either of them.",
+                " and ".join(flag_of(name) for name in names),
+                reason="cannot be combined",
+                hint="Give one of them.",
             )
         if self.empty:
-            self._check_alone(controls)
+            self._check_empty(controls)
             return
-        EncodeOptions.of(**self.mixture)
-        self._check_ready()
+        _ = self.encode_options  # raises
+        self._check_encoded()
         if self.variant is not None and not isinstance(self.adapter, str | os.PathLike | None):
             raise OptionError(
                 f"variant {self.variant!r} of a loaded adapter",
-                reason="it is read off its file",
-                hint="Give it to Adapter.load().",
+                reason="a loaded adapter has its variant already",
+                hint="Pass variant= to Adapter.load().",
             )
         self._check_weights()
-        controls.as_dict(), self.how
+        controls.as_dict()  # these raise for what a recipe cannot keep
+        check_limit("encode options", RECORDED, self.recorded_options)
+        check_limit("lora mode", LORA_MODE, self.lora_mode)
         if self.masks is not None:
             self._check_masks(self.masks)
 
-    def _check_alone(self, controls: Controls) -> None:
-        """Nothing is shown: then there is nothing to control either."""
-        given = self._changed("mask", *_CONTROLS, *_MIXTURE, "faces", "face", "controls")
-        if given:
+    def _check_empty(self, controls: Controls) -> None:
+        """Without a source there is nothing to control."""
+        changed = self._changed("mask", *_CONTROLS, *_ENCODE_ARGUMENTS, "faces", "face", "controls")
+        if changed:
             raise PictureError(
-                f"{_flag(given[0])} without a reference",
-                reason="there is nothing that it could act on",
+                f"{flag_of(changed[0])} without a reference",
+                reason="has no effect",
                 hint="Give --reference PICTURE or --style NAME (reference= or style= in Python).",
             )
         if controls.scale != 0:
             raise PictureError(
                 "no reference picture",
-                reason="without one there is nothing to show to the base",
-                hint="Give --reference PICTURE (reference= in Python), or scale 0: words alone.",
+                reason="an image prompt needs at least one",
+                hint="Give --reference PICTURE (reference= in Python), or scale 0 for text alone.",
             )
 
-    def _check_ready(self) -> None:
-        given = self._changed(*_MIXTURE, "faces", "face", "encoder") if self.ready else []
-        if given and not self.kept:
+    def _check_encoded(self) -> None:
+        if not self.encoded or self.tokens_from_recipe:
+            return
+        changed = self._changed(*_ENCODE_ARGUMENTS, "faces", "face", "encoder")
+        if changed:
+            source = flag_of("style" if self.style else "image_prompt")
             raise OptionError(
-                f"{_flag(given[0])} with {_flag('style' if self.style else 'image_prompt')}",
-                reason="it is encoded already",
+                f"{flag_of(changed[0])} with {source}",
+                reason=f"what {source} names is encoded already",
                 hint="Give the pictures instead, or leave it out.",
             )
 
     def _check_weights(self) -> None:
-        n = len(self.pictures)  # there may be several faces in a file, and in a picture
-        told = self.weights is not None and n > 0 and self.face != "all"
-        if told and not self.ready and len(self.weights) != n:
+        n = len(self.pictures)  # a file of embeddings, or a picture, may have several faces
+        countable = self.weights is not None and n > 0 and self.face != "all"
+        if countable and not self.encoded and len(self.weights) != n:
             raise OptionError(
                 f"{len(self.weights)} weight(s) for {n} reference(s)",
-                reason="one weight for each reference",
-                hint="Give as many as there are references.",
+                reason="the numbers differ",
+                hint="Give one weight for each reference.",
             )
 
     def _check_masks(self, masks: list[Any]) -> None:
@@ -224,21 +479,21 @@ class Reference:
         if len(masks) not in (1, n):
             raise OptionError(
                 f"{len(masks)} masks for {n} reference(s)",
-                reason="there is one mask for all, or one for each reference",
+                reason="the numbers differ",
                 hint="Give --mask once, or as often as --reference and in the same order.",
             )
         if len(masks) > 1 and self.fusion != "concat":
             raise OptionError(
                 f"fusion {self.fusion!r} with {len(masks)} masks",
-                reason="references in places of their own are not mixed",
+                reason="references with a mask each are not combined",
                 hint="Give one mask for all, or leave the fusion out.",
             )
 
-    # ── several places ──────────────────────────────────────────────────────────────────────────
+    # ── a mask for each picture ─────────────────────────────────────────────────────────────────
 
     @property
     def masks(self) -> list[Any] | None:
-        """The masks, in a list; None where there is none. An array written as lists is one."""
+        """The masks as a list, or None. An array written as nested lists is one mask."""
         if self.mask is None:
             return None
         if not isinstance(self.mask, list | tuple):
@@ -248,44 +503,59 @@ class Reference:
 
     @property
     def _count(self) -> int:
-        """Of pictures, or files of face embeddings."""
+        """Number of pictures, or of files of face embeddings."""
         return len(self.pictures) or len(self.embeddings)
 
-    def places(self) -> tuple[Reference, ...]:
-        """One for each picture where each has a mask of its own, else itself."""
+    def split_by_mask(self) -> tuple[Reference, ...]:
+        """One Reference per picture if each picture has its own mask, else one for all."""
         masks, n = self.masks, self._count
         if masks is None:
             return (self,)
         if len(masks) == 1 or n <= 1:
-            return (replace(self, mask=masks[0]),)
-        one: list[dict[str, Any]] = [{"mask": mask} for mask in masks]
+            return (self._replaced(mask=masks[0]),)
+        changes: list[dict[str, Any]] = [{"mask": mask} for mask in masks]
         for name in ("reference", "face_embeddings", "weights", "reference_mask"):
             value = getattr(self, name)
             if isinstance(value, list | tuple) and len(value) == n:
-                for change, entry in zip(one, value, strict=True):
+                for change, entry in zip(changes, value, strict=True):
                     change[name] = [entry]
-        return tuple(replace(self, **change) for change in one)
+        return tuple(self._replaced(**change) for change in changes)
+
+    def _replaced(self, **changes: Any) -> Reference:
+        """A changed copy that keeps what was checked and does not depend on the changes."""
+        copy = replace(self, **changes)
+        kept = {"effective_controls"}
+        if not changes.keys() & _ENCODE_ARGUMENTS.keys():
+            kept.add("encode_options")
+        for name in kept & self.__dict__.keys():
+            copy.__dict__[name] = self.__dict__[name]
+        return copy
 
 
 _DEFAULTS: Mapping[str, Any] = {item.name: item.default for item in fields(Reference)}
-OF_A_RECIPE = ("repeats", "kept")
-NAMES = tuple(name for name in _DEFAULTS if name not in OF_A_RECIPE)
+REPLAY_FIELDS = ("replayed_from", "tokens_from_recipe")
+NAMES = tuple(name for name in _DEFAULTS if name not in REPLAY_FIELDS)
+"""The fields that a user can set."""
 
 
-def as_list(given: Any) -> list[Any]:
-    """None, one or several -> a list."""
-    if given is None:
+def as_list(value: Any) -> list[Any]:
+    """None, one value or several, as a list."""
+    if value is None:
         return []
-    return list(given) if isinstance(given, list | tuple) else [given]
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _is(value: Any, default: Any) -> bool:
-    """Is a value the default? Arrays and tensors, which compare number by number, are not."""
+def flag_of(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _equal(value: Any, default: Any) -> bool:
+    """Is it the default? Arrays and tensors, which compare element by element, are not."""
     return value is default or (type(value) is type(default) and bool(value == default))
 
 
 def _plain(name: str, value: Any) -> Any:
-    """As JSON has it."""
+    """The value as JSON expresses it."""
     if name in ("framing", "noise") and not isinstance(value, int | float):
         return str(value)
     if isinstance(value, list | tuple):
@@ -295,11 +565,7 @@ def _plain(name: str, value: Any) -> Any:
     if not isinstance(value, str | int | float):
         raise OptionError(
             f"{name} of type {type(value).__name__}",
-            reason="a recipe can say words and numbers only",
-            hint="Use adapter.encode() and give its result as image_prompt.",
+            reason="a recipe can keep texts and numbers only",
+            hint="Use adapter.encode() and pass its result as image_prompt.",
         )
     return value
-
-
-def _flag(name: str) -> str:
-    return f"--{os.fspath(name).replace('_', '-')}"

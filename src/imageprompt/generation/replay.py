@@ -8,145 +8,152 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imageprompt.core import __version__
 from imageprompt.core.errors import OptionError
-from imageprompt.generation.reference import ENCODED, NAMES, Reference
+from imageprompt.generation.reference import NAMES, TOKEN_FIELDS, Reference, flag_of
 from imageprompt.generation.request import Request, check_names
-from imageprompt.loading.recipe import HOW, Recipe, Shown, Source
+from imageprompt.loading import resolve_file, usable_device
+from imageprompt.loading.recipe import (
+    AssetRecord,
+    Recipe,
+    ReferenceMetadata,
+    library_versions,
+)
 
 if TYPE_CHECKING:
     from imageprompt.encoding.image_prompt import ImagePrompt
 
-_WHAT = {"reference", "image_prompt", "style", "face_embeddings"}
-_FILES = ("init_image", "inpaint_mask", "control_image")
+_SOURCES = {"reference", "image_prompt", "style", "face_embeddings"}
+_START_IMAGES = ("init_image", "inpaint_mask", "control_image")
+_FIELD_OF = {"text": "fusion_text"}
+"""Argument of `Adapter.encode` -> field of Reference, where they differ."""
 
 
-def request_of(
+def request_from_recipe(
     recipe: Recipe, tokens: Sequence[bytes | None], changes: Mapping[str, Any]
 ) -> Request:
     """The request that made the recipe's picture, with the user's changes.
 
-    `tokens` are the image prompts that came with it: what is not to be encoded again. Everything
-    else that a recipe names must lie where it lay and be what it was. Raises OptionError,
-    PictureError.
+    `tokens` are the image prompts that came with the recipe; their pictures are not needed. All
+    other files of the recipe must exist and be unchanged. Raises OptionError, PictureError.
     """
     check_names(changes)
-    _in_memory("base", recipe.base, changes)
-    _in_memory("controlnet", recipe.controlnet, changes)
-    arguments = _generation(recipe, changes)
-    for name in _FILES:
-        source = getattr(recipe, name)
-        if source is not None and name not in changes:
-            arguments[name] = _again(source, name)
-    kept = [_reference(shown, data) for shown, data in zip(recipe.shown, tokens, strict=True)]
-    if "also" not in changes and kept[1:]:
-        arguments["also"] = [Reference(**each) for each in map(_opened, kept[1:])]
+    _check_named("base", recipe.base, changes)
+    _check_named("controlnet", recipe.controlnet, changes)
+    arguments = _request_arguments(recipe, changes)
+    for name in _START_IMAGES:
+        record = getattr(recipe, name)
+        if record is not None and name not in changes:
+            arguments[name] = _resolve(record, name)
+    pairs = zip(recipe.references, tokens, strict=True)
+    recorded = [_reference_arguments(metadata, data) for metadata, data in pairs]
+    if "also" not in changes and recorded[1:]:
+        arguments["also"] = [Reference(**each) for each in map(_with_files, recorded[1:])]
     first = {name: value for name, value in changes.items() if name in NAMES}
-    if kept:
-        first = _opened(_changed(kept[0], first))
-    elif not set(first) & _WHAT:  # words alone, still
+    if recorded:
+        first = _with_files(_with_changes(recorded[0], first))
+    elif not first.keys() & _SOURCES:  # text alone, still
         first = {"scale": 0, **first}
     others = {name: value for name, value in changes.items() if name not in NAMES}
     _compare_versions(recipe)
-    return Request.of({**arguments, **others, **first}, repeats=recipe, changed=frozenset(changes))
-
-
-def _generation(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """What is not of a reference."""
-    loaded = not isinstance(changes.get("base"), str | os.PathLike | None)
-    names = (
-        "prompt",
-        "seed",
-        "num_images",
-        "steps",
-        "guidance_scale",
-        "negative_prompt",
-        "guidance",
+    return Request.from_arguments(
+        {**arguments, **others, **first}, replayed_from=recipe, changed=frozenset(changes)
     )
-    return {name: getattr(recipe, name) for name in (*names, "batch_size")} | {
+
+
+def _request_arguments(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that do not belong to a reference."""
+    loaded = not isinstance(changes.get("base"), str | os.PathLike | None)
+    same = (
+        *("prompt", "negative_prompt", "seed", "num_images", "batch_size"),
+        *("steps", "guidance_scale", "guidance", "strength", "control_scale"),
+    )
+    return {name: getattr(recipe, name) for name in same} | {
         "base": recipe.base.name,
         "size": (recipe.width, recipe.height),
         "dtype": None if loaded else recipe.dtype,
-        "device": None if loaded or "device" in changes else _device_here(recipe.device),
-        "strength": recipe.strength,
+        "device": None if loaded or "device" in changes else _available_device(recipe.device),
         "controlnet": None if recipe.controlnet is None else recipe.controlnet.name,
-        "control_scale": recipe.control_scale,
     }
 
 
 # ── references ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _reference(shown: Shown, tokens: bytes | None) -> dict[str, Any]:
-    """The arguments of a Reference that repeats it, its files not looked at yet."""
+def _reference_arguments(metadata: ReferenceMetadata, tokens: bytes | None) -> dict[str, Any]:
+    """The fields of a Reference that repeats it, without its files."""
+    options = metadata.encode_options
     arguments = {
-        **shown.controls,
-        **{_NAMES.get(name, name): shown.how[name] for name in HOW if name in shown.how},
-        "adapter": shown.adapter.name,
-        "repeats": shown,
+        **metadata.controls,
+        **{_FIELD_OF.get(name, name): value for name, value in options.items()},
+        "lora_mode": metadata.lora_mode,
+        "adapter": metadata.adapter.name,
+        "replayed_from": metadata,
     }
-    variant = shown.adapter.spec.get("variant")
-    if isinstance(variant, str) and shown.adapter.name is not None:
+    variant = metadata.adapter.spec.get("variant")
+    if isinstance(variant, str) and metadata.adapter.name is not None:
         arguments["variant"] = variant
     if tokens is not None:
-        arguments |= {"image_prompt": _prompt(tokens), "kept": True}
+        arguments |= {"image_prompt": _load_prompt(tokens), "tokens_from_recipe": True}
     return arguments
 
 
-_NAMES = {"text": "fusion_text"}
-
-
-def _changed(kept: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """With the user's changes; what was encoded with other arguments is encoded again."""
-    made = {**kept, **changes}
-    if "preset" in changes or "controls" in changes:  # their further numbers were for another one
+def _with_changes(recorded: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """With the user's changes. What its tokens depend on makes the reference be encoded again."""
+    merged = {**recorded, **changes}
+    if "preset" in changes or "controls" in changes:  # these numbers belonged to another preset
         for name in ("composition", "boost"):
-            made[name] = changes.get(name)
-    for wish, number in (("noise", "noise_seed"), ("subtract_text", "subtract_strength")):
-        if wish in changes and not changes[wish] and number not in changes:
-            made.pop(number, None)  # it belonged to what is left out now
+            merged[name] = changes.get(name)
+    for option, number in (("noise", "noise_seed"), ("subtract_text", "subtract_strength")):
+        if option in changes and not changes[option] and number not in changes:
+            merged.pop(number, None)  # it belonged to what is removed
     if "adapter" in changes:
-        made["variant"] = changes.get("variant")
-    named = kept["adapter"] is not None  # else an adapter in memory is brought again
-    if set(changes) & set(ENCODED) - (set() if named else {"adapter"}):
-        made |= {"image_prompt": changes.get("image_prompt"), "kept": False}
-    if set(changes) & {"image_prompt", "style"}:  # encoded already, in its own way
-        made = {name: made[name] for name in made if name in changes or name not in ENCODED} | {
-            name: made[name] for name in ("adapter", "variant") if name in made
+        merged["variant"] = changes.get("variant")
+    # an adapter in memory has to be given again, which by itself changes nothing
+    named = recorded["adapter"] is not None
+    if changes.keys() & set(TOKEN_FIELDS) - (set() if named else {"adapter"}):
+        merged |= {"image_prompt": changes.get("image_prompt"), "tokens_from_recipe": False}
+    if changes.keys() & {"image_prompt", "style"}:  # these are encoded already, in their own way
+        merged = {
+            name: value
+            for name, value in merged.items()
+            if name in changes or name not in TOKEN_FIELDS or name in ("adapter", "variant")
         }
-    return made
+    return merged
 
 
-def _opened(arguments: dict[str, Any]) -> dict[str, Any]:
-    """With the files that the recipe names, where they are needed. Raises PictureError ..."""
-    made = dict(arguments)
-    shown: Shown = made["repeats"]
-    _in_memory("adapter", shown.adapter, made)
-    if shown.mask is not None and "mask" not in made:
-        made["mask"] = _again(shown.mask, "mask")
-    if made.get("image_prompt") is not None or made.get("style") is not None:
-        return made  # encoded already: no file is needed
-    wanted = {"negative_reference": shown.negative, "reference_mask": shown.reference_mask}
-    if not set(made) & _WHAT - {"image_prompt"}:
-        if shown.style is not None:
-            return made | {"style": shown.style.name}
-        wanted |= {"reference": shown.references, "face_embeddings": shown.embeddings}
-    for name, sources in wanted.items():
-        if sources and name not in made:
-            made[name] = [_again(source, name) for source in sources]
-    made.setdefault("encoder", _named(shown.encoder))
-    made.setdefault("faces", None if shown.faces is None else shown.faces.name)
-    return made
+def _with_files(arguments: dict[str, Any]) -> dict[str, Any]:
+    """With the recipe's files that are needed. Raises PictureError, OptionError."""
+    complete = dict(arguments)
+    metadata: ReferenceMetadata = complete["replayed_from"]
+    _check_named("adapter", metadata.adapter, complete)
+    if metadata.mask is not None and "mask" not in complete:
+        complete["mask"] = _resolve(metadata.mask, "mask")
+    if complete.get("image_prompt") is not None or complete.get("style") is not None:
+        return complete  # encoded already: no other file is needed
+    needed = {
+        "negative_reference": metadata.negative_reference,
+        "reference_mask": metadata.reference_mask,
+    }
+    if not complete.keys() & _SOURCES - {"image_prompt"}:
+        if metadata.style is not None:
+            return complete | {"style": metadata.style.name}
+        needed |= {"reference": metadata.pictures, "face_embeddings": metadata.face_embeddings}
+    for name, records in needed.items():
+        if records and name not in complete:
+            complete[name] = [_resolve(record, name) for record in records]
+    complete.setdefault("encoder", _encoder_folder(metadata.encoder))
+    complete.setdefault("faces", None if metadata.faces is None else metadata.faces.name)
+    return complete
 
 
-def _named(source: Source | None) -> str | None:
-    """A folder of the user's; names with a slash into the base are found again by themselves."""
-    if source is None or source.name is None or not Path(source.name).is_dir():
+def _encoder_folder(record: AssetRecord | None) -> str | None:
+    """A folder that the user named; an encoder inside the base is found again without a name."""
+    if record is None or record.name is None or not Path(record.name).is_dir():
         return None
-    return source.name
+    return record.name
 
 
-def _prompt(tokens: bytes) -> ImagePrompt:
+def _load_prompt(tokens: bytes) -> ImagePrompt:
     from tempfile import TemporaryDirectory
 
     from imageprompt.encoding.image_prompt import ImagePrompt
@@ -157,39 +164,35 @@ def _prompt(tokens: bytes) -> ImagePrompt:
         return ImagePrompt.load(path)
 
 
-# ── ingredients ─────────────────────────────────────────────────────────────────────────────────
+# ── files, devices, versions ────────────────────────────────────────────────────────────────────
 
 
-def _again(source: Source, name: str) -> str:
-    from imageprompt.loading import same_file
-
-    return same_file(source, name.replace("_", " "), f"--{name.replace('_', '-')}")
+def _resolve(record: AssetRecord, name: str) -> str:
+    return resolve_file(record, name.replace("_", " "), flag_of(name))
 
 
-def _in_memory(name: str, source: Source | None, given: Mapping[str, Any]) -> None:
-    if source is not None and source.name is None and given.get(name) is None:
+def _check_named(name: str, record: AssetRecord | None, arguments: Mapping[str, Any]) -> None:
+    if record is not None and record.name is None and arguments.get(name) is None:
         raise OptionError(
             f"the recipe's {name}",
-            reason="it was an object in memory, not a file",
+            reason="was an object in memory, not a file",
             hint=f"Give the {name} to use: --{name} PATH_OR_HUB_ID.",
         )
 
 
-def _device_here(device: str) -> str | None:
-    from imageprompt.loading import usable_device
-
+def _available_device(device: str) -> str | None:
     try:
         return usable_device(device)
     except OptionError:
         warnings.warn(
-            f"the recipe's device {device!r} is not on this machine: small differences are likely",
+            f"the recipe's device {device!r} is not available here: expect small differences",
             stacklevel=5,
         )
         return None
 
 
 def _compare_versions(recipe: Recipe) -> None:
-    now = versions()
+    now = library_versions()
     differ = [
         f"{name} {recipe.versions[name]} (here {now[name]})"
         for name in sorted(now.keys() & recipe.versions.keys())
@@ -197,14 +200,6 @@ def _compare_versions(recipe: Recipe) -> None:
     ]
     if differ:
         warnings.warn(
-            f"the recipe was made with {', '.join(differ)}: small differences are likely",
+            f"the recipe was made with {', '.join(differ)}: expect small differences",
             stacklevel=4,
         )
-
-
-def versions() -> dict[str, str]:
-    """Of ourselves and of the libraries that decide a picture's bits."""
-    from importlib import metadata
-
-    others = {name: metadata.version(name) for name in ("torch", "diffusers", "transformers")}
-    return {"imageprompt": __version__, **others}

@@ -1,126 +1,298 @@
-"""What is asked for: the arguments of `generate`, checked."""
+"""Request: all arguments of `generate`, checked before anything is loaded."""
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from functools import cached_property
+from typing import Annotated, Any
 
 from imageprompt.core.errors import OptionError, PictureError, WrongBaseError
-from imageprompt.generation.reference import NAMES, OF_A_RECIPE, Reference
-from imageprompt.loading.recipe import Recipe, Source, check_size, checked
+from imageprompt.core.schema import PYTHON_ONLY, Option
+from imageprompt.generation import option_values as values
+from imageprompt.generation.option_values import FILE, STRING
+from imageprompt.generation.reference import NAMES, REPLAY_FIELDS, Reference, flag_of
+from imageprompt.loading.recipe import AssetRecord, Recipe, check_limit, check_size, limits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """The arguments of `generate`; for a repetition also the recipe that it is held against."""
+    """The arguments of `generate`; for a replay, also its recipe."""
 
-    prompt: str = ""
-    base: Any = None
-    seed: int = 1
-    num_images: int = 1
-    steps: int | None = None
-    guidance_scale: float | None = None
-    guidance: str | Sequence[str] = "auto"
-    negative_prompt: str = ""
-    size: tuple[int, int] | None = None
-    dtype: str | None = None
-    device: str | None = None
-    batch_size: int = 4
-    progress: bool = True
-    init_image: Any = None
-    strength: float | None = None
-    inpaint_mask: Any = None
-    controlnet: Any = None
-    control_image: Any = None
-    control_scale: float | None = None
-    library: Any = None
-    shown: tuple[Reference, ...] = (Reference(),)
-    repeats: Recipe | None = None
-    changed: frozenset[str] = frozenset()
-    """What the user replaced in the recipe."""
+    prompt: Annotated[
+        str,
+        Option("text prompt (default: none)", metavar="TEXT", group=values.TEXT),
+    ] = ""
+    negative_prompt: Annotated[
+        str,
+        Option("text to steer away from (default: none)", metavar="TEXT", group=values.TEXT),
+    ] = ""
+    references: tuple[Reference, ...] = (Reference(),)
+
+    init_image: Annotated[
+        Any,
+        Option("picture to start from", metavar="PIC", group=values.START, json=FILE),
+    ] = None
+    strength: Annotated[
+        float | None,
+        Option(
+            "how much of the init image changes, 0..1 (default: the pipeline's)",
+            metavar="S",
+            ge=limits.STRENGTH.low,
+            le=limits.STRENGTH.high,
+            group=values.START,
+        ),
+    ] = None
+    inpaint_mask: Annotated[
+        Any,
+        Option(
+            "part of the init image to repaint: a picture, white inside",
+            metavar="PIC",
+            group=values.START,
+            json=FILE,
+        ),
+    ] = None
+    controlnet: Annotated[
+        Any,
+        Option("a diffusers ControlNet", metavar="PATH_OR_HUB_ID", group=values.START, json=FILE),
+    ] = None
+    control_image: Annotated[
+        Any,
+        Option(
+            "input of the ControlNet: edges, depth ...",
+            metavar="PIC",
+            group=values.START,
+            json=FILE,
+        ),
+    ] = None
+    control_scale: Annotated[
+        float | None,
+        Option(
+            "strength of the ControlNet, 0..2 (default 1)",
+            metavar="S",
+            ge=limits.CONTROL_SCALE.low,
+            le=limits.CONTROL_SCALE.high,
+            group=values.START,
+        ),
+    ] = None
+
+    num_images: Annotated[
+        int,
+        Option(
+            "number of pictures (default 1)",
+            metavar="N",
+            ge=limits.NUM_IMAGES.low,
+            le=limits.NUM_IMAGES.high,
+            group=values.SAMPLING,
+        ),
+    ] = 1
+    seed: Annotated[
+        int,
+        Option(
+            "picture i uses the seed N + i (default 1)",
+            metavar="N",
+            ge=limits.SEED.low,
+            le=limits.SEED.high,
+            group=values.SAMPLING,
+        ),
+    ] = 1
+    steps: Annotated[
+        int | None,
+        Option(
+            "denoising steps (default: the pipeline's)",
+            metavar="N",
+            ge=limits.STEPS.low,
+            le=limits.STEPS.high,
+            group=values.SAMPLING,
+        ),
+    ] = None
+    guidance_scale: Annotated[
+        float | None,
+        Option(
+            "classifier-free guidance scale (default: the pipeline's)",
+            metavar="G",
+            ge=limits.GUIDANCE_SCALE.low,
+            le=limits.GUIDANCE_SCALE.high,
+            group=values.SAMPLING,
+        ),
+    ] = None
+    guidance: Annotated[
+        str | Sequence[str],
+        Option(
+            "layout of the guidance batch, for pipelines where it cannot be inferred: "
+            "positive,negative",
+            metavar="LAYOUT",
+            parse=values.parse_layout,
+            group=values.SAMPLING,
+        ),
+    ] = "auto"
+    size: Annotated[
+        tuple[int, int] | None,
+        Option(
+            "512x768 or 512, in pixels (default: the pipeline's)",
+            metavar="WxH",
+            parse=values.parse_size,
+            group=values.SAMPLING,
+        ),
+    ] = None
+    batch_size: Annotated[
+        int,
+        Option(
+            "pictures denoised together (default 4)",
+            metavar="N",
+            ge=limits.BATCH_SIZE.low,
+            le=limits.BATCH_SIZE.high,
+            group=values.SAMPLING,
+        ),
+    ] = 4
+
+    base: Annotated[
+        Any,
+        Option(
+            "diffusers pipeline (default: bundled)",
+            metavar="PATH_OR_HUB_ID",
+            group=values.MODELS,
+            json=FILE,
+        ),
+    ] = None
+    library: Annotated[
+        Any,
+        Option(
+            "folder of the style library (default: $IMAGEPROMPT_LIBRARY, else your data folder)",
+            metavar="DIR",
+            group=values.MODELS,
+            json=FILE,
+        ),
+    ] = None
+    dtype: Annotated[
+        str | None,
+        Option(
+            "float32, float16 or bfloat16 (default: float32 on the CPU, else float16)",
+            metavar="TYPE",
+            group=values.MODELS,
+            json={"anyOf": [{"enum": list(limits.DTYPES), **STRING}, {"type": "null"}]},
+        ),
+    ] = None
+    device: Annotated[
+        str | None,
+        Option(
+            "cpu, cuda, cuda:N, mps, xpu (default: the best available)",
+            metavar="NAME",
+            group=values.MODELS,
+        ),
+    ] = None
+
+    progress: Annotated[bool, PYTHON_ONLY] = True
+    on_progress: Annotated[Callable[[str, int, int], object] | None, PYTHON_ONLY] = None
+    on_image: Annotated[Callable[..., object] | None, PYTHON_ONLY] = None
+    replayed_from: Annotated[Recipe | None, PYTHON_ONLY] = None
+    changed: Annotated[frozenset[str], PYTHON_ONLY] = frozenset()
+    """The options that the user replaced in the recipe."""
 
     @classmethod
-    def of(cls, arguments: Mapping[str, Any], **more: Any) -> Request:
-        """From the arguments of `generate`: those of `Reference` are the first one's.
+    def from_arguments(cls, arguments: Mapping[str, Any], **more: Any) -> Request:
+        """From the arguments of `generate`; those of `Reference` describe the first reference.
 
         Raises OptionError, PictureError.
         """
-        names = (*NAMES, *OF_A_RECIPE)
+        names = (*NAMES, *REPLAY_FIELDS)
         first = Reference(**{name: arguments[name] for name in names if name in arguments})
         also = arguments.get("also") or ()
         also = (also,) if isinstance(also, Reference) else also
-        rest = {name: value for name, value in arguments.items() if name in ARGUMENTS}
-        return cls(**rest, shown=_each(first, also), **more)
+        rest = {name: arguments[name] for name in (*ARGUMENTS, *_CALLBACKS) if name in arguments}
+        return cls(**rest, references=_all_references(first, also), **more)
 
     def check(self) -> None:
-        """All that can be told before anything is loaded. Raises OptionError, ScaleError ..."""
-        for name in ("prompt", "negative_prompt", "seed", "num_images", "batch_size"):
-            checked(name, getattr(self, name))
-        checked("guidance", self.layout)
-        for name in ("steps", "guidance_scale", "dtype", "device", "strength", "control_scale"):
-            if getattr(self, name) is not None:
-                checked(name, getattr(self, name))
+        """All that can be checked before loading. Raises OptionError, ScaleError ..."""
+        for name, limit in _LIMITS.items():
+            value = self.layout if name == "guidance" else getattr(self, name)
+            if value is not None or name in _REQUIRED:
+                check_limit(name, limit, value)
         if self.size is not None:
             check_size(*self.size)
-        for needing, needed in _NEEDS:
-            if getattr(self, needing) is not None and getattr(self, needed) is None:
+        for name, needed in _NEEDS:
+            if getattr(self, name) is not None and getattr(self, needed) is None:
                 raise OptionError(
-                    f"{_flag(needing)} without {_flag(needed)}",
-                    reason="it has nothing to act on",
-                    hint=f"Give {_flag(needed)} too, or leave it out.",
+                    f"{flag_of(name)} without {flag_of(needed)}",
+                    reason="has no effect",
+                    hint=f"Give {flag_of(needed)} too, or leave it out.",
                 )
         if not isinstance(self.library, str | os.PathLike | None):
-            raise OptionError(f"library {self.library!r}", reason="it is the path of a folder")
+            raise OptionError(f"library {self.library!r}", reason="not the path of a folder")
         if self.strength == 0:
-            raise OptionError("strength 0", reason="nothing of the picture would change")
-        for reference in self.shown:
+            raise OptionError("strength 0", reason="the init image would not change")
+        for reference in self.references:
             reference.check()
+        if len(self.active_references) > limits.MAX_REFERENCES:
+            raise OptionError(
+                f"{len(self.active_references)} references with an adapter or mask each",
+                reason=f"more than {limits.MAX_REFERENCES}",
+                hint="Use fewer, or one mask for several.",
+            )
 
     @property
     def layout(self) -> Any:
-        """The guidance, as a recipe has it."""
-        named = self.guidance
-        return named if isinstance(named, str) or not isinstance(named, Sequence) else (*named,)
+        """`guidance` as a recipe keeps it."""
+        value = self.guidance
+        return value if isinstance(value, str) or not isinstance(value, Sequence) else (*value,)
+
+    @cached_property
+    def active_references(self) -> tuple[Reference, ...]:
+        """The references that are not empty; pictures with a mask each are separate references."""
+        return tuple(
+            part
+            for reference in self.references
+            if not reference.empty
+            for part in reference.split_by_mask()
+        )
 
     @property
-    def places(self) -> tuple[Reference, ...]:
-        """What is shown, one entry for each place of its own."""
-        shown = [reference for reference in self.shown if not reference.empty]
-        return tuple(place for reference in shown for place in reference.places())
-
-    @property
-    def wanted(self) -> range:
-        """Indices of the pictures to make; a plain repetition wants the recipe's own."""
-        if self.repeats is None or self.changed & {"seed", "num_images"}:
+    def indices(self) -> range:
+        """Indices of the pictures to make; a replay makes the recipe's own by default."""
+        if self.replayed_from is None or self.changed & {"seed", "num_images"}:
             return range(self.num_images)
-        return range(self.repeats.index, self.repeats.index + 1)
+        return range(self.replayed_from.index, self.replayed_from.index + 1)
 
     def batches(self) -> Iterator[range]:
-        """Indices of the pictures that are denoised side by side, wanted or not."""
+        """The batches that hold any of `indices`; whole, because rounding depends on the size."""
         for start in range(0, self.num_images, self.batch_size):
             batch = range(start, min(start + self.batch_size, self.num_images))
-            if set(batch) & set(self.wanted):
+            if set(batch) & set(self.indices):
                 yield batch
 
     def cached_only(self, name: str) -> bool:
-        """Must the `name` ("base", "adapter") be here already? What a recipe alone names must."""
-        return self.repeats is not None and name not in self.changed
+        """Must the `name` ("base", "adapter") be here already? A recipe downloads nothing."""
+        return self.replayed_from is not None and name not in self.changed
 
-    def must_be(self, name: str, was: Source | None, source: Source) -> None:
-        """Is the ingredient what it was for the recipe? Raises WrongBaseError, OptionError."""
-        if not self.cached_only(name) or was is None or was.hash == source.hash:
+    def check_same_hash(self, name: str, recorded: AssetRecord | None, now: AssetRecord) -> None:
+        """Is the `name` what it was for the recipe? Raises WrongBaseError, OptionError."""
+        if not self.cached_only(name) or recorded is None or recorded.hash == now.hash:
             return
-        held, value = ("tokens", "NAME") if name == "style" else ("weights", "PATH_OR_HUB_ID")
+        content, value = ("tokens", "NAME") if name == "style" else ("weights", "PATH_OR_HUB_ID")
         raise (WrongBaseError if name == "base" else OptionError)(
-            f"{name} {source.name!r} of the recipe",
-            reason=f"its {held} are not what they were",
+            f"{name} {now.name!r} of the recipe",
+            reason=f"its {content} have changed",
             hint=f"Give the {name} to use: --{name} {value}.",
         )
 
 
+_LIMITS: Mapping[str, limits.Limit] = {
+    "prompt": limits.PROMPT,
+    "negative_prompt": limits.PROMPT,
+    "seed": limits.SEED,
+    "num_images": limits.NUM_IMAGES,
+    "batch_size": limits.BATCH_SIZE,
+    "guidance": limits.GUIDANCE,
+    "steps": limits.STEPS,
+    "guidance_scale": limits.GUIDANCE_SCALE,
+    "dtype": limits.DTYPE,
+    "device": limits.DEVICE,
+    "strength": limits.STRENGTH,
+    "control_scale": limits.CONTROL_SCALE,
+}
+_REQUIRED = ("prompt", "negative_prompt", "seed", "num_images", "batch_size", "guidance")
 _NEEDS = (
     ("strength", "init_image"),
     ("inpaint_mask", "init_image"),
@@ -128,15 +300,15 @@ _NEEDS = (
     ("controlnet", "control_image"),
     ("control_scale", "controlnet"),
 )
-ARGUMENTS = tuple(
-    item.name for item in fields(Request) if item.name not in ("shown", "repeats", "changed")
-)
-"""Of `generate` itself; it takes those of `Reference` and `also` besides."""
+_CALLBACKS = ("on_progress", "on_image")
+_INTERNAL = ("references", "replayed_from", "changed", *_CALLBACKS)
+ARGUMENTS = tuple(item.name for item in fields(Request) if item.name not in _INTERNAL)
+"""The options of a whole request; `generate` also takes `also` and the fields of `Reference`."""
 
 
 def check_names(arguments: Mapping[str, Any]) -> None:
-    """Raises OptionError for a name that `generate` has no use for."""
-    known = [*ARGUMENTS, *NAMES, "also"]
+    """Raises OptionError for a name that `generate` does not have."""
+    known = [*ARGUMENTS, *_CALLBACKS, *NAMES, "also"]
     for name in arguments:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -147,28 +319,23 @@ def check_names(arguments: Mapping[str, Any]) -> None:
             )
 
 
-def _each(first: Reference, also: Sequence[Reference]) -> tuple[Reference, ...]:
-    wrong = [entry for entry in also if not isinstance(entry, Reference)]
-    if wrong or not isinstance(also, list | tuple):
+def _all_references(first: Reference, also: Sequence[Reference]) -> tuple[Reference, ...]:
+    if not isinstance(also, list | tuple) or not all(isinstance(one, Reference) for one in also):
         raise OptionError(
             f"also={type(also).__name__}",
-            reason="further references are a list of Reference",
-            hint="Such as also=[ip.Reference(reference='b.jpg', scale=0.5)].",
+            reason="not a list of Reference",
+            hint="Write also=[ip.Reference(reference='b.jpg', scale=0.5)].",
         )
     if also and first.empty:
         raise PictureError(
             "--also without a first reference",
-            reason="it adds to one",
-            hint="Give the first one before: --reference PICTURE --also --reference PICTURE.",
+            reason="adds to a reference",
+            hint="Give the first one before it: --reference PICTURE --also --reference PICTURE.",
         )
-    if any(entry.empty for entry in also):
+    if any(one.empty for one in also):
         raise PictureError(
             "--also without a reference",
-            reason="it starts a further one",
+            reason="starts another reference",
             hint="Give --reference PICTURE or --style NAME after it.",
         )
     return (first, *also)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -1,60 +1,121 @@
-"""What a request gives: pictures, their recipes and the image prompts that they share."""
+"""The result of a request: pictures, their recipes and the image prompts that they share."""
 
 from __future__ import annotations
 
+import base64
+import io
+import itertools
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from imageprompt.core.atomic_files import check_folder
 from imageprompt.loading.recipe import Recipe, write_picture
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL.Image import Image
 
     from imageprompt.encoding.image_prompt import ImagePrompt
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GenerationResult:
-    """Pictures, the recipe of each, and the image prompts that they share."""
+    """Pictures, the recipe of each, and the image prompts that they share.
 
-    images: list[Image.Image]
+    `len`, indexing and iteration are those of `images`. Notebooks show the pictures.
+    """
+
+    images: list[Image]
     recipes: list[Recipe]
     image_prompts: tuple[ImagePrompt, ...] = ()
-    """One for each of `recipe.shown`."""
+    """One for each of `recipe.references`."""
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe of the first picture; the others differ in `index` alone."""
+        """The recipe of the first picture; the others differ only in `index`."""
         return self.recipes[0]
 
     @property
     def image_prompt(self) -> ImagePrompt | None:
-        """The first, which mostly is all."""
+        """The image prompt of the first reference, usually the only one."""
         return self.image_prompts[0] if self.image_prompts else None
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Write `0001.png`, `0002.png` ... with their recipes inside; returns the paths.
+        """Write `0001.png`, `0002.png` ... with their recipes; returns the paths.
 
-        Numbers go on after those in the folder: nothing is overwritten.
+        Numbers continue after those in the folder. Nothing is overwritten, also if several
+        processes save to one folder at the same time. Raises OptionError if the folder cannot be
+        written.
         """
         folder = check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tokens = [_as_bytes(prompt) for prompt in self.image_prompts]
-        taken = [int(path.stem) for path in folder.glob("*.png") if path.stem.isdecimal()]
         paths = []
-        numbered = zip(self.images, self.recipes, strict=True)
-        for number, (image, recipe) in enumerate(numbered, start=max(taken, default=0) + 1):
-            path = folder / f"{number:04d}.png"
-            write_picture(path, image, recipe, tokens)
+        for image, recipe in zip(self.images, self.recipes, strict=True):
+            path = _claim_number(folder)
+            try:
+                write_picture(path, image, recipe, tokens)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
             paths.append(path)
         return paths
 
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @overload
+    def __getitem__(self, index: int) -> Image: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Image]: ...
+    def __getitem__(self, index: int | slice) -> Image | list[Image]:
+        return self.images[index]
+
+    def __iter__(self) -> Iterator[Image]:
+        return iter(self.images)
+
+    def __repr__(self) -> str:
+        if not self.recipes:
+            return "GenerationResult(no pictures)"
+        first, last = self.recipes[0], self.recipes[-1]
+        seeds = f"seed {first.seed + first.index}"
+        if len(self) > 1:
+            seeds = f"seeds {first.seed + first.index} to {last.seed + last.index}"
+        count = "1 picture" if len(self) == 1 else f"{len(self)} pictures"
+        return f"GenerationResult({count} of {first.width}x{first.height}, {seeds})"
+
+    def _repr_html_(self) -> str:
+        """The pictures, for notebooks."""
+        return "".join(
+            f'<img src="data:image/png;base64,{_png(image)}" title="picture {recipe.index}" '
+            'style="margin: 2px">'
+            for image, recipe in zip(self.images, self.recipes, strict=True)
+        )
+
+
+def _claim_number(folder: Path) -> Path:
+    """The path of the next free number, created empty and exclusively (O_EXCL)."""
+    taken = [int(path.stem) for path in folder.glob("*.png") if path.stem.isdecimal()]
+    for number in itertools.count(max(taken, default=0) + 1):
+        path = folder / f"{number:04d}.png"
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except FileExistsError:  # another process was faster
+            continue
+        return path
+    raise AssertionError("unreachable")
+
+
+def _png(image: Image) -> str:
+    stream = io.BytesIO()
+    image.save(stream, format="PNG")
+    return base64.b64encode(stream.getvalue()).decode()
+
 
 def _as_bytes(prompt: ImagePrompt) -> bytes:
-    """As `ImagePrompt.save` writes it, without what was prepared: that can be made again."""
+    """The file that `ImagePrompt.save` writes, without precomputed K', V'."""
     from tempfile import TemporaryDirectory
 
     with TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""The run of a request: everything is found and opened, then loaded, shown and denoised."""
+"""The run of a request: open everything, load the models, apply the references, denoise."""
 
 from __future__ import annotations
 
@@ -12,109 +12,201 @@ from typing import TYPE_CHECKING, Any
 from imageprompt import loading
 from imageprompt.attention.cfg_layout import named_layout
 from imageprompt.core.errors import OptionError
-from imageprompt.generation.apply_references import Entry, showing
+from imageprompt.generation.apply_references import OpenedReference, apply_references
 from imageprompt.generation.pipeline_call import (
     inpainting_latents,
     options_of,
     pipeline_for,
     with_own_defaults,
 )
-from imageprompt.generation.replay import versions
 from imageprompt.generation.request import Request
 from imageprompt.generation.result import GenerationResult
-from imageprompt.generation.start_images import Size, Start
-from imageprompt.loading.recipe import MIN_SIDE, Recipe
+from imageprompt.generation.start_images import Size, StartImages
+from imageprompt.loading.recipe import AssetRecord, Recipe, library_versions
+from imageprompt.loading.recipe.limits import MIN_SIDE
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL.Image import Image
 
-    from imageprompt.loading import Base
+    from imageprompt.loading import LoadedPipeline
 
 
 def run(request: Request) -> GenerationResult:
-    """Pictures of a request that is checked. Raises an ImagePromptError."""
-    named_layout(request.layout)  # raises for a name that is none
-    # all parts are found before anything large is loaded
-    start = Start.open(request)
+    """The pictures of a checked request. Raises an ImagePromptError."""
+    named_layout(request.layout)  # raises for an unknown name
+    # all files are found and opened before anything large is loaded
+    start = StartImages.open(request)
     folder = loading.base_folder(request.base, cached_only=request.cached_only("base"))
-    entries = [Entry.open(place, request, folder) for place in request.places]
-    net_folder = loading.find_controlnet(
-        request.controlnet, cached_only=request.cached_only("controlnet")
-    )
+    opened = [OpenedReference.open(one, request, folder) for one in request.active_references]
+    net_folder = _find_controlnet(request)
     base = loading.load_base(
         request.base, folder, dtype=request.dtype, device=request.device, bars=request.progress
     )
-    was = request.repeats
-    request.must_be("base", None if was is None else was.base, base.source)
-    net, net_source = None, None
-    if request.controlnet is not None:
-        net, net_source = loading.load_controlnet(
-            request.controlnet, net_folder, base.pipe, bars=request.progress
-        )
-        request.must_be("controlnet", None if was is None else was.controlnet, net_source)
+    recorded = request.replayed_from
+    request.check_same_hash("base", None if recorded is None else recorded.base, base.record)
+    net, net_record = _load_controlnet(request, net_folder, base)
     request = replace(request, **with_own_defaults(request, base.name))
     pipe = pipeline_for(base.pipe, start, net)
     size = start.size(request.size, pipe)
     start = start.fitted(size)
     options = options_of(request, pipe, start, size)
-    _say_unguided(request, options)
-    with loading.few_threads(base), _prepared(pipe, request):
+    _warn_unguided(request, options)
+    with loading.few_threads(base), _configured(pipe, request):
         recipe = _recipe(request, base, pipe, options, size)
-        recipe = replace(recipe, controlnet=net_source, **start.sources)
-        with showing(entries, request, base, pipe) as shown, inpainting_latents(pipe, start):
-            images = _denoise(pipe, request, options)
-    width, height = images[0].size
-    recipe = replace(recipe, width=width, height=height, shown=tuple(entry for entry, _ in shown))
-    recipes = [replace(recipe, index=index) for index in request.wanted]
-    return GenerationResult(images, recipes, tuple(prompt for _, prompt in shown))
+        recipe = replace(recipe, controlnet=net_record, **start.records).check()
+        with (
+            apply_references(opened, request, base, pipe) as applied,
+            inpainting_latents(pipe, start),
+        ):
+            recipe = replace(recipe, references=tuple(metadata for metadata, _ in applied))
+            prompts = tuple(prompt for _, prompt in applied)
+            result = GenerationResult([], [], prompts)
+            for index, image in _denoise(pipe, request, options):
+                width, height = image.size
+                result.images.append(image)
+                result.recipes.append(replace(recipe, index=index, width=width, height=height))
+                if request.on_image is not None:
+                    request.on_image(GenerationResult([image], result.recipes[-1:], prompts))
+    return result
 
 
-def _say_unguided(request: Request, options: Mapping[str, Any]) -> None:
-    """A guidance scale of 1 has no negative side: what is put there does nothing."""
+def _find_controlnet(request: Request) -> Path | None:
+    """The folder of a ControlNet that is given by name."""
+    if request.controlnet is None:
+        return None
+    from imageprompt.loading.controlnet import find_controlnet
+
+    return find_controlnet(request.controlnet, cached_only=request.cached_only("controlnet"))
+
+
+def _load_controlnet(
+    request: Request, folder: Path | None, base: LoadedPipeline
+) -> tuple[Any, AssetRecord | None]:
+    if request.controlnet is None:
+        return None, None
+    from imageprompt.loading.controlnet import load_controlnet
+
+    net, record = load_controlnet(request.controlnet, folder, base.pipe, bars=request.progress)
+    recorded = request.replayed_from
+    request.check_same_hash("controlnet", None if recorded is None else recorded.controlnet, record)
+    return net, record
+
+
+def _warn_unguided(request: Request, options: Mapping[str, Any]) -> None:
+    """A guidance scale of 1 or less skips the negative side."""
     scale = options.get("guidance_scale")
     if scale is None or scale > 1:
         return
-    asked = [("--negative-prompt", request.negative_prompt)]
-    for place in request.places:
-        if not place.ready:
-            asked += [("--negative-reference", place.negative_reference), ("--noise", place.noise)]
-    flags = dict.fromkeys(flag for flag, value in asked if value)
+    negative = [("--negative-prompt", request.negative_prompt)]
+    for reference in request.active_references:
+        if not reference.encoded:
+            negative += [
+                ("--negative-reference", reference.negative_reference),
+                ("--noise", reference.noise),
+            ]
+    flags = dict.fromkeys(flag for flag, value in negative if value)
     if flags:
         warnings.warn(
-            f"{', '.join(flags)} at guidance scale {scale:g}: only above 1 is "
-            "there a negative side, so that it does nothing",
+            f"no effect at guidance scale {scale:g}: {', '.join(flags)} (it must be above 1)",
             stacklevel=2,
         )
 
 
-def _denoise(pipe: Any, request: Request, options: Mapping[str, Any]) -> list[Image]:
+# ── denoising ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _denoise(
+    pipe: Any, request: Request, options: Mapping[str, Any]
+) -> Iterator[tuple[int, Image]]:
+    """Each requested picture with its index, as soon as its batch is finished."""
     import torch
 
-    made: list[Image] = []
-    for batch in request.batches():
-        # generators on the CPU draw the same noise for every device
-        generators = [torch.Generator().manual_seed(request.seed + i) for i in batch]
-        try:
-            made_now = pipe(**options, num_images_per_prompt=len(batch), generator=generators)
-        except torch.OutOfMemoryError as error:
-            raise OptionError(
-                f"{len(batch)} pictures side by side",
-                reason="the device has not enough memory",
-                hint="Lower --batch-size or --size, or use --dtype float16.",
-            ) from error
-        images = zip(batch, made_now.images, strict=True)
-        made += [image for i, image in images if i in request.wanted]
-    return made
+    with _Progress(pipe, request) as progress:
+        for number, batch in enumerate(request.batches()):
+            # generators on the CPU draw the same noise for every device
+            generators = [torch.Generator().manual_seed(request.seed + i) for i in batch]
+            try:
+                images = pipe(
+                    **options,
+                    **progress.options(number, batch),
+                    num_images_per_prompt=len(batch),
+                    generator=generators,
+                ).images
+            except torch.OutOfMemoryError as error:
+                raise OptionError(
+                    f"{len(batch)} pictures in one batch",
+                    reason="the device has not enough memory",
+                    hint="Lower --batch-size or --size, or use --dtype float16.",
+                ) from error
+            progress.finish(number, batch)
+            for index, image in zip(batch, images, strict=True):
+                if index in request.indices:
+                    yield index, image
+
+
+class _Progress:
+    """Reports `picture i of n` and the denoising steps done to `on_progress`, or in one bar."""
+
+    def __init__(self, pipe: Any, request: Request) -> None:
+        self._request, self._batches = request, len(list(request.batches()))
+        self._report = request.on_progress
+        if self._report is None and request.progress:
+            self._report = self._show
+        self._bar: Any = None
+        self._steps = 1
+        known = inspect.signature(type(pipe).__call__).parameters
+        self._by_step = self._report is not None and "callback_on_step_end" in known
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def options(self, number: int, batch: range) -> dict[str, Any]:
+        """The pipeline's arguments that report the steps of this batch."""
+        if not self._by_step:
+            return {}
+
+        def step_end(pipe: Any, step: int, _: Any, outputs: dict[str, Any]) -> dict[str, Any]:
+            self._steps = max(getattr(pipe, "num_timesteps", None) or 1, step + 1)
+            self._tell(batch, number * self._steps + step + 1)
+            return outputs
+
+        return {"callback_on_step_end": step_end}
+
+    def finish(self, number: int, batch: range) -> None:
+        self._tell(batch, (number + 1) * self._steps)
+
+    def _tell(self, batch: range, done: int) -> None:
+        if self._report is None:
+            return
+        indices = self._request.indices
+        inside = [indices.index(i) + 1 for i in batch if i in indices]
+        which = f"picture {inside[0]}" if len(inside) == 1 else f"pictures {inside[0]}-{inside[-1]}"
+        self._report(f"{which} of {len(indices)}", done, self._batches * self._steps)
+
+    def _show(self, what: str, done: int, total: int) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, unit="step")
+        self._bar.total = total
+        self._bar.set_description(what, refresh=False)
+        self._bar.update(done - self._bar.n)
 
 
 @contextmanager
-def _prepared(pipe: Any, request: Request) -> Iterator[None]:
-    """The pipeline with the recipe's scheduler and the wanted bar; afterwards as it was."""
+def _configured(pipe: Any, request: Request) -> Iterator[None]:
+    """The pipeline with the recipe's scheduler and without its own bar; restored afterwards."""
     scheduler, bar = pipe.scheduler, getattr(pipe, "_progress_bar_config", {})
     try:
-        pipe.set_progress_bar_config(**{**bar, "disable": not request.progress})
-        if request.repeats is not None:
-            pipe.scheduler = _scheduler(request.repeats.scheduler)
+        pipe.set_progress_bar_config(**{**bar, "disable": True})
+        if request.replayed_from is not None:
+            pipe.scheduler = _scheduler(request.replayed_from.scheduler)
         yield
     finally:
         pipe.scheduler = scheduler
@@ -135,20 +227,27 @@ def _scheduler(config: Mapping[str, Any]) -> Any:
         return kind.from_config(dict(config))
     except Exception as error:  # a stranger may have written any value into it
         raise OptionError(
-            f"scheduler {name!r} of the recipe", reason=f"its settings make no sense ({error})"
+            f"scheduler {name!r} of the recipe", reason=f"invalid configuration ({error})"
         ) from error
 
 
+# ── recipe ──────────────────────────────────────────────────────────────────────────────────────
+
+
 def _recipe(
-    request: Request, base: Base, pipe: Any, options: Mapping[str, Any], size: Size | None
+    request: Request,
+    base: LoadedPipeline,
+    pipe: Any,
+    options: Mapping[str, Any],
+    size: Size | None,
 ) -> Recipe:
-    """All of the recipe that is known before the pictures are; what it refuses, it refuses now."""
-    width, height = size or (MIN_SIDE, MIN_SIDE)  # unless told, the pictures will tell
+    """The recipe as far as it is known before the pictures, still without references."""
+    width, height = size or (MIN_SIDE, MIN_SIDE)  # replaced by the size of the pictures
     return Recipe(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
         seed=request.seed,
-        index=request.wanted[0],
+        index=request.indices[0],
         num_images=request.num_images,
         batch_size=request.batch_size,
         steps=options["num_inference_steps"],
@@ -159,16 +258,16 @@ def _recipe(
         dtype=loading.dtype_name(pipe),
         device=str(loading.device_of(pipe)),
         scheduler=_plain(pipe.scheduler.config),
-        base=base.source,
-        shown=(),
+        base=base.record,
+        references=(),
         strength=options.get("strength"),
         control_scale=options.get("controlnet_conditioning_scale"),
-        versions=versions(),
+        versions=library_versions(),
     )
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A scheduler's configuration as JSON knows it: arrays become lists."""
+    """A scheduler's configuration with arrays as lists, for JSON."""
     return {
         name: value.tolist() if hasattr(value, "tolist") else value
         for name, value in config.items()

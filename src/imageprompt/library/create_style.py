@@ -16,7 +16,7 @@ from imageprompt.library import embeddings, thumbnail
 from imageprompt.library.mix_styles import Mixed
 from imageprompt.library.style import Style
 from imageprompt.library.style_file import Held, held_features, token_hash
-from imageprompt.loading.recipe import Source
+from imageprompt.loading.recipe import AssetRecord
 
 if TYPE_CHECKING:
     from imageprompt.adapter.adapter import Adapter
@@ -37,7 +37,7 @@ def encoded(
     """A style out of references. Raises what encoding raises, and PromptError for a batch."""
     opened, references = loading.open_references(_listed(pictures))
     prompt = adapter.encode(opened or None, features=features, **encoding)
-    references += tuple(map(loading.source_of, _listed(encoding.get("embeddings"))))
+    references += tuple(map(loading.record_of, _listed(encoding.get("embeddings"))))
     if len(prompt) != 1:
         raise PromptError(
             f"references for {len(prompt)} prompts",
@@ -58,7 +58,7 @@ def encoded(
     return Style(
         name=name,
         tags=tags,
-        adapter=Source(
+        adapter=AssetRecord(
             name=made_with.get("adapter"),
             hash=adapter.fingerprint(),
             spec={
@@ -69,7 +69,9 @@ def encoded(
             },
         ),
         encoder=encoder,
-        references=tuple(Source(name=_file_name(one.name), hash=one.hash) for one in references),
+        references=tuple(
+            AssetRecord(name=_file_name(one.name), hash=one.hash) for one in references
+        ),
         recipe=recipe,
         hash=token_hash(tensors),
         tensors=tensors,
@@ -122,11 +124,13 @@ def _tensors(
     return tensors
 
 
-def _encoder(metadata: Mapping[str, str], made_with: Mapping[str, str | None]) -> Source | None:
+def _encoder(
+    metadata: Mapping[str, str], made_with: Mapping[str, str | None]
+) -> AssetRecord | None:
     """What saw the references: the image encoder, or the face recogniser where there is none."""
     for kind in ("encoder", "faces"):
         if kind in metadata:
-            return Source(name=made_with.get(kind), hash=metadata[kind])
+            return AssetRecord(name=made_with.get(kind), hash=metadata[kind])
     return None
 
 

@@ -43,13 +43,19 @@ def encoding_bench(
     named = bundled.NAME if base is None else os.fspath(base)
     made_with: dict[str, str | None] = {"adapter": choice.name, "base": named}
     if not loaded.spec.feature.faces_only:
-        place = loading.Base(None, named, loading.base_folder(base))
-        found, name = loading.find_encoder(encoder, loaded.spec, place, choice.name)
+        found, name = loading.find_encoder(
+            encoder,
+            loaded.spec,
+            pipe=None,
+            base_name=named,
+            base_folder=loading.base_folder(base),
+            adapter_name=choice.name,
+        )
         with loading.quiet_loading(True):
-            loaded.encoding.open(checked_encoder(loaded.spec, found))
+            loaded.encoding.set_encoder(checked_encoder(loaded.spec, found))
         made_with["encoder"] = name
     if faces is not None:
-        loaded.encoding.faces = checked_faces(loaded.spec, faces)
+        loaded.encoding.face_encoder = checked_faces(loaded.spec, faces)
         made_with["faces"] = os.fspath(faces)
     return Bench(loaded, made_with)
 
@@ -73,7 +79,7 @@ def projector_of(style: Style) -> Adapter | None:
 
 def _opened(
     adapter: Any, base: Any, variant: str | None, *, cached_only: bool = False
-) -> tuple[Adapter, loading.AdapterChoice]:
+) -> tuple[Adapter, loading.LocatedAdapter]:
     folder = loading.base_folder(base, cached_only=cached_only)
     choice = loading.find_adapter(adapter, folder, cached_only=cached_only)
     return Adapter.load(choice.path, variant=variant, dtype=torch.float32), choice

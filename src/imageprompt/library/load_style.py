@@ -38,7 +38,7 @@ def check_suits(style: Style, adapter: Adapter) -> None:
             f"adapter's projector is {ours}, which makes other tokens",
             hint="Use that adapter, or add the pictures again with this one.",
         )
-    encoder, made_with = adapter.encoder or adapter.encoding.faces, style.encoder
+    encoder, made_with = adapter.encoder or adapter.encoding.face_encoder, style.encoder
     if encoder is not None and made_with is not None and encoder.fingerprint != made_with.hash:
         raise EncoderError(
             f"style {style.name!r}",
@@ -96,11 +96,11 @@ def _read(path: Path, prompt: ImagePrompt, made_by: str) -> bool:
         kept = ImagePrompt.load(path)
     except PromptError:  # damaged: they are made anew
         return False
-    ahead = kept.prepared
+    ahead = kept.precomputed_kv
     if ahead is None or ahead.made_by != made_by or not torch.equal(kept.tokens, prompt.tokens):
         return False
-    together = torch.cat([x.flatten() for pair in ahead.pairs.values() for x in pair])
+    together = torch.cat([x.flatten() for pair in ahead.key_values.values() for x in pair])
     if not torch.stack(torch.aminmax(together)).isfinite().all():  # isfinite alone takes 10 ms
         return False
-    prompt.tokens, prompt.prepared = kept.tokens, ahead
+    prompt.tokens, prompt.precomputed_kv = kept.tokens, ahead
     return True

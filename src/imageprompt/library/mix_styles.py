@@ -21,7 +21,7 @@ from imageprompt.core.errors import OptionError, PromptError
 from imageprompt.encoding.features import Group
 from imageprompt.library.style import Style
 from imageprompt.library.style_file import features_of
-from imageprompt.loading.recipe import Source
+from imageprompt.loading.recipe import AssetRecord
 
 if TYPE_CHECKING:
     from imageprompt.adapter.adapter import Adapter
@@ -176,5 +176,5 @@ def _mean(rows: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     return total.to(rows[0].dtype)
 
 
-def _shown(source: Source | None) -> str:
+def _shown(source: AssetRecord | None) -> str:
     return "none" if source is None else f"{source.name or 'unnamed'} {source.hash[:16]}"

@@ -13,7 +13,7 @@ from imageprompt.checkpoint.tensor_bytes import Weights
 from imageprompt.core import __version__
 from imageprompt.core.errors import OptionError
 from imageprompt.library.paths import checked_name, checked_tags
-from imageprompt.loading.recipe import Source, checked
+from imageprompt.loading.recipe import AssetRecord, check_asset
 
 FORMAT = 1
 MAX_TEXT = 4096
@@ -31,11 +31,11 @@ class Style:
 
     name: str
     tags: tuple[str, ...]
-    adapter: Source
+    adapter: AssetRecord
     """`hash` is the projector's fingerprint; `spec` has variant, host, feature and its width."""
-    encoder: Source | None
+    encoder: AssetRecord | None
     """None for a style that was made of ready-made features."""
-    references: tuple[Source, ...]
+    references: tuple[AssetRecord, ...]
     """File names, without folders, and what the files held."""
     recipe: Mapping[str, Any]
     """How it was encoded: fusion, weights, preparation ...; of a mix, the shares."""
@@ -52,7 +52,8 @@ class Style:
         checked_tags(self.tags)
         _check_references(self.references)
         _check_adapter(self.adapter)
-        checked("encoder", self.encoder)
+        if self.encoder is not None:
+            check_asset("encoder", self.encoder)
         _check_plain("recipe", self.recipe)
         _check_text("hash", self.hash, "[0-9a-f]{64}", "64 hex digits")
         _check_text("version", self.version, r"[\w.+-]{1,40}", "the number of a version")
@@ -110,23 +111,24 @@ def style_of(said: Mapping[str, Any], **more: Any) -> Style:
         raise ValueError(f"{error.what}: {error.reason}") from None
 
 
-def _source(value: object) -> Source:
+def _source(value: object) -> AssetRecord:
     if not isinstance(value, dict) or not {"name", "hash"} <= set(value) <= {
         "name",
         "hash",
         "spec",
     }:
         raise ValueError("an ingredient of it is no object with name and hash")
-    return Source(**value)
+    return AssetRecord(**value)
 
 
-def _check_references(references: tuple[Source, ...]) -> None:
-    checked("references", references)
+def _check_references(references: tuple[AssetRecord, ...]) -> None:
+    for record in references:
+        check_asset("references", record)
     _check_plain("references", [one.name for one in references])
 
 
-def _check_adapter(adapter: Source) -> None:
-    checked("adapter", adapter)
+def _check_adapter(adapter: AssetRecord) -> None:
+    check_asset("adapter", adapter)
     _check_plain("adapter", adapter.spec)
     if not isinstance(adapter.spec.get("variant"), str):
         raise OptionError("adapter", reason="its variant is not told")

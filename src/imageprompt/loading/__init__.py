@@ -1,12 +1,24 @@
-"""Opens what a request names (base, adapter, encoder, pictures), each with its name and hash."""
+"""From names to loaded objects: base, adapter, encoder, ControlNet, pictures, each with a hash."""
 
 from __future__ import annotations
 
-from imageprompt.loading.adapter import AdapterChoice, brought_adapter, find_adapter, load_adapter
-from imageprompt.loading.controlnet import find_controlnet, load_controlnet
+from imageprompt.loading.adapter import (
+    LoadedAdapter,
+    LocatedAdapter,
+    attach_adapter,
+    find_adapter,
+    load_adapter,
+)
+from imageprompt.loading.assets import (
+    open_embeddings,
+    open_references,
+    path_of,
+    record_of,
+    resolve_file,
+)
 from imageprompt.loading.encoder import find_encoder
 from imageprompt.loading.pipeline import (
-    Base,
+    LoadedPipeline,
     base_folder,
     device_of,
     dtype_name,
@@ -14,27 +26,28 @@ from imageprompt.loading.pipeline import (
     load_base,
     quiet_loading,
     usable_device,
+    vae_scale_factor,
 )
-from imageprompt.loading.sources import open_embeddings, open_references, same_file, source_of
 
 __all__ = [
-    "AdapterChoice",
-    "Base",
+    "LoadedAdapter",
+    "LoadedPipeline",
+    "LocatedAdapter",
+    "attach_adapter",
     "base_folder",
-    "brought_adapter",
     "device_of",
     "dtype_name",
     "few_threads",
     "find_adapter",
-    "find_controlnet",
     "find_encoder",
     "load_adapter",
     "load_base",
-    "load_controlnet",
     "open_embeddings",
     "open_references",
+    "path_of",
     "quiet_loading",
-    "same_file",
-    "source_of",
+    "record_of",
+    "resolve_file",
     "usable_device",
+    "vae_scale_factor",
 ]

@@ -1,4 +1,4 @@
-"""A ControlNet: found first, loaded and held against the base when that is there."""
+"""A ControlNet: located first, loaded and compared with the base once that is loaded."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from typing import Any
 
 from imageprompt.core.errors import OptionError, WrongBaseError
 from imageprompt.core.hub import locate_folder
-from imageprompt.loading.pipeline import quiet_loading
-from imageprompt.loading.recipe import Source
+from imageprompt.loading.pipeline import quiet_loading, vae_scale_factor
+from imageprompt.loading.recipe import AssetRecord
 
-_SAME = ("cross_attention_dim", "block_out_channels", "down_block_types", "layers_per_block")
-"""What the base's UNet and the ControlNet that adds to it have in common."""
+_SHARED_CONFIG = (
+    "cross_attention_dim",
+    "block_out_channels",
+    "down_block_types",
+    "layers_per_block",
+)
+"""What a ControlNet and the UNet of its base must agree in."""
 
 
 def find_controlnet(controlnet: Any, *, cached_only: bool) -> Path | None:
-    """The local folder of one given as path or Hub id; None for one that is loaded already.
-
-    Raises NotFoundError.
-    """
+    """The local folder of a path or Hub id; None for a loaded model. Raises NotFoundError."""
     if isinstance(controlnet, str | os.PathLike):
         return locate_folder(controlnet, cached_only=cached_only)
     return None
@@ -27,8 +29,8 @@ def find_controlnet(controlnet: Any, *, cached_only: bool) -> Path | None:
 
 def load_controlnet(
     controlnet: Any, folder: Path | None, pipe: Any, *, bars: bool
-) -> tuple[Any, Source]:
-    """The model in the pipeline's precision, and how a recipe names it.
+) -> tuple[Any, AssetRecord]:
+    """The model in the pipeline's dtype, and its record.
 
     Raises OptionError, WrongBaseError.
     """
@@ -40,11 +42,11 @@ def load_controlnet(
     if kind != "ControlNetModel":
         raise OptionError(
             f"a {kind} as ControlNet",
-            reason="generate() knows ControlNetModel",
+            reason="generate() supports ControlNetModel only",
             hint="Build the pipeline yourself, and attach the adapter to it.",
         )
     _check(name, model, pipe)
-    return model, Source(name=name, hash=fingerprint(model.state_dict()))
+    return model, AssetRecord(name=name, hash=fingerprint(model.state_dict()))
 
 
 def _load(folder: Path, name: str | None, pipe: Any, bars: bool) -> Any:
@@ -66,23 +68,21 @@ def _load(folder: Path, name: str | None, pipe: Any, bars: bool) -> Any:
 def _check(name: str | None, model: Any, pipe: Any) -> None:
     denoiser = getattr(pipe, "unet", None)
     if denoiser is None:
-        raise WrongBaseError(
-            f"ControlNet {name!r}", reason="this base has no UNet that it could add to"
-        )
-    for key in _SAME:
+        raise WrongBaseError(f"ControlNet {name!r}", reason="this base has no UNet to add to")
+    for key in _SHARED_CONFIG:
         ours, theirs = (_plain(one.config.get(key)) for one in (model, denoiser))
         if ours != theirs:
             raise WrongBaseError(
                 f"ControlNet {name!r}",
-                reason=f"it was made for another base ({key} {ours}, the base has {theirs})",
+                reason=f"made for another base ({key} {ours}; the base has {theirs})",
                 hint="Use a ControlNet of this base's family.",
             )
-    shrinks = 2 ** (len(model.config.conditioning_embedding_out_channels) - 1)
-    factor = getattr(pipe, "vae_scale_factor", 8)
-    if shrinks != factor:
+    downscaling = 2 ** (len(model.config.conditioning_embedding_out_channels) - 1)
+    factor = vae_scale_factor(pipe)
+    if downscaling != factor:
         raise WrongBaseError(
             f"ControlNet {name!r}",
-            reason=f"it shrinks pictures by {shrinks}, this base's VAE by {factor}",
+            reason=f"downscales pictures by {downscaling}; this base's VAE by {factor}",
             hint="Use a ControlNet of this base's family.",
         )
 

@@ -1,4 +1,4 @@
-"""The base: a diffusers pipeline from a folder, the Hub's cache or the user's hands."""
+"""The base: a diffusers pipeline from a folder, from the Hub, or loaded by the user."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from typing import TYPE_CHECKING, Any
 from imageprompt.core import bundled
 from imageprompt.core.errors import OptionError, WrongBaseError
 from imageprompt.core.hub import locate_pipeline
-from imageprompt.loading.recipe import DTYPES, Source
+from imageprompt.loading.recipe import AssetRecord
+from imageprompt.loading.recipe.limits import DTYPES
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
-class Base:
-    """A loaded pipeline; `folder` is where it came from, None for one that the user brought."""
+class LoadedPipeline:
+    """A diffusers pipeline; name and `folder` are None if the user passed a loaded one."""
 
     pipe: Any
     name: str | None
     folder: Path | None
 
     @cached_property
-    def source(self) -> Source:
+    def record(self) -> AssetRecord:
+        """Its name and the fingerprint of all its weights."""
         from imageprompt.core.fingerprint import fingerprint
 
         weights = {
@@ -36,15 +38,15 @@ class Base:
             for part, module in self.pipe.components.items()
             if hasattr(module, "state_dict")
             for name, tensor in module.state_dict().items()
-            if tensor.device.type != "meta"  # offloaded piece by piece
+            if tensor.device.type != "meta"  # offloaded module by module
         }
-        return Source(name=self.name, hash=fingerprint(weights))
+        return AssetRecord(name=self.name, hash=fingerprint(weights))
 
 
 def base_folder(base: Any, *, cached_only: bool = False) -> Path | None:
-    """The local folder of a base given as path, Hub id, "bundled" or None (the same).
+    """The local folder of a base given as path, Hub id, "bundled", or None (also the bundled one).
 
-    None for a pipeline that is loaded already. Raises NotFoundError.
+    None for a loaded pipeline. Raises NotFoundError.
     """
     if base is None or base == bundled.NAME:
         return bundled.folder()
@@ -55,27 +57,27 @@ def base_folder(base: Any, *, cached_only: bool = False) -> Path | None:
 
 def load_base(
     base: Any, folder: Path | None, *, dtype: str | None, device: str | None, bars: bool
-) -> Base:
-    """The pipeline of `folder`, or `base` itself where there is no folder.
+) -> LoadedPipeline:
+    """The pipeline in `folder`, or `base` itself if there is no folder.
 
-    `bars`: show progress bars while weights load. Raises WrongBaseError, OptionError.
+    `bars`: show progress bars while the weights load. Raises WrongBaseError, OptionError.
     """
     if folder is None:
         if dtype is not None or device is not None:
             raise OptionError(
                 "dtype and device",
-                reason="a pipeline that is loaded already has its own",
-                hint="Move the pipeline with pipe.to(...) instead.",
+                reason="a loaded pipeline has its own",
+                hint="Use pipe.to(...) instead.",
             )
-        return Base(base, None, None)
+        return LoadedPipeline(base, None, None)
     name = bundled.NAME if base is None else os.fspath(base)
     device = usable_device(device)
     with quiet_loading(not bars or name == bundled.NAME):
-        return Base(_load_pipeline(folder, name, dtype, device), name, folder)
+        return LoadedPipeline(_load_pipeline(folder, name, dtype, device), name, folder)
 
 
 def usable_device(device: str | None) -> str:
-    """`device`, or the best one here. Raises OptionError for one that is not here."""
+    """`device`, or the best one of this machine. Raises OptionError if it is not available."""
     import torch
 
     here = {
@@ -91,7 +93,7 @@ def usable_device(device: str | None) -> str:
     if not here.get(kind, False) or int(number or 0) >= count:
         raise OptionError(
             f"device {device!r}",
-            reason="not on this machine",
+            reason="not available on this machine",
             hint=f"Use {' or '.join(name for name, available in here.items() if available)}.",
         )
     return device
@@ -110,25 +112,33 @@ def _load_pipeline(folder: Path, name: str, dtype: str | None, device: str) -> A
         raise WrongBaseError(
             f"base {name!r}",
             reason=f"diffusers cannot load it ({lines[0]})",
-            hint="Check that it is complete, or fetch it again.",
+            hint="Check that it is complete, or download it again.",
         ) from error
 
 
 def device_of(pipe: Any) -> Any:
-    """Where a pipeline computes, which is not where its weights lie if they are offloaded."""
+    """Where a pipeline computes; its weights may be elsewhere if they are offloaded."""
     return getattr(pipe, "_execution_device", pipe.device)
 
 
 def dtype_name(pipe: Any) -> str:
-    """The recipe's word for what a pipeline computes in."""
+    """The dtype that a pipeline computes in, as recipes name it."""
     name = str(pipe.dtype).removeprefix("torch.")
     return name if name in DTYPES else "float32"
 
 
+def vae_scale_factor(pipe: Any) -> int:
+    """Pixels per latent, per side."""
+    factor: int = getattr(pipe, "vae_scale_factor", 8)
+    return factor
+
+
 @contextmanager
-def few_threads(base: Base) -> Iterator[None]:
-    """One for the bundled stack: its operations are too small to share, and sharing them costs
-    much where the machine is busy otherwise. Afterwards as many as before."""
+def few_threads(base: LoadedPipeline) -> Iterator[None]:
+    """One CPU thread for the bundled stack; the number before is restored afterwards.
+
+    Its operations are too small to split, and splitting them costs a lot on a busy machine.
+    """
     import torch
 
     before = torch.get_num_threads()
@@ -142,7 +152,7 @@ def few_threads(base: Base) -> Iterator[None]:
 
 @contextmanager
 def quiet_loading(quiet: bool) -> Iterator[None]:
-    """No bars for loading weights while the block runs, if `quiet`."""
+    """If `quiet`, diffusers and transformers show no progress bars while the block runs."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 

@@ -1,24 +1,30 @@
-"""What made a picture, in full: written into its PNG file, and read back with suspicion."""
+"""Recipes: all that determines a picture, kept in its PNG file and checked when read back."""
 
 from __future__ import annotations
 
-from imageprompt.loading.recipe.limits import DTYPES, HOW, MIN_SIDE, MIXTURE
 from imageprompt.loading.recipe.png import RECIPE_KEY, TOKENS_KEY, read_picture, write_picture
-from imageprompt.loading.recipe.recipe import FORMAT, Recipe, Shown, Source, check_size, checked
+from imageprompt.loading.recipe.recipe import (
+    FORMAT,
+    AssetRecord,
+    Recipe,
+    ReferenceMetadata,
+    check_asset,
+    check_limit,
+    check_size,
+    library_versions,
+)
 
 __all__ = [
-    "DTYPES",
     "FORMAT",
-    "HOW",
-    "MIN_SIDE",
-    "MIXTURE",
     "RECIPE_KEY",
     "TOKENS_KEY",
+    "AssetRecord",
     "Recipe",
-    "Shown",
-    "Source",
+    "ReferenceMetadata",
+    "check_asset",
+    "check_limit",
     "check_size",
-    "checked",
+    "library_versions",
     "read_picture",
     "write_picture",
 ]

@@ -1,4 +1,4 @@
-"""A recipe in the text chunks of a PNG file, and the image prompts beside it."""
+"""A recipe in the text chunks of a PNG file, and its image prompts."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.atomic_files import write_atomically
 from imageprompt.core.errors import OptionError
-from imageprompt.loading.recipe.reading import read_recipe
 from imageprompt.loading.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from PIL import Image
 
-# Keys of the PNG text chunks: the recipe (JSON) and the image prompts (safetensors files, base64).
+# Keys of the text chunks: the recipe (JSON) and the image prompts (safetensors files, base64).
 RECIPE_KEY = "imageprompt"
 TOKENS_KEY = "imageprompt-tokens"
-# Readers refuse text chunks that unpack to more than a MiB; base64 makes 4 bytes of 3.
+# Readers refuse text chunks that unpack to more than 1 MiB; base64 turns 3 bytes into 4.
 MAX_TOKEN_BYTES = 700_000
 
 Tokens = Sequence[bytes | None]
-"""One file for each entry of `Recipe.shown`."""
+"""One file for each entry of `Recipe.references`."""
 
 
 def write_picture(path: Path, image: Image.Image, recipe: Recipe, tokens: Tokens) -> None:
-    """Write `image` as PNG with its recipe, and with those `tokens` that are not too large."""
+    """Write a PNG with its recipe and those `tokens` that are not larger than MAX_TOKEN_BYTES."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
@@ -44,26 +43,27 @@ def write_picture(path: Path, image: Image.Image, recipe: Recipe, tokens: Tokens
 
 
 def read_picture(path: str | os.PathLike[str]) -> tuple[Recipe, list[bytes | None]]:
-    """The recipe in a PNG file, and the image prompts (safetensors files) that are in there too.
+    """The recipe in a PNG file, and for each of its references the image prompt (the bytes of a
+    safetensors file), or None if the picture does not hold it.
 
-    One for each entry of `recipe.shown`, None where it is not there.
-
-    Only the text chunks before the pixels are read. Raises OptionError.
+    Reads only the text chunks before the pixels. Raises OptionError.
     """
+    from imageprompt.loading.recipe.reading import read_recipe
+
     where = f"{os.fspath(path)!r}"
     texts = _text_chunks(Path(path), where)
     text = texts.get(RECIPE_KEY)
     if not isinstance(text, str):
         raise OptionError(
             where,
-            reason="it carries no imageprompt recipe",
-            hint="Give a PNG that imageprompt wrote; programs that edit a picture drop it.",
+            reason="carries no imageprompt recipe",
+            hint="Give a PNG written by imageprompt; image editors remove the recipe.",
         )
     recipe = read_recipe(text, where)
-    return recipe, [_decoded(texts.get(_key(index)), where) for index in range(len(recipe.shown))]
+    return recipe, [_decode(texts.get(_key(i)), where) for i in range(len(recipe.references))]
 
 
-def _decoded(encoded: object, where: str) -> bytes | None:
+def _decode(encoded: object, where: str) -> bytes | None:
     if not isinstance(encoded, str):
         return None
     try:
@@ -80,7 +80,7 @@ def _text_chunks(path: Path, where: str) -> dict[Any, Any]:
     from PIL import Image
 
     if not path.is_file():
-        raise OptionError(where, reason="there is no such file", hint="Check the path.")
+        raise OptionError(where, reason="no such file", hint="Check the path.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nothing is decoded
@@ -96,5 +96,5 @@ def _text_chunks(path: Path, where: str) -> dict[Any, Any]:
         Image.DecompressionBombError,
     ) as error:
         raise OptionError(
-            where, reason="it cannot be read as a PNG", hint="Give a PNG that imageprompt wrote."
+            where, reason="cannot be read as a PNG", hint="Give a PNG written by imageprompt."
         ) from error

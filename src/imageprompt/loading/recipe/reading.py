@@ -1,110 +1,177 @@
-"""From JSON that a stranger may have written to a Recipe; formats 1 and 2."""
+"""From JSON that a stranger may have written to a Recipe; reads formats 1, 2 and 3."""
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.errors import OptionError
-from imageprompt.loading.recipe.recipe import FORMAT, Recipe, Shown, Source
+from imageprompt.loading.recipe.recipe import FORMAT, AssetRecord, Recipe, ReferenceMetadata
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
 
 MAX_JSON_BYTES = 256_000
 
-_FORMAT_1 = {"scale", "adapter", "encoder", "references"}
-"""What format 1 said of the one adapter that it knew."""
-_FILES = ("init_image", "inpaint_mask", "controlnet", "control_image")
-_SINCE_2 = {"shown", "guidance", "strength", "control_scale", *_FILES}
-
 
 def read_recipe(text: str, where: str) -> Recipe:
-    """Raises OptionError naming `where` and the key."""
+    """The recipe in a JSON text. Raises OptionError that names `where` and the key."""
     try:
-        return Recipe(**_arguments(text))
-    except TypeError as error:  # a key is missing: the dataclass names it
-        reason = str(error).removeprefix("Recipe.__init__() ")
-        raise OptionError(f"recipe in {where}", reason=reason) from error
+        return validate_recipe(_parse(text))
     except (ValueError, RecursionError) as error:
         raise OptionError(f"recipe in {where}", reason=str(error) or "nested too deeply") from error
     except OptionError as error:
         raise OptionError(f"recipe in {where}: {error.what}", reason=error.reason) from error
 
 
-def _arguments(text: str) -> dict[str, Any]:
-    """JSON to the keyword arguments of Recipe. Raises ValueError."""
+def validate_recipe(data: Mapping[str, Any]) -> Recipe:
+    """A recipe of format 3 from plain data. Raises OptionError that names the key."""
+    from pydantic import ValidationError
+
+    try:
+        recipe = _adapter().validate_python(data)
+    except ValidationError as error:
+        raise _first(error) from None
+    if recipe.index >= recipe.num_images:
+        raise OptionError(
+            f"index {recipe.index}", reason=f"only {recipe.num_images} pictures were made"
+        )
+    return recipe
+
+
+@cache
+def _adapter() -> TypeAdapter[Recipe]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Recipe)
+
+
+def _first(error: ValidationError) -> OptionError:
+    """The first of pydantic's errors as one line."""
+    found = error.errors(include_url=False, include_input=False)[0]
+    *path, key = [str(part)[:60] for part in found["loc"]] or [""]
+    if found["type"] == "unexpected_keyword_argument":
+        near = difflib.get_close_matches(key, _known(path), n=1)
+        reason = f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        return OptionError(".".join(path) or "the recipe", reason=reason)
+    reason = found["msg"].removeprefix("Value error, ")
+    if found["type"] == "missing":
+        reason = "the key is missing"
+    elif found["type"] == "dataclass_type":
+        reason = "not an object"
+    return OptionError(".".join((*path, key)), reason=reason)
+
+
+def _known(path: Sequence[str]) -> list[str]:
+    """The keys of the object at `path`."""
+    if not path:
+        return _names(Recipe)
+    return _names(ReferenceMetadata if path[-1].isdecimal() and len(path) == 2 else AssetRecord)
+
+
+def _names(kind: type) -> list[str]:
+    return [item.name for item in fields(kind)]
+
+
+def _parse(text: str) -> dict[str, Any]:
+    """JSON of any format to the data of format 3. Raises ValueError."""
     if len(text) > MAX_JSON_BYTES:
         raise ValueError(f"more than {MAX_JSON_BYTES // 1000} kB")
-    data: Any = json.loads(text, parse_constant=_no_constant)
+    data: Any = json.loads(text, parse_constant=_refuse_constant)
     if not isinstance(data, dict):
         raise ValueError("not a JSON object")
     version = data.get("format")
-    if isinstance(version, bool) or version not in (1, FORMAT):
-        raise ValueError(f"format {version!r}; this version reads 1 and {FORMAT}")
-    if version == 1:
-        data = _from_format_1(data)
-    _known(data, _names(Recipe))
-    for name in ("base", *_FILES):
-        if data.get(name) is not None:
-            data[name] = _source(data[name], name)
-    if isinstance(data.get("shown"), list):
-        data["shown"] = tuple(map(_shown, data["shown"]))
+    if isinstance(version, bool) or version not in (*_UPGRADES, FORMAT):
+        raise ValueError(f"format {version!r:.60}; this version reads 1 to {FORMAT}")
+    while version in _UPGRADES:
+        data = _UPGRADES[version](data)
+        version = data["format"]
     if isinstance(data.get("guidance"), list):
         data["guidance"] = tuple(data["guidance"])
-    arguments: dict[str, Any] = data
-    return arguments
+    return dict(data)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number in JSON")
+
+
+# ── earlier formats ─────────────────────────────────────────────────────────────────────────────
+
+_FILES = {"init_image", "inpaint_mask", "controlnet", "control_image"}
+_KEYS_2 = {*_names(Recipe), "shown"} - {"references"}
+_ADDED_IN_2 = {"shown", "guidance", "strength", "control_scale", *_FILES}
+_ONLY_IN_1 = {"scale", "adapter", "encoder", "references"}
+"""What format 1 said of its only adapter."""
+_KEYS_1 = _KEYS_2 - _ADDED_IN_2 | _ONLY_IN_1
+
+_RENAMED_IN_3: Mapping[str, str] = {
+    "references": "pictures",
+    "embeddings": "face_embeddings",
+    "negative": "negative_reference",
+    "how": "encode_options",
+}
+"""Key of an entry of `shown` in format 2 -> of an entry of `references` in format 3."""
+_ENTRY_KEYS_2 = {*_names(ReferenceMetadata), *_RENAMED_IN_3} - {
+    *(new for new in _RENAMED_IN_3.values()),
+    "lora_mode",
+}
 
 
 def _from_format_1(data: dict[str, Any]) -> dict[str, Any]:
-    _known(data, [name for name in _names(Recipe) if name not in _SINCE_2] + [*_FORMAT_1])
-    if missing := sorted(_FORMAT_1 - data.keys()):
+    """One adapter with one scale."""
+    _check_keys(data, _KEYS_1)
+    if missing := sorted(_ONLY_IN_1 - data.keys()):
         raise ValueError(f"missing: {', '.join(missing)}")
-    said = {name: data.pop(name) for name in _FORMAT_1}
-    if said["adapter"] is None:
+    entry = {name: data.pop(name) for name in _ONLY_IN_1}
+    if entry["adapter"] is None:
         shown = []
     else:
-        said["controls"] = {"scale": said.pop("scale")}
-        shown = [said]
-    return data | {"format": FORMAT, "shown": shown}
+        entry["controls"] = {"scale": entry.pop("scale")}
+        shown = [entry]
+    return data | {"format": 2, "shown": shown}
 
 
-def _shown(data: Any) -> Shown:
-    if not isinstance(data, dict):
+def _from_format_2(data: dict[str, Any]) -> dict[str, Any]:
+    """Other names of keys; `prepare` was the name of `framing` before 0.2."""
+    _check_keys(data, _KEYS_2)
+    if "shown" not in data:
+        raise ValueError("missing: shown")
+    entries = data.pop("shown")
+    if not isinstance(entries, list):
+        raise ValueError("shown: not a list")
+    references = [_entry_from_format_2(entry) for entry in entries]
+    return data | {"format": 3, "references": references}
+
+
+def _entry_from_format_2(entry: Any) -> dict[str, Any]:
+    if not isinstance(entry, dict):
         raise ValueError("shown: not an object with an adapter")
-    _known(data, _names(Shown), "shown: ")
-    if isinstance(data.get("how"), dict) and "prepare" in data["how"]:  # its name before 0.2
-        data["how"]["framing"] = data["how"].pop("prepare")
-    for name, value in data.items():
-        if isinstance(value, list):
-            data[name] = tuple(_source(entry, name) for entry in value)
-        elif value is not None and name not in ("controls", "how"):
-            data[name] = _source(value, name)
-    try:
-        return Shown(**data)
-    except TypeError as error:  # as above
-        raise ValueError(f"shown: {str(error).removeprefix('Shown.__init__() ')}") from None
+    _check_keys(entry, _ENTRY_KEYS_2, "shown: ")
+    if "references" not in entry:
+        raise ValueError("shown: missing: references")
+    read: dict[str, Any] = {_RENAMED_IN_3.get(key, key): entry[key] for key in entry}
+    options = read.get("encode_options")
+    if isinstance(options, dict):
+        if "prepare" in options:
+            options["framing"] = options.pop("prepare")
+        if "lora_mode" in options:
+            read["lora_mode"] = options.pop("lora_mode")
+    return read
 
 
-def _source(data: object, name: str) -> Source:
-    if not isinstance(data, dict) or not {"name", "hash"} <= data.keys():
-        raise ValueError(f"{name}: not an object with name and hash")
-    _known(data, _names(Source), f"{name}: ")
-    return Source(**data)
-
-
-def _known(data: Mapping[str, Any], names: Sequence[str], where: str = "") -> None:
+def _check_keys(data: Mapping[str, Any], known: set[str], where: str = "") -> None:
     for key in data:
-        if key not in names:
-            near = difflib.get_close_matches(key, names, n=1)
-            raise ValueError(
-                f"{where}unknown key {key[:60]!r}" + (f", not {near[0]!r}" if near else "")
-            )
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{where}unknown key {key[:60]!r}{hint}")
 
 
-def _names(of: type) -> list[str]:
-    return [item.name for item in fields(of)]
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number here")
+_UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: _from_format_1,
+    2: _from_format_2,
+}

@@ -1,168 +1,150 @@
-"""Recipe: everything that decides a picture; read back with suspicion."""
+"""Recipe: everything that determines a picture, as plain data."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
 
 from imageprompt.control import Scale
+from imageprompt.core import __version__
 from imageprompt.core.errors import OptionError
 from imageprompt.loading.recipe import limits
-from imageprompt.loading.recipe.limits import text
+
+FORMAT = 3
+_STRICT = {"extra": "forbid"}
+"""For pydantic: unknown keys are errors."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """One ingredient: how the user named it (None: an object in memory), and what it was.
+class AssetRecord:
+    """How the user named a file or model (None: an object in memory), and a hash of its content.
 
     `hash` is the sha256 of a file (64 hex digits: adapter, pictures, masks) or the fingerprint of
-    weights (16: base, encoder, ControlNet).
+    weights (16: base, encoder, ControlNet). `spec` describes an adapter.
     """
 
-    name: str | None
-    hash: str
-    spec: Mapping[str, Any] = field(default_factory=dict)
+    __pydantic_config__ = _STRICT
+
+    name: Annotated[str | None, limits.NAME]
+    hash: Annotated[str, limits.HASH]
+    spec: Annotated[Mapping[str, Any], limits.OBJECT] = field(default_factory=dict)
 
 
-def one(value: Any) -> None:
-    """Raises ValueError for what is no source, or names no path or Hub id."""
-    if not isinstance(value, Source):
-        raise ValueError("not an object with name and hash")
-    if value.name is not None:
-        text(4096)(value.name)
-        if "://" in value.name or value.name.startswith(("//", r"\\")):
-            raise ValueError("the name of an ingredient is a path or a Hub id")
-    if not isinstance(value.hash, str) or not re.fullmatch(
-        r"[0-9a-f]{16}|[0-9a-f]{64}", value.hash
-    ):
-        raise ValueError("a hash is 16 or 64 hex digits")
-    if not isinstance(value.spec, Mapping):
-        raise ValueError("spec is not an object")
-
-
-def maybe(value: Any) -> None:
-    if value is not None:
-        one(value)
-
-
-def several(value: Any) -> None:
-    if not isinstance(value, tuple) or len(value) > 1000:
-        raise ValueError("not a list of at most 1000 sources")
-    for entry in value:
-        one(entry)
-
-
-FORMAT = 2
+Assets = Annotated[tuple[AssetRecord, ...], limits.Items(1000)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """What was shown to the base with one adapter: of what, and how."""
+class ReferenceMetadata:
+    """What a recipe keeps of one reference: its files, its adapter and all its options."""
 
-    adapter: Source
-    encoder: Source | None
-    references: tuple[Source, ...]
-    """Pictures, or files of face embeddings beside them."""
-    embeddings: tuple[Source, ...] = ()
-    """Of faces; files."""
-    faces: Source | None = None
-    """What recognised the faces of the pictures."""
-    style: Source | None = None
-    """Of the library; its hash is that of its tokens."""
-    mask: Source | None = None
-    """Where in the picture."""
-    negative: tuple[Source, ...] = ()
-    """Pictures that stood for "no picture"."""
-    reference_mask: tuple[Source, ...] = ()
-    controls: Mapping[str, Any] = field(default_factory=dict)
-    """Where in the network, when and how strongly: `Controls.as_dict`."""
-    how: Mapping[str, Any] = field(default_factory=dict)
-    """How the references were encoded: what is not the default."""
+    __pydantic_config__ = _STRICT
+
+    adapter: AssetRecord
+    encoder: AssetRecord | None
+    pictures: Assets
+    face_embeddings: Assets = ()
+    """Files, instead of pictures or beside them."""
+    faces: AssetRecord | None = None
+    """The face recogniser."""
+    style: AssetRecord | None = None
+    """A style of the library; its hash is that of its tokens."""
+    mask: AssetRecord | None = None
+    """Where in the picture the reference acts."""
+    negative_reference: Assets = ()
+    reference_mask: Assets = ()
+    controls: Annotated[Mapping[str, Any], limits.CONTROLS] = field(default_factory=dict)
+    """As `Controls.as_dict` returns them."""
+    encode_options: Annotated[Mapping[str, Any], limits.ENCODE] = field(default_factory=dict)
+    """The options of `Adapter.encode` that are not the default."""
+    lora_mode: Annotated[str, limits.LORA_MODE] = "live"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides a picture. Checked on creation; raises OptionError."""
+    """Everything that determines a picture. `check` holds it against the limits."""
 
-    prompt: str
-    negative_prompt: str
-    seed: int
-    """Of the request; picture i is drawn from seed + i."""
-    index: int
+    __pydantic_config__ = _STRICT
+
+    prompt: Annotated[str, limits.PROMPT]
+    negative_prompt: Annotated[str, limits.PROMPT]
+    seed: Annotated[int, limits.SEED]
+    """Of the request; picture i uses seed + i."""
+    index: Annotated[int, limits.INDEX]
     """Which picture of the request this is, from 0."""
-    num_images: int
-    batch_size: int
-    """Pictures denoised side by side: rounding depends on it, so a repeat uses the same."""
-    steps: int
-    guidance_scale: float | None
-    """None where the pipeline has no such option."""
-    guidance: str | tuple[str, ...] = "auto"
-    """How the batch was said to be stacked."""
-    width: int
-    height: int
-    dtype: str
-    device: str
-    scheduler: Mapping[str, Any]
-    """Its diffusers configuration, `_class_name` included."""
-    base: Source
-    shown: tuple[Shown, ...]
-    """Empty for words alone."""
-    init_image: Source | None = None
-    strength: float | None = None
-    inpaint_mask: Source | None = None
-    controlnet: Source | None = None
-    control_image: Source | None = None
-    control_scale: float | None = None
-    versions: Mapping[str, str]
-    format: int = FORMAT
+    num_images: Annotated[int, limits.NUM_IMAGES]
+    batch_size: Annotated[int, limits.BATCH_SIZE]
+    """Pictures denoised together. Rounding depends on it, so a replay uses the same."""
+    steps: Annotated[int, limits.STEPS]
+    guidance_scale: Annotated[float | None, limits.GUIDANCE_SCALE]
+    """None if the pipeline has no such option."""
+    guidance: Annotated[str | tuple[str, ...], limits.GUIDANCE] = "auto"
+    """The stated layout of the batch: its name, or its branches."""
+    width: Annotated[int, limits.SIDE]
+    height: Annotated[int, limits.SIDE]
+    dtype: Annotated[str, limits.DTYPE]
+    device: Annotated[str, limits.DEVICE]
+    scheduler: Annotated[Mapping[str, Any], limits.SCHEDULER]
+    """Its diffusers configuration, including `_class_name`."""
+    base: AssetRecord
+    references: Annotated[tuple[ReferenceMetadata, ...], limits.Items(limits.MAX_REFERENCES)]
+    """Empty for text alone."""
+    init_image: AssetRecord | None = None
+    strength: Annotated[float | None, limits.STRENGTH] = None
+    inpaint_mask: AssetRecord | None = None
+    controlnet: AssetRecord | None = None
+    control_image: AssetRecord | None = None
+    control_scale: Annotated[float | None, limits.CONTROL_SCALE] = None
+    versions: Annotated[Mapping[str, str], limits.VERSIONS]
+    format: Annotated[int, limits.Whole(FORMAT, FORMAT)] = FORMAT
 
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            checked(item.name, getattr(self, item.name))
-        if self.index >= self.num_images:
-            raise OptionError(
-                f"recipe: index {self.index}", reason=f"only {self.num_images} pictures were made"
-            )
+    def check(self) -> Recipe:
+        """The recipe itself, if `read_recipe` would accept it. Raises OptionError."""
+        from imageprompt.loading.recipe.reading import validate_recipe
 
-    # what was shown first, which mostly is all
+        validate_recipe(asdict(self))
+        return self
 
-    @property
-    def adapter(self) -> Source | None:
-        return self.shown[0].adapter if self.shown else None
+    # ── the first reference, usually the only one ───────────────────────────────────────────────
 
     @property
-    def encoder(self) -> Source | None:
-        return self.shown[0].encoder if self.shown else None
+    def adapter(self) -> AssetRecord | None:
+        return self.references[0].adapter if self.references else None
 
     @property
-    def references(self) -> tuple[Source, ...]:
-        return self.shown[0].references if self.shown else ()
+    def encoder(self) -> AssetRecord | None:
+        return self.references[0].encoder if self.references else None
 
     @property
     def scale(self) -> Scale:
-        return self.shown[0].controls.get("scale", 1.0) if self.shown else 0.0
+        return self.references[0].controls.get("scale", 1.0) if self.references else 0.0
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False, indent=1)
 
 
-def checked(name: str, value: Any) -> Any:
-    """`value` if it is a possible value of the recipe field `name`; else OptionError."""
+def library_versions() -> dict[str, str]:
+    """Versions of imageprompt and of the libraries that a picture's bits depend on."""
+    from importlib import metadata
+
+    names = ("torch", "diffusers", "transformers")
+    return {"imageprompt": __version__, **{name: metadata.version(name) for name in names}}
+
+
+def check_limit(name: str, limit: limits.Limit, value: Any) -> None:
+    """Raises OptionError that names `name` and its value if `limit` refuses it."""
     try:
-        _CHECKS[name](value)
+        limit(value)
     except ValueError as error:
         shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
         raise OptionError(f"{name.replace('_', ' ')} {shown}", reason=str(error)) from None
-    return value
 
 
 def check_size(width: int, height: int) -> None:
-    """Raises OptionError for a picture size nobody can want."""
+    """Raises OptionError for a picture size outside the limits."""
     for name, value in (("width", width), ("height", height)):
-        checked(name, value)
+        check_limit(name, limits.SIDE, value)
     if width * height > limits.MAX_PIXELS:
         raise OptionError(
             f"size {width}x{height}",
@@ -170,59 +152,7 @@ def check_size(width: int, height: int) -> None:
         )
 
 
-def _shown(value: Any) -> None:
-    if not isinstance(value, tuple) or len(value) > limits.MAX_SHOWN:
-        raise ValueError(f"not a list of at most {limits.MAX_SHOWN} entries")
-    for entry in value:
-        if not isinstance(entry, Shown):
-            raise ValueError("not an object with an adapter")
-        for item in fields(entry):
-            try:
-                _SHOWN_CHECKS[item.name](getattr(entry, item.name))
-            except ValueError as error:
-                raise ValueError(f"{item.name.replace('_', ' ')}: {error}") from None
-
-
-_SHOWN_CHECKS: dict[str, Callable[[Any], None]] = {
-    "adapter": one,
-    "encoder": maybe,
-    "references": several,
-    "embeddings": several,
-    "faces": maybe,
-    "style": maybe,
-    "mask": maybe,
-    "negative": several,
-    "reference_mask": several,
-    "controls": limits.controls,
-    "how": limits.how,
-}
-
-_CHECKS: dict[str, Callable[[Any], None]] = {
-    "prompt": limits.text(20_000),
-    "negative_prompt": limits.text(20_000),
-    "seed": limits.whole(0, 2**63 - 1),
-    "index": limits.whole(0, 10**6 - 1),
-    "num_images": limits.whole(1, 10**6),
-    "batch_size": limits.whole(1, limits.MAX_BATCH),
-    "steps": limits.whole(1, 1000),
-    "guidance_scale": limits.maybe_number(0, 1000),
-    "guidance": limits.guidance,
-    "width": limits.whole(limits.MIN_SIDE, limits.MAX_SIDE),
-    "height": limits.whole(limits.MIN_SIDE, limits.MAX_SIDE),
-    "dtype": limits.dtype,
-    "device": limits.device,
-    "scheduler": limits.scheduler,
-    "base": one,
-    "shown": _shown,
-    "adapter": maybe,
-    "encoder": maybe,
-    "references": several,
-    "init_image": maybe,
-    "strength": limits.maybe_number(0, 1),
-    "inpaint_mask": maybe,
-    "controlnet": maybe,
-    "control_image": maybe,
-    "control_scale": limits.maybe_number(0, 2),
-    "versions": limits.versions,
-    "format": limits.whole(FORMAT, FORMAT),
-}
+def check_asset(name: str, asset: AssetRecord) -> None:
+    """Raises OptionError for a record with an impossible name, hash or spec."""
+    for key, limit in (("name", limits.NAME), ("hash", limits.HASH), ("spec", limits.OBJECT)):
+        check_limit(f"{name}: {key}", limit, getattr(asset, key))

@@ -1,0 +1,81 @@
+"""Pictures, masks and files: opened, and what a recipe keeps of each."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imageprompt.core.errors import PictureError
+from imageprompt.loading.recipe import AssetRecord
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from imageprompt.encoding.images.open_image import PictureSource
+
+
+def open_references(
+    sources: Sequence[PictureSource],
+) -> tuple[list[Image], tuple[AssetRecord, ...]]:
+    """The pictures and their records; each file is read once. Raises PictureError."""
+    from imageprompt.encoding.images.open_image import open_with_hash
+
+    opened, records = [], []
+    for source in sources:
+        picture, digest = open_with_hash(source)
+        opened.append(picture)
+        records.append(AssetRecord(name=path_of(source), hash=digest))
+    return opened, tuple(records)
+
+
+def open_embeddings(sources: Sequence[Any]) -> tuple[AssetRecord, ...]:
+    """The records of face embeddings: files or arrays.
+
+    Raises NotFoundError, PictureError if one cannot be read.
+    """
+    from imageprompt.encoding.face_embeddings import load_embeddings
+
+    for source in sources:
+        load_embeddings(source)
+    return tuple(record_of(source) for source in sources)
+
+
+def record_of(source: Any) -> AssetRecord:
+    """What a recipe keeps of a picture, mask, array or file: its path if it has one, its hash."""
+    if isinstance(source, str | os.PathLike):
+        return AssetRecord(name=os.fspath(source), hash=file_hash(Path(source)))
+    import numpy
+
+    if hasattr(source, "detach"):  # a tensor on any device
+        source = source.detach().cpu().numpy()
+    if isinstance(source, list | tuple):  # an array written as lists
+        source = numpy.asarray(source)
+    data = source.tobytes() if hasattr(source, "tobytes") else bytes(source)
+    return AssetRecord(name=None, hash=hashlib.sha256(data).hexdigest())
+
+
+def path_of(source: object) -> str | None:
+    """The path of a file; None for an object in memory."""
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else None
+
+
+def resolve_file(record: AssetRecord, what: str, flag: str) -> str:
+    """The path of a file in a recipe, if its content is unchanged. Raises PictureError."""
+    shown = f"{what} {record.name!r} of the recipe"
+    hint = f"Give it again: {flag} FILE."
+    if record.name is None:
+        raise PictureError(shown, reason="was an object in memory, not a file", hint=hint)
+    if not Path(record.name).is_file():
+        raise PictureError(shown, reason="no such file", hint=hint)
+    if file_hash(Path(record.name)) != record.hash:
+        raise PictureError(shown, reason="the file has changed", hint=hint)
+    return record.name
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
