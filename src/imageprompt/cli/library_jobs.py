@@ -32,7 +32,7 @@ def add(options: argparse.Namespace) -> int:
         )
     asked.check()
     bench = encoding_bench(**given(options, *_MODELS, "faces"))
-    encoding = asked.mixture | {"face": asked.face}
+    encoding = asked.encode_arguments | {"face": asked.face}
     if asked.embeddings:
         encoding["embeddings"] = asked.embeddings
     style = _library(options).add(
