@@ -1,1 +1,1 @@
-"""The object that users hold, and what it is made of: weights, K'/V' cache, LoRA, attachment."""
+"""The Adapter that users hold, and its parts: weights, K'/V' cache, LoRA, attachment."""

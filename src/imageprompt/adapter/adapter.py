@@ -1,4 +1,4 @@
-"""Adapter: projector plus K', V' per site; load, create, attach, encode, use, detach, save."""
+"""Adapter: a projector, and K', V' of every site; load, create, attach, encode, use, save."""
 
 from __future__ import annotations
 
@@ -13,80 +13,78 @@ import torch
 from torch import Tensor, nn
 
 from imageprompt.adapter.attachment import AttachedDenoiser
+from imageprompt.adapter.build import new_module, read_module
 from imageprompt.adapter.compatibility import (
     check_base,
-    check_options,
+    check_lora,
     check_prompt,
     checked_encoder,
     checked_faces,
-    feature_dim_of,
 )
 from imageprompt.adapter.kv_cache import KVCache
-from imageprompt.adapter.lora import ActingLora, Mode, act, check_mode, check_strength, pairs_of
-from imageprompt.adapter.weights import AdapterModule, new_lora
+from imageprompt.adapter.weights import AdapterModule
 from imageprompt.attention.active_prompt import ActivePrompt
 from imageprompt.attention.cfg_layout import Branch, named_layout
 from imageprompt.attention.state import AttentionState
-from imageprompt.attention.step_tracker import explicit_timesteps
-from imageprompt.checkpoint.formats import FORMATS, Parts
-from imageprompt.checkpoint.identify.identify import read_adapter
-from imageprompt.checkpoint.write.metadata import adapter_metadata
-from imageprompt.checkpoint.write.storage import write_file
-from imageprompt.control import Controls, Scale, Scaling
-from imageprompt.core.errors import AdapterFileError, AttachError, OptionError
-from imageprompt.core.hub import locate_file
+from imageprompt.attention.step_tracker import parse_timesteps
+from imageprompt.control import DEFAULT_SCALE, Controls, Scale, Scaling
+from imageprompt.core.errors import AttachError
 from imageprompt.core.spec import AdapterSpec, ProjectorOptions
-from imageprompt.encoding.encode import Encoding
+from imageprompt.encoding.encode import ReferenceEncoder
 from imageprompt.encoding.encoders import Encoder
-from imageprompt.encoding.encoders.face import LARGEST, Choice
-from imageprompt.encoding.face_embeddings import Embeddings
+from imageprompt.encoding.encoders.contract import LARGEST, FaceChoice
 from imageprompt.encoding.features import Features, Group
 from imageprompt.encoding.image_prompt import ImagePrompt
 from imageprompt.encoding.masks import open_masks
 from imageprompt.encoding.options import EncodeOptions
 from imageprompt.encoding.references import Pictures
-from imageprompt.variants import VARIANTS, pending, site_shapes
 
 if TYPE_CHECKING:
+    from imageprompt.adapter.lora import InstalledLora, LoraMode
+    from imageprompt.encoding.face_embeddings import Embeddings
     from imageprompt.encoding.images.framing import Framing
     from imageprompt.encoding.images.noise import Noise
     from imageprompt.encoding.images.open_image import PictureSource
 
 
 @dataclass(frozen=True)
-class _Attached:
-    """Where an adapter is attached and what it does there."""
+class _Attachment:
+    """What an adapter is attached to, and what it has installed there."""
 
-    place: AttachedDenoiser
+    denoiser: AttachedDenoiser
     state: AttentionState
-    projections: KVCache
-    lora: ActingLora
+    kv_cache: KVCache
+    lora: InstalledLora | None
+
+    def update_lora(self) -> None:
+        if self.lora is not None:
+            self.lora.update()
 
 
 class Adapter:
     """An image-prompt adapter. Make one with `Adapter.load` or `Adapter.create`.
 
-    The weights live in `module`, apart from the base; dtype and device are theirs to keep, results
-    are cast to what the base computes in.
+    The weights are in `module`, apart from the base, with a dtype and device of their own; results
+    are cast to the dtype of the base.
     """
 
     def __init__(self, spec: AdapterSpec, module: AdapterModule) -> None:
         self.spec = spec
         self.module = module
-        self.encoding = Encoding(spec, module.image_proj)
-        self._attached: _Attached | None = None
+        self.encoding = ReferenceEncoder(spec, module.image_proj)
+        self._attachment: _Attachment | None = None
 
     @property
     def encoder(self) -> Encoder | None:
-        """What reads pictures: the encoder of the last attach that brought one."""
+        """The image encoder: that of the last `attach` with one."""
         return self.encoding.encoder
 
     def __repr__(self) -> str:
-        where = "attached" if self._attached else "not attached"
+        where = "attached" if self.attached else "not attached"
         tokens = self.spec.tokens or "one per patch"
         return f"Adapter({self.spec.variant} for {self.spec.host}, tokens: {tokens}, {where})"
 
-    # ── making ──────────────────────────────────────────────────────────────────────────────────
+    # ── load and create ───────────────────────────────────────────────────────────────────────────
 
     @classmethod
     def load(
@@ -97,24 +95,13 @@ class Adapter:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Adapter:
-        """From a path or a Hub id `owner/repo/sub/file`; what it is, is read off its tensors.
+        """Load a file: a path, or a Hub id `owner/repo/sub/file`. Its tensors tell what it is.
 
-        `variant` settles what neither tensors nor metadata tell, which is "faceid-plus" from
-        "faceid-plus-v2". dtype None keeps the file's own. Raises NotFoundError, AdapterFileError
-        (also for a variant whose files are known, but that cannot be run yet), OptionError.
+        `variant` is needed only where neither tensors nor metadata decide: between "faceid-plus"
+        and "faceid-plus-v2". dtype None keeps that of the file. Raises NotFoundError, OptionError,
+        and AdapterFileError, also for a known variant that cannot run yet.
         """
-        spec, parts = read_adapter(locate_file(source), variant)
-        reason = pending(VARIANTS[spec.variant])
-        if reason:
-            raise AdapterFileError(
-                f"{os.fspath(source)} ({spec.variant} for {spec.host})",
-                reason=reason,
-                hint="imageprompt inspect, validate and convert work with it.",
-            )
-        with torch.device("meta"):
-            projector = VARIANTS[spec.variant].build(spec.projector)
-        projector.load_state_dict(dict(parts.projector), assign=True)
-        module = AdapterModule.of(projector, parts.sites)
+        spec, module = read_module(source, variant)
         return cls(spec, module.to(device=device, dtype=dtype).requires_grad_(False))
 
     @classmethod
@@ -132,40 +119,16 @@ class Adapter:
     ) -> Adapter:
         """New float32 weights for a denoiser (or pipeline) and an image encoder.
 
-        K' starts as a copy of the text's K; V' as a copy of its V (`init="copy"`, the paper) or as
-        zeros (`init="zero"`: the untrained adapter leaves the base as it is). LoRA starts as no
-        change. `encoder` is None where only a face's embedding is read. depth, heads and inner_dim
-        shape a resampler. Raises OptionError for an option the variant has no use for.
+        K' starts as a copy of the text's K. V' starts as a copy of the text's V (`init="copy"`,
+        the paper) or as zeros (`init="zero"`: the untrained adapter changes nothing). LoRA starts
+        without effect. `encoder` is None for variants that read only face embeddings. `depth`,
+        `heads` and `inner_dim` shape a resampler. Raises OptionError for an option that the
+        variant does not have, AttachError for a denoiser without sites.
         """
-        if init not in ("copy", "zero"):
-            raise OptionError(f"init={init!r}", reason="it is 'copy' or 'zero'")
-        kind = VARIANTS[variant]
-        if reason := pending(kind):
-            raise OptionError(f"variant {variant!r}", reason=reason, hint="Choose another one.")
         options = ProjectorOptions(tokens=num_tokens, depth=depth, heads=heads, inner_dim=inner_dim)
-        check_options(variant, kind.options, options)
-        place = AttachedDenoiser.of(denoiser)
-        projector = kind.propose(
-            feature_dim_of(kind.feature, encoder), place.sites.cross_attention_dim, options
-        )
-        weights = new_lora(site_shapes(kind, place.sites, projector))
-        for site in place.sites.sites:
-            key, value = place.host.text_weights(place.denoiser, site.name)
-            value = torch.zeros_like(value) if init == "zero" else value
-            for name, weight in (("k", key), ("v", value)):
-                copied = weight.detach().float().clone()
-                weights[f"{site.file_id}.to_{name}_ip.weight"] = copied
-        spec = AdapterSpec(
-            variant=variant,
-            host=place.sites.family,
-            feature=kind.feature,
-            null_rule=kind.null_rule,
-            projector=projector,
-        )
-        with torch.device(place.device):
-            return cls(spec, AdapterModule.of(kind.build(projector), weights))
+        return cls(*new_module(variant, denoiser, encoder, init, options))
 
-    # ── attaching ───────────────────────────────────────────────────────────────────────────────
+    # ── attach and detach ─────────────────────────────────────────────────────────────────────────
 
     def attach(
         self,
@@ -173,64 +136,74 @@ class Adapter:
         encoder: object = None,
         *,
         faces: object = None,
-        lora: Mode = "live",
+        lora: LoraMode = "live",
     ) -> Adapter:
         """Attach to a diffusers pipeline or a denoiser; returns self.
 
-        Nothing of the pipeline is read but its denoiser. `encoder` (a model, a folder or one of
-        ours) is needed to encode pictures. Everything is checked before anything changes: raises
-        AttachError, WrongBaseError or EncoderError and leaves the base as it was.
+        Of a pipeline only the denoiser is used. `encoder` (a model, a folder or one of ours) is
+        needed to encode pictures. Everything is checked before anything changes: AttachError,
+        WrongBaseError, EncoderError and OptionError leave the base as it was.
 
-        `faces` finds the faces in pictures for FaceID adapters and portrait: insightface's model
-        pack (a folder, or a name in ~/.insightface/models) or a FaceAnalysis that is prepared.
+        `faces` finds the faces in pictures, for FaceID adapters and portrait: insightface's model
+        pack (a folder, or a name in ~/.insightface/models) or a prepared FaceAnalysis.
 
-        `lora="merged"` writes the LoRA of FaceID adapters into the base's weights while an image
-        prompt is in use, and the weights' own bits back afterwards: steps cost no more than the
-        base's then, a change of strength does. "live" leaves all weights alone.
+        `lora="merged"` writes the LoRA of FaceID adapters into the weights of the base while an
+        image prompt is in use, and restores them afterwards, bit for bit: steps then cost what
+        they cost the base, but a change of strength takes time. "live" changes no weight.
         """
-        if self._attached is not None:
+        if self._attachment is not None:
             raise AttachError(
-                "this adapter", reason="it is attached already", hint="Call detach() first."
+                "this adapter", reason="already attached", hint="Call detach() first."
             )
-        place = AttachedDenoiser.of(pipe)
-        check_base(self.spec, self.module, place.sites)
-        opened = None if encoder is None else checked_encoder(self.spec, encoder)
-        finder = None if faces is None else checked_faces(self.spec, faces)
-        pairs = pairs_of(self.module.loras, place.linears(self.module.loras))
-        check_mode(lora, pairs, place.denoiser)
-        if place.device.type != "meta":
-            self.module.to(place.device)  # it may not fit there: before anything is entered
-        state = place.install()
-        acting = act(lora, state, self, pairs, place.denoiser)
-        self._attached = _Attached(place, state, KVCache(self.module, place), acting)
+        base = AttachedDenoiser.of(pipe)
+        check_base(self.spec, self.module, base.spec)
+        image_encoder = None if encoder is None else checked_encoder(self.spec, encoder)
+        face_encoder = None if faces is None else checked_faces(self.spec, faces)
+        loras = self.module.loras
+        check_lora(lora, 1.0, has_lora=bool(loras))
+        if loras:
+            from imageprompt.adapter.lora import install_lora, pair_with_layers
+
+            pairs = pair_with_layers(loras, base.linears(loras), lora, base.denoiser)
+        if base.device.type != "meta":
+            self.module.to(base.device)  # may run out of memory: so before anything is installed
+        state = base.install()
+        installed = install_lora(lora, state, self, pairs, base.denoiser) if loras else None
+        self._attachment = _Attachment(base, state, KVCache(self.module, base), installed)
         self.encoding.base = pipe
-        if opened is not None:
-            self.encoding.open(opened)
-        if finder is not None:
-            self.encoding.faces = finder
+        if image_encoder is not None:
+            self.encoding.set_encoder(image_encoder)
+        if face_encoder is not None:
+            self.encoding.face_encoder = face_encoder
         return self
 
     def detach(self) -> None:
-        """Undo attach, exactly: the base is bit for bit what it was. Harmless when not attached."""
-        if self._attached is None:
+        """Undo `attach`: the base is bit for bit what it was. Does nothing if not attached.
+
+        Uses of this adapter that are still active end; those of other adapters go on.
+        """
+        if self._attachment is None:
             return
-        in_use = self._attached.state.in_use
-        in_use[:] = [entry for entry in in_use if entry.owner is not self]
-        self._attached.lora.remove()
-        self._attached.place.uninstall()
-        self._attached = self.encoding.base = None
+        active = self._attachment.state.active
+        active[:] = [prompt for prompt in active if prompt.owner is not self]
+        if self._attachment.lora is not None:
+            self._attachment.lora.remove()
+        self._attachment.denoiser.uninstall()
+        self._attachment = self.encoding.base = None
 
     @property
     def attached(self) -> bool:
         """Is it attached to a base?"""
-        return self._attached is not None
+        return self._attachment is not None
 
     def made_by(self) -> str:
-        """Names K', V' weights, their precision and the base's: what `precompute_kv` makes is good for
-        these. Raises AttachError."""
-        return self._need_attached("made_by()").projections.made_by()
+        """Identifies the K', V' weights, their precision and the base's.
 
-    # ── encoding ────────────────────────────────────────────────────────────────────────────────
+        What `precompute_kv` stores is valid for these. Raises AttachError.
+        """
+        return self._need_attachment("made_by()").kv_cache.made_by()
+
+    # ── encode ────────────────────────────────────────────────────────────────────────────────────
 
     def encode(
         self,
@@ -239,7 +212,7 @@ class Adapter:
         features: Features | None = None,
         null_features: Group | None = None,
         embeddings: Embeddings | None = None,
-        face: Choice = LARGEST,
+        face: FaceChoice = LARGEST,
         fusion: str = "concat",
         weights: Sequence[float] | Sequence[Sequence[float]] | None = None,
         framing: Framing | str | None = None,
@@ -253,44 +226,45 @@ class Adapter:
         text_encoder: object = None,
         face_strength: float = 1.0,
     ) -> ImagePrompt:
-        """Encode and project references.
+        """Encode and project references: pictures, face embeddings or ready-made features.
 
         `[a, b]` is one prompt with two references, their tokens side by side; `[[a], [b]]` are two
-        prompts, one reference each, for a batch of two text prompts. Ready-made `features` [n, ...]
-        are n references of one prompt, a list of such tensors several prompts; `null_features`
-        [1, ...] what the encoder makes of the null picture. For FaceID-plus they are a tuple:
-        face embeddings [n, 512], patch features of the faces [n, L, F].
+        prompts with one reference each, for a batch of two text prompts. `features` [n, ...] are n
+        references of one prompt, a list of such tensors several prompts; `null_features` [1, ...]
+        are the encoder's features of the null picture. For FaceID-plus both are tuples: face
+        embeddings [n, 512] and patch features of the faces [n, L, F].
 
-        FaceID adapters and portrait read the faces in the pictures: of each the "largest", "all",
-        or the one of an index (`face`; 0 is the largest). Or they are given `embeddings`: a file
-        (.npy, .safetensors, torch, JSON), an array [512] or [n, 512], or lists of these as of
-        pictures; FaceID-plus then reads crops of the same faces as its pictures.
+        FaceID adapters and portrait read the faces in the pictures: the "largest" of each, "all",
+        or one by its index (`face`; 0 is the largest). `embeddings` supplies them instead: a file
+        (.npy, .safetensors, torch, JSON), an array [512] or [n, 512], or lists of these like those
+        of pictures; FaceID-plus also needs crops of the same faces as its pictures.
 
-        `fusion` mixes the references of a prompt before they are projected (fusion.py has the
-        formulas); any but "concat" leaves one, so that prompts may differ in their numbers.
-        `weights`, one a reference (or a list of them for each prompt), multiply the features first;
-        with "concat" the tokens, where 0 leaves nothing of a reference.
-        "attention-weighted" finds its own: the nearness to `text` or to the other references.
+        `fusion` combines the references of a prompt before projection (`encoding.fusion` has the
+        formulas). All but "concat" result in one reference, so that prompts may have different
+        numbers of them. `weights`, one per reference (or a list of them per prompt), multiply the
+        features; with "concat" they multiply the tokens, and 0 removes a reference.
+        "attention-weighted" computes the weights: from the similarity to `text` or to the other
+        references.
 
-        `framing` frames the pictures (`Framing`, or its words: "squash", "crop:top", "pad",
-        "tiles", "crop+sharpen:0.3"); without it the encoder takes the centre. `reference_mask`
-        (anything `use(mask=)` takes, in the picture's shape; one, or one a reference) keeps what
-        is white and shows the encoder its mean colour elsewhere.
+        `framing` crops or pads the pictures (a `Framing` or its text: "squash", "crop:top", "pad",
+        "tiles", "crop+sharpen:0.3"); the default is the encoder's centre crop. `reference_mask`
+        (anything `use(mask=)` takes, in the picture's shape; one, or one per reference) keeps the
+        white area and replaces the rest with the encoder's mean colour.
 
-        `negative` pictures stand for "no picture" on the negative side of guidance; `noise`
-        (0..1, or "dissolve:0.4": see `Noise`) puts a noisy version of them there, or of the
-        references themselves, drawn from `noise_seed`.
+        `negative` pictures stand for "no picture" on the negative side of guidance. `noise`
+        (0..1, or "dissolve:0.4": see `Noise`) puts a noisy version of them there, or else of the
+        references, drawn from `noise_seed`.
 
-        `subtract_text` takes words out of the references: image_embeds - strength * text_embeds
-        (InstantStyle). Words need a text encoder of the same space: that of the base where it is
-        known to be (SDXL with CLIP bigG), or `text_encoder=` (a folder, or (model, tokenizer)).
+        `subtract_text` removes words from the references: image_embeds - strength * text_embeds
+        (InstantStyle). It needs a text encoder of the same space: the base's where it is known to
+        be one (SDXL with CLIP bigG), or `text_encoder=` (a folder, or (model, tokenizer)).
 
-        `face_strength` weights what FaceID-plus v2 sees in the face's picture beside the identity
-        (s_scale of the published code, ComfyUI's weight_faceidv2).
+        `face_strength` weights the patch features of FaceID-plus v2 beside the face embedding
+        (s_scale in the published code, weight_faceidv2 in ComfyUI).
 
         Raises PictureError, EncoderError, PromptError, OptionError.
         """
-        mixture = EncodeOptions.of(
+        options = EncodeOptions.of(
             fusion=fusion,
             weights=weights,
             framing=framing,
@@ -305,7 +279,7 @@ class Adapter:
             face_strength=face_strength,
         )
         return self.encoding.encode(
-            pictures, features, null_features, mixture, embeddings=embeddings, face=face
+            pictures, features, null_features, options, embeddings=embeddings, face=face
         )
 
     def project(
@@ -313,32 +287,32 @@ class Adapter:
     ) -> Tensor:
         """Features [B, ...] -> tokens [B, N, W]; differentiable.
 
-        `null=True` applies the variant's null rule to a batch of that size: zero features, or for
-        variants whose null picture is encoded, the features given (which then must be its own).
-        `strength` (a number, or [B, 1, 1]) is FaceID-plus v2's weight of the picture's features
-        beside the face's embedding; other variants have no use for it.
+        `null=True` applies the variant's null rule to a batch of that size: zeros, or for variants
+        that encode a null picture the given features, which must be those of that picture.
+        `strength` (a number, or [B, 1, 1]) weights the patch features of FaceID-plus v2 beside the
+        face embedding; other variants ignore it.
         """
         return self.encoding.project(features, null=null, strength=strength)
 
     def precompute_kv(self, prompt: ImagePrompt) -> ImagePrompt:
-        """Make K', V' of every site ahead and keep them with the prompt, which is returned.
+        """Compute K', V' of every site and store them with the prompt, which is returned.
 
-        `prompt.save` writes them along (SDXL Plus in half precision: 5.6 MB), and to switch to the
-        prompt, once loaded, takes a look-up instead of a projection. Weights or a precision other
-        than these are noticed, and K', V' made anew. Raises AttachError, PromptError.
+        `prompt.save` writes them to its file (5.6 MB for SDXL Plus in half precision). Using the
+        loaded prompt then takes a look-up instead of a projection. If the weights or the precision
+        have changed since, K' and V' are computed anew. Raises AttachError, PromptError.
         """
-        attached = self._need_attached("precompute_kv()")
+        attachment = self._need_attachment("precompute_kv()")
         check_prompt(self.spec, self.fingerprint, prompt)
-        attached.projections.precompute(prompt)
+        attachment.kv_cache.precompute(prompt)
         return prompt
 
-    # ── using ───────────────────────────────────────────────────────────────────────────────────
+    # ── use ───────────────────────────────────────────────────────────────────────────────────────
 
     @contextmanager
     def use(
         self,
         prompt: ImagePrompt,
-        scale: Scale = 1.0,
+        scale: Scale = DEFAULT_SCALE,
         guidance: str | Sequence[Branch] = "auto",
         *,
         lora: float = 1.0,
@@ -351,37 +325,45 @@ class Adapter:
         timesteps: Any = None,
         controls: Controls | None = None,
     ) -> Iterator[ActivePrompt]:
-        """While the block runs, the base listens to `prompt`; yields a handle with a live `.scale`.
+        """While the block runs, the base follows `prompt` too; yields a live handle.
 
-        Where: `scale` is a number or numbers by site (see `Scale`); a `preset` of PRESETS makes
-        the scale its weight, `composition` and `boost` are the further numbers of some. When:
-        `schedule` is a `Schedule`, a text ("0-0.4", "0.1-0.8 ease-out"), numbers for the steps or
-        a function of the fraction of the loop that has passed. `timesteps` (those of the loop)
-        are needed where its calls do not tell, which is an error then. Where in the picture:
-        `mask` (see `open_mask`; a list has one for each prompt) is 1 where the reference acts; the
-        text acts everywhere, and several references with masks of their own are several blocks,
-        one in the other. `scaling` says what the scale multiplies. `controls` takes the place of
-        scale, lora, preset, composition, boost, schedule and scaling.
+        Set `.scale`, `.lora` or `.controls` of the handle at any time.
 
-        `guidance` states how the batch is stacked. "auto": the prompts' batch is positive
-        throughout, twice that [negative, positive] as diffusers does it, larger ones are told by
-        their latents; a loop that draws two pictures with one image prompt without guidance is
-        seen as such. A compiled denoiser with several pictures of a prompt needs it explicit_timesteps.
+        How strongly and where in the network: `scale` is a number 0..2 or numbers by site (see
+        `Scale`); the default is `control.DEFAULT_SCALE`, 0.8. With a `preset` (of `PRESETS`, in
+        any spelling) the scale is its weight; `composition` and `boost` are further weights of
+        some presets. `scaling` says what the scale multiplies.
 
-        `lora` (the handle's `.lora`, live) weights the LoRA of FaceID adapters, which acts on the
-        whole batch while the block runs. It is apart from `scale`, as published adapters are used,
-        but at scale 0 it is off as well: that is the base alone.
+        When: `schedule` is a `Schedule`, a text ("0-0.4", "0-40%", "0.1-0.8 ease-out"), numbers
+        for the steps, or a function of the fraction of the loop that has passed. `timesteps` are
+        those of the loop, needed only where its calls do not tell the step, which is an error.
 
-        In training, run `backward()` inside the block if the denoiser checkpoints gradients: it
-        computes parts of its forward pass again.
+        Where in the picture: `mask` (see `open_mask`; a list has one per prompt) is 1 where the
+        reference acts. The text acts everywhere. For several references with a mask each, nest
+        blocks.
+
+        `controls` replaces scale, lora, preset, composition, boost, schedule and scaling.
+
+        `guidance` says how the batch is stacked: a name of `LAYOUTS` or a sequence of branches.
+        "auto" infers it: a batch of the prompts' size is positive, twice that is [negative,
+        positive] as in diffusers, larger ones are inferred from their latents. A loop without
+        guidance that draws two pictures per image prompt is recognised. State it for a compiled
+        denoiser with several pictures per prompt.
+
+        `lora` is the strength of the LoRA of FaceID adapters, which acts on the whole batch. It is
+        independent of `scale`, as published adapters are used, except that scale 0 turns LoRA off
+        as well: that is the base alone.
+
+        In training with gradient checkpointing, call `backward()` inside the block: it runs parts
+        of the forward pass again.
 
         Raises AttachError, PromptError, ScaleError, OptionError, PictureError, GuidanceError.
         """
-        attached = self._need_attached("use()")
-        place, state = attached.place, attached.state
-        place.check()
+        attachment = self._need_attachment("use()")
+        base, state = attachment.denoiser, attachment.state
+        base.check()
         check_prompt(self.spec, self.fingerprint, prompt)
-        asked = Controls.of(
+        controls = Controls.of(
             controls,
             scale=scale,
             lora=lora,
@@ -391,55 +373,58 @@ class Adapter:
             schedule=schedule,
             scaling=scaling,
         )
-        check_strength(asked.lora, self.module.loras)
+        check_lora("live", controls.lora, has_lora=attachment.lora is not None)
         masks = [] if mask is None else open_masks(mask, len(prompt))
-        entry = ActivePrompt(
+        handle = ActivePrompt(
             self,
-            place.sites.sites,
-            attached.projections.key_values(prompt),
+            base.spec.sites,
+            attachment.kv_cache.key_values(prompt),
             prompts=len(prompt),
-            controls=asked,
-            branches=named_layout(guidance),
+            controls=controls,
+            layout=named_layout(guidance),
             masks=[torch.from_numpy(weights)[None, None] for weights in masks],
-            timesteps=explicit_timesteps(timesteps),
+            timesteps=parse_timesteps(timesteps),
         )
-        state.detect_step_caches(place.denoiser)
-        state.in_use.append(entry)
+        state.detect_step_caches(base.denoiser)
+        state.active.append(handle)
         try:
-            attached.lora.update()
-            yield entry
+            attachment.update_lora()
+            yield handle
         finally:
-            if entry in state.in_use:
-                state.in_use.remove(entry)
-            attached.lora.update()
-            entry.close()
+            if handle in state.active:
+                state.active.remove(handle)
+            attachment.update_lora()
+            handle.close()
 
-    # ── saving ──────────────────────────────────────────────────────────────────────────────────
+    # ── save ──────────────────────────────────────────────────────────────────────────────────────
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the standard layout, atomically: `.safetensors` with metadata, or `.bin`.
 
-        Weights are written in the dtype they have.
+        Weights keep their dtype. Raises NotFoundError for a missing folder.
         """
+        from imageprompt.checkpoint.formats import FORMATS, Parts
+        from imageprompt.checkpoint.write.metadata import adapter_metadata
+        from imageprompt.checkpoint.write.storage import write_file
+
         parts = Parts(self.module.image_proj.state_dict(), self.module.ip_adapter.state_dict())
-        seen_by = None if self.encoder is None else self.encoder.fingerprint
+        encoder = None if self.encoder is None else self.encoder.fingerprint
         write_file(
-            Path(path), FORMATS["standard"].write(parts), adapter_metadata(self.spec, seen_by)
+            Path(path), FORMATS["standard"].write(parts), adapter_metadata(self.spec, encoder)
         )
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """All weights, for an optimiser. Created adapters want gradients, loaded ones do not."""
+        """All weights, for an optimiser. Those of created adapters require gradients, those of
+        loaded ones do not."""
         return self.module.parameters()
 
     def fingerprint(self) -> str:
-        """Short hash of the projector: image prompts are good for adapters that share it."""
+        """Short hash of the projector: adapters that share it can use each other's prompts."""
         return self.encoding.fingerprint()
 
-    # ── checks ──────────────────────────────────────────────────────────────────────────────────
-
-    def _need_attached(self, call: str) -> _Attached:
-        if self._attached is None:
+    def _need_attachment(self, call: str) -> _Attachment:
+        if self._attachment is None:
             raise AttachError(
-                call, reason="the adapter is attached to nothing", hint="Call attach(pipe) first."
+                call, reason="the adapter is not attached", hint="Call attach(pipe) first."
             )
-        return self._attached
+        return self._attachment

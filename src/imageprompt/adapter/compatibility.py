@@ -1,46 +1,50 @@
-"""Does an adapter suit a base, an encoder, a prompt? Mismatches are told in one line each."""
+"""Does an adapter fit a base, an encoder, a prompt? Each mismatch is one error with the numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 from imageprompt.adapter.weights import AdapterModule
 from imageprompt.checkpoint.identify.identify import likely_families
 from imageprompt.core.errors import EncoderError, OptionError, PromptError, WrongBaseError
 from imageprompt.core.spec import AdapterSpec, Feature, HostSpec, ProjectorOptions, Shapes
 from imageprompt.encoding.encoders import Encoder, open_encoder
-from imageprompt.encoding.encoders.face import FaceEncoder, open_faces
 from imageprompt.encoding.features import encoder_hint
 from imageprompt.encoding.image_prompt import ImagePrompt
 from imageprompt.variants import VARIANTS, site_shapes
 from imageprompt.variants.tensor_shapes import FACE_DIM, LORA_RANK
 
+if TYPE_CHECKING:
+    from imageprompt.encoding.face_encoder import FaceEncoder
+
 
 def check_base(spec: AdapterSpec, module: AdapterModule, sites: HostSpec) -> None:
-    """Same ids, same widths. Raises WrongBaseError naming the likely base."""
-    ours = {name: tuple(w.shape) for name, w in module.ip_adapter.state_dict().items()}
-    theirs = site_shapes(VARIANTS[spec.variant], sites, spec.projector, module.rank or LORA_RANK)
-    if ours == theirs:
+    """Compare file ids and shapes. Raises WrongBaseError that names the likely base."""
+    adapter = {name: tuple(w.shape) for name, w in module.ip_adapter.state_dict().items()}
+    base = site_shapes(VARIANTS[spec.variant], sites, spec.projector, module.rank or LORA_RANK)
+    if adapter == base:
         return
-    families = likely_families({n: shape for n, shape in ours.items() if "_ip." in n})
+    families = likely_families({n: shape for n, shape in adapter.items() if "_ip." in n})
     made_for = " or ".join(families) if families else spec.host
-    odd = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
+    misfits = [n for n in {**adapter, **base} if adapter.get(n) != base.get(n)]
     raise WrongBaseError(
         f"this {spec.variant} adapter on a {sites.family} base",
-        reason=f"it has {_sites(ours)} sites of text width {spec.cross_attention_dim}, the base "
-        f"{_sites(theirs)} of {sites.cross_attention_dim}; {len(odd)} tensors do not fit "
-        f"({', '.join(odd[:5])})",
+        reason=f"the adapter has {_count_sites(adapter)} sites of text width "
+        f"{spec.cross_attention_dim}, the base has {_count_sites(base)} of "
+        f"{sites.cross_attention_dim}; {len(misfits)} tensors do not fit "
+        f"({', '.join(misfits[:5])})",
         hint=f"It was made for {made_for}: use such a base, or another adapter.",
     )
 
 
 def checked_encoder(spec: AdapterSpec, encoder: object) -> Encoder:
-    """An encoder, opened. Raises EncoderError where its features are of another width."""
+    """An image encoder, opened. Raises EncoderError if its features have the wrong width."""
     if spec.feature.image is None:
         raise EncoderError(
             f"an image encoder for a {spec.variant} adapter",
-            reason="it reads embeddings of faces alone",
+            reason="the adapter reads only face embeddings",
             hint="Leave it out; faces= takes insightface's model pack.",
         )
     opened = open_encoder(encoder)
@@ -55,22 +59,24 @@ def checked_encoder(spec: AdapterSpec, encoder: object) -> Encoder:
 
 
 def checked_faces(spec: AdapterSpec, source: object) -> FaceEncoder:
-    """A face encoder, opened. Raises EncoderError where the adapter reads no faces."""
+    """A face encoder, opened. Raises EncoderError if the adapter reads no faces."""
     if not spec.feature.reads_faces:
         raise EncoderError(
             f"a face encoder for a {spec.variant} adapter",
-            reason=f"it reads {spec.feature} of whole pictures",
+            reason=f"the adapter reads {spec.feature} of whole pictures",
             hint="Leave faces= out.",
         )
-    return open_faces(source)
+    from imageprompt.encoding.face_encoder import open_face_encoder
+
+    return open_face_encoder(source)
 
 
 def check_prompt(spec: AdapterSpec, projector: Callable[[], str], prompt: ImagePrompt) -> None:
-    """Raises PromptError for a prompt of another width, or of a projector of another name."""
+    """Raises PromptError for a prompt of another width, or of a projector with another hash."""
     if not isinstance(prompt, ImagePrompt):
         raise PromptError(
             f"a {type(prompt).__name__}",
-            reason="it is no image prompt",
+            reason="not an image prompt",
             hint="Make one with adapter.encode().",
         )
     width = prompt.tokens.shape[-1]
@@ -84,23 +90,32 @@ def check_prompt(spec: AdapterSpec, projector: Callable[[], str], prompt: ImageP
     if made_by is not None and made_by != projector():
         raise PromptError(
             f"an image prompt of projector {made_by}",
-            reason=f"this adapter's projector is {projector()}, which reads others",
+            reason=f"this adapter has another projector, {projector()}",
             hint="Encode the pictures again with this adapter.",
         )
 
 
 def check_options(variant: str, known: Sequence[str], options: ProjectorOptions) -> None:
-    """Raises OptionError for a wish that the variant does not know, or that is no number."""
-    given = [f.name for f in fields(options) if getattr(options, f.name) is not None]
-    for name in given:
+    """Raises OptionError for an option that the variant does not have, or a bad value."""
+    changed = [f.name for f in fields(options) if getattr(options, f.name) is not None]
+    for name in changed:
         value = getattr(options, name)
         if name not in known or not isinstance(value, int) or value < 1:
-            rule = "a whole number above 0" if name in known else f"{variant} has no such option"
+            number = "must be a whole number above 0"
             raise OptionError(
                 f"{'num_tokens' if name == 'tokens' else name}={value!r}",
-                reason=rule,
+                reason=number if name in known else f"{variant} has no such option",
                 hint=f"Options of {variant}: {', '.join(known) or 'none'}.",
             )
+
+
+def check_lora(mode: str, strength: float, *, has_lora: bool) -> None:
+    """Raises OptionError for an unknown mode, and for a mode or strength without LoRA."""
+    if mode not in ("live", "merged"):
+        raise OptionError(f"lora={mode!r}", reason="must be 'live' or 'merged'")
+    if not has_lora and (mode == "merged" or strength != 1):
+        value = repr(mode) if mode == "merged" else f"{strength:g}"
+        raise OptionError(f"lora={value}", reason="this adapter has no LoRA", hint="Leave it out.")
 
 
 def feature_dim_of(feature: Feature, encoder: object) -> int:
@@ -110,5 +125,5 @@ def feature_dim_of(feature: Feature, encoder: object) -> int:
     return open_encoder(encoder).width(feature.image)
 
 
-def _sites(shapes: Shapes) -> int:
+def _count_sites(shapes: Shapes) -> int:
     return sum(name.endswith("to_k_ip.weight") for name in shapes)

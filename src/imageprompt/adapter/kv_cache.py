@@ -1,4 +1,4 @@
-"""K', V' of image prompts on a denoiser's sites: made once a prompt, kept while nothing changes."""
+"""K', V' of image prompts at a denoiser's sites: computed once per prompt and set of weights."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from imageprompt.adapter.attachment import AttachedDenoiser
 from imageprompt.adapter.weights import AdapterModule
 from imageprompt.attention.decoupled import KeyValue, split_heads
 from imageprompt.core.fingerprint import fingerprint, versions
-from imageprompt.encoding.image_prompt import ImagePrompt, Prepared
+from imageprompt.encoding.image_prompt import ImagePrompt, PrecomputedKV
 
 
 class KVCache:
-    """Projects prompts with one adapter's K', V' weights for the denoiser it is attached to.
+    """Projects prompts with one adapter's K', V' weights, for the denoiser it is attached to.
 
-    Kept per prompt for as long as the prompt lives and no weight changes; K', V' of the null tokens
-    are the same for every prompt and made once. Where gradients are wanted nothing is kept: every
-    use has a graph of its own.
+    Cached per prompt for as long as the prompt lives and no weight changes. K', V' of the null
+    tokens are the same for every prompt and computed once. Where gradients are needed nothing is
+    cached: every use gets its own graph.
     """
 
-    def __init__(self, module: AdapterModule, place: AttachedDenoiser) -> None:
-        self._module, self._place = module, place
-        self._sites = place.sites.sites
-        self._kept: weakref.WeakKeyDictionary[ImagePrompt, tuple[Any, list[Tensor], list[KeyValue]]]
-        self._kept = weakref.WeakKeyDictionary()
-        self._kept_null: tuple[Tensor, list[KeyValue]] | None = None
+    def __init__(self, module: AdapterModule, attached: AttachedDenoiser) -> None:
+        self._module, self._attached = module, attached
+        self._sites = attached.spec.sites
+        self._cache: weakref.WeakKeyDictionary[
+            ImagePrompt, tuple[Any, list[Tensor], list[KeyValue]]
+        ] = weakref.WeakKeyDictionary()
+        self._null: tuple[Tensor, list[KeyValue]] | None = None
         self._state: tuple[Any, ...] = ()
-        self._name = ""
+        self._made_by = ""
 
     def key_values(self, prompt: ImagePrompt) -> list[KeyValue]:
         """K', V' of every site, [2P, H, N, D] with the null rows first, or [P, H, N, D]."""
@@ -39,55 +40,55 @@ class KVCache:
         if torch.is_grad_enabled() and any(x.requires_grad for x in (prompt.tokens, *weights)):
             null = prompt.null_tokens
             positive = self._project(prompt.tokens)
-            return _stacked(positive, None if null is None else self._project(null))
-        self._forget_stale()
-        # the tensors themselves are kept too, so that no other can come to lie where they lay
+            return _with_null_rows(positive, None if null is None else self._project(null))
+        self._drop_stale()
+        # the tensors are stored as well, so that no new tensor can take over their memory
         tensors = [t for t in (prompt.tokens, prompt.null_tokens) if t is not None]
-        if prompt not in self._kept or self._kept[prompt][0] != versions(tensors):
-            with torch.inference_mode(False), torch.no_grad():  # good for calls of every mode
-                pairs = _stacked(self._positive_pairs(prompt), self._null_pairs(prompt))
-            self._kept[prompt] = (versions(tensors), tensors, pairs)
-        return self._kept[prompt][2]
+        if prompt not in self._cache or self._cache[prompt][0] != versions(tensors):
+            with torch.inference_mode(False), torch.no_grad():  # usable in every grad mode
+                key_values = _with_null_rows(self._positive(prompt), self._negative(prompt))
+            self._cache[prompt] = (versions(tensors), tensors, key_values)
+        return self._cache[prompt][2]
 
     def precompute(self, prompt: ImagePrompt) -> None:
-        """Keep K', V' of the prompt's tokens with it, so that they are saved along."""
-        self._forget_stale()
+        """Store K', V' of the prompt's tokens with the prompt, so that they are saved with it."""
         with torch.no_grad():
-            pairs = self._project_flat(prompt.tokens)
+            key_values = self._project_flat(prompt.tokens)
         ids = [site.file_id for site in self._sites]
-        named = dict(zip(ids, pairs, strict=True))
-        prompt.prepared = Prepared(self._made_by(), named, versions([prompt.tokens]))
+        named = dict(zip(ids, key_values, strict=True))
+        prompt.precomputed_kv = PrecomputedKV(self.made_by(), named, versions([prompt.tokens]))
 
     def made_by(self) -> str:
-        """Names the weights, their precision and that of the denoiser."""
-        self._forget_stale()
-        return self._made_by()
-
-    def _made_by(self) -> str:
-        if not self._name:
+        """Identifies the weights, their precision and that of the denoiser."""
+        self._drop_stale()
+        if not self._made_by:
             weights = self._module.ip_adapter.state_dict()
             precision = next(iter(weights.values())).dtype
-            self._name = f"{fingerprint(weights)} {precision} {self._place.dtype}"
-        return self._name
+            self._made_by = f"{fingerprint(weights)} {precision} {self._attached.dtype}"
+        return self._made_by
 
-    def _forget_stale(self) -> None:
-        """Drop what was made by other weights or for another precision."""
-        state = (self._place.dtype, *versions(self._module.ip_adapter.parameters()))
+    def _drop_stale(self) -> None:
+        """Drop everything if the weights or the precision have changed."""
+        state = (self._attached.dtype, *versions(self._module.ip_adapter.parameters()))
         if self._state != state:
-            self._kept.clear()
-            self._kept_null, self._state, self._name = None, state, ""
+            self._cache.clear()
+            self._null, self._state, self._made_by = None, state, ""
 
-    def _positive_pairs(self, prompt: ImagePrompt) -> list[KeyValue]:
-        """Those of the prompt's tokens: prepared ahead by these very weights, or made now."""
-        ahead, ids = prompt.prepared, [site.file_id for site in self._sites]
-        suits = ahead is not None and ahead.suits(self._made_by(), prompt.tokens)
+    def _positive(self, prompt: ImagePrompt) -> list[KeyValue]:
+        """Those of the prompt's tokens: precomputed with these very weights, or computed now."""
+        precomputed, ids = prompt.precomputed_kv, [site.file_id for site in self._sites]
         shapes = {site.file_id: (*prompt.tokens.shape[:2], site.inner_dim) for site in self._sites}
-        if ahead is None or not suits or ahead.shapes() != shapes:
+        if (
+            precomputed is None
+            or not precomputed.matches(self.made_by(), prompt.tokens)
+            or precomputed.shapes() != shapes
+        ):
             return self._project(prompt.tokens)
         device = next(self._module.ip_adapter.parameters()).device
-        return self._split((k.to(device), v.to(device)) for k, v in (ahead.pairs[i] for i in ids))
+        stored = (precomputed.key_values[file_id] for file_id in ids)
+        return self._split((k.to(device), v.to(device)) for k, v in stored)
 
-    def _null_pairs(self, prompt: ImagePrompt) -> list[KeyValue] | None:
+    def _negative(self, prompt: ImagePrompt) -> list[KeyValue] | None:
         """Those of the null tokens [P, N, W]; equal rows, the usual case, are projected once."""
         null = prompt.null_tokens
         if null is None:
@@ -95,31 +96,31 @@ class KVCache:
         row = null[:1]
         if not torch.equal(null, row.expand_as(null)):
             return self._project(null)
-        if self._kept_null is None or not torch.equal(self._kept_null[0], row):
-            self._kept_null = (row.clone(), self._project(row))  # a view would change with it
+        if self._null is None or not torch.equal(self._null[0], row):
+            self._null = (row.clone(), self._project(row))  # a view would change with its tensor
         shape = (len(prompt), -1, -1, -1)
-        return [(k.expand(shape), v.expand(shape)) for k, v in self._kept_null[1]]
+        return [(k.expand(shape), v.expand(shape)) for k, v in self._null[1]]
 
     def _project(self, tokens: Tensor) -> list[KeyValue]:
         return self._split(self._project_flat(tokens))
 
     def _project_flat(self, tokens: Tensor) -> list[KeyValue]:
-        """K', V' [P, N, width] site by site, in the denoiser's dtype."""
+        """K', V' [P, N, inner_dim] site by site, in the denoiser's dtype."""
         weight = next(self._module.ip_adapter.parameters())
-        pairs = self._module.pairs(tokens.to(weight.device, weight.dtype))
-        dtype = self._place.dtype  # asked once: diffusers looks through every module for it
-        return [(k.to(dtype), v.to(dtype)) for k, v in pairs]
+        key_values = self._module.key_values(tokens.to(weight.device, weight.dtype))
+        dtype = self._attached.dtype  # read once: diffusers searches every module for it
+        return [(k.to(dtype), v.to(dtype)) for k, v in key_values]
 
-    def _split(self, pairs: Iterable[KeyValue]) -> list[KeyValue]:
-        """[P, N, width] -> [P, H, N, D], views."""
+    def _split(self, key_values: Iterable[KeyValue]) -> list[KeyValue]:
+        """[P, N, inner_dim] -> [P, H, N, D], views."""
         return [
             (split_heads(k, site.heads), split_heads(v, site.heads))
-            for (k, v), site in zip(pairs, self._sites, strict=True)
+            for (k, v), site in zip(key_values, self._sites, strict=True)
         ]
 
 
-def _stacked(positive: list[KeyValue], negative: list[KeyValue] | None) -> list[KeyValue]:
-    """The null rows first, [2P, H, N, D]; the positive ones alone where there is no null."""
+def _with_null_rows(positive: list[KeyValue], negative: list[KeyValue] | None) -> list[KeyValue]:
+    """The null rows first, [2P, H, N, D]; only the positive ones where there is no null."""
     if negative is None:
         return positive
     return [

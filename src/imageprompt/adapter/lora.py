@@ -1,8 +1,8 @@
-"""An adapter's LoRA on a denoiser: live beside its linear maps, or merged into their weights.
+"""The LoRA of an adapter on a denoiser: live beside its layers, or merged into their weights.
 
-Either acts only while the adapter is in use and leaves no trace. LoRA that the user has loaded
-stays what it is, in whichever order the two come and go: both ways reach below the wrappers that
-peft puts round a linear map.
+Both act only while the adapter is in use and leave no trace. LoRA that the user has loaded is not
+touched, in whichever order the two come and go: both modes reach below the wrappers that peft puts
+around a linear layer.
 """
 
 from __future__ import annotations
@@ -18,131 +18,116 @@ from torch import Tensor, nn
 
 from imageprompt.adapter.weights import Lora
 from imageprompt.attention.state import AttentionState
-from imageprompt.core.errors import AttachError, OptionError
+from imageprompt.core.errors import AttachError
 from imageprompt.core.fingerprint import versions
 
-Mode = Literal["live", "merged"]
-"""How LoRA acts: "live" adds its product to what a linear map returns; "merged" adds it to the
-weights, which costs memory (the weights are kept) and a moment when the strength changes, and then
-nothing a step."""
+LoraMode = Literal["live", "merged"]
+"""How LoRA acts. "live" adds its product to the output of a linear layer. "merged" adds it to the
+weights: this costs memory (the original weights are kept) and time when the strength changes, but
+nothing per step."""
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Pairs = list[tuple[nn.Module, Lora]]
+"""Linear layers, each with its LoRA."""
 
 
-class ActingLora(Protocol):
+class InstalledLora(Protocol):
     """An adapter's LoRA on the denoiser it is attached to."""
 
     def update(self) -> None:
-        """Act as strongly as the adapter's prompts in use ask for."""
+        """Take on the strength that the adapter's active prompts ask for."""
 
     def remove(self) -> None:
-        """Leave, exactly."""
+        """Undo the installation, exactly."""
 
 
-def pairs_of(
-    loras: Mapping[str, Mapping[str, Lora]], linears: Mapping[str, Mapping[str, nn.Module]]
+def pair_with_layers(
+    loras: Mapping[str, Mapping[str, Lora]],
+    linears: Mapping[str, Mapping[str, nn.Module]],
+    mode: LoraMode,
+    denoiser: nn.Module,
 ) -> Pairs:
-    """The linear maps and their LoRA; both by file id, then by kind: q, k, v, out."""
-    return [
-        (_innermost(linears[i][kind]), lora)
-        for i, layer in loras.items()
-        for kind, lora in layer.items()
+    """Each linear layer with its LoRA; both mappings are by file id, then by kind (q, k, v, out).
+
+    Changes nothing. Raises AttachError where merging would not be exact.
+    """
+    pairs = [
+        (_innermost(linears[file_id][kind]), lora)
+        for file_id, kinds in loras.items()
+        for kind, lora in kinds.items()
     ]
-
-
-_NONE = "this adapter has no LoRA"
-
-
-def check_mode(mode: str, pairs: Pairs, denoiser: nn.Module) -> None:
-    """Raises OptionError for what is no mode or has no LoRA, AttachError where merging would not be
-    exact."""
-    known = mode in ("live", "merged")
-    if not known or (mode == "merged" and not pairs):
-        rule = _NONE if known else "it is 'live' or 'merged'"
-        raise OptionError(f"lora={mode!r}", reason=rule, hint="Leave it out.")
     if mode == "merged":
         _check_mergeable(pairs, denoiser)
+    return pairs
 
 
-def check_strength(strength: float, loras: object) -> None:
-    """Raises OptionError for a strength that has no LoRA to act on."""
-    if strength != 1 and not loras:
-        raise OptionError(f"lora={strength:g}", reason=_NONE, hint="Leave it out.")
-
-
-def _check_mergeable(pairs: Pairs, denoiser: nn.Module) -> None:
-    reason = next((why for linear, lora in pairs if (why := _unmergeable(linear, lora))), "")
-    if reason or _streamed(denoiser):
-        raise AttachError(
-            "lora='merged' on this denoiser",
-            reason=f"a LoRA cannot be merged into weights that are "
-            f"{reason or 'offloaded or cast as they are needed'}",
-            hint="Use lora='live'.",
-        )
-
-
-def act(
-    mode: Mode, state: AttentionState, owner: object, pairs: Pairs, denoiser: nn.Module
-) -> ActingLora:
-    """The LoRA of an adapter, acting from now on while `owner` is in use."""
+def install_lora(
+    mode: LoraMode, state: AttentionState, owner: object, pairs: Pairs, denoiser: nn.Module
+) -> InstalledLora:
+    """Install the LoRA of an adapter; it acts while `owner` is in use."""
     if mode == "live":
         return LiveLora(state, owner, pairs)
     return MergedLora(state, owner, pairs, denoiser)
 
 
+# ── live ────────────────────────────────────────────────────────────────────────────────────────
+
+
 class LiveLora:
-    """Adds strength x LoRA(x) to the linear maps' outputs: no weight of the base changes."""
+    """Adds strength x LoRA(x) to the output of linear layers: no weight of the base changes."""
 
     def __init__(self, state: AttentionState, owner: object, pairs: Pairs) -> None:
-        self._carrier, self._owner = state, owner
+        self._state, self._owner = state, owner
         self._handles = [
             linear.register_forward_hook(partial(self._add, lora)) for linear, lora in pairs
         ]
 
     def update(self) -> None:
-        """The hooks ask for the strength themselves."""
+        """Nothing to do: the hooks read the strength at every call."""
 
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
 
     def _add(self, lora: Lora, _: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
-        strength = self._carrier.strength(self._owner)
+        strength = self._state.lora_strength(self._owner)
         if strength is None:
             return None
         return torch.addcmul(out, lora(args[0]), strength.to(out.dtype))
 
 
+# ── merged ──────────────────────────────────────────────────────────────────────────────────────
+
+
 class MergedLora:
     """Writes W + strength x up @ down into the weights while `owner` is in use, and W back after.
 
-    Before every call of the denoiser the weights are brought to the strength of that moment: at
-    strength or scale 0, and outside `use()`, they are the base's own bits.
+    Before every call of the denoiser the weights are brought to the current strength. At strength
+    or scale 0, and outside `use()`, they are the base's own, bit for bit.
     """
 
     def __init__(
         self, state: AttentionState, owner: object, pairs: Pairs, denoiser: nn.Module
     ) -> None:
-        self._carrier, self._owner, self._pairs = state, owner, pairs
+        self._state, self._owner, self._pairs = state, owner, pairs
         self._denoiser = weakref.ref(denoiser)
-        self._seen: tuple[Tensor | None, object] = (None, ())
+        self._last: tuple[Tensor | None, object] = (None, ())
         self._strength = 0.0
-        self._hook = denoiser.register_forward_pre_hook(self._before)
+        self._hook = denoiser.register_forward_pre_hook(self._before_forward)
 
-    def _before(self, *_: object) -> None:
+    def _before_forward(self, *_: object) -> None:
         if torch.compiler.is_compiling():
-            from imageprompt.attention.graph_break import outside
+            from imageprompt.attention.graph_break import run_outside_graph
 
-            outside(self.update)
+            run_outside_graph(self.update)
         else:
             self.update()
 
     def update(self) -> None:
-        strength = self._carrier.strength(self._owner)
+        strength = self._state.lora_strength(self._owner)
         version = () if strength is None else versions([strength])
-        if self._seen[0] is not strength or self._seen[1] != version:
-            self._seen = (strength, version)  # reading the number would wait for the device
+        if self._last[0] is not strength or self._last[1] != version:
+            self._last = (strength, version)  # reading the number would wait for the device
             self._write(0.0 if strength is None else float(strength))
 
     def remove(self) -> None:
@@ -153,96 +138,111 @@ class MergedLora:
         if strength == self._strength:
             return
         denoiser = self._denoiser()
-        if strength and denoiser is not None:  # it may have been offloaded since
+        if strength and denoiser is not None:  # it may have been offloaded since attach()
             _check_mergeable(self._pairs, denoiser)
         self._strength = strength
         with torch.no_grad():
             changed = [
-                _merged.setdefault(linear, _Merged(linear)).add(self, strength, lora)
+                _merged.setdefault(linear, _MergedWeight(linear)).write(self, strength, lora)
                 for linear, lora in self._pairs
             ]
         if any(changed):
             warnings.warn(
                 f"{sum(changed)} weights were changed while a LoRA was merged into them (by fusing "
-                "another?): the change is kept, but for rounding",
+                "another?): the change is kept, up to rounding",
                 stacklevel=2,
             )
 
 
-class _Merged:
-    """The weight of a linear map that adapters have added to: its own bits, and what was added."""
+class _MergedWeight:
+    """The weight of one linear layer: its original bits, and the LoRA that was added to it."""
 
     def __init__(self, linear: Any) -> None:
         self._linear = weakref.ref(linear)
-        self._own: Tensor | None = None  # while nothing is added there is no copy
+        self._original: Tensor | None = None  # no copy while nothing is added
         self._written = 0
         self._added: dict[int, tuple[float, Lora]] = {}
 
-    def add(self, owner: object, strength: float, lora: Lora) -> bool:
-        """Write the weight with this LoRA of `owner`, with none at strength 0.
+    def write(self, owner: object, strength: float, lora: Lora) -> bool:
+        """Write the weight with `owner`'s LoRA at this strength; 0 removes it.
 
-        Returns whether somebody else had changed the weight meanwhile; then that is kept too.
+        Returns whether the weight had been changed from outside meanwhile; that change is kept.
         """
         linear: Any = self._linear()
         weight: Tensor = linear.weight
-        own = weight.clone() if self._own is None else self._own.to(weight.device, weight.dtype)
-        kept = self._own is not None and self._own.dtype == weight.dtype  # else all was cast
-        changed = kept and _bits(weight) != self._written
+        original = (
+            weight.clone()
+            if self._original is None
+            else self._original.to(weight.device, weight.dtype)
+        )
+        same_dtype = self._original is not None and self._original.dtype == weight.dtype
+        changed = same_dtype and _bit_sum(weight) != self._written
         if changed:
-            own += (weight.float() - self._sum(own).float()).to(own.dtype)
+            original += (weight.float() - self._sum(original).float()).to(original.dtype)
         self._added.pop(id(owner), None)
         if strength:
             self._added[id(owner)] = (strength, lora)
-        weight.copy_(self._sum(own))
-        self._own = own if self._added else None
-        self._written = _bits(weight)
+        weight.copy_(self._sum(original))
+        self._original = original if self._added else None
+        self._written = _bit_sum(weight)
         return changed
 
-    def _sum(self, own: Tensor) -> Tensor:
-        """own + every strength x up @ down, added up in float32 and rounded once."""
+    def _sum(self, original: Tensor) -> Tensor:
+        """original + every strength x up @ down, summed in float32 or wider and rounded once."""
         if not self._added:
-            return own
-        wide = torch.promote_types(own.dtype, torch.float32)
-        total = own.to(wide)
+            return original
+        wide = torch.promote_types(original.dtype, torch.float32)
+        total = original.to(wide)
         for strength, lora in self._added.values():
-            down, up = (part.weight.to(own.device, wide) for part in (lora.down, lora.up))
+            down, up = (part.weight.to(original.device, wide) for part in (lora.down, lora.up))
             total = total.addmm(up, down, alpha=strength)
-        return total.to(own.dtype)
+        return total.to(original.dtype)
 
 
-_merged: weakref.WeakKeyDictionary[nn.Module, _Merged] = weakref.WeakKeyDictionary()
-"""One of each linear map, whichever adapters add to it."""
+_merged: weakref.WeakKeyDictionary[nn.Module, _MergedWeight] = weakref.WeakKeyDictionary()
+"""One per linear layer, whichever adapters add to it."""
 
 
 def _innermost(linear: Any) -> nn.Module:
-    """The base's own linear map, below the wrappers of peft; those may come and go."""
+    """The base's own linear layer, below any wrappers of peft."""
     while isinstance(inner := getattr(linear, "base_layer", None), nn.Module):
         linear = inner
     return linear  # type: ignore[no-any-return]
 
 
-def _unmergeable(linear: Any, lora: Lora) -> str:
-    """What the weights of a linear map are, if LoRA cannot be merged into them; else ""."""
+def _check_mergeable(pairs: Pairs, denoiser: nn.Module) -> None:
+    problem = next((why for linear, lora in pairs if (why := _why_unmergeable(linear, lora))), "")
+    if problem or _streams_weights(denoiser):
+        raise AttachError(
+            "lora='merged' on this denoiser",
+            reason=f"LoRA cannot be merged into weights that are "
+            f"{problem or 'offloaded or cast at each call'}",
+            hint="Use lora='live'.",
+        )
+
+
+def _why_unmergeable(linear: Any, lora: Lora) -> str:
+    """Why LoRA cannot be merged into the weight of this layer; "" if it can."""
     weight = linear._parameters.get("weight")
     if weight is None or type(linear) is not nn.Linear or type(weight) is not nn.Parameter:
         return f"quantised or computed ({type(linear).__name__})"
     if weight.device.type == "meta":
-        return "offloaded piece by piece"
+        return "offloaded layer by layer"
     if weight.dtype not in FLOATS or type(weight.data) is not Tensor:
         return f"quantised ({weight.dtype})"
     if any(parameter.requires_grad for parameter in lora.parameters()):
-        return "to be trained with it"
+        return "trained together with it"
     return ""
 
 
-def _streamed(denoiser: nn.Module) -> bool:
-    """Do diffusers' hooks bring the weights in, or cast them, for each call anew?"""
-    hooks = (getattr(module, "_diffusers_hook", None) for module in denoiser.modules())
-    names = ("group_offloading", "lazy_prefetch_group_offloading", "layerwise_casting")
-    return any(hook is not None and hook.hooks.keys() & {*names} for hook in hooks)
+def _streams_weights(denoiser: nn.Module) -> bool:
+    """Do hooks of diffusers load or cast the weights for every call?"""
+    registries = (getattr(module, "_diffusers_hook", None) for module in denoiser.modules())
+    names = {"group_offloading", "lazy_prefetch_group_offloading", "layerwise_casting"}
+    return any(registry is not None and registry.hooks.keys() & names for registry in registries)
 
 
-def _bits(weight: Tensor) -> int:
-    """Tells two weights apart, by the sum of their bits."""
-    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
-    return int(weight.detach().view(whole).sum())
+def _bit_sum(weight: Tensor) -> int:
+    """Sum of the bits of a weight, to notice that it was changed."""
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
+    return int(weight.detach().view(integer).sum())

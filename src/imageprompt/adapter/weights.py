@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,13 @@ from torch.nn import functional as F
 from imageprompt.attention.decoupled import KeyValue
 
 LORA_KINDS = ("q", "k", "v", "out")
-"""The linear maps of an attention layer that published adapters add LoRA to."""
+"""The linear layers of an attention layer that published adapters add LoRA to."""
 
 
 class Lora(nn.Module):
-    """A low-rank addition to a linear map: x -> up(down(x)), no alpha. Computes in x's precision.
+    """A low-rank addition to a linear layer: x -> up(down(x)), without alpha.
 
-    Products are made in the precision of x, which is the base's; the weights keep their own.
+    Computes in the dtype of x, which is the base's; the weights keep their own.
     """
 
     def __init__(self, down: Tensor, up: Tensor) -> None:
@@ -31,10 +31,10 @@ class Lora(nn.Module):
 
 
 class LayerWeights(nn.Module):
-    """What an adapter has at one attention layer, by the names that files give it.
+    """The weights of an adapter at one attention layer, under their names in files.
 
-    K' and V' (`to_k_ip`, `to_v_ip`: text-width tokens -> the site's inner width, no bias) where
-    image tokens enter, `to_{q,k,v,out}_lora` where the variant has LoRA.
+    `to_k_ip` and `to_v_ip` (cross_attention_dim -> inner_dim, no bias) where image tokens enter,
+    `to_{q,k,v,out}_lora` where the variant has LoRA.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -50,7 +50,7 @@ class LayerWeights(nn.Module):
 
     @property
     def loras(self) -> dict[str, Lora]:
-        """Kind of linear map -> its LoRA."""
+        """Kind of linear layer (q, k, v, out) -> its LoRA."""
         found = {kind: getattr(self, f"to_{kind}_lora", None) for kind in LORA_KINDS}
         return {kind: lora for kind, lora in found.items() if lora is not None}
 
@@ -65,15 +65,15 @@ class AdapterModule(nn.Module):
 
     @classmethod
     def of(cls, image_proj: nn.Module, tensors: Mapping[str, Tensor]) -> AdapterModule:
-        """From tensors named `{file id}.to_k_ip.weight` and so on; they are kept, not copied."""
+        """From tensors named `{file id}.to_k_ip.weight` and so on; they are used, not copied."""
         by_layer: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             file_id, _, rest = name.partition(".")
             by_layer.setdefault(file_id, {})[rest] = tensor
         return cls(image_proj, {i: LayerWeights(by_layer[i]) for i in sorted(by_layer, key=int)})
 
-    def pairs(self, tokens: Tensor) -> list[KeyValue]:
-        """K', V' [B, N, width] of tokens [B, N, W], site by site in file order."""
+    def key_values(self, tokens: Tensor) -> list[KeyValue]:
+        """K', V' [B, N, inner_dim] of tokens [B, N, W], site by site in file order."""
         return [
             (layer.to_k_ip(tokens), layer.to_v_ip(tokens))  # type: ignore[operator]
             for layer in self.ip_adapter.values()
@@ -82,32 +82,31 @@ class AdapterModule(nn.Module):
 
     @property
     def loras(self) -> dict[str, dict[str, Lora]]:
-        """File id -> the LoRA of that layer's linear maps; empty for variants without."""
+        """File id -> the LoRA of that layer, by kind; empty for variants without LoRA."""
         found = {i: layer.loras for i, layer in self.ip_adapter.items()}
         return {i: loras for i, loras in found.items() if loras}  # type: ignore[misc]
 
     @property
     def rank(self) -> int | None:
-        """Of the LoRA, None without."""
+        """The rank of the LoRA; None without."""
         every = (lora for loras in self.loras.values() for lora in loras.values())
         return next((lora.down.weight.shape[0] for lora in every), None)
 
 
 def new_lora(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Fresh LoRA weights for those of these names that are LoRA's; they change nothing yet.
+    """New LoRA weights for the LoRA names among `shapes`; they change nothing until trained.
 
-    `down` is normal noise of deviation 1 / rank, `up` is zero: the published recipe.
+    `down` is normal noise with deviation 1 / rank, `up` is zero, as in the published adapters.
     """
-    kept: Iterable[tuple[str, tuple[int, ...]]]
-    kept = ((name, shape) for name, shape in shapes.items() if "_lora." in name)
     return {
         name: torch.randn(shape) / shape[0] if ".down." in name else torch.zeros(shape)
-        for name, shape in kept
+        for name, shape in shapes.items()
+        if "_lora." in name
     }
 
 
 def _linear(weight: Tensor) -> nn.Linear:
-    """A linear layer without bias that owns `weight` [out, in] as it is."""
+    """A linear layer without bias whose weight is `weight` [out, in] itself."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     layer.weight = nn.Parameter(weight)
     return layer
