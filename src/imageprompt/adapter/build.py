@@ -1,0 +1,64 @@
+"""The spec and the weights of an adapter: read from a file, or new ones for a base."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from imageprompt.adapter.attachment import AttachedDenoiser
+from imageprompt.adapter.compatibility import check_options, feature_dim_of
+from imageprompt.adapter.weights import AdapterModule, new_lora
+from imageprompt.checkpoint.identify.identify import read_adapter
+from imageprompt.core.errors import AdapterFileError, OptionError
+from imageprompt.core.hub import locate_file
+from imageprompt.core.spec import AdapterSpec, ProjectorOptions
+from imageprompt.variants import VARIANTS, pending, site_shapes
+
+Built = tuple[AdapterSpec, AdapterModule]
+
+
+def read_module(source: str | os.PathLike[str], variant: str | None) -> Built:
+    """The adapter in a file, on the CPU and in the file's dtype; see `Adapter.load`."""
+    spec, parts = read_adapter(locate_file(source), variant)
+    if reason := pending(VARIANTS[spec.variant]):
+        raise AdapterFileError(
+            f"{os.fspath(source)} ({spec.variant} for {spec.host})",
+            reason=reason,
+            hint="Use imageprompt inspect, validate or convert on it.",
+        )
+    with torch.device("meta"):
+        projector = VARIANTS[spec.variant].build(spec.projector)
+    projector.load_state_dict(dict(parts.projector), assign=True)
+    return spec, AdapterModule.of(projector, parts.sites)
+
+
+def new_module(
+    variant: str, denoiser: object, encoder: object, init: str, options: ProjectorOptions
+) -> Built:
+    """A new adapter, on the denoiser's device and in float32; see `Adapter.create`."""
+    if init not in ("copy", "zero"):
+        raise OptionError(f"init={init!r}", reason="must be 'copy' or 'zero'")
+    kind = VARIANTS[variant]
+    if reason := pending(kind):
+        raise OptionError(f"variant {variant!r}", reason=reason, hint="Choose another one.")
+    check_options(variant, kind.options, options)
+    base = AttachedDenoiser.of(denoiser)
+    projector = kind.propose(
+        feature_dim_of(kind.feature, encoder), base.spec.cross_attention_dim, options
+    )
+    weights = new_lora(site_shapes(kind, base.spec, projector))
+    for site in base.spec.sites:
+        key, value = base.host.text_weights(base.denoiser, site.name)
+        value = torch.zeros_like(value) if init == "zero" else value
+        for name, weight in (("k", key), ("v", value)):
+            weights[f"{site.file_id}.to_{name}_ip.weight"] = weight.detach().float().clone()
+    spec = AdapterSpec(
+        variant=variant,
+        host=base.spec.family,
+        feature=kind.feature,
+        null_rule=kind.null_rule,
+        projector=projector,
+    )
+    with torch.device(base.device):
+        return spec, AdapterModule.of(kind.build(projector), weights)
