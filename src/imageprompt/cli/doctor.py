@@ -1,7 +1,8 @@
-"""What is installed, which devices there are, and whether a picture can be made: `doctor`."""
+"""`imageprompt doctor`: what is installed, which devices there are, and a self-test."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import time
@@ -10,9 +11,10 @@ from importlib import metadata
 from typing import Any
 
 from imageprompt.core import bundled
+from imageprompt.core.console import Parser, add_json, cell, describe, print_aligned, print_json
 from imageprompt.core.errors import ImagePromptError
 
-NEEDED = (
+REQUIRED = (
     "torch",
     "diffusers",
     "transformers",
@@ -22,26 +24,45 @@ NEEDED = (
     "pillow",
     "numpy",
 )
-USEFUL = ("xformers", "torchvision", "bitsandbytes", "insightface")  # used where they are there
+OPTIONAL = ("xformers", "torchvision", "bitsandbytes", "insightface", "pillow-heif")
+
+
+def add_doctor(command: Parser) -> None:
+    describe(command, _doctor, "imageprompt doctor", "imageprompt doctor --quick --json")
+    command.add_argument("--quick", action="store_true", help="skip the self-test")
+    add_json(command)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    report = examine(self_test=not options.quick)
+    if options.json:
+        print_json(report)
+    else:
+        for part, entries in report.items():
+            if isinstance(entries, dict):
+                print(part)
+                print_aligned((name, cell(value)) for name, value in entries.items())
+        print("everything works" if report["ok"] else "something does not work: see above")
+    return 0 if report["ok"] else 1
 
 
 def examine(*, self_test: bool = True) -> dict[str, Any]:
-    """Everything as one JSON-ready object; `ok` is False if something needed does not work."""
+    """The report as one JSON-ready object; `ok` is False if something required does not work."""
     report: dict[str, Any] = {
         "versions": _versions(),
-        "devices": _probe(_devices),
-        "bundled stack": _probe(_stack),
+        "devices": _guarded(_devices),
+        "bundled stack": _guarded(_stack),
         "hub": _hub(),
     }
     if self_test:
-        report["self-test"] = _probe(_paint)
+        report["self-test"] = _guarded(_generate)
     failed = any(isinstance(part, dict) and "error" in part for part in report.values())
-    report["ok"] = not failed and None not in [report["versions"][name] for name in NEEDED]
+    report["ok"] = not failed and None not in [report["versions"][name] for name in REQUIRED]
     return report
 
 
-def _probe(part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """One part of the report; what goes wrong in it is a finding, not a crash."""
+def _guarded(part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """One part of the report; an exception becomes an entry of it."""
     try:
         return part()
     except ImagePromptError as error:
@@ -51,16 +72,16 @@ def _probe(part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {
+    versions: dict[str, str | None] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
-    for name in ("imageprompt", *NEEDED, *USEFUL):
+    for name in ("imageprompt", *REQUIRED, *OPTIONAL):
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return versions
 
 
 def _devices() -> dict[str, Any]:
@@ -93,8 +114,8 @@ def _hub() -> dict[str, Any]:
     }
 
 
-def _paint() -> dict[str, Any]:
-    """One picture on the bundled stack, with a reference, from the saved recipe once more."""
+def _generate() -> dict[str, Any]:
+    """Generate one picture on the bundled stack, and repeat it from its recipe."""
     import tempfile
 
     from PIL import Image
@@ -107,11 +128,10 @@ def _paint() -> dict[str, Any]:
     seconds = time.perf_counter() - start
     flat = len(result.images[0].getcolors(2**20) or ()) == 1
     with tempfile.TemporaryDirectory() as folder:
-        again = repeat(result.save(folder)[0], progress=False)
-    same = again.images[0].tobytes() == result.images[0].tobytes()
+        repeated = repeat(result.save(folder)[0], progress=False)
+    same = repeated.images[0].tobytes() == result.images[0].tobytes()
     if flat or not same:
-        what = "the picture is one flat colour" if flat else "a repeated picture differs"
-        return {"error": what}
+        return {"error": "the picture is one flat colour" if flat else "a repeated picture differs"}
     return {
         "picture": f"{result.recipe.width}x{result.recipe.height}",
         "seconds": round(seconds, 2),

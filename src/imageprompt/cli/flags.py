@@ -1,24 +1,20 @@
-"""Flags that several commands share, as data: how references are read, faces, which adapter."""
+"""Flags from annotated options: help, type and default of a flag are those of the field."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Container, Iterator
+from dataclasses import MISSING
+from typing import Any, Literal, get_args, get_origin
 
-from imageprompt.core.console import number_or_word
+from imageprompt.core import bundled
+from imageprompt.core.schema import Field, options, without_none
 
-Flag = tuple[str, str, dict[str, Any], str]
-"""Flag, what its value is called in the help, argparse's other options, help."""
-
-
-def again(**options: Any) -> dict[str, Any]:
-    """A flag that may be repeated."""
-    return {"action": "append", **options}
+BASE_HELP = f"a pipeline's or denoiser's folder, {bundled.NAME}, or sd15, sdxl ..."
 
 
 class Once(argparse.Action):
-    """A flag with one value: given twice, the first one would be lost without a word."""
+    """A flag that must not be given twice: the first value would be lost silently."""
 
     def __call__(
         self,
@@ -28,33 +24,85 @@ class Once(argparse.Action):
         flag: str | None = None,
     ) -> None:
         if self.dest in namespace:
-            further = "--also" in parser.format_usage()
-            remedy = "; a further reference begins with --also" if further else ""
-            parser.error(f"{flag} is given twice{remedy}")
+            also = "--also" in parser._option_string_actions
+            more = "; --also starts another reference" if also else ""
+            parser.error(f"{flag} is given twice{more}")
         setattr(namespace, self.dest, value)
 
 
-def of(type_: Callable[[str], Any]) -> dict[str, Any]:
-    """A flag of another type than text."""
-    return {"type": type_}
+def add_options(
+    group: Any, kind: type, names: Container[str] | None = None, *, once: bool = False
+) -> None:
+    """Add a flag for every annotated field of `kind`, or for those in `names`.
 
-
-def numbers(text: str) -> list[float]:
-    """For argparse: "0.7,0.3"."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 0.7,0.3") from None
-
-
-def add_flags(group: Any, flags: Iterable[Flag], *, once: bool = True) -> None:
-    """Flags that are not given stay out of the namespace: defaults are those of the job.
-
-    Without `once` the last of several values counts, as is usual in shells.
+    Flags that are not given stay out of the namespace, so that the defaults are those of the
+    fields. If a flag is repeated, the last value counts as usual, or with `once` it is an error.
     """
-    for flag, metavar, more, help_ in flags:
-        how = {"action": Once if once else "store", "default": argparse.SUPPRESS, **more}
-        group.add_argument(flag, metavar=metavar, help=help_, **how)
+    for field in options(kind):
+        if names is None or field.name in names:
+            add_option(group, field, once=once)
+
+
+def add_option(group: Any, field: Field, *, once: bool = False) -> None:
+    """Add the flag of one field."""
+    how: dict[str, Any] = {"type": _type(field), "choices": _choices(field)}
+    if field.option.repeat:
+        how["action"] = "append"
+    elif once:
+        how["action"] = Once
+    group.add_argument(
+        field.flag,
+        dest=field.name,
+        metavar=field.option.metavar,
+        default=argparse.SUPPRESS,
+        help=_help(field),
+        **how,
+    )
+
+
+def by_group(kind: type) -> Iterator[tuple[str, list[Field]]]:
+    """The annotated fields under the headings of their groups, in order."""
+    groups: dict[str, list[Field]] = {}
+    for field in options(kind):
+        groups.setdefault(field.option.group or "options", []).append(field)
+    return iter(groups.items())
+
+
+def _type(field: Field) -> Any:
+    if field.option.parse is not None:
+        return field.option.parse
+    kind = without_none(field.type)
+    return kind if kind in (int, float) else None
+
+
+def _choices(field: Field) -> tuple[Any, ...] | None:
+    kind = without_none(field.type)
+    return get_args(kind) if get_origin(kind) is Literal and not field.option.parse else None
+
+
+def _help(field: Field) -> str:
+    """The field's help, with its default where the text does not name one."""
+    text = field.option.help.replace("%", "%%")
+    default = field.default
+    if "default" in text or default in (None, "", MISSING) or not isinstance(default, str | float):
+        return text
+    return f"{text} (default {default:g})" if isinstance(default, float) else text
+
+
+# ── flags of several commands ───────────────────────────────────────────────────────────────────
+
+
+def add_base(command: argparse.ArgumentParser, purpose: str, **more: Any) -> None:
+    """`--base` of the commands that look at a base's description only."""
+    how = {"default": argparse.SUPPRESS, **more}
+    command.add_argument(
+        "--base", type=base, metavar="DIR|FAMILY", help=f"{purpose}: {BASE_HELP}", **how
+    )
+
+
+def base(text: str) -> str:
+    """`bundled` as the folder of the bundled stack; anything else unchanged."""
+    return str(bundled.folder()) if text == bundled.NAME else text
 
 
 def add_set(command: argparse.ArgumentParser) -> None:
@@ -66,36 +114,3 @@ def add_set(command: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change a key of the config; may be repeated",
     )
-
-
-ADAPTER: tuple[Flag, ...] = (
-    ("--adapter", "FILE_OR_HUB_ID", {}, "file, or base | plus of the bundled stack"),
-    ("--variant", "NAME", {}, "what the file does not tell: faceid-plus, faceid-plus-v2"),
-)
-ENCODER: tuple[Flag, ...] = (
-    ("--encoder", "PATH_OR_HUB_ID", {}, "image encoder (that of base or adapter)"),
-)
-READING: tuple[Flag, ...] = (
-    (
-        "--fusion",
-        "HOW",
-        {},
-        "of several: concat, average, weighted, attention-weighted ... (concat)",
-    ),
-    ("--weights", "A,B", of(numbers), "one for each reference"),
-    ("--framing", "HOW", {}, "squash, crop, crop:top, pad, tiles, crop+sharpen:0.3"),
-    ("--reference-mask", "PIC", again(), "white: what of the reference is looked at"),
-    ("--negative-reference", "PIC", again(), "what to keep away from"),
-    ("--noise", "N", {}, "noise on the side without a picture: 0.4, dissolve:0.4"),
-    ("--noise-seed", "N", of(int), "(0)"),
-    ("--subtract-text", "WORDS", {}, "what to take out of the reference"),
-    ("--subtract-strength", "S", of(float), "(1)"),
-    ("--fusion-text", "WORDS", {}, "what attention-weighted weighs against"),
-    ("--text-encoder", "DIR", {}, "reads those words (the base's, where it can)"),
-)
-FACES: tuple[Flag, ...] = (
-    ("--faces", "PACK", {}, "insightface's model pack: finds the faces in the references"),
-    ("--face", "WHICH", of(number_or_word), "largest, all or a number (largest)"),
-    ("--face-embeddings", "FILE", again(), "instead of pictures, or beside them; repeatable"),
-    ("--face-strength", "S", of(float), "of what FaceID-plus v2 sees beside the identity (1)"),
-)

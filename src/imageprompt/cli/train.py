@@ -1,49 +1,48 @@
-"""The command `imageprompt train`: a config by example, told by --dry-run, trained, resumed."""
+"""`imageprompt train` and `build-cache`: train an adapter by a config; fill its cache."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from imageprompt.cli.flags import add_set
-from imageprompt.core.console import add_command, add_json, print_json
+from imageprompt.core.console import Bars, Parser, add_json, describe, print_json, wants_progress
 from imageprompt.core.errors import OptionError
 
-STOPPED_BY = 128  # plus the signal, as shells say it
+SIGNAL = 128  # plus the number of the signal that stopped the run, as shells do
+
+_EXAMPLES = Path(__file__).parents[1] / "training" / "examples"
 
 
-def add_commands(commands: Any) -> None:
-    """Add the command to the parser."""
-    command = add_command(
-        commands,
-        "train",
+def add_train(command: Parser) -> None:
+    describe(
+        command,
         _train,
-        "train an adapter on pictures with captions, and write it as a standard file",
         "imageprompt train --example tiny-base > config.yaml",
         "imageprompt train config.yaml --dry-run",
         "imageprompt train config.yaml",
         "imageprompt train config.yaml --resume",
         "imageprompt train config.yaml --set learning_rate=1e-5 --set drop.text=0.1",
         "torchrun --nproc-per-node 2 -m imageprompt train config.yaml",
+        notes="exit codes: 0 trained, 2 an error, 143 stopped by SIGTERM and 130 by Ctrl-C after a"
+        "\ncheckpoint (a second Ctrl-C stops at once)",
     )
     add = command.add_argument
-    add("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="what is to be trained")
+    add("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="the config of the run")
     add_set(command)
-    add("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
+    add("--resume", action="store_true", help="continue from the newest checkpoint, if any")
     add(
         "--allow-changes",
         action="store_true",
         help="resume with another config, other data or another number of processes",
     )
-    add("--dry-run", action="store_true", help="say what would be trained and what it takes")
-    add("--example", metavar="NAME", help=f"write a commented config: {', '.join(_examples())}")
+    add("--dry-run", action="store_true", help="print what would be trained and what it takes")
+    names = _example_names()
+    add("--example", metavar="NAME", help=f"print a commented config: {', '.join(names)}")
     add_json(command)
-    command.epilog = (
-        f"{command.epilog}\n\nexit codes: 0 trained, 2 an error, 143 stopped by SIGTERM and 130 by"
-        " Ctrl-C after a\ncheckpoint (a second Ctrl-C stops at once)"
-    )
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -53,7 +52,7 @@ def _train(options: argparse.Namespace) -> int:
     if options.config is None:
         raise OptionError(
             "no config",
-            reason="one is needed to train",
+            reason="training needs one",
             hint="Write one with `imageprompt train --example tiny-base > config.yaml`.",
         )
     if options.dry_run:
@@ -67,44 +66,84 @@ def _train(options: argparse.Namespace) -> int:
         allow_changes=options.allow_changes,
         progress=not options.json,
     )
-    if int(os.environ.get("RANK", "0")) == 0:  # one of several processes speaks for all
+    if int(os.environ.get("RANK", "0")) == 0:  # one process prints for all
         if options.json:
             print_json(result.as_dict())
         elif result.adapter is not None:
             print(result.adapter)
-    return 0 if result.signal is None else STOPPED_BY + result.signal
+    return 0 if result.signal is None else SIGNAL + result.signal
 
 
 def _dry_run(options: argparse.Namespace) -> int:
     from imageprompt.training.config.config import TrainingConfig
     from imageprompt.training.estimate import plan
 
-    made = plan(TrainingConfig.load(options.config, options.set))
-    if options.json:
-        print_json(made.as_dict())
-    else:
-        print(made)
+    estimate = plan(TrainingConfig.load(options.config, options.set))
+    print_json(estimate.as_dict()) if options.json else print(estimate)
     return 0
 
 
-def _folder() -> Path:
-    return Path(__file__).parents[1] / "training" / "examples"
-
-
-def _examples() -> list[str]:
-    return sorted(path.stem for path in _folder().glob("*.yaml"))
+def _example_names() -> list[str]:
+    return sorted(path.stem for path in _EXAMPLES.glob("*.yaml"))
 
 
 def _example(name: str) -> str:
-    """The text of an example. Raises OptionError, which names the nearest."""
-    from difflib import get_close_matches
-
-    known = _examples()
-    if name not in known:
-        near = get_close_matches(name, known, n=1)
+    """The text of an example. Raises OptionError that suggests the nearest name."""
+    names = _example_names()
+    if name not in names:
+        near = get_close_matches(name, names, n=1)
         raise OptionError(
             f"example {name!r}",
-            reason=f"not one of {', '.join(known)}",
+            reason=f"not one of {', '.join(names)}",
             hint=f"Did you mean {near[0]!r}?" if near else "Choose one of these.",
         )
-    return (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+    return (_EXAMPLES / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+# ── build-cache ─────────────────────────────────────────────────────────────────────────────────
+
+
+def add_build_cache(command: Parser) -> None:
+    describe(
+        command,
+        _build_cache,
+        "imageprompt build-cache config.yaml",
+        "imageprompt build-cache config.yaml --set cache=features --dry-run",
+        "imageprompt build-cache config.yaml --verify",
+        notes="It can be stopped and continued, and several can run at once: nothing is encoded"
+        " twice.\n`imageprompt train` encodes what is missing by itself.",
+    )
+    add = command.add_argument
+    add("config", type=Path, metavar="CONFIG.yaml", help="the config of the run")
+    add_set(command)
+    add("--dry-run", action="store_true", help="print what is missing and the disk space it needs")
+    add("--verify", action="store_true", help="read the whole cache; encode damaged parts again")
+    add_json(command)
+
+
+def _build_cache(options: argparse.Namespace) -> int:
+    from imageprompt.training.cache.prepare import NAMES
+    from imageprompt.training.config.config import TrainingConfig
+    from imageprompt.training.prepare_for_config import prepare_for
+
+    config = TrainingConfig.load(options.config, options.set)
+    with Bars(wants_progress(options)) as bars:
+        report = prepare_for(
+            config,
+            verify=options.verify,
+            dry_run=options.dry_run,
+            log=lambda line: print(line, file=sys.stderr),
+            on_progress=bars.update,
+        )
+    if options.json:
+        print_json(report.as_dict())
+        return 0
+    for kind, name in NAMES.items():
+        if kind in report.kept:
+            encoded, present = report.encoded.get(kind, 0), report.kept[kind]
+            print(f"{name}: {encoded:,} encoded, {present:,} already there")
+    for line in [*report.damaged, *report.broken]:
+        print(f"  {line}")
+    broken = len(report.broken)
+    print(f"{report.samples:,} samples, {broken:,} broken, in {report.seconds:.1f} s")
+    return 0

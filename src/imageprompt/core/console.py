@@ -1,11 +1,12 @@
-"""The terminal side that all commands share: parser, examples, JSON, tables, progress."""
+"""The terminal: a parser with helpful errors, JSON, tables, and one progress bar."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 PROGRAM = "imageprompt"
@@ -13,68 +14,90 @@ USAGE_ERROR = 2
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors are one line, as everywhere else; the help shows its examples as they are written."""
+    """Errors are one line that names the nearest flag and the right help page."""
 
     def __init__(self, **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **options)
 
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse does, but unknown arguments are an error of the parser that met them."""
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._unknown(unknown))
+        return options, unknown
+
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE_ERROR, f"{PROGRAM}: error: {message}. See `{self.prog} --help`.\n")
+        end = "" if message.endswith("?") else "."
+        self.exit(USAGE_ERROR, f"{self.prog}: {message}{end} See {self.prog} --help\n")
+
+    def _unknown(self, arguments: Sequence[str]) -> str:
+        flag = next((a for a in arguments if a.startswith("-")), None)
+        if flag is None:
+            return f"unexpected argument {arguments[0]!r}"
+        flag = flag.partition("=")[0]
+        return f"unknown flag {flag}{did_you_mean(flag, self._option_string_actions)}"
 
 
-def add_command(
-    commands: Any,
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    help_: str,
-    *lines: str,
-) -> argparse.ArgumentParser:
-    """A subcommand that calls `run`; `lines` are its examples."""
-    command: argparse.ArgumentParser = commands.add_parser(
-        name, help=help_, description=f"{help_[0].upper()}{help_[1:]}.", epilog=examples(*lines)
-    )
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """ ". Did you mean ...?" if one of the known words is near, else ""."""
+    words = list(known)
+    begun = [other for other in words if other.startswith(word)]
+    near = begun[:1] or get_close_matches(word, words, n=1)
+    return f". Did you mean {near[0]}?" if near else ""
+
+
+def describe(command: argparse.ArgumentParser, run: Any, *examples_: str, notes: str = "") -> None:
+    """Set what a command runs, its examples and the notes at the end of its help."""
     command.set_defaults(run=run)
-    return command
+    command.epilog = examples(*examples_) + (f"\n\n{notes}" if notes else "")
+
+
+def examples(*lines: str) -> str:
+    """The examples at the end of a help text."""
+    return "examples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
 def add_json(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true", help="print JSON, and no progress bars")
+    command.add_argument("--json", action="store_true", help="print JSON and no progress")
 
 
-def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Those of the options that the user has set."""
+def provided(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options among `names` that the user has set."""
     return {name: getattr(options, name) for name in names if name in options}
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """WxH in pixels, as an argument's type."""
+    """`512` or `768x512`, in pixels, as (width, height): the type of an argument."""
     width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form WxH, such as 512x512")
+    height = height if cross else width
+    if not (width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512 or 768x512")
     return int(width), int(height)
 
 
 def number_or_word(text: str) -> int | str:
-    """For argparse: "largest" stays a text, "0" is a number."""
+    """`0` as a number, `largest` as text: the type of an argument."""
     return int(text) if text.isdecimal() else text
 
 
-def examples(*lines: str) -> str:
-    """The epilogue of a help text."""
-    return "examples:\n" + "\n".join(f"  {line}" for line in lines)
+# ── progress ────────────────────────────────────────────────────────────────────────────────────
 
 
 def wants_progress(options: argparse.Namespace) -> bool:
-    """Bars are for people who watch."""
+    """Progress is shown on a terminal, and not beside JSON."""
     return not options.json and sys.stderr.isatty()
 
 
 class Bars:
-    """One progress bar after the other on stderr, for people who watch."""
+    """One progress bar on stderr with the time left; nothing at all if not `shown`."""
 
-    def __init__(self, watched: bool) -> None:
-        self._watched, self._what = watched, ""
+    FORMAT = "{desc} |{bar:30}| {percentage:3.0f}%, {remaining} left"
+
+    def __init__(self, shown: bool) -> None:
+        self._shown = shown
         self._bar: Any = None
 
     def __enter__(self) -> Bars:
@@ -83,17 +106,27 @@ class Bars:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
+            self._bar = None
 
-    def update(self, what: str, done: int, total: int) -> None:
-        """So much of this is done."""
-        if not self._watched:
+    def update(self, phase: str, done: int, total: int) -> None:
+        """Report that `done` of `total` are finished, such as "picture 5 of 60".
+
+        A phase that does not continue the count of the one before it gets a new bar.
+        """
+        if not self._shown:
             return
-        if what != self._what:
+        bar = self._bar
+        if bar is None or (phase != bar.phase and (total != bar.total or done < bar.n)):
             from tqdm import tqdm
 
             self.__exit__()
-            self._what, self._bar = what, tqdm(total=total, desc=what, unit="")
-        self._bar.update(done - self._bar.n)
+            bar = tqdm(total=total, bar_format=self.FORMAT, dynamic_ncols=True)
+        bar.phase, bar.total, self._bar = phase, total, bar
+        bar.set_description_str(phase, refresh=False)
+        bar.update(done - bar.n)
+
+
+# ── output ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def print_json(data: Any) -> None:
@@ -101,13 +134,18 @@ def print_json(data: Any) -> None:
 
 
 def print_table(rows: list[dict[str, Any]], as_json: bool) -> int:
+    """Print rows with the same keys as a table with a head, or as JSON; returns exit code 0."""
     if as_json:
         print_json(rows)
     else:
-        head = tuple(rows[0])
-        body = [tuple(shown(value) for value in row.values()) for row in rows]
-        print_aligned([head, tuple("-" * len(name) for name in head), *body], indent="")
+        print_aligned(with_head(tuple(rows[0]), [[*row.values()] for row in rows]), indent="")
     return 0
+
+
+def with_head(head: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> list[tuple[str, ...]]:
+    """A head, a line below it, and the rows as text."""
+    body = [tuple(map(cell, row)) for row in rows]
+    return [head, tuple("-" * len(name) for name in head), *body]
 
 
 def print_aligned(rows: Iterable[tuple[str, ...]], indent: str = "  ") -> None:
@@ -116,15 +154,16 @@ def print_aligned(rows: Iterable[tuple[str, ...]], indent: str = "  ") -> None:
 
 
 def aligned(rows: Iterable[tuple[str, ...]], indent: str = "  ") -> Iterator[str]:
-    """The rows as lines whose columns stand below one another."""
+    """The rows as lines with aligned columns."""
     table = list(rows)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        cells = (text.ljust(width) for text, width in zip(row, widths, strict=True))
         yield f"{indent}{'  '.join(cells)}".rstrip()
 
 
-def shown(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value as the text of a table cell."""
     if value is None:
         return "-"
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
