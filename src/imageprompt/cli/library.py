@@ -30,6 +30,7 @@ from imageprompt.generation.request import Request
 if TYPE_CHECKING:
     from PIL import Image
 
+    from imageprompt.adapter.adapter import Adapter
     from imageprompt.library import Library, Style
 
 _MODELS = ("adapter", "encoder", "base", "variant")
@@ -98,7 +99,7 @@ def _add_add(group: Any) -> None:
 
 
 def _add(options: argparse.Namespace) -> int:
-    from imageprompt.library.encoder_setup import encoding_bench
+    from imageprompt.library.encoder_setup import load_with_encoder
 
     reference = Reference(reference=options.pictures, **provided(options, *NAMES))
     if reference.empty:
@@ -108,17 +109,17 @@ def _add(options: argparse.Namespace) -> int:
             hint="Name the pictures after the style, or give --face-embeddings FILE.",
         )
     reference.check()
-    bench = encoding_bench(**provided(options, *_MODELS, "faces"))
+    models = load_with_encoder(**provided(options, *_MODELS, "faces"))
     arguments = reference.encode_arguments | {"face": reference.face}
     if reference.embeddings:
         arguments["embeddings"] = reference.embeddings
     style = _library(options).add(
         options.name,
-        bench.adapter,
+        models.adapter,
         options.pictures or None,
         tags=options.tag,
         replace=options.force,
-        made_with=bench.made_with,
+        made_with=models.made_with,
         **arguments,
     )
     return _print_style(options, style)
@@ -204,19 +205,18 @@ def _search(options: argparse.Namespace) -> int:
 
     encoders = provided(options, "text_encoder")
     if encoders or not is_text(options.query):
-        from imageprompt.library.encoder_setup import encoding_bench
+        from imageprompt.library.encoder_setup import load_with_encoder
 
-        bench = encoding_bench(**provided(options, *_MODELS))
-        encoders["encoder"] = bench.adapter.encoder
+        encoders["encoder"] = load_with_encoder(**provided(options, *_MODELS)).adapter.encoder
     with _quiet(bool(encoders)):
         results = _library(options).search(options.query, limit=options.limit, **encoders)
     if options.json:
         print_json(results.as_dict())
         return 0
-    if results.found:
-        rows = [match.as_dict() | {"tags": match.style.tags} for match in results.found]
+    if results.hits:
+        rows = [hit.as_dict() | {"tags": hit.style.tags} for hit in results.hits]
         print_table(rows, as_json=False)
-    print(f"{len(results.found)} found; compared: {results.used}")
+    print(f"{len(results.hits)} found; compared: {results.used}")
     if results.skipped:
         names = ", ".join(results.skipped)
         print(f"{len(results.skipped)} skipped, made with other encoders: {names}")
@@ -255,7 +255,7 @@ def _share(text: str) -> tuple[str, float]:
 
 
 def _mix(options: argparse.Namespace) -> int:
-    from imageprompt.library.encoder_setup import projector, projector_of
+    from imageprompt.library.encoder_setup import load_projector, projector_of
 
     library, weights = _library(options), dict(options.shares)
     if len(weights) < len(options.shares):
@@ -263,7 +263,11 @@ def _mix(options: argparse.Namespace) -> int:
             "styles of a mix", reason="one is named twice", hint="Give one weight for each."
         )
     models = provided(options, "adapter", "base", "variant")
-    adapter = projector(**models) if models else projector_of(library.show(options.shares[0][0]))
+    adapter: Adapter | None
+    if models:
+        adapter = load_projector(**models)
+    else:
+        adapter = projector_of(library.show(options.shares[0][0]))
     style = library.mix(weights, options.name, adapter, tags=options.tag, replace=options.force)
     if style.recipe["of"] == "tokens":
         reason = "their adapter cannot be found"

@@ -90,7 +90,7 @@ def _probe(options: argparse.Namespace) -> int:
         arguments = _drawn(options) | arguments
     progress = wants_progress(options)
     log = None if options.json else lambda line: print(line, file=sys.stderr)
-    result = probe(**arguments, on_progress=on_progress, progress=progress)
+    result = probe(**arguments, log=log, progress=progress)
     print_json(result.as_dict()) if options.json else print(result)
     if output is not None:
         paths = _write(result, output)
@@ -116,7 +116,7 @@ def _drawn(options: argparse.Namespace) -> dict[str, Any]:
     scenes = drawn(count)
     shows = scenes.shows if "prompt" not in options else None
     arguments = {"references": scenes.references, "prompt": scenes.texts, "batch_size": 16}
-    return arguments | {"read": judge.read, "shows": shows}
+    return arguments | {"classify": judge.read, "expected": shows}
 
 
 def _write(result: ProbeResult, folder: Path) -> list[Path]:

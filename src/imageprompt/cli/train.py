@@ -76,9 +76,9 @@ def _train(options: argparse.Namespace) -> int:
 
 def _dry_run(options: argparse.Namespace) -> int:
     from imageprompt.training.config.config import TrainingConfig
-    from imageprompt.training.estimate import plan
+    from imageprompt.training.estimate import estimate_run
 
-    estimate = plan(TrainingConfig.load(options.config, options.set))
+    estimate = estimate_run(TrainingConfig.load(options.config, options.set))
     print_json(estimate.as_dict()) if options.json else print(estimate)
     return 0
 
@@ -122,13 +122,12 @@ def add_build_cache(command: Parser) -> None:
 
 
 def _build_cache(options: argparse.Namespace) -> int:
-    from imageprompt.training.cache.prepare import NAMES
+    from imageprompt.training.cache.build import KIND_NAMES, build_cache_for
     from imageprompt.training.config.config import TrainingConfig
-    from imageprompt.training.prepare_for_config import prepare_for
 
     config = TrainingConfig.load(options.config, options.set)
     with Bars(wants_progress(options)) as bars:
-        report = prepare_for(
+        report = build_cache_for(
             config,
             verify=options.verify,
             dry_run=options.dry_run,
@@ -138,9 +137,9 @@ def _build_cache(options: argparse.Namespace) -> int:
     if options.json:
         print_json(report.as_dict())
         return 0
-    for kind, name in NAMES.items():
-        if kind in report.kept:
-            encoded, present = report.encoded.get(kind, 0), report.kept[kind]
+    for kind, name in KIND_NAMES.items():
+        if kind in report.existing:
+            encoded, present = report.encoded.get(kind, 0), report.existing[kind]
             print(f"{name}: {encoded:,} encoded, {present:,} already there")
     for line in [*report.damaged, *report.broken]:
         print(f"  {line}")
