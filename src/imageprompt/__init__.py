@@ -1,4 +1,4 @@
-"""Image prompts for diffusion models: `import imageprompt as ip`; names are loaded on use."""
+"""Image prompts for diffusion models: `import imageprompt as ip`. Names are loaded on first use."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from imageprompt.checkpoint.inspect import Report, inspect
     from imageprompt.checkpoint.validate import validate
     from imageprompt.control import Controls, Schedule, sliders
+    from imageprompt.core import bundled
     from imageprompt.core.errors import ImagePromptError
-    from imageprompt.encoding.encoders.face import FaceEncoder
     from imageprompt.encoding.face_embeddings import read_embeddings
+    from imageprompt.encoding.face_encoder import FaceEncoder
     from imageprompt.encoding.image_prompt import ImagePrompt
     from imageprompt.encoding.images.framing import Framing, tiled
     from imageprompt.encoding.images.open_image import open_picture
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
     from imageprompt.training.config.config import TrainingConfig
     from imageprompt.training.train import TrainResult, train
 
-# Public name -> the module that defines it; torch is loaded when a name that needs it is touched.
+# Public name -> the module that defines it. torch is loaded with the first name that needs it.
 _HOME = {
     "Adapter": "imageprompt.adapter.adapter",
     "Controls": "imageprompt.control",
-    "FaceEncoder": "imageprompt.encoding.encoders.face",
+    "FaceEncoder": "imageprompt.encoding.face_encoder",
     "GenerationResult": "imageprompt.generation",
     "ImagePrompt": "imageprompt.encoding.image_prompt",
     "ImagePromptError": "imageprompt.core.errors",
@@ -45,6 +46,7 @@ _HOME = {
     "Schedule": "imageprompt.control",
     "TrainResult": "imageprompt.training.train",
     "TrainingConfig": "imageprompt.training.config.config",
+    "bundled": "imageprompt.core.bundled",
     "check": "imageprompt.evaluation.image_quality.report",
     "convert": "imageprompt.checkpoint.convert",
     "diff": "imageprompt.checkpoint.diff",
@@ -76,6 +78,7 @@ __all__ = [
     "TrainResult",
     "TrainingConfig",
     "__version__",
+    "bundled",
     "check",
     "convert",
     "diff",
@@ -95,10 +98,11 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(_HOME[name]), name)
+    module = import_module(_HOME[name])
+    value: object = module if name == "bundled" else getattr(module, name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return __all__
