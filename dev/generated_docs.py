@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib
+import inspect
 import io
 import os
 import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "imageprompt"
@@ -152,17 +156,6 @@ PUBLIC = {
     "Training": ("train", "TrainingConfig", "TrainResult"),
     "Measuring a base": ("probe",),
 }
-RETURNED = (
-    "ActivePrompt",
-    "Check",
-    "Conversion",
-    "Difference",
-    "Face",
-    "Findings",
-    "Problem",
-    "ProbeResult",
-    "Style",
-)
 
 
 def python_reference() -> str:
@@ -177,16 +170,13 @@ def python_reference() -> str:
         for title, names in groups.items()
     ]
     parts.append("## Objects that these return")
-    parts += [_auto(_defining_module(name), name) for name in RETURNED]
+    parts += [_auto(module, name) for name, module in sorted(_returned().items())]
     parts.append("## Errors")
     parts += [_auto("imageprompt.core.errors", name) for name in _errors()]
     return "\n\n".join(parts)
 
 
 def _auto(module: str, name: str) -> str:
-    import importlib
-    import inspect
-
     found = getattr(importlib.import_module(module), name)
     if isinstance(found, type):
         directive = "autoexception" if issubclass(found, BaseException) else "autoclass"
@@ -198,11 +188,45 @@ def _auto(module: str, name: str) -> str:
     return f"```{{eval-rst}}\n.. {directive}:: {module}.{name}\n{members}```"
 
 
-def _defining_module(name: str) -> str:
-    """The one module of the package that defines a class of that name."""
-    pattern = re.compile(rf"^class {name}\b", re.MULTILINE)
-    (path,) = (p for p in PACKAGE.rglob("*.py") if pattern.search(p.read_text("utf-8")))
-    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+def _returned() -> dict[str, str]:
+    """Classes of ours that public functions and methods return, or public classes hold."""
+    import imageprompt as ip
+
+    found: dict[str, str] = {}
+    for public in (getattr(ip, name) for name in ip.__all__ if name != "__version__"):
+        for module, annotation in _annotations(public):
+            for name in re.findall(r"\b[A-Z]\w+", annotation):
+                source = _imports(module).get(name, "")
+                kind = getattr(importlib.import_module(source), name, None) if source else None
+                if isinstance(kind, type) and name not in ip.__all__:
+                    found[name] = source
+    return found
+
+
+def _annotations(public: Any) -> Iterator[tuple[str, str]]:
+    """The module and the text of each annotation of what a public function or class gives."""
+    members: list[Any] = [public]
+    if isinstance(public, type):
+        yield from ((public.__module__, str(text)) for text in public.__annotations__.values())
+        attributes = [value for name, value in vars(public).items() if name[0] != "_"]
+        members = [getattr(value, "fget", None) or value for value in attributes]
+    for member in members:
+        function = inspect.unwrap(getattr(member, "__func__", member))
+        if inspect.isfunction(function):
+            yield function.__module__, str(function.__annotations__.get("return", ""))
+
+
+@cache
+def _imports(module: str) -> dict[str, str]:
+    """Names of a module that are classes of ours, with the module that each is imported from."""
+    tree = ast.parse(Path(importlib.import_module(module).__file__ or "").read_text("utf-8"))
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            found[node.name] = module
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("imageprompt"):
+            found |= {alias.asname or alias.name: node.module or "" for alias in node.names}
+    return found
 
 
 def _errors() -> list[str]:

@@ -78,10 +78,11 @@ def _open_literal(lines: list[str]) -> None:
 
 
 def _escaped(line: str) -> str:
-    """`line` with what reStructuredText would read as markup escaped, except between backticks."""
+    """`line` without Markdown's bold, and with what would be markup escaped outside backticks."""
     pieces = re.split(r"(`+[^`]+`+)", line)
     for index in range(0, len(pieces), 2):
-        pieces[index] = re.sub(r"([*|])|(?<=\w)_(?=\W|$)", r"\\\g<0>", pieces[index])
+        plain = pieces[index].replace("**", "")
+        pieces[index] = re.sub(r"([*|])|(?<=\w)_(?=\W|$)", r"\\\g<0>", plain)
     return "".join(pieces)
 
 

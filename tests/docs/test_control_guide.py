@@ -1,11 +1,10 @@
-"""docs/control.md keeps its word: commands and snippets run, its tables are the code's."""
+"""docs/control.md: its commands and snippets run, and its tables equal the code's."""
 
 from __future__ import annotations
 
 import functools
 import json
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +12,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from guides import DOCS, blocks, commands
+from ids import stable
 from imageprompt import cli, loading
-from imageprompt.control import PRESETS, Controls
+from imageprompt.control import Controls
+from imageprompt.control.presets import PRESETS
 from imageprompt.control.scale_table import requested_scales
 from imageprompt.core import bundled
 from imageprompt.demo import scenes
 from imageprompt.hosts.unet import FAMILIES, HOST
 
-ROOT = Path(__file__).resolve().parents[2]
-GUIDE = (ROOT / "docs" / "control.md").read_text("utf-8")
-BLOCKS = re.findall(r"(<!-- needs downloads -->\n)?```(sh|python|json)\n(.*?)```", GUIDE, re.DOTALL)
-
-
-def commands(*, downloads: bool) -> list[list[str]]:
-    text = "".join(b for needs, kind, b in BLOCKS if kind == "sh" and bool(needs) == downloads)
-    return [shlex.split(line)[1:] for line in text.replace("\\\n", "").splitlines()]
-
-
-COMMANDS = commands(downloads=False)
+PAGE = DOCS / "control.md"
+GUIDE = PAGE.read_text("utf-8")
+COMMANDS = commands(PAGE)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pictures that the guide speaks of: references, and masks of a half each."""
+    """The pictures that the guide names: references, and masks of one half each."""
     root = tmp_path_factory.mktemp("control")
     for name, index in (("a", 1), ("b", 4)):
         scene = next(s for i, s in enumerate(scenes.stream("test")) if i == index)
@@ -49,8 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def in_short() -> Any:
-    """The bundled stack is loaded once, and paints in two steps."""
+def two_steps() -> Any:
+    """Load the bundled stack once, and sample in two steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundled, "STEPS", 2)
         patch.setattr(loading, "load_base", functools.cache(loading.load_base))
@@ -65,22 +59,22 @@ def test_there_is_something_to_run() -> None:
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_commands(command: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    made = len(list(folder.glob("outputs/*.png")))
+    before = len(list(folder.glob("outputs/*.png")))
     if command[0] == "probe":
         command = [*command, "--count", "2"]
-    elif "probed/style.json" in command:  # of two references alone, none may have been found
+    elif "probed/style.json" in command:  # with only two references, the probe may find none
         Path("probed").mkdir(exist_ok=True)
         Path("probed/style.json").write_text('{"up_blocks.1": 1.0}')
     assert cli.main(command) == 0
-    assert len(list(folder.glob("outputs/*.png"))) == made + (command[0] == "generate")
+    assert len(list(folder.glob("outputs/*.png"))) == before + (command[0] == "generate")
 
 
-@pytest.mark.parametrize("command", commands(downloads=True), ids=" ".join)
-def test_commands_that_need_downloads_are_understood(command: list[str]) -> None:
-    assert cli._parser().parse_args(command).run
+@pytest.mark.parametrize("command", commands(PAGE, needs_downloads=True), ids=" ".join)
+def test_commands_that_need_downloads_are_parsed(command: list[str]) -> None:
+    assert cli.command_parser(command[0]).parse_args(command[1:]).run
 
 
-@pytest.mark.parametrize("snippet", [block for _, kind, block in BLOCKS if kind == "python"])
+@pytest.mark.parametrize("snippet", blocks(PAGE, "python"), ids=stable)
 def test_snippets(
     snippet: str,
     folder: Path,
@@ -89,12 +83,12 @@ def test_snippets(
 ) -> None:
     monkeypatch.chdir(folder)
     exec(compile(snippet, "docs/control.md", "exec"), {})
-    said = re.findall(r"print\(.*\)\s+# (\S+) for", snippet)
-    assert said == capsys.readouterr().out.splitlines()[: len(said)]
+    printed = re.findall(r"print\(.*\)\s+# (\S+) for", snippet)
+    assert printed == capsys.readouterr().out.splitlines()[: len(printed)]
 
 
 def test_roles_are_those_of_the_bundled_base() -> None:
-    (stated,) = [block for _, kind, block in BLOCKS if kind == "json"]
+    (stated,) = blocks(PAGE, "json")
     config = json.loads((bundled.folder() / "unet" / "config.json").read_text())
     key, value = stated.split(": ", 1)
     assert json.loads(value) == config[json.loads(key)]
@@ -109,41 +103,42 @@ def test_the_table_of_presets() -> None:
         for family, cell in zip(("sd15", "sdxl"), cells, strict=True):
             spec = HOST.from_config(FAMILIES[family])
             assert spec is not None
-            asked = zip(
-                spec.sites, requested_scales(Controls(preset=name), spec.sites), strict=True
-            )
-            given = {
-                (site.transformer_index, one.on_negative) for site, one in asked if one is not None
+            scales = requested_scales(Controls(preset=name), spec.sites)
+            in_code = {
+                (site.transformer_index, scale.on_negative)
+                for site, scale in zip(spec.sites, scales, strict=True)
+                if scale is not None
             }
-            plain, _, pushed = cell.strip(" )").partition("(")
-            wanted = {(t, False) for t in numbers(plain)} | {(t, True) for t in numbers(pushed)}
-            assert given == wanted, (name, family)
+            positive, _, negative = cell.strip(" )").partition("(")
+            in_guide = {(t, False) for t in numbers(positive)}
+            in_guide |= {(t, True) for t in numbers(negative)}
+            assert in_code == in_guide, (name, family)
 
 
 def numbers(text: str) -> set[int]:
-    """Of "0-3, 9"."""
+    """The numbers in a text such as "0-3, 9"."""
     found = re.findall(r"(\d+)(?:-(\d+))?", text)
     return {n for first, last in found for n in range(int(first), int(last or first) + 1)}
 
 
 def test_pictures_are_there_and_small() -> None:
-    named = re.findall(r"!\[[^]]*\]\(([^)]+)\)", GUIDE)
-    assert len(named) == len(set(named)) == 5
-    assert all((ROOT / "docs" / name).stat().st_size < 150_000 for name in named)
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", GUIDE)
+    assert len(pictures) == len(set(pictures)) == 5
+    assert all((DOCS / name).stat().st_size < 150_000 for name in pictures)
 
 
 def test_the_benchmark_behind_its_figures(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Runs from end to end, on as few pictures as make an interval."""
+    """It runs from end to end, on as few pictures as give an interval."""
     import control
 
-    asked = ["presets", "masks", "fusions"]
+    parts = ["presets", "masks", "fusions"]
     options = ["--count", "2", "--steps", "1", "--json", str(tmp_path / "report.json")]
-    monkeypatch.setattr("sys.argv", ["control", *options, "--only", *asked])
+    monkeypatch.setattr("sys.argv", ["control", *options, "--only", *parts])
     control.main()
     report = json.loads((tmp_path / "report.json").read_text())
-    assert set(report) == {*asked, "settings"}
+    assert set(report) == {*parts, "settings"}
     rows = report["presets"]["style"]["preset style"]
     assert all(0 <= cell["share"] <= 1 for cell in rows["reference"].values())
     assert "### masks" in capsys.readouterr().out
