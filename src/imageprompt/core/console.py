@@ -120,7 +120,13 @@ class Bars:
             from tqdm import tqdm
 
             self.__exit__()
-            bar = tqdm(total=total, bar_format=self.FORMAT, dynamic_ncols=True)
+            bar = tqdm(
+                total=total,
+                initial=done,  # what was done before does not count as speed
+                desc=phase,
+                bar_format=self.FORMAT,
+                dynamic_ncols=True,
+            )
         bar.phase, bar.total, self._bar = phase, total, bar
         bar.set_description_str(phase, refresh=False)
         bar.update(done - bar.n)
