@@ -213,9 +213,13 @@ def wrong_calls() -> dict[str, tuple[str, dict[str, Any], str]]:
     one, pic = unit("red"), picture(**TWO)
     plus = "faceid-plus"
     return {
-        "nothing": ("faceid", {}, "either pictures or features"),
+        "nothing": ("faceid", {}, "either pictures or ready-made features"),
         "features and embeddings": ("faceid", {"features": one, "embeddings": one}, "either"),
-        "pictures of no use": ("faceid", {"pictures": [pic], "embeddings": one}, "alone"),
+        "pictures beside embeddings": (
+            "faceid",
+            {"pictures": [pic], "embeddings": one},
+            "embeddings only",
+        ),
         "no pictures": (plus, {"embeddings": one}, "Give their crops too"),
         "too few pictures": (
             plus,
@@ -263,7 +267,7 @@ def test_faces_are_for_adapters_of_faces(pipe: Any, attached: Callable[..., Any]
     with pytest.raises(EncoderError, match=r"attach\(pipe, faces=PACK\) or --faces"):
         attached("faceid").encode([picture(**TWO)])
     portrait = ip.Adapter.create("portrait", denoiser=pipe.unet, encoder=None)
-    with pytest.raises(EncoderError, match="embeddings of faces alone"):
+    with pytest.raises(EncoderError, match="reads only face embeddings"):
         portrait.attach(pipe, encoder=pipe.image_encoder)
     with pytest.raises(EncoderError, match="not a model pack or a FaceAnalysis"):
         open_face_encoder(3)
@@ -496,13 +500,14 @@ def test_the_command(
 ) -> None:
     path, crops, saved = tmp_path / "two.png", tmp_path / "crops", tmp_path / "me.npy"
     picture(**TWO).save(path)
-    command = ["faces", str(path), "--pack", str(pack)]
-    assert cli.main([*command, "--json", "--save", str(saved), "--crops", str(crops)]) == 0
+    command = ["faces", str(path), "--faces", str(pack)]
+    everyone = ["--face", "all", "--save", str(saved), "--crops", str(crops)]
+    assert cli.main([*command, "--json", *everyone]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["box"] for row in rows] == [list(TWO["blue"]), list(TWO["red"])]
     assert torch.allclose(read_embeddings(saved), unit("blue", "red"))
-    shown = [ip.open_picture(file) for file in sorted(crops.iterdir())]
-    assert [(crop.size, crop.getpixel((112, 130))) for crop in shown] == [
+    written = [ip.open_picture(file) for file in sorted(crops.iterdir())]
+    assert [(crop.size, crop.getpixel((112, 130))) for crop in written] == [
         ((224, 224), (0, 0, 255)),
         ((224, 224), (255, 0, 0)),
     ]

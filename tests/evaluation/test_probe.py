@@ -1,4 +1,4 @@
-"""`imageprompt probe`: what its measures see, how shares and roles are told, and a run of it."""
+"""`imageprompt probe`: its measures, shares and roles, and a run of it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,13 @@ from imageprompt import cli
 from imageprompt.core import bundled
 from imageprompt.core.errors import ImagePromptError
 from imageprompt.demo import scenes
-from imageprompt.evaluation.probing.measures import MEASURES, Statistics, statistics, to_lab
-from imageprompt.evaluation.probing.result import places, shortened
+from imageprompt.evaluation.probing.measures import (
+    MEASURES,
+    PictureStatistics,
+    picture_statistics,
+    to_lab,
+)
+from imageprompt.evaluation.probing.run import shorten_paths, site_paths
 from imageprompt.evaluation.probing.shares import Bootstrap, interval, role
 from imageprompt.hosts.unet import FAMILIES, HOST
 
@@ -26,8 +31,8 @@ RNG = np.random.default_rng(3)
 SCENES = list(islice(scenes.stream("validation", seed=5), 24))
 
 
-def look(scene: scenes.Scene) -> Statistics:
-    return statistics(scenes.draw(scene))
+def look(scene: scenes.Scene) -> PictureStatistics:
+    return picture_statistics(scenes.draw(scene))
 
 
 def changed(names: list[str]) -> list[scenes.Scene]:
@@ -70,7 +75,7 @@ def test_lab_of_known_colours() -> None:
 
 
 def test_colour_distance_of_plain_pictures_is_that_of_their_colours() -> None:
-    red, grey = (statistics(Image.new("RGB", (9, 5), c)) for c in ((255, 0, 0), (119,) * 3))
+    red, grey = (picture_statistics(Image.new("RGB", (9, 5), c)) for c in ((255, 0, 0), (119,) * 3))
     between = np.linalg.norm(np.array([53.24, 80.09, 67.20]) - [50.03, 0, 0])
     assert MEASURES["colour"](red, grey) == pytest.approx(between, abs=0.05)
     assert MEASURES["layout"](red, grey) == 0  # nowhere an edge
@@ -79,7 +84,7 @@ def test_colour_distance_of_plain_pictures_is_that_of_their_colours() -> None:
 
 def test_pictures_of_other_sizes_are_compared() -> None:
     scene = SCENES[0]
-    large = statistics(scenes.draw(scene, 256), (64, 64))
+    large = picture_statistics(scenes.draw(scene, 256), (64, 64))
     assert MEASURES["layout"](large, look(scene)) < 0.05
     assert MEASURES["colour"](large, look(scene)) < 2.3
 
@@ -114,18 +119,20 @@ def test_roles(style: float, layout: float, told: str) -> None:
     assert role(bootstrap.means(style + noise[0]), bootstrap.means(layout + noise[1])) == told
 
 
-def test_places_and_their_short_names() -> None:
+def test_site_paths_and_their_short_names() -> None:
     """SD1.5 has sixteen transformers with a site each, SDXL eleven with seventy sites."""
     for family, groups in (("sd15", 16), ("sdxl", 11)):
         spec = HOST.from_config(FAMILIES[family])
         assert spec is not None
-        names = places(spec.sites, each=False)
+        names = site_paths(spec.sites, each=False)
         assert len(names) == groups
         assert [name[0] for name in names] == sorted((n[0] for n in names), key="dmu".index)
-        assert sorted(places(spec.sites, each=True)) == sorted(site.name for site in spec.sites)
-        assert shortened([n for n in names if "up_blocks.1" in n], spec.sites) == ["up_blocks.1"]
-        assert shortened(names[1:2], spec.sites) == names[1:2]
-        assert shortened(["mid_block.attentions.0"], spec.sites) == ["mid_block"]
+        assert sorted(site_paths(spec.sites, each=True)) == sorted(site.name for site in spec.sites)
+        assert shorten_paths([n for n in names if "up_blocks.1" in n], spec.sites) == [
+            "up_blocks.1"
+        ]
+        assert shorten_paths(names[1:2], spec.sites) == names[1:2]
+        assert shorten_paths(["mid_block.attentions.0"], spec.sites) == ["mid_block"]
 
 
 # ── a run ───────────────────────────────────────────────────────────────────────────────────────
@@ -164,19 +171,19 @@ def test_what_it_writes(found: tuple[dict[str, Any], Path]) -> None:
 def test_a_tiny_base_with_random_weights(tiny_folder: Path) -> None:
     """Any base: nothing is promised of what it finds, but all is there and finite."""
     picture = scenes.draw(SCENES[0])
-    told: list[str] = []
+    logged: list[str] = []
     result = ip.probe(
         [picture],
         base=tiny_folder,
         seeds=3,
         steps=2,
         sites=True,
-        on_progress=told.append,
+        log=logged.append,
         progress=False,
     )
     settings = 2 + len(result.sites)
-    assert f"{settings} settings x 1 reference(s) x 3 seed(s) = {3 * settings} " in told[0]
-    assert [row.name for row in result.sites] == places(_sites(tiny_folder), each=True)
+    assert f"{settings} settings x 1 reference(s) x 3 seed(s) = {3 * settings} " in logged[0]
+    assert [row.name for row in result.sites] == site_paths(_sites(tiny_folder), each=True)
     assert all(row.cosine is not None and np.isfinite(row.cosine) for row in result.rows)
     json.dumps(result.as_dict(), allow_nan=False)
     assert "role" in str(result)
@@ -203,7 +210,7 @@ def test_a_pipeline_that_is_loaded_already() -> None:
         "down_blocks.1.attentions.0",
         "mid_block.attentions.0",
     ]
-    assert result.every.pictures[0].size == (32, 16)
+    assert result.all_sites.pictures[0].size == (32, 16)
     assert not adapter.attached
     assert processors == pipe.unet.attn_processors
 
@@ -216,23 +223,23 @@ def _sites(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("wishes", "said"),
+    ("options", "reason"),
     [
-        ({"references": []}, "there are none"),
-        ({"references": "a.png"}, "a list of pictures"),
+        ({"references": []}, "no references"),
+        ({"references": "a.png"}, "not a list of pictures"),
         ({"scale": 0.0}, "carries nothing"),
         ({"scale": float("nan")}, "a number from 0"),
-        ({"seeds": 0}, "a whole number from 1"),
+        ({"seeds": 0}, "not a whole number >= 1"),
         ({"batch_size": 0}, "batch size"),
         ({"guidance_scale": float("nan")}, "guidance"),
         ({"size": (63, 64)}, "multiples of 8"),
-        ({"prompt": ["a", "b"]}, "one text for all"),
+        ({"prompt": ["a", "b"]}, "neither one text for all"),
         ({"references": ["no.png"]}, "no.png"),
     ],
 )
-def test_wrong_wishes(wishes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ImagePromptError, match=said):
-        ip.probe(**{"references": [scenes.draw(SCENES[0])], "progress": False} | wishes)
+def test_wrong_options(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ImagePromptError, match=reason):
+        ip.probe(**{"references": [scenes.draw(SCENES[0])], "progress": False} | options)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +247,7 @@ def test_wrong_wishes(wishes: dict[str, Any], said: str) -> None:
     [
         (["--count", "0"], "a whole number from 1"),
         (["--count", "2", "--reference", "a.png"], "drawn references"),
-        (["--base", "somewhere"], "of the kind that it paints"),
+        (["--base", "somewhere"], "suit the bundled base only"),
     ],
 )
 def test_wrong_flags(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -284,8 +291,8 @@ def test_the_bundled_base_states_what_was_measured() -> None:
 @pytest.mark.parametrize(
     ("roles", "said"),
     [
-        ("style", "maps style and layout"),
-        ({"mood": ["up_blocks.1"]}, "maps style and layout"),
+        ("style", "must map style and layout"),
+        ({"mood": ["up_blocks.1"]}, "must map style and layout"),
         ({"style": "up_blocks.1"}, "a list of sites"),
         ({"style": ["up_blocks.7"]}, "up_blocks.7"),
         ({"style": ["up_blocks.1"], "layout": ["up_blocks.1.attentions.0"]}, "two roles"),

@@ -1,4 +1,4 @@
-"""What each site of a base carries of a reference: measured with one site on at a time."""
+"""Probing: what each site of a base takes from a reference, measured with one site on at a time."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How two pictures differ in colour, texture and layout: plain statistics, no model.
+"""How two pictures differ in colour, texture and layout: plain statistics without a model.
 
-Each measure is a distance, 0 between equal pictures, made to be blind to what the others see:
-colour forgets where things are, texture forgets that and most of the colour, layout forgets colour.
+Each measure is a distance, 0 between equal pictures, designed to ignore what the others measure:
+colour ignores positions, texture ignores positions and most of the colour, layout ignores colour.
 Pictures are compared at 64 pixels on the longer side.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SIDE = 64
-"""Pixels on the longer side of what is compared."""
+"""Pixels on the longer side of the compared pictures."""
 
 Array = NDArray[np.float64]
 
@@ -32,16 +32,16 @@ _TO_XYZ = np.array(
 )
 """Linear sRGB to XYZ (IEC 61966-2-1, D65)."""
 _FLAT = 1e-6
-"""Slopes of Lab below this are rounding."""
+"""Lab gradients below this are rounding errors."""
 _TEXTURE_BLURS = (0.7, 1.4, 2.8)
 _DIRECTIONS = 4
 _EDGE_BLURS = (1.0, 1.5)
-"""Standard deviations in pixels: before edges are found, and after."""
+"""Standard deviations in pixels: before edges are detected, and after."""
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """What is kept of one picture: Lab mean [3] and covariance [3, 3], texture, edges [h, w]."""
+class PictureStatistics:
+    """Of one picture: Lab mean [3] and covariance [3, 3], texture [12], edges [h, w]."""
 
     mean: Array
     covariance: Array
@@ -49,15 +49,15 @@ class Statistics:
     edges: Array
 
 
-def statistics(picture: Image, size: tuple[int, int] | None = None) -> Statistics:
-    """Of one RGB picture, brought to the shape of `size` (width, height), else of its own."""
+def picture_statistics(picture: Image, size: tuple[int, int] | None = None) -> PictureStatistics:
+    """The statistics of one picture, scaled to the shape of `size` (width, height) if given."""
     lab = to_lab(_reduced(picture, size or picture.size))
     flat = lab.reshape(-1, 3)
-    return Statistics(flat.mean(0), np.cov(flat.T), _texture(lab[..., :1]), _edges(lab))
+    return PictureStatistics(flat.mean(0), np.cov(flat.T), _texture(lab[..., :1]), _edges(lab))
 
 
-def colour(a: Statistics, b: Statistics) -> float:
-    """Fréchet distance of the colours as normal distributions in CIELAB; 2.3 is just seen."""
+def colour(a: PictureStatistics, b: PictureStatistics) -> float:
+    """Fréchet distance of the colours as normal distributions in CIELAB; 2.3 is just visible."""
     root = _root(a.covariance)
     shared = np.trace(_root(root @ b.covariance @ root))
     apart = np.square(a.mean - b.mean).sum()
@@ -65,16 +65,16 @@ def colour(a: Statistics, b: Statistics) -> float:
     return float(np.sqrt(max(apart + spread, 0.0)))
 
 
-def texture(a: Statistics, b: Statistics) -> float:
+def texture(a: PictureStatistics, b: PictureStatistics) -> float:
     """Root mean square difference of the logarithms of edge energy by scale and direction.
 
-    Energies are shares of the whole, so that contrast does not count.
+    Energies are shares of the total, so contrast does not count.
     """
     return float(np.sqrt(np.square(a.texture - b.texture).mean()))
 
 
-def layout(a: Statistics, b: Statistics) -> float:
-    """1 - correlation of the blurred edges of all colours: where things are, and where they end."""
+def layout(a: PictureStatistics, b: PictureStatistics) -> float:
+    """1 - correlation of the blurred edges, whatever their colour: where things are and end."""
     x, y = a.edges - a.edges.mean(), b.edges - b.edges.mean()
     spread_x, spread_y = np.sqrt(np.square(x).mean()), np.sqrt(np.square(y).mean())
     if min(spread_x, spread_y) < _FLAT:
@@ -82,7 +82,7 @@ def layout(a: Statistics, b: Statistics) -> float:
     return float(1 - (x * y).mean() / (spread_x * spread_y))
 
 
-MEASURES: Mapping[str, Callable[[Statistics, Statistics], float]] = {
+MEASURES: Mapping[str, Callable[[PictureStatistics, PictureStatistics], float]] = {
     "colour": colour,
     "texture": texture,
     "layout": layout,
@@ -100,7 +100,7 @@ def to_lab(rgb: NDArray[np.uint8]) -> Array:
 
 
 def _reduced(picture: Image, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The picture as bytes [h, w, 3] in the proportions of `size`, 64 on the longer side."""
+    """The picture as uint8 [h, w, 3] in the proportions of `size`, 64 on the longer side."""
     from PIL import Image as Pillow
 
     factor = SIDE / max(size)
@@ -109,10 +109,10 @@ def _reduced(picture: Image, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def _texture(channels: Array) -> Array:
-    """Logarithms of the share of edge energy [scales * directions]; opposite directions are one."""
+    """Logarithms of shares of edge energy, [scales * directions]; opposite directions are equal."""
     energies = []
     for blur in _TEXTURE_BLURS:
-        across, down = _slopes(_blurred(channels, blur))
+        across, down = _gradients(_blurred(channels, blur))
         angle, energy = np.arctan2(down, across), across**2 + down**2
         for direction in range(_DIRECTIONS):
             nearness = np.cos(2 * (angle - np.pi * direction / _DIRECTIONS))
@@ -123,15 +123,15 @@ def _texture(channels: Array) -> Array:
 
 
 def _edges(lab: Array) -> Array:
-    """Blurred strength [h, w] of the edges in any of the three channels."""
+    """Blurred edge strength [h, w] over the three channels."""
     before, after = _EDGE_BLURS
-    across, down = _slopes(_blurred(lab, before))
+    across, down = _gradients(_blurred(lab, before))
     strength = np.sqrt((across**2 + down**2).sum(-1, keepdims=True))
     return _blurred(strength, after)[..., 0]
 
 
-def _slopes(x: Array) -> tuple[Array, Array]:
-    """Central differences across and down; 0 at the rim, where there is nothing beyond."""
+def _gradients(x: Array) -> tuple[Array, Array]:
+    """Central differences across and down; 0 at the border."""
     across, down = np.zeros_like(x), np.zeros_like(x)
     across[:, 1:-1] = (x[:, 2:] - x[:, :-2]) / 2
     down[1:-1] = (x[2:] - x[:-2]) / 2
@@ -139,7 +139,7 @@ def _slopes(x: Array) -> tuple[Array, Array]:
 
 
 def _blurred(x: Array, deviation: float) -> Array:
-    """[h, w, c] through a Gaussian; at the rim, over what is there."""
+    """[h, w, c] blurred by a Gaussian, renormalised at the border."""
     rows, columns = _gaussian(x.shape[0], deviation), _gaussian(x.shape[1], deviation)
     blurred: Array = np.moveaxis(rows @ np.moveaxis(x, -1, 0) @ columns.T, 0, -1)
     return blurred
@@ -147,7 +147,7 @@ def _blurred(x: Array, deviation: float) -> Array:
 
 @cache
 def _gaussian(length: int, deviation: float) -> Array:
-    """The blur along one axis as a matrix whose rows sum to 1."""
+    """The blur along one axis, as a matrix whose rows sum to 1."""
     at = np.arange(length)
     weight = np.exp(-np.square(at[:, None] - at) / (2 * deviation**2))
     matrix: Array = weight / weight.sum(1, keepdims=True)
@@ -155,7 +155,7 @@ def _gaussian(length: int, deviation: float) -> Array:
 
 
 def _root(matrix: Array) -> Array:
-    """Square root of a symmetric matrix without negative eigenvalues, but for rounding."""
+    """Square root of a symmetric matrix; eigenvalues below 0 are rounding errors."""
     values, vectors = np.linalg.eigh(matrix)
     root: Array = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     return root

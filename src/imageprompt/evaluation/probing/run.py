@@ -1,21 +1,22 @@
-"""Paints the same references with one site on at a time, and measures what comes across.
+"""`probe`: sample the same references with one site on at a time, and measure what they carry.
 
-Every setting is painted with the same references, texts and seeds: no site, all sites, each place
-alone. What a place carries is told from how much nearer its pictures are to their references than
-the pictures without a reference are, as a share of how much nearer all sites together bring them.
-The sites that carry style and those that carry layout are then painted together, with other seeds.
+Every setting uses the same references, texts and seeds: no site, all sites, each site alone. What
+a site carries is how much nearer it brings pictures to their references, compared with pictures
+without a reference, as a share of how much nearer all sites together bring them. The sites that
+carry style and those that carry layout are then sampled together, with other seeds.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from imageprompt.control import one_scale
+from imageprompt.core.console import Bars
 from imageprompt.core.errors import OptionError, PictureError
-from imageprompt.evaluation.probing.result import ROLES, ProbeResult, Row, places, shortened
+from imageprompt.evaluation.probing.result import ROLES, ProbeResult, SettingResult
 from imageprompt.generation.reference import Reference
 from imageprompt.generation.request import Request
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from imageprompt.adapter.adapter import Adapter
     from imageprompt.core.spec import Site
     from imageprompt.encoding.images.open_image import PictureSource
-    from imageprompt.evaluation.probing.study import Reading
+    from imageprompt.evaluation.probing.evaluate import Classifier
+
+_STAGES = ("input", "middle", "output")
 
 
 def probe(
@@ -45,26 +48,26 @@ def probe(
     dtype: str | None = None,
     device: str | None = None,
     batch_size: int = 4,
-    read: Reading | None = None,
-    shows: Sequence[Mapping[str, str]] | None = None,
-    on_progress: Callable[[str], object] | None = None,
+    classify: Classifier | None = None,
+    expected: Sequence[Mapping[str, str]] | None = None,
+    log: Callable[[str], object] | None = None,
     progress: bool = True,
 ) -> ProbeResult:
-    """What each transformer of a base (with `sites`, each attention layer) carries of a reference.
+    """Measure what each transformer of a base (with `sites`, each attention layer) carries.
 
-    `prompt` is the text beside every reference, or one text for each: a picture can only bring what
-    a text leaves open, so name what your texts will name. Each reference is painted with `seeds`
-    seeds. `read` says what pictures show, such as {"shape": "star"}, where something can tell, and
-    `shows` what each reference shows, where not all that `read` reads off it is to be compared;
-    `on_progress` hears the cost before anything is painted. All else is as in `generate`. Raises an
-    ImagePromptError.
+    `prompt` is the text beside every reference, or a list with one text for each. A reference can
+    only add what its text leaves open, so name in it what your own texts will name. Each reference
+    is sampled with `seeds` seeds. `classify` names what pictures show, such as {"shape": "star"},
+    and `expected` what each reference shows (default: what `classify` says of it). `log` receives
+    the number of pictures before sampling starts. All other arguments are those of `generate`.
+    Raises an ImagePromptError.
     """
     texts = _texts(references, prompt)
     if one_scale(scale, "scale") == 0:
-        raise OptionError("scale 0", reason="a site that is off carries nothing", hint="Try 1.")
+        raise OptionError("scale 0", reason="a site at scale 0 carries nothing", hint="Try 1.")
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
-        raise OptionError(f"seeds {seeds!r}", reason="how many they are: a whole number from 1")
-    shown = Reference(
+        raise OptionError(f"seeds {seeds!r}", reason="not a whole number >= 1")
+    reference = Reference(
         reference=list(references),
         adapter=adapter,
         variant=variant,
@@ -73,7 +76,7 @@ def probe(
         scale=scale,
     )
     request = Request(
-        references=(shown,),
+        references=(reference,),
         base=base,
         seed=seed,
         steps=steps,
@@ -86,73 +89,132 @@ def probe(
     )
     request.check()
     started = time.monotonic()
-    from tqdm import tqdm
-
     from imageprompt import loading
     from imageprompt.adapter.attachment import AttachedDenoiser
-    from imageprompt.evaluation.probing.sampling import Painter, opened
-    from imageprompt.evaluation.probing.study import SHOWN, Study
+    from imageprompt.evaluation.probing.evaluate import PICTURES_SHOWN, SettingEvaluator
+    from imageprompt.evaluation.probing.sampling import Sampler, open_models
 
     pictures, _ = loading.open_references(references)
-    with opened(request, shown) as found:
-        all_sites = AttachedDenoiser.of(found.pipe).spec.sites
-        alone = {name: {name: scale} for name in places(all_sites, each=sites)}
-        once = len(texts) * seeds
-        if on_progress is not None:
-            on_progress(_cost(len(alone), len(texts), seeds))
-        with tqdm(total=(2 + len(alone)) * once, unit="picture", disable=not progress) as bar:
-            painter = Painter(found, pictures, texts, batch_size, bar.update)
-            study = Study(painter, pictures, scale=scale, seeds=seeds, read=read, shows=shows)
-            none, every, *rows = study.run(alone, seed)
-            suggested = _suggested(rows, all_sites, scale)
-            if suggested:
-                bar.total = bar.n + (2 + len(suggested)) * once
-            checked = study.run(suggested, seed + seeds)[2:] if suggested else []
+    with open_models(request, reference) as models, Bars(progress) as bars:
+        all_sites = AttachedDenoiser.of(models.pipe).spec.sites
+        alone = {path: {path: scale} for path in site_paths(all_sites, each=sites)}
+        per_setting = len(texts) * seeds
+        if log is not None:
+            log(_cost(len(alone), len(texts), seeds))
+        counter = _Counter(bars)
+        counter.start("picture", (2 + len(alone)) * per_setting)
+        sampler = Sampler(models, pictures, texts, batch_size, counter.add)
+        evaluator = SettingEvaluator(
+            sampler, pictures, scale=scale, seeds=seeds, classify=classify, expected=expected
+        )
+        no_sites, with_all, *results = evaluator.run(alone, seed)
+        suggested = _suggest(results, all_sites, scale)
+        confirmation = []
+        if suggested:
+            counter.start("confirming picture", (2 + len(suggested)) * per_setting)
+            confirmation = evaluator.run(suggested, seed + seeds)[2:]
     settings = {
-        **found.names,
+        **models.names,
         "references": len(texts),
         "prompts": list(dict.fromkeys(texts)),
         "seeds": seeds,
         "seed": seed,
         "scale": scale,
-        "options": dict(found.options),
+        "options": dict(models.options),
         "seconds": round(time.monotonic() - started, 1),
     }
-    kept = tuple(pictures[:SHOWN])
-    return ProbeResult(settings, none, every, tuple(rows), suggested, tuple(checked), kept)
+    return ProbeResult(
+        settings,
+        no_sites,
+        with_all,
+        tuple(results),
+        suggested,
+        tuple(confirmation),
+        tuple(pictures[:PICTURES_SHOWN]),
+    )
+
+
+def site_paths(sites: Sequence[Site], *, each: bool) -> list[str]:
+    """Paths in the denoiser's order: one for each transformer, or with `each` for each site."""
+    order = sorted(range(len(sites)), key=lambda i: (_STAGES.index(sites[i].stage), i))
+    names = [sites[i].name for i in order]
+    return names if each else list(dict.fromkeys(map(_transformer, names)))
+
+
+def shorten_paths(paths: Collection[str], sites: Sequence[Site]) -> list[str]:
+    """The fewest, shortest paths for the same sites: a block's name if all of it is included.
+
+    `up_blocks.1` for `up_blocks.1.attentions.0` and `.1`, if the block has no more.
+    """
+    names = [site.name for site in sites]
+    chosen = {name for name in names if _within(name, paths)}
+    found: list[str] = []
+    for name in names:
+        if name in chosen and not _within(name, found):
+            parts = name.split(".")
+            first = 1 if parts[0] == "mid_block" else 2  # `up_blocks` alone is too general
+            heads = (".".join(parts[:end]) for end in range(first, len(parts) + 1))
+            found.append(next(h for h in heads if {n for n in names if _within(n, [h])} <= chosen))
+    return found
+
+
+def _transformer(site: str) -> str:
+    """`up_blocks.1.attentions.0` from the name of a site in it."""
+    return site.partition(".transformer_blocks.")[0]
+
+
+def _within(site: str, paths: Iterable[str]) -> bool:
+    """Is the site one of these, or inside one of them?"""
+    return any(site == path or site.startswith(f"{path}.") for path in paths)
 
 
 def _texts(references: Sequence[PictureSource], prompt: str | Sequence[str]) -> list[str]:
     """One text for each reference. Raises PictureError, OptionError."""
     if isinstance(references, str | bytes | os.PathLike) or not isinstance(references, Sequence):
-        raise PictureError("references", reason="a list of pictures")
+        raise PictureError("references", reason="not a list of pictures")
     if not references:
-        raise PictureError("references", reason="there are none", hint="Give at least one picture.")
+        raise PictureError("no references", hint="Give at least one picture.")
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
     texts = texts * len(references) if len(texts) == 1 else texts
     if len(texts) != len(references) or not all(isinstance(text, str) for text in texts):
         raise OptionError(
             f"{len(texts)} texts for {len(references)} reference(s)",
-            reason="one text for all of them, or one for each",
+            reason="neither one text for all of them nor one for each",
+            hint="Give as many texts as references.",
         )
     return texts
 
 
-def _cost(places: int, references: int, seeds: int) -> str:
-    once = references * seeds
+def _cost(sites: int, references: int, seeds: int) -> str:
+    per_setting = references * seeds
     return (
-        f"{2 + places} settings x {references} reference(s) x {seeds} seed(s) ="
-        f" {(2 + places) * once} pictures, and up to {4 * once} to check what comes out"
+        f"{2 + sites} settings x {references} reference(s) x {seeds} seed(s) ="
+        f" {(2 + sites) * per_setting} pictures, and up to {4 * per_setting} to confirm the result"
     )
 
 
-def _suggested(
-    rows: Sequence[Row], sites: Sequence[Site], scale: float
+def _suggest(
+    results: Sequence[SettingResult], sites: Sequence[Site], scale: float
 ) -> dict[str, Mapping[str, float]]:
     """A scale for each role that any site has."""
-    chosen = {role: [row.name for row in rows if row.role == role] for role in ROLES}
+    chosen = {role: [row.name for row in results if row.role == role] for role in ROLES}
     return {
-        role: dict.fromkeys(shortened(names, sites), scale)
+        role: dict.fromkeys(shorten_paths(names, sites), scale)
         for role, names in chosen.items()
         if names
     }
+
+
+class _Counter:
+    """Counts pictures on a progress bar."""
+
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+
+    def start(self, phase: str, total: int) -> None:
+        self._phase, self._done, self._total = phase, 0, total
+        self.add(0)
+
+    def add(self, pictures: int) -> None:
+        self._done += pictures
+        self._bars.update(self._phase, self._done, self._total)

@@ -1,4 +1,4 @@
-"""Paints the same references with one setting after another, and embeds what came out."""
+"""Sample pictures from the same references with one setting after another, and embed them."""
 
 from __future__ import annotations
 
@@ -24,118 +24,108 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Models:
-    """What the pictures are painted with, opened; `names` says what they are called."""
+class ProbeModels:
+    """The opened models; `names` are the names that the user knows them by."""
 
     pipe: Any
     adapter: Adapter
     options: Mapping[str, Any]
-    """What the pipeline is called with, beside text and seed."""
+    """The pipeline's arguments, except prompt and generator."""
     names: Mapping[str, str | None]
 
 
 @contextmanager
-def opened(request: Request, shown: Reference) -> Iterator[Models]:
-    """The models that both name, the adapter attached; everything as it was afterwards."""
+def open_models(request: Request, reference: Reference) -> Iterator[ProbeModels]:
+    """The models that both name, with the adapter attached; everything is restored at the end."""
     folder = loading.base_folder(request.base)
-    given = shown.adapter
-    if isinstance(given, str | os.PathLike | None):
-        given = loading.find_adapter(given, folder, cached_only=False)
+    source = reference.adapter
+    if isinstance(source, str | os.PathLike | None):
+        source = loading.find_adapter(source, folder, cached_only=False)
     base = loading.load_base(
         request.base, folder, dtype=request.dtype, device=request.device, bars=request.progress
     )
+    pipe = base.pipe
     request = replace(request, **with_own_defaults(request, base.name))
     start = StartImages.open(request)
-    options = options_of(request, base.pipe, start, start.size(request.size, base.pipe))
-    adapter, record = loading.load_adapter(given, base.pipe, shown.variant)
-    bar = getattr(base.pipe, "_progress_bar_config", {})
-    loading.attach_adapter(
-        adapter,
-        record,
-        base,
-        encoder=shown.encoder,
-        faces=shown.faces,
-        quiet=not request.progress,
-    )
+    options = options_of(request, pipe, start, start.size(request.size, pipe))
+    del options["prompt"]
+    adapter, record = loading.load_adapter(source, pipe, reference.variant)
+    bar = getattr(pipe, "_progress_bar_config", {})
+    loading.attach_adapter(adapter, record, base, encoder=reference.encoder, faces=reference.faces)
     try:
-        base.pipe.set_progress_bar_config(**{**bar, "disable": True})
+        pipe.set_progress_bar_config(**{**bar, "disable": True})
         with loading.few_threads(base):
-            del options["prompt"]
-            yield Models(base.pipe, adapter, options, {"base": base.name, "adapter": record.name})
+            yield ProbeModels(pipe, adapter, options, {"base": base.name, "adapter": record.name})
     finally:
-        base.pipe.set_progress_bar_config(**bar)
+        pipe.set_progress_bar_config(**bar)
         adapter.detach()
 
 
-class Painter:
-    """Paints all references, a batch of them side by side, each with its text and a seed.
+class Sampler:
+    """Samples pictures from all references, in batches, each with its text and a seed.
 
-    `on_progress` hears how many pictures each batch has brought.
+    `on_pictures` is called with the number of pictures of each finished batch.
     """
 
     def __init__(
         self,
-        models: Models,
+        models: ProbeModels,
         references: Sequence[Image],
         texts: Sequence[str],
         batch_size: int,
-        on_progress: Callable[[int], object],
+        on_pictures: Callable[[int], object],
     ) -> None:
-        self._models, self._texts, self._size, self._on_progress = (
-            models,
-            texts,
-            batch_size,
-            on_progress,
-        )
+        self._models, self._texts = models, texts
+        self._batch_size, self._on_pictures = batch_size, on_pictures
         self._batches: list[tuple[slice, ImagePrompt]] = []
         for start in range(0, len(references), batch_size):
-            chosen = slice(start, start + batch_size)
-            prompt = models.adapter.encode([[one] for one in references[chosen]])
-            self._batches.append((chosen, prompt))
-        self._targets = self._embedded(references)
+            batch = slice(start, start + batch_size)
+            prompt = models.adapter.encode([[one] for one in references[batch]])
+            self._batches.append((batch, prompt))
+        self._targets = self._embed(references)
 
-    def paint(self, scale: float | Mapping[str, float], seeds: Sequence[int]) -> list[Image]:
-        """Every reference with the first seed, then every one with the next ..."""
+    def sample(self, scale: float | Mapping[str, float], seeds: Sequence[int]) -> list[Image]:
+        """Pictures of every reference with the first seed, then of every one with the next ..."""
         import torch
 
-        painted: list[Image] = []
+        pictures: list[Image] = []
         for seed in seeds:
-            for chosen, prompt in self._batches:
-                texts = list(self._texts[chosen])
-                first = seed * 100_000 + chosen.start  # no reference shares its noise with another
+            for batch, prompt in self._batches:
+                texts = list(self._texts[batch])
+                first = seed * 100_000 + batch.start  # every reference has its own noise
                 noise = [torch.Generator().manual_seed(first + i) for i in range(len(texts))]
                 with self._models.adapter.use(prompt, scale=scale):
-                    found = self._models.pipe(
+                    images = self._models.pipe(
                         prompt=texts, generator=noise, **self._models.options
                     ).images
-                painted += found
-                self._on_progress(len(found))
-        return painted
+                pictures += images
+                self._on_pictures(len(images))
+        return pictures
 
     def cosines(self, pictures: Sequence[Image]) -> list[float] | None:
-        """Of the encoder's embeddings of pictures, in `paint`'s order, and of their references.
+        """Cosines of the embeddings of pictures, in the order of `sample`, and of references.
 
-        None where the adapter reads no pictures, or reads them with what makes no embedding.
+        None if the adapter reads no pictures, or its encoder makes no `image_embeds`.
         """
         if self._targets is None:
             return None
-        found = self._embedded(pictures)
-        assert found is not None
+        embeddings = self._embed(pictures)
+        assert embeddings is not None
         targets = self._targets.repeat(len(pictures) // len(self._targets), 1)
-        cosines: list[float] = (found * targets).sum(1).tolist()
+        cosines: list[float] = (embeddings * targets).sum(1).tolist()
         return cosines
 
-    def _embedded(self, pictures: Sequence[Image]) -> Tensor | None:
-        """Unit embeddings [n, F]."""
+    def _embed(self, pictures: Sequence[Image]) -> Tensor | None:
+        """Unit vectors [n, F]."""
         import torch
 
         encoder = self._models.adapter.encoder
         if encoder is None:
             return None
         parts = []
-        for start in range(0, len(pictures), self._size):
+        for start in range(0, len(pictures), self._batch_size):
             try:
-                part = encoder.encode(pictures[start : start + self._size], "image_embeds")
+                part = encoder.encode(pictures[start : start + self._batch_size], "image_embeds")
             except EncoderError:
                 return None
             parts.append(torch.nn.functional.normalize(part.float().flatten(1), dim=1).cpu())

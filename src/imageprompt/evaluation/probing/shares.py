@@ -1,4 +1,4 @@
-"""How much of what all sites carry one of them carries, with intervals over references."""
+"""The share of the effect of all sites that one site has, with intervals over references."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 RESAMPLES = 2000
+MIN_SHARE = 0.2
+"""A site with a smaller share gets no role, however certain it is."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its 95 % interval; both ends are the figure where one unit was measured."""
+    """A value with its 95 % interval; with a single unit, both ends are the value."""
 
     value: float
     low: float
@@ -25,15 +27,16 @@ class Interval:
         return f"{_short(self.value)} ({_short(self.low)} to {_short(self.high)})"
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON, to four digits."""
-        figures = (("value", self.value), ("low", self.low), ("high", self.high))
-        return {name: round(figure, 4) for name, figure in figures}
+        """For JSON, to four decimals."""
+        numbers = (("value", self.value), ("low", self.low), ("high", self.high))
+        return {name: round(number, 4) for name, number in numbers}
 
 
 class Bootstrap:
-    """Resamples of `count` units (references; seeds where there is one reference), always the same.
+    """The same resamples of `count` units every time.
 
-    A distance is an array [count]: how far the pictures of a setting are from their references.
+    Units are references, or the seeds of a single reference. A distance is an array [count]: how
+    far the pictures of a setting are from their references.
     """
 
     def __init__(self, count: int) -> None:
@@ -41,41 +44,37 @@ class Bootstrap:
         self._chosen = rng.integers(0, count, (RESAMPLES, count))
 
     def means(self, values: Array) -> Array:
-        """[1 + resamples]: the mean, and that of every resample."""
+        """[1 + resamples]: the mean, and the mean of every resample."""
         return np.concatenate([values.mean(keepdims=True), values[self._chosen].mean(1)])
 
     def gain(self, without: Array, with_: Array) -> Array:
         """By how much the distance falls."""
         return self.means(without) - self.means(with_)
 
-    def share(self, none: Array, every: Array, one: Array) -> Array | None:
-        """What `one` gains of what `every` gains over `none`; None where that is not above 0."""
-        whole = self.gain(none, every)
+    def share(self, no_sites: Array, all_sites: Array, distances: Array) -> Array | None:
+        """The gain of a setting as a share of that of all sites; None if theirs may be 0."""
+        whole = self.gain(no_sites, all_sites)
         if interval(whole).low <= 0:
             return None
-        return self.gain(none, one) / whole
+        return self.gain(no_sites, distances) / whole
 
 
 def interval(samples: Array) -> Interval:
-    """Of what Bootstrap returns: the first is the figure itself."""
+    """The interval of what Bootstrap returns, whose first number is the value itself."""
     low, high = np.percentile(samples[1:], (2.5, 97.5))
     return Interval(float(samples[0]), float(low), float(high))
 
 
-LEAST = 0.2
-"""A share below this gives no role, however certain it is."""
-
-
 def role(style: Array, layout: Array) -> str:
-    """What a site is for, by its shares: "style", "layout", "both", "little" or "unclear".
+    """The role of a site by its shares: "style", "layout", "both", "little" or "unclear".
 
-    It has a role where it carries clearly more of one than of the other.
+    A site has a role if it carries clearly more of one than of the other.
     """
-    more = interval(style - layout)
-    carries = [interval(share).low > 0 and share[0] >= LEAST for share in (style, layout)]
-    if carries[0] and more.low > 0:
+    difference = interval(style - layout)
+    carries = [interval(share).low > 0 and share[0] >= MIN_SHARE for share in (style, layout)]
+    if carries[0] and difference.low > 0:
         return "style"
-    if carries[1] and more.high < 0:
+    if carries[1] and difference.high < 0:
         return "layout"
     return "both" if all(carries) else "unclear" if any(carries) else "little"
 
