@@ -1,7 +1,7 @@
-"""Runs `prepare` in processes of its own for the tests: one that has loaded all forks the others.
+"""Builds caches in separate processes: one that has loaded everything forks the others.
 
-A line of standard input is JSON [data, cache, result]: a child is forked, its number is printed,
-and what it has encoded is written to `result`.
+A line of standard input is JSON [data, cache, result]: a child is forked, its process id is printed,
+and the numbers of entries that it encoded are written to `result`.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from typing import Any
 
 import torch
 
-from imageprompt.training.cache import encode_missing
-from imageprompt.training.cache.encoders import FeatureExtractors
-from imageprompt.training.cache.prepare import Prepared, prepare
+from imageprompt.training.cache import encode
+from imageprompt.training.cache.build import CacheReport, build_cache
+from imageprompt.training.cache.feature_extractors import FeatureExtractors
 from imageprompt.training.data import scan
-from imageprompt.training.data.framing import PictureOptions
+from imageprompt.training.data.views import PictureOptions
 from imageprompt.training.data.sources import open_data
 from imageprompt.variants import VARIANTS
 from training_data import Parts
 
-FRAMING = PictureOptions(resolution=16, crop="random", views=2)
+PICTURES = PictureOptions(resolution=16, crop="random", views=2)
 
 
-def run(parts: Parts, data: Path, cache: Path, **options: Any) -> Prepared:
-    """Prepare for a plus adapter, two random crops of each picture, unless told otherwise."""
-    variant, framing = options.pop("variant", "plus"), options.pop("framing", FRAMING)
-    encoders = FeatureExtractors(parts, VARIANTS[variant])
-    return prepare(open_data(str(data)), encoders, framing, cache, **options)
+def run(parts: Parts, data: Path, cache: Path, **options: Any) -> CacheReport:
+    """Build a cache: by default for a plus adapter, with two random crops of each picture."""
+    variant, pictures = options.pop("variant", "plus"), options.pop("pictures", PICTURES)
+    extractors = FeatureExtractors(parts, VARIANTS[variant])
+    return build_cache(open_data(str(data)), extractors, pictures, cache, **options)
 
 
 def serve() -> None:
-    """Fork a child for every line. Small shards, so that there are many moments to be killed at."""
+    """Fork a child for every line. Small shards, so that there are many moments for a kill."""
     torch.set_num_threads(1)
-    encode_missing.SHARD_ENTRIES, scan.UNIT = 3, 8
+    encode.SHARD_ENTRIES, scan.UNIT = 3, 8
     parts = Parts()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the dead are forgotten at once
     print("ready", flush=True)

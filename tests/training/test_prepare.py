@@ -23,14 +23,14 @@ from safetensors import safe_open
 from test_train_data import assert_same, batches
 
 from imageprompt.core.errors import OptionError
-from imageprompt.training.cache import encode_missing
-from imageprompt.training.cache.encoders import FeatureExtractors
+from imageprompt.training.cache import encode
+from imageprompt.training.cache.feature_extractors import FeatureExtractors
 from imageprompt.training.cache.store import CacheError, Store
 from imageprompt.training.data import scan
-from imageprompt.training.data.framing import PictureOptions
+from imageprompt.training.data.views import PictureOptions
 from imageprompt.training.open_dataset import open_dataset
 from imageprompt.variants import VARIANTS
-from prepare_worker import FRAMING, run
+from prepare_worker import PICTURES, run
 from training_data import CAPTIONS, Parts, picture_bytes, write_folder
 
 
@@ -77,7 +77,7 @@ def test_everything_is_encoded_once(parts: Parts, tmp_path: Path) -> None:
     assert parts.calls["image"] - before["image"] == 10
     again = run(parts, data, tmp_path / "cache")
     assert sum(again.encoded.values()) == 0
-    assert again.kept == done.encoded
+    assert again.existing == done.encoded
     assert parts.calls["moments"] - before["moments"] == 20
 
 
@@ -113,26 +113,26 @@ def test_captions_that_are_cut_and_pictures_that_are_enlarged_are_counted(
     (data / "001.txt").write_text("star " * 20)
     big = PictureOptions(resolution=24)
     said: list[str] = []
-    done = run(parts, data, tmp_path / "cache", framing=big, announce=said.append)
-    assert (done.cut_captions, done.enlarged) == (1, 4)
+    done = run(parts, data, tmp_path / "cache", pictures=big, log=said.append)
+    assert (done.truncated_captions, done.upscaled) == (1, 4)
     assert sum("1 captions" in line or "4 pictures are smaller" in line for line in said) == 2
     live = open_dataset(str(data), None, FeatureExtractors(parts, VARIANTS["base"]), big)
-    with pytest.warns(UserWarning, match="longer than 16 tokens are cut"):
+    with pytest.warns(UserWarning, match="longer than 16 tokens are truncated"):
         batches(live)
 
 
 def test_the_disk_it_takes_is_told_first(parts: Parts, tmp_path: Path) -> None:
     data, cache = write_wide(tmp_path / "data", 6), tmp_path / "cache"
     said: list[str] = []
-    dry = run(parts, data, cache, dry_run=True, announce=said.append)
+    dry = run(parts, data, cache, dry_run=True, log=said.append)
     assert not shards(cache)
     assert dry.encoded == {}
     assert any("6 image features to encode" in line for line in said)
-    assert any("together" in line for line in said)
+    assert any("in total" in line for line in said)
     done = run(parts, data, cache)
-    assert done.room == dry.room
+    assert done.new_bytes == dry.new_bytes
     taken = sum(path.stat().st_size for path in cache.rglob("*.safetensors"))
-    promised = sum(dry.room.values())
+    promised = sum(dry.new_bytes.values())
     assert promised < taken < 1.5 * promised  # headers, the survey and the set are small
 
 
@@ -141,7 +141,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_encoded(
 ) -> None:
     data = write_wide(tmp_path / "data", 6)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
-    with pytest.raises(OptionError, match="are left there"):
+    with pytest.raises(OptionError, match="only 0.0 GB are free"):
         run(parts, data, tmp_path / "cache")
     assert not shards(tmp_path / "cache")
 
@@ -150,15 +150,15 @@ def test_endless_crops_cannot_be_cached(parts: Parts, tmp_path: Path) -> None:
     data = write_wide(tmp_path / "data", 2)
     endless = PictureOptions(resolution=16, crop="random", views=0)
     with pytest.raises(OptionError, match="views"):
-        run(parts, data, tmp_path / "cache", framing=endless)
+        run(parts, data, tmp_path / "cache", pictures=endless)
 
 
 def test_features_may_be_encoded_online(parts: Parts, tmp_path: Path) -> None:
     data, cache = write_wide(tmp_path / "data", 9, broken=[2]), tmp_path / "cache"
     encoders = FeatureExtractors(parts, VARIANTS["plus"])
-    lean = open_dataset(str(data), str(cache), encoders, FRAMING, online=True)
+    lean = open_dataset(str(data), str(cache), encoders, PICTURES, online=True)
     assert not (cache / "features").exists()
-    live = open_dataset(str(data), None, encoders, FRAMING)
+    live = open_dataset(str(data), None, encoders, PICTURES)
     for one, other in zip(batches(lean), batches(live), strict=True):
         assert_same(one, other)
     torch.testing.assert_close(lean.null_features(), live.null_features())
@@ -175,7 +175,7 @@ def test_a_corrupt_shard_is_found_named_and_made_anew(
     encoders = FeatureExtractors(parts, VARIANTS["plus"])
     run(parts, data, cache)
     whole = shards(cache)
-    good = batches(open_dataset(str(data), str(cache), encoders, FRAMING), 7)
+    good = batches(open_dataset(str(data), str(cache), encoders, PICTURES), 7)
     name = next(name for name in whole if name.startswith("moments"))
     path = cache / name
     content = bytearray(path.read_bytes())
@@ -187,16 +187,16 @@ def test_a_corrupt_shard_is_found_named_and_made_anew(
     if damage == "gone":
         path.unlink()
     if damage == "flipped":  # nothing tells it but the content: found when it is read
-        samples = open_dataset(str(data), str(cache), encoders, FRAMING)
-        with pytest.raises(CacheError, match=f"{path.name}.*damaged.*--verify"):
+        samples = open_dataset(str(data), str(cache), encoders, PICTURES)
+        with pytest.raises(CacheError, match=f"{path.name}.*damaged.*build-cache --verify"):
             batches(samples, 60)
         assert run(parts, data, cache).damaged == []
         done = run(parts, data, cache, verify=True)
         assert [path.name in line for line in done.damaged] == [True]
     else:  # seen when the cache is opened, and repaired there
-        open_dataset(str(data), str(cache), encoders, FRAMING)
+        open_dataset(str(data), str(cache), encoders, PICTURES)
     assert shards(cache) == whole
-    after = batches(open_dataset(str(data), str(cache), encoders, FRAMING), 7)
+    after = batches(open_dataset(str(data), str(cache), encoders, PICTURES), 7)
     for one, other in zip(good, after, strict=True):
         assert torch.equal(one.latents, other.latents)
         assert torch.equal(one.features, other.features)
@@ -314,7 +314,7 @@ def kill(process: int) -> None:
 
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards as the worker's."""
-    monkeypatch.setattr(encode_missing, "SHARD_ENTRIES", 3)
+    monkeypatch.setattr(encode, "SHARD_ENTRIES", 3)
     monkeypatch.setattr(scan, "UNIT", 8)
 
 

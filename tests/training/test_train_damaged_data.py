@@ -11,14 +11,15 @@ import torch
 from safetensors import safe_open
 
 from imageprompt.training.cache.cached_dataset import CachedDataset, addresses_of
-from imageprompt.training.cache.encoders import FeatureExtractors
+from imageprompt.training.cache.feature_extractors import FeatureExtractors
 from imageprompt.training.cache.store import CacheError
 from imageprompt.training.config.config import TrainingConfig
+from imageprompt.training.data.views import PictureOptions
 from imageprompt.training.data.online_dataset import OnlineDataset
 from imageprompt.training.frozen_pipeline import FrozenPipeline
 from imageprompt.training.open_dataset import open_dataset
-from imageprompt.training.prepare_for_config import prepare_for
-from imageprompt.training.train import pictures_of, train
+from imageprompt.training.cache.build import build_cache_for
+from imageprompt.training.train import train
 from imageprompt.variants import VARIANTS
 from training_data import write_folder
 
@@ -59,7 +60,7 @@ def assert_equal(one: Path | None, other: Path | None) -> None:
 def samples_of(config: TrainingConfig) -> OnlineDataset | CachedDataset:
     base = FrozenPipeline.load(config.base, precision="no")
     encoders = FeatureExtractors(base, VARIANTS[config.variant])
-    return open_dataset(config.data, config.cache, encoders, pictures_of(config))
+    return open_dataset(config.data, config.cache, encoders, PictureOptions.of(config))
 
 
 def damage(cache: Path, address: bytes) -> None:
@@ -88,13 +89,13 @@ def test_a_shard_that_goes_bad_costs_the_steps_since_the_last_checkpoint(
     samples = samples_of(config)
     assert isinstance(samples, CachedDataset)
     first_seen = samples.indices(BAD_STEP, BATCH, SEED)[:1]
-    for address in addresses_of(samples._set.tensors["moments"][first_seen]):
+    for address in addresses_of(samples.index.tensors["moments"][first_seen]):
         damage(tmp_path / "cache-b", bytes(address))
-    with pytest.raises(CacheError, match=r"damaged .*checksum.*prepare --verify.*--resume"):
+    with pytest.raises(CacheError, match=r"damaged .*checksum.*build-cache --verify.*--resume"):
         train(config, progress=False)
     assert sorted(path.name for path in (config.folder / "checkpoints").iterdir())[-1] == "step-4"
 
-    assert len(prepare_for(config, verify=True).damaged) in (1, 2)
+    assert len(build_cache_for(config, verify=True).damaged) in (1, 2)
     resumed = train(config, resume=True, progress=False)
     assert_equal(resumed.adapter, through.adapter)
 

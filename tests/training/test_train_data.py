@@ -16,14 +16,16 @@ import torch
 from PIL import Image
 
 from imageprompt.core.errors import NotFoundError, OptionError, PictureError
-from imageprompt.training.cache.encoders import FeatureExtractors, Latents
+from imageprompt.training.cache.feature_extractors import FeatureExtractors, LatentScaling
 from imageprompt.training.data import sources
-from imageprompt.training.data.dataset import BucketOrder, Samples, indices_at
-from imageprompt.training.data.framing import PictureOptions, aspect_sizes
-from imageprompt.training.data.random_streams import RandomStreams
+from imageprompt.training.data.bucket_sampler import BucketSampler
+from imageprompt.training.data.dataset import Dataset
+from imageprompt.training.data.views import PictureOptions, aspect_sizes
+from imageprompt.training.data.random_streams import RandomStreams, indices_at
 from imageprompt.training.data.sources import SOURCES, DataOptions, open_data
-from imageprompt.training.data.sources._objects import _CHUNK
-from imageprompt.training.data.sources._shards import expand_braces
+from imageprompt.training.data.sources._index import CHUNK
+from imageprompt.training.data.sources.contract import read_embedding
+from imageprompt.training.data.sources.webdataset import ShardMember, expand_braces
 from imageprompt.training.open_dataset import open_dataset
 from imageprompt.variants import VARIANTS
 from training_data import (
@@ -65,7 +67,7 @@ def test_every_source_gives_the_same_samples(any_source: str) -> None:
         assert record.size() == (20, 16)
         assert np.array_equal(np.asarray(record.open_picture()), np.asarray(picture(index)))
     assert records.fingerprint() == open_data(any_source).fingerprint()
-    assert not records.troubles()
+    assert not records.problems()
 
 
 def test_every_source_says_what_it_is() -> None:
@@ -76,8 +78,7 @@ def test_every_source_says_what_it_is() -> None:
 NEW_SOURCE = '''
 """table: lines of path and caption with a tab between them."""
 from pathlib import Path
-from imageprompt.training.sources.blobs import FileBlob
-from imageprompt.training.sources.contract import Record
+from imageprompt.training.data.sources.contract import LocalFile, Record
 
 
 class Table:
@@ -90,12 +91,12 @@ class Table:
 
     def record(self, index):
         name, text = self.rows[index]
-        return Record(name, text, FileBlob(self.folder / name))
+        return Record(name, text, LocalFile(self.folder / name))
 
     def fingerprint(self):
         return str(hash(str(self.rows)))
 
-    def troubles(self):
+    def problems(self):
         return {}
 
 
@@ -147,7 +148,7 @@ def test_a_list_is_found_across_chunks_with_brackets_and_quotes_in_it(
     separator = "\n" if lines else ",\n"
     text = separator.join(json.dumps(entry, ensure_ascii=False) for entry in entries)
     path.write_text(text if lines else f"[{text}]", "utf-8")
-    assert path.stat().st_size > 1.2 * _CHUNK
+    assert path.stat().st_size > 1.2 * CHUNK
     records = open_data(str(path))
     assert len(records) == len(entries)
     for index in (0, 1, 1500, 2003, 3999):
@@ -159,7 +160,7 @@ def test_a_list_that_breaks_off_is_refused(keep: float, tmp_path: Path) -> None:
     path = write_list(tmp_path, 10)
     text = path.read_text()
     path.write_text(text[: int(len(text) * keep)])
-    with pytest.raises(OptionError, match="breaks off"):
+    with pytest.raises(OptionError, match="ends inside an object"):
         open_data(str(path))
 
 
@@ -167,7 +168,7 @@ def test_entries_say_what_they_lack(tmp_path: Path) -> None:
     path = tmp_path / "list.jsonl"
     path.write_text('{"image_file": "a.png"}\n{"text": "x"}\n{nonsense}\n')
     records = open_data(str(path))
-    for index, rule in enumerate(("no 'text'", "no image_file", "no JSON")):
+    for index, rule in enumerate(("no caption 'text'", "no image_file", "not valid JSON")):
         with pytest.raises(PictureError, match=rule):
             records.record(index)
 
@@ -214,21 +215,18 @@ def test_face_embeddings_are_read_from_what_people_save_them_in(kind: str, tmp_p
 
 
 def test_a_face_embedding_in_a_shard(tmp_path: Path) -> None:
-    from imageprompt.training.data.sources.blobs import RangeBlob
-    from imageprompt.training.data.sources.faces import read_embedding
-
     memory = fsspec.filesystem("memory")
     for values, wrong in ((np.arange(512.0), ""), (np.arange(512), "not floating-point numbers")):
         stream = io.BytesIO()
         np.save(stream, values)
         data = stream.getvalue()
         memory.pipe_file("/faces.tar", b"before" + data + b"after")
-        blob = RangeBlob(memory, "/faces.tar", "face.npy", 6, len(data), "")
+        member = ShardMember(memory, "/faces.tar", "face.npy", 6, len(data), "")
         if not wrong:
-            assert np.array_equal(read_embedding(blob), values)
+            assert np.array_equal(read_embedding(member), values)
             continue
         with pytest.raises(PictureError, match=rf"member 'face.npy' of .*{wrong}"):
-            read_embedding(blob)
+            read_embedding(member)
 
 
 def test_a_face_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
@@ -275,7 +273,7 @@ def test_captions_of_shards_may_be_in_json(tmp_path: Path) -> None:
         records = open_data({"path": str(tmp_path / "a.tar"), "caption": "caption"})
     assert len(records) == 3
     assert records.record(0).text == "one"
-    with pytest.raises(PictureError, match="no 'caption'"):
+    with pytest.raises(PictureError, match="no caption 'caption'"):
         records.record(1)
     assert records.record(2).text == ""
 
@@ -301,13 +299,13 @@ def test_a_damaged_shard_is_told_and_the_rest_is_used(damage: str, tmp_path: Pat
         with pytest.raises(PictureError, match="003"):
             records.record(3).open_picture()
         return
-    with pytest.warns(UserWarning, match=r"set-01\.tar: .*before that is used"):
+    with pytest.warns(UserWarning, match=r"set-01\.tar: .*the samples before that are used"):
         records = open_data(pattern)
     good = 7 if damage == "header" else len(records)
     assert len(records) == good
     assert 6 <= good <= 8
     assert records.record(good - 1).text == CAPTIONS[8 % 5]
-    (name, why), *others = records.troubles().items()
+    (name, why), *others = records.problems().items()
     assert name.endswith("set-01.tar")
     assert "damaged" in why or "cannot be read" in why
     assert not others
@@ -319,12 +317,12 @@ def test_what_cannot_be_opened_is_refused_in_one_line(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "zipped.tar", "w:gz") as tar:
         add_member(tar, "1.png", picture_bytes(1))
     for data, rule in (
-        (str(tmp_path / "note.md"), "no folder, and its name"),
-        (str(tmp_path / "empty"), "no sample"),
-        (str(tmp_path / "zipped.tar"), "compressed"),
+        (str(tmp_path / "note.md"), "not a folder, and not named like"),
+        (str(tmp_path / "empty"), "contains no samples"),
+        (str(tmp_path / "zipped.tar"), "compressed with gzip"),
         ({"path": str(tmp_path), "imagse": "x"}, "Did you mean 'data.images'"),
         ({"path": str(tmp_path), "format": "floder"}, "Did you mean 'folder'"),
-        ({"path": str(tmp_path), "max_broken": 2}, "from 0 to 1"),
+        ({"path": str(tmp_path), "max_broken": 2}, "must be between 0 and 1"),
         ("nowhere://x/{0..1}.tar", "reached"),
     ):
         with pytest.raises(OptionError, match=rule) as caught:
@@ -348,7 +346,7 @@ def test_braces() -> None:
 
 
 def test_a_centre_crop_shows_the_middle_and_says_so_to_sdxl() -> None:
-    framing = PictureOptions(resolution=64).framing((300, 150), 0.9, 0.9, 0.0)
+    framing = PictureOptions(resolution=64).view_at((300, 150), 0.9, 0.9, 0.0)
     assert framing.scaled == (128, 64)
     assert (framing.left, framing.top) == (32, 0)
     assert framing.time_ids() == [150, 300, 0, 32, 64, 64]
@@ -362,7 +360,7 @@ def test_a_centre_crop_shows_the_middle_and_says_so_to_sdxl() -> None:
 def test_random_crops_cover_the_picture_and_flips_mirror_it() -> None:
     options = PictureOptions(resolution=64, crop="random", flip=0.5, views=0)
     draws = torch.rand(300, 3).tolist()
-    framings = [options.framing((300, 150), *draw) for draw in draws]
+    framings = [options.view_at((300, 150), *draw) for draw in draws]
     lefts = {framing.left for framing in framings}
     assert min(lefts) == 0
     assert max(lefts) == 64
@@ -370,7 +368,7 @@ def test_random_crops_cover_the_picture_and_flips_mirror_it() -> None:
     assert 100 < sum(framing.flip for framing in framings) < 200
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8))
-    mirrored = PictureOptions(resolution=64, flip=1.0).framing((64, 64), 0, 0, 0.3).apply(image)
+    mirrored = PictureOptions(resolution=64, flip=1.0).view_at((64, 64), 0, 0, 0.3).apply(image)
     assert np.array_equal(np.asarray(mirrored), np.asarray(image)[:, ::-1])
 
 
@@ -415,21 +413,21 @@ def test_impossible_framings_are_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_batches_stay_in_a_bucket_and_leave_nothing_out() -> None:
-    buckets = [torch.arange(0, 13), torch.arange(13, 16), torch.arange(16, 57)]
-    order = BucketOrder(buckets)
-    steps = [order.at(step, 4, seed=3) for step in range(570)]
+    buckets = [np.arange(0, 13), np.arange(13, 16), np.arange(16, 57)]
+    order = BucketSampler(buckets)
+    steps = [order.indices(step, 4, seed=3) for step in range(570)]
     of = torch.cat([torch.full((len(bucket),), n) for n, bucket in enumerate(buckets)])
     assert all(len(set(of[step].tolist())) == 1 for step in steps)
     counts = torch.bincount(torch.cat(steps), minlength=57)
     assert int(counts.min()) >= 39  # 40 epochs, the ends of which may lie a batch away
     assert int(counts.max()) <= 41
-    assert torch.equal(order.at(399, 4, seed=3), steps[399])  # found without those before it
-    assert any(not torch.equal(order.at(n, 4, seed=4), steps[n]) for n in range(5))
+    assert torch.equal(order.indices(399, 4, seed=3), steps[399])  # found without those before it
+    assert any(not torch.equal(order.indices(n, 4, seed=4), steps[n]) for n in range(5))
 
 
 def test_a_bucket_smaller_than_a_batch_is_seen_too() -> None:
-    order = BucketOrder([torch.arange(3), torch.arange(3, 5)])
-    seen = torch.cat([order.at(step, 8, seed=0) for step in range(50)])
+    order = BucketSampler([np.arange(3), np.arange(3, 5)])
+    seen = torch.cat([order.indices(step, 8, seed=0) for step in range(50)])
     assert set(seen.tolist()) == set(range(5))
 
 
@@ -447,11 +445,11 @@ def parts() -> dict[bool, Parts]:
     return {xl: Parts(xl=xl) for xl in (False, True)}
 
 
-def batches(samples: Samples, steps: int = 4, size: int = 3) -> list[Any]:
+def batches(samples: Dataset, steps: int = 4, size: int = 3) -> list[Any]:
     found = []
     for step in range(steps):
-        chance = RandomStreams.at(7, step * size, size, step)
-        found.append(samples.batch(samples.indices(step, size, 7), chance))
+        streams = RandomStreams.at(7, step * size, size, step)
+        found.append(samples.batch(samples.indices(step, size, 7), streams))
     return found
 
 
@@ -498,7 +496,10 @@ def test_cached_samples_are_the_live_ones(
         live.null_added().keys() == cached.null_added().keys() == ({"text_embeds"} if xl else set())
     )
     some = torch.tensor([0, 1, 4])
-    (mine, states, counts), (theirs, others, known) = live.captioned(some), cached.captioned(some)
+    (mine, states, counts), (theirs, others, known) = (
+        live.caption_batch(some),
+        cached.caption_batch(some),
+    )
     torch.testing.assert_close((mine, states), (theirs, others), atol=1e-5, rtol=1e-4)
     assert counts == known
 
@@ -557,8 +558,8 @@ def test_moments_are_sampled_anew_every_time() -> None:
     moments = torch.zeros(1, 2, 64, 64)
     moments[:, 1] = 2 * np.log(3)  # deviation 3
     moments[:, 0] = 5
-    chance = RandomStreams([1])
-    draws = [Latents(0.5, 1.0).draw(moments, chance.randn(1, 64, 64)) for _ in range(2)]
+    streams = RandomStreams([1])
+    draws = [LatentScaling(0.5, 1.0).sample(moments, streams.randn(1, 64, 64)) for _ in range(2)]
     assert not torch.equal(*draws)
     assert float(draws[0].mean()) == pytest.approx((5 - 1) * 0.5, abs=0.1)
     assert float(draws[0].std()) == pytest.approx(1.5, abs=0.1)

@@ -1,32 +1,32 @@
-"""Opens the training samples that a configuration asks for, live or from a feature cache."""
+"""Opens the training set that a config describes, encoded online or read from a feature cache."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from imageprompt.training.cache.cached_dataset import CachedDataset, PreparedSet, set_path
-from imageprompt.training.cache.encode_missing import OnProgress
-from imageprompt.training.cache.encoders import FeatureExtractors
-from imageprompt.training.cache.prepare import prepare
-from imageprompt.training.data.framing import PictureOptions
-from imageprompt.training.data.online_dataset import OnlineDataset
-from imageprompt.training.data.scan import Quarantine
+from imageprompt.training.cache.cached_dataset import CachedDataset, CacheIndex, index_path
+from imageprompt.training.cache.feature_extractors import FeatureExtractors
 from imageprompt.training.data.sources import DataOptions, open_data
+from imageprompt.training.data.views import PictureOptions
+
+if TYPE_CHECKING:
+    from imageprompt.training.cache.encode import OnProgress
+    from imageprompt.training.data.online_dataset import OnlineDataset
 
 
 def open_dataset(
     data: str | Mapping[str, Any],
     cache: str | None,
-    encoders: FeatureExtractors,
+    extractors: FeatureExtractors,
     options: PictureOptions,
     *,
     online: bool = False,
     log: Callable[[str], None] = lambda line: None,
-    on_progress: OnProgress = lambda what, done, total: None,
+    on_progress: OnProgress = lambda phase, done, total: None,
 ) -> OnlineDataset | CachedDataset:
-    """The samples of `data`; with a `cache`, what it lacks is encoded first.
+    """The samples of `data`; what a `cache` lacks is encoded first.
 
     Several processes that open the same cache share that work. Raises OptionError, NotFoundError,
     PictureError, CacheError.
@@ -34,18 +34,23 @@ def open_dataset(
     source = DataOptions.of(data)
     records = open_data(source)
     if cache is None:
-        quarantine = Quarantine(len(records), source.max_broken, records.troubles())
-        return OnlineDataset(records, encoders, options, quarantine)
+        from imageprompt.training.data.online_dataset import OnlineDataset
+        from imageprompt.training.data.scan import Quarantine
+
+        quarantine = Quarantine(len(records), source.max_broken, records.problems())
+        return OnlineDataset(records, extractors, options, quarantine)
     folder = Path(cache).expanduser()
-    work = (records, encoders) if online and encoders.reads_pictures else None
-    known = PreparedSet.find(set_path(folder, records, encoders, options, online))
-    if known is not None:
-        samples = CachedDataset(folder, known, work)
-        if samples.complete():
-            return samples
-    done = prepare(
+    encoded_online = (records, extractors) if online and extractors.reads_pictures else None
+    index = CacheIndex.load(index_path(folder, records, extractors, options, online))
+    if index is not None:
+        dataset = CachedDataset(folder, index, encoded_online)
+        if dataset.complete():
+            return dataset
+    from imageprompt.training.cache.build import build_cache
+
+    report = build_cache(
         records,
-        encoders,
+        extractors,
         options,
         folder,
         max_broken=source.max_broken,
@@ -53,5 +58,5 @@ def open_dataset(
         log=log,
         on_progress=on_progress,
     )
-    assert done.set is not None  # it was no dry run
-    return CachedDataset(folder, done.set, work)
+    assert report.index is not None  # not a dry run
+    return CachedDataset(folder, report.index, encoded_online)

@@ -1,1 +1,1 @@
-"""Features of a data set, encoded once and kept on disk."""
+"""The feature cache: what the frozen models compute of a data set, stored on disk."""

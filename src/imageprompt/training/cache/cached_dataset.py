@@ -1,4 +1,4 @@
-"""Samples from a feature cache: no frozen model is needed, except for what is encoded online."""
+"""Samples from a feature cache; frozen models are only needed for features encoded online."""
 
 from __future__ import annotations
 
@@ -12,39 +12,44 @@ import torch
 from torch import Tensor
 
 from imageprompt.core.spec import Feature
-from imageprompt.training.cache.encoders import FeatureExtractors, Latents, joined
+from imageprompt.training.cache.feature_extractors import (
+    FeatureExtractors,
+    LatentScaling,
+    combine_features,
+)
 from imageprompt.training.cache.store import Addresses, Store, save_tensors
-from imageprompt.training.data.bucket_sampler import Groups, fingerprint_of
-from imageprompt.training.data.dataset import Batch, Features, Samples
-from imageprompt.training.data.framing import PictureOptions
+from imageprompt.training.data.bucket_sampler import BucketSampler
+from imageprompt.training.data.dataset import Batch, Dataset, Features, dataset_fingerprint
 from imageprompt.training.data.random_streams import RandomStreams
 from imageprompt.training.data.scan import HASH
 from imageprompt.training.data.sources import Records
+from imageprompt.training.data.views import PictureOptions
 
 _NULL = "null."
 
 
 @dataclass(frozen=True)
-class PreparedSet:
-    """Which entries of the cache make each sample; n samples with v views of each.
+class CacheIndex:
+    """Which entries of the cache make up each sample; n samples with v views of each.
 
     tensors: `moments` [n, v, 16], `text` [n, 16] and `features` [n, 16] are addresses, uint8;
-    `time_ids` int32 [n, v, 6]; `group` int32 [n], the bucket or -1; `tokens` int32 [n]; `origin`
-    int64 [n], the record; `face` float32 [n, ...] if the variant reads one; `null.*` what the null
-    picture and the empty caption are.
+    `time_ids` int32 [n, v, 6]; `group` int32 [n], the bucket or -1; `tokens` int32 [n], the length
+    of the caption; `origin` int64 [n], the record; `face` float32 [n, ...] if the variant reads
+    one; `null.*`: null image and empty caption.
     """
 
     tensors: dict[str, Tensor]
-    recipes: dict[str, str]
-    latents: Latents
+    model_ids: dict[str, str]
+    latents: LatentScaling
     feature: Feature
     broken: list[str]
+    """A line for everything that could not be read."""
     fingerprint: str
 
     def save(self, path: Path) -> None:
-        """Write it, whole or not at all. Raises CacheError."""
+        """Write it atomically. Raises CacheError."""
         plain = {
-            "recipes": self.recipes,
+            "recipes": self.model_ids,
             "latents": asdict(self.latents),
             "feature": str(self.feature),
             "broken": self.broken,
@@ -52,15 +57,15 @@ class PreparedSet:
         }
         save_tensors(path, self.tensors, {"set": json.dumps(plain)})
 
-    def same(self, other: PreparedSet) -> bool:
-        """Is there any difference between the two?"""
+    def equals(self, other: CacheIndex) -> bool:
+        """Whether both hold the same samples."""
         if self.tensors.keys() != other.tensors.keys() or self.broken != other.broken:
             return False
         return all(torch.equal(self.tensors[name], other.tensors[name]) for name in self.tensors)
 
     @classmethod
-    def find(cls, path: Path) -> PreparedSet | None:
-        """What `save` wrote there; None if nothing did, or if it is damaged: it is soon made."""
+    def load(cls, path: Path) -> CacheIndex | None:
+        """What `save` wrote; None if missing or damaged (rebuilt cheaply)."""
         from safetensors import safe_open
 
         try:
@@ -69,73 +74,73 @@ class PreparedSet:
                 plain: dict[str, Any] = json.loads(handle.metadata()["set"])
             return cls(
                 tensors,
-                **plain
-                | {
-                    "latents": Latents(**plain["latents"]),
-                    "feature": Feature.parse(plain["feature"]),
-                },
+                plain["recipes"],
+                LatentScaling(**plain["latents"]),
+                Feature.parse(plain["feature"]),
+                plain["broken"],
+                plain["fingerprint"],
             )
-        except Exception:  # safetensors, JSON and the system each have their own
+        except Exception:  # safetensors, JSON and the system raise their own
             return None
 
 
-def set_path(
+def index_path(
     folder: Path,
     records: Records,
-    encoders: FeatureExtractors,
+    extractors: FeatureExtractors,
     options: PictureOptions,
     online: bool,
 ) -> Path:
-    """Where the set of these records lies, encoded and framed like that."""
-    name = fingerprint_of(records, encoders, options)
+    """The file of the index for these records, encoded and cropped like this."""
+    name = dataset_fingerprint(records, extractors, options)
     return folder / "sets" / f"{name}{'-online' if online else ''}.safetensors"
 
 
-def store_folder(folder: Path, kind: str, recipe: str) -> Path:
-    """Where the entries of a kind lie."""
-    return folder / kind / recipe
+def open_store(folder: Path, kind: str, model_id: str) -> Store:
+    """The entries of a kind made by one model."""
+    return Store(folder / kind / model_id)
 
 
-class CachedDataset(Samples):
-    """A prepared set. `online` encodes image features from the records instead of reading them."""
+class CachedDataset(Dataset):
+    """The samples of an index. `online` encodes image features from the records instead."""
 
     def __init__(
         self,
         folder: Path,
-        prepared: PreparedSet,
+        index: CacheIndex,
         online: tuple[Records, FeatureExtractors] | None = None,
     ) -> None:
-        self._set, self._online = prepared, online
+        self.index, self._online = index, online
         self._stores = {
-            kind: Store(store_folder(folder, kind, recipe))
-            for kind, recipe in prepared.recipes.items()
-            if kind in prepared.tensors
+            kind: open_store(folder, kind, model_id)
+            for kind, model_id in index.model_ids.items()
+            if kind in index.tensors
         }
-        group = prepared.tensors["group"].numpy()
-        numbers = range(int(group.max()) + 1)
-        self._groups = Groups([np.flatnonzero(group == number) for number in numbers])
+        bucket = index.tensors["group"].numpy()
+        numbers = range(int(bucket.max()) + 1)
+        self._sampler = BucketSampler([np.flatnonzero(bucket == number) for number in numbers])
 
     def __len__(self) -> int:
-        return len(self._groups)
+        return len(self._sampler)
 
     def complete(self) -> bool:
-        """Is every entry in the cache?"""
+        """Whether every entry is in the cache."""
         return all(
-            bool(store.has(addresses_of(self._set.tensors[kind])).all())
+            bool(store.has(addresses_of(self.index.tensors[kind])).all())
             for kind, store in self._stores.items()
         )
 
     def indices(self, step: int, batch: int, seed: int) -> Tensor:
-        return self._groups.indices(step, batch, seed)
+        return self._sampler.indices(step, batch, seed)
 
-    def batch(self, indices: Tensor, chance: RandomStreams) -> Batch:
-        tensors, views = self._set.tensors, self._set.tensors["moments"].shape[1]
+    def batch(self, indices: Tensor, streams: RandomStreams) -> Batch:
+        tensors, views = self.index.tensors, self.index.tensors["moments"].shape[1]
         numbers = (
-            chance.integers(views) if views > 1 else torch.zeros(len(indices), dtype=torch.long)
+            streams.integers(views) if views > 1 else torch.zeros(len(indices), dtype=torch.long)
         )
         moments = self._read("moments", tensors["moments"][indices, numbers], "moments")
-        noise = chance.randn(moments.shape[1] // 2, *moments.shape[2:])
-        latents = self._set.latents.draw(moments, noise)
+        noise = streams.randn(moments.shape[1] // 2, *moments.shape[2:])
+        latents = self.index.latents.sample(moments, noise)
         added = {}
         if "null.text_embeds" in tensors:
             added["text_embeds"] = self._read("text", tensors["text"][indices], "text_embeds")
@@ -143,51 +148,55 @@ class CachedDataset(Samples):
         return Batch(latents, self._states(indices), self._features(indices), added)
 
     def null_text(self) -> Tensor:
-        return self._set.tensors["null.states"]
+        return self.index.tensors["null.states"]
 
     def null_added(self) -> dict[str, Tensor]:
         name = "null.text_embeds"
-        found = self._set.tensors.get(name)
+        found = self.index.tensors.get(name)
         return {} if found is None else {name.removeprefix(_NULL): found}
 
     def null_features(self) -> Features:
-        tensors = self._set.tensors
-        return joined(self._set.feature, tensors.get("null.encoded"), tensors.get("null.face"))
+        tensors = self.index.tensors
+        return combine_features(
+            self.index.feature, tensors.get("null.encoded"), tensors.get("null.face")
+        )
 
-    def captioned(self, indices: Tensor) -> tuple[Features, Tensor, list[int]]:
-        """Image features, text states, and how many tokens each caption has."""
-        tokens = self._set.tensors["tokens"][indices].tolist()
+    def caption_batch(self, indices: Tensor) -> tuple[Features, Tensor, list[int]]:
+        """Image features, text states, and the number of tokens in each caption."""
+        tokens = self.index.tensors["tokens"][indices].tolist()
         return self._features(indices), self._states(indices), tokens
 
     def describe(self) -> str:
-        """One line: how many, in which sizes, encoded when."""
+        """One line: how many samples, in how many sizes, encoded when."""
         online = ", image features encoded online" if self._online else ""
         return (
-            f"{len(self):,} samples in {len(self._groups.groups)} size(s), from the cache{online}"
+            f"{len(self):,} samples in {len(self._sampler.buckets)} size(s), from the cache{online}"
         )
 
     def fingerprint(self) -> str:
-        """Changes when the data or what encoded it does."""
-        return self._set.fingerprint
+        """Changes with the data or the models that encoded it."""
+        return self.index.fingerprint
 
     def quarantined(self) -> list[str]:
-        """A line for everything that could not be read when the set was prepared."""
-        return self._set.broken
+        """A line for everything that could not be read when the cache was built."""
+        return self.index.broken
 
     def _states(self, indices: Tensor) -> Tensor:
-        return self._read("text", self._set.tensors["text"][indices], "states")
+        return self._read("text", self.index.tensors["text"][indices], "states")
 
     def _features(self, indices: Tensor) -> Features:
-        tensors = self._set.tensors
+        tensors = self.index.tensors
         face = tensors["face"][indices] if "face" in tensors else None
         encoded = None
         if self._online is not None:
-            records, encoders = self._online
-            origins = tensors["origin"][indices].tolist()
-            encoded = encoders.image([records.record(i).open_reference() for i in origins])
+            records, extractors = self._online
+            rows = tensors["origin"][indices].tolist()
+            encoded = extractors.encode_references(
+                [records.record(row).open_reference() for row in rows]
+            )
         elif "features" in tensors:
             encoded = self._read("features", tensors["features"][indices], "encoded")
-        return joined(self._set.feature, encoded, face)
+        return combine_features(self.index.feature, encoded, face)
 
     def _read(self, kind: str, addresses: Tensor, name: str) -> Tensor:
         """One tensor of the entries at these addresses, uint8 [b, 16] -> [b, ...]."""
@@ -196,6 +205,6 @@ class CachedDataset(Samples):
 
 
 def addresses_of(hashes: Tensor) -> Addresses:
-    """Hashes uint8 [..., 16] as a row of addresses."""
+    """Hashes uint8 [..., 16] as addresses, one row."""
     rows = hashes.reshape(-1, HASH).numpy()
     return np.array([bytes(row).hex().encode() for row in rows], "S32")

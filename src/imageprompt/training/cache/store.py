@@ -1,4 +1,4 @@
-"""Tensors kept by address in safetensors shards: written once, whole, by one process at a time."""
+"""Tensors stored by address in safetensors shards: written once, atomically, under a lock."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from imageprompt.core.atomic_files import write_atomically
 from imageprompt.core.errors import ImagePromptError, OptionError
 
 Addresses = NDArray[np.bytes_]
-"""Hashes of what an entry was made from, 32 hex digits each."""
+"""Hashes of what entries were computed from, 32 hex digits each."""
 
-_OPEN = 32  # shards kept open
+_MAX_OPEN = 32  # shards
 _SUFFIX = ".safetensors"
 
 
@@ -30,131 +30,135 @@ class CacheError(ImagePromptError):
 
 
 def address(*parts: object) -> bytes:
-    """The address of what is made from these parts."""
+    """The address of an entry computed from these parts."""
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:32].encode()
 
 
 class Store:
-    """The entries of one recipe. An entry is a few named tensors; a shard holds many entries.
+    """The entries of one kind and model. An entry is a few named tensors; a shard holds many.
 
-    Addresses are spread over `partitions` by their first digits; whoever writes to one holds its
-    lock. A shard is named by its addresses and appears whole or not at all, so a process that is
-    killed leaves nothing to clean up but a temporary file, which the next holder removes.
+    Work is divided into partitions; a process that writes to one holds its lock. A shard is named
+    by its partition and its addresses and is written atomically, so a killed process leaves only a
+    temporary file, which the next holder of the lock removes.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.damaged: dict[str, str] = {}
+        """Damaged shards by name, and why."""
         self._shards: dict[str, Addresses] = {}
         self._names: list[str] = []
-        self._known: Addresses = np.empty(0, "S32")
-        self._where: NDArray[np.int64] = np.empty(0, np.int64)
-        self._open: OrderedDict[str, tuple[Any, dict[str, int]]] = OrderedDict()
+        self._addresses: Addresses = np.empty(0, "S32")
+        self._shard_of: NDArray[np.int64] = np.empty(0, np.int64)
+        self._handles: OrderedDict[str, tuple[Any, dict[str, int]]] = OrderedDict()
         self.refresh()
 
     def refresh(self) -> None:
-        """Look again at which shards there are; those that are cut short count as damaged."""
+        """List the shards again; truncated ones count as damaged."""
         found = sorted(path.name for path in self.folder.glob(f"[0-9a-f]*{_SUFFIX}"))
         if found == self._names:
             return
-        known = self._shards
+        before = self._shards
         self._shards = {
-            name: known[name] if name in known else self._addresses_in(name) for name in found
+            name: before[name] if name in before else self._addresses_in(name) for name in found
         }
         self._names = found
-        sizes = [len(mine) for mine in self._shards.values()]
+        sizes = [len(addresses) for addresses in self._shards.values()]
         addresses = np.concatenate([np.empty(0, "S32"), *self._shards.values()])
         order = np.argsort(addresses, kind="stable")
-        self._known, self._where = addresses[order], np.repeat(np.arange(len(found)), sizes)[order]
+        self._addresses = addresses[order]
+        self._shard_of = np.repeat(np.arange(len(found)), sizes)[order]
 
     def has(self, addresses: Addresses) -> NDArray[np.bool_]:
-        """Which of these entries are there."""
-        places = np.searchsorted(self._known, addresses)
-        inside = places < len(self._known)
+        """Which of these entries exist."""
+        positions = np.searchsorted(self._addresses, addresses)
+        inside = positions < len(self._addresses)
         found = np.zeros(len(addresses), bool)
-        found[inside] = self._known[places[inside]] == addresses[inside]
+        found[inside] = self._addresses[positions[inside]] == addresses[inside]
         return found
 
     def read(self, address: bytes, name: str) -> Tensor:
-        """One tensor of an entry, on the CPU. Raises CacheError, naming the shard."""
-        place = int(np.searchsorted(self._known, address))
-        if place == len(self._known) or self._known[place] != address:
+        """One tensor of an entry, on the CPU. Raises CacheError, which names the shard."""
+        position = int(np.searchsorted(self._addresses, address))
+        if position == len(self._addresses) or self._addresses[position] != address:
             raise CacheError(
                 f"entry {address.decode()} of {self.folder}",
-                reason="it is not in the cache",
-                hint="Run `imageprompt prepare` again.",
+                reason="not in the cache",
+                hint="Run `imageprompt build-cache` again.",
             )
-        return self._tensor(self._names[int(self._where[place])], f"{address.decode()}.{name}")
+        shard = self._names[int(self._shard_of[position])]
+        return self._tensor(shard, f"{address.decode()}.{name}")
 
     def check(self) -> None:
-        """Read everything, and add what cannot be read to `damaged`."""
+        """Read everything, and add the shards that cannot be read to `damaged`."""
         for shard in self._names:
-            if why := self._trouble(shard, deep=True):
-                self.damaged[shard] = why
+            if reason := self._problem(shard, deep=True):
+                self.damaged[shard] = reason
 
     def drop(self, shard: str, *, deep: bool) -> bool:
-        """Remove a shard, under its lock, if it still is damaged: another may have made it anew."""
-        self._open.pop(shard, None)
+        """Remove a shard, under its lock, unless another process has replaced it meanwhile."""
+        self._handles.pop(shard, None)
         self.damaged.pop(shard, None)
-        still = bool(self._trouble(shard, deep=deep))
-        if still:
+        damaged = bool(self._problem(shard, deep=deep))
+        if damaged:
             (self.folder / shard).unlink(missing_ok=True)
         self._shards.pop(shard, None)
-        self._names = []  # look at it again
+        self._names = []  # makes `refresh` list the shards again
         self.refresh()
-        return still
+        return damaged
 
     @contextmanager
     def writing(self, partition: str, *, wait: bool = True) -> Iterator[None]:
-        """Hold the lock of a partition and see what others wrote before. Raises Timeout."""
+        """Hold the lock of a partition, and see what others wrote before. Raises Timeout."""
         from filelock import FileLock
 
         locks = self.folder / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         with FileLock(locks / f"{partition}.lock", timeout=-1 if wait else 0):
-            for left in self.folder.glob(f".{partition}-*.tmp{_SUFFIX}"):
-                left.unlink(missing_ok=True)  # of a process that was killed: we hold the lock
+            for temporary in self.folder.glob(f".{partition}-*.tmp{_SUFFIX}"):
+                temporary.unlink(missing_ok=True)  # of a killed process: we hold the lock
             self.refresh()
             yield
 
     def write(self, partition: str, entries: Mapping[bytes, Mapping[str, Tensor]]) -> Path:
-        """Write a shard. Raises CacheError when the disk is full; then nothing has changed."""
+        """Write a shard. Raises CacheError when the disk is full; nothing has changed then."""
         tensors = {
             f"{address.decode()}.{name}": tensor.contiguous()
             for address, parts in sorted(entries.items())
             for name, tensor in parts.items()
         }
-        sums = json.dumps({name: _sum(tensor) for name, tensor in tensors.items()})
+        sums = json.dumps({name: _checksum(tensor) for name, tensor in tensors.items()})
         path = self.folder / f"{partition}-{shard_name(sorted(entries))}{_SUFFIX}"
         save_tensors(path, tensors, {"sums": sums})
         return path
 
-    def _opened(self, shard: str) -> tuple[Any, dict[str, int]]:
+    def _open(self, shard: str) -> tuple[Any, dict[str, int]]:
+        """The open file of a shard, and the checksums of its tensors."""
         from safetensors import safe_open
 
-        if shard not in self._open:
+        if shard not in self._handles:
             handle: Any = safe_open(self.folder / shard, framework="pt")
-            self._open[shard] = handle, json.loads(handle.metadata()["sums"])
-            if len(self._open) > _OPEN:
-                self._open.popitem(last=False)
-        self._open.move_to_end(shard)
-        return self._open[shard]
+            self._handles[shard] = handle, json.loads(handle.metadata()["sums"])
+            if len(self._handles) > _MAX_OPEN:
+                self._handles.popitem(last=False)
+        self._handles.move_to_end(shard)
+        return self._handles[shard]
 
     def _tensor(self, shard: str, name: str) -> Tensor:
         try:
-            handle, sums = self._opened(shard)
+            handle, sums = self._open(shard)
             found: Tensor = handle.get_tensor(name)
-            right = _sum(found) == sums[name]
-        except Exception as error:  # safetensors, JSON and the system each have their own
+            intact = _checksum(found) == sums[name]
+        except Exception as error:  # safetensors, JSON and the system raise their own
             raise self._damage(shard, str(error)) from error
-        if not right:
+        if not intact:
             raise self._damage(shard, f"the checksum of {name} is wrong")
         return found
 
-    def _trouble(self, shard: str, *, deep: bool) -> str:
-        """What is wrong with a shard, "" if nothing is; its header alone is read unless `deep`."""
+    def _problem(self, shard: str, *, deep: bool) -> str:
+        """What is wrong with a shard, "" if nothing; only its header is read unless `deep`."""
         try:
-            names = self._opened(shard)[1]
+            names = self._open(shard)[1]
             for name in names if deep else ():
                 self._tensor(shard, name)
             return ""
@@ -164,66 +168,66 @@ class Store:
             return str(error)
 
     def _addresses_in(self, shard: str) -> Addresses:
-        why = self._trouble(shard, deep=False)
-        if why:
-            self.damaged[shard] = why
+        reason = self._problem(shard, deep=False)
+        if reason:
+            self.damaged[shard] = reason
             return np.empty(0, "S32")
-        names = self._opened(shard)[1]
+        names = self._open(shard)[1]
         return np.unique(np.array([name[:32].encode() for name in names], "S32"))
 
-    def _damage(self, shard: str, why: str) -> CacheError:
+    def _damage(self, shard: str, reason: str) -> CacheError:
         return CacheError(
             f"cache shard {self.folder / shard}",
-            reason=f"it is damaged ({why})",
-            hint="Run `imageprompt prepare --verify` with the same config: it makes anew what is "
-            "damaged; then go on with --resume.",
+            reason=f"damaged ({reason})",
+            hint="Run `imageprompt build-cache --verify` with the same config to encode it again, "
+            "then continue with --resume.",
         )
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a file of the cache, whole or not at all. Raises CacheError, as on a full disk."""
+    """Write a file of the cache atomically. Raises CacheError, for example on a full disk."""
     from safetensors.torch import save
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with write_atomically(path) as temporary:
-            # save_file has a temporary file of its own, which a kill would leave for ever
+            # save_file writes a temporary file of its own, which a kill would leave behind
             temporary.write_bytes(save(dict(tensors), metadata))
-    except Exception as error:  # safetensors and the system each have their own
+    except Exception as error:  # safetensors and the system raise their own
         raise CacheError(
             f"cache file {path}",
-            reason=f"it cannot be written ({error})",
-            hint="Make room and run `imageprompt prepare` again: it goes on where it was.",
+            reason=f"cannot be written ({error})",
+            hint="Free disk space and run `imageprompt build-cache` again; it continues.",
         ) from error
 
 
 def shard_name(addresses: Sequence[bytes]) -> str:
-    """The name of a shard with these entries."""
+    """The name of a shard with these entries, without its partition."""
     return hashlib.sha256(b"".join(addresses)).hexdigest()[:24]
 
 
 def partitions(addresses: Addresses) -> dict[str, Addresses]:
-    """Addresses by their first digit, or first two where there are very many; each sorted."""
+    """Sorted addresses by their first digit, or by two digits if there are very many."""
     digits = 1 if len(addresses) <= 2**15 else 2
     ordered = np.sort(addresses)
     heads = np.array([one[:digits] for one in ordered.tolist()])
     return {head.decode(): ordered[heads == head] for head in np.unique(heads)}
 
 
-def check_room(folder: Path, needed: int) -> None:
-    """Raises OptionError if the disk has less than `needed` bytes left."""
+def check_free_space(folder: Path, needed: int) -> None:
+    """Raises OptionError if the disk has less than `needed` bytes free."""
     import shutil
 
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OptionError(
             f"cache {str(folder)!r}",
-            reason=f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are left there",
-            hint="Make room, choose another folder, or leave image features out (online: true).",
+            reason=f"needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free",
+            hint="Free disk space, use another folder, or leave image features out (online: true).",
         )
 
 
-def _sum(tensor: Tensor) -> int:
+def _checksum(tensor: Tensor) -> int:
     import torch
 
     content: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -1,4 +1,4 @@
-"""The configuration of a training run: every key, its default, and what it may be."""
+"""The configuration of a training run: every key, its default and its range."""
 
 from __future__ import annotations
 
@@ -7,116 +7,214 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from imageprompt.core.errors import OptionError
-from imageprompt.training.config.loop_config import TrainConfig
-from imageprompt.training.config.yaml_reader import overridden, read_into, read_yaml
-from imageprompt.training.loop.objective import ConditionDropout, Timesteps
+from imageprompt.training.config.reader import (
+    STRICT_KEYS,
+    Key,
+    apply_overrides,
+    bad_key,
+    check_ranges,
+    read_config,
+    read_yaml,
+)
 
-# What may differ between a run and its continuation: none of it changes a weight.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from imageprompt.training.data.random_streams import RandomStreams
+
+# Keys that may change when a run is resumed: no weight depends on them.
 FREE_KEYS = frozenset(
     ("output", "cache", "device", "keep", "log_every", "checkpoint_every", "validate_every")
 ) | frozenset(("validation", "trackers"))
 
-# key -> lowest and highest value; the highest is still allowed
-_RANGES: dict[str, tuple[float, float]] = {
-    "resolution": (8, 8192),
-    "views": (0, 1000),
-    "steps": (1, 10**9),
-    "batch_size": (1, 65536),
-    "accumulate": (1, 65536),
-    "learning_rate": (1e-12, 10),
-    "weight_decay": (0, 10),
-    "warmup": (0, 10**9),
-    "decay_from": (0, 1),
-    "clip": (0, math.inf),
-    "ema": (0, 0.999999),
-    "seed": (0, 2**63 - 1),
-    "min_snr": (0, 1000),
-    "noise_offset": (0, 1),
-    "identity_only_prob": (0, 1),
-    "checkpoint_every": (0, 10**9),
-    "validate_every": (0, 10**9),
-    "log_every": (1, 10**9),
-    "keep": (1, 10**6),
-    "warm_start_steps": (10, 10**9),
-}
+
+@dataclass(frozen=True)
+class ConditionDropout:
+    """Probabilities of dropping the image, the text, or both, for classifier-free guidance.
+
+    The three events exclude one another (one draw per sample). The defaults are those of the
+    IP-Adapter paper (arXiv 2308.06721).
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    image: Annotated[float, Key("probability of dropping the image alone", ge=0, le=1)] = 0.05
+    text: Annotated[float, Key("probability of dropping the text alone", ge=0, le=1)] = 0.05
+    both: Annotated[float, Key("probability of dropping both", ge=0, le=1)] = 0.05
+
+    def draw(self, streams: RandomStreams) -> tuple[Tensor, Tensor]:
+        """Which of the b samples lose their image and which their text, bool [b] each."""
+        event = streams.rand()
+        image_only = event < self.image
+        text_only = (event >= self.image) & (event < self.image + self.text)
+        both = (event >= self.image + self.text) & (event < self.image + self.text + self.both)
+        return image_only | both, text_only | both
+
+
+@dataclass(frozen=True)
+class Timesteps:
+    """Distribution of training timesteps: a `uniform` share, the rest sigmoid(N(mean, std))."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    uniform: Annotated[float, Key("share of timesteps drawn uniformly", ge=0, le=1)] = 1.0
+    mean: Annotated[float, Key("mean of the logit-normal distribution of the rest")] = 0.0
+    std: Annotated[float, Key("its standard deviation", ge=0)] = 1.0
+
+    def draw(self, total: int, streams: RandomStreams) -> Tensor:
+        """Integer timesteps [b] below `total`."""
+        uniform = streams.rand()
+        logit_normal = (self.mean + self.std * streams.randn()).sigmoid()
+        is_uniform = streams.rand() < self.uniform
+        times = uniform.where(is_uniform, logit_normal) * total
+        return times.long().clamp(0, total - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """The pictures that are made to be looked at: one row a reference, one column a prompt."""
+    """The validation sheet: one row per held-out reference, one column per prompt."""
 
-    references: str | tuple[str, ...] = ()
-    """A folder or a list of pictures that are not in `data`."""
-    count: int = 4
-    """How many of them are used."""
-    prompts: tuple[str, ...] = ("",)
-    scale: float = 1.0
-    steps: int = 20
-    guidance: float = 5.0
-    seed: int = 1
+    __pydantic_config__ = STRICT_KEYS
+
+    references: Annotated[
+        str | tuple[str, ...],
+        Key("folder or list of pictures that are not in `data`; for faces, a data list"),
+    ] = ()
+    count: Annotated[int, Key("number of references to use", ge=1)] = 4
+    prompts: Annotated[tuple[str, ...], Key("one column of the sheet each")] = ("",)
+    scale: Annotated[float, Key("adapter scale")] = 1.0
+    steps: Annotated[int, Key("sampling steps", ge=1)] = 20
+    guidance: Annotated[float, Key("classifier-free guidance scale")] = 5.0
+    seed: Annotated[int, Key("seed of the first row; each further row adds 1")] = 1
 
     def __post_init__(self) -> None:
         if not self.prompts:
-            _refuse("validation.prompts", self.prompts, 'at least one, such as [""]')
-        for name in ("count", "steps"):
-            if getattr(self, name) < 1:
-                _refuse(f"validation.{name}", getattr(self, name), "at least 1")
+            raise bad_key(
+                "validation.prompts", self.prompts, 'must not be empty; use [""] for none'
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """All keys of a config file. `data` and `output` must be given."""
+    """All keys of a config file. `data` and `output` are required.
 
-    data: str | dict[str, Any]
-    output: str
-    base: str = "tiny"
-    encoder: str | None = None
-    variant: str = "base"
-    adapter: str | None = None
-    cache: str | None = None
-    resolution: int = 512
-    crop: Literal["center", "random"] = "center"
-    flip: bool | float = False
-    buckets: bool | tuple[tuple[int, int], ...] = False
-    views: int = 4
-    online: bool = False
-    steps: int = 10_000
-    batch_size: int = 8
-    accumulate: int = 1
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
-    warmup: int = 100
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    decay_from: float = 0.0
-    clip: float = 1.0
-    ema: float = 0.999
-    seed: int = 0
-    drop: ConditionDropout = field(default_factory=ConditionDropout)
-    timesteps: Timesteps = field(default_factory=Timesteps)
-    scales: tuple[float, float] = (1.0, 1.0)
-    min_snr: float = 0.0
-    noise_offset: float = 0.0
-    identity_only_prob: float = 0.5
-    init: Literal["copy", "zero"] = "copy"
-    tokens: int | None = None
-    depth: int | None = None
-    heads: int | None = None
-    width: int | None = None
-    warm_start: Literal["none", "captions"] = "none"
-    warm_start_steps: int = 3000
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    gradient_checkpointing: bool = False
-    device: str | None = None
-    checkpoint_every: int = 500
-    keep: int = 2
-    validate_every: int = 0
-    validation: ValidationConfig = field(default_factory=ValidationConfig)
-    log_every: int = 50
-    trackers: tuple[str, ...] = ("tensorboard",)
+    `batch_size` samples per process, `accumulate` times, make one optimiser step. Constructing one
+    raises OptionError for a value out of range; `load` also checks types.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    data: Annotated[
+        str | dict[str, Any],
+        Key(
+            "folder, JSON list or tar shards; or a mapping with path, format, images, caption, "
+            "max_broken, storage"
+        ),
+    ]
+    output: Annotated[str, Key("folder for everything the run writes")]
+    base: Annotated[str, Key("pipeline: `bundled`, a folder, or owner/repo on the Hub")] = "bundled"
+    encoder: Annotated[
+        str | None, Key("image encoder: a folder or owner/repo/sub; default: the base's own")
+    ] = None
+    variant: Annotated[str, Key("adapter architecture, see `imageprompt variants`")] = "base"
+    adapter: Annotated[str | None, Key("start from this adapter file, not from new weights")] = None
+    cache: Annotated[
+        str | None, Key("folder for encoded samples; default: encode them in every step")
+    ] = None
+    resolution: Annotated[
+        int, Key("side of the training pictures in pixels, a multiple of 8", ge=8, le=8192)
+    ] = 512
+    crop: Annotated[Literal["center", "random"], Key("where pictures are cropped")] = "center"
+    flip: Annotated[
+        bool | float, Key("probability of mirroring a picture; true: 0.5", ge=0, le=1)
+    ] = False
+    buckets: Annotated[
+        bool | tuple[tuple[int, int], ...],
+        Key("keep aspect ratios, one shape per batch; or a list of [width, height]"),
+    ] = False
+    views: Annotated[
+        int,
+        Key(
+            "number of random crops and flips per picture; 0: new ones each time, without a cache",
+            ge=0,
+            le=1000,
+        ),
+    ] = 4
+    online: Annotated[
+        bool, Key("leave image features out of the cache: patch features are large")
+    ] = False
+    steps: Annotated[int, Key("optimiser steps", ge=1)] = 10_000
+    batch_size: Annotated[int, Key("pictures per process and pass", ge=1, le=65536)] = 8
+    accumulate: Annotated[int, Key("passes per step", ge=1, le=65536)] = 1
+    learning_rate: Annotated[float, Key("AdamW's", ge=1e-12, le=10)] = 1e-4
+    weight_decay: Annotated[
+        float, Key("of weight matrices; norms, biases and latents have none", ge=0, le=10)
+    ] = 0.01
+    betas: Annotated[tuple[float, float], Key("AdamW's")] = (0.9, 0.999)
+    warmup: Annotated[int, Key("steps over which the learning rate rises", ge=0)] = 100
+    schedule: Annotated[
+        Literal["constant", "cosine", "linear"], Key("how the learning rate falls to zero")
+    ] = "constant"
+    decay_from: Annotated[
+        float, Key("share of the steps after which the learning rate falls", ge=0, le=1)
+    ] = 0.0
+    clip: Annotated[float, Key("largest gradient norm; 0: no limit", ge=0)] = 1.0
+    ema: Annotated[
+        float,
+        Key("decay of the average of the weights, which is the result; 0: none", ge=0, le=0.999999),
+    ] = 0.999
+    seed: Annotated[int, Key("seed of all random choices", ge=0, le=2**63 - 1)] = 0
+    drop: Annotated[
+        ConditionDropout, Key("probabilities that a sample loses its image, its text, or both")
+    ] = field(default_factory=ConditionDropout)
+    timesteps: Annotated[
+        Timesteps, Key("a share drawn uniformly, the rest as sigmoid of a normal")
+    ] = field(default_factory=Timesteps)
+    scales: Annotated[
+        tuple[float, float], Key("range of the adapter's scale, drawn once per step")
+    ] = (1.0, 1.0)
+    min_snr: Annotated[
+        float, Key("cap of the signal-to-noise weight, usually 5; 0: no weight", ge=0, le=1000)
+    ] = 0.0
+    noise_offset: Annotated[
+        float, Key("standard deviation of noise shared by a channel", ge=0, le=1)
+    ] = 0.0
+    identity_only_prob: Annotated[
+        float, Key("faceid-plus-v2: probability of seeing the identity alone", ge=0, le=1)
+    ] = 0.5
+    init: Annotated[
+        Literal["copy", "zero"],
+        Key("K', V' start as copies of the text's K, V; `zero`: V' starts at zero"),
+    ] = "copy"
+    tokens: Annotated[int | None, Key("image tokens; default: the variant's")] = None
+    depth: Annotated[int | None, Key("projector blocks; default: the variant's")] = None
+    heads: Annotated[int | None, Key("projector heads; default: the variant's")] = None
+    width: Annotated[int | None, Key("projector width; default: the variant's")] = None
+    warm_start: Annotated[
+        Literal["none", "captions"],
+        Key("`captions`: the projector first learns the captions' text states"),
+    ] = "none"
+    warm_start_steps: Annotated[int, Key("steps of the warm start", ge=10)] = 3000
+    mixed_precision: Annotated[
+        Literal["no", "bf16", "fp16"], Key("precision of the frozen base; `no`: float32")
+    ] = "no"
+    gradient_checkpointing: Annotated[bool, Key("less memory, slower steps")] = False
+    device: Annotated[str | None, Key("cpu, cuda or mps; default: the best one here")] = None
+    checkpoint_every: Annotated[
+        int, Key("steps between checkpoints; 0: only one at the end", ge=0)
+    ] = 500
+    keep: Annotated[int, Key("checkpoints to keep", ge=1)] = 2
+    validate_every: Annotated[int, Key("steps between validations; 0: never", ge=0)] = 0
+    validation: Annotated[ValidationConfig, Key("the validation sheet")] = field(
+        default_factory=ValidationConfig
+    )
+    log_every: Annotated[int, Key("steps between lines of metrics.jsonl", ge=1)] = 50
+    trackers: Annotated[tuple[str, ...], Key("trackers of accelerate, such as wandb")] = (
+        "tensorboard",
+    )
 
     @classmethod
     def load(
@@ -126,29 +224,33 @@ class TrainingConfig:
     ) -> TrainingConfig:
         """From a YAML file or a mapping, changed by `overrides` of the form "key=value".
 
-        A key inside another is written `drop.image`. Raises OptionError, NotFoundError.
+        A nested key is written `drop.image`. Raises OptionError, which names the key, and
+        NotFoundError.
         """
-        known = isinstance(source, Mapping)
-        where = "the config" if known else f"config {os.fspath(source)!r}"  # type: ignore[arg-type]
-        plain = dict(source) if isinstance(source, Mapping) else read_yaml(Path(source))
-        return read_into(cls, overridden(plain, overrides), where)
+        if isinstance(source, Mapping):
+            where, plain = "the config", dict(source)
+        else:
+            where, plain = f"config {os.fspath(source)!r}", read_yaml(Path(source))
+        return read_config(cls, apply_overrides(plain, overrides), where)
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                least = f"at least {low:g}" if value < low or high == math.inf else ""
-                _refuse(name, value, least or f"at most {high:g}")
+        check_ranges(self)
         if not self.output.strip():
-            _refuse("output", self.output, "a folder")
+            raise bad_key("output", self.output, "must name a folder")
+        if self.base == "tiny":
+            raise OptionError(
+                "config key 'base': 'tiny'",
+                reason="the bundled stack is called 'bundled'",
+                hint="Write base: bundled (or ./tiny for a folder of that name).",
+            )
         if self.decay_from == 1 and self.schedule != "constant":
-            _refuse("decay_from", 1, "below 1 where the rate falls at all")
+            raise bad_key("decay_from", 1, f"must be below 1 with schedule: {self.schedule}")
         if sum((self.drop.image, self.drop.text, self.drop.both)) > 1:
-            _refuse("drop", asdict(self.drop), "chances that add up to 1 at most")
+            raise bad_key("drop", asdict(self.drop), "probabilities must add up to at most 1")
         if not all(0 <= beta < 1 for beta in self.betas):
-            _refuse("betas", self.betas, "two numbers from 0 to below 1")
+            raise bad_key("betas", self.betas, "must be at least 0 and below 1")
         if not 0 <= self.scales[0] <= self.scales[1]:
-            _refuse("scales", self.scales, "a range, the lower end first")
+            raise bad_key("scales", self.scales, "must be [lowest, highest], both at least 0")
 
     @property
     def folder(self) -> Path:
@@ -156,51 +258,37 @@ class TrainingConfig:
         return Path(self.output).expanduser()
 
     @property
-    def cache_folder(self) -> Path:
-        """`cache` as a path, the working folder without one."""
-        return Path(self.cache or "").expanduser()
+    def cache_folder(self) -> Path | None:
+        """`cache` as a path."""
+        return None if self.cache is None else Path(self.cache).expanduser()
 
     @property
     def projector(self) -> dict[str, int]:
-        """The options of the variant's projector that were given."""
+        """The projector options that are set."""
         options = {"num_tokens": self.tokens, "depth": self.depth}
         options |= {"heads": self.heads, "width": self.width}
         return {name: value for name, value in options.items() if value is not None}
 
-    def loop(self) -> TrainConfig:
-        """The part that the loop reads."""
-        return TrainConfig(
-            steps=self.steps,
-            batch=self.batch_size,
-            accumulate=self.accumulate,
-            rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            betas=self.betas,
-            warmup=self.warmup,
-            schedule=self.schedule,
-            decay_from=self.decay_from,
-            clip=self.clip,
-            ema=self.ema,
-            seed=self.seed,
-            scales=self.scales,
-            loss_scaling=self.mixed_precision == "fp16",
-            save_every=self.checkpoint_every,
-            validate_every=self.validate_every,
-            log_every=self.log_every,
-            keep=self.keep,
-            drops=self.drop,
-            timesteps=self.timesteps,
-        )
+    @property
+    def loss_scaling(self) -> bool:
+        """Whether the loss is scaled, as float16 gradients would underflow."""
+        return self.mixed_precision == "fp16"
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of a step: linear warm-up, constant, then falling from `decay_from`."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        progress = step / self.steps
+        if self.schedule == "constant" or progress <= self.decay_from:
+            return self.learning_rate
+        decayed = (progress - self.decay_from) / (1 - self.decay_from)
+        if self.schedule == "linear":
+            return self.learning_rate * (1 - decayed)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * decayed))
 
     def identity(self) -> dict[str, Any]:
-        """What a run and its continuation must share, as plain values."""
+        """Plain values of all keys that a resumed run must share with the run it continues."""
         plain = {one.name: getattr(self, one.name) for one in fields(self)}
         plain |= {"drop": asdict(self.drop), "timesteps": asdict(self.timesteps)}
-        kept = {name: value for name, value in plain.items() if name not in FREE_KEYS}
-        return kept | {"cached": self.cache is not None}
-
-
-def _refuse(name: str, value: object, rule: str) -> None:
-    raise OptionError(
-        f"config key {name!r}: {value!r}", reason=f"it has to be {rule}", hint="Change it."
-    )
+        shared = {name: value for name, value in plain.items() if name not in FREE_KEYS}
+        return shared | {"cached": self.cache is not None}

@@ -1,8 +1,9 @@
-"""Random numbers of training: one stream a sample, the same on any number of processes."""
+"""All randomness of the training data, a function of the seed: order of samples, and streams."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -11,9 +12,9 @@ _MASK = 2**64 - 1
 
 
 def mix_seeds(*numbers: int) -> int:
-    """A 32-bit seed from several numbers, each bit of it moved by each of them (splitmix64).
+    """A 32-bit seed from several numbers; each of them changes every bit (splitmix64).
 
-    torch's generator on the CPU reads no more than 32 bits of its seed.
+    torch's CPU generator reads only 32 bits of its seed.
     """
     state = 0
     for number in numbers:
@@ -24,12 +25,28 @@ def mix_seeds(*numbers: int) -> int:
     return state >> 32
 
 
-class RandomStreams:
-    """What a micro step draws from: a generator for each of its b samples, one for all of them.
+@lru_cache(maxsize=64)
+def permutation(length: int, seed: int) -> Tensor:
+    """The permutation of `length` items that belongs to a seed; cached, as every step needs it."""
+    return torch.randperm(length, generator=torch.Generator().manual_seed(seed))
 
-    A sample's numbers depend on the run's seed and on its place in the run, not on which process
-    or which part of an accumulated step it falls to: two processes with a sample each draw what
-    one process with both of them draws.
+
+def indices_at(step: int, batch: int, length: int, seed: int) -> Tensor:
+    """The samples of a step, [batch]: each epoch has its own permutation, from (seed, epoch)."""
+    positions = range(step * batch, (step + 1) * batch)
+    orders = {
+        epoch: permutation(length, mix_seeds(seed, epoch))
+        for epoch in {position // length for position in positions}
+    }
+    return torch.stack([orders[position // length][position % length] for position in positions])
+
+
+class RandomStreams:
+    """Random numbers of a micro step: one generator for each of its b samples, one for all.
+
+    A sample's numbers depend on the run's seed and its position in the run, not on the process or
+    the part of an accumulated step it falls to: two processes with one sample each draw the same
+    numbers as one process with both.
     """
 
     def __init__(self, seeds: Sequence[int], shared: int = 0) -> None:
@@ -39,7 +56,7 @@ class RandomStreams:
     @classmethod
     def at(cls, seed: int, first: int, count: int, step: int) -> RandomStreams:
         """For samples `first`, `first` + 1 ... of the run (all epochs), at an optimiser step."""
-        seeds = [mix_seeds(seed, 1, place) for place in range(first, first + count)]
+        seeds = [mix_seeds(seed, 1, position) for position in range(first, first + count)]
         return cls(seeds, mix_seeds(seed, 2, step))
 
     def __len__(self) -> int:
@@ -54,7 +71,7 @@ class RandomStreams:
         return torch.stack([torch.randn(shape, generator=one) for one in self.generators])
 
     def integers(self, high: int) -> Tensor:
-        """Whole numbers from 0 to high - 1, int64 [b]."""
+        """Integers from 0 to high - 1, int64 [b]."""
         return torch.cat([torch.randint(high, (1,), generator=one) for one in self.generators])
 
     def step_rand(self) -> float:

@@ -1,11 +1,11 @@
-"""A first look at all samples: which can be read, how large they are, what their bytes hash to."""
+"""Scans all samples: their hashes and picture sizes, and which of them cannot be read."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,16 +20,21 @@ from imageprompt.core.errors import PictureError
 from imageprompt.training.cache.store import save_tensors
 from imageprompt.training.data.sources import Records
 
-_SHOWN = 5
+UNIT = 1024
+"""Samples scanned under one lock and stored in one file."""
+HASH = 16
+"""Bytes of a hash."""
+_LISTED = 5  # samples named in an error
 
 
 class Quarantine:
-    """What could not be read, each with the reason. At least one sample may always be broken."""
+    """The samples that could not be read, and why. At least one broken sample is always allowed."""
 
-    def __init__(self, total: int, share: float, troubles: Mapping[str, str]) -> None:
-        self._total, self._allowed = total, max(1, int(share * total))
-        self._share = share
-        self._troubles = dict(troubles)
+    def __init__(self, total: int, max_broken: float, problems: Mapping[str, str]) -> None:
+        """`max_broken`: share of the samples; `problems`: those of the source, by name."""
+        self._total, self._allowed = total, max(1, int(max_broken * total))
+        self._max_broken = max_broken
+        self._problems = dict(problems)
         self._samples: dict[int, str] = {}
 
     def __len__(self) -> int:
@@ -38,34 +43,31 @@ class Quarantine:
     def __contains__(self, index: int) -> bool:
         return index in self._samples
 
-    def add(self, index: int, why: str) -> None:
-        """A sample that cannot be read. Raises PictureError when there are too many."""
-        self._samples[index] = why
+    def add(self, index: int, reason: str) -> None:
+        """Add a sample that cannot be read. Raises PictureError when there are too many."""
+        self._samples[index] = reason
         if len(self._samples) > self._allowed or len(self._samples) == self._total:
+            first = " ".join(self.lines()[:_LISTED])
             raise PictureError(
                 f"{len(self)} of {self._total} samples",
-                reason=f"they cannot be read, and data.max_broken is {self._share:g}; the first are: "
-                + " ".join(self.lines()[:_SHOWN]),
-                hint="Repair or remove them, or allow more.",
+                reason=f"cannot be read, and data.max_broken is {self._max_broken:g}: {first}",
+                hint="Repair or remove them, or raise data.max_broken.",
             )
 
     def lines(self) -> list[str]:
-        """A line each: damaged shards first, then samples in their order."""
-        shards = [f"{name}: {why}" for name, why in self._troubles.items()]
+        """A line each: damaged shards first, then samples by index."""
+        shards = [f"{name}: {reason}" for name, reason in self._problems.items()]
         return shards + [self._samples[index] for index in sorted(self._samples)]
-
-
-UNIT = 1024  # samples looked at under one lock and kept in one file
-HASH = 16  # bytes
 
 
 @dataclass(frozen=True)
 class ScanResult:
-    """n samples, by columns [n, ...]; what could not be read has zeros there.
+    """n samples by columns [n, ...]; unreadable samples have zeros.
 
-    `picture`, `reference`, `caption`: hashes, uint8 [n, 16]. `size`: width and height, int32,
-    known from the header even where the rest is broken. `good`: can it be used? `face`: embeddings,
-    float32, where they were asked for. `broken`: why not, by index.
+    `picture`, `reference`, `caption`: hashes, uint8 [n, 16]. `size`: width and height, int32, from
+    the header, so known for some broken samples too. `good`: usable, uint8. `decoded`: the pictures
+    were decoded, not only their headers read, uint8. `face`: embeddings, float32, if requested.
+    `stamp`: changes when a sample's files do, uint8 [n, 16]. `broken`: the reason by index.
     """
 
     columns: dict[str, NDArray[Any]]
@@ -77,69 +79,157 @@ class ScanResult:
     def __getitem__(self, column: str) -> NDArray[Any]:
         return self.columns[column]
 
+    def mark_broken(self, index: int, reason: str) -> None:
+        """A sample whose picture turned out to be damaged beyond its header."""
+        self["good"][index] = 0
+        self.broken[index] = reason
+
 
 @dataclass
-class _Look:
-    """What a look at one sample on_progress."""
+class _Row:
+    """What the scan of one sample finds."""
 
     stamp: bytes
+    decoded: bool
     picture: bytes = bytes(HASH)
     reference: bytes = bytes(HASH)
     caption: bytes = bytes(HASH)
     size: tuple[int, int] = (0, 0)
     face: NDArray[np.float32] | None = None
-    why: str = "not looked at"
+    reason: str = "not scanned"
+    """Why the sample cannot be used; "" if it can."""
 
     @property
     def good(self) -> bool:
-        return not self.why
+        return not self.reason
 
 
-def scan(
-    records: Records,
-    folder: Path,
-    *,
-    faces: bool,
-    quarantine: Quarantine,
-    on_progress: Callable[[int], None] = lambda count: None,
-) -> ScanResult:
-    """Look at every sample once, whoever of several processes does it; the rest is on disk.
+class Scan:
+    """Scans a list of records: every unit by whichever process gets there first.
 
-    Every picture is decoded, so that what is broken is known before anything is trained on.
-    `on_progress` hears how many samples each unit has brought. Raises PictureError (too many broken).
+    The result is stored in `folder` and read from there by other processes and later, unless the
+    files of a sample have changed since.
     """
-    place = folder / f"{records.fingerprint()}{'-faces' if faces else ''}"
-    place.mkdir(parents=True, exist_ok=True)
-    units = [range(at, min(at + UNIT, len(records))) for at in range(0, len(records), UNIT)]
-    found: dict[int, ScanResult] = {}
-    for wait in (False, True):  # first what nobody else is at, then whatever is left
-        for unit in units:
-            part = found.get(unit.start) or _unit(records, unit, place, faces, wait)
-            if part is None or unit.start in found:
+
+    def __init__(self, records: Records, folder: Path, *, faces: bool) -> None:
+        """`faces`: read the samples' face embeddings too."""
+        self._records, self._faces = records, faces
+        self._folder = folder / f"{records.fingerprint()}{'-faces' if faces else ''}"
+        count = len(records)
+        self._units = [range(start, min(start + UNIT, count)) for start in range(0, count, UNIT)]
+
+    def run(
+        self,
+        quarantine: Quarantine,
+        *,
+        decode: bool,
+        on_progress: Callable[[int], None] = lambda count: None,
+    ) -> ScanResult:
+        """Scan every sample once.
+
+        `decode`: decode every picture, to find those that are damaged beyond their header.
+        `on_progress` receives the number of samples of each unit. Raises PictureError (too many
+        broken).
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        found: dict[int, ScanResult] = {}
+        for wait in (False, True):  # first units that nobody else is scanning, then the others
+            for unit in self._units:
+                if unit.start in found:
+                    continue
+                part = self._unit(unit, decode, wait)
+                if part is None:
+                    continue
+                found[unit.start] = part
+                on_progress(len(unit))
+                for index, reason in part.broken.items():
+                    quarantine.add(unit.start + index, reason)
+        return _concatenate([found[unit.start] for unit in self._units])
+
+    def save(self, result: ScanResult) -> None:
+        """Record that all pictures of `result` were decoded, and which of them are broken."""
+        before = result["decoded"].copy()
+        result["decoded"][:] = 1
+        for unit in self._units:
+            rows = slice(unit.start, unit.stop)
+            if before[rows].all():
                 continue
-            found[unit.start] = part
-            on_progress(len(unit))
-            for index, why in part.broken.items():
-                quarantine.add(unit.start + index, why)
-    return _joined([found[unit.start] for unit in units])
+            columns = {name: column[rows] for name, column in result.columns.items()}
+            broken = {i - unit.start: why for i, why in result.broken.items() if i in unit}
+            with FileLock(self._path(unit).with_suffix(".lock")):
+                _write(self._path(unit), ScanResult(columns, broken))
+
+    def _path(self, unit: range) -> Path:
+        return self._folder / f"{unit.start:09d}.safetensors"
+
+    def _unit(self, unit: range, decode: bool, wait: bool) -> ScanResult | None:
+        """A unit, from the disk if it is up to date; None if another process is scanning it."""
+        path = self._path(unit)
+        try:
+            with FileLock(path.with_suffix(".lock"), timeout=-1 if wait else 0):
+                for temporary in self._folder.glob(f".{path.stem}.*.tmp.safetensors"):
+                    temporary.unlink(missing_ok=True)  # of a killed process: we hold the lock
+                threads = min(8, os.cpu_count() or 1)  # decoders release the interpreter lock
+                with ThreadPoolExecutor(threads) as pool:
+                    stamps = list(pool.map(self._stamp, unit))
+                    stored = _read(path, stamps)
+                    if stored is not None and (stored["decoded"].all() or not decode):
+                        return stored
+                    rows = pool.map(lambda i, stamp: self._row(i, stamp, decode), unit, stamps)
+                    result = _table(list(rows), self._faces)
+                _write(path, result)
+                return result
+        except Timeout:
+            return None
+
+    def _stamp(self, index: int) -> bytes:
+        """Changes when a file of a sample is replaced; only names, sizes and times are read."""
+        try:
+            record = self._records.record(index)
+        except PictureError as error:
+            return content_hash(str(error).encode())
+        files = [one for one in (record.picture, record.reference, record.id_embed) if one]
+        return content_hash("\n".join([record.text, *(one.stamp() for one in files)]).encode())
+
+    def _row(self, index: int, stamp: bytes, decode: bool) -> _Row:
+        row = _Row(stamp, decode)
+        try:
+            record = self._records.record(index)
+            if decode:
+                row.size = record.size()  # known even if decoding fails
+                row.picture = row.reference = record.open_with_hash()[1][:HASH]
+            else:
+                row.size, data = record.size_and_bytes()
+                row.picture = row.reference = content_hash(data)
+            if record.reference is not None and decode:
+                row.reference = record.open_with_hash(reference=True)[1][:HASH]
+            elif record.reference is not None:
+                row.reference = content_hash(record.reference.read())
+            row.caption = content_hash(record.text.encode())
+            row.face = record.id_embeds() if self._faces else None
+            row.reason = ""
+        except PictureError as error:
+            row.reason = str(error)
+        return row
 
 
-def digest(content: bytes) -> bytes:
-    """The hash that stands for a picture or a caption."""
+def content_hash(content: bytes) -> bytes:
+    """The hash that stands for a picture or a caption in the cache."""
     return hashlib.sha256(content).digest()[:HASH]
 
 
-def _joined(parts: list[ScanResult]) -> ScanResult:
-    starts = np.cumsum([0, *(len(part) for part in parts)])
-    broken = {
-        int(start) + index: why
-        for start, part in zip(starts, parts, strict=False)
-        for index, why in part.broken.items()
-    }
+def _concatenate(parts: list[ScanResult]) -> ScanResult:
     if "face" in parts[0].columns:
         _check_faces(parts)
     columns = {name: np.concatenate([p[name] for p in parts]) for name in parts[0].columns}
-    return ScanResult(columns, broken)
+    return ScanResult(columns, dict(_broken(parts)))
+
+
+def _broken(parts: list[ScanResult]) -> Iterator[tuple[int, str]]:
+    start = 0
+    for part in parts:
+        yield from ((start + index, reason) for index, reason in part.broken.items())
+        start += len(part)
 
 
 def _check_faces(parts: list[ScanResult]) -> None:
@@ -147,95 +237,49 @@ def _check_faces(parts: list[ScanResult]) -> None:
     if len(shapes) > 1:
         raise PictureError(
             f"face embeddings of shapes {', '.join(str(list(shape)) for shape in shapes)}",
-            reason="all samples have as many faces, of one width",
-            hint="Compute them again, all in one way.",
+            reason="every sample must have as many faces, of one width",
+            hint="Compute all of them in the same way.",
         )
 
 
-def _unit(records: Records, unit: range, place: Path, faces: bool, wait: bool) -> ScanResult | None:
-    """A unit, from the disk if nothing has changed since; None if another process is at it."""
-    path = place / f"{unit.start:09d}.safetensors"
-    try:
-        with FileLock(path.with_suffix(".lock"), timeout=-1 if wait else 0):
-            threads = min(8, os.cpu_count() or 1)  # decoders let go of the interpreter
-            with ThreadPoolExecutor(threads) as pool:
-                stamps = list(pool.map(lambda index: _stamp(records, index), unit))
-                kept = _read(path, stamps)
-                if kept is not None:
-                    return kept
-                looks = list(
-                    pool.map(lambda i, stamp: _look(records, i, stamp, faces), unit, stamps)
-                )
-            for left in place.glob(f".{path.stem}.*.tmp.safetensors"):
-                left.unlink(missing_ok=True)  # of a process that was killed: we hold the lock
-            return _written(path, looks, faces)
-    except Timeout:
-        return None
-
-
-def _stamp(records: Records, index: int) -> bytes:
-    """Changes when anything of a sample is replaced; only names, sizes and times are read."""
-    try:
-        record = records.record(index)
-    except PictureError as error:
-        return digest(str(error).encode())
-    blobs = [one for one in (record.picture, record.reference, record.id_embed) if one is not None]
-    return digest("\n".join([record.text, *(blob.stamp() for blob in blobs)]).encode())
-
-
-def _look(records: Records, index: int, stamp: bytes, faces: bool) -> _Look:
-    look = _Look(stamp)
-    try:
-        record = records.record(index)
-        look.size = record.size()
-        record.open_picture()
-        look.picture = look.reference = digest(record.picture.read())
-        if record.reference is not None:
-            record.open_reference()
-            look.reference = digest(record.reference.read())
-        look.caption = digest(record.text.encode())
-        look.face = record.id_embeds() if faces else None
-        look.why = ""
-    except PictureError as error:
-        look.why = str(error)
-    return look
-
-
-def _written(path: Path, looks: list[_Look], faces: bool) -> ScanResult:
-    """Write a unit. Samples whose faces are not shaped like the first one's are broken."""
-    shape = next((one.face.shape for one in looks if one.face is not None), (0,))
-    for one in looks:
-        if one.face is not None and one.face.shape != shape:
-            one.why = f"A face embedding is {list(one.face.shape)} where others are {list(shape)}."
-    hashes = ("stamp", "picture", "reference", "caption")
-    columns: dict[str, NDArray[Any]] = {
-        name: np.frombuffer(b"".join(getattr(one, name) for one in looks), np.uint8).reshape(
-            -1, HASH
-        )
-        for name in hashes
-    }
-    columns["size"] = np.array([one.size for one in looks], np.int32)
-    columns["good"] = np.array([one.good for one in looks], np.uint8)
+def _table(rows: list[_Row], faces: bool) -> ScanResult:
+    """Rows as columns. Samples whose faces are not shaped like the first one's are broken."""
+    shape = next((row.face.shape for row in rows if row.face is not None), (0,))
+    for row in rows:
+        if row.face is not None and row.face.shape != shape:
+            row.reason = f"A face embedding is {list(row.face.shape)}, others are {list(shape)}."
+    columns: dict[str, NDArray[Any]] = {}
+    for name in ("stamp", "picture", "reference", "caption"):
+        joined = b"".join(getattr(row, name) for row in rows)
+        columns[name] = np.frombuffer(joined, np.uint8).reshape(-1, HASH).copy()
+    columns["size"] = np.array([row.size for row in rows], np.int32)
+    columns["good"] = np.array([row.good for row in rows], np.uint8)
+    columns["decoded"] = np.array([row.decoded for row in rows], np.uint8)
     if faces:
         none = np.zeros(shape, np.float32)
-        kept = [one.face if one.good and one.face is not None else none for one in looks]
-        columns["face"] = np.stack(kept)
-    broken = {index: one.why for index, one in enumerate(looks) if not one.good}
-    tensors = {name: torch.from_numpy(column.copy()) for name, column in columns.items()}
-    save_tensors(path, tensors, {"broken": json.dumps(broken)})
-    return ScanResult(columns, broken)
+        columns["face"] = np.stack(
+            [row.face if row.good and row.face is not None else none for row in rows]
+        )
+    return ScanResult(columns, {i: row.reason for i, row in enumerate(rows) if not row.good})
+
+
+def _write(path: Path, result: ScanResult) -> None:
+    tensors = {name: torch.from_numpy(column.copy()) for name, column in result.columns.items()}
+    save_tensors(path, tensors, {"broken": json.dumps(result.broken)})
 
 
 def _read(path: Path, stamps: list[bytes]) -> ScanResult | None:
-    """A unit from the disk; None if there is none, or one that cannot be read, or an old one."""
+    """A stored unit; None if it is missing, damaged or out of date."""
     from safetensors import safe_open
 
     try:
         with safe_open(path, framework="numpy") as handle:
             columns = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
             broken = json.loads(handle.metadata()["broken"])
-    except Exception:  # missing, cut short, or not ours: it is looked at again
+    except Exception:  # missing, truncated, or another file: the unit is scanned again
         return None
     if columns["stamp"].tobytes() != b"".join(stamps):
         return None
-    return ScanResult(columns, {int(index): why for index, why in broken.items()})
+    # files of earlier versions have no such column: their pictures were all decoded
+    columns.setdefault("decoded", np.ones_like(columns["good"]))
+    return ScanResult(columns, {int(index): reason for index, reason in broken.items()})

@@ -1,6 +1,6 @@
-"""One file a source of training data: a list, a folder, shards; records are read by number.
+"""One file per source of training data: a list, a folder, shards; records are read by number.
 
-A file in this folder that ends in a constant `SOURCE` is a source; nothing else needs to know.
+A file in this folder that ends in a constant `SOURCE` is a source; nothing else needs to know it.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ __all__ = ["SOURCES", "DataOptions", "Record", "Records", "Source", "open_data"]
 
 
 def open_data(data: str | Mapping[str, Any] | DataOptions) -> Records:
-    """The records that a configuration's `data` names. Raises OptionError, NotFoundError."""
+    """The records named by a config's `data`. Raises OptionError, NotFoundError."""
     options = DataOptions.of(data)
     if options.format:
         source = SOURCES[options.format]
     else:
-        fitting = [one for one in SOURCES if one.claims(options.path)]
-        if not fitting:
+        matching = [one for one in SOURCES if one.claims(options.path)]
+        if not matching:
             raise OptionError(
                 f"data {options.path!r}",
-                reason="it is no folder, and its name is not that of a list or of shards",
+                reason="not a folder, and not named like a list or like shards",
                 hint=f"Give one of: {'; '.join(one.summary for one in SOURCES)}.",
             )
-        source = fitting[0]
+        source = matching[0]
     records = source.open(options)
     if not len(records):
-        troubles = "; ".join(f"{name}: {why}" for name, why in records.troubles().items())
+        problems = "; ".join(f"{name}: {why}" for name, why in records.problems().items())
         raise OptionError(
             f"data {options.path!r}",
-            reason=f"there is no sample in it{f' ({troubles})' if troubles else ''}",
+            reason=f"contains no samples{f' ({problems})' if problems else ''}",
             hint=f"It is read as: {source.summary}.",
         )
     return records

@@ -1,81 +1,210 @@
-"""What a source of training data states: records by number, in bounded memory; its options."""
+"""Interface of a source of training data: records by number, their files, and the options."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
-from imageprompt.core.errors import OptionError, PictureError
-from imageprompt.training.config.yaml_reader import read_into
+from imageprompt.core.errors import AdapterFileError, NotFoundError, OptionError, PictureError
+from imageprompt.training.config.reader import STRICT_KEYS, Key, read_config
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-    from imageprompt.training.data.sources.blobs import Blob
-
 T = TypeVar("T")
+
+MAX_EMBEDDING_NUMBERS = 256 * 512
+_EMBEDDING_HINT = "Save it with numpy.save as 512 numbers, or as [faces, 512]."
 
 
 @dataclass(frozen=True)
 class Record:
-    """One sample, not read yet: its name, its caption, and where its pictures lie.
+    """One sample, not read yet: its name, its caption, and where its pictures are.
 
-    `reference` is the picture to condition on where that is not `picture` itself (a face's crop),
-    `id_embed` a face embedding that was computed before.
+    `reference` is the picture to condition on where that is not `picture` itself (a face crop),
+    `id_embed` a precomputed face embedding.
     """
 
     key: str
     text: str
-    picture: Blob
-    reference: Blob | None = None
-    id_embed: Blob | None = None
+    picture: DataFile
+    reference: DataFile | None = None
+    id_embed: DataFile | None = None
 
     def size(self) -> tuple[int, int]:
         """Width and height of the upright picture, from its header. Raises PictureError."""
         from imageprompt.encoding.images.open_image import picture_size
 
-        return self._named(picture_size, self.picture)
+        return _relabelled(picture_size, self.picture.source(), self.picture)
+
+    def size_and_bytes(self) -> tuple[tuple[int, int], bytes]:
+        """`size` and the picture's bytes, read once; nothing is decoded. Raises PictureError."""
+        from imageprompt.encoding.images.open_image import picture_size
+
+        data = self.picture.read()
+        return _relabelled(picture_size, data, self.picture), data
 
     def open_picture(self) -> Image:
         """The picture, upright and RGB. Raises PictureError."""
-        return self._opened(self.picture)
+        return self._open(self.picture)
 
     def open_reference(self) -> Image:
         """The picture to condition on. Raises PictureError."""
-        return self._opened(self.reference or self.picture)
+        return self._open(self.reference or self.picture)
+
+    def open_with_hash(self, *, reference: bool = False) -> tuple[Image, bytes]:
+        """The picture (or the one to condition on) and the SHA-256 of its bytes.
+
+        The file is read and decoded once. Raises PictureError.
+        """
+        from imageprompt.encoding.images.open_image import open_with_hash
+
+        file = self.reference if reference and self.reference is not None else self.picture
+        picture, digest = _relabelled(open_with_hash, file.source(), file)
+        return picture, bytes.fromhex(digest)
 
     def id_embeds(self) -> NDArray[np.float32]:
-        """The face embedding [512], or several faces' [k, 512]. Raises PictureError."""
-        from imageprompt.training.data.sources.faces import read_embedding
-
+        """The face embedding [d], or several faces' [k, d]. Raises PictureError."""
         if self.id_embed is None:
             raise PictureError(
                 f"sample {self.key!r}",
-                reason="it has no face embedding, which this variant reads",
+                reason="has no face embedding, which this variant reads",
                 hint="Give one in id_embed_file.",
             )
         return read_embedding(self.id_embed)
 
-    def _opened(self, blob: Blob) -> Image:
+    @staticmethod
+    def _open(file: DataFile) -> Image:
         from imageprompt.encoding.images.open_image import open_picture
 
-        return self._named(open_picture, blob)
+        return _relabelled(open_picture, file.source(), file)
 
-    @staticmethod
-    def _named(read: Callable[[Path | bytes], T], blob: Blob) -> T:
-        """What `read` makes of a blob, whose name is in the errors."""
+
+def _relabelled(read: Callable[[Path | bytes], T], source: Path | bytes, file: DataFile) -> T:
+    """`read(source)`, with the file's own name in its errors."""
+    try:
+        return read(source)
+    except PictureError as error:
+        raise PictureError(file.label, reason=error.reason, hint=error.hint) from error
+
+
+class DataFile(Protocol):
+    """A file of a data set, not read yet."""
+
+    @property
+    def label(self) -> str:
+        """Its name in errors."""
+
+    def stamp(self) -> str:
+        """Changes when the file is replaced (name, size, time); its content is not read."""
+
+    def source(self) -> Path | bytes:
+        """What a picture is opened from. Raises PictureError."""
+
+    def read(self) -> bytes:
+        """All its bytes. Raises PictureError."""
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file on the local disk."""
+
+    path: Path
+
+    @property
+    def label(self) -> str:
+        return f"file {str(self.path)!r}"
+
+    def stamp(self) -> str:
         try:
-            return read(blob.source())
-        except PictureError as error:
-            raise PictureError(blob.label, reason=error.reason, hint=error.hint) from error
+            status = self.path.stat()
+        except (OSError, ValueError):  # ValueError: a NUL in the path
+            return f"{self.path}:missing"
+        return f"{self.path}:{status.st_size}:{status.st_mtime_ns}"
+
+    def source(self) -> Path:
+        return self.path
+
+    def read(self) -> bytes:
+        try:
+            if not self.path.is_file():
+                reason = "is a folder" if self.path.is_dir() else "there is no such file"
+                raise PictureError(self.label, reason=reason, hint="Check the path.")
+            check_size(self.path.stat().st_size, self.label)
+            return self.path.read_bytes()
+        except (OSError, ValueError) as error:
+            raise unreadable(self.label, error) from error
+
+
+def check_size(size: int, label: str) -> None:
+    """Raises PictureError for a file that is too large to be a picture."""
+    from imageprompt.encoding.images.open_image import MAX_FILE_BYTES
+
+    if size > MAX_FILE_BYTES:
+        limit = f"{MAX_FILE_BYTES // 2**20} MiB"
+        raise PictureError(label, reason=f"larger than {limit}", hint="Scale it down.")
+
+
+def unreadable(label: str, error: BaseException) -> PictureError:
+    """The error for a file that the system or a protocol could not read."""
+    reason = getattr(error, "strerror", None) or error or type(error).__name__
+    return PictureError(label, reason=f"cannot be read ({reason})", hint="Check it.")
+
+
+def read_embedding(file: DataFile) -> NDArray[np.float32]:
+    """One face's embedding [d], or several faces' [k, d], from .npy, safetensors or a torch file.
+
+    Nothing is unpickled. Raises PictureError.
+    """
+    import numpy as np
+
+    from imageprompt.checkpoint.read.arrays import read_arrays
+
+    try:
+        with _local_copy(file) as path:
+            arrays = read_arrays(path, MAX_EMBEDDING_NUMBERS)
+    except (AdapterFileError, NotFoundError) as error:
+        reason = error.reason.removeprefix("not an adapter file: ")
+        raise PictureError(
+            file.label, reason=f"contains no face embedding ({reason})", hint=_EMBEDDING_HINT
+        ) from None
+    if len(arrays) != 1:
+        raise PictureError(
+            file.label, reason=f"contains {len(arrays)} arrays instead of one", hint=_EMBEDDING_HINT
+        )
+    (values,) = arrays
+    if values.ndim == 2 and len(values) == 1:
+        values = values[0]
+    if values.ndim not in (1, 2) or 0 in values.shape or not np.isfinite(values).all():
+        raise PictureError(
+            file.label,
+            reason=f"must be [d] or [faces, d] and finite; its shape is {list(values.shape)}",
+            hint=_EMBEDDING_HINT,
+        )
+    return values
+
+
+@contextmanager
+def _local_copy(file: DataFile) -> Iterator[Path]:
+    """The path of a local file, or of a temporary copy of a shard's member."""
+    source = file.source()
+    if isinstance(source, Path):
+        yield source
+        return
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "face"
+        path.write_bytes(source)
+        yield path
 
 
 class Records(Protocol):
-    """All samples of a source. Only offsets and names are kept, never what they point to."""
+    """All samples of a source. Only offsets and names are in memory, never what they point to."""
 
     def __len__(self) -> int: ...
 
@@ -83,41 +212,45 @@ class Records(Protocol):
         """Sample number `index`. Raises PictureError if its entry cannot be read."""
 
     def fingerprint(self) -> str:
-        """Short hash of the list: the same while no sample comes, goes or changes its size."""
+        """Short hash of the list; changes when a sample is added, removed or changes its size."""
 
-    def troubles(self) -> Mapping[str, str]:
-        """What could not even be listed (a damaged shard): its name and why."""
+    def problems(self) -> Mapping[str, str]:
+        """What could not even be listed (a damaged shard): its name and the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """The `data` key of a configuration: a path, or a mapping of these."""
+    """The `data` key of a config: a path, or a mapping of these."""
 
-    path: str
-    """A folder, a JSON list, or tar shards (`{000..099}` and `*` allowed, any fsspec URL)."""
-    format: str = ""
-    """Which source reads it; "" tells it by the path."""
-    images: str = ""
-    """Folder that picture paths of a list are relative to; "" is the list's own."""
-    caption: str = "text"
-    """Key of the caption in a list, in `metadata.jsonl`, or in the .json members of a shard."""
-    max_broken: float = 0.02
-    """Share of the samples that may be unreadable before the run is stopped, 0..1."""
-    storage: dict[str, Any] = field(default_factory=dict)
-    """Options of fsspec's filesystem for URLs, such as `anon: true`."""
+    __pydantic_config__ = STRICT_KEYS
+
+    path: Annotated[
+        str, Key("folder, JSON list, or tar shards (`{000..099}`, `*` and any fsspec URL)")
+    ]
+    format: Annotated[str, Key("source that reads it; default: chosen by the path")] = ""
+    images: Annotated[
+        str, Key("folder that a list's picture paths are relative to; default: the list's own")
+    ] = ""
+    caption: Annotated[
+        str, Key("key of the caption in a list, metadata.jsonl, or a shard's .json members")
+    ] = "text"
+    max_broken: Annotated[
+        float, Key("share of unreadable samples above which the run stops", ge=0, le=1)
+    ] = 0.02
+    storage: Annotated[
+        dict[str, Any], Key("options of fsspec's filesystem for URLs, such as `anon: true`")
+    ] = field(default_factory=dict)
 
     @classmethod
     def of(cls, data: str | Mapping[str, Any] | DataOptions) -> DataOptions:
-        """From a configuration's value. Raises OptionError, naming the nearest key."""
+        """From a config's value. Raises OptionError, which names the nearest key."""
         if isinstance(data, DataOptions):
             return data
-        given = data if isinstance(data, Mapping) else {"path": data}
-        options = read_into(cls, given, "the config", "data.")
-        if not options.path or not 0 <= options.max_broken <= 1:
+        plain = data if isinstance(data, Mapping) else {"path": data}
+        options = read_config(cls, plain, "the config", "data.")
+        if not options.path:
             raise OptionError(
-                "config key 'data'",
-                reason="path names a folder, a list or shards, and max_broken is from 0 to 1",
-                hint="Change it.",
+                "config key 'data.path'", reason="empty", hint="Name a folder, a list or shards."
             )
         return options
 
@@ -132,8 +265,8 @@ class Source(Protocol):
     def summary(self) -> str: ...
 
     def claims(self, path: str) -> bool:
-        """Can `open` read what lies there?"""
+        """Whether `open` can read what is at `path`."""
 
     @property
     def open(self) -> Callable[[DataOptions], Records]:
-        """All samples of it. Raises OptionError, NotFoundError."""
+        """All samples of the data. Raises OptionError, NotFoundError."""

@@ -1,4 +1,4 @@
-"""folder: pictures with captions beside them, in .txt files of their names or metadata.jsonl."""
+"""folder: pictures with captions in .txt files of the same name, or in metadata.jsonl."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from imageprompt.core.errors import NotFoundError, OptionError, PictureError
-from imageprompt.training.data.sources._compact import Names, Spans
-from imageprompt.training.data.sources._objects import Objects
-from imageprompt.training.data.sources.blobs import FileBlob
-from imageprompt.training.data.sources.contract import DataOptions, Record, Records
+from imageprompt.training.data.sources._index import JsonObjects, Names, Ranges
+from imageprompt.training.data.sources.contract import DataOptions, LocalFile, Record, Records
 from imageprompt.training.data.sources.json_list import read_entry
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -22,7 +20,7 @@ _HAS_TEXT, _HAS_FACE = 1, 2
 
 
 class SidecarRecords:
-    """Pictures of a folder and of those in it, in the order of their names.
+    """Pictures of a folder and its subfolders, sorted by name.
 
     `a/b.jpg` has its caption in `a/b.txt`, and may have a face embedding in `a/b.npy` and a picture
     to condition on in `a/b.reference.png`.
@@ -32,9 +30,9 @@ class SidecarRecords:
         self._folder = folder
         found = sorted(_files(folder))
         texts, faces = ({_stem(n) for n, _ in found if _ending(n) == e} for e in (_TEXT, _FACE))
-        self._names, self._marks = Names(), Spans()
+        self._names, self._marks = Names(), Ranges()  # marks: size, and what is beside it
         self._references: dict[str, str] = {}
-        bare = 0
+        no_caption = 0
         for name, size in found:
             stem = _stem(name)
             if _ending(name) not in SUFFIXES:
@@ -44,11 +42,11 @@ class SidecarRecords:
                 continue
             self._names.append(name)
             self._marks.append(size, _HAS_TEXT * (stem in texts) + _HAS_FACE * (stem in faces))
-            bare += stem not in texts
-        if bare:
+            no_caption += stem not in texts
+        if no_caption:
             warnings.warn(
-                f"{bare} of {len(self._names)} pictures in {str(folder)!r} have no .txt beside "
-                "them; their captions are empty",
+                f"{no_caption} of {len(self._names)} pictures in {str(folder)!r} have no .txt; "
+                "their captions are empty",
                 stacklevel=2,
             )
 
@@ -63,24 +61,24 @@ class SidecarRecords:
         return Record(
             name,
             _caption(beside.with_name(beside.name + _TEXT)) if marks & _HAS_TEXT else "",
-            FileBlob(self._folder / name),
-            FileBlob(self._folder / reference) if reference else None,
-            FileBlob(beside.with_name(beside.name + _FACE)) if marks & _HAS_FACE else None,
+            LocalFile(self._folder / name),
+            LocalFile(self._folder / reference) if reference else None,
+            LocalFile(beside.with_name(beside.name + _FACE)) if marks & _HAS_FACE else None,
         )
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self._names.digest() + self._marks.digest()).hexdigest()[:16]
 
-    def troubles(self) -> Mapping[str, str]:
+    def problems(self) -> Mapping[str, str]:
         return {}
 
 
 class MetadataRecords:
-    """Pictures of a folder that its metadata.jsonl lists ({file_name, text}); no others."""
+    """Only those pictures of a folder that its metadata.jsonl lists as {file_name, text}."""
 
     def __init__(self, folder: Path, caption: str) -> None:
         self._folder, self._caption = folder, caption
-        self._objects = Objects(folder / METADATA)
+        self._objects = JsonObjects(folder / METADATA)
 
     def __len__(self) -> int:
         return len(self._objects)
@@ -92,7 +90,7 @@ class MetadataRecords:
     def fingerprint(self) -> str:
         return self._objects.digest().hex()[:16]
 
-    def troubles(self) -> Mapping[str, str]:
+    def problems(self) -> Mapping[str, str]:
         return {}
 
 
@@ -110,13 +108,13 @@ def _caption(path: Path) -> str:
     except OSError as error:
         raise PictureError(
             f"caption {str(path)!r}",
-            reason=f"it cannot be read ({error.strerror})",
+            reason=f"cannot be read ({error.strerror})",
             hint="Check its permissions.",
         ) from error
 
 
 def _files(folder: Path) -> Iterator[tuple[str, int]]:
-    """Files below `folder`, hidden ones left out: path inside it and size."""
+    """Relative path and size of the files in `folder` and below; hidden ones are left out."""
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
@@ -134,8 +132,8 @@ def _open(options: DataOptions) -> Records:
     if options.images:
         raise OptionError(
             f"config key 'data.images': {options.images!r}",
-            reason="a folder's pictures are relative to the folder itself",
-            hint="Leave it out.",
+            reason="pictures of a folder are always relative to it",
+            hint="Remove the key.",
         )
     if (folder / METADATA).is_file():
         return MetadataRecords(folder, options.caption)

@@ -1,4 +1,4 @@
-"""json: the reference's list of {image_file, text, id_embed_file}, as JSON or JSON lines."""
+"""json: the reference implementation's list of {image_file, text, id_embed_file}, or JSON lines."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from imageprompt.core.errors import PictureError
-from imageprompt.training.data.sources._objects import Objects
-from imageprompt.training.data.sources.blobs import FileBlob
-from imageprompt.training.data.sources.contract import DataOptions, Record, Records
+from imageprompt.training.data.sources._index import JsonObjects
+from imageprompt.training.data.sources.contract import DataOptions, LocalFile, Record, Records
 
-# the reference's name first, then that of `metadata.jsonl`
+# the reference implementation's name first, then that of `metadata.jsonl`
 _PICTURE = ("image_file", "file_name")
 _REFERENCE, _ID_EMBED = "reference_file", "id_embed_file"
 
 
 class JsonRecords:
-    """Entries of a list; paths in them are relative to `images`, or to the list's own folder."""
+    """Entries of a list; their paths are relative to `images`, or to the list's own folder."""
 
     def __init__(self, options: DataOptions) -> None:
         self._path = Path(options.path).expanduser()
-        self._objects = Objects(self._path)
+        self._objects = JsonObjects(self._path)
         folder = Path(options.images).expanduser() if options.images else self._path.parent
         self._folder, self._caption = folder, options.caption
 
@@ -39,25 +38,25 @@ class JsonRecords:
     def fingerprint(self) -> str:
         return self._objects.digest().hex()[:16]
 
-    def troubles(self) -> Mapping[str, str]:
+    def problems(self) -> Mapping[str, str]:
         return {}
 
 
 def read_entry(entry: Mapping[str, Any], folder: Path, caption: str, label: str) -> Record:
-    """A record of a list's entry. Raises PictureError where a key is missing or no string."""
+    """The record of a list entry. Raises PictureError if a key is missing or not a string."""
     name = next((entry[key] for key in _PICTURE if key in entry), None)
     if not isinstance(name, str) or not name:
-        raise PictureError(label, reason=f"it has no {_PICTURE[0]}", hint="Add it there.")
+        raise PictureError(label, reason=f"has no {_PICTURE[0]}", hint="Add it there.")
     text = entry.get(caption)
     if not isinstance(text, str):
         raise PictureError(
             label,
-            reason=f"it has no {caption!r}, which is its caption",
+            reason=f"has no caption {caption!r}",
             hint="Add it, or name its key in data.caption.",
         )
     others = {key: entry[key] for key in (_REFERENCE, _ID_EMBED) if entry.get(key)}
-    blobs = {key: FileBlob(folder / str(value)) for key, value in others.items()}
-    return Record(name, text, FileBlob(folder / name), blobs.get(_REFERENCE), blobs.get(_ID_EMBED))
+    files = {key: LocalFile(folder / str(value)) for key, value in others.items()}
+    return Record(name, text, LocalFile(folder / name), files.get(_REFERENCE), files.get(_ID_EMBED))
 
 
 class _JsonSource:

@@ -1,0 +1,160 @@
+"""Indexes of millions of samples in little memory: names, byte ranges, the objects of a list."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from array import array
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from imageprompt.core.errors import NotFoundError, OptionError, PictureError
+
+CHUNK = 2**20
+"""Bytes of a list read at a time."""
+_MAX_OBJECT = 2**24  # bytes of one object; a longer one is the sign of a missing bracket
+# a whole string, the quote of one that continues in the next chunk, or a bracket
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|"|[{}\[\]]', re.DOTALL)
+
+
+class Names:
+    """A list of strings that takes 8 bytes each besides their letters."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._letters = bytearray()
+        self._ends = array("q", [0])
+        for name in names:
+            self.append(name)
+
+    def append(self, name: str) -> None:
+        self._letters += name.encode("utf-8", "surrogateescape")
+        self._ends.append(len(self._letters))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        letters = self._letters[self._ends[index] : self._ends[index + 1]]
+        return letters.decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
+
+    def digest(self) -> bytes:
+        """Hash of all names and their lengths."""
+        return hashlib.sha256(self._letters + self._ends.tobytes()).digest()
+
+
+class Ranges:
+    """Byte ranges of a file: offset and length, 16 bytes each."""
+
+    def __init__(self) -> None:
+        self._numbers = array("q")
+
+    def append(self, offset: int, length: int) -> None:
+        self._numbers.extend((offset, length))
+
+    def __len__(self) -> int:
+        return len(self._numbers) // 2
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self._numbers[2 * index], self._numbers[2 * index + 1]
+
+    def digest(self) -> bytes:
+        """Hash of all ranges."""
+        return hashlib.sha256(self._numbers.tobytes()).digest()
+
+
+class JsonObjects:
+    """The objects of a JSON list or of JSON lines, by number; each is parsed when it is needed.
+
+    One pass finds where objects begin and end, without parsing them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises NotFoundError, and OptionError for a list that ends inside an object."""
+        self.path = path
+        self._digest = hashlib.sha256()
+        try:
+            with path.open("rb") as stream:
+                self._ranges = self._scan(stream)
+        except FileNotFoundError as error:
+            raise NotFoundError(
+                f"data {str(path)!r}", reason="there is no such file", hint="Check the path."
+            ) from error
+        except OSError as error:
+            raise OptionError(
+                f"data {str(path)!r}", reason=f"cannot be read ({error.strerror})"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._ranges)
+
+    def digest(self) -> bytes:
+        """Hash of the whole file."""
+        return self._digest.digest()
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One object. Raises PictureError if it is not valid JSON."""
+        offset, length = self._ranges[index]
+        with self.path.open("rb") as stream:
+            stream.seek(offset)
+            text = stream.read(length)
+        try:
+            found = json.loads(text)
+        except ValueError as error:
+            raise PictureError(
+                f"entry {index + 1} of {str(self.path)!r}",
+                reason=f"not valid JSON ({error})",
+                hint="Correct the file.",
+            ) from error
+        return dict(found)
+
+    def _scan(self, stream: BinaryIO) -> Ranges:
+        brackets, buffer, base = _Brackets(), b"", 0
+        while len(buffer) <= _MAX_OBJECT and (chunk := stream.read(CHUNK)):
+            self._digest.update(chunk)
+            buffer += chunk
+            end = len(buffer)
+            for token in _TOKEN.finditer(buffer):
+                if token[0] == b'"':  # the string ends in a later chunk
+                    end = token.start()
+                    break
+                brackets.take(token[0], base + token.start())
+            buffer, base = buffer[end:], base + end
+        if brackets.depth or buffer:
+            raise OptionError(
+                f"data {str(self.path)!r}",
+                reason=f"ends inside an object, after {len(brackets.ranges)} complete ones",
+                hint="Fetch or write the file again.",
+            )
+        return brackets.ranges
+
+
+class _Brackets:
+    """Finds the outermost objects of a text: side by side, or in one list."""
+
+    def __init__(self) -> None:
+        self.ranges = Ranges()
+        self.depth = 0
+        self._outer = 0  # depth of the objects: 1 inside a list
+        self._start = 0
+
+    def take(self, token: bytes, offset: int) -> None:
+        """The next bracket (or string, which is ignored) and its offset."""
+        if token in (b"{", b"["):
+            if self.depth == 0 and token == b"[":
+                self._outer = 1
+            elif self.depth == self._outer:
+                self._start = offset
+            self.depth += 1
+        elif token in (b"}", b"]"):
+            self.depth -= 1
+            if self.depth == self._outer and token == b"}":
+                self.ranges.append(self._start, offset + 1 - self._start)
