@@ -1,7 +1,7 @@
-"""The full-size denoisers that the benchmarks measure: published configs, random weights, fast.
+"""The full-size denoisers of the benchmarks: published configs, random weights.
 
-Weights are random because cost does not depend on them. They are written from one short random
-buffer instead of the layers' own initialisers, which takes a second or two instead of a minute.
+Weights are random because cost does not depend on them. They are filled from one short random
+buffer instead of the layers' own initialisers: a second or two instead of a minute.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Base:
     name: str
     config: dict[str, Any]
     cross_attention_dim: int
-    latent: int  # side of the latents that the benchmarks use
+    latent: int  # default side of the latents
     pooled: int = 0
 
     def inputs(
@@ -87,7 +87,7 @@ BASES = {base.name: base for base in (SD15, SDXL)}
 
 
 def meta_unet(base: Base) -> nn.Module:
-    """The denoiser without weights."""
+    """The denoiser on the meta device, without weights."""
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
@@ -95,14 +95,14 @@ def meta_unet(base: Base) -> nn.Module:
 
 
 def random_unet(base: Base, dtype: torch.dtype) -> nn.Module:
-    """The denoiser with random weights of a sane size, in evaluation mode."""
+    """The denoiser with random weights of a realistic size, in evaluation mode."""
     model = meta_unet(base).to(dtype).to_empty(device="cpu")
     fill(model)
     return model.eval().requires_grad_(False)
 
 
 def fill(model: nn.Module, *, seed: int = 0) -> None:
-    """Write random weights, 1/sqrt(fan in) apart from norms, which stay near the identity."""
+    """Write random weights of size 1/sqrt(fan in); norms stay the identity."""
     gen = torch.Generator().manual_seed(seed)
     noise = torch.randn(1_000_003, generator=gen)  # a prime, so that rows do not repeat
     norms = {

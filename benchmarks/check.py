@@ -1,10 +1,10 @@
-"""How right `imageprompt check` is: pictures of known JPEG quality and blur, measured again.
+"""How accurate `imageprompt check` is: pictures of known JPEG quality and blur, measured.
 
     python benchmarks/check.py [--pictures 12] [--photos DIR]
 
-The pictures are drawn ("dead leaves": overlapping discs of all sizes, which have the edges and the
-statistics of photographs); with --photos those of a folder are taken as well, scaled down so that
-nothing of their own compression and softness is left.
+The pictures are drawn ("dead leaves": overlapping discs of all sizes, with the edges and the
+statistics of photographs). With --photos the pictures of a folder are measured as well, scaled down
+so that their own compression and blur disappear.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from imageprompt.evaluation.image_quality.report import Check, check
+from imageprompt.evaluation.image_quality.report import PictureQuality, check
 
 QUALITIES = (10, 20, 30, 40, 50, 60, 70, 75, 80, 85, 90)
-TWICE = ((50, 95), (30, 90), (70, 95), (60, 85), (75, 90))
+RECOMPRESSED = ((50, 95), (30, 90), (70, 95), (60, 85), (75, 90))
 BLURS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 ENLARGED = (2, 3, 4)
 
@@ -41,8 +41,8 @@ def leaves(seed: int, width: int = 480, height: int = 360) -> Image.Image:
     return Image.fromarray((picture + grain).clip(0, 255).round().astype(np.uint8))
 
 
-def saved(picture: Image.Image, *qualities: int) -> bytes:
-    """As a JPEG file, compressed once or several times."""
+def as_jpeg(picture: Image.Image, *qualities: int) -> bytes:
+    """The bytes of a JPEG file, compressed once or several times."""
     data = b""
     for quality in qualities:
         stream = io.BytesIO()
@@ -53,7 +53,7 @@ def saved(picture: Image.Image, *qualities: int) -> bytes:
 
 
 def decoded(data: bytes) -> Image.Image:
-    """Pixels alone, as a PNG would keep them."""
+    """The pixels alone, as a PNG would store them."""
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
@@ -66,55 +66,55 @@ def enlarged(picture: Image.Image, factor: int) -> Image.Image:
     return picture.resize(size, Image.Resampling.BICUBIC)
 
 
-def quality(made: Check) -> float | None:
+def quality(made: PictureQuality) -> float | None:
     return made.jpeg
 
 
-def earlier(made: Check) -> float | None:
+def earlier(made: PictureQuality) -> float | None:
     return made.earlier
 
 
-def edge(made: Check) -> float | None:
+def edge(made: PictureQuality) -> float | None:
     return made.edge
 
 
 Row = tuple[str, float, list[float | None]]
-"""What was done, the truth, and what was found in each picture."""
+"""What was done to the pictures, the true value, and the value measured in each."""
 
 
 def rows(pictures: Sequence[Image.Image]) -> Iterator[Row]:
-    yield "no JPEG at all: traces", 0, [earlier(check(p)) for p in pictures]
+    yield "never a JPEG: traces", 0, [earlier(check(p)) for p in pictures]
     for q in QUALITIES:
-        yield f"file of quality {q}", q, [quality(check(saved(p, q))) for p in pictures]
-        found = [earlier(check(decoded(saved(p, q)))) for p in pictures]
-        yield f"  its pixels as PNG: {q}", q, found
-        yield "  the same file: earlier", 0, [earlier(check(saved(p, q))) for p in pictures]
-    for a, b in TWICE:
-        found = [earlier(check(saved(p, a, b))) for p in pictures]
-        yield f"quality {a}, then {b}: earlier {a}", a, found
+        yield f"file of quality {q}", q, [quality(check(as_jpeg(p, q))) for p in pictures]
+        measured = [earlier(check(decoded(as_jpeg(p, q)))) for p in pictures]
+        yield f"  its pixels as PNG: {q}", q, measured
+        yield "  the same file: earlier", 0, [earlier(check(as_jpeg(p, q))) for p in pictures]
+    for a, b in RECOMPRESSED:
+        measured = [earlier(check(as_jpeg(p, a, b))) for p in pictures]
+        yield f"quality {a}, then {b}: earlier {a}", a, measured
     yield "sharp: edges, pixels", 0.5, [edge(check(p)) for p in pictures]
     for s in BLURS:
         yield f"blur of {s} pixels", s, [edge(check(blurred(p, s))) for p in pictures]
     for f in ENLARGED:
-        found = [(check(enlarged(p, f)).sharp_as or 0) / min(p.size) for p in pictures]
-        yield f"enlarged {f} times: sharp as / true", 1, found
+        measured = [(check(enlarged(p, f)).sharp_as or 0) / min(p.size) for p in pictures]
+        yield f"enlarged {f} times: sharp as / true", 1, measured
 
 
 def photos(folder: Path) -> list[Image.Image]:
-    """Scaled to a bit less than half: blocks are gone, and edges are as sharp as pixels."""
-    found = []
+    """Scaled to 43 %: JPEG blocks disappear, and edges become as sharp as pixels."""
+    scaled = []
     for path in sorted(folder.iterdir()):
         picture = Image.open(path).convert("RGB")
         size = (int(picture.width * 0.43), int(picture.height * 0.43))
-        found.append(picture.resize(size, Image.Resampling.LANCZOS))
-    return found
+        scaled.append(picture.resize(size, Image.Resampling.LANCZOS))
+    return scaled
 
 
 def report(name: str, pictures: Sequence[Image.Image]) -> None:
     n = len(pictures)
     print(f"{name}: {n} pictures")
-    for what, truth, found in rows(pictures):
-        known = np.array([f for f in found if f is not None])
+    for what, truth, measured in rows(pictures):
+        known = np.array([value for value in measured if value is not None])
         if not known.size:
             print(f"  {what:<36} none of {n}")
             continue

@@ -1,10 +1,11 @@
-"""What control means on the tiny stack: presets, masks, schedules, scales and fusions, judged.
+"""Controls on the bundled stack: presets, masks, schedules, scales and fusions, judged.
 
     python benchmarks/control.py --json control.json --pictures docs
 
-Held-out references (half of them pairs of shape and colour that training never showed), the Plus
-adapter, texts that contradict the reference in what they name. The independent judge of the stack
-reads the words off every picture, plain statistics compare layouts; 95 % intervals.
+Held-out references (half of them pairs of shape and colour that training never saw), the Plus
+adapter, and texts that contradict the reference in the attributes they name. The stack's
+independent judge reads the words of every picture, simple statistics compare layouts; 95 %
+intervals.
 """
 
 from __future__ import annotations
@@ -23,96 +24,100 @@ from PIL import Image
 from tqdm import tqdm
 
 import control_pictures
-from control_bench import SIDE, Bench, Layer, agree, mean
-from fidelity import Cell, Words, hand_over, table, wilson
+from control_bench import SIDE, Bench, Layer, agreement, mean
+from fidelity import Cell, Words, table, wilson, write_report
 from imageprompt.demo import judge, pipeline, scenes
 
 LOOK = ("colour", "texture", "background", "style")
-GUESS = {
+BY_BLOCK_NAME = {
     "style": {"up_blocks.0": 1.0},
     "layout": {"down_blocks.1": 1.0, "mid_block": 1.0},
 }
-"""What the names of the blocks would suggest (InstantStyle's roles on SD1.5)."""
+"""Sites that the block names suggest (the roles that InstantStyle found on SD1.5)."""
 AGAINST = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 SCALES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25)
 ENDS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 FUSIONS = ("concat", "add", "average", "norm average", "max", "min", "subtract")
 
 
-# ── questions ───────────────────────────────────────────────────────────────────────────────────
+# ── experiments ───────────────────────────────────────────────────────────────────────────────────
 
 
 def presets(bench: Bench) -> dict[str, Any]:
-    """Style against a text that names the shape; layout against a text that names the look."""
+    """Style with a text that names the shape; layout with a text that names the look."""
     report: dict[str, Any] = {}
     for preset, names in (("style", ("shape",)), ("layout", LOOK)):
-        wanted, texts = bench.contradicting(names)
+        named, texts = bench.contradicting(names)
         report[preset] = rows = {}
-        for name, how in (
+        for name, controls in (
             ("words alone", {"scale": 0.0}),
             ("all sites, scale 1", {}),
             ("all sites, scale 0.5", {"scale": 0.5}),
             (f"preset {preset}", {"preset": preset}),
-            ("the sites that block names suggest", {"scale": GUESS[preset]}),
+            ("the sites that block names suggest", {"scale": BY_BLOCK_NAME[preset]}),
         ):
-            painted = bench.paint(texts, (bench.references, how))
-            found = judge.read(painted)
+            pictures = bench.generate(texts, (bench.references, controls))
+            found = judge.classify(pictures)
             rows[name] = {
-                "reference": agree(found, bench.scenes),
-                "text": {key: agree(found, wanted)[key] for key in names},
-                "layout": bench.near(painted),
+                "reference": agreement(found, bench.scenes),
+                "text": {key: agreement(found, named)[key] for key in names},
+                "layout": bench.layout_similarity(pictures),
             }
     return report
 
 
 def masks(bench: Bench) -> dict[str, Any]:
-    """Two references, a half each: wide pictures judged per half, square ones by background."""
+    """Two references, one half each: wide pictures judged by half, square ones by background."""
     texts = ["a shape"] * len(bench.scenes)
     report: dict[str, Any] = {}
     for name, masked in (("left / right masks", True), ("no masks", False)):
-        painted = bench.paint(
+        pictures = bench.generate(
             texts, *_halves(bench, (2 * SIDE, SIDE), masked=masked), size=(2 * SIDE, SIDE)
         )
         halves = [
-            judge.read([picture.crop((x, 0, x + SIDE, SIDE)) for picture in painted])
+            judge.classify([picture.crop((x, 0, x + SIDE, SIDE)) for picture in pictures])
             for x in (0, SIDE)
         ]
         report[f"128x64, {name}"] = {
-            "left half is the left reference": agree(halves[0], bench.scenes),
-            "right half is the right reference": agree(halves[1], bench.others),
-            "left half is the right reference": agree(halves[0], bench.others),
-            "right half is the left reference": agree(halves[1], bench.scenes),
+            "left half is the left reference": agreement(halves[0], bench.scenes),
+            "right half is the right reference": agreement(halves[1], bench.others),
+            "left half is the right reference": agreement(halves[0], bench.others),
+            "right half is the left reference": agreement(halves[1], bench.scenes),
         }
-        painted = bench.paint(texts, *_halves(bench, (SIDE, SIDE), masked=masked))
+        pictures = bench.generate(texts, *_halves(bench, (SIDE, SIDE), masked=masked))
         report[f"64x64, {name}"] = {
-            "left half is the left reference": _grounds(painted, bench.scenes, left=True),
-            "right half is the right reference": _grounds(painted, bench.others, left=False),
+            "left half is the left reference": _background_matches(
+                pictures, bench.scenes, left=True
+            ),
+            "right half is the right reference": _background_matches(
+                pictures, bench.others, left=False
+            ),
         }
     return report
 
 
 def _halves(bench: Bench, size: tuple[int, int], *, masked: bool) -> Iterator[Layer]:
-    """The first reference for the left half, the second for the right one; or both everywhere."""
+    """The first reference on the left half, the second on the right; unmasked: both everywhere."""
     left = np.zeros(size[::-1], np.float32)
     left[:, : size[0] // 2] = 1
     for references, mask in ((bench.references, left), (bench.second, 1 - left)):
-        # two at full strength everywhere would be twice as much as one is meant to be
+        # two at full scale everywhere would be twice the intended strength
         yield references, {"mask": mask} if masked else {"scale": 0.5}
 
 
-def _grounds(
-    painted: Sequence[Image.Image], wanted: Sequence[scenes.Scene], *, left: bool
+def _background_matches(
+    pictures: Sequence[Image.Image], expected: Sequence[scenes.Scene], *, left: bool
 ) -> dict[str, Cell]:
-    """Is the upper corner of a half nearest to the colour of the reference's background?"""
-    right = [
-        _ground(picture, left=left) == scene.background
-        for picture, scene in zip(painted, wanted, strict=True)
+    """How often the upper corner of a half has the colour of the reference's background."""
+    matches = [
+        _corner_colour(picture, left=left) == scene.background
+        for picture, scene in zip(pictures, expected, strict=True)
     ]
-    return {"background": wilson(sum(right), len(right))}
+    return {"background": wilson(sum(matches), len(matches))}
 
 
-def _ground(picture: Image.Image, *, left: bool) -> str:
-    """The palette's nearest name for the upper corner, where gradients begin with it."""
+def _corner_colour(picture: Image.Image, *, left: bool) -> str:
+    """The palette's nearest name for the upper corner, where background gradients start."""
     pixels = np.asarray(picture.convert("RGB"), np.float64)
     rim = pixels[1:8, :6] if left else pixels[1:8, -6:]
     palette = np.asarray([scenes.PALETTE[name] for name in scenes.COLOURS], np.float64)
@@ -121,44 +126,46 @@ def _ground(picture: Image.Image, *, left: bool) -> str:
 
 
 def schedules(bench: Bench) -> dict[str, Any]:
-    """The reference until a part of the schedule: what stays of it, what the text gets."""
-    wanted, texts = bench.contradicting(("colour", "texture"))
+    """The reference for a part of the schedule: what remains of it, and what the text decides."""
+    named, texts = bench.contradicting(("colour", "texture"))
     report: dict[str, Any] = {}
     for end in ENDS:
-        how = {"schedule": f"0-{end}"} if end else {"scale": 0.0}
-        report[f"to {end:g}"] = _told(bench, bench.paint(texts, (bench.references, how)), wanted)
+        controls = {"schedule": f"0-{end}"} if end else {"scale": 0.0}
+        report[f"to {end:g}"] = _judged(
+            bench, bench.generate(texts, (bench.references, controls)), named
+        )
     late = {"schedule": "0.4-1"}
-    report["from 0.4"] = _told(bench, bench.paint(texts, (bench.references, late)), wanted)
+    report["from 0.4"] = _judged(bench, bench.generate(texts, (bench.references, late)), named)
     return report
 
 
-def _told(
-    bench: Bench, painted: Sequence[Image.Image], wanted: Sequence[scenes.Scene]
+def _judged(
+    bench: Bench, pictures: Sequence[Image.Image], named: Sequence[scenes.Scene]
 ) -> dict[str, Any]:
-    found = judge.read(painted)
-    obeyed = agree(found, wanted)
+    found = judge.classify(pictures)
+    obeyed = agreement(found, named)
     return {
-        "reference": agree(found, bench.scenes),
+        "reference": agreement(found, bench.scenes),
         "text": {name: obeyed[name] for name in ("colour", "texture")},
-        "layout": bench.near(painted),
+        "layout": bench.layout_similarity(pictures),
     }
 
 
 def sweep(bench: Bench) -> dict[str, Any]:
-    """The same texts and seeds at growing scale: nearness to the reference, and to the text."""
+    """The same texts and seeds at growing scale: similarity to the reference."""
     texts = ["a shape"] * len(bench.scenes)
     cosines: dict[str, list[float]] = {}
     report: dict[str, Any] = {}
     targets = bench.embed([one[0] for one in bench.references])
     for scale in SCALES:
-        painted = bench.paint(texts, (bench.references, {"scale": scale}))
-        near = (bench.embed(painted) * targets).sum(1).tolist()
-        cosines[f"{scale:g}"] = near
-        words = agree(judge.read(painted), bench.scenes)
+        pictures = bench.generate(texts, (bench.references, {"scale": scale}))
+        cosine = (bench.embed(pictures) * targets).sum(1).tolist()
+        cosines[f"{scale:g}"] = cosine
+        words = agreement(judge.classify(pictures), bench.scenes)
         report[f"{scale:g}"] = {
-            "cosine": mean(near),
+            "cosine": mean(cosine),
             "reference": words,
-            "layout": bench.near(painted),
+            "layout": bench.layout_similarity(pictures),
         }
     steps = list(cosines.items())
     for (_, before), (name, after) in pairwise(steps):
@@ -167,44 +174,44 @@ def sweep(bench: Bench) -> dict[str, Any]:
 
 
 def against(bench: Bench) -> dict[str, Any]:
-    """At growing scale against texts that name another shape: whose shape is painted?"""
-    wanted, texts = bench.contradicting(("shape",))
+    """Growing scale with texts that name another shape: whose shape appears?"""
+    named, texts = bench.contradicting(("shape",))
     report: dict[str, Any] = {}
     for scale in AGAINST:
-        found = judge.read(bench.paint(texts, (bench.references, {"scale": scale})))
-        words = agree(found, bench.scenes)
+        found = judge.classify(bench.generate(texts, (bench.references, {"scale": scale})))
+        words = agreement(found, bench.scenes)
         report[f"{scale:g}"] = {
-            "text's": agree(found, wanted)["shape"],
+            "text's": agreement(found, named)["shape"],
             "reference's": words["shape"],
         }
     return report
 
 
 def fusions(bench: Bench) -> dict[str, Any]:
-    """Two references: where they agree, where they differ; and the style of one on the other."""
+    """Two references, where they agree and where they differ; and style of one, layout of other."""
     texts = ["a shape"] * len(bench.scenes)
     both = [a + b for a, b in zip(bench.references, bench.second, strict=True)]
     report: dict[str, Any] = {}
     for name in FUSIONS:
-        found = judge.read(bench.paint(texts, (both, {"fusion": name})))
+        found = judge.classify(bench.generate(texts, (both, {"fusion": name})))
         report[name] = _shared(bench, found)
-    found = judge.read(
-        bench.paint(
+    found = judge.classify(
+        bench.generate(
             texts, (bench.references, {"preset": "layout"}), (bench.second, {"preset": "style"})
         )
     )
     report["layout of the first, style of the second"] = {
-        "of the first": agree(found, bench.scenes),
-        "of the second": agree(found, bench.others),
+        "of the first": agreement(found, bench.scenes),
+        "of the second": agreement(found, bench.others),
     }
     return report
 
 
 def _shared(bench: Bench, found: Sequence[Words]) -> dict[str, Any]:
-    """Over all words: kept where both references agree; where not, the first's, the second's."""
+    """Over all words: kept where both references agree, else those of the first and second."""
     counts: dict[str, list[bool]] = {"kept": [], "of the first": [], "of the second": []}
-    for seen, first, second in zip(found, bench.scenes, bench.others, strict=True):
-        for name, word in seen.items():
+    for words, first, second in zip(found, bench.scenes, bench.others, strict=True):
+        for name, word in words.items():
             a, b = getattr(first, name), getattr(second, name)
             if a == b:
                 counts["kept"].append(word == a)
@@ -216,7 +223,7 @@ def _shared(bench: Bench, found: Sequence[Words]) -> dict[str, Any]:
     return cells | {"of either": wilson(sum(either), len(either))}
 
 
-QUESTIONS: Mapping[str, Callable[[Bench], dict[str, Any]]] = {
+EXPERIMENTS: Mapping[str, Callable[[Bench], dict[str, Any]]] = {
     "presets": presets,
     "masks": masks,
     "schedules": schedules,
@@ -224,7 +231,7 @@ QUESTIONS: Mapping[str, Callable[[Bench], dict[str, Any]]] = {
     "against": against,
     "fusions": fusions,
 }
-PAINTED = {
+SETS = {
     "presets": 10,
     "masks": 4,
     "schedules": len(ENDS) + 1,
@@ -232,24 +239,24 @@ PAINTED = {
     "against": len(AGAINST),
     "fusions": len(FUSIONS) + 1,
 }
-"""Pictures of each question, in sets of one a reference."""
+"""Pictures of each experiment, in sets of one per reference."""
 
 
-# ── showing ─────────────────────────────────────────────────────────────────────────────────────
+# ── report ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """Every question as a table."""
+    """Every experiment as a table."""
     parts = []
-    for question in QUESTIONS:
-        if question in report:
-            parts += [f"### {question}", "", *_tables(report[question]), ""]
+    for experiment in EXPERIMENTS:
+        if experiment in report:
+            parts += [f"### {experiment}", "", *_tables(report[experiment]), ""]
     parts.append(f"Settings: {json.dumps(report['settings'])}")
     return "\n".join(parts)
 
 
 def _tables(found: Mapping[str, Any]) -> Iterator[str]:
-    """Nested cells as rows; columns are the innermost names."""
+    """Nested cells as rows; the innermost names are the columns."""
     rows: dict[str, dict[str, Cell]] = {}
     _flatten(found, (), rows)
     columns = list(dict.fromkeys(name for cells in rows.values() for name in cells))
@@ -269,11 +276,11 @@ def _flatten(
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--count", type=int, default=96, help="references")
+    parser.add_argument("--count", type=int, default=96, help="number of references")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=pipeline.STEPS)
     parser.add_argument("--adapter", default="plus")
-    parser.add_argument("--only", nargs="*", default=list(QUESTIONS), choices=QUESTIONS)
+    parser.add_argument("--only", nargs="*", default=list(EXPERIMENTS), choices=EXPERIMENTS)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw the guide's pictures")
@@ -285,16 +292,16 @@ def main() -> None:
     options = arguments()
     torch.set_num_threads(1)
     started = time.monotonic()
-    bar = tqdm(total=options.count * sum(PAINTED[name] for name in options.only), unit="picture")
+    bar = tqdm(total=options.count * sum(SETS[name] for name in options.only), unit="picture")
     bench = Bench(options, bar.update)
-    report: dict[str, Any] = {name: QUESTIONS[name](bench) for name in options.only}
+    report: dict[str, Any] = {name: EXPERIMENTS[name](bench) for name in options.only}
     if options.pictures:
         control_pictures.draw(bench, options.pictures)
     bar.close()
     keys = ("count", "seed", "steps", "adapter")
     report["settings"] = {key: getattr(options, key) for key in keys}
     report["settings"]["seconds"] = round(time.monotonic() - started)
-    hand_over(report, markdown(report), options)
+    write_report(report, markdown(report), options)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ Pictures = list[Image.Image]
 
 
 def draw(bench: Bench, folder: Path) -> list[Path]:
-    """Paint and write them, each in 256 colours."""
+    """Generate and write the figures, each in 256 colours."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in FIGURES.items():
@@ -38,8 +38,8 @@ def draw(bench: Bench, folder: Path) -> list[Path]:
 
 
 def presets(bench: Bench) -> Page:
-    """Two blocks: the style preset beside texts that name a shape, layout beside others."""
-    cast = _cast(8)
+    """Two blocks: the style preset with texts that name a shape, layout with other texts."""
+    cast = _pick_scenes(8)
     blocks = (("style", ("shape",), cast[:4]), ("layout", ("colour", "background"), cast[4:]))
     rows = ("reference", "words alone", "all sites, scale 1", "preset")
     wide = LABELS + 8 * STEP + 28
@@ -52,8 +52,8 @@ def presets(bench: Bench) -> Page:
         references = [[scenes.draw(scene)] for scene in chosen]
         texts = [scenes.caption(_other(scene, names), set(names)) for scene in chosen]
         lines: list[Pictures] = [[one[0] for one in references]]
-        for how in ({"scale": 0.0}, {}, {"preset": preset}):
-            lines.append(bench.paint(texts, (references, how)))
+        for controls in ({"scale": 0.0}, {}, {"preset": preset}):
+            lines.append(bench.generate(texts, (references, controls)))
         for column, text in enumerate(texts):
             middle = x + column * STEP + CELL // 2
             page.text(middle, 50, f"\u201c{text}\u201d", size=12, colour=PALE, width=CELL + 6)
@@ -62,11 +62,11 @@ def presets(bench: Bench) -> Page:
 
 
 def mix(bench: Bench) -> Page:
-    """Columns give the layout, rows the style."""
-    chosen = _cast(11)
+    """The column's reference gives the layout, the row's the style."""
+    chosen = _pick_scenes(11)
     across, down = chosen[:6], chosen[6:]
     page = Page(2 * MARGIN + LABELS + 7 * STEP, 2 * MARGIN + 38 + 6 * STEP, cell=CELL)
-    title = "two references: the layout of the upper, the style of the left"
+    title = "two references: layout from the top, style from the left"
     page.text(MARGIN, MARGIN - 10, title, size=18, at="left")
     left, top = MARGIN + LABELS - 60, MARGIN + 38
     for index, scene in enumerate(across):
@@ -74,12 +74,12 @@ def mix(bench: Bench) -> Page:
     for line, scene in enumerate(down):
         y = top + (1 + line) * STEP
         page.picture(scenes.draw(scene), left, y, framed=True)
-        painted = bench.paint(
+        pictures = bench.generate(
             [""] * len(across),
             ([[scenes.draw(one)] for one in across], {"preset": "layout"}),
             ([[scenes.draw(scene)]] * len(across), {"preset": "style"}),
         )
-        for index, picture in enumerate(painted):
+        for index, picture in enumerate(pictures):
             page.picture(picture, left + (1 + index) * STEP, y)
     page.text(MARGIN, top + 32, "layout", size=15, at="left", colour=PALE)
     page.text(MARGIN, top + STEP + 32, "style", size=15, at="left", colour=PALE)
@@ -87,39 +87,39 @@ def mix(bench: Bench) -> Page:
 
 
 def masks(bench: Bench) -> Page:
-    """Two references, a half each, on square and on wide pictures."""
+    """Two references, one half each, on square and on wide pictures."""
     count = 4
-    chosen = _cast(2 * count)
+    chosen = _pick_scenes(2 * count)
     first, second = ([[scenes.draw(one)] for one in chosen[start::2]] for start in (0, 1))
-    made = {}
+    generated = {}
     for width in (64, 128):
         left = np.zeros((64, width), np.float32)
         left[:, : width // 2] = 1
         layers = ((first, {"mask": left}), (second, {"mask": 1 - left}))
-        made[width] = bench.paint(["a shape"] * count, *layers, size=(width, 64))
+        generated[width] = bench.generate(["a shape"] * count, *layers, size=(width, 64))
     step, line = 2 * STEP + GAP, STEP + 6
     page = Page(2 * MARGIN + LABELS + count * step - GAP, MARGIN + 3 * line + 14, cell=CELL)
-    for index, name in enumerate(("references", "square, a half each", "wide, a half each")):
+    for index, name in enumerate(("references", "square, one half each", "wide, one half each")):
         page.text(MARGIN, MARGIN + index * line + 30, name, size=15, at="left")
     for index in range(count):
         x = MARGIN + LABELS + index * step
         page.picture(first[index][0], x, MARGIN, framed=True)
         page.picture(second[index][0], x + STEP, MARGIN, framed=True)
-        page.picture(made[64][index], x + STEP // 2, MARGIN + line)
-        page.picture(made[128][index], x + GAP // 2, MARGIN + 2 * line, size=(2 * CELL, CELL))
+        page.picture(generated[64][index], x + STEP // 2, MARGIN + line)
+        page.picture(generated[128][index], x + GAP // 2, MARGIN + 2 * line, size=(2 * CELL, CELL))
     return page
 
 
 def schedule(bench: Bench) -> Page:
-    """The reference until a part of the schedule, beside texts that name colour and texture."""
+    """The reference until a part of the schedule, with texts that name colour and texture."""
     names = ("colour", "texture")
-    chosen = _cast(4)
+    chosen = _pick_scenes(4)
     references = [[scenes.draw(scene)] for scene in chosen]
     texts = [scenes.caption(_other(scene, names), set(names)) for scene in chosen]
     columns: list[Pictures] = [[one[0] for one in references]]
     for end in ENDS:
-        how: dict[str, Any] = {"schedule": f"0-{end}"} if end else {"scale": 0.0}
-        columns.append(bench.paint(texts, (references, how)))
+        controls: dict[str, Any] = {"schedule": f"0-{end}"} if end else {"scale": 0.0}
+        columns.append(bench.generate(texts, (references, controls)))
     heads = ["reference", "never", *(f"0-{end:g}" for end in ENDS[1:])]
     page = Page(2 * MARGIN + LABELS + 40 + len(heads) * STEP, MARGIN + 34 + 4 * STEP, cell=CELL)
     x = MARGIN + LABELS + 40
@@ -137,15 +137,15 @@ FIGURES = {"presets": presets, "mix": mix, "masks": masks, "schedule": schedule}
 
 
 def _grid(page: Page, lines: Sequence[Pictures], x: int, y: int, *, frames: str = "row") -> None:
-    """Pictures in rows; the first row or column are references."""
+    """Pictures in rows; the first row or column contains the references."""
     for line, pictures in enumerate(lines):
         for column, picture in enumerate(pictures):
             framed = (line if frames == "row" else column) == 0
             page.picture(picture, x + column * STEP, y + line * STEP, framed=framed)
 
 
-def _cast(count: int) -> list[scenes.Scene]:
-    """Held-out scenes whose shapes and backgrounds take turns."""
+def _pick_scenes(count: int) -> list[scenes.Scene]:
+    """Held-out scenes in which shapes and backgrounds vary."""
     chosen: list[scenes.Scene] = []
     for scene in scenes.stream("test", seed=4242):
         last = [(one.shape, one.background, one.colour) for one in chosen[-4:]]
@@ -161,7 +161,7 @@ def _cast(count: int) -> list[scenes.Scene]:
 
 
 def _other(scene: scenes.Scene, names: Sequence[str]) -> scenes.Scene:
-    """With these words changed; captions of this world know no "an"."""
+    """The scene with these words changed, avoiding "a orange"."""
     rng = np.random.default_rng(round(1000 * scene.x))
     while True:
         other = scenes.change(scene, names, rng)

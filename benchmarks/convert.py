@@ -1,9 +1,9 @@
-"""Whole processes: `imageprompt convert` and `inspect` of a 3.5 GB checkpoint beside the snippet.
+"""`imageprompt convert` and `inspect` of a 3.5 GB checkpoint, compared as whole processes.
 
-Makes an SD1.5 training checkpoint twice (pytorch_model.bin as older trainers leave it,
-model.safetensors as accelerate does now), and takes the adapter out of each: ours, and the way the
-reference's README does it (load everything with torch, filter by key, save). The two take turns.
-This process loads nothing heavy: a child's peak memory would count it.
+Writes an SD1.5 training checkpoint twice (pytorch_model.bin as older trainers did,
+model.safetensors as accelerate does now), and extracts the adapter from each: with imageprompt, and
+with the snippet of the reference's README (load everything with torch, filter by key, save). The
+two take turns. This process imports nothing heavy, since that would count in a child's peak memory.
 
     python benchmarks/convert.py --folder /tmp --rounds 5
 """
@@ -36,7 +36,7 @@ for key, value in state.items():
         parts["ip_adapter"][key.removeprefix("adapter_modules.")] = value
 torch.save(parts, sys.argv[2])
 """,
-    # the same way for the newer file, whose ids have to come from somewhere else
+    # the same for the newer file, which has no ids
     "model.safetensors": """
 import sys, torch
 from safetensors.torch import load_file
@@ -54,7 +54,7 @@ torch.save(parts, sys.argv[2])
 
 @dataclass(frozen=True)
 class Row:
-    """One command on one file: seconds of every round, and the largest peak of memory in MB."""
+    """One command on one file: seconds of every round, and the highest peak memory in MB."""
 
     what: str
     file: str
@@ -69,7 +69,7 @@ class Row:
 def measured(command: list[str], caches: Path) -> tuple[float, float]:
     """Wall seconds of a whole process, and its peak resident memory in MB.
 
-    `caches` keeps compiled modules, as an ordinary installation does.
+    `caches` stores compiled modules, as an ordinary installation does.
     """
     environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(caches)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -83,34 +83,36 @@ def measured(command: list[str], caches: Path) -> tuple[float, float]:
 
 
 def rows(source: Path, rounds: int, caches: Path) -> list[Row]:
-    """Ours and the peer's take turns, so that a disturbance falls on both."""
-    target, snippets = source.with_name("adapter.safetensors"), source.with_name("peer.bin")
+    """Ours and the peer's take turns, so that other load affects both."""
+    target, peer_target = source.with_name("adapter.safetensors"), source.with_name("peer.bin")
     ours = [sys.executable, "-m", "imageprompt"]
     peer = [sys.executable, "-c", PEER[source.name]]
     commands = {
         "imageprompt convert": [*ours, "convert", str(source), str(target)],
-        "the README's snippet": [*peer, str(source), str(snippets)],
+        "the README's snippet": [*peer, str(source), str(peer_target)],
         "imageprompt inspect": [*ours, "inspect", str(source)],
         "imageprompt --help": [*ours, "--help"],
     }
-    taken: dict[str, list[tuple[float, float]]] = {what: [] for what in commands}
+    measurements: dict[str, list[tuple[float, float]]] = {what: [] for what in commands}
     for _ in range(1 + rounds):  # the first fills the caches
         for what, command in commands.items():
-            taken[what].append(measured(command, caches))
+            measurements[what].append(measured(command, caches))
     return [
         Row(what, source.name, [seconds for seconds, _ in times[1:]], max(mb for _, mb in times))
-        for what, times in taken.items()
+        for what, times in measurements.items()
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=None, help="where 4 GB fit (system's own)")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="folder with 4 GB free (default: the system's)"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a small checkpoint, one round")
-    parser.add_argument("--json", type=Path, help="keep the rows")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
     options = parser.parse_args()
-    found: list[Row] = []
+    measured_rows: list[Row] = []
     print(f"{'process':22} {'file':20} {'median s':>8} {'best s':>8} {'peak MB':>9}")
     with tempfile.TemporaryDirectory() as caches:
         for name in FILES:  # one at a time: each is 3.5 GB
@@ -118,14 +120,16 @@ def main() -> None:
                 source = Path(folder) / name
                 make = [sys.executable, str(MAKER), str(source)]
                 subprocess.run([*make, *(["--quick"] if options.quick else [])], check=True)
-                os.sync()  # else its writing back disturbs what is measured
+                os.sync()  # writing back would disturb the measurement
                 rounds = 1 if options.quick else options.rounds
-                found += rows(source, rounds, Path(caches))
-            print(*found[-4:], sep="\n", flush=True)
+                measured_rows += rows(source, rounds, Path(caches))
+            print(*measured_rows[-4:], sep="\n", flush=True)
     load = os.getloadavg()[0]
     print(f"{os.cpu_count()} cores, load {load:.1f}, files in the page cache")
     if options.json:
-        options.json.write_text(json.dumps({"rows": [asdict(row) for row in found]}, indent=1))
+        options.json.write_text(
+            json.dumps({"rows": [asdict(row) for row in measured_rows]}, indent=1)
+        )
 
 
 if __name__ == "__main__":

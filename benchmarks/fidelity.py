@@ -1,10 +1,10 @@
-"""How much of a reference the tiny stack brings across, and how well words still rule.
+"""How much of a reference the bundled stack transfers, and how well it follows the text.
 
     python benchmarks/fidelity.py --json fidelity.json --markdown fidelity.md
 
-On held-out references (half of them with (shape, colour) pairs that no part of the generator was
-trained on) the independent judge of the stack reads the five words off every picture. Beside each
-figure stand the judge's own ceilings, the text-only control and a 95 % Wilson interval.
+The references are held out; half of them have (shape, colour) pairs that no part of the generator
+was trained on. The stack's independent judge reads the five words of every picture. Also reported:
+the judge's own ceilings, the text-only control, and 95 % Wilson intervals.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ Cell = dict[str, float]
 MAIN = ("colour", "background", "texture", "shape")  # "all at once" is these four and the style
 
 
-def wilson(right: int, count: int) -> Cell:
+def wilson(hits: int, count: int) -> Cell:
     """Share with its 95 % Wilson interval."""
     z = 1.96
-    share = right / count
+    share = hits / count
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
     return {
@@ -45,32 +45,32 @@ def wilson(right: int, count: int) -> Cell:
     }
 
 
-def match(found: Sequence[Words], wanted: Sequence[Words]) -> dict[str, Cell]:
-    """Per attribute and all five at once: how often the judge reads what was wanted."""
-    right = {
-        name: [f[name] == w[name] for f, w in zip(found, wanted, strict=True)]
+def match(found: Sequence[Words], expected: Sequence[Words]) -> dict[str, Cell]:
+    """Per attribute and for all five at once: how often the judge reads the expected word."""
+    hits = {
+        name: [f[name] == w[name] for f, w in zip(found, expected, strict=True)]
         for name in scenes.ATTRIBUTES
     }
-    right["all"] = [all(row) for row in zip(*right.values(), strict=True)]
-    return {name: wilson(sum(row), len(row)) for name, row in right.items()}
+    hits["all"] = [all(row) for row in zip(*hits.values(), strict=True)]
+    return {name: wilson(sum(row), len(row)) for name, row in hits.items()}
 
 
 def round_trip(vae: Any, pictures: Sequence[Image.Image]) -> tuple[list[Image.Image], float]:
-    """Pictures through the autoencoder, and the mean PSNR in dB."""
+    """Pictures after encoding and decoding, and the mean PSNR in dB."""
     x = judge.to_tensor(pictures)
     with torch.no_grad():
-        parts = [vae.decode(vae.encode(part).latent_dist.mode()).sample for part in x.split(32)]
-    y = torch.cat(parts).clamp(-1, 1)
+        batches = [vae.decode(vae.encode(batch).latent_dist.mode()).sample for batch in x.split(32)]
+    y = torch.cat(batches).clamp(-1, 1)
     psnr = float((10 * torch.log10(4 / (y - x).square().mean((1, 2, 3)))).mean())
     arrays = ((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(array) for array in arrays], psnr
 
 
 class Bench:
-    """One set of references and everything that is asked about them."""
+    """One set of references, and the measurements on them."""
 
-    def __init__(self, options: argparse.Namespace, told: Callable[[int], None]) -> None:
-        self.options, self.told = options, told
+    def __init__(self, options: argparse.Namespace, on_progress: Callable[[int], None]) -> None:
+        self.options, self.on_progress = options, on_progress
         self.pipe = pipeline.load_pipeline()
         drawn = scenes.stream(options.split, seed=options.seed)
         self.scenes = list(islice(drawn, options.count))
@@ -78,35 +78,35 @@ class Bench:
         self.words = [scene.words() for scene in self.scenes]
         self.seeds = [1_000_000 * (options.seed + 1) + i for i in range(options.count)]
 
-    def paint(self, prompts: Sequence[str], **more: Any) -> list[Words]:
-        """Paint and judge."""
-        pictures = pipeline.paint(
+    def generate(self, prompts: Sequence[str], **options: Any) -> list[Words]:
+        """Generate one picture per prompt; returns what the judge reads in each."""
+        pictures = pipeline.sample(
             self.pipe,
             prompts,
             self.seeds[: len(prompts)],
             steps=self.options.steps,
             guidance=self.options.guidance,
-            after=self.told,
-            **more,
+            after=self.on_progress,
+            **options,
         )
-        return judge.read(pictures)
+        return judge.classify(pictures)
 
     def ceilings(self) -> dict[str, Any]:
-        """The judge on 2,000 real renders, and on the references after a round trip."""
+        """The judge on 2,000 renders, and on the references after encoding and decoding."""
         fresh = list(islice(scenes.stream(self.options.split, seed=self.options.seed + 500), 2000))
-        through, psnr = round_trip(self.pipe.vae, self.references)
+        decoded, psnr = round_trip(self.pipe.vae, self.references)
         return {
             "judge on renders": match(
-                judge.read([scenes.draw(scene) for scene in fresh]),
+                judge.classify([scenes.draw(scene) for scene in fresh]),
                 [scene.words() for scene in fresh],
             ),
-            "judge after the autoencoder": match(judge.read(through), self.words),
+            "judge after the autoencoder": match(judge.classify(decoded), self.words),
             "autoencoder_psnr_db": psnr,
         }
 
     def text_only(self) -> dict[str, Any]:
-        """Full captions without a reference; all, and the half whose pairs were never trained."""
-        found = self.paint([scenes.caption(scene) for scene in self.scenes])
+        """Full captions without a reference: all, and the half with pairs never trained."""
+        found = self.generate([scenes.caption(scene) for scene in self.scenes])
         return {
             "full captions": match(found, self.words),
             "full captions, pairs never trained": match(found[::2], self.words[::2]),
@@ -114,11 +114,11 @@ class Bench:
 
     def control(self) -> dict[str, Any]:
         """A generic or empty text without a reference: chance."""
-        return {"control": match(self.paint(self._generic()), self.words)}
+        return {"control": match(self.generate(self._generic()), self.words)}
 
     def transfer(self, adapter: Any) -> dict[str, Any]:
         """A generic or empty text with a reference."""
-        found = self.paint(
+        found = self.generate(
             self._generic(), adapter=adapter, references=self.references, scale=self.options.scale
         )
         return {
@@ -127,24 +127,24 @@ class Bench:
         }
 
     def overrides(self, adapter: Any, scale: float) -> dict[str, Any]:
-        """The text names one attribute otherwise: how often it wins, how the others are kept."""
+        """The text changes one attribute: how often it wins, and how often the others are kept."""
         count = min(self.options.overrides, self.options.count)
         report: dict[str, Any] = {}
         kept: dict[str, list[bool]] = {name: [] for name in scenes.ATTRIBUTES}
         rng = np.random.default_rng(self.options.seed)
         for name in scenes.ATTRIBUTES:
-            wanted = [scenes.change(scene, [name], rng) for scene in self.scenes[:count]]
-            found = self.paint(
-                [scenes.caption(scene, {name}) for scene in wanted],
+            changed = [scenes.change(scene, [name], rng) for scene in self.scenes[:count]]
+            found = self.generate(
+                [scenes.caption(scene, {name}) for scene in changed],
                 adapter=adapter,
                 references=self.references[:count],
                 scale=scale,
             )
-            cells = match(found, [scene.words() for scene in wanted])
+            cells = match(found, [scene.words() for scene in changed])
             report[name] = {"obeyed": cells.pop(name), "kept": cells}
             for other in scenes.ATTRIBUTES:
                 if other != name:
-                    pairs = zip(found, wanted, strict=True)
+                    pairs = zip(found, changed, strict=True)
                     kept[other] += [f[other] == getattr(w, other) for f, w in pairs]
         report["kept over all"] = {name: wilson(sum(row), len(row)) for name, row in kept.items()}
         return report
@@ -163,8 +163,8 @@ def table(rows: dict[str, dict[str, Cell]], columns: Sequence[str]) -> str:
     """Rows of cells as a Markdown table."""
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for title, cells in rows.items():
-        shown = (show(cells[name]) if name in cells else "" for name in columns)
-        lines.append(f"| {title} | {' | '.join(shown)} |")
+        values = (show(cells[name]) if name in cells else "" for name in columns)
+        lines.append(f"| {title} | {' | '.join(values)} |")
     return "\n".join(lines)
 
 
@@ -195,7 +195,7 @@ def markdown(report: dict[str, Any]) -> str:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--count", type=int, default=240, help="references")
+    parser.add_argument("--count", type=int, default=240, help="number of references")
     parser.add_argument("--overrides", type=int, default=80, help="references per attribute")
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--seed", type=int, default=0)
@@ -209,8 +209,8 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def hand_over(report: dict[str, Any], text: str, options: argparse.Namespace) -> None:
-    """Print the tables, and write what was asked for."""
+def write_report(report: dict[str, Any], text: str, options: argparse.Namespace) -> None:
+    """Print the tables, and write the files named on the command line."""
     print(text)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
@@ -246,7 +246,7 @@ def main() -> None:
         adapter.detach()
     bar.close()
     report["settings"]["seconds"] = round(time.monotonic() - started)
-    hand_over(report, markdown(report), options)
+    write_report(report, markdown(report), options)
 
 
 if __name__ == "__main__":

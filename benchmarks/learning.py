@@ -1,12 +1,13 @@
-"""How fast an adapter learns on the tiny stack: what the training examples reach, and when.
+"""How fast an adapter learns on the bundled stack: what the training examples reach, and when.
 
     python benchmarks/learning.py [--example tiny-base|tiny-plus] [--references 96] [--folder DIR]
 
-Draws scenes, trains the example as it stands from nothing (`imageprompt train`, every part of it in
-the time given), then lets the stack's judge read what each checkpoint makes of held-out references,
-text empty or "a shape", scale 1; beside it the bundled adapter and the control without a reference.
-"Reached" is the share of the bundled adapter's match above the control, over the mean of the five
-words and over all five at once. Time is wall time and CPU time of the training process.
+Draws scenes and trains the unchanged example from scratch (`imageprompt train`; the time includes
+everything it does). The stack's judge then reads the pictures that each checkpoint generates from
+held-out references, with an empty text or "a shape", at scale 1; the bundled adapter and the
+control without a reference are measured as well. "Reached" is the share of the bundled adapter's
+match above the control, for the mean of the five words and for all five at once. Time is wall time
+and CPU time of the training process.
 """
 
 from __future__ import annotations
@@ -34,32 +35,32 @@ Shares = dict[str, float]
 
 
 def command(*words: str, folder: Path) -> str:
-    """Run imageprompt as a user does; returns what it prints."""
-    done = subprocess.run(
+    """Run an imageprompt command; returns what it prints."""
+    process = subprocess.run(
         [sys.executable, "-m", "imageprompt", *words],
         cwd=folder,
         check=True,
         stdout=subprocess.PIPE,
         text=True,
     )
-    return done.stdout
+    return process.stdout
 
 
 def train(
     example: str, folder: Path, steps: int | None, scene_count: int, changes: list[str]
 ) -> dict[str, float]:
-    """Scenes, then training; returns seconds and CPU seconds of the training."""
+    """Draw scenes, then train; returns wall and CPU seconds of the training."""
     command("demo", "--draw", "scenes", "--count", str(scene_count), folder=folder)
     config = command("train", "--example", example, folder=folder)
     (folder / "config.yaml").write_text(config)
     total = steps or int(config.split("\nsteps:")[1].split()[0])
-    sets: tuple[str, ...] = (
+    overrides: tuple[str, ...] = (
         f"steps={total}",
         f"checkpoint_every={total // CHECKPOINTS}",
         f"keep={CHECKPOINTS + 1}",
     )
-    sets += ("validate_every=0", "output=run", *changes)
-    options = [word for one in sets for word in ("--set", one)]
+    overrides += ("validate_every=0", "output=run", *changes)
+    options = [word for override in overrides for word in ("--set", override)]
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     command("train", "config.yaml", *options, folder=folder)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -68,16 +69,16 @@ def train(
 
 
 def matches(bench: fidelity.Bench, path: Path) -> Shares:
-    """How often each word, and all at once, comes across with this adapter."""
+    """How often each word, and all at once, is transferred by this adapter."""
     adapter = Adapter.load(path, dtype=torch.float32)
     adapter.attach(bench.pipe, encoder=bench.pipe.image_encoder)
-    found = bench.transfer(adapter)["all"]
+    cells = bench.transfer(adapter)["all"]
     adapter.detach()
-    return {name: cell["share"] for name, cell in found.items()}
+    return {name: cell["share"] for name, cell in cells.items()}
 
 
 def reached(shares: Shares, goal: Shares, control: Shares) -> dict[str, float]:
-    """Share of the goal above the control, of the words' mean and of all at once."""
+    """Share of the goal that is reached, both above the control: mean of words, and all at once."""
 
     def mean(of: Shares) -> float:
         return sum(of[name] for name in scenes.ATTRIBUTES) / len(scenes.ATTRIBUTES)
@@ -94,9 +95,9 @@ def main() -> None:
     parser.add_argument("--example", choices=("tiny-base", "tiny-plus"), default="tiny-plus")
     parser.add_argument("--references", type=int, default=96)
     parser.add_argument("--scenes", type=int, default=6000)
-    parser.add_argument("--steps", type=int, help="instead of the example's")
+    parser.add_argument("--steps", type=int, help="default: the example's")
     parser.add_argument("--set", action="append", default=[], help="change a key of the example")
-    parser.add_argument("--folder", type=Path, help="an empty folder to work in, and to keep")
+    parser.add_argument("--folder", type=Path, help="empty folder to work in; kept")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     load = os.getloadavg()[0]
@@ -113,7 +114,7 @@ def main() -> None:
         saved = sorted((folder / "run" / "checkpoints").iterdir(), key=lambda p: int(p.name[5:]))
         for path in [*saved, folder / "run"]:
             shares = matches(bench, path / "adapter.safetensors")
-            name = path.name if path in saved else "the result"
+            name = path.name if path in saved else "result"
             rows.append({"what": name} | shares | reached(shares, goal, control))
     columns = [*scenes.ATTRIBUTES, "all"]
     print(

@@ -1,10 +1,10 @@
-"""What a region mask costs at every attention layer: memory and CPU time, beside diffusers' own.
+"""Memory and CPU time of a region mask at every attention layer, compared with diffusers.
 
-Memory is counted, not sampled: the bytes that the operations within an attention layer write into
-new tensors, with a mask less without one; the largest of all layers, in the first step of a loop
-(where the mask is resized) and in a later one. CPU time is that of whole steps, with and without a
-mask in turns (median of ratios), and that of the two operations which a mask changes, timed alone
-at every layer's own shape and set against the step: the second has less noise.
+Memory is counted, not sampled: the bytes that the operations in an attention layer write into new
+tensors with a mask, minus those without; the largest difference of all layers, in the first step of
+a loop (where the mask is resized) and in a later one. CPU time is measured twice: for whole steps,
+with and without a mask in turns (median of ratios), and for the two operations that a mask changes,
+alone, in the shape of every layer, relative to the step. The second has less noise.
 
 SD1.5 config, random weights, guidance batch of two, bfloat16.
 
@@ -32,15 +32,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bases import BASES, Base, random_unet
 from peer import diffusers_embeds, diffusers_load, flat, published_adapter, published_features
 from step_time import shared_copy
-from timing import cpu_seconds, regime
+from timing import conditions, cpu_seconds
 
 Step = Callable[[Tensor], object]
 DTYPE = torch.bfloat16
 GOAL = {"MiB": 0.1, "CPU": 0.02}
 
 
-class Written(TorchDispatchMode):
-    """Bytes that operations write into new tensors, by the layer that is running."""
+class WrittenBytes(TorchDispatchMode):
+    """Counts the bytes that operations write into new tensors, for each attention layer."""
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
@@ -50,10 +50,10 @@ class Written(TorchDispatchMode):
         self._handles: list[Any] = []
         for name, layer in unet.named_modules():
             if name.endswith("attn2"):
-                self._handles.append(layer.register_forward_pre_hook(self._entering(name)))
+                self._handles.append(layer.register_forward_pre_hook(self._enter_hook(name)))
                 self._handles.append(layer.register_forward_hook(lambda *_: self._leave()))
 
-    def _entering(self, name: str) -> Callable[..., None]:
+    def _enter_hook(self, name: str) -> Callable[..., None]:
         def enter(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             self._layer = name
             self.queries[name] = tuple(args[0].shape)
@@ -75,16 +75,16 @@ class Written(TorchDispatchMode):
             handle.remove()
 
 
-def written(unet: nn.Module, step: Step, t: Tensor) -> Written:
+def written_bytes(unet: nn.Module, step: Step, t: Tensor) -> WrittenBytes:
     """What one step writes."""
-    with torch.no_grad(), Written(unet) as seen:
+    with torch.no_grad(), WrittenBytes(unet) as counted:
         step(t)
-    return seen
+    return counted
 
 
 @contextlib.contextmanager
 def steps_of(base: Base, latent: int) -> Iterator[dict[str, tuple[nn.Module, Step]]]:
-    """Ours and diffusers', without and with a mask: a denoiser and a step of it."""
+    """Denoiser and step of ours and of diffusers, without and with a mask."""
     import imageprompt as ip
 
     mine = random_unet(base, DTYPE)
@@ -115,7 +115,7 @@ def steps_of(base: Base, latent: int) -> Iterator[dict[str, tuple[nn.Module, Ste
 
     def ours(entry: Any) -> Step:
         def step(t: Tensor) -> object:
-            carrier.in_use[:] = [entry]  # both stay laid out, whichever has the turn
+            carrier.in_use[:] = [entry]  # both stay laid out while they take turns
             return mine(**{**inputs, "timestep": t})
 
         return step
@@ -130,44 +130,46 @@ def steps_of(base: Base, latent: int) -> Iterator[dict[str, tuple[nn.Module, Ste
 
 def measure(base: Base, *, latent: int, rounds: int, steps: int) -> list[dict[str, Any]]:
     """One row for each side."""
-    # a call at the timestep of the one before would count as a new loop: caches are filled again
+    # a repeated timestep would start a new loop and fill the caches again
     timesteps = iter(torch.arange(999, 0, -1))
     with torch.no_grad(), steps_of(base, latent) as racers:
         rows = []
         for side in ("imageprompt", "diffusers"):
             (unet, plain), (_, masked) = racers[side], racers[f"{side}, mask"]
-            plain(next(timesteps))  # fills what is kept of the text
-            first = _most(*(written(unet, step, next(timesteps)) for step in (masked, plain)))
-            with_mask, without = (written(unet, s, next(timesteps)) for s in (masked, plain))
-            later = _most(with_mask, without)
+            plain(next(timesteps))  # fills the text cache
+            first = _largest_difference(
+                *(written_bytes(unet, step, next(timesteps)) for step in (masked, plain))
+            )
+            with_mask, without = (written_bytes(unet, s, next(timesteps)) for s in (masked, plain))
+            later = _largest_difference(with_mask, without)
             ratios, seconds = _race(plain, masked, timesteps, rounds * steps)
             row = {"what": side, "first": first, "later": later, "ratio": ratios, "step": seconds}
             if side == "imageprompt":
-                row["alone"] = _alone(with_mask.queries, base) / seconds
+                row["alone"] = _mask_seconds(with_mask.queries, base) / seconds
             rows.append(row)
     return rows
 
 
-def _most(masked: Written, plain: Written) -> float:
-    """The largest difference of a layer, in MiB."""
+def _largest_difference(masked: WrittenBytes, plain: WrittenBytes) -> float:
+    """The largest difference of any layer, in MiB."""
     return max(masked.bytes[name] - plain.bytes[name] for name in plain.bytes) / 2**20
 
 
 def _race(
     plain: Step, masked: Step, timesteps: Iterator[Tensor], pairs: int
 ) -> tuple[float, float]:
-    """Median ratio of masked to plain steps, taking turns; and the plain step's CPU seconds."""
+    """Median ratio of masked to plain steps in turns, and the CPU seconds of a plain step."""
     ratios, seconds = [], []
     for i in range(pairs):
         order = (plain, masked) if i % 2 == 0 else (masked, plain)
-        took = {step: cpu_seconds(lambda step=step: step(next(timesteps))) for step in order}
-        ratios.append(took[masked] / took[plain])
-        seconds.append(took[plain])
+        cpu = {step: cpu_seconds(lambda step=step: step(next(timesteps))) for step in order}
+        ratios.append(cpu[masked] / cpu[plain])
+        seconds.append(cpu[plain])
     return statistics.median(ratios), statistics.median(seconds)
 
 
-def _alone(shapes: dict[str, tuple[int, ...]], base: Base) -> float:
-    """Seconds a step that scale x mask and a weight for every query cost beside a plain scale."""
+def _mask_seconds(shapes: dict[str, tuple[int, ...]], base: Base) -> float:
+    """Additional seconds a step of one weight per query (scale x mask) over one scalar scale."""
     heads = int(base.config["attention_head_dim"])
     scale, total = torch.tensor(0.7), 0.0
     for batch, queries, width in shapes.values():
@@ -179,13 +181,13 @@ def _alone(shapes: dict[str, tuple[int, ...]], base: Base) -> float:
 
 
 def _fastest(call: Callable[[], object]) -> float:
-    """The quickest of twenty calls, on one thread."""
-    took = []
+    """Seconds of the fastest of twenty calls, on one thread."""
+    seconds = []
     for _ in range(20):
         start = time.perf_counter()
         call()
-        took.append(time.perf_counter() - start)
-    return min(took)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 def main() -> None:
@@ -200,19 +202,19 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     latent, rounds, steps = (16, 1, 1) if args.quick else (args.latent, args.rounds, args.steps)
-    before = regime()
+    before = conditions()
     rows = measure(BASES["sd15"], latent=latent, rounds=rounds, steps=steps)
     print(f"sd15, {latent}x{latent} latents, bfloat16, guidance batch 2; {before}")
-    print(f"{'a mask adds':14}{'MiB, first':>12}{'MiB, later':>12}{'CPU':>9}{'its own':>9}")
+    print(f"{'a mask adds':18}{'MiB, first':>12}{'MiB, later':>12}{'CPU':>9}{'alone':>9}")
     for row in rows:
-        own = f"{row['alone']:+.2%}" if "alone" in row else ""
+        alone = f"{row['alone']:+.2%}" if "alone" in row else ""
         print(
-            f"{row['what']:14}{row['first']:>12.3f}{row['later']:>12.3f}"
-            f"{row['ratio'] - 1:>+9.1%}{own:>9}"
+            f"{row['what']:18}{row['first']:>12.3f}{row['later']:>12.3f}"
+            f"{row['ratio'] - 1:>+9.1%}{alone:>9}"
         )
-    print(f"wanted <= {GOAL['MiB']} MiB a layer and <= {GOAL['CPU']:.0%} of CPU time")
+    print(f"goal <= {GOAL['MiB']} MiB a layer and <= {GOAL['CPU']:.0%} of CPU time")
     if args.json:
-        args.json.write_text(json.dumps({"regime": before, "rows": rows}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"conditions": before, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Operations dispatched in one denoise step, relative to the plain text-only denoiser.
+"""Operations dispatched in one denoise step, relative to the text-only denoiser.
 
-The rule. An operation is one call that reaches the dispatcher below autograd (what a
-`TorchDispatchMode` sees) and computes or copies numbers. Not counted: views (an operator that the
-schema marks as a view, and `_unsafe_view`), `detach`, and bare allocations (`empty*`). A fused
-attention is one operation, so is a matrix product with or without bias.
+An operation is one call that reaches the dispatcher below autograd (what a `TorchDispatchMode`
+sees) and computes or copies numbers. Not counted: views (an operator that the schema marks as a
+view, and `_unsafe_view`), `detach`, and allocations (`empty*`). A fused attention is one operation,
+and so is a matrix product with or without bias.
 
-The step counted is the third of a denoise loop (one text, timesteps handed out by a scheduler), as
-all but the first of a run are; the first, where caches are filled, is listed beside it. Guidance
-batch of two. By this rule diffusers' own IP-Adapter adds 82 (base), 144 (Plus) and 288 (two Plus)
-to the SD1.5 denoiser.
+The third step of a denoise loop is counted (one text, timesteps from a scheduler); all steps but
+the first are like it. The first one, which fills the caches, is listed as well. Guidance batch of
+two. Counted like this, diffusers' own IP-Adapter adds 82 (base), 144 (Plus) and 288 (two Plus)
+operations to the SD1.5 denoiser.
 
 Projector calls are those of a generation of five steps, per adapter. Ours are counted for a second
-prompt: the first projects the null picture too, whose tokens are kept.
+prompt: the first also projects the null image, whose tokens are cached.
 
     python benchmarks/ops.py [--base sd15|sdxl] [--latent 8] [--json FILE]
 """
@@ -54,12 +54,12 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "a mask": {"mask": torch.ones(64, 64)},
     "scaling K+V": {"scaling": "K+V"},
 }
-"""What may be asked of a base adapter beside the plain scale."""
+"""Controls of a base adapter other than a plain scale."""
 PEER = {"base": 82, "plus": 144, "two plus": 288}
 
 
 class OpCounter(TorchDispatchMode):
-    """Counts the operations that compute; `.names` says which."""
+    """Counts the operations that compute; `.names` counts them by name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,8 +67,8 @@ class OpCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        free = func.is_view or name in ("_unsafe_view", "detach") or name.startswith("empty")
-        if not free:
+        ignored = func.is_view or name in ("_unsafe_view", "detach") or name.startswith("empty")
+        if not ignored:
             self.names[name] += 1
         return func(*args, **(kwargs or {}))
 
@@ -86,22 +86,22 @@ def count(call: Callable[[], object]) -> Counter[str]:
 
 
 def timesteps() -> Tensor:
-    """Fifty timesteps of one tensor, in the order of sampling."""
+    """Fifty timesteps in one tensor, in sampling order."""
     return torch.arange(981, 0, -20)
 
 
 def first_and_later(step: Callable[[Tensor], object]) -> tuple[Counter[str], Counter[str]]:
     """The operations of the first step of a loop and of a later one (the third)."""
     first, second, third = timesteps()[:3]
-    filling = count(lambda: step(first))
+    filling_step = count(lambda: step(first))
     with torch.no_grad():
         step(second)
-    return filling, count(lambda: step(third))
+    return filling_step, count(lambda: step(third))
 
 
 @contextlib.contextmanager
 def projector_calls(modules: list[nn.Module]) -> Iterator[list[int]]:
-    """Counts the forward calls of projectors; yields a list that grows by one entry a call."""
+    """Yields a list that grows by one entry with every forward call of a projector."""
     calls: list[int] = []
     handles = [m.register_forward_hook(lambda *_: calls.append(1)) for m in modules]
     try:
@@ -111,8 +111,8 @@ def projector_calls(modules: list[nn.Module]) -> Iterator[list[int]]:
             handle.remove()
 
 
-class StandIn:
-    """Takes the place of an image encoder: features come from the benchmark, not from pictures."""
+class FakeEncoder:
+    """An image encoder whose features are random numbers, not computed from pictures."""
 
     image_size = 224
     fingerprint = "random"
@@ -134,7 +134,7 @@ class StandIn:
 
 
 class Bench:
-    """One denoiser, measured plain, with diffusers' adapters and with ours."""
+    """One denoiser, measured without adapters, with diffusers' and with ours."""
 
     def __init__(self, base: Base, *, latent: int, dtype: torch.dtype, folder: Path) -> None:
         self.base = base
@@ -171,7 +171,7 @@ class Bench:
         return self.files[key]
 
     def peer(self, variants: list[str]) -> dict[str, Any]:
-        """diffusers' path: counts and projector calls in a run of five steps."""
+        """With diffusers: operations of a step, and projector calls in a run of five steps."""
         before = self.unet.attn_processors
         diffusers_load(self.unet, *(self.state(v, 4 + i) for i, v in enumerate(variants)))
         embeds = [
@@ -186,7 +186,7 @@ class Bench:
         return {"first": first, "later": later, "projector_calls": len(calls) / len(variants)}
 
     def ours(self, variants: list[str], **use: Any) -> dict[str, Any]:
-        """Our path, all adapters attached at once: the same figures."""
+        """The same with imageprompt, all adapters attached at once."""
         import imageprompt as ip
 
         adapters = [
@@ -194,7 +194,7 @@ class Bench:
         ]
         with contextlib.ExitStack() as stack:
             for adapter, variant in zip(adapters, variants, strict=True):
-                adapter.attach(self.unet, encoder=StandIn(variant, self.dtype))
+                adapter.attach(self.unet, encoder=FakeEncoder(variant, self.dtype))
                 stack.callback(adapter.detach)
                 adapter.encode(features=published_features(variant, self.dtype, seed=6))
             calls = stack.enter_context(projector_calls([a.module.image_proj for a in adapters]))
@@ -212,8 +212,8 @@ def measure(bench: Bench, *, peer: bool = True) -> list[dict[str, Any]]:
     plain = sum(first_and_later(bench.step)[1].values())
     rows: list[dict[str, Any]] = [{"what": "text only", "later": plain, "added": 0}]
 
-    def row(what: str, found: dict[str, Any], goal: int | None) -> None:
-        first, later = sum(found["first"].values()), sum(found["later"].values())
+    def row(what: str, counted: dict[str, Any], goal: int | None) -> None:
+        first, later = sum(counted["first"].values()), sum(counted["later"].values())
         rows.append(
             {
                 "what": what,
@@ -221,7 +221,7 @@ def measure(bench: Bench, *, peer: bool = True) -> list[dict[str, Any]]:
                 "later": later,
                 "added": later - plain,
                 "goal": goal,
-                "projector_calls": found["projector_calls"],
+                "projector_calls": counted["projector_calls"],
             }
         )
 
@@ -248,7 +248,7 @@ def main() -> None:
         )
         rows = measure(bench)
     print(f"{args.base}, {args.latent}x{args.latent} latents, bfloat16, guidance batch 2")
-    print(f"{'':44}{'first':>7}{'later':>7}{'added':>7}{'wanted':>8}{'projector calls':>17}")
+    print(f"{'':44}{'first':>7}{'later':>7}{'added':>7}{'goal':>8}{'projector calls':>17}")
     for r in rows:
         goal = "" if r.get("goal") is None or args.base != "sd15" else f"{r['goal']:+d}"
         calls = r.get("projector_calls", "")

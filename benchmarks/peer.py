@@ -1,6 +1,6 @@
-"""Random adapter files of the standard layout, and diffusers' own path for them: the peer.
+"""Random adapter files in the standard layout, and diffusers' own IP-Adapter: the peer.
 
-Used by benchmarks and tests alike. Nothing here imports imageprompt.
+Used by benchmarks and tests. Nothing here imports imageprompt.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ StateDict = dict[str, dict[str, Tensor]]  # {"image_proj": {...}, "ip_adapter": 
 def site_ids(unet: nn.Module) -> dict[int, tuple[str, int]]:
     """File id -> (processor name, hidden width) of every cross-attention site.
 
-    The rule of the standard format, written down once more: the position among the denoiser's own
-    processors in their order (down, up, mid), the motion modules left out.
+    The rule of the standard format, written independently: the position among the denoiser's
+    attention processors in their order (down, up, mid), without motion modules.
     """
     names = [n for n in unet.attn_processors if "motion_modules" not in n]
     found = {}
@@ -110,26 +110,26 @@ def published_adapter(
 
 
 def published_features(variant: str, dtype: torch.dtype, *, seed: int = 5) -> Tensor:
-    """What the published encoder (ViT-H/14) hands over for one picture: [1, ...]."""
+    """Random features in the shape of the published encoder (ViT-H/14), [1, ...]."""
     gen = torch.Generator().manual_seed(seed)
     shape = (1, 1024) if variant == "base" else (1, 257, 1280)
     return torch.randn(shape, generator=gen).to(dtype)
 
 
 def flat(state: StateDict) -> dict[str, Tensor]:
-    """The same weights under flat keys, as a .safetensors file holds them."""
+    """The same weights under flat keys, as in a .safetensors file."""
     return {f"{part}.{key}": value for part, keys in state.items() for key, value in keys.items()}
 
 
 def diffusers_load(unet: nn.Module, *states: StateDict, scale: float = 1.0) -> nn.Module:
-    """Load adapters into `unet` the way diffusers does; the unet is changed."""
+    """Load adapters into `unet` as diffusers does; changes the unet."""
     unet._load_ip_adapter_weights([_copy(s) for s in states], low_cpu_mem_usage=False)
     diffusers_scale(unet, scale)
     return unet
 
 
 def diffusers_scale(unet: nn.Module, scale: float) -> None:
-    """Set one scale everywhere."""
+    """Set the scale of every processor."""
     for processor in unet.attn_processors.values():
         if hasattr(processor, "to_k_ip"):
             processor.scale = [scale] * len(processor.scale)
@@ -138,7 +138,7 @@ def diffusers_scale(unet: nn.Module, scale: float) -> None:
 def diffusers_embeds(features: list[Tensor], null: Tensor | None) -> Tensor:
     """diffusers' `image_embeds` entry: [negatives, positives] with a picture axis, [B, n, ...].
 
-    `features` holds one tensor [n, ...] for each prompt; `null` None leaves the negatives out.
+    `features` has one tensor [n, ...] per prompt; `null` None leaves the negatives out.
     """
     positive = torch.stack(features)
     if null is None:
@@ -152,7 +152,7 @@ def _copy(state: StateDict) -> StateDict:
 
 
 def diffusers_unload(unet: nn.Module, processors: dict[str, object]) -> None:
-    """Take diffusers' adapters off again; `processors` are those of before."""
+    """Remove diffusers' adapters; `processors` are the original ones."""
     unet.encoder_hid_proj = None  # first: its layers count as attention processors
     unet.set_attn_processor(dict(processors))
     unet.config.encoder_hid_dim_type = None

@@ -1,13 +1,13 @@
-"""CPU time of a denoise step with an image prompt, relative to the text-only step.
+"""CPU time of a denoise step with an image prompt, relative to a text-only step.
 
-Three denoisers over the same random weights (shared, not copied) run the same denoise loop in
-lockstep, plain, diffusers' own IP-Adapter and ours: step by step they take turns, in alternating
-order, so that whatever else the machine does falls on all alike. Process CPU time, one thread
-unless told otherwise. Reported: the steady step (all but the first of a loop) as the median of its
-ratio to the plain step of the same timestep, and the whole loop with everything it needs
-once (encoding, projector, K' and V', caches). "Same, scale 0" shares our denoiser with the row
-above and leaves the image attention out: the floor, all that keeping the text's K and V can save.
-Guidance batch of two, 77 text tokens, bfloat16.
+Three denoisers with the same random weights (shared, not copied) run the same denoise loop in
+lockstep: text only, diffusers' own IP-Adapter, and ours. They take turns step by step, in
+alternating order, so that other load on the machine affects all of them alike. Process CPU time, by
+default on one thread. Reported: the steady step (all but the first of a loop) as the median ratio
+to the text-only step at the same timestep, and the whole loop including what it needs once
+(encoding, projector, K' and V', caches). "same, scale 0" is our denoiser without image attention:
+the floor, where only the cached K and V of the text save time. Guidance batch of two, 77 text
+tokens, bfloat16.
 
     python benchmarks/step_time.py [--base sd15|sdxl] [--variant base|plus] [--rounds 7]
                                    [--steps 10] [--latent N] [--threads 1] [--quick] [--json FILE]
@@ -39,21 +39,21 @@ from peer import (
     published_adapter,
     published_features,
 )
-from timing import cpu_seconds, regime
+from timing import conditions, cpu_seconds
 
 Row = dict[str, Any]
 PUBLISHED = {("sd15", "base"): ("<= 0.95", 1.05), ("sdxl", "plus"): ("<= 0.92", 1.08)}
 
 
 def shared_copy(unet: nn.Module) -> nn.Module:
-    """Another denoiser over the same weights, so that three of them cost the memory of one."""
-    kept = {id(t): t for t in (*unet.parameters(), *unet.buffers())}
-    return copy.deepcopy(unet, kept)
+    """Another denoiser with the same weights, so that three use the memory of one."""
+    shared = {id(t): t for t in (*unet.parameters(), *unet.buffers())}
+    return copy.deepcopy(unet, shared)
 
 
 @dataclass
 class Candidate:
-    """One denoiser in the race: what it needs before a loop, and a step."""
+    """One denoiser: what it does before a loop, and in a step."""
 
     prepare: Callable[[], object]
     step: Callable[[Tensor], object]
@@ -61,7 +61,7 @@ class Candidate:
 
 @contextlib.contextmanager
 def candidates(base: Base, variant: str, latent: int) -> Iterator[dict[str, Candidate]]:
-    """Plain, diffusers and ours, over the same weights."""
+    """Text only, diffusers and ours, with the same weights."""
     import imageprompt as ip
 
     dtype = torch.bfloat16
@@ -82,18 +82,18 @@ def candidates(base: Base, variant: str, latent: int) -> Iterator[dict[str, Cand
         added = {**inputs.get("added_cond_kwargs", {}), **extra}
         return lambda t: unet(**{**inputs, "timestep": t, "added_cond_kwargs": added})
 
-    with contextlib.ExitStack() as in_use:
-        live: list[Any] = []
+    with contextlib.ExitStack() as active:
+        handle: list[Any] = []
 
         def use_a_new_prompt() -> None:
-            in_use.close()
+            active.close()
             prompt = adapter.encode(features=features, null_features=null)
-            live[:] = [in_use.enter_context(adapter.use(prompt))]
+            handle[:] = [active.enter_context(adapter.use(prompt))]
 
         def without_image(t: Tensor) -> None:
-            live[0].scale = 0.0
+            handle[0].scale = 0.0
             step(mine, {})(t)
-            live[0].scale = 1.0
+            handle[0].scale = 1.0
 
         yield {
             "text only": Candidate(lambda: None, step(plain, {})),
@@ -104,7 +104,7 @@ def candidates(base: Base, variant: str, latent: int) -> Iterator[dict[str, Cand
 
 
 def race(racers: dict[str, Candidate], steps: int, turn: int) -> dict[str, list[float]]:
-    """One loop in lockstep: CPU seconds of the preparation and of every step, by candidate."""
+    """CPU seconds of the preparation and of every step in lockstep, by candidate."""
     seconds = {name: [cpu_seconds(racer.prepare)] for name, racer in racers.items()}
     for i, t in enumerate(torch.arange(981, 0, -20)[:steps]):
         names = list(racers) if (turn + i) % 2 == 0 else list(reversed(racers))
@@ -154,7 +154,7 @@ def main() -> None:
     variant = args.variant or ("base" if base.name == "sd15" else "plus")
     latent = args.latent or base.latent
     rounds, steps = (3, 4) if args.quick else (args.rounds, args.steps)
-    before = regime()
+    before = conditions()
     rows = measure(base, variant, latent=latent, steps=steps, rounds=rounds)
 
     print(f"{base.name} {variant}, {latent}x{latent} latents, bfloat16, guidance batch 2")
@@ -166,10 +166,10 @@ def main() -> None:
             f"{row['what']:14}{row['ms']:>11.1f}{row['ratio']:>8.3f}"
             f"{row['ratio_of_minima']:>11.3f}{row['whole_loop']:>12.3f}"
         )
-    print(f"wanted {goal}, where diffusers was {peer}")
+    print(f"goal {goal}; diffusers was at {peer}")
     if args.json:
         args.json.write_text(
-            json.dumps({"regime": before, "steps": steps, "rows": rows}, indent=1) + "\n"
+            json.dumps({"conditions": before, "steps": steps, "rows": rows}, indent=1) + "\n"
         )
 
 

@@ -1,12 +1,12 @@
-"""The second stage of a style adapter, on the tiny stack: what training on one domain brings.
+"""Second-stage training of a style adapter on one domain, on the bundled stack.
 
     python benchmarks/style.py [--pictures 600] [--steps 500] [--references 64]
 
-The domain is what stage one has never seen: the eight pairs of shape and colour that are kept out
-of its training. The bundled base adapter goes on training on drawn scenes of these pairs (from
-`adapter:`, at a smaller rate, as the example style-stage2 does); then the judge reads what other
-references of the domain bring across before and after, and what references of all kinds do. Text
-empty or "a shape", scale 1.
+The domain is what stage one has never seen: the eight pairs of shape and colour that are held out
+of its training. The bundled base adapter is trained further on drawn scenes of these pairs (with
+`adapter:` and a smaller learning rate, as in the example style-stage2). The judge then reads what
+is transferred, before and after, from other references of the domain and from references of all
+kinds. Text empty or "a shape", scale 1.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def drawn(split: str, count: int, seed: int, *, domain: bool) -> list[scenes.Sce
 
 
 def draw(folder: Path, chosen: list[scenes.Scene]) -> Path:
-    """Pictures with their captions beside them."""
+    """Write pictures with caption files."""
     folder.mkdir(parents=True)
     for index, scene in enumerate(chosen):
         scenes.draw(scene).save(folder / f"{index:05}.png")
@@ -47,7 +47,7 @@ def draw(folder: Path, chosen: list[scenes.Scene]) -> Path:
 
 
 def bench_of(chosen: list[scenes.Scene]) -> fidelity.Bench:
-    """The bench of fidelity.py on these references."""
+    """A bench of fidelity.py with these references."""
     argv, sys.argv = sys.argv, ["fidelity", "--count", str(len(chosen))]
     bench = fidelity.Bench(fidelity.arguments(), lambda count: None)
     sys.argv = argv
@@ -58,9 +58,9 @@ def bench_of(chosen: list[scenes.Scene]) -> fidelity.Bench:
 
 
 def train(folder: Path, data: Path, steps: int, rate: float) -> Path:
-    """Stage two, from the bundled base adapter."""
+    """Train stage two, starting from the bundled base adapter."""
     config: dict[str, Any] = {
-        "base": "tiny",
+        "base": bundled.NAME,
         "variant": "base",
         "adapter": str(bundled.adapter("base")),
         "data": str(data),
@@ -83,7 +83,7 @@ def train(folder: Path, data: Path, steps: int, rate: float) -> Path:
 
 
 def main() -> None:
-    """Before, training, after."""
+    """Measure, train, measure again."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pictures", type=int, default=600)
     parser.add_argument("--steps", type=int, default=500)

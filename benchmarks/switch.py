@@ -1,15 +1,14 @@
-"""Time from one image prompt to another that was saved before, ready to sample.
+"""Time to switch to another saved image prompt, until it is ready to sample.
 
-Ours: a saved ImagePrompt is read from disk and put to use; when `use` has been entered every site's
-K' and V' are there, in the denoiser's dtype: read from the file where `Adapter.precompute_kv` put them
-into it, made otherwise. Beside it the same without the file (the prompt is in memory) and back to a
-prompt used before. diffusers keeps image embeddings, not tokens: its
-equivalent is loading the saved embeddings; projector and K', V' then run in every step, and their
-time in one step is listed with it. Wall time, since a person waits for it, and process CPU time;
-medians over the prompts.
+Ours: a saved ImagePrompt is read from disk and used. Once `use` has been entered, K' and V' of
+every site exist in the denoiser's dtype: read from the file if `Adapter.precompute_kv` stored them
+there, computed otherwise. Also timed: the same with the prompt in memory, and a prompt that was
+used before. diffusers saves image embeddings, not tokens: its equivalent is to load the embeddings;
+projector and K', V' then run in every step, and their time in one step is listed as well. Wall
+time, since a person waits for it, and process CPU time; medians over the prompts.
 
 With `--library` the prompts are styles of a library, opened by name: found in a folder of that
-many, its description and tokens checked, K' and V' read from beside it and checked.
+many, description and tokens checked, K' and V' read from the file beside it and checked.
 
     python benchmarks/switch.py [--base sd15|sdxl] [--variant base|plus] [--prompts 15]
                                 [--library] [--threads N] [--quick] [--json FILE]
@@ -37,7 +36,7 @@ from peer import (
     published_adapter,
     published_features,
 )
-from timing import regime
+from timing import conditions
 
 GOALS = {("sd15", "base"): 10.0, ("sd15", "plus"): 10.0, ("sdxl", "plus"): 40.0}
 Row = dict[str, Any]
@@ -51,7 +50,7 @@ def timed(call: Callable[[], object]) -> tuple[float, float]:
 
 
 def summary(what: str, pairs: list[tuple[float, float]]) -> Row:
-    """Medians and the worst of what was timed."""
+    """Median times and the longest wall time."""
     wall, cpu = zip(*pairs, strict=True)
     return {
         "what": what,
@@ -70,24 +69,24 @@ def ours(unet: nn.Module, state: Any, variant: str, count: int, folder: Path) ->
     path = folder / "adapter.safetensors"
     save_file({k: v.contiguous() for k, v in flat(state).items()}, path)
     adapter = ip.Adapter.load(path, dtype=torch.bfloat16).attach(unet)
-    files, prepared = [], []
+    files, precomputed = [], []
     for i in range(count + 1):
         features = published_features(variant, torch.bfloat16, seed=100 + i)
         prompt = adapter.encode(features=features, null_features=torch.zeros_like(features))
         files.append(folder / f"{i}.safetensors")
         prompt.save(files[-1])
-        prepared.append(folder / f"{i}-prepared.safetensors")
-        adapter.precompute_kv(prompt).save(prepared[-1])
+        precomputed.append(folder / f"{i}-kv.safetensors")
+        adapter.precompute_kv(prompt).save(precomputed[-1])
 
     def use(prompt: Any) -> None:
         with torch.no_grad(), adapter.use(prompt):
             pass
 
-    use(ip.ImagePrompt.load(files[-1]))  # the run before the first switch
+    use(ip.ImagePrompt.load(files[-1]))  # the prompt before the first switch
     rows = [
         summary(what, [timed(lambda f=f: use(ip.ImagePrompt.load(f))) for f in saved[:-1]])
         for what, saved in (
-            ("imageprompt, saved, prepared", prepared),
+            ("imageprompt, saved with K' V'", precomputed),
             ("imageprompt, saved", files),
         )
     ]
@@ -119,7 +118,7 @@ def library(unet: nn.Module, state: Any, variant: str, count: int, folder: Path)
             pass
 
     *names, last = styles.names()
-    use(last)  # the run before the first switch
+    use(last)  # the prompt before the first switch
     rows = [
         summary(what, [timed(lambda n=n: use(n)) for n in names])
         for what in ("imageprompt library, first use", "imageprompt library")
@@ -129,7 +128,7 @@ def library(unet: nn.Module, state: Any, variant: str, count: int, folder: Path)
 
 
 def theirs(unet: nn.Module, state: Any, variant: str, count: int, folder: Path) -> list[Row]:
-    """What diffusers offers: saved embeddings, and what it computes from them in every step."""
+    """Switching with diffusers: saved embeddings, and what it computes from them in every step."""
     diffusers_load(unet, state)
     files = []
     for i in range(count):
@@ -138,7 +137,7 @@ def theirs(unet: nn.Module, state: Any, variant: str, count: int, folder: Path) 
         torch.save(diffusers_embeds([features], torch.zeros_like(features)), files[-1])
     sites = [p for p in unet.attn_processors.values() if hasattr(p, "to_k_ip")]
 
-    def prepare(path: Path) -> None:
+    def project(path: Path) -> None:
         embeds = torch.load(path, weights_only=True)
         with torch.no_grad():
             (tokens,) = unet.encoder_hid_proj([embeds])
@@ -146,18 +145,18 @@ def theirs(unet: nn.Module, state: Any, variant: str, count: int, folder: Path) 
                 site.to_k_ip[0](tokens)
                 site.to_v_ip[0](tokens)
 
-    prepare(files[0])
+    project(files[0])
     return [
         summary(
             "diffusers, load embeddings",
             [timed(lambda f=f: torch.load(f, weights_only=True)) for f in files],
         ),
-        summary("diffusers, and K' V' (each step)", [timed(lambda f=f: prepare(f)) for f in files]),
+        summary("diffusers, K' V' (every step)", [timed(lambda f=f: project(f)) for f in files]),
     ]
 
 
 def measure(base: Base, variant: str, count: int, *, styles: bool = False) -> list[Row]:
-    """All rows, in milliseconds; `styles`: those of a library alone."""
+    """All rows, in milliseconds; with `styles` only those of a library."""
     unet = random_unet(base, torch.bfloat16)
     width = base.config["cross_attention_dim"]
     state = published_adapter(unet, variant, width, dtype=torch.bfloat16)
@@ -174,7 +173,7 @@ def main() -> None:
     parser.add_argument("--base", choices=sorted(BASES), default="sd15")
     parser.add_argument("--variant", choices=("base", "plus"))
     parser.add_argument("--prompts", type=int, default=15)
-    parser.add_argument("--library", action="store_true", help="styles by name")
+    parser.add_argument("--library", action="store_true", help="open styles of a library by name")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--quick", action="store_true", help="5 prompts")
     parser.add_argument("--json", type=Path)
@@ -183,15 +182,15 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     base = BASES[args.base]
     variant = args.variant or ("base" if base.name == "sd15" else "plus")
-    before = regime()
+    before = conditions()
     rows = measure(base, variant, 5 if args.quick else args.prompts, styles=args.library)
     goal = GOALS.get((base.name, variant))
-    print(f"{base.name} {variant}, bfloat16, ready to sample; wanted <= {goal} ms; {before}")
+    print(f"{base.name} {variant}, bfloat16, ready to sample; goal <= {goal} ms; {before}")
     print(f"{'milliseconds':34}{'wall':>9}{'CPU':>9}{'worst wall':>12}")
     for row in rows:
         print(f"{row['what']:34}{row['wall']:>9.2f}{row['cpu']:>9.2f}{row['worst_wall']:>12.2f}")
     if args.json:
-        args.json.write_text(json.dumps({"regime": before, "rows": rows}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"conditions": before, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

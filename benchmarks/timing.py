@@ -1,4 +1,4 @@
-"""Process CPU time of a call, and the conditions that it was measured under."""
+"""Process CPU time of a call, and the conditions it was measured under."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def cpu_seconds(call: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def regime() -> str:
+def conditions() -> str:
     """The conditions of a measurement, in one line."""
-    model = "an unnamed CPU"
+    model = "unknown CPU"
     try:
         with open("/proc/cpuinfo") as file:  # noqa: PTH123
             model = next(

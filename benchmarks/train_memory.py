@@ -1,8 +1,8 @@
 """Peak memory of training, each candidate in a process of its own: SD1.5 Plus 512x512, SDXL Plus.
 
-The reference recipe holds its encoders and a float32 denoiser; ours reads cached features. Peak is
-the whole process' (VmHWM: Python, torch and loading included). Also told: the CPU time of a step,
-and what gradient checkpointing adds to it; the two of ours take turns, process by process.
+The reference recipe holds its encoders and a float32 denoiser; ours reads cached features. The peak
+is that of the whole process (VmHWM: Python, torch and loading included). Also reported: the CPU
+time of a step, and what gradient checkpointing adds to it; processes take turns.
 
     python benchmarks/train_memory.py [--steps 3] [--turns 2] [--only NAME] [--threads 1] [--quick]
                                       [--json FILE]
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from timing import regime
+from timing import conditions
 from training_parts import PARTS, FeatureExtractors, Ours, Reference
 
 Row = dict[str, Any]
@@ -31,7 +31,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One process: what it trains."""
+    """What one process trains."""
 
     base: str
     side: int
@@ -44,7 +44,7 @@ CANDIDATES = {
     "reference": Candidate("sd15", 512, ours=False),
     "ours": Candidate("sd15", 512),
     "ours, checkpointing": Candidate("sd15", 512, checkpointing=True, goal="<= 3.3 GB"),
-    "ours, SDXL, checkpointing": Candidate("sdxl", 256, checkpointing=True, goal="it trains"),
+    "ours, SDXL, checkpointing": Candidate("sdxl", 256, checkpointing=True, goal="completes"),
 }
 
 
@@ -56,7 +56,7 @@ def peak() -> float:
 
 
 def work(candidate: Candidate, steps: int) -> Row:
-    """Train so many steps in this process; the first is not timed."""
+    """Train `steps` steps in this process, after one that is not timed."""
     parts = PARTS[candidate.base]
     runner: Any
     if candidate.ours:
@@ -72,7 +72,8 @@ def work(candidate: Candidate, steps: int) -> Row:
     return {"peak": peak(), "cpu": statistics.median(seconds[1:]), "losses": losses}
 
 
-def in_a_process(name: str, steps: int, threads: int) -> Row:
+def run_process(name: str, steps: int, threads: int) -> Row:
+    """The row of one candidate, measured in its own process."""
     command = [sys.executable, __file__, "--worker", name, "--steps", str(steps)]
     command += ["--threads", str(threads)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -84,7 +85,7 @@ def in_a_process(name: str, steps: int, threads: int) -> Row:
 
 
 def main() -> None:
-    """Print one line for each candidate."""
+    """Print one line per candidate."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--worker", choices=CANDIDATES, help=argparse.SUPPRESS)
     parser.add_argument("--only", choices=CANDIDATES, action="append")
@@ -100,20 +101,20 @@ def main() -> None:
         return
     steps, turns = (1, 1) if args.quick else (args.steps, args.turns)
     names = args.only or [n for n in CANDIDATES if not (args.quick and "SDXL" in n)]
-    before = regime()
-    rows = [in_a_process(name, steps, args.threads) for _ in range(turns) for name in names]
+    before = conditions()
+    rows = [run_process(name, steps, args.threads) for _ in range(turns) for name in names]
     print(f"Plus, batch 1; {before}\n{'':28}{'peak GB':>9}{'CPU s a step':>14}  goal")
     medians = {}
     for name in names:
-        own = [row for row in rows if row["what"] == name]
-        medians[name] = statistics.median(row["cpu"] for row in own)
-        highest = max(row["peak"] for row in own)
+        measured = [row for row in rows if row["what"] == name]
+        medians[name] = statistics.median(row["cpu"] for row in measured)
+        highest = max(row["peak"] for row in measured)
         print(f"{name:28}{highest:>9.2f}{medians[name]:>14.2f}  {CANDIDATES[name].goal}")
     if {"ours", "ours, checkpointing"} <= medians.keys():
         slower = medians["ours, checkpointing"] / medians["ours"] - 1
-        print(f"checkpointing makes a step {slower:.0%} slower; wanted <= 15 %")
+        print(f"checkpointing makes a step {slower:.0%} slower; goal <= 15 %")
     if args.json:
-        args.json.write_text(json.dumps({"regime": before, "rows": rows}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"conditions": before, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Time of a training step against the reference recipe: SD1.5 config, random weights, batch 1.
+"""Time of a training step compared with the reference recipe: SD1.5 config, batch 1.
 
-Three candidates take turns, step by step, in one process: the reference recipe (encode everything
-in every step, float32 denoiser under bfloat16 autocast, plain AdamW), ours without a cache (the
-same encoders in every step) and ours with cached features. Process CPU time, one thread unless
-told otherwise; the ratio is the median over turns of one round. Encoding alone is timed as well:
-what preparing costs a picture, and after how many epochs the cache has paid for itself.
+Weights are random. Three candidates take turns, step by step, in one process: the reference recipe
+(encode everything in every step, float32 denoiser under bfloat16 autocast, plain AdamW), ours
+without a cache (the same encoders in every step) and ours with cached features. Process CPU time,
+by default on one thread; ratios are taken within a round, and their median is reported. Encoding
+alone is timed as well: what caching costs per picture, and after how many epochs it has paid off.
 
     python benchmarks/train_step.py [--side 256] [--side 512] [--variant base|plus] [--rounds 5]
                                     [--threads 1] [--quick] [--json FILE]
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from timing import regime
+from timing import conditions
 from training_parts import PARTS, FeatureExtractors, Ours, Parts, Reference
 
 GOALS = {256: 2.6, 512: 1.8}
@@ -38,7 +38,7 @@ def timed(call: Callable[[], object]) -> tuple[float, float]:
 
 
 def measure(parts: Parts, variant: str, side: int, rounds: int) -> list[Row]:
-    """One row for each candidate; a first turn warms up and is not counted."""
+    """One row per candidate; a first round warms up and is not counted."""
     encoders = FeatureExtractors(parts, variant, side)
     reference, ours = Reference(parts, variant, encoders), Ours(parts, variant, side)
     racers: dict[str, Callable[[], object]] = {
@@ -69,14 +69,14 @@ def measure(parts: Parts, variant: str, side: int, rounds: int) -> list[Row]:
 
 
 def break_even(rows: list[Row]) -> float:
-    """Epochs after which preparing has cost less than encoding in every step of ours."""
+    """Epochs after which filling a cache has cost less than encoding in every step."""
     cpu = {row["what"]: row["cpu"] for row in rows}
     saved = cpu["ours, no cache"] - cpu["ours, cached"]
     return float(cpu["encoding alone"] / saved) if saved > 0 else float("inf")
 
 
 def main() -> None:
-    """Print one table for each size."""
+    """Print one table per size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", type=int, action="append")
     parser.add_argument("--base", default="sd15", help=argparse.SUPPRESS)
@@ -87,18 +87,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    before, every = regime(), []
+    before, all_rows = conditions(), []
     for side in args.side or (256, 512):
         rows = measure(PARTS[args.base], args.variant, side, 2 if args.quick else args.rounds)
-        every += rows
+        all_rows += rows
         print(f"{args.base} {args.variant}, {side}x{side}, batch 1; {before}")
         print(f"{'':16}{'CPU s':>8}{'wall s':>8}{'faster':>8}")
         for row in rows:
             print(f"{row['what']:16}{row['cpu']:>8.2f}{row['wall']:>8.2f}{row['faster']:>8.2f}")
-        goal = f", wanted {GOALS[side]}" if side in GOALS else ""
-        print(f"preparing pays after {break_even(rows):.1f} epochs{goal}\n", flush=True)
+        goal = f"; goal: {GOALS[side]} times faster" if side in GOALS else ""
+        print(f"the cache pays off after {break_even(rows):.1f} epochs{goal}\n", flush=True)
     if args.json:
-        args.json.write_text(json.dumps({"regime": before, "rows": every}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"conditions": before, "rows": all_rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

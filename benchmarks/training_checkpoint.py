@@ -1,8 +1,8 @@
 """Writes the training checkpoint that `convert.py` measures: SD1.5's UNet and a base adapter.
 
-pytorch_model.bin holds every weight of the adapter under two names, model.safetensors under one,
-as accelerate wrote and writes them. Tensors are views of two short files of noise, so that making
-3.5 GB takes little memory.
+pytorch_model.bin holds every adapter weight under two names, model.safetensors under one, as older
+and newer versions of accelerate write them. Tensors are views of two short files of noise, so that
+writing 3.5 GB takes little memory.
 
     python benchmarks/training_checkpoint.py /tmp/pytorch_model.bin
 """
@@ -31,7 +31,7 @@ QUICK = Base(  # the same blocks, narrow; the widths of text and encoder stay
 
 
 class Noise:
-    """Tensors [..] of float32 noise; each is a mapping of its own of one file."""
+    """Tensors [...] of float32 noise; each one maps the same file again."""
 
     def __init__(self, path: Path, largest: int) -> None:
         self.path = path
@@ -46,7 +46,7 @@ class Noise:
 
 
 def checkpoint(base: Base, folder: Path, *, twice: bool) -> dict[str, Tensor]:
-    """What the reference's wrapper has in its state dict; `twice`: ids and layer names."""
+    """The state dict of the reference trainer; `twice`: under ids as well as layer names."""
     unet = meta_unet(base)
     largest = max(tensor.numel() for tensor in unet.state_dict().values())
     frozen, trained = Noise(folder / "frozen.noise", largest), Noise(folder / "new.noise", 1 << 23)
@@ -67,7 +67,7 @@ def checkpoint(base: Base, folder: Path, *, twice: bool) -> dict[str, Tensor]:
 
 
 def write_safetensors(path: Path, state: dict[str, Tensor]) -> None:
-    """Tensor by tensor: the library's own writer would hold all of it in memory."""
+    """Write tensor by tensor; the library's own writer would hold everything in memory."""
     header, offset = {}, 0
     for name in sorted(state):
         end = offset + state[name].numel() * 4
@@ -89,14 +89,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     path = options.path
-    old = path.suffix == ".bin"
-    state = checkpoint(QUICK if options.quick else SD15, path.parent, twice=old)
-    if old:
+    is_pickle = path.suffix == ".bin"
+    state = checkpoint(QUICK if options.quick else SD15, path.parent, twice=is_pickle)
+    if is_pickle:
         torch.save(state, path)
     else:
         write_safetensors(path, state)
     for noise in path.parent.glob("*.noise"):
-        os.unlink(noise)  # noqa: PTH108 - mapped still; gone with this process
+        os.unlink(noise)  # noqa: PTH108 - still mapped until this process ends
 
 
 if __name__ == "__main__":

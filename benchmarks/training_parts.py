@@ -1,8 +1,8 @@
-"""What the training benchmarks race: the reference recipe and ours, over the same random weights.
+"""What the training benchmarks compare: the reference recipe and ours, on random weights.
 
-The reference step is the published recipe: everything encoded anew, the denoiser in float32 under
-bfloat16 autocast, plain AdamW; attention is diffusers' own IP-Adapter. Ours is the package's
-objective on a base frozen in bfloat16, with the trainer's optimiser and clipping.
+The reference step is the published recipe: everything is encoded in every step, the denoiser is
+float32 under bfloat16 autocast, AdamW is plain, attention is diffusers' own IP-Adapter. Ours is the
+package's objective on a base frozen in bfloat16, with the trainer's optimiser and clipping.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ VAE = {
 
 @dataclass(frozen=True)
 class Parts:
-    """The configs of everything that a training step touches, and the inputs of a step."""
+    """The configs of all models in a training step."""
 
     base: Base
     vae: dict[str, Any] = field(default_factory=lambda: VAE)
     text: dict[str, Any] = field(default_factory=lambda: CLIP_L)
     vision: dict[str, Any] = field(default_factory=lambda: VIT_H)
-    options: dict[str, Any] = field(default_factory=dict)  # of a new adapter of ours
+    options: dict[str, Any] = field(default_factory=dict)  # of our adapter
 
     @property
     def factor(self) -> int:
-        """Pixels of a side for one of the latents'."""
+        """Pixels per latent, per side."""
         return int(2 ** (len(self.vae["block_out_channels"]) - 1))
 
     def positions(self) -> int:
-        """Positions of the vision tower's hidden states."""
+        """Number of positions in the vision tower's hidden states."""
         return int((self.vision["image_size"] // self.vision["patch_size"]) ** 2) + 1
 
 
@@ -78,8 +78,8 @@ def random_model(make: Callable[[], nn.Module], dtype: torch.dtype = DTYPE) -> A
     return model.eval().requires_grad_(False)
 
 
-class _Widths:
-    """All that an adapter asks of an encoder whose features are cached."""
+class _EncoderSizes:
+    """Stands for an encoder whose features are cached: only its sizes are known."""
 
     image_size, fingerprint = 0, ""
 
@@ -97,7 +97,7 @@ class _Widths:
 
 
 class FeatureExtractors:
-    """VAE, text encoder and vision tower, as every step of the reference runs them."""
+    """VAE, text encoder and vision tower, which the reference runs in every step."""
 
     def __init__(self, parts: Parts, variant: str, side: int) -> None:
         from diffusers import AutoencoderKL
@@ -114,20 +114,20 @@ class FeatureExtractors:
         self.vision = random_model(lambda: CLIPVisionModelWithProjection(vision))
         self.variant = variant
         gen = torch.Generator().manual_seed(1)
-        eye = parts.vision["image_size"]
+        image_size = parts.vision["image_size"]
         self.pixels = torch.randn(1, 3, side, side, generator=gen).to(DTYPE)
         self.words = torch.randint(0, 49000, (1, 77), generator=gen)
-        self.eye = torch.randn(1, 3, eye, eye, generator=gen).to(DTYPE)
+        self.image = torch.randn(1, 3, image_size, image_size, generator=gen).to(DTYPE)
 
     @torch.no_grad()
     def __call__(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents, text states and image features of one picture with its caption."""
+        """Latents, text states and image features of one captioned picture."""
         latents = self.vae.encode(self.pixels).latent_dist.sample()
         latents = latents * self.vae.config.scaling_factor
         states = self.text(self.words).last_hidden_state
         if self.variant == "base":
-            return latents, states, self.vision(self.eye).image_embeds
-        features = self.vision(self.eye, output_hidden_states=True).hidden_states[-2]
+            return latents, states, self.vision(self.image).image_embeds
+        features = self.vision(self.image, output_hidden_states=True).hidden_states[-2]
         return latents, states, features
 
 
@@ -156,8 +156,8 @@ class Reference:
         noisy = self.scheduler.add_noise(latents, noise, times)
         with torch.autocast("cpu", DTYPE):
             added = {"image_embeds": [features[:, None]]}
-            guess = self.unet(noisy, times, states, added_cond_kwargs=added).sample
-        loss = F.mse_loss(guess.float(), noise.float())
+            prediction = self.unet(noisy, times, states, added_cond_kwargs=added).sample
+        loss = F.mse_loss(prediction.float(), noise.float())
         loss.backward()
         self.optimiser.step()
         self.optimiser.zero_grad()
@@ -165,7 +165,7 @@ class Reference:
 
 
 class Ours:
-    """The package's training step, batch 1; features are cached unless `encoders` makes them."""
+    """The package's training step, batch 1; features are cached unless `encoders` are passed."""
 
     def __init__(
         self, parts: Parts, variant: str, side: int, *, checkpointing: bool = False
@@ -175,17 +175,19 @@ class Ours:
         import imageprompt as ip
         from imageprompt.training.loop.ema import decay_groups
         from imageprompt.training.loop.objective import NullConditions, Objective
-        from imageprompt.training.memory.activation_checkpointing import recompute_blocks
-        from imageprompt.training.memory.cpu_attention import compute_in_blocks
+        from imageprompt.training.memory.activation_checkpointing import (
+            enable_selective_checkpointing,
+        )
+        from imageprompt.training.memory.cpu_attention import use_blocked_attention
 
         base = parts.base
         self.unet: Any = random_unet(base, DTYPE)
-        compute_in_blocks(self.unet)
+        use_blocked_attention(self.unet)
         if checkpointing:
-            recompute_blocks(self.unet)
+            enable_selective_checkpointing(self.unet)
 
         self.adapter = ip.Adapter.create(
-            variant, denoiser=self.unet, encoder=_Widths(parts), **parts.options
+            variant, denoiser=self.unet, encoder=_EncoderSizes(parts), **parts.options
         )
         self.adapter.attach(self.unet)
         named = list(self.adapter.module.named_parameters())
@@ -217,9 +219,9 @@ class Ours:
         latents, states, features = encoders() if encoders else self.cached
         batch = Batch(latents.float(), states, features, self.added)
         self.turn += 1
-        chance = RandomStreams([self.turn], self.turn)
+        streams = RandomStreams([self.turn], self.turn)
         with self.objective.loss(
-            self.adapter, self.unet, self.scheduler, batch, self.nulls, chance
+            self.adapter, self.unet, self.scheduler, batch, self.nulls, streams
         ) as (losses, _):
             losses.mean().backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)

@@ -7,6 +7,7 @@ trained as any other.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from bundled_stack.base import Captions
 from bundled_stack.export import pipeline
 from bundled_stack.latents import load_latents
 from imageprompt.demo import scenes
-from imageprompt.training.config.loop_config import TrainConfig
-from imageprompt.training.data.dataset import Batch, Samples, indices_at
-from imageprompt.training.data.random_streams import RandomStreams
-from imageprompt.training.init.caption_warm_start import chosen_states, fit_projector_to_captions
-from imageprompt.training.loop.objective import ConditionDropout, Timesteps
+from imageprompt.training.config.config import ConditionDropout, Timesteps, TrainingConfig
+from imageprompt.training.data.dataset import Batch, Dataset
+from imageprompt.training.data.random_streams import RandomStreams, indices_at
+from imageprompt.training.init.caption_warm_start import choose_states, fit_projector_to_captions
+from imageprompt.training.loop.objective import Objective
 from imageprompt.training.loop.trainer import Trainer
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -37,7 +38,7 @@ FULL_CAPTION = 11  # tokens of "a striped red star on a plain blue background", 
 CONTRARY = 0.2  # share of samples whose reference the caption contradicts
 
 
-class SceneSamples(Samples):
+class SceneSamples(Dataset):
     """Latents, captions and encoded references of the pool."""
 
     def __init__(self, work: Path, kind: str, text_encoder: Any, null_features: Tensor) -> None:
@@ -71,9 +72,9 @@ class SceneSamples(Samples):
         states: Tensor = self.text_encoder(tokens).last_hidden_state
         return states
 
-    def batch(self, indices: Tensor, chance: RandomStreams) -> Batch:
+    def batch(self, indices: Tensor, streams: RandomStreams) -> Batch:
         """Random partial captions; now and then a reference that the caption contradicts."""
-        seeds, contrary = chance.integers(2**62).tolist(), chance.rand() < CONTRARY
+        seeds, contrary = streams.integers(2**62).tolist(), streams.rand() < CONTRARY
         lines = []
         for row, index in enumerate(indices.tolist()):
             rng, scene = np.random.default_rng(seeds[row]), self.scenes[index]
@@ -96,7 +97,7 @@ class SceneSamples(Samples):
         """Features of a step's references, and the states of their full captions."""
         indices = indices_at(step, WORDS_BATCH, len(self), seed=1)
         lines = [scenes.caption(self.scenes[index]) for index in indices.tolist()]
-        states = chosen_states(self.encode_text(lines), FULL_CAPTION, tokens)
+        states = choose_states(self.encode_text(lines), FULL_CAPTION, tokens)
         return self.same[indices].float(), states
 
 
@@ -124,25 +125,36 @@ def train(work: Path, variant: str, steps: int, batch: int = 32) -> None:
         print(f"{variant}: {left:.1%} of the words' variance left after {count} steps", flush=True)
         adapter.save(start)
     adapter = Adapter.load(start).attach(pipe, encoder=pipe.image_encoder)
-    config = TrainConfig(
+    config = TrainingConfig(
+        data=str(work),
+        output=str(work / f"run-{variant}"),
         steps=steps,
-        batch=batch,
-        rate=RATE,
+        batch_size=batch,
+        learning_rate=RATE,
         betas=(0.9, 0.99),
         ema=0.998,
         scales=(0.5, 1.0),  # so that a picture still rules what the text leaves open at half scale
-        autocast=True,
-        save_every=300,
+        checkpoint_every=300,
+        schedule="cosine",
         decay_from=0.5,
         # captions of this world are often empty by themselves; a text dropped beside a contrary
         # reference would teach that the reference is wrong
-        drops=ConditionDropout(image=0.06, text=0.0, both=0.06),
+        drop=ConditionDropout(image=0.06, text=0.0, both=0.06),
         # the outline is settled in the first steps of sampling, where noise is all there is
         timesteps=Timesteps(uniform=0.35, mean=1.6, std=1.2),
     )
-    trainer = Trainer(adapter, pipe.unet, pipe.scheduler, samples, config, work / f"run-{variant}")
+    objective = replace(Objective.of(config), autocast=True)  # the base is in float32
+    trainer = Trainer(
+        adapter,
+        pipe.unet,
+        pipe.scheduler,
+        samples,
+        config,
+        config.folder,
+        objective=objective,
+    )
     trainer.run()
-    trainer.use_average()
+    trainer.use_ema_weights()
     target = work / "adapters" / f"{variant}.safetensors"
     target.parent.mkdir(exist_ok=True)
     adapter.module.half()

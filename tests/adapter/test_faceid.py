@@ -226,7 +226,7 @@ def test_two_faces_of_one_adapter_have_lora_once() -> None:
 def test_gradients_reach_every_tensor_with_and_without_recomputation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(activation_checkpointing, "MANY", 1)
+    monkeypatch.setattr(activation_checkpointing, "MIN_POSITIONS", 1)
     pipe, adapter = make("sdxl", "faceid-plus-v2")
     adapter.attach(pipe)
     found = []
@@ -236,7 +236,7 @@ def test_gradients_reach_every_tensor_with_and_without_recomputation(
         with adapter.use(ImagePrompt(tokens), guidance="none"):
             pipe.unet(**inputs("sdxl")).sample.square().mean().backward()
         found.append({n: p.grad.clone() for n, p in adapter.module.named_parameters()})
-        activation_checkpointing.recompute_blocks(pipe.unet)
+        activation_checkpointing.enable_selective_checkpointing(pipe.unet)
     assert all(float(gradient.abs().max()) > 0 for gradient in found[0].values())
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-9)

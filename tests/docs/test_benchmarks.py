@@ -1,4 +1,4 @@
-"""The benchmark scripts run from end to end, on a denoiser small enough for a test."""
+"""The benchmark scripts run from end to end, on a tiny denoiser."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def tiny_base(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _run(
-    module: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *more: str
+    module: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *options: str
 ) -> list[dict[str, float]]:
     path = tmp_path / "rows.json"
     command = ["x", "--base", "tiny", "--variant", "base", "--quick", "--json", str(path)]
-    monkeypatch.setattr(sys, "argv", [*command, "--threads", "1", *more])
+    monkeypatch.setattr(sys, "argv", [*command, "--threads", "1", *options])
     module.main()
     return json.loads(path.read_text())["rows"]
 
@@ -64,7 +64,7 @@ def test_switch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mask adds next to nothing to a layer; the bytes are counted, so they hold here too."""
+    """A mask adds almost nothing to a layer; the bytes are counted, so the bound holds here too."""
     ours, peer = masks.measure(TINY, latent=8, rounds=1, steps=1)
     assert 0 <= ours["later"] < ours["first"] <= 0.01
     assert peer["later"] > 10 * ours["later"]
@@ -73,7 +73,7 @@ def test_masks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_convert(tmp_path: Path) -> None:
-    """As a script, in processes of its own: what it measures is whole processes."""
+    """As a script, since it measures whole processes."""
     path = tmp_path / "rows.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "convert.py"), "--quick"]
     subprocess.run([*command, "--folder", str(tmp_path), "--json", str(path)], check=True)
@@ -107,7 +107,7 @@ TINY_PARTS = training_parts.Parts(
 def test_train_step(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Reference and ours train, the same adapter and latents; every candidate is timed."""
+    """Both train, and every candidate is timed."""
     monkeypatch.setitem(training_parts.PARTS, "tiny", TINY_PARTS)
     path = tmp_path / "rows.json"
     command = ["x", "--base", "tiny", "--side", "16", "--quick", "--threads", "1"]
@@ -117,12 +117,12 @@ def test_train_step(
     names = ["reference", "ours, no cache", "ours, cached", "encoding alone"]
     assert [row["what"] for row in rows] == names
     assert all(row["cpu"] > 0 for row in rows)
-    assert "pays after" in capsys.readouterr().out
+    assert "pays off after" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["reference", "ours", "ours, checkpointing"])
 def test_train_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a process of the benchmark does; a step changes the weights, so the loss moves."""
+    """What one process of the benchmark does; a step changes the weights, and so the loss."""
     monkeypatch.setitem(training_parts.PARTS, "tiny", replace(TINY_PARTS, options={"depth": 4}))
     candidate = replace(train_memory.CANDIDATES[name], base="tiny", side=16)
     row = train_memory.work(candidate, 1)
@@ -155,8 +155,8 @@ def test_training_on_the_tiny_stack(
     assert all(0 <= row["all"] <= row["colour"] <= 1 for row in shares)
 
 
-def test_fast_weights_are_sane() -> None:
-    """Random weights of the full-size denoisers: unit gain, no two layers alike, none empty."""
+def test_random_weights_are_realistic() -> None:
+    """Random weights of the full-size denoisers: unit gain, no two layers or rows alike."""
     model = torch.nn.Sequential(torch.nn.Linear(2000, 900), torch.nn.Linear(2000, 900))
     fill(model)
     assert abs(model[0].weight.std() * 2000**0.5 - 1) < 0.05

@@ -1,7 +1,7 @@
-"""One training step written down plainly in float32: what the reference recipe computes.
+"""One training step in plain float32, as the reference recipe computes it.
 
-Image tokens travel behind the text tokens, attention is spelled out, the scheduler is diffusers'
-own. Nothing here imports imageprompt; weights are those of an adapter file, with gradients.
+Image tokens are appended to the text tokens, attention is written out, the scheduler is diffusers'
+own. Nothing here imports imageprompt; the weights are those of an adapter file, with gradients.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from peer import site_ids
 
 @dataclass
 class Case:
-    """Inputs of a step: everything that is random is decided."""
+    """Inputs of a step, with all random draws."""
 
     latents: Tensor
     text: Tensor
@@ -37,7 +37,7 @@ class Case:
 
 
 class PlainProcessor:
-    """Attention with `count` image tokens at the end of the text; weights by their suffix."""
+    """Attention with `count` image tokens after the text; weights by their suffix."""
 
     def __init__(self, weights: Mapping[str, Tensor], count: int) -> None:
         self.weights, self.count = weights, count
@@ -58,7 +58,7 @@ class PlainProcessor:
         return self._linear(attn.to_out[0], "out", out)
 
     def _linear(self, layer: nn.Linear, kind: str, x: Tensor) -> Tensor:
-        """The frozen layer, plus LoRA where the file has it."""
+        """The frozen layer, plus LoRA if the file has one."""
         out = layer(x)
         down = self.weights.get(f"to_{kind}_lora.down.weight")
         if down is None:
@@ -98,14 +98,14 @@ def step(
         target = scheduler.get_velocity(case.latents, case.noise, case.times)
     states = torch.cat([text, tokens], dim=1)
     model = with_processors(unet, flat, tokens.shape[1])
-    guess = model(noisy, case.times, states, added_cond_kwargs=added or None).sample
-    loss = (guess - target).square().mean()
+    prediction = model(noisy, case.times, states, added_cond_kwargs=added or None).sample
+    loss = (prediction - target).square().mean()
     loss.backward()
     return float(loss.detach()), {name: tensor.grad for name, tensor in flat.items()}
 
 
 def with_processors(unet: nn.Module, flat: Mapping[str, Tensor], count: int) -> nn.Module:
-    """A copy of the denoiser that computes attention plainly."""
+    """A copy of the denoiser with these processors."""
     model = copy.deepcopy(unet).requires_grad_(False)
     ids = {name: number for number, name in enumerate(model.attn_processors)}
     assert set(site_ids(model)) <= set(ids.values())
@@ -118,7 +118,7 @@ def with_processors(unet: nn.Module, flat: Mapping[str, Tensor], count: int) -> 
 
 
 def _features(case: Case) -> list[Any]:
-    """The features of every sample, a pair where the variant reads two."""
+    """The features of every sample, a pair if the variant reads two."""
     if isinstance(case.features, Tensor):
         return list(_dropped(case.features, case.null_features, case.drop_image))
     pairs = zip(case.features, case.null_features, strict=True)
@@ -126,5 +126,5 @@ def _features(case: Case) -> list[Any]:
 
 
 def _dropped(values: Tensor, null: Tensor, which: Tensor) -> Tensor:
-    rows = [null[0] if gone else row for row, gone in zip(values, which, strict=True)]
+    rows = [null[0] if dropped else row for row, dropped in zip(values, which, strict=True)]
     return torch.stack(rows)

@@ -1,4 +1,4 @@
-"""A training run of seconds: a random denoiser, twelve samples that tell the mean of a latent."""
+"""A training run that takes seconds: a random denoiser, twelve samples that are easy to learn."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import imageprompt as ip
-from imageprompt.training.config.loop_config import TrainConfig
-from imageprompt.training.data.dataset import Batch, Samples
+from imageprompt.training.config.config import TrainingConfig
+from imageprompt.training.data.dataset import Batch, Dataset
 from imageprompt.training.data.random_streams import RandomStreams
 from imageprompt.training.loop.trainer import Trainer
 
 TEXT, WIDTH = 16, 24
 
 
-class Toy(Samples):
-    """Random latents, texts and features; a feature tells the mean of its latent."""
+class Toy(Dataset):
+    """Random latents, texts and features; each feature contains the mean of its latent."""
 
     def __init__(self, pause: float = 0.0) -> None:
         self.pause = pause
@@ -35,12 +35,12 @@ class Toy(Samples):
     def __len__(self) -> int:
         return 12
 
-    def batch(self, indices: Tensor, chance: RandomStreams) -> Batch:
+    def batch(self, indices: Tensor, streams: RandomStreams) -> Batch:
         time.sleep(self.pause)
         level = indices.float() / 6 - 1
         features = torch.zeros(len(indices), WIDTH)
         features[:, 0] = level
-        latents = level.reshape(-1, 1, 1, 1) + 0.1 * chance.randn(4, 8, 8)
+        latents = level.reshape(-1, 1, 1, 1) + 0.1 * streams.randn(4, 8, 8)
         return Batch(latents, torch.zeros(len(indices), 3, TEXT), features)
 
     def null_text(self) -> Tensor:
@@ -83,14 +83,16 @@ def vision() -> Any:
 
 
 def trainer(
-    folder: Path, *, samples: Samples | None = None, more: Any = None, **settings: Any
+    folder: Path, *, samples: Dataset | None = None, more: Any = None, **settings: Any
 ) -> Trainer:
-    """A run of eight steps of five samples, unless `settings` say otherwise."""
+    """A run of eight steps of five samples, unless `settings` change that."""
     unet, encoder = copy.deepcopy(denoiser()), vision()
     torch.manual_seed(2)
     adapter = ip.Adapter.create("base", denoiser=unet, encoder=encoder, num_tokens=2)
     adapter.attach(unet)
-    config = TrainConfig(**{"steps": 8, "batch": 5, "rate": 1e-3, "warmup": 2} | settings)
+    defaults = {"steps": 8, "batch_size": 5, "learning_rate": 1e-3, "warmup": 2}
+    defaults |= {"schedule": "cosine", "decay_from": 0.7}
+    config = TrainingConfig(data="toy", output=str(folder), **defaults | settings)
     scheduler = DDIMScheduler()
     return Trainer(adapter, unet, scheduler, samples or Toy(), config, Path(folder), **(more or {}))
 
@@ -100,7 +102,7 @@ def weights(run: Trainer) -> dict[str, Tensor]:
 
 
 def same(a: Trainer, b: Trainer) -> bool:
-    """Weights, averages and optimiser equal to the bit."""
+    """Whether weights, averages and optimiser are equal to the bit."""
     pairs = [(a.named, b.named), (a.ema.average, b.ema.average)]
     pairs += [
         (a.optimiser.state[a.named[name]], b.optimiser.state[b.named[name]]) for name in a.named
@@ -108,8 +110,8 @@ def same(a: Trainer, b: Trainer) -> bool:
     return all(torch.equal(left[name], right[name]) for left, right in pairs for name in left)
 
 
-def figures(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what depends on the clock."""
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without the values that depend on the clock."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [
         {k: v for k, v in line.items() if k not in ("pictures_per_second", "eta_seconds")}
@@ -119,11 +121,11 @@ def figures(folder: Path) -> list[dict[str, Any]]:
 
 @lru_cache
 def server() -> ForkServerContext:
-    """Processes that start in milliseconds: they are forked from one that has torch loaded."""
+    """Starts processes in milliseconds, by forking one that has imported everything."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["toy_training"])
+    context.set_forkserver_preload(["toy_server"])
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # it knows nothing of sys.path
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # it does not inherit sys.path
     try:
         forkserver.ensure_running()
     finally:

@@ -1,4 +1,4 @@
-"""The frozen half of training: precision, prompts of every base, blocks, recomputation."""
+"""The frozen part of training: precision, text encoding, blocked attention, checkpointing."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from imageprompt.core.errors import OptionError
 from imageprompt.encoding.image_prompt import ImagePrompt
 from imageprompt.training.frozen_pipeline import FrozenPipeline
 from imageprompt.training.memory import cpu_attention
-from imageprompt.training.memory.activation_checkpointing import recompute_blocks
+from imageprompt.training.memory.activation_checkpointing import enable_selective_checkpointing
 from tiny_stack import make_pipeline, make_xl_pipeline
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    kept = {}
+    folders = {}
     for name, make in (("sd", make_pipeline), ("xl", make_xl_pipeline)):
         torch.manual_seed(0)
-        kept[name] = tmp_path_factory.mktemp(name)
+        folders[name] = tmp_path_factory.mktemp(name)
         pipe = make()
-        pipe.save_pretrained(kept[name])
-        config = kept[name] / "vae" / "config.json"
-        told = json.loads(config.read_text())
-        assert told.pop("force_upcast")  # published SD1.5 says nothing of it, SDXL does
+        pipe.save_pretrained(folders[name])
+        config = folders[name] / "vae" / "config.json"
+        content = json.loads(config.read_text())
+        assert content.pop("force_upcast")  # published SDXL has it, SD1.5 does not
         if name == "sd":
-            config.write_text(json.dumps(told))
-    return kept
+            config.write_text(json.dumps(content))
+    return folders
 
 
-def test_everything_is_frozen_in_the_precision_asked_for(folders: dict[str, Path]) -> None:
+def test_everything_is_frozen_in_the_requested_precision(folders: dict[str, Path]) -> None:
     base = FrozenPipeline.load(folders["sd"], precision="bf16")
     models = [part for part in base.pipe.components.values() if isinstance(part, torch.nn.Module)]
     assert len(models) == 4
@@ -89,7 +89,7 @@ def attention(kernel: Any, *parts: Tensor, dtype: torch.dtype) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("spread", [0.5, 4.0])
-def test_attention_in_blocks_is_attention(spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocked_attention_is_attention(spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_attention, "BLOCK", 2**16)
     gen = torch.Generator().manual_seed(0)
     parts = [torch.randn(2, 3, 300, 16, generator=gen).bfloat16() for _ in range(4)]
@@ -99,13 +99,13 @@ def test_attention_in_blocks_is_attention(spread: float, monkeypatch: pytest.Mon
         *parts,
         dtype=torch.float64,
     )
-    for ours, wanted in zip(
+    for ours, expected in zip(
         attention(cpu_attention.blocked_kernel, *parts, dtype=torch.bfloat16), exact, strict=True
     ):
-        assert float((ours - wanted).norm() / wanted.norm()) < 0.012
+        assert float((ours - expected).norm() / expected.norm()) < 0.012
 
 
-def test_a_score_that_stands_out_leaves_no_infinity() -> None:
+def test_a_large_score_outside_the_sampled_keys_does_not_overflow() -> None:
     q = torch.zeros(1, 1, 256, 16, dtype=torch.bfloat16)
     k = torch.zeros_like(q)
     q[..., 0], k[0, 0, 3, 0] = 40.0, 40.0  # key 3 is not among the sampled ones
@@ -130,11 +130,11 @@ def gradients(unet: Any, adapter: Any, side: int) -> tuple[Tensor, list[Tensor]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_recomputation_changes_no_gradient(dtype: torch.dtype) -> None:
+def test_checkpointing_changes_no_gradient(dtype: torch.dtype) -> None:
     torch.manual_seed(1)
     pipe = make_pipeline()
     unet = pipe.unet.to(dtype).eval().requires_grad_(False)
-    cpu_attention.compute_in_blocks(unet)
+    cpu_attention.use_blocked_attention(unet)
     adapter = ip.Adapter.create("base", denoiser=unet, encoder=pipe.image_encoder).attach(unet)
     side = 48  # 2 x 576 positions in the blocks of half size
     ran: list[int] = []
@@ -143,17 +143,17 @@ def test_recomputation_changes_no_gradient(dtype: torch.dtype) -> None:
     )
     loss, plain = gradients(unet, adapter, side)
     assert len(ran) == 1
-    recompute_blocks(unet)
-    again, recomputed = gradients(unet, adapter, side)
+    enable_selective_checkpointing(unet)
+    checkpointed_loss, checkpointed = gradients(unet, adapter, side)
     assert len(ran) == 3
-    assert torch.equal(loss, again)
-    for a, b in zip(plain, recomputed, strict=True):
+    assert torch.equal(loss, checkpointed_loss)
+    for a, b in zip(plain, checkpointed, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
 
 
-def test_what_training_does_to_a_base_leaves_the_adapters_free() -> None:
+def test_detach_restores_the_processors_of_blocked_attention() -> None:
     pipe = make_pipeline()
-    cpu_attention.compute_in_blocks(pipe.unet)
+    cpu_attention.use_blocked_attention(pipe.unet)
     before = dict(pipe.unet.attn_processors)
     adapter = ip.Adapter.create("base", denoiser=pipe.unet, encoder=pipe.image_encoder)
     adapter.attach(pipe)

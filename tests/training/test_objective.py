@@ -1,4 +1,4 @@
-"""The objective: the reference's maths, the drop events, the weights of the loss, precision."""
+"""The objective: the reference's equations, dropout, loss weights and precision."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ from torch import Tensor
 import imageprompt as ip
 from hosts_table import CASES
 from imageprompt.core.errors import OptionError
+from imageprompt.training.config.config import ConditionDropout, Timesteps
 from imageprompt.training.data.dataset import Batch
 from imageprompt.training.data.random_streams import RandomStreams
 from imageprompt.training.loop.noise_schedule import NoiseSchedule
 from imageprompt.training.loop.objective import (
-    ConditionDropout,
-    Draw,
     NullConditions,
     Objective,
-    Timesteps,
+    RandomDraws,
 )
 from reference_step import Case, step
 from rigs import Rig, build
 
-ROWS = 4  # nothing, image, text, both dropped
+ROWS = 4  # dropped: nothing, image, text, both
 
 
 @dataclass
 class Faces:
-    """Face embeddings, and patch features beside them where the variant reads both."""
+    """Face embeddings, and patch features if the variant reads both."""
 
     variant: str
     image_size = 112
@@ -54,12 +53,13 @@ class Faces:
         return faces, torch.randn(count, 9, 20, generator=gen)
 
     def null_features(self) -> Any:
-        made = self.features(1, seed=99)
-        return torch.zeros(1, 512) if self.variant == "faceid" else (torch.zeros(1, 512), made[1])
+        if self.variant == "faceid":
+            return torch.zeros(1, 512)
+        return torch.zeros(1, 512), self.features(1, seed=99)[1]
 
 
 def face_rig(host: str, variant: str, folder: Path) -> Rig:
-    """A FaceID adapter whose LoRA does something."""
+    """A FaceID adapter whose LoRA is not zero."""
     torch.manual_seed(0)
     kind: Any = Faces(variant)
     unet = CASES[host].unet()
@@ -96,19 +96,18 @@ def make_case(rig: Rig) -> Case:
 
 
 def ours(rig: Rig, kind: str, case: Case, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of each sample, and the gradient of every tensor of the adapter's file."""
-    noising = NoiseSchedule.of(DDPMScheduler(prediction_type=kind))
+    """Loss of each sample, and the gradient of every tensor in the adapter's file."""
+    schedule = NoiseSchedule.of(DDPMScheduler(prediction_type=kind))
     batch = Batch(case.latents, case.text, case.features, case.added)
     nulls = NullConditions(case.null_text, case.null_features, case.null_added)
-    none = torch.zeros(ROWS, dtype=torch.bool)
-    dropped = options.pop("drop_branch", none)
-    draw = Draw(case.times, case.noise, case.drop_image, case.drop_text, dropped)
+    identity_only = options.pop("identity_only", torch.zeros(ROWS, dtype=torch.bool))
+    draws = RandomDraws(case.times, case.noise, case.drop_image, case.drop_text, identity_only)
     rig.unet.requires_grad_(False)
     rig.adapter.module.requires_grad_(True).zero_grad()
     rig.adapter.attach(rig.unet)
     try:
-        with Objective(**options).loss_of(
-            rig.adapter, rig.unet, noising, batch, nulls, draw
+        with Objective(**options).loss_from_draws(
+            rig.adapter, rig.unet, schedule, batch, nulls, draws
         ) as losses:
             losses.mean().backward()
     finally:
@@ -131,45 +130,45 @@ def ours(rig: Rig, kind: str, case: Case, **options: Any) -> tuple[Tensor, dict[
         ("sdxl", "faceid", "epsilon"),
     ],
 )
-def test_loss_and_every_gradient_are_the_references(
+def test_loss_and_every_gradient_equal_the_references(
     host: str, variant: str, kind: str, tmp_path: Path
 ) -> None:
     rig = (face_rig if "face" in variant else build)(host, variant, tmp_path)
     case = make_case(rig)
-    wanted_loss, wanted = step(rig.unet, rig.state, variant, kind, case)
+    expected_loss, expected = step(rig.unet, rig.state, variant, kind, case)
     losses, gradients = ours(rig, kind, case)
-    assert float(losses.mean()) == pytest.approx(wanted_loss, rel=1e-4)
-    assert gradients.keys() == wanted.keys()
+    assert float(losses.mean()) == pytest.approx(expected_loss, rel=1e-4)
+    assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
-        size = wanted[name].norm().clamp(min=1e-7)  # 0 where there is one place to attend to
-        off = (gradient - wanted[name]).norm() / size
-        assert off < 1e-4, f"{name}: {off}"
+        size = expected[name].norm().clamp(min=1e-7)  # 0 where there is one token to attend to
+        error = (gradient - expected[name]).norm() / size
+        assert error < 1e-4, f"{name}: {error}"
 
 
-def test_the_branch_of_a_sample_is_dropped_as_often_as_asked(tmp_path: Path) -> None:
+def test_identity_only_samples_are_as_frequent_as_configured(tmp_path: Path) -> None:
     rig = face_rig("sd15", "faceid-plus-v2", tmp_path)
-    noising = NoiseSchedule.of(DDPMScheduler())
+    schedule = NoiseSchedule.of(DDPMScheduler())
     latents = torch.zeros(2000, 1, 1, 1)
     drawn = (
         Objective(identity_only_prob=0.5)
-        .draw(latents, noising, RandomStreams(range(2000)))
-        .drop_branch
+        .draw(latents, schedule, RandomStreams(range(2000)))
+        .identity_only
     )
     assert abs(float(drawn.float().mean()) - 0.5) < 0.04
     case = make_case(rig)
     case.drop_image[:] = False
-    losses, _ = ours(rig, "epsilon", case, drop_branch=torch.tensor([True, False, True, False]))
+    losses, _ = ours(rig, "epsilon", case, identity_only=torch.tensor([True, False, True, False]))
     faces, hidden = case.features
     case.features = (faces, hidden + 1)
-    others, _ = ours(rig, "epsilon", case, drop_branch=torch.tensor([True, False, True, False]))
+    others, _ = ours(rig, "epsilon", case, identity_only=torch.tensor([True, False, True, False]))
     assert (losses != others).tolist() == [False, True, False, True]
 
 
 def test_min_snr_weights_each_sample(tmp_path: Path) -> None:
     rig = build("sd15", "base", tmp_path)
     case = make_case(rig)
-    kept = DDPMScheduler().alphas_cumprod[case.times]
-    ratio = kept / (1 - kept)
+    alphas = DDPMScheduler().alphas_cumprod[case.times]
+    ratio = alphas / (1 - alphas)
     for kind, divisor in (("epsilon", ratio), ("v_prediction", ratio + 1)):
         plain, _ = ours(rig, kind, case)
         weighted, _ = ours(rig, kind, case, min_snr=5.0)
@@ -190,38 +189,38 @@ def test_min_snr_of_pure_noise_is_finite() -> None:
 def test_the_target_is_what_the_base_predicts(kind: str) -> None:
     scheduler = DDIMScheduler(prediction_type=kind, clip_sample=False)
     scheduler.set_timesteps(1000)
-    noising = NoiseSchedule.of(scheduler)
+    schedule = NoiseSchedule.of(scheduler)
     clean, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     times = torch.tensor([10, 800])
-    noisy = noising.add_noise(clean, noise, times)
-    guess = noising.target(clean, noise, times)
-    for row in range(2):  # a perfect guess makes the scheduler find the clean latent
-        found = scheduler.step(guess[row : row + 1], int(times[row]), noisy[row : row + 1])
-        original = found.pred_original_sample
+    noisy = schedule.add_noise(clean, noise, times)
+    prediction = schedule.target(clean, noise, times)
+    for row in range(2):  # from a perfect prediction the scheduler recovers the clean latent
+        output = scheduler.step(prediction[row : row + 1], int(times[row]), noisy[row : row + 1])
+        original = output.pred_original_sample
         torch.testing.assert_close(original, clean[row : row + 1], atol=1e-4, rtol=1e-4)
 
 
-def test_flow_matching_walks_from_noise_to_the_picture() -> None:
+def test_flow_matching_interpolates_between_noise_and_picture() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    noising = NoiseSchedule.of(scheduler)
-    torch.testing.assert_close(noising.model_timesteps.flip(0), scheduler.timesteps)
+    schedule = NoiseSchedule.of(scheduler)
+    torch.testing.assert_close(schedule.model_timesteps.flip(0), scheduler.timesteps)
     clean, noise = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
     times = torch.tensor([400])
-    noisy = noising.add_noise(clean, noise, times)
-    told = noising.model_timesteps[times]
-    torch.testing.assert_close(noisy, scheduler.scale_noise(clean, told, noise))
-    found = noisy - told / 1000 * noising.target(clean, noise, times)
-    torch.testing.assert_close(found, clean, atol=1e-5, rtol=1e-5)
+    noisy = schedule.add_noise(clean, noise, times)
+    timestep = schedule.model_timesteps[times]
+    torch.testing.assert_close(noisy, scheduler.scale_noise(clean, timestep, noise))
+    recovered = noisy - timestep / 1000 * schedule.target(clean, noise, times)
+    torch.testing.assert_close(recovered, clean, atol=1e-5, rtol=1e-5)
 
 
 def test_an_unknown_prediction_is_refused() -> None:
     scheduler = DDPMScheduler()
-    scheduler.register_to_config(prediction_type="guess")
-    with pytest.raises(OptionError, match="guess"):
+    scheduler.register_to_config(prediction_type="unheard-of")
+    with pytest.raises(OptionError, match="unheard-of"):
         NoiseSchedule.of(scheduler)
 
 
-def test_drop_events_exclude_one_another_and_keep_their_rates() -> None:
+def test_dropout_events_exclude_one_another_and_have_their_rates() -> None:
     image, text = ConditionDropout(0.1, 0.2, 0.3).draw(RandomStreams(range(20_000)))
     both = image & text
     assert abs(float(both.float().mean()) - 0.3) < 0.015
@@ -229,26 +228,27 @@ def test_drop_events_exclude_one_another_and_keep_their_rates() -> None:
     assert abs(float((text & ~both).float().mean()) - 0.2) < 0.015
 
 
-def test_timesteps_stay_in_range_and_mix_two_laws() -> None:
+def test_timesteps_stay_in_range_and_mix_two_distributions() -> None:
     times = Timesteps(0.3, 3.0, 0.1).draw(1000, RandomStreams(range(20_000)))
     assert int(times.min()) >= 0
     assert int(times.max()) <= 999
     high = float((times > 900).float().mean())
-    assert 0.7 < high < 0.76  # .7 of the bell, .1 of the uniform third
+    assert 0.7 < high < 0.76  # .7 of the normal, .1 of the uniform third
 
 
-def test_noise_offset_is_one_number_a_channel() -> None:
-    noising = NoiseSchedule.of(DDPMScheduler())
+def test_noise_offset_is_one_number_per_channel() -> None:
+    schedule = NoiseSchedule.of(DDPMScheduler())
     latents = torch.zeros(64, 4, 16, 16)
-    plain = Objective().draw(latents, noising, RandomStreams(range(64))).noise
-    moved = (
-        Objective(noise_offset=0.5).draw(latents, noising, RandomStreams(range(64))).noise - plain
+    without = Objective().draw(latents, schedule, RandomStreams(range(64))).noise
+    offset = (
+        Objective(noise_offset=0.5).draw(latents, schedule, RandomStreams(range(64))).noise
+        - without
     )
-    torch.testing.assert_close(moved, moved.mean((2, 3), keepdim=True).expand_as(moved))
-    assert abs(float(moved[:, :, 0, 0].std()) - 0.5) < 0.08
+    torch.testing.assert_close(offset, offset.mean((2, 3), keepdim=True).expand_as(offset))
+    assert abs(float(offset[:, :, 0, 0].std()) - 0.5) < 0.08
 
 
-def test_a_frozen_base_in_half_precision_leaves_sizes_and_adapter_in_float32(
+def test_with_a_base_in_half_precision_sizes_and_adapter_stay_in_float32(
     tmp_path: Path,
 ) -> None:
     rig = build("sdxl", "plus", tmp_path)
@@ -265,12 +265,12 @@ def test_a_frozen_base_in_half_precision_leaves_sizes_and_adapter_in_float32(
     assert all(p.dtype == torch.float32 for p in rig.adapter.parameters())
 
 
-def test_the_texts_keys_and_values_stay_outside_of_the_graph(tmp_path: Path) -> None:
+def test_keys_and_values_of_the_text_need_no_gradient(tmp_path: Path) -> None:
     rig = build("sd15", "base", tmp_path)
-    kept: list[bool] = []
+    requires_grad: list[bool] = []
     for name, module in rig.unet.named_modules():
         if name.endswith(("attn2.to_k", "attn2.to_v")):
-            module.register_forward_hook(lambda _, __, out: kept.append(out.requires_grad))
+            module.register_forward_hook(lambda _, __, out: requires_grad.append(out.requires_grad))
     ours(rig, "epsilon", make_case(rig))
-    assert len(kept) == 2 * CASES["sd15"].sites
-    assert not any(kept)
+    assert len(requires_grad) == 2 * CASES["sd15"].sites
+    assert not any(requires_grad)

@@ -1,4 +1,4 @@
-"""kill -9 at random moments, saves included: nothing is lost but the steps since the last save."""
+"""kill -9 at random moments, saves included: only the steps since the last save are lost."""
 
 from __future__ import annotations
 
@@ -14,23 +14,26 @@ from typing import Any
 import pytest
 
 from imageprompt.training.loop import checkpoints
-from toy_training import Toy, figures, same, server, trainer
+from toy_training import Toy, metrics, same, server, trainer
 
 KILLS = 30
 STEPS = 30
-OPTIONS: dict[str, Any] = {"steps": STEPS, "save_every": 3, "log_every": 4, "batch": 2}
+OPTIONS: dict[str, Any] = {"steps": STEPS, "checkpoint_every": 3, "log_every": 4, "batch_size": 2}
 
 
-def go_on(folder: str) -> None:
-    """What a killed process is started again with."""
+def train(folder: str) -> None:
+    """Start a run, or resume it."""
     trainer(Path(folder), samples=Toy(pause=0.002), **OPTIONS).run()
 
 
-def in_process(folder: Path) -> float:
-    """A run that nobody kills; returns the seconds that it takes."""
-    for place in (folder.with_name("first"), folder):  # the first one waits for the server
+def time_run(folder: Path) -> float:
+    """Seconds of a run that is not killed."""
+    for place in (
+        folder.with_name("first"),
+        folder,
+    ):  # the first one includes the start of the server
         started = time.monotonic()
-        process = server().Process(target=go_on, args=(str(place),))
+        process = server().Process(target=train, args=(str(place),))
         process.start()
         process.join()
         assert process.exitcode == 0
@@ -38,7 +41,7 @@ def in_process(folder: Path) -> float:
 
 
 def kill_after(process: BaseProcess, seconds: float) -> bool:
-    """kill -9 after so long; False if it had come to its end before."""
+    """kill -9 after `seconds`; False if the process had already finished."""
     process.join(seconds)
     if process.exitcode is not None:
         assert process.exitcode == 0
@@ -48,19 +51,19 @@ def kill_after(process: BaseProcess, seconds: float) -> bool:
     return True
 
 
-def survive(folder: Path, kills: int, chance: random.Random) -> tuple[int, int]:
-    """Kill a run again and again; returns how many kills hit it, and how many of them a save.
+def survive(folder: Path, kills: int, rng: random.Random) -> tuple[int, int]:
+    """Kill a run repeatedly; returns how many kills hit it, and how many of those during a save.
 
-    After each one, whatever lies there is whole or known to be unfinished. Where a run comes to
-    its end, another begins in a folder of its own.
+    After each kill, every checkpoint is intact or known to be unfinished. When a run finishes,
+    another one starts in its own folder.
     """
     hits, inside_saves, number = 0, 0, 0
-    longest = in_process(folder / "warm")
+    longest = time_run(folder / "warm")
     for _ in range(kills):
         here = folder / str(number)
-        process = server().Process(target=go_on, args=(str(here),))
+        process = server().Process(target=train, args=(str(here),))
         process.start()
-        killed = kill_after(process, chance.uniform(0, 0.7 * longest))
+        killed = kill_after(process, rng.uniform(0, 0.7 * longest))
         root = here / "checkpoints"
         unfinished = list(root.glob(".step-*")) if root.exists() else []
         hits, inside_saves = hits + killed, inside_saves + bool(unfinished)
@@ -74,14 +77,14 @@ def survive(folder: Path, kills: int, chance: random.Random) -> tuple[int, int]:
 
 
 def check_all(folder: Path) -> None:
-    """Every run, killed or not, ends as the one that never was."""
-    through = trainer(folder / "warm", **OPTIONS)
-    assert through.step == STEPS
+    """Every run, killed or not, ends like the one that was never killed."""
+    uninterrupted = trainer(folder / "warm", **OPTIONS)
+    assert uninterrupted.step == STEPS
     for here in sorted(path for path in folder.iterdir() if path.name.isdecimal()):
         run = trainer(here, **OPTIONS)
         run.run()
-        assert same(run, through), here
-        assert figures(here) == figures(folder / "warm")
+        assert same(run, uninterrupted), here
+        assert metrics(here) == metrics(folder / "warm")
 
 
 @pytest.mark.slow
@@ -91,9 +94,8 @@ def test_kill_9_at_thirty_random_moments(tmp_path: Path) -> None:
     check_all(tmp_path)
 
 
-if (
-    __name__ == "__main__"
-):  # PYTHONPATH=tests/support python tests/training/test_train_crash.py FOLDER KILLS [SEED]
+if __name__ == "__main__":
+    # PYTHONPATH=tests/support python tests/training/test_train_crash.py FOLDER KILLS [SEED]
     where, count = Path(sys.argv[1]), int(sys.argv[2])
     seed = int(sys.argv[3]) if len(sys.argv) > 3 else 0
     hits, inside = survive(where, count, random.Random(seed))

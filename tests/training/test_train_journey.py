@@ -1,8 +1,9 @@
-"""The whole way: an example config, training, an interruption, the rest, a file that loads."""
+"""From end to end: an example config, training, an interruption, resuming, a file that loads."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -20,12 +21,12 @@ from safetensors.torch import load_file
 import imageprompt as ip
 from imageprompt import cli
 from imageprompt.core.errors import OptionError
-from imageprompt.demo.scenes import draw_folder
+from imageprompt.demo.datasets import draw_folder
 from imageprompt.training.loop.checkpoints import steps_in
 from tiny_stack import SIDE, make_pipeline, make_xl_pipeline
 
 STEPS = 8
-PATIENCE = 120
+TIMEOUT = 120
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +41,14 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(
     scenes: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> Path:
-    """tiny-base as it is written, but for a smaller base and few steps."""
+    """The example tiny-base."""
     assert cli.main(["train", "--example", "tiny-base"]) == 0
     path = tmp_path / "config.yaml"
     path.write_text(capsys.readouterr().out)
     return path
 
 
-def changes(scenes: Path, tiny_folder: Path, output: Path, **more: Any) -> list[str]:
+def overrides(scenes: Path, tiny_folder: Path, output: Path, **more: Any) -> list[str]:
     keys = {
         "base": tiny_folder,
         "data": scenes / "train",
@@ -68,64 +69,87 @@ def changes(scenes: Path, tiny_folder: Path, output: Path, **more: Any) -> list[
 
 
 def command(config: Path, sets: list[str], *flags: str) -> list[str]:
-    return ["train", str(config), *(word for one in sets for word in ("--set", one)), *flags]
+    return ["train", str(config), *(word for key in sets for word in ("--set", key)), *flags]
 
 
-def interrupted(arguments: list[str], output: Path) -> int:
-    """Start the command, send SIGTERM after its first checkpoint; its exit code."""
+def interrupt(arguments: list[str], output: Path) -> int:
+    """Start the command, send SIGTERM after its first checkpoint, return its exit code."""
     with subprocess.Popen([sys.executable, "-m", "imageprompt", *arguments]) as process:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while max(steps_in(output / "checkpoints"), default=0) < 2:
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        return process.wait(PATIENCE)
+        return process.wait(TIMEOUT)
 
 
 @pytest.mark.slow
-def test_from_a_folder_of_pictures_to_a_file_that_everybody_loads(
+def test_from_a_folder_of_pictures_to_a_file_that_diffusers_loads(
     config: Path,
     scenes: Path,
     tiny_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    through, halves = tmp_path / "through", tmp_path / "halves"
-    result = ip.train(config, changes(scenes, tiny_folder, through), progress=False)
-    assert (result.adapter, result.step) == (through / "adapter.safetensors", STEPS)
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    capsys.readouterr()
+    result = ip.train(config, overrides(scenes, tiny_folder, whole))
+    assert (result.adapter, result.step) == (whole / "adapter.safetensors", STEPS)
     assert (result.signal, result.quarantined) == (None, ())
+    lines = capsys.readouterr().err.splitlines()
+    error = re.compile(
+        r"warm start: caption error [\d.]+%$|warm start has not converged \(caption error \d+ %\);"
+        " use more warm_start_steps$"
+    )
+    assert sum(bool(error.match(line)) for line in lines) == 1
+    assert [line.split("  ")[0] for line in lines if line.startswith("step ")] == [
+        *("step 2/8", "step 4/8", "step 6/8", "step 8/8")
+    ]
+    score = re.compile(r"validation at step 8: score -?\d\.\d{4}, pictures in (.*)$")
+    (sheet,) = (found[1] for line in lines if (found := score.match(line)))
+    assert Path(sheet) == whole / "validation" / "step-8.png"
 
-    # many steps, so that the signal comes before the end; the rate does not fall for that reason
-    sets = changes(scenes, tiny_folder, halves, schedule="constant")
-    assert interrupted(command(config, [*sets, "steps=100000"]), halves) == 128 + signal.SIGTERM
+    # many steps, so that the signal comes before the end; at a constant rate the result is the same
+    sets = overrides(scenes, tiny_folder, halves, schedule="constant")
+    assert interrupt(command(config, [*sets, "steps=100000"]), halves) == 128 + signal.SIGTERM
     stopped_at = steps_in(halves / "checkpoints")[0]
     assert not (halves / "adapter.safetensors").exists()
 
     assert cli.main(command(config, sets)) == 2
-    assert "--resume" in capsys.readouterr().err
+    message = f"already contains a run (step {stopped_at}). Continue with --resume"
+    assert message in capsys.readouterr().err
     last = [*sets, f"steps={stopped_at + 3}"]
-    assert cli.main(command(config, last, "--resume")) == 2
-    assert "steps: 100000 became" in capsys.readouterr().err
-    assert cli.main(command(config, last, "--resume", "--allow-changes")) == 0
-    said = capsys.readouterr()
-    assert said.out.strip() == str(halves / "adapter.safetensors")
-    assert f"going on from step {stopped_at} with changes" in said.err
-    never = ip.train(
+    assert cli.main(command(config, last, "--resume")) == 0
+    assert capsys.readouterr().out.strip() == str(halves / "adapter.safetensors")
+    uninterrupted = ip.train(
         config,
-        changes(scenes, tiny_folder, tmp_path / "n", schedule="constant", steps=stopped_at + 3),
+        overrides(
+            scenes,
+            tiny_folder,
+            tmp_path / "uninterrupted",
+            schedule="constant",
+            steps=stopped_at + 3,
+        ),
         progress=False,
     )
-    ours, theirs = load_file(halves / "adapter.safetensors"), load_file(never.adapter or "")
+    ours = load_file(halves / "adapter.safetensors")
+    theirs = load_file(uninterrupted.adapter or "")
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    changed = [*last, "clip=0.5"]
+    assert cli.main(command(config, changed, "--resume")) == 2
+    assert "(clip: 1.0 became 0.5)" in capsys.readouterr().err
+    assert cli.main(command(config, changed, "--resume", "--allow-changes")) == 0
+    message = f"continuing from step {stopped_at + 3} with changes: clip: 1.0 became 0.5"
+    assert message in capsys.readouterr().err
 
-    figures = [json.loads(line) for line in result.metrics.read_text().splitlines()]
-    assert [line["step"] for line in figures if "loss" in line] == [2, 4, 6, 8]
-    assert [line["step"] for line in figures if "score" in line] == [4, 8]
+    metrics = [json.loads(line) for line in result.metrics.read_text().splitlines()]
+    assert [line["step"] for line in metrics if "loss" in line] == [2, 4, 6, 8]
+    assert [line["step"] for line in metrics if "score" in line] == [4, 8]
     assert [sheet.name for sheet in result.sheets] == ["step-4.png", "step-8.png"]
-    with Image.open(result.sheets[0]) as sheet:
-        assert sheet.width > 3 * SIDE
-    assert result.best == through / "best.safetensors"
+    with Image.open(result.sheets[0]) as picture:
+        assert picture.width > 2 * 128  # references, and one column
+    assert result.best == whole / "best.safetensors"
 
     assert cli.main(["inspect", str(result.adapter)]) == 0
     assert cli.main(["validate", str(result.adapter), "--base", str(tiny_folder)]) == 0
@@ -133,7 +157,7 @@ def test_from_a_folder_of_pictures_to_a_file_that_everybody_loads(
     assert adapter.spec.variant == "base"
     pipe = load(tiny_folder)
     pipe.load_ip_adapter(
-        str(through), subfolder="", weight_name="adapter.safetensors", image_encoder_folder=None
+        str(whole), subfolder="", weight_name="adapter.safetensors", image_encoder_folder=None
     )
     reference = Image.open(scenes / "held-out" / "000000.png")
     made = pipe("a", ip_adapter_image=reference, num_inference_steps=2, height=SIDE, width=SIDE)
@@ -148,42 +172,44 @@ def load(folder: Path) -> Any:
     return pipe
 
 
-def test_a_dry_run_says_what_would_be_and_trains_nothing(
+def test_a_dry_run_reports_the_plan_and_trains_nothing(
     config: Path,
     scenes: Path,
     tiny_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    sets = changes(scenes, tiny_folder, tmp_path / "out", cache=tmp_path / "cache", adapter="null")
+    sets = overrides(
+        scenes, tiny_folder, tmp_path / "out", cache=tmp_path / "cache", adapter="null"
+    )
     assert cli.main(command(config, sets, "--dry-run", "--json")) == 0
-    told = json.loads(capsys.readouterr().out)
+    plan = json.loads(capsys.readouterr().out)
     adapter = ip.Adapter.create(
         "base", denoiser=load(tiny_folder).unet, encoder=load(tiny_folder).image_encoder
     )
     count = sum(weight.numel() for weight in adapter.parameters())
-    assert told["trained_parameters"] == count
-    assert told["trained_bytes"] == 20 * count
-    assert (told["steps"], told["pictures_a_step"], told["epochs"]) == (STEPS, 3, 1)
-    assert told["cache_bytes"] > 0
-    assert told["activation_bytes"] > 0
+    assert plan["trained_parameters"] == count
+    assert plan["trained_bytes"] == 20 * count
+    assert (plan["steps"], plan["pictures_per_step"], plan["epochs"]) == (STEPS, 3, 1)
+    assert plan["cache_bytes"] > 0
+    assert plan["activation_bytes"] > 0
     assert cli.main(command(config, sets, "--dry-run")) == 0
     assert f"{count:,} parameters" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["survey"]
 
 
-@pytest.mark.parametrize(("tokens", "kept"), [(4, True), (2, False)])
-def test_a_run_may_begin_with_an_adapter_of_other_tokens(
+@pytest.mark.parametrize(("tokens", "same"), [(4, True), (2, False)])
+def test_a_run_may_start_from_an_adapter_with_other_tokens(
     tokens: int,
-    kept: bool,
+    same: bool,
     scenes: Path,
     tiny_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = tiny_folder / "adapters" / "plus.safetensors"
-    keys = dict(one.split("=", 1) for one in changes(scenes, tiny_folder, tmp_path / "out"))
+    keys = dict(one.split("=", 1) for one in overrides(scenes, tiny_folder, tmp_path / "out"))
     keys = {name: value for name, value in keys.items() if "." not in name}
     keys |= {"variant": "plus", "adapter": str(file), "tokens": tokens, "steps": 1}
     keys |= {"validate_every": 0, "learning_rate": 1e-12, "ema": 0, "trackers": []}
@@ -193,8 +219,8 @@ def test_a_run_may_begin_with_an_adapter_of_other_tokens(
     assert after["image_proj.latents"].shape[1] == tokens
     name = "image_proj.proj_in.weight"
     torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-6)
-    told = "image_proj.latents made anew" in capsys.readouterr().err
-    assert told is not kept
+    initialised = "image_proj.latents initialised anew" in capsys.readouterr().err
+    assert initialised is not same
 
 
 @pytest.mark.parametrize(
@@ -209,7 +235,7 @@ def test_a_run_may_begin_with_an_adapter_of_other_tokens(
         ),
     ],
 )
-def test_what_cannot_go_well_is_refused_before_it_begins(
+def test_impossible_configs_are_refused_before_training(
     keys: dict[str, Any], words: str, scenes: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
     if "adapter" in keys:
@@ -234,26 +260,26 @@ def test_faces_train_from_a_list_with_identity_embeddings(
     config |= {"data": str(tmp_path / "faces.json"), "output": str(tmp_path / "out"), "steps": 4}
     config |= {"batch_size": 2, "checkpoint_every": 2, "validate_every": 2, "warmup": 0}
     config |= {"learning_rate": 1e-2, "trackers": [], "gradient_checkpointing": True}
-    wishes = {"references": config["data"], "count": 2, "steps": 2}
-    result = ip.train(config | {"validation": wishes}, progress=False)
+    validation = {"references": config["data"], "count": 2, "steps": 2}
+    result = ip.train(config | {"validation": validation}, progress=False)
     assert len(result.sheets) == 2
     assert result.adapter is not None
     assert cli.main(["validate", str(result.adapter)]) == 0
     file = load_file(result.adapter)
     ups = [name for name in file if name.endswith("to_q_lora.up.weight")]
     assert ups
-    assert all(float(file[name].abs().max()) > 0 for name in ups)  # they begin as zeros
-    # the newest checkpoint is lost: the rest of the way is gone again, to the same end
+    assert all(float(file[name].abs().max()) > 0 for name in ups)  # they start as zeros
+    # the newest checkpoint is lost: the steps after the one before are repeated exactly
     shutil.rmtree(tmp_path / "out" / "checkpoints" / "step-4")
     result.adapter.unlink()
-    again = ip.train(config | {"validation": wishes}, resume=True, progress=False)
-    assert again.adapter is not None
-    assert all(torch.equal(load_file(again.adapter)[name], value) for name, value in file.items())
+    resumed = ip.train(config | {"validation": validation}, resume=True, progress=False)
+    assert resumed.adapter is not None
+    assert all(torch.equal(load_file(resumed.adapter)[name], value) for name, value in file.items())
 
 
 @pytest.fixture(scope="module")
 def other_bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SDXL with sizes among its conditions, and a base that predicts v, as SD 2 does."""
+    """SDXL, with sizes among its conditions, and a base that predicts v like SD 2."""
     from diffusers import DDIMScheduler
 
     folder = tmp_path_factory.mktemp("bases")
@@ -267,7 +293,9 @@ def other_bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:captions longer than 16 tokens")  # tiny ones know no words
+@pytest.mark.filterwarnings(
+    "ignore:captions longer than 16 tokens"
+)  # the tiny tokenizer has no words
 @pytest.mark.parametrize(
     ("base", "options"),
     [
@@ -285,8 +313,8 @@ def test_other_bases_train_and_are_validated(
     config |= {"validate_every": 2, "gradient_checkpointing": True} | options
     if "cache" in config:
         config["cache"] = str(tmp_path / config["cache"])
-    wishes = {"references": str(scenes / "held-out"), "count": 1, "steps": 2}
-    result = ip.train(config | {"validation": wishes}, progress=False)
+    validation = {"references": str(scenes / "held-out"), "count": 1, "steps": 2}
+    result = ip.train(config | {"validation": validation}, progress=False)
     assert result.adapter is not None
     assert len(result.sheets) == 1
     assert all(value.dtype == torch.float32 for value in load_file(result.adapter).values())
@@ -295,10 +323,10 @@ def test_other_bases_train_and_are_validated(
 
 
 def test_two_runs_in_one_folder(scenes: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    from imageprompt.training.loop.run_control import locked
+    from imageprompt.training.loop.run_control import run_lock
 
     needed = {"base": str(tiny_folder), "data": str(scenes / "train"), "output": str(tmp_path)}
-    with locked(tmp_path), pytest.raises(OptionError, match="another run is training there"):
+    with run_lock(tmp_path), pytest.raises(OptionError, match="another run is training there"):
         ip.train(needed)
 
 
@@ -312,3 +340,22 @@ def test_drawn_scenes_are_the_same_every_time(scenes: Path, tmp_path: Path) -> N
     with pytest.raises(OptionError, match="count 0"):
         draw_folder(tmp_path, 0)
     assert any((tmp_path / "held-out").iterdir())
+
+
+def test_pictures_with_one_caption_train_without_a_warm_start(
+    scenes: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As many fine-tuning sets have it; the projector must not forget pictures for the caption."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(3):
+        shutil.copy(scenes / "train" / f"{number:06}.png", data)
+        (data / f"{number:06}.txt").write_text("a photo")
+    keys: dict[str, Any] = {"base": str(tiny_folder), "data": str(data), "resolution": SIDE}
+    keys |= {"output": str(tmp_path / "out"), "steps": 2, "batch_size": 2, "trackers": []}
+    result = ip.train(keys | {"warm_start": "captions", "warm_start_steps": 10})
+    assert result.adapter is not None
+    assert "warm start skipped: all pictures have the same caption" in capsys.readouterr().err
+    without = ip.train(keys | {"output": str(tmp_path / "without")}, progress=False)
+    ours, theirs = load_file(result.adapter), load_file(without.adapter or "")
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())

@@ -1,1 +1,1 @@
-"""Training adapters: the objective, the loop and crash-safe state."""
+"""Training adapters, from a config and a data set to a standard adapter file."""

@@ -1,4 +1,4 @@
-"""The frozen half of training: a base and an image encoder, in the precision that they run in."""
+"""The frozen part of training: a base and an image encoder, in the precision they run in."""
 
 from __future__ import annotations
 
@@ -11,30 +11,27 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from imageprompt.core import bundled
 from imageprompt.core.errors import OptionError
 from imageprompt.core.hub import locate_folder
 from imageprompt.encoding.encoders import Encoder, open_encoder
 from imageprompt.hosts import denoiser_of
 from imageprompt.loading import base_folder, device_of, load_base
-from imageprompt.training.memory.activation_checkpointing import recompute_blocks
-from imageprompt.training.memory.cpu_attention import compute_in_blocks
+from imageprompt.training.memory.activation_checkpointing import enable_selective_checkpointing
+from imageprompt.training.memory.cpu_attention import use_blocked_attention
 
 if TYPE_CHECKING:
     from imageprompt.encoding.encoders.clip import ClipEncoder
 
 Precision = Literal["no", "fp16", "bf16"]
 _DTYPES = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
-TINY = "tiny"
-"""What configs call the bundled base."""
 
 
 @dataclass(frozen=True)
 class FrozenPipeline:
-    """A pipeline and an image encoder that nothing of is trained. Make one with `load`.
+    """A frozen pipeline and image encoder; create it with `load`.
 
-    Everything is in evaluation mode and wants no gradients; weights are in the precision asked for,
-    but a VAE whose config says that half precision is not enough for it.
+    All models are in evaluation mode and require no gradients. Weights have the requested
+    precision, except for a VAE whose config asks for float32 (`force_upcast`).
     """
 
     pipe: Any
@@ -52,43 +49,43 @@ class FrozenPipeline:
         device: str | None = None,
         gradient_checkpointing: bool = False,
     ) -> FrozenPipeline:
-        """From "tiny", a folder, a Hub id or a loaded pipeline, whose parts are cast and frozen.
+        """From "bundled", a folder, a Hub id or a loaded pipeline, which is cast and frozen itself.
 
-        `encoder` None is the base's own image encoder, if it carries one. Raises NotFoundError,
-        WrongBaseError, EncoderError, OptionError.
+        `encoder` None is the base's own image encoder, if it has one. `gradient_checkpointing`
+        reduces memory at the cost of time. Raises NotFoundError, WrongBaseError, EncoderError,
+        OptionError.
         """
         if precision not in _DTYPES:
             raise OptionError(
-                f"mixed_precision: {precision!r}", reason=f"it is one of {', '.join(_DTYPES)}"
+                f"mixed_precision: {precision!r}", reason=f"must be one of {', '.join(_DTYPES)}"
             )
-        named = bundled.NAME if base == TINY else base
-        folder = base_folder(named)
-        kind = _DTYPES[precision] if folder is not None else None
-        pipe = load_base(named, folder, dtype=kind, device=device, bars=False).pipe
+        folder = base_folder(base)
+        load_dtype = _DTYPES[precision] if folder is not None else None
+        pipe = load_base(base, folder, dtype=load_dtype, device=device, bars=False).pipe
         dtype: torch.dtype = getattr(torch, _DTYPES[precision])
         denoiser: Any = denoiser_of(pipe)
-        _keep_precise_vae(pipe, folder)
-        opened = _open_encoder(encoder, pipe, folder, dtype)
+        _keep_vae_in_float32(pipe, folder)
+        image_encoder = _open_encoder(encoder, pipe, folder, dtype)
         for part in pipe.components.values():
             if isinstance(part, nn.Module):
                 part.eval().requires_grad_(False)
         if denoiser.dtype is not dtype:
             denoiser.to(dtype)
-        compute_in_blocks(denoiser)
+        use_blocked_attention(denoiser)
         if gradient_checkpointing:
-            recompute_blocks(denoiser)
-        return cls(pipe, denoiser, pipe.scheduler, opened)
+            enable_selective_checkpointing(denoiser)
+        return cls(pipe, denoiser, pipe.scheduler, image_encoder)
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """States [n, l, d], and `text_embeds` [n, p] where the base has a pooled text (SDXL).
+        """States [n, l, d], and `text_embeds` [n, p] if the base has pooled text states (SDXL).
 
-        Made by the pipeline itself, as in generation; what is too long is cut off.
+        The pipeline encodes them, as in generation; captions that are too long are truncated.
         """
         from diffusers.utils import logging
 
-        said = logging.get_verbosity()
-        logging.set_verbosity_error()  # who encodes captions by the thousand counts the cut ones
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # truncated captions are counted elsewhere, once
         try:
             encoded = self.pipe.encode_prompt(
                 prompt=list(captions),
@@ -97,23 +94,23 @@ class FrozenPipeline:
                 do_classifier_free_guidance=False,
             )
         finally:
-            logging.set_verbosity(said)
+            logging.set_verbosity(verbosity)
         states, pooled = encoded[0], encoded[2] if len(encoded) > 2 else None
         return states, {} if pooled is None else {"text_embeds": pooled}
 
 
-def _keep_precise_vae(pipe: Any, folder: Path | None) -> None:
-    """A VAE that says of itself that it overflows in half precision (SDXL's) stays float32."""
+def _keep_vae_in_float32(pipe: Any, folder: Path | None) -> None:
+    """Keep a VAE in float32 if its config says that it overflows in half precision (SDXL)."""
     vae = getattr(pipe, "vae", None)
     if vae is None or vae.dtype is torch.float32:
         return
     config = vae.config
-    said = "force_upcast" not in config.get("_use_default_values", ())
-    if not (said and config.get("force_upcast")):
+    stated = "force_upcast" not in config.get("_use_default_values", ())
+    if not (stated and config.get("force_upcast")):
         return
     if folder is None:
         vae.to(torch.float32)
-    else:  # from the file, not from weights that are rounded already
+    else:  # from the file: the loaded weights are already rounded
         precise = type(vae).from_pretrained(folder / "vae", local_files_only=True)
         pipe.register_modules(vae=precise.to(vae.device))
 
@@ -121,7 +118,7 @@ def _keep_precise_vae(pipe: Any, folder: Path | None) -> None:
 def _open_encoder(
     encoder: Any, pipe: Any, folder: Path | None, dtype: torch.dtype
 ) -> Encoder | None:
-    """The encoder that is named, or else the base's own: loaded with it, or beside it."""
+    """The named encoder, or else the base's own: part of the pipeline, or in its folder."""
     from imageprompt.encoding.encoders.clip import ClipEncoder
 
     if encoder is not None and not isinstance(encoder, str | os.PathLike):
@@ -132,10 +129,9 @@ def _open_encoder(
     own = getattr(pipe, "image_encoder", None)
     if own is not None:
         return ClipEncoder(own, getattr(pipe, "feature_extractor", None))
-    beside = None if folder is None else folder / "image_encoder"
-    if beside is None or not (beside / "config.json").is_file():
+    if folder is None or not (folder / "image_encoder" / "config.json").is_file():
         return None
-    return _frozen(ClipEncoder.load(beside, device=device, dtype=dtype))
+    return _frozen(ClipEncoder.load(folder / "image_encoder", device=device, dtype=dtype))
 
 
 def _frozen(encoder: ClipEncoder) -> ClipEncoder:

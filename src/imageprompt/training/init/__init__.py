@@ -1,1 +1,1 @@
-"""What the weights of an adapter start from."""
+"""The weights that a run starts from."""

@@ -1,35 +1,101 @@
-"""Warm start of an adapter: its projector first learns to say what the captions say.
+"""Warm start: the projector first learns to reproduce the text states of the captions.
 
-K', V' begin as copies of the text's K, V. Tokens equal to the text encoder's states of a caption
-then do what these words would do, so a projector that comes close to such states has learned
-everything that words can say before the denoiser, a hundred times dearer, is run at all. The paper
-does not do this.
+K' and V' start as copies of the text's K and V. Tokens equal to the text encoder's states of a
+caption then act like these words, so a projector that comes close to such states has learned what
+words can say before the denoiser, which costs a hundred times more, runs at all. This step is not
+part of the IP-Adapter paper.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imageprompt.adapter.adapter import Adapter
+from imageprompt.core.errors import OptionError
+from imageprompt.training.config.config import TrainingConfig
+
 Pairs = Callable[[int], tuple[Tensor, Tensor]]
-"""Step -> image features [b, ...], and the states [b, N, W] that their captions have."""
+"""Step -> image features [b, ...], and the states [b, N, W] of their captions."""
 
-WARMUP = 100
-DECAY = 0.6  # share of the steps over which the rate falls to nothing
+BATCH = 64
+WARMUP = 100  # steps
+DECAY = 0.6  # share of the steps over which the learning rate falls to zero
+SAME_STATES = 0.01
+"""States that differ by less than this share of the largest one are those of the same caption."""
 
 
-def chosen_states(states: Tensor, length: int, tokens: int) -> Tensor:
-    """The `tokens` states [b, N, W] that stand for captions of `length` tokens [b, L, W].
+def caption_warm_start(
+    config: TrainingConfig,
+    adapter: Adapter,
+    samples: Any,
+    *,
+    log: Callable[[str], None] = lambda line: None,
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> None:
+    """Fit the projector to the captions' text states; skipped if all captions are the same.
 
-    `length` counts start and end. All states from the start where that is enough to fill N, padding
-    included; otherwise N words, evenly spread up to the last one.
+    Raises OptionError for a projector without a fixed number of tokens, or one that reads faces.
+    """
+    tokens = adapter.spec.tokens
+    if tokens is None or not hasattr(samples, "caption_batch"):
+        raise OptionError(
+            f"warm_start: captions with {config.variant}",
+            reason="needs a projector that reads pictures and has a fixed number of tokens",
+            hint="Set warm_start: none.",
+        )
+    device = next(adapter.parameters()).device
+
+    def pairs(step: int) -> tuple[Tensor, Tensor]:
+        indices = samples.indices(step, BATCH, config.seed)
+        features, states, lengths = samples.caption_batch(indices)
+        chosen = [
+            choose_states(states[row : row + 1], int(length), tokens)
+            for row, length in enumerate(lengths)
+        ]
+        return features.float().to(device), torch.cat(chosen).float().to(device)
+
+    steps = config.warm_start_steps
+    epoch = -(-len(samples) // BATCH)
+    if not captions_differ(pairs, min(steps, epoch)):
+        log("warm start skipped: all pictures have the same caption, which carries no information")
+        return
+    adapter.module.requires_grad_(True)
+    error = fit_projector_to_captions(
+        adapter.module.image_proj,
+        pairs,
+        steps,
+        on_progress=lambda step: on_progress("warm start", step, steps),
+    )
+    if error < 1:
+        log(f"warm start: caption error {error:.1%}")
+    else:
+        log(
+            f"warm start has not converged (caption error {100 * error:.0f} %);"
+            " use more warm_start_steps"
+        )
+
+
+def captions_differ(pairs: Pairs, batches: int) -> bool:
+    """Whether the first `batches` batches have more than one caption, judged by the states."""
+    first = pairs(0)[1][:1]
+    tolerance = SAME_STATES * float(first.abs().max())
+    return any(float((pairs(batch)[1] - first).abs().max()) > tolerance for batch in range(batches))
+
+
+def choose_states(states: Tensor, length: int, tokens: int) -> Tensor:
+    """The `tokens` states [b, N, W] that represent captions of `length` tokens [b, L, W].
+
+    `length` includes the start and end tokens. If N >= length these are the first N states, padding
+    included; otherwise N words at even distances, up to the last one.
     """
     if tokens >= length:
         return states[:, :tokens]
-    last = length - 2  # the end follows the last word
+    last = length - 2  # the end token follows the last word
     return states[:, [round((i + 1) * last / tokens) for i in range(tokens)]]
 
 
@@ -41,19 +107,21 @@ def fit_projector_to_captions(
     rate: float = 2e-3,
     on_progress: Callable[[int], None] = lambda step: None,
 ) -> float:
-    """Teach the projector the states; returns the share of their variance left unexplained.
+    """Train the projector to output the states; returns the caption error.
 
-    The share is that of the last tenth of the steps, each batch measured before it is learned from.
+    The error is the share of the states' variance that is left unexplained, over the last tenth of
+    the steps; each batch is measured before it is learned from. It is infinite if every batch of
+    them has one caption only.
     """
     weights = list(projector.parameters())
     optimiser = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
-    error = spread = 0.0
+    error = variance = 0.0
     for step in range(steps):
         features, states = pairs(step)
         loss = F.mse_loss(projector(features), states)
         if step >= min(0.9 * steps, steps - 1):
             error += float(loss.detach())
-            spread += float(states.var(dim=0, correction=0).mean())
+            variance += float(states.var(dim=0, correction=0).mean())
         for group in optimiser.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / WARMUP, (steps - step) / (DECAY * steps))
         loss.backward()  # type: ignore[no-untyped-call]
@@ -61,4 +129,4 @@ def fit_projector_to_captions(
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         on_progress(step + 1)
-    return error / spread
+    return error / variance if variance else float("inf")

@@ -1,1 +1,1 @@
-"""The training loop: objective, optimiser state, checkpoints, validation."""
+"""The training loop: objective, optimiser state, checkpoints, metrics and validation."""

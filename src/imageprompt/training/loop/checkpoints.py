@@ -1,8 +1,9 @@
-"""Checkpoint folders: written beside, hashed, renamed; read back only when every hash is right.
+"""Checkpoints: everything needed to resume to the bit, in folders that a kill leaves whole.
 
 `ROOT/step-N/` holds adapter.safetensors (the current weights, a standard file), state.safetensors
-(optimiser and running average) and, written last, manifest.json with the SHA-256 of both. A kill
-at any moment leaves whole checkpoints and at most one `.step-N.tmp`, which the next save removes.
+(optimiser and EMA) and, written last, manifest.json with the SHA-256 of both. A folder is written
+under another name, synced, then renamed, and read back only when every hash is right. A kill at
+any moment leaves whole checkpoints and at most one `.step-N.tmp`, which the next save removes.
 """
 
 from __future__ import annotations
@@ -11,28 +12,94 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from imageprompt.core.atomic_files import sync_folder, write_atomically
 from imageprompt.core.errors import OptionError
+from imageprompt.training.loop.ema import Ema
 
 MANIFEST = "manifest.json"
 ADAPTER, STATE = "adapter.safetensors", "state.safetensors"
 FORMAT = 1
 
-Writers = Mapping[str, Callable[[Path], None]]
-"""File name -> what writes it."""
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a checkpoint saves and restores: the adapter, its parameters, optimiser and EMA."""
+
+    adapter: Any
+    parameters: Mapping[str, nn.Parameter]
+    optimiser: Any
+    ema: Ema | None
+
+    def save(self, folder: Path) -> None:
+        """Write the weights and the state into a folder."""
+        from safetensors.torch import save_file
+
+        self.adapter.save(folder / ADAPTER)
+        with write_atomically(folder / STATE) as temporary:
+            save_file(self.tensors(), temporary)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`optimiser.NAME.KEY` and `ema.NAME`, on the CPU."""
+        tensors = {
+            f"optimiser.{name}.{key}": value
+            for name, parameter in self.parameters.items()
+            for key, value in self.optimiser.state.get(parameter, {}).items()
+        }
+        if self.ema is not None:
+            tensors |= {f"ema.{name}": value for name, value in self.ema.average.items()}
+        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+    def restore(self, folder: Path, ema_updates: int) -> None:
+        """Restore a checkpoint to the bit. Raises OptionError if it belongs to another adapter."""
+        from safetensors.torch import load_file
+
+        weights, state = load_file(folder / ADAPTER), load_file(folder / STATE)
+        shapes = {name: tuple(value.shape) for name, value in self.parameters.items()}
+        if {name: tuple(value.shape) for name, value in weights.items()} != shapes:
+            raise OptionError(
+                f"checkpoint {folder}",
+                reason="its tensors are not those of the adapter in this config",
+                hint="Use the config it was made with, or another output folder.",
+            )
+        averages = {name for name in state if name.startswith("ema.")}
+        if self.ema is not None and len(averages) != len(self.parameters):
+            raise OptionError(
+                f"checkpoint {folder}",
+                reason="has no running average (EMA), but the config asks for one",
+                hint="Resume with `ema: 0`, or start in another output folder.",
+            )
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(weights[name])
+                prefix = f"optimiser.{name}."
+                self.optimiser.state[parameter] = {
+                    key.removeprefix(prefix): value.to(parameter.device)
+                    for key, value in state.items()
+                    if key.startswith(prefix)
+                }
+                if self.ema is not None:
+                    self.ema.average[name].copy_(state[f"ema.{name}"])
+        if self.ema is not None:
+            self.ema.updates = ema_updates
+
+
+# ── folders ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose hashes were right when it was found."""
+    """A checkpoint whose hashes were right when it was read."""
 
     folder: Path
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
 
     @property
     def step(self) -> int:
@@ -41,33 +108,35 @@ class Checkpoint:
 
 def step_of(folder: Path) -> int:
     """The step in a checkpoint's name, -1 for other folders."""
-    found = re.fullmatch(r"step-(\d+)", folder.name)
-    return int(found[1]) if found else -1
+    match = re.fullmatch(r"step-(\d+)", folder.name)
+    return int(match[1]) if match else -1
 
 
-def write(root: Path, step: int, writers: Writers, facts: Mapping[str, Any], keep: int) -> Path:
-    """Write `step-N` and then remove all but the newest `keep`. Raises OptionError."""
+def write(
+    root: Path, step: int, state: TrainingState, metadata: Mapping[str, Any], keep: int
+) -> Path:
+    """Write `step-N`, then remove all but the newest `keep`. Raises OptionError."""
     target, temporary = root / f"step-{step}", root / f".step-{step}.tmp"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _clear(root)
+        _remove_leftovers(root)
         temporary.mkdir()
-        for name, writer in writers.items():
-            writer(temporary / name)
-        files = {name: _told(temporary / name) for name in writers}
-        manifest = {"format": FORMAT, "step": step, "facts": dict(facts), "files": files}
+        state.save(temporary)
+        files = {name: _digest(temporary / name) for name in (ADAPTER, STATE)}
+        # the key "facts" belongs to format 1
+        manifest = {"format": FORMAT, "step": step, "facts": dict(metadata), "files": files}
         with write_atomically(temporary / MANIFEST) as path:
             path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        _put(temporary, target)
+        _publish(temporary, target)
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise _not_written(step, root, error) from error
+        raise _write_error(step, root, error) from error
     _prune(root, step, keep)
     return target
 
 
 def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint, and a line for each newer one that is damaged."""
+    """The newest intact checkpoint, and a line for each newer one that is damaged."""
     damaged: list[str] = []
     for folder in _newest_first(root):
         try:
@@ -78,33 +147,35 @@ def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def read(folder: Path) -> Checkpoint:
-    """A checkpoint, once every file is as it was written. Raises OptionError."""
+    """A checkpoint, after comparing every file with its hash. Raises OptionError."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        wrong = "" if manifest["format"] == FORMAT else f"it is of format {manifest['format']}"
-        for name, told in manifest["files"].items():
-            if not wrong and _told(folder / name) != told:
-                wrong = f"{name} is not what was written"
-        facts = manifest["facts"]
+        wrong = "" if manifest["format"] == FORMAT else f"has unknown format {manifest['format']}"
+        for name, digest in manifest["files"].items():
+            if not wrong and _digest(folder / name) != digest:
+                wrong = f"{name} has changed since it was written"
+        metadata = manifest["facts"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        wrong = f"{MANIFEST} or a file that it names cannot be read ({type(error).__name__})"
+        wrong = f"{MANIFEST} or a file it lists cannot be read ({type(error).__name__})"
     if wrong:
-        raise OptionError(f"checkpoint {folder}", reason=wrong, hint="An older one is used.")
-    return Checkpoint(folder, facts)
+        raise OptionError(
+            f"checkpoint {folder}", reason=wrong, hint="An older one is used instead."
+        )
+    return Checkpoint(folder, metadata)
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed writes have left in a folder that this process has locked.
+    """Remove the leftovers of killed writes from a folder that this process has locked.
 
     The names are those of `write_atomically` and of safetensors' own temporary files.
     """
     for pattern in (".*.tmp.safetensors", ".tmp??????"):
-        for left in folder.glob(pattern):
-            left.unlink(missing_ok=True)
+        for leftover in folder.glob(pattern):
+            leftover.unlink(missing_ok=True)
 
 
 def steps_in(root: Path) -> list[int]:
-    """Steps of the checkpoints that are there, newest first, whole or not."""
+    """Steps of the checkpoints in a folder, newest first, intact or not."""
     return [step_of(folder) for folder in _newest_first(root)]
 
 
@@ -114,15 +185,15 @@ def _newest_first(root: Path) -> Iterator[Path]:
 
 
 def _prune(root: Path, step: int, keep: int) -> None:
-    """Newer ones than that of `step` are leftovers: a damaged one, or a run gone another way."""
+    """Keep `keep` checkpoints up to `step`; later ones are damaged, or of an abandoned run."""
     earlier = [folder for folder in _newest_first(root) if step_of(folder) < step]
     later = [folder for folder in _newest_first(root) if step_of(folder) > step]
     for folder in (*later, *earlier[keep - 1 :]):
         _remove(folder)
 
 
-def _put(temporary: Path, target: Path) -> None:
-    """Rename; a damaged checkpoint of the same step is moved out of the way first."""
+def _publish(temporary: Path, target: Path) -> None:
+    """Rename; a damaged checkpoint of the same step is removed first."""
     sync_folder(temporary)
     if target.exists():
         _remove(target)
@@ -131,35 +202,35 @@ def _put(temporary: Path, target: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Under a name that nobody reads first, so that a kill leaves no checkpoint with holes."""
+    """Rename to a name that is never read, then delete: a kill leaves no half checkpoint."""
     aside = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)
     shutil.rmtree(aside)
 
 
-def _clear(root: Path) -> None:
+def _remove_leftovers(root: Path) -> None:
     for pattern in (".step-*.tmp", ".step-*.old"):
-        for left in root.glob(pattern):
-            shutil.rmtree(left)
+        for leftover in root.glob(pattern):
+            shutil.rmtree(leftover)
 
 
-def _told(path: Path) -> dict[str, Any]:
+def _digest(path: Path) -> dict[str, Any]:
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {"sha256": digest, "bytes": path.stat().st_size}
 
 
-def _not_written(step: int, root: Path, error: Exception) -> Exception:
-    """In one line, where it is the system's fault (safetensors has an error type of its own)."""
+def _write_error(step: int, root: Path, error: Exception) -> Exception:
+    """One line for a system error (safetensors raises a type of its own); others unchanged."""
     from safetensors import SafetensorError
 
     if not isinstance(error, OSError | SafetensorError):
         return error
-    kept = steps_in(root)
-    left = f"the newest is that of step {kept[0]}" if kept else "there is none yet"
+    steps = steps_in(root)
+    left = f"the newest is step {steps[0]}" if steps else "there is none yet"
     return OptionError(
         f"checkpoint of step {step} in {root}",
-        reason=f"it could not be written ({' '.join(str(error).split())}); {left}",
-        hint="Make room, then go on with --resume.",
+        reason=f"could not be written ({' '.join(str(error).split())}); {left}",
+        hint="Free some space, then continue with --resume.",
     )

@@ -1,4 +1,4 @@
-"""The processes of a run, through accelerate: who this one is, what they share and agree on."""
+"""The processes of a run, through accelerate: this one's rank, and what all of them share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class AdapterLoss(nn.Module):
-    """The loss as a module that owns the adapter's weights alone: all that DDP may know of.
+    """The loss as a module whose only parameters are the adapter's, so that DDP sees no others.
 
     `frozen`: the attached adapter, the denoiser and its scheduler.
     """
@@ -33,18 +33,18 @@ class AdapterLoss(nn.Module):
         self._objective, self._frozen, self._nulls = objective, frozen, nulls
 
     def forward(
-        self, batch: Batch, chance: RandomStreams, until: ExitStack
+        self, batch: Batch, streams: RandomStreams, until: ExitStack
     ) -> tuple[Tensor, Tensor]:
-        """Losses and timesteps [b]; the prompt stays in use until `until` is closed."""
-        loss = self._objective.loss(*self._frozen, batch, self._nulls, chance)
+        """Losses and timesteps [b]; the image prompt stays active until `until` is closed."""
+        loss = self._objective.loss(*self._frozen, batch, self._nulls, streams)
         return until.enter_context(loss)
 
 
 class Processes:
-    """One process alone, or one of those that torchrun or `accelerate launch` has started."""
+    """A single process, or one of those that torchrun or `accelerate launch` started."""
 
     def __init__(self, device: str | None = None) -> None:
-        """On `device`, or the best one here. Raises OptionError for one that is not here."""
+        """On `device`, by default the best one. Raises OptionError if it is not available."""
         from accelerate import Accelerator
         from accelerate.utils import DistributedDataParallelKwargs
 
@@ -75,47 +75,54 @@ class Processes:
         """The sum over all processes, on the CPU."""
         if self.count == 1:
             return values
-        kept = values.dtype if self.device.type == "cpu" else torch.float32
-        total: Tensor = self.accelerator.reduce(values.to(self.device, kept), reduction="sum")
+        dtype = values.dtype if self.device.type == "cpu" else torch.float32
+        total: Tensor = self.accelerator.reduce(values.to(self.device, dtype), reduction="sum")
         return total.cpu()
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """What `work` returns in the first process, told to all; an error there is everyone's."""
+        """Run `work` in the first process and return its result in all of them.
+
+        An error ends every process: the first one raises the original, the others its message
+        (of the same type if it is an ImagePromptError, else OptionError).
+        """
         if self.count == 1:
             return work()
         from accelerate.utils import broadcast_object_list
 
-        said: list[Any] = [None, None]
+        outcome: list[Any] = [None, None]  # the result, and (error type, message)
+        raised: BaseException | None = None
         if self.main:
             try:
-                said[0] = work()
-            except ImagePromptError as error:
-                said[1] = (type(error), str(error))
-        broadcast_object_list(said)
-        if said[1] is not None:
-            kind, message = said[1]
+                outcome[0] = work()
+            except BaseException as error:  # whatever it is, the other processes wait for it
+                raised, outcome[1] = error, _as_message(error)
+        broadcast_object_list(outcome)
+        if raised is not None:
+            raise raised
+        if outcome[1] is not None:
+            kind, message = outcome[1]
             raise kind(message)
-        result: T = said[0]
+        result: T = outcome[0]
         return result
 
     def assert_same(self, what: str, value: object) -> None:
         """Raises OptionError unless `value` is equal in all processes."""
-        theirs = self.on_main(lambda: value)
-        (differs,) = self.any_rank(theirs != value)
+        first = self.on_main(lambda: value)
+        (differs,) = self.any_rank(first != value)
         if differs:
             raise OptionError(
                 what,
-                reason=f"it differs between the {self.count} processes",
+                reason=f"differs between the {self.count} processes",
                 hint="Start all of them with the same config and the same data.",
             )
 
     @contextmanager
     def distributed_errors(self, hint: Callable[[], str]) -> Iterator[None]:
-        """While the block runs, a process that died is an error of one line; `hint` ends it."""
+        """Inside the block, the loss of another process is an OptionError that ends in `hint`."""
         try:
             yield
         except RuntimeError as error:
-            if self.count == 1 or not _lost(error):
+            if self.count == 1 or not _is_lost_peer(error):
                 raise
             raise OptionError(
                 f"training with {self.count} processes",
@@ -124,13 +131,20 @@ class Processes:
             ) from error
 
 
+def _as_message(error: BaseException) -> tuple[type[ImagePromptError], str]:
+    """An error as (type, message) that another process can raise."""
+    if isinstance(error, ImagePromptError):
+        return type(error), str(error)
+    return OptionError, f"the first process failed: {type(error).__name__}: {error}"
+
+
 def _first_sentence(error: RuntimeError) -> str:
-    """Without the place in gloo's source that it begins with."""
+    """The message without the position in gloo's source that it starts with."""
     return re.sub(r"^\[[^]]*\] ", "", str(error)).splitlines()[0].partition(". ")[0]
 
 
-def _lost(error: RuntimeError) -> bool:
-    """Whether the error is one of torch.distributed's about its peers."""
+def _is_lost_peer(error: RuntimeError) -> bool:
+    """Whether the error is torch.distributed's about another process."""
     kinds = tuple(
         getattr(torch.distributed, name)
         for name in ("DistBackendError", "DistNetworkError", "DistStoreError")

@@ -1,4 +1,4 @@
-"""What an optimiser is given and what it leaves: parameter groups, and their running averages."""
+"""Optimiser parameter groups, and the exponential moving average (EMA) of parameters."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ def decay_groups(
     parameters: Iterable[tuple[str, nn.Parameter]], decay: float
 ) -> list[dict[str, Any]]:
     """Two optimiser groups: weight matrices decay; norms, biases, embeddings and latents do not."""
-    plain: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
+    not_decayed: list[nn.Parameter] = []
     for name, parameter in parameters:
         if not parameter.requires_grad:
             continue
-        free = parameter.ndim < 2 or "latents" in name or "embedding" in name or "norm" in name
-        (plain if free else decayed).append(parameter)
+        exempt = parameter.ndim < 2 or "latents" in name or "embedding" in name or "norm" in name
+        (not_decayed if exempt else decayed).append(parameter)
     return [
         {"params": decayed, "weight_decay": decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": not_decayed, "weight_decay": 0.0},
     ]
 
 
 class Ema:
-    """Exponential running average of parameters, warmed up so that early steps do not dominate."""
+    """Exponential moving average of parameters, with a warm-up for the early steps.
+
+    The decay of update n is min(decay, (1 + n) / (10 + n)).
+    """
 
     def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
         self.decay = decay
@@ -52,27 +55,27 @@ class Ema:
         return {"updates": self.updates, "average": self.average}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Exactly the state that was saved."""
+        """Restore exactly what `state_dict` returned."""
         self.updates = int(state["updates"])
         self.average = {name: value.clone() for name, value in state["average"].items()}
 
 
-def put(values: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
-    """Write values into parameters of the same names."""
+def copy_into(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copy values into the parameters of the same names."""
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(values[name])
 
 
 @contextmanager
-def averaged(parameters: Mapping[str, Tensor], ema: Ema | None) -> Iterator[None]:
-    """While the block runs, parameters are their running averages, if there are any."""
+def ema_weights(parameters: Mapping[str, Tensor], ema: Ema | None) -> Iterator[None]:
+    """Inside the block the parameters hold their averages; without an EMA nothing changes."""
     if ema is None:
         yield
         return
-    kept = {name: value.detach().clone() for name, value in parameters.items()}
-    put(ema.average, parameters)
+    original = {name: value.detach().clone() for name, value in parameters.items()}
+    copy_into(parameters, ema.average)
     try:
         yield
     finally:
-        put(kept, parameters)
+        copy_into(parameters, original)

@@ -1,4 +1,4 @@
-"""Figures of a run: sums over a window, metrics.jsonl, TensorBoard, and a line that is seen."""
+"""What a run reports: losses summed over a window, metrics.jsonl, trackers, and console lines."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torch import Tensor
 from imageprompt.core.atomic_files import write_atomically
 
 BUCKETS = 4
-"""Equal parts of the timesteps whose losses are told apart."""
+"""Equal parts of the timestep range whose losses are reported separately."""
 
 
-class Window:
-    """Sums of losses since the last line: by part of the timesteps, [2, BUCKETS] sum and count.
+class LossWindow:
+    """Sums of losses since the last line: [2, BUCKETS], sum and count for each part of t.
 
-    Kept in checkpoints, so that a resumed run writes the lines of one that never stopped.
+    Stored in checkpoints, so that a resumed run writes the same lines as one that never stopped.
     """
 
     def __init__(self, total_timesteps: int) -> None:
@@ -30,25 +30,25 @@ class Window:
         self.sums = torch.zeros(2, BUCKETS, dtype=torch.float64)
 
     def add(self, losses: Tensor, times: Tensor) -> None:
-        """The losses [b] of samples at timesteps [b]."""
+        """Add the losses [b] of samples at timesteps [b]."""
         part = (times.detach().cpu().double() * BUCKETS / self.total).long().clamp(0, BUCKETS - 1)
         values = losses.detach().cpu().double()
         self.sums[0].index_add_(0, part, values)
         self.sums[1].index_add_(0, part, torch.ones_like(values))
 
-    def figures(self, sums: Tensor) -> dict[str, float]:
-        """Mean loss of all samples in `sums` and of each part that has any."""
+    def means(self, sums: Tensor) -> dict[str, float]:
+        """Mean loss of all samples in `sums`, and of each part that has any."""
         total, count = sums.tolist()
-        figures = {"loss": sum(total) / max(sum(count), 1)}
+        means = {"loss": sum(total) / max(sum(count), 1)}
         edges = [self.total * part // BUCKETS for part in range(BUCKETS + 1)]
         for part in range(BUCKETS):
             if count[part]:
-                figures[f"loss_t{edges[part]}-{edges[part + 1]}"] = total[part] / count[part]
-        return figures
+                means[f"loss_t{edges[part]}-{edges[part + 1]}"] = total[part] / count[part]
+        return means
 
 
 class Metrics:
-    """Lines of `metrics.jsonl`, one a window, and the same figures to trackers."""
+    """Writes `metrics.jsonl`, one line a window, and sends the same values to trackers."""
 
     def __init__(self, path: Path, accelerator: Any, trackers: Sequence[str] = ()) -> None:
         self.path, self.accelerator = path, accelerator
@@ -59,28 +59,28 @@ class Metrics:
             self.tracked = bool(accelerator.log_with)
 
     def start(self, step: int, config: Mapping[str, Any]) -> None:
-        """Forget lines of steps after `step`: they are about to be made again."""
+        """Remove lines of steps after `step`, which this run will write again."""
         if self.path.exists():
-            kept = [line for line in self._lines() if line["step"] <= step]
+            earlier = [line for line in self._lines() if line["step"] <= step]
             with write_atomically(self.path) as temporary:
-                temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in earlier))
         if self.tracked:
             plain = {key: v for key, v in config.items() if isinstance(v, int | float | str)}
-            own = {"tensorboard": {"purge_step": step + 1}}
-            # tensorboard takes the name for a folder, the others for a project
+            options = {"tensorboard": {"purge_step": step + 1}}
+            # tensorboard uses the name for a folder, the other trackers for a project
             name = "tensorboard" if self.accelerator.log_with == ["tensorboard"] else "imageprompt"
-            self.accelerator.init_trackers(name, config=plain, init_kwargs=own)
+            self.accelerator.init_trackers(name, config=plain, init_kwargs=options)
 
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """One line, whole or not at all for a reader."""
-        line = {"step": step} | {name: _short(value) for name, value in figures.items()}
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one line."""
+        line = {"step": step} | {name: _rounded(value) for name, value in metrics.items()}
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         if self.tracked:
-            self.accelerator.log(dict(figures), step=step)
+            self.accelerator.log(dict(metrics), step=step)
 
     def picture(self, step: int, name: str, picture: Any) -> None:
-        """An RGB picture for the trackers that show pictures."""
+        """Send an RGB picture to the trackers that can show pictures."""
         for tracker in self.accelerator.trackers if self.tracked else ():
             if hasattr(tracker, "log_images"):
                 options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
@@ -88,10 +88,10 @@ class Metrics:
 
     def close(self) -> None:
         for tracker in self.accelerator.trackers if self.tracked else ():
-            tracker.finish()  # accelerate's own end_training would part the processes as well
+            tracker.finish()  # accelerate's end_training would end the process group as well
 
     def _lines(self) -> list[dict[str, Any]]:
-        """Those that are whole; a kill may have cut the last one."""
+        """Complete lines; a kill may have truncated the last one."""
         lines = []
         for text in self.path.read_text(encoding="utf-8").splitlines():
             try:
@@ -103,49 +103,55 @@ class Metrics:
         return lines
 
 
-def usable_trackers(wanted: Sequence[str]) -> list[str]:
-    """Those of the wanted trackers that are installed; says once which are not."""
+def usable_trackers(requested: Sequence[str]) -> list[str]:
+    """The requested trackers that are installed; logs once which are not."""
     from accelerate.tracking import get_available_trackers
 
-    there = {str(tracker) for tracker in get_available_trackers()}
-    missing = [name for name in wanted if name not in there]
+    available = {str(tracker) for tracker in get_available_trackers()}
+    missing = [name for name in requested if name not in available]
     if missing:
         log(
-            f"{', '.join(missing)} not installed: figures go to metrics.jsonl"
-            " (pip install 'imageprompt[train]' brings tensorboard)"
+            f"{', '.join(missing)} not installed; metrics go to metrics.jsonl only"
+            " (pip install 'imageprompt[train]' installs tensorboard)"
         )
-    return [name for name in wanted if name in there]
+    return [name for name in requested if name in available]
 
 
-class Pace:
-    """Pictures a second and the time that is left, from the steps of this process's own run."""
+class Throughput:
+    """Pictures per second and the time left, from the steps since this process started."""
 
-    def __init__(self, step: int, pictures: int) -> None:
-        self.first, self.pictures, self.started = step, pictures, time.monotonic()
+    def __init__(self, step: int, pictures_per_step: int) -> None:
+        self.first, self.pictures_per_step = step, pictures_per_step
+        self.started = time.monotonic()
 
-    def figures(self, step: int, last: int) -> dict[str, float]:
+    def at(self, step: int, last: int) -> dict[str, float]:
+        """The rates after `step` of `last` steps."""
         seconds = max(time.monotonic() - self.started, 1e-9)
-        speed = (step - self.first) / seconds
-        left = (last - step) / speed if speed else 0.0
-        return {"pictures_per_second": speed * self.pictures, "eta_seconds": left}
+        steps_per_second = (step - self.first) / seconds
+        left = (last - step) / steps_per_second if steps_per_second else 0.0
+        pictures_per_second = steps_per_second * self.pictures_per_step
+        return {"pictures_per_second": pictures_per_second, "eta_seconds": left}
 
 
-def line_of(step: int, last: int, figures: Mapping[str, float]) -> str:
-    """A line for people: "step 300/3000  loss 0.1234  41.2 pictures/s  2 min 10 s left"."""
+# ── console ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def progress_line(step: int, last: int, metrics: Mapping[str, float]) -> str:
+    """For example "step 300/3000  loss 0.1234  41.2 pictures/s  2 min 10 s left"."""
     parts = [f"step {step}/{last}"]
-    if "loss" in figures:
-        parts.append(f"loss {figures['loss']:.4f}")
+    if "loss" in metrics:
+        parts.append(f"loss {metrics['loss']:.4f}")
     parts += [
         f"{name.removeprefix('loss_')} {value:.4f}"
-        for name, value in figures.items()
+        for name, value in metrics.items()
         if name.startswith("loss_t")
     ]
-    parts.append(f"{figures['pictures_per_second']:.3g} pictures/s")
-    parts.append(f"{in_words(figures['eta_seconds'])} left")
+    parts.append(f"{metrics['pictures_per_second']:.3g} pictures/s")
+    parts.append(f"{format_duration(metrics['eta_seconds'])} left")
     return "  ".join(parts)
 
 
-def in_words(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """ "3 h 20 min", "2 min 5 s", "12 s"."""
     whole = round(seconds)
     if whole >= 3600:
@@ -154,9 +160,15 @@ def in_words(seconds: float) -> str:
 
 
 def log(text: str) -> None:
-    """A line for whoever watches; the figures themselves go to files."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line to stderr, above a progress bar if there is one."""
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        tqdm.write(text, file=sys.stderr)
+    else:
+        print(text, file=sys.stderr)
+    sys.stderr.flush()
 
 
-def _short(value: float) -> float:
+def _rounded(value: float) -> float:
     return float(f"{value:.6g}")

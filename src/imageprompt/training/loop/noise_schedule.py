@@ -1,7 +1,8 @@
-"""How noise enters a latent and what the base predicts of it: epsilon, v, sample or flow.
+"""How noise is added to a latent and what the base predicts: epsilon, v, sample or flow.
 
-The base's scheduler is read, never called: schedulers meant for sampling lack half of what training
-asks for, and some mean other things by the same call. Shapes: T training timesteps, b samples.
+The base's scheduler is read, never called: schedulers made for sampling lack half of what training
+needs, and the same method does different things in different ones. Shapes: T training timesteps,
+b samples.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """x_t = signal[t] x_0 + sigma[t] noise for t = 0 ... T-1, and the target of prediction.
+    """x_t = signal[t] x_0 + sigma[t] noise for t = 0 ... T-1, and the prediction target.
 
-    `model_timesteps` [T] is what the denoiser is given as its timestep. All float32.
+    `model_timesteps` [T] is what the denoiser receives as its timestep. All tables are float32.
     """
 
     prediction: Prediction
@@ -31,7 +32,7 @@ class NoiseSchedule:
 
     @classmethod
     def of(cls, scheduler: Any) -> NoiseSchedule:
-        """Of a base's scheduler. Raises OptionError for a prediction that nobody here knows."""
+        """The schedule of a base's scheduler. Raises OptionError for an unknown prediction type."""
         config = scheduler.config
         kind = config.get("prediction_type")
         if kind == "flow_prediction" or (kind is None and "shift" in config):
@@ -40,19 +41,19 @@ class NoiseSchedule:
         known = [name for name in get_args(Prediction) if name != "flow"]
         if kind not in known or not hasattr(scheduler, "alphas_cumprod"):
             raise OptionError(
-                f"prediction type {kind!r} of a {type(scheduler).__name__}",
-                reason=f"training knows {', '.join(known)} and flow matching",
+                f"prediction type {kind!r} of {type(scheduler).__name__}",
+                reason=f"training supports {', '.join(known)} and flow matching",
                 hint="Use a base with one of these.",
             )
-        kept = torch.as_tensor(scheduler.alphas_cumprod, dtype=torch.float32).cpu()
-        model_timesteps = torch.arange(len(kept))
-        return cls(cast(Prediction, kind), kept.sqrt(), (1 - kept).sqrt(), model_timesteps)
+        alphas = torch.as_tensor(scheduler.alphas_cumprod, dtype=torch.float32).cpu()
+        model_timesteps = torch.arange(len(alphas))
+        return cls(cast(Prediction, kind), alphas.sqrt(), (1 - alphas).sqrt(), model_timesteps)
 
     @classmethod
     def flow(cls, steps: int, shift: float) -> NoiseSchedule:
-        """Rectified flow: x_t = (1 - s) x_0 + s noise, the denoiser model_timesteps s times `steps`."""
-        even = torch.arange(1, steps + 1, dtype=torch.float32) / steps
-        sigma = shift * even / (1 + (shift - 1) * even)
+        """Rectified flow: x_t = (1 - s) x_0 + s noise; the model's timestep is s times `steps`."""
+        uniform = torch.arange(1, steps + 1, dtype=torch.float32) / steps
+        sigma = shift * uniform / (1 + (shift - 1) * uniform)
         return cls("flow", 1 - sigma, sigma, sigma * steps)
 
     def __len__(self) -> int:
@@ -77,14 +78,15 @@ class NoiseSchedule:
         )
 
     def min_snr(self, gamma: float, times: Tensor) -> Tensor:
-        """Weights [b] of the loss that cap the signal-to-noise ratio at gamma (arXiv 2303.09556).
+        """Loss weights [b] that cap the signal-to-noise ratio at gamma (arXiv 2303.09556).
 
-        They are stated for the prediction of x_0, and carried over to the other two.
+        The paper defines them for the prediction of x_0; here they are converted for epsilon and
+        v. Raises OptionError for flow matching, where they are not defined.
         """
         if self.prediction == "flow":
             raise OptionError(
                 f"min_snr={gamma:g}",
-                reason="it is defined for diffusion, this base is trained by flow matching",
+                reason="not defined for flow matching, which this base uses",
                 hint="Leave it out.",
             )
         ratio = ((self.signal / self.sigma) ** 2)[times.cpu()].to(times.device)
@@ -93,9 +95,9 @@ class NoiseSchedule:
             return capped
         if self.prediction == "v_prediction":
             return capped / (ratio + 1)
-        return (gamma / ratio).clamp(max=1.0)  # capped / ratio, where nothing of x_0 is left too
+        return (gamma / ratio).clamp(max=1.0)  # capped / ratio, but finite at a ratio of 0
 
     def _at(self, table: Tensor, times: Tensor, like: Tensor) -> Tensor:
-        """table[times] in the shape that multiplies `like` [b, ...]."""
+        """table[times], shaped to multiply `like` [b, ...]."""
         values = table[times.cpu()].to(like.device)
         return values.reshape(-1, *(1,) * (like.ndim - 1))

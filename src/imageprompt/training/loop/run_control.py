@@ -1,10 +1,8 @@
-"""SIGTERM and Ctrl-C ask a run to end after its step; a second Ctrl-C ends it at once."""
+"""Who may train in a folder, and how a run is stopped: the run lock, SIGTERM and Ctrl-C."""
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,23 +10,49 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from imageprompt.core.errors import OptionError
 
+LOCK = ".lock"
 
-class Stopping:
-    """While the block runs, `asked` is the signal that came, if one came.
 
-    Outside of the main thread Python can listen to no signal, and nothing is changed.
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Lock the folder inside the block, one run a folder; a killed run leaves it unlocked.
+
+    Raises OptionError if another run holds the lock.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise OptionError(
+            f"output folder {str(folder)!r}",
+            reason="another run is training there",
+            hint="Wait for it, stop it, or choose another output.",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class StopRequest:
+    """Inside the block, SIGTERM and Ctrl-C set `signal`, and the run ends after its step.
+
+    A second Ctrl-C ends it at once. Outside the main thread Python receives no signals, and
+    nothing changes.
     """
 
     def __init__(self) -> None:
-        self.asked: int | None = None
-        self._before: dict[int, Any] = {}
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> Stopping:
+    def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._heard)
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -37,40 +61,10 @@ class Stopping:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _heard(self, number: int, frame: FrameType | None) -> None:
-        if self.asked == number == signal.SIGINT:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal == number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = number
-
-
-NAME = ".lock"
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder while the block runs. Raises OptionError if another run holds it.
-
-    Systems without flock (Windows) have no lock.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with (folder / NAME).open("a+", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            stream.seek(0)
-            raise OptionError(
-                f"output folder {str(folder)!r}",
-                reason=f"another run is training there ({stream.read().strip() or 'unknown'})",
-                hint="Wait for it, stop it, or choose another output.",
-            ) from error
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-        stream.flush()
-        yield
+        self.signal = number

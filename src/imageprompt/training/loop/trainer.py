@@ -1,8 +1,9 @@
-"""The training loop of an adapter: frozen base, accumulation, averages, exact resume."""
+"""The training loop of an adapter: frozen base, gradient accumulation, EMA, exact resume."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -13,28 +14,30 @@ import torch
 from torch import nn
 
 from imageprompt.core.atomic_files import check_folder
+from imageprompt.core.console import Bars
 from imageprompt.core.errors import OptionError
-from imageprompt.training.config.loop_config import TrainConfig
-from imageprompt.training.data.dataset import Samples
+from imageprompt.training.config.config import TrainingConfig
+from imageprompt.training.data.dataset import Dataset
 from imageprompt.training.data.random_streams import RandomStreams, mix_seeds
-from imageprompt.training.loop import checkpoint_state, checkpoints
+from imageprompt.training.loop import checkpoints
+from imageprompt.training.loop.checkpoints import TrainingState
 from imageprompt.training.loop.distributed import AdapterLoss, Processes
-from imageprompt.training.loop.ema import Ema, averaged, decay_groups, put
-from imageprompt.training.loop.logging import Metrics, Pace, Window, line_of, log
+from imageprompt.training.loop.ema import Ema, copy_into, decay_groups, ema_weights
+from imageprompt.training.loop.logging import LossWindow, Metrics, Throughput, log, progress_line
 from imageprompt.training.loop.objective import NullConditions, Objective
-from imageprompt.training.loop.run_control import Stopping
-from imageprompt.training.loop.run_identity import Identity
+from imageprompt.training.loop.run_control import StopRequest
+from imageprompt.training.loop.run_identity import RunIdentity
 
 BEST = "best.safetensors"
-SMALLEST_LOSS_SCALE = 1.0
+MIN_LOSS_SCALE = 1.0
 
 Validate = Callable[["Trainer"], Mapping[str, float]]
-"""Makes pictures; returns figures, of which a higher "score" is a better adapter."""
+"""Makes pictures and returns metrics; a higher "score" means a better adapter."""
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended: at its last step, or by a signal."""
+    """How a run ended: after its last step, or by a signal."""
 
     step: int
     finished: bool
@@ -44,9 +47,10 @@ class RunResult:
 class Trainer:
     """One run of one adapter on one frozen denoiser, in one folder.
 
-    `adapter` is attached to `denoiser`; `scheduler` is the base's own. `folder` gets checkpoints
-    (everything needed to go on as if nothing had happened) and `metrics.jsonl`; a run that finds
-    checkpoints there goes on from the newest whole one, if it is of the same `identity`.
+    `adapter` is attached to `denoiser`; `scheduler` is the base's own. `folder` receives
+    `metrics.jsonl` and checkpoints, from which a run resumes as if it had never stopped. A new
+    Trainer continues from the newest intact checkpoint in `folder` if it has the same `identity`;
+    otherwise it raises OptionError.
     """
 
     def __init__(
@@ -54,12 +58,12 @@ class Trainer:
         adapter: Any,
         denoiser: nn.Module,
         scheduler: Any,
-        samples: Samples,
-        config: TrainConfig,
+        samples: Dataset,
+        config: TrainingConfig,
         folder: Path,
         *,
         objective: Objective | None = None,
-        identity: Identity | None = None,
+        identity: RunIdentity | None = None,
         processes: Processes | None = None,
         trackers: tuple[str, ...] = (),
         validate: Validate | None = None,
@@ -68,27 +72,22 @@ class Trainer:
         self.adapter, self.denoiser, self.scheduler = adapter, denoiser, scheduler
         self.samples, self.config, self.folder = samples, config, folder
         self.processes = processes or Processes(str(next(adapter.parameters()).device))
-        self.identity = identity or Identity(config.identity())
-        self.objective = objective or Objective(
-            drops=config.drops,
-            timesteps=config.timesteps,
-            scales=config.scales,
-            autocast=config.autocast,
-        )
-        self.validate, self.progress = validate, progress
+        self.identity = identity or RunIdentity(config.identity())
+        self.objective = objective or Objective.of(config)
+        self.validate, self.progress = validate, progress and self.processes.main
         denoiser.requires_grad_(False)
         adapter.module.requires_grad_(True)
         self.named: dict[str, nn.Parameter] = dict(adapter.module.named_parameters())
         self.optimiser = torch.optim.AdamW(
             decay_groups(self.named.items(), config.weight_decay),
-            lr=config.rate,
+            lr=config.learning_rate,
             betas=config.betas,
             fused=True,
         )
         device = self.processes.device.type
         self.scaler = torch.amp.GradScaler(device, enabled=config.loss_scaling)
         self.ema = Ema(self.named, config.ema) if config.ema else None
-        self.window = Window(scheduler.config.num_train_timesteps)
+        self.window = LossWindow(scheduler.config.num_train_timesteps)
         self.step, self.position, self.best = 0, 0, -math.inf
         self.root = folder / "checkpoints"
         self.metrics = Metrics(folder / "metrics.jsonl", self.processes.accelerator, trackers)
@@ -97,44 +96,51 @@ class Trainer:
         self._resume()
         self.model = self.processes.wrap(self._loss())
         if self.processes.count > 1:
-            self._settle()
+            self._fix_bucket_order()
 
     # ── running ─────────────────────────────────────────────────────────────────────────────────
 
     def run(self, until: int | None = None) -> RunResult:
         """Train up to step `until` (default: the end) and save; SIGTERM ends it after a step.
 
-        Raises OptionError when the loss is no number, the disk is full, or a process has died;
-        then nothing is lost but the steps since the last checkpoint.
+        Raises OptionError when the loss is not finite, the disk is full, or another process has
+        died; only the steps since the last checkpoint are lost then.
         """
         last = self.config.steps if until is None else min(until, self.config.steps)
         if self.processes.main:
             self.metrics.start(self.step, self.identity.config)
-        with Stopping() as stopping, self.processes.distributed_errors(self._hint):
-            pace = Pace(self.step, self.config.batch * self.config.accumulate)
+        with (
+            StopRequest() as stop_request,
+            self.processes.distributed_errors(self._resume_hint),
+            Bars(self.progress and sys.stderr.isatty()) as bars,
+        ):
+            throughput = Throughput(self.step, self.config.batch_size * self.config.accumulate)
             stop = False
+            steps = self.config.steps
             while self.step < last and not stop:
-                stop = self._one_step(stopping)
-                self._after_step(pace)
+                bars.update(f"step {self.step} of {steps}", self.step, steps)
+                stop = self._train_step(stop_request)
+                self._after_step(throughput)
+            bars.update(f"step {self.step} of {steps}", self.step, steps)
             self.save()
         if self.processes.main:
             self.metrics.close()
-        return RunResult(self.step, self.step >= self.config.steps, stopping.asked)
+        return RunResult(self.step, self.step >= self.config.steps, stop_request.signal)
 
-    def _one_step(self, stopping: Stopping) -> bool:
-        """One step of the optimiser; True if any process was asked to stop."""
+    def _train_step(self, stop_request: StopRequest) -> bool:
+        """One optimiser step; True if any process was asked to stop."""
         config = self.config
         for part in range(config.accumulate):
             self._accumulate(last=part == config.accumulate - 1)
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(self.named.values(), config.clip or math.inf)
-        finite = math.isfinite(float(norm)) or self._may_skip()
-        stop, broken = self.processes.any_rank(stopping.asked is not None, not finite)
+        usable = math.isfinite(float(norm)) or self._may_skip_step()
+        stop, broken = self.processes.any_rank(stop_request.signal is not None, not usable)
         if broken:
             raise OptionError(
                 f"training step {self.step}",
                 reason="the loss or its gradient is not a finite number",
-                hint=f"Lower learning_rate and start again; {self._hint()}",
+                hint=f"Lower learning_rate and start again; {self._resume_hint()}",
             )
         self.grad_norm = float(norm)
         for group in self.optimiser.param_groups:
@@ -149,75 +155,75 @@ class Trainer:
 
     def _accumulate(self, last: bool) -> None:
         """Add the gradients of this process's part of one global batch."""
-        config, here = self.config, self.processes
-        together = config.batch * here.count
-        number, mine = self.position // together, here.rank * config.batch
-        indices = self.samples.indices(number, together, config.seed)[mine : mine + config.batch]
-        chance = RandomStreams.at(config.seed, self.position + mine, config.batch, self.step)
-        torch.manual_seed(mix_seeds(config.seed, 3, number, here.rank))
-        batch = self.samples.batch(indices, chance)
-        with ExitStack() as until, here.sync_gradients(self.model, last):
-            losses, times = self.model(batch, chance, until)
+        config, processes = self.config, self.processes
+        global_batch = config.batch_size * processes.count
+        number, start = self.position // global_batch, processes.rank * config.batch_size
+        indices = self.samples.indices(number, global_batch, config.seed)
+        indices = indices[start : start + config.batch_size]
+        streams = RandomStreams.at(config.seed, self.position + start, config.batch_size, self.step)
+        torch.manual_seed(mix_seeds(config.seed, 3, number, processes.rank))
+        batch = self.samples.batch(indices, streams)
+        with ExitStack() as until, processes.sync_gradients(self.model, last):
+            losses, times = self.model(batch, streams, until)
             self.scaler.scale(losses.mean() / config.accumulate).backward()
         self.window.add(losses, times)
-        self.position += together
+        self.position += global_batch
 
-    def _settle(self) -> None:
-        """A first pass that is thrown away.
+    def _fix_bucket_order(self) -> None:
+        """Run a first pass and discard its gradients.
 
-        After it DDP lays its buckets out anew, and in other buckets the gradients of three or more
-        processes are added in another order: that must not come between a run and its resumption.
+        DDP rearranges its buckets after the first pass. With three or more processes other buckets
+        mean another order of additions, which would make a resumed run differ.
         """
         position, sums = self.position, self.window.sums.clone()
         self._accumulate(last=True)
         self.optimiser.zero_grad(set_to_none=True)
         self.position, self.window.sums = position, sums
 
-    def _may_skip(self) -> bool:
-        """A loss scale that was too high is halved, and the step left out."""
-        return self.config.loss_scaling and self.scaler.get_scale() > SMALLEST_LOSS_SCALE
+    def _may_skip_step(self) -> bool:
+        """Whether the loss scale can still be halved and the step skipped."""
+        return self.config.loss_scaling and self.scaler.get_scale() > MIN_LOSS_SCALE
 
-    def _after_step(self, pace: Pace) -> None:
+    def _after_step(self, throughput: Throughput) -> None:
         config = self.config
         if self.step % config.log_every == 0:
-            self._log(pace)
+            self._log_metrics(throughput)
         if config.validate_every and self.step % config.validate_every == 0:
             self._validate()
-        if config.save_every and self.step % config.save_every == 0:
+        if config.checkpoint_every and self.step % config.checkpoint_every == 0:
             self.save()
 
-    def _log(self, pace: Pace) -> None:
-        figures = self.window.figures(self.processes.all_reduce_sum(self.window.sums))
+    def _log_metrics(self, throughput: Throughput) -> None:
+        metrics = self.window.means(self.processes.all_reduce_sum(self.window.sums))
         self.window.sums.zero_()
-        figures |= {"rate": self.config.rate_at(self.step - 1), "grad_norm": self.grad_norm}
-        speed = pace.figures(self.step, self.config.steps)
+        metrics |= {"rate": self.config.rate_at(self.step - 1), "grad_norm": self.grad_norm}
+        speed = throughput.at(self.step, self.config.steps)
         speed["pictures_per_second"] *= self.processes.count
         if self.processes.main:
             epoch = {"epoch": self.position / len(self.samples)}
-            self.metrics.write(self.step, figures | epoch | speed)
-            if self.progress:
-                log(line_of(self.step, self.config.steps, figures | speed))
+            self.metrics.write(self.step, metrics | epoch | speed)
+        if self.progress:
+            log(progress_line(self.step, self.config.steps, metrics | speed))
 
     def _validate(self) -> None:
-        """Figures of the running average, by the first process; the best one is kept as a file."""
+        """Validate the EMA weights in the first process; the best ones are saved as a file."""
         if self.validate is not None and self.processes.main:
-            with self.averaged():
-                figures = dict(self.validate(self))
-                if figures.get("score", -math.inf) > self.best:
-                    self.best = figures["score"]
+            with self.ema_weights():
+                metrics = dict(self.validate(self))
+                if metrics.get("score", -math.inf) > self.best:
+                    self.best = metrics["score"]
                     self.adapter.save(self.folder / BEST)
-            self.metrics.write(self.step, figures)
+            self.metrics.write(self.step, metrics)
         self.processes.accelerator.wait_for_everyone()
 
-    # ── state ───────────────────────────────────────────────────────────────────────────────────
+    # ── checkpoints ─────────────────────────────────────────────────────────────────────────────
 
     def save(self) -> None:
-        """Checkpoint now, unless this very step is saved already. Raises OptionError."""
+        """Write a checkpoint, unless this step has one already. Raises OptionError."""
         if self._saved == self.step:
             return
         sums = self.processes.all_reduce_sum(self.window.sums)
-        writers = checkpoint_state.writers(self.adapter, self.named, self.optimiser, self.ema)
-        facts = self.identity.facts(self.processes.count) | {
+        metadata = self.identity.metadata(self.processes.count) | {
             "position": self.position,
             "ema_updates": self.ema.updates if self.ema else 0,
             "window": sums.tolist(),
@@ -226,13 +232,13 @@ class Trainer:
         }
 
         def write() -> None:
-            checkpoints.write(self.root, self.step, writers, facts, self.config.keep)
+            checkpoints.write(self.root, self.step, self._state(), metadata, self.config.keep)
 
         self.processes.on_main(write)
         self._saved = self.step
 
     def _resume(self) -> None:
-        """Go on from the newest whole checkpoint; all processes from the same one."""
+        """Continue from the newest intact checkpoint, the same one in all processes."""
         found, damaged = self.processes.on_main(lambda: checkpoints.newest(self.root))
         if self.processes.main:
             for line in damaged:
@@ -240,33 +246,34 @@ class Trainer:
         if found is None:
             return
         self.identity.check(found, self.processes.count, self.folder)
-        facts = found.facts
-        checkpoint_state.restore(
-            found.folder, self.named, self.optimiser, self.ema, facts["ema_updates"]
-        )
-        self.step, self.position, self._saved = found.step, facts["position"], found.step
-        self.best = -math.inf if facts["best"] is None else facts["best"]
-        if self.config.loss_scaling and facts["loss_scale"]:
-            self.scaler.load_state_dict(facts["loss_scale"])
+        metadata = found.metadata
+        self._state().restore(found.folder, metadata["ema_updates"])
+        self.step, self.position, self._saved = found.step, metadata["position"], found.step
+        self.best = -math.inf if metadata["best"] is None else metadata["best"]
+        if self.config.loss_scaling and metadata["loss_scale"]:
+            self.scaler.load_state_dict(metadata["loss_scale"])
         if self.processes.main:
-            self.window.sums.copy_(torch.tensor(facts["window"], dtype=torch.float64))
+            self.window.sums.copy_(torch.tensor(metadata["window"], dtype=torch.float64))
+
+    def _state(self) -> TrainingState:
+        return TrainingState(self.adapter, self.named, self.optimiser, self.ema)
 
     def _loss(self) -> AdapterLoss:
         frozen = (self.adapter, self.denoiser, self.scheduler)
         return AdapterLoss(self.objective, frozen, NullConditions.of(self.samples))
 
-    def _hint(self) -> str:
+    def _resume_hint(self) -> str:
         if self._saved is None:
             return "there is no checkpoint yet."
-        return f"--resume goes on from the checkpoint of step {self._saved}."
+        return f"--resume continues from the checkpoint of step {self._saved}."
 
-    # ── averages ────────────────────────────────────────────────────────────────────────────────
+    # ── running averages ────────────────────────────────────────────────────────────────────────
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """While the block runs, the adapter's weights are their running averages."""
-        return averaged(self.named, self.ema)
+    def ema_weights(self) -> AbstractContextManager[None]:
+        """Context manager inside which the adapter holds its running averages."""
+        return ema_weights(self.named, self.ema)
 
-    def use_average(self) -> None:
-        """Put the running averages into the adapter, to save or sample; training is over then."""
+    def use_ema_weights(self) -> None:
+        """Copy the running averages into the adapter for good, once training is over."""
         if self.ema:
-            put(self.ema.average, self.named)
+            copy_into(self.named, self.ema.average)

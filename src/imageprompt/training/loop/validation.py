@@ -1,19 +1,24 @@
-"""Pictures made during training with held-out references and fixed seeds, on a contact sheet."""
+"""Validation pictures: held-out references, fixed seeds, a score, and one contact sheet a step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from imageprompt.core.atomic_files import write_atomically
+from imageprompt.core.contact_sheet import Page, text_height
 from imageprompt.core.errors import OptionError
-from imageprompt.training.cache.encoders import FeatureExtractors, faces_of, joined
+from imageprompt.training.cache.feature_extractors import (
+    FeatureExtractors,
+    combine_features,
+    stack_faces,
+)
 from imageprompt.training.config.config import ValidationConfig
 from imageprompt.training.data.sources import DataOptions, open_data
 
@@ -22,25 +27,23 @@ if TYPE_CHECKING:
     from imageprompt.training.loop.trainer import Trainer
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp"))
-LARGEST_CELL, GAP, HEAD = 256, 8, 22
-PAPER, INK = (252, 252, 250), (32, 32, 36)
+MIN_CELL, MAX_CELL, GAP, TEXT = 128, 256, 8, 12  # px
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A held-out reference, and what `Adapter.encode` takes of it."""
+class HeldOutReference:
+    """A reference picture, and the arguments with which `Adapter.encode` encodes it."""
 
     picture: Image.Image
-    wanted: dict[str, Any]
+    encode_arguments: dict[str, Any]
 
 
 class Validation:
-    """Makes the pictures of a step: a row a reference, a column a prompt, always the same noise.
+    """Generates pictures at a step: one row a reference, one column a prompt, the same noise.
 
-    The score is the mean cosine between the image encoder's `image_embeds` of a reference and of
-    the picture made with the first prompt. It tells whether pictures come closer to their
-    references, not whether they are good: look at the sheets. Without an image encoder (FaceID)
-    there is none.
+    The score is the mean cosine between the image encoder's `image_embeds` of each reference and
+    of the picture made with the first prompt. It measures closeness to the references, not
+    picture quality: look at the sheets. Without an image encoder (FaceID) there is no score.
     """
 
     def __init__(
@@ -50,59 +53,65 @@ class Validation:
         config: ValidationConfig,
         size: int,
         folder: Path,
+        *,
+        log: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.pipe, self.encoder = base.pipe, base.encoder
-        self.config, self.size, self.folder = config, size, folder
-        self.shown = _faces(config, encoders) if encoders.reads_faces else _pictures(config)
+        self.config, self.size, self.folder, self.log = config, size, folder, log
+        load = _load_faces if encoders.reads_faces else _load_pictures
+        self.references = load(config, encoders)
         self.sheets: list[Path] = []
         self.pipe.set_progress_bar_config(disable=True)
 
     @torch.no_grad()
     def __call__(self, trainer: Trainer) -> dict[str, float]:
-        """Write `step-N.png` and return {"score": ...}, empty where nothing can tell one."""
-        columns = [self._painted(trainer.adapter, prompt) for prompt in self.config.prompts]
-        references = [one.picture for one in self.shown]
-        sheet = contact_sheet(references, self.config.prompts, columns)
+        """Write `step-N.png`; returns {"score": ...}, or {} without an image encoder."""
+        columns = [self._generate(trainer.adapter, prompt) for prompt in self.config.prompts]
+        pictures = [reference.picture for reference in self.references]
+        sheet = contact_sheet(pictures, self.config.prompts, columns)
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"step-{trainer.step}.png"
         with write_atomically(path) as temporary:
             sheet.save(temporary)
         self.sheets.append(path)
         trainer.metrics.picture(trainer.step, "validation", sheet)
-        if self.encoder is None:
-            return {}
-        return {"score": likeness(self.encoder, columns[0], references)}
+        metrics = {}
+        if self.encoder is not None:
+            metrics["score"] = similarity(self.encoder, columns[0], pictures)
+        score = f"score {metrics['score']:.4f}, " if metrics else ""
+        self.log(f"validation at step {trainer.step}: {score}pictures in {path}")
+        return metrics
 
-    def _painted(self, adapter: Any, prompt: str) -> list[Image.Image]:
+    def _generate(self, adapter: Any, prompt: str) -> list[Image.Image]:
         """One picture a reference."""
-        wishes, made = self.config, []
-        for row, reference in enumerate(self.shown):
-            encoded = adapter.encode(**reference.wanted)
-            with adapter.use(encoded, scale=wishes.scale):
+        config, pictures = self.config, []
+        for row, reference in enumerate(self.references):
+            image_prompt = adapter.encode(**reference.encode_arguments)
+            with adapter.use(image_prompt, scale=config.scale):
                 latents = self.pipe(
                     prompt=prompt,
                     height=self.size,
                     width=self.size,
-                    num_inference_steps=wishes.steps,
-                    guidance_scale=wishes.guidance,
-                    generator=torch.Generator().manual_seed(wishes.seed + row),
+                    num_inference_steps=config.steps,
+                    guidance_scale=config.guidance,
+                    generator=torch.Generator().manual_seed(config.seed + row),
                     output_type="latent",
                 ).images
-            made += self._decoded(latents)
-        return made
+            pictures += self._decode(latents)
+        return pictures
 
-    def _decoded(self, latents: Tensor) -> list[Image.Image]:
-        """By the VAE in its own precision, which pipelines take to be the denoiser's."""
+    def _decode(self, latents: Tensor) -> list[Image.Image]:
+        """Decode in the VAE's own precision; pipelines assume it is the denoiser's."""
         vae = self.pipe.vae
         shift = getattr(vae.config, "shift_factor", None) or 0.0
-        clean = latents.to(vae.dtype) / vae.config.scaling_factor + shift
-        pixels = vae.decode(clean, return_dict=False)[0]
-        found: list[Image.Image] = self.pipe.image_processor.postprocess(pixels.float())
-        return found
+        scaled = latents.to(vae.dtype) / vae.config.scaling_factor + shift
+        pixels = vae.decode(scaled, return_dict=False)[0]
+        pictures: list[Image.Image] = self.pipe.image_processor.postprocess(pixels.float())
+        return pictures
 
 
-def likeness(encoder: Any, made: Sequence[Image.Image], of: Sequence[Image.Image]) -> float:
-    """Mean cosine between the embeddings of pictures and of their references."""
+def similarity(encoder: Any, made: Sequence[Image.Image], of: Sequence[Image.Image]) -> float:
+    """Mean cosine between the `image_embeds` of pictures and of their references."""
     ours, theirs = (
         torch.nn.functional.normalize(encoder.encode(list(rows), "image_embeds").float(), dim=1)
         for rows in (made, of)
@@ -110,8 +119,11 @@ def likeness(encoder: Any, made: Sequence[Image.Image], of: Sequence[Image.Image
     return float((ours * theirs).sum(1).mean())
 
 
+# ── references ──────────────────────────────────────────────────────────────────────────────────
+
+
 def check_references(config: ValidationConfig, reads_faces: bool) -> None:
-    """Before anything is loaded: are there references? Raises OptionError."""
+    """Raises OptionError if there are no references; cheap, so it runs before anything loads."""
     if reads_faces:
         if not isinstance(config.references, str):
             raise OptionError(
@@ -120,50 +132,53 @@ def check_references(config: ValidationConfig, reads_faces: bool) -> None:
                 hint="Name a data list with id_embed_file, of faces that are not in `data`.",
             )
     else:
-        chosen_references(config)
+        reference_paths(config)
 
 
-def _pictures(config: ValidationConfig) -> list[Shown]:
+def reference_paths(config: ValidationConfig) -> list[Path]:
+    """The first `count` pictures of the folder or list. Raises OptionError if there are none."""
+    named = config.references
+    paths = [Path(path).expanduser() for path in ([named] if isinstance(named, str) else named)]
+    pictures = [
+        file
+        for path in paths
+        for file in (sorted(path.iterdir()) if path.is_dir() else [path])
+        if file.suffix.lower() in SUFFIXES
+    ][: config.count]
+    if not pictures:
+        raise OptionError(
+            f"validation.references {named!r}",
+            reason="no pictures found",
+            hint="Name a folder of pictures that are not in `data`, or set validate_every: 0.",
+        )
+    return pictures
+
+
+def _load_pictures(config: ValidationConfig, _: FeatureExtractors) -> list[HeldOutReference]:
     from imageprompt.encoding.images.open_image import open_picture
 
-    opened = [open_picture(path) for path in chosen_references(config)]
-    return [Shown(picture, {"pictures": [picture]}) for picture in opened]
+    pictures = [open_picture(path) for path in reference_paths(config)]
+    return [HeldOutReference(picture, {"pictures": [picture]}) for picture in pictures]
 
 
-def _faces(config: ValidationConfig, encoders: FeatureExtractors) -> list[Shown]:
-    """From a data list, whose records have a face embedding each."""
+def _load_faces(config: ValidationConfig, encoders: FeatureExtractors) -> list[HeldOutReference]:
+    """From a data list whose records have a face embedding each."""
     records = open_data(DataOptions.of(str(config.references)))
-    shown = []
+    references = []
     for index in range(min(config.count, len(records))):
         record = records.record(index)
         picture = record.open_reference()
-        faces = faces_of([record.id_embeds()], [record.key])
-        encoded = encoders.image([picture]) if encoders.reads_pictures else None
-        wanted = {
-            "features": joined(encoders.feature, encoded, faces),
-            "null_features": encoders.null(faces),
+        faces = stack_faces([record.id_embeds()], [record.key])
+        features = encoders.encode_references([picture]) if encoders.reads_pictures else None
+        encode_arguments = {
+            "features": combine_features(encoders.feature, features, faces),
+            "null_features": encoders.null_features(faces),
         }
-        shown.append(Shown(picture, wanted))
-    return shown
+        references.append(HeldOutReference(picture, encode_arguments))
+    return references
 
 
-def chosen_references(config: ValidationConfig) -> list[Path]:
-    """The first `count` pictures of the folder or list. Raises OptionError."""
-    named = config.references
-    paths = [Path(one).expanduser() for one in ([named] if isinstance(named, str) else named)]
-    inside = [
-        path
-        for place in paths
-        for path in (sorted(place.iterdir()) if place.is_dir() else [place])
-        if path.suffix.lower() in SUFFIXES
-    ][: config.count]
-    if not inside:
-        raise OptionError(
-            f"validation.references {named!r}",
-            reason="there is no picture",
-            hint="Name a folder of pictures that are not in `data`, or set validate_every: 0.",
-        )
-    return inside
+# ── sheet ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def contact_sheet(
@@ -171,23 +186,15 @@ def contact_sheet(
     prompts: Sequence[str],
     columns: Sequence[Sequence[Image.Image]],
 ) -> Image.Image:
-    """References on the left, beside each what was made with it; the prompts on top."""
-    cell = min(LARGEST_CELL, columns[0][0].width)
+    """References on the left, the picture of each prompt beside them, prompts on top."""
+    cell = max(MIN_CELL, min(MAX_CELL, columns[0][0].width))
     step = cell + GAP
-    size = (GAP + (1 + len(columns)) * step, HEAD + len(references) * step)
-    sheet = Image.new("RGB", size, PAPER)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     heads = ["reference", *(f"\u201c{prompt}\u201d" for prompt in prompts)]
+    top = GAP + max(text_height(head, size=TEXT, width=cell) for head in heads) + GAP
+    page = Page(GAP + len(heads) * step, top + len(references) * step, cell=cell)
     for column, (head, pictures) in enumerate(zip(heads, [references, *columns], strict=True)):
         left = GAP + column * step
-        pen.text((left, 5), _cut(head, font, cell), font=font, fill=INK)
+        page.text(left, GAP, head, size=TEXT, at="left", width=cell)
         for row, picture in enumerate(pictures):
-            fitted = picture.convert("RGB").resize((cell, cell), Image.Resampling.LANCZOS)
-            sheet.paste(fitted, (left, HEAD + row * step))
-    return sheet
-
-
-def _cut(text: str, font: Any, width: int) -> str:
-    while text and font.getlength(text) > width:
-        text = text[:-1]
-    return text
+            page.picture(picture, left, top + row * step, size=(cell, cell))
+    return page.image

@@ -1,1 +1,1 @@
-"""Less memory and time for the frozen base: checkpointing and attention on the CPU."""
+"""Less memory and time for the frozen base: checkpointing, and attention on the CPU."""

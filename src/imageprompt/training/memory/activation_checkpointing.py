@@ -1,9 +1,9 @@
 """Gradient checkpointing that recomputes what is large and cheap, and keeps the rest.
 
-Of a transformer block self-attention is the dear part and its result the small one, so all but that
-is computed again in the backward pass; of a frozen resnet only norms and activations, since its
-convolutions are dear. And only where there are many positions: a block costs the same at every
-resolution, but keeps the more the more positions it has.
+In a transformer block, self-attention is expensive to compute and its result cheap to store, so
+everything else is recomputed in the backward pass. In a frozen resnet only norms and activations
+are recomputed, because its convolutions are expensive. Blocks with few positions are not
+checkpointed: the overhead of a block is the same at every resolution, what it stores is not.
 """
 
 from __future__ import annotations
@@ -33,63 +33,63 @@ ATTENTION = {
     _aten._scaled_dot_product_cudnn_attention.default,
 }
 """The attention kernels of every device."""
-MANY = 1024
-"""Positions (of all samples together) from which a block is computed again."""
-FEW = 128
-"""Keys up to which attention is cheap: text and image tokens."""
+MIN_POSITIONS = 1024
+"""Positions (of all samples together) from which a block is recomputed."""
+MAX_CHEAP_KEYS = 128
+"""Number of keys up to which attention is cheap: text and image tokens."""
 
-Dear = Callable[[Any, tuple[Any, ...]], bool]
-"""(operation, its arguments): is its result to be kept?"""
+IsExpensive = Callable[[Any, tuple[Any, ...]], bool]
+"""(operation, its arguments): is its result kept instead of recomputed?"""
 
 
-def recompute_blocks(denoiser: Any) -> None:
-    """Switch gradient checkpointing on, as above, for a denoiser of diffusers.
+def enable_selective_checkpointing(denoiser: Any) -> None:
+    """Enable this kind of gradient checkpointing for a diffusers denoiser.
 
-    Memory is at its peak while the last block runs, with all results before it kept, and in the
-    backward pass of the upward blocks: the heap is tidied before.
+    Memory peaks while the last block runs, with all earlier results stored, and in the backward
+    pass of the upward blocks; free heap memory is returned to the system just before.
     """
-    denoiser.enable_gradient_checkpointing(_run)
+    denoiser.enable_gradient_checkpointing(_run_block)
     blocks = denoiser.up_blocks
-    blocks[-1].register_forward_pre_hook(lambda *_: _give_back(denoiser.device))
+    blocks[-1].register_forward_pre_hook(lambda *_: _trim_heap(denoiser.device))
     for block in blocks[::-2]:
-        block.register_forward_hook(_tidy_before_backward)
+        block.register_forward_hook(_trim_before_backward)
 
 
-def _tidy_before_backward(_: Any, __: Any, out: Any) -> None:
-    """A forward hook: the heap is tidied once the gradient of `out` is there."""
+def _trim_before_backward(_: Any, __: Any, out: Any) -> None:
+    """A forward hook that trims the heap as soon as the gradient of `out` is known."""
     if out.requires_grad:
-        out.register_hook(lambda grad: _give_back(grad.device))
+        out.register_hook(lambda grad: _trim_heap(grad.device))
 
 
-def _run(block: Callable[..., Any], x: Tensor, *args: Any) -> Any:
-    """What the denoiser calls its resnets and transformer blocks through, one by one."""
+def _run_block(block: Callable[..., Any], x: Tensor, *args: Any) -> Any:
+    """Called by the denoiser in place of each resnet and transformer block."""
     positions = x.numel() // x.shape[1 if x.ndim == 4 else -1]
-    if positions < MANY:
+    if positions < MIN_POSITIONS:
         return block(x, *args)
     if isinstance(block, ResnetBlock2D):
-        return _recomputed(block, _dear_in(block), x, *args)
-    return _recomputed(block, _long_attention, x, *args)
+        return _checkpointed(block, _expensive_in(block), x, *args)
+    return _checkpointed(block, _is_long_attention, x, *args)
 
 
-def _long_attention(operation: Any, args: tuple[Any, ...]) -> bool:
-    return operation in ATTENTION and args[1].shape[-2] > FEW
+def _is_long_attention(operation: Any, args: tuple[Any, ...]) -> bool:
+    return operation in ATTENTION and args[1].shape[-2] > MAX_CHEAP_KEYS
 
 
-def _dear_in(resnet: ResnetBlock2D) -> Dear:
-    """The convolutions that something comes after; recomputation stops before the last."""
-    kept = [resnet.conv1] if resnet.conv_shortcut is None else [resnet.conv1, resnet.conv2]
-    places = {conv.weight.data_ptr() for conv in kept}
+def _expensive_in(resnet: ResnetBlock2D) -> IsExpensive:
+    """The convolutions that others follow; recomputation stops before the last one."""
+    convs = [resnet.conv1] if resnet.conv_shortcut is None else [resnet.conv1, resnet.conv2]
+    weights = {conv.weight.data_ptr() for conv in convs}
 
-    def dear(operation: Any, args: tuple[Any, ...]) -> bool:
-        return operation is _aten.convolution.default and args[1].data_ptr() in places
+    def expensive(operation: Any, args: tuple[Any, ...]) -> bool:
+        return operation is _aten.convolution.default and args[1].data_ptr() in weights
 
-    return dear
+    return expensive
 
 
-def _recomputed(block: Callable[..., Any], dear: Dear, *args: Any) -> Any:
-    def policy(_: Any, operation: Any, *given: Any, **__: Any) -> CheckpointPolicy:
-        kept = dear(operation, given)
-        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+def _checkpointed(block: Callable[..., Any], expensive: IsExpensive, *args: Any) -> Any:
+    def policy(_: Any, operation: Any, *op_args: Any, **__: Any) -> CheckpointPolicy:
+        keep = expensive(operation, op_args)
+        return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
     return checkpoint(
         block,
@@ -100,11 +100,11 @@ def _recomputed(block: Callable[..., Any], dear: Dear, *args: Any) -> Any:
     )
 
 
-def _give_back(device: torch.device) -> None:
-    """What lies free in the heap between pieces in use, back to the system (glibc, CPU).
+def _trim_heap(device: torch.device) -> None:
+    """Return free heap memory to the system (glibc, CPU).
 
-    It is a tenth of the peak of an SD1.5 step; to find it takes 10 to 40 ms. What was given back
-    has to be taken again, so this is done at the few places that decide the peak.
+    This is a tenth of the peak of an SD1.5 step, and takes 10 to 40 ms. Memory that was returned
+    has to be allocated again, so this happens only at the few places that decide the peak.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None and device.type == "cpu":
