@@ -21,7 +21,7 @@ from imageprompt.checkpoint.write.storage import tensor_of
 from imageprompt.core.errors import EncoderError, NotFoundError, OptionError, PromptError
 from imageprompt.core.fingerprint import versions
 from imageprompt.library import Library, thumbnail
-from imageprompt.library.encoder_setup import encoding_bench
+from imageprompt.library.encoder_setup import load_with_encoder
 from imageprompt.library.load_style import PER_STYLE
 from imageprompt.library.paths import default_folder
 from imageprompt.library.style_file import features_of
@@ -35,7 +35,7 @@ COLOURS = ("red", "green", "blue", "gold")
 @pytest.fixture(scope="module")
 def adapter(tiny_folder: Path) -> Any:
     """The tiny stack's Plus adapter with its encoder, without a base."""
-    return encoding_bench(base=tiny_folder).adapter
+    return load_with_encoder(base=tiny_folder).adapter
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_faces_from_a_file_make_a_style(library: Library, tmp_path: Path) -> Non
 
 def test_batches_are_no_styles(library: Library, adapter: Any) -> None:
     features = torch.randn(1, 5, adapter.spec.feature_dim)
-    with pytest.raises(PromptError, match=r"references for 2 prompts.*one prompt's"):
+    with pytest.raises(PromptError, match=r"references for 2 prompts.*a style holds one"):
         library.add("x", adapter, features=[features, features])
     assert library.names() == []
 
@@ -197,20 +197,20 @@ def spoil_nothing_in_it(path: Path) -> None:
 def spoil_other_tokens(path: Path) -> None:
     prompt = ip.ImagePrompt.load(path)
     changed = ip.ImagePrompt(prompt.tokens + 1, prompt.null_tokens, prompt.metadata)
-    changed.prepared = prompt.prepared
-    object.__setattr__(changed.prepared, "tokens", versions([changed.tokens]))
+    changed.precomputed_kv = prompt.precomputed_kv
+    object.__setattr__(changed.precomputed_kv, "tokens", versions([changed.tokens]))
     changed.save(path)
 
 
 def spoil_values(path: Path) -> None:
     prompt = ip.ImagePrompt.load(path)
-    next(iter(prompt.prepared.pairs.values()))[0][0, 0, 0] = float("nan")
+    next(iter(prompt.precomputed_kv.key_values.values()))[0][0, 0, 0] = float("nan")
     prompt.save(path)
 
 
 def spoil_other_weights(path: Path) -> None:
     prompt = ip.ImagePrompt.load(path)
-    object.__setattr__(prompt.prepared, "made_by", "others")
+    object.__setattr__(prompt.precomputed_kv, "made_by", "others")
     prompt.save(path)
 
 
@@ -234,7 +234,7 @@ def test_spoilt_files_are_made_anew(
 def test_a_library_that_cannot_be_written_is_still_read(rig: Rig, library: Library) -> None:
     plain, inputs = stocked(rig, library), rig.host.inputs(1)
     (library.folder / ".prepared").write_text("no folder")
-    with pytest.warns(UserWarning, match="cannot be kept in .*made anew at every use"):
+    with pytest.warns(UserWarning, match="cannot be written to .*computed again at every use"):
         output, _ = shown(rig, library, inputs)
     assert torch.equal(output, rig.ours(inputs, plain, guidance="none"))
 
@@ -245,7 +245,7 @@ def test_removing_leaves_nothing(rig: Rig, library: Library) -> None:
     library.remove("style")
     left = [path.name for path in library.folder.rglob("*") if path.is_file()]
     assert left == [".lock"]
-    with pytest.raises(NotFoundError, match="style 'style': it is not in"):
+    with pytest.raises(NotFoundError, match="style 'style': not in"):
         library.remove("style")
 
 
@@ -254,20 +254,20 @@ def test_removing_leaves_nothing(rig: Rig, library: Library) -> None:
 
 def test_another_adapter_is_refused(filled: Library, tiny_folder: Path) -> None:
     base = ip.Adapter.load(tiny_folder / "adapters" / "base.safetensors")
-    with pytest.raises(PromptError, match=r"it was made with .* plus .*this base adapter's"):
+    with pytest.raises(PromptError, match=r"made with .* plus .*not with this base adapter"):
         filled.open("red", base)
     plus = ip.Adapter.load(tiny_folder / "adapters" / "plus.safetensors")
     filled.open("red", plus)
     with torch.no_grad():
         next(plus.parameters()).mul_(2)
-    with pytest.raises(PromptError, match="this plus adapter's projector is"):
+    with pytest.raises(PromptError, match="not with this plus adapter"):
         filled.open("red", plus)
 
 
 def test_another_encoder_is_refused(filled: Library, tiny_folder: Path) -> None:
     plus = ip.Adapter.load(tiny_folder / "adapters" / "plus.safetensors")
-    plus.encoding.open(other_encoder(plus, tiny_folder))
-    with pytest.raises(EncoderError, match=r"it was made with the encoder .*this adapter is used"):
+    plus.encoding.set_encoder(other_encoder(plus, tiny_folder))
+    with pytest.raises(EncoderError, match=r"made with the encoder .*not with this one"):
         filled.open("red", plus)
 
 
@@ -281,22 +281,22 @@ def other_encoder(adapter: Any, folder: Path) -> Any:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("../escape", "cannot have / in it"),
-        ("a\\b", "in it"),
-        ("C:", "cannot have : in it"),
-        ("", "at least one character"),
-        (".hidden", "begins with neither"),
-        ("-option", "begins with neither"),
-        ("end.", "ends in"),
-        (" space", "ends in a space"),
-        ("Con", "a device"),
-        ("com1.old", "a device"),
-        ("line\nbreak", "cannot be shown"),
-        ("right\u202eleft", "cannot be shown"),
-        ("\ud800", "cannot be shown"),
+        ("../escape", "cannot contain /"),
+        ("a\\b", "cannot contain"),
+        ("C:", "cannot contain :"),
+        ("", "the name is empty"),
+        (".hidden", "cannot start with"),
+        ("-option", "cannot start with"),
+        ("end.", "or end with"),
+        (" space", "cannot start or end with a space"),
+        ("Con", "for a device"),
+        ("com1.old", "for a device"),
+        ("line\nbreak", "cannot be printed"),
+        ("right\u202eleft", "cannot be printed"),
+        ("\ud800", "cannot be printed"),
         ("n" * 101, "longer than 100"),
         ("\u00fc" * 101, "longer than 100"),
-        (None, "a name is a text"),
+        (None, "not a text"),
     ],
 )
 def test_names_that_are_not_safe(name: Any, says: str, library: Library, adapter: Any) -> None:
@@ -313,9 +313,9 @@ def test_names_of_all_languages(library: Library, adapter: Any) -> None:
         library.add(name, adapter, features=features)
         assert library.show(name).name == name
     assert library.show("Su\u0308\u00df").name == "S\u00fc\u00df"  # decomposed: the same name
-    with pytest.raises(OptionError, match="'S\u00fc\u00df' is there already, which some systems"):
+    with pytest.raises(OptionError, match="'S\u00fc\u00df' exists already, and some systems"):
         library.add("s\u00fcss", adapter, features=features)
-    with pytest.raises(OptionError, match=r"is there already. Choose another name, or replace it"):
+    with pytest.raises(OptionError, match=r"exists already. Choose another name, or replace it"):
         library.add("two words", adapter, features=features)
     old = library.show("two words").hash
     new = library.add("two words", adapter, features=-features, replace=True)
@@ -419,14 +419,14 @@ def test_faces_are_mixed_part_by_part(library: Library) -> None:
 @pytest.mark.parametrize(
     ("weights", "says"),
     [
-        ({"red": 1}, "a mix of 1: it takes two styles"),
+        ({"red": 1}, "a mix of 1: needs at least two styles"),
         ({}, "a mix of 0"),
         ({"red": 1, "blue": 0}, "weight 0 of style 'blue'"),
         ({"red": 1, "blue": -1}, "weight -1 of style 'blue'"),
         ({"red": float("nan"), "blue": 1}, "weight nan of style 'red'"),
         ({"red": "much", "blue": 1}, "weight 'much'"),
-        ({"red": 1, "grey": 1}, "style 'grey': it is not in"),
-        ([("red", 1)], "it takes two styles"),
+        ({"red": 1, "grey": 1}, "style 'grey': not in"),
+        ([("red", 1)], "needs at least two styles"),
     ],
 )
 def test_mixes_that_make_no_sense(weights: Any, says: str, filled: Library) -> None:
@@ -436,11 +436,11 @@ def test_mixes_that_make_no_sense(weights: Any, says: str, filled: Library) -> N
 
 
 def test_strangers_are_not_mixed(filled: Library, tiny_folder: Path, adapter: Any) -> None:
-    base = encoding_bench(adapter="base", base=tiny_folder).adapter
+    base = load_with_encoder(adapter="base", base=tiny_folder).adapter
     filled.add("other", base, features=torch.randn(1, base.spec.feature_dim))
-    with pytest.raises(PromptError, match="'red' and 'other': they were made with different adapt"):
+    with pytest.raises(PromptError, match="'red' and 'other': made with different adapt"):
         filled.mix({"red": 1, "other": 1}, "mixed", adapter)
-    with pytest.raises(PromptError, match="this base adapter's projector"):
+    with pytest.raises(PromptError, match="not with this base adapter"):
         filled.mix({"red": 1, "blue": 1}, "mixed", base)
 
 
@@ -450,21 +450,21 @@ def test_strangers_are_not_mixed(filled: Library, tiny_folder: Path, adapter: An
 def test_search_by_picture(
     filled: Library, adapter: Any, pictures: dict[str, Path], tiny_folder: Path
 ) -> None:
-    other = encoding_bench(base=tiny_folder).adapter
-    other.encoding.open(other_encoder(other, tiny_folder))
+    other = load_with_encoder(base=tiny_folder).adapter
+    other.encoding.set_encoder(other_encoder(other, tiny_folder))
     filled.add("elsewhere", other, pictures["gold"])
     results = filled.search(pictures["green"], encoder=adapter.encoder)
-    assert results.found[0].style.name == "green"
-    assert results.found[0].score == pytest.approx(1)
-    assert [one.score for one in results.found] == sorted(
-        (one.score for one in results.found), reverse=True
+    assert results.hits[0].style.name == "green"
+    assert results.hits[0].score == pytest.approx(1)
+    assert [one.score for one in results.hits] == sorted(
+        (one.score for one in results.hits), reverse=True
     )
-    assert {one.by for one in results.found} == {"picture"}
+    assert {one.by for one in results.hits} == {"picture"}
     assert results.skipped == ("elsewhere",)
     assert adapter.encoder.fingerprint in results.used
     opened = Image.open(pictures["green"])
-    assert filled.search(opened, encoder=adapter.encoder, limit=1).found == results.found[:1]
-    with pytest.raises(EncoderError, match="it takes the image encoder"):
+    assert filled.search(opened, encoder=adapter.encoder, limit=1).found == results.hits[:1]
+    with pytest.raises(EncoderError, match="needs the image encoder"):
         filled.search(str(pictures["green"]))
     with pytest.raises(ip.ImagePromptError, match=r"nowhere\.png.*no such file"):
         filled.search("nowhere.png", encoder=adapter.encoder)
@@ -486,17 +486,17 @@ def test_search_by_picture(
 )
 def test_search_by_text(text: str, found: list[tuple[str, str]], filled: Library) -> None:
     results = filled.search(text)
-    assert [(one.style.name, one.by) for one in results.found] == found
+    assert [(one.style.name, one.by) for one in results.hits] == found
     assert results.used == "names and tags"
 
 
 def test_search_by_words_in_the_encoders_space(filled: Library, adapter: Any) -> None:
     tower = text_tower(width=24)
     results = filled.search("red", encoder=adapter.encoder, text_encoder=tower)
-    assert [one.by for one in results.found] == ["name", "words", "words"]
+    assert [one.by for one in results.hits] == ["name", "words", "words"]
     with torch.no_grad():
         words = tower[0](tower[1]("red", return_tensors="pt").input_ids).text_embeds
-    near = {one.style.name: one.score for one in results.found[1:]}
+    near = {one.style.name: one.score for one in results.hits[1:]}
     for name, score in near.items():
         embedding = tensor_of(filled.show(name).tensors["embedding"])
         assert score == pytest.approx(float(torch.cosine_similarity(words, embedding)), abs=1e-5)

@@ -1,4 +1,4 @@
-"""What a new style consists of: tokens, features, embedding, thumbnail, recipe."""
+"""New styles, from references or as a mix: tokens, features, embedding, thumbnail, recipe."""
 
 from __future__ import annotations
 
@@ -12,49 +12,50 @@ from torch import Tensor
 from imageprompt import loading
 from imageprompt.core.errors import PromptError
 from imageprompt.encoding.features import Group
-from imageprompt.library import embeddings, thumbnail
-from imageprompt.library.mix_styles import Mixed
+from imageprompt.library import thumbnail
+from imageprompt.library.mix_styles import StyleMix
+from imageprompt.library.search import pooled_embeddings
 from imageprompt.library.style import Style
-from imageprompt.library.style_file import Held, held_features, token_hash
+from imageprompt.library.style_file import StoredBytes, features_to_tensors, token_hash
 from imageprompt.loading.recipe import AssetRecord
 
 if TYPE_CHECKING:
     from imageprompt.adapter.adapter import Adapter
 
-# What a style says elsewhere; all else in a prompt's metadata is its recipe.
-_APART = ("variant", "projector", "encoder", "references")
+# Metadata of a prompt that a style keeps elsewhere; the rest is its recipe.
+_NOT_IN_RECIPE = ("variant", "projector", "encoder", "references")
 
 
-def encoded(
+def from_references(
     name: str,
     tags: tuple[str, ...],
     adapter: Adapter,
     pictures: Any,
     features: Group | None,
     made_with: Mapping[str, str | None],
-    encoding: Mapping[str, Any],
+    encode_options: Mapping[str, Any],
 ) -> Style:
-    """A style out of references. Raises what encoding raises, and PromptError for a batch."""
-    opened, references = loading.open_references(_listed(pictures))
-    prompt = adapter.encode(opened or None, features=features, **encoding)
-    references += tuple(map(loading.record_of, _listed(encoding.get("embeddings"))))
+    """A style from references. Raises what encoding raises, and PromptError for a batch."""
+    opened, references = loading.open_references(_as_list(pictures))
+    prompt = adapter.encode(opened or None, features=features, **encode_options)
+    references += tuple(map(loading.record_of, _as_list(encode_options.get("embeddings"))))
     if len(prompt) != 1:
         raise PromptError(
             f"references for {len(prompt)} prompts",
-            reason="a style is one prompt's",
+            reason="a style holds one",
             hint="Give one list of pictures.",
         )
     read = None if prompt.features is None else prompt.features[0]
-    embedding = embeddings.pooled(opened, adapter.encoder)
+    embedding = pooled_embeddings(opened, adapter.encoder)
     if embedding is None:
         embedding = _pooled_features(read)
     spec, encoder = adapter.spec, _encoder(prompt.metadata, made_with)
-    recipe = {key: value for key, value in prompt.metadata.items() if key not in _APART}
+    recipe = {key: value for key, value in prompt.metadata.items() if key not in _NOT_IN_RECIPE}
     if made_with.get("base"):
         recipe["base"] = str(made_with["base"])
     tensors = _tensors(prompt.tokens, prompt.null_tokens, read, embedding)
     if opened:
-        tensors["thumbnail"] = thumbnail.held(thumbnail.of_references(opened))
+        tensors["thumbnail"] = thumbnail.encode(thumbnail.of_references(opened))
     return Style(
         name=name,
         tags=tags,
@@ -78,25 +79,25 @@ def encoded(
     )
 
 
-def mixed(
+def from_mix(
     name: str,
     tags: tuple[str, ...],
     styles: Sequence[Style],
     shares: Mapping[str, float],
-    made: Mixed,
+    mix: StyleMix,
 ) -> Style:
-    """A style out of others; its references are all of theirs, each once."""
-    tensors = _tensors(made.tokens, made.null_tokens, made.features, made.embedding)
-    pictures = [(thumbnail.read(style), shares[style.name]) for style in styles]
-    seen = [(picture, share) for picture, share in pictures if picture is not None]
-    if len(seen) == len(pictures):
-        strips = thumbnail.of_shares([x for x, _ in seen], [share for _, share in seen])
-        tensors["thumbnail"] = thumbnail.held(strips)
+    """A style from a mix of others; its references are all of theirs, without duplicates."""
+    tensors = _tensors(mix.tokens, mix.null_tokens, mix.features, mix.embedding)
+    pictures = [thumbnail.read(style) for style in styles]
+    known = [picture for picture in pictures if picture is not None]
+    if len(known) == len(pictures):
+        strips = thumbnail.of_shares(known, [shares[style.name] for style in styles])
+        tensors["thumbnail"] = thumbnail.encode(strips)
     recipe: dict[str, Any] = {
         "mix": {part: round(share, 6) for part, share in shares.items()},
-        "of": made.of,
+        "of": mix.of,
         "hashes": {style.name: style.hash for style in styles},
-        **{name: f"{value:g}" for name, value in made.how.items()},
+        **{name: f"{value:g}" for name, value in mix.encode_options.items()},
     }
     if "base" in styles[0].recipe:
         recipe["base"] = styles[0].recipe["base"]
@@ -115,19 +116,19 @@ def mixed(
 
 def _tensors(
     tokens: Tensor, null: Tensor | None, features: Group | None, embedding: Tensor | None
-) -> dict[str, Held]:
-    tensors = {"tokens": Held.of(tokens)} | held_features(features)
+) -> dict[str, StoredBytes]:
+    tensors = {"tokens": StoredBytes.of(tokens)} | features_to_tensors(features)
     if null is not None:
-        tensors["null_tokens"] = Held.of(null)
+        tensors["null_tokens"] = StoredBytes.of(null)
     if embedding is not None:
-        tensors["embedding"] = Held.of(embedding)
+        tensors["embedding"] = StoredBytes.of(embedding)
     return tensors
 
 
 def _encoder(
     metadata: Mapping[str, str], made_with: Mapping[str, str | None]
 ) -> AssetRecord | None:
-    """What saw the references: the image encoder, or the face recogniser where there is none."""
+    """The image encoder, or without one the face recogniser."""
     for kind in ("encoder", "faces"):
         if kind in metadata:
             return AssetRecord(name=made_with.get(kind), hash=metadata[kind])
@@ -135,18 +136,18 @@ def _encoder(
 
 
 def _pooled_features(features: Group | None) -> Tensor | None:
-    """Features that are one vector a reference, as faces' are."""
+    """Features with one vector per reference, such as face embeddings; else None."""
     first = features[0] if isinstance(features, tuple) else features
     return first if first is not None and first.ndim == 2 else None
 
 
-def _listed(given: Any) -> list[Any]:
-    """None, one or several."""
-    if given is None:
+def _as_list(value: Any) -> list[Any]:
+    """None, one value or several, as a list."""
+    if value is None:
         return []
-    return list(given) if isinstance(given, list | tuple) else [given]
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _file_name(name: str | None) -> str | None:
-    """Without its folders, which are nobody's business where the style goes."""
+    """Without its folders, which are private and useless elsewhere."""
     return None if name is None else Path(os.fspath(name)).name.encode(errors="replace").decode()

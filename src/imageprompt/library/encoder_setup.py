@@ -1,4 +1,4 @@
-"""Adapters for the work on a library: with an encoder, or the projector alone, without a base."""
+"""Adapters for work on a library: with an image encoder, or the projector alone; without a base."""
 
 from __future__ import annotations
 
@@ -19,67 +19,68 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """An adapter that can encode, and how its parts were named."""
+class EncodingAdapter:
+    """An adapter that can encode, and the names of its parts."""
 
     adapter: Adapter
     made_with: dict[str, str | None]
 
 
-def encoding_bench(
+def load_with_encoder(
     *,
     adapter: Any = None,
     encoder: Any = None,
     base: Any = None,
     variant: str | None = None,
     faces: Any = None,
-) -> Bench:
-    """Open an adapter and its encoder by the names that `generate` takes; the base, by default the
-    bundled one, only tells where they are. `faces` is the model pack of FaceID adapters.
+) -> EncodingAdapter:
+    """Load an adapter and its image encoder, by the same names as for `generate`.
+
+    The base (default: the bundled one) is not loaded; its folder is where both are searched.
+    `faces` is the model pack for FaceID adapters.
 
     Raises NotFoundError, AdapterFileError, EncoderError, OptionError.
     """
-    loaded, choice = _opened(adapter, base, variant)
-    named = bundled.NAME if base is None else os.fspath(base)
-    made_with: dict[str, str | None] = {"adapter": choice.name, "base": named}
+    loaded, located = _load(adapter, base, variant)
+    base_name = bundled.NAME if base is None else os.fspath(base)
+    made_with: dict[str, str | None] = {"adapter": located.name, "base": base_name}
     if not loaded.spec.feature.faces_only:
-        found, name = loading.find_encoder(
+        found, made_with["encoder"] = loading.find_encoder(
             encoder,
             loaded.spec,
             pipe=None,
-            base_name=named,
+            base_name=base_name,
             base_folder=loading.base_folder(base),
-            adapter_name=choice.name,
+            adapter_name=located.name,
         )
         with loading.quiet_loading(True):
             loaded.encoding.set_encoder(checked_encoder(loaded.spec, found))
-        made_with["encoder"] = name
     if faces is not None:
         loaded.encoding.face_encoder = checked_faces(loaded.spec, faces)
         made_with["faces"] = os.fspath(faces)
-    return Bench(loaded, made_with)
+    return EncodingAdapter(loaded, made_with)
 
 
-def projector(*, adapter: Any = None, base: Any = None, variant: str | None = None) -> Adapter:
-    """The adapter of `encoding_bench` without an encoder, for mixes."""
-    return _opened(adapter, base, variant)[0]
+def load_projector(*, adapter: Any = None, base: Any = None, variant: str | None = None) -> Adapter:
+    """The adapter without an encoder, for mixing styles."""
+    return _load(adapter, base, variant)[0]
 
 
 def projector_of(style: Style) -> Adapter | None:
-    """The adapter that a style says it was made with, if it is here; nothing is downloaded."""
+    """The adapter that made a style, if it is available locally; downloads nothing."""
     name, base = style.adapter.name, style.recipe.get("base")
     if name is None:
         return None
     try:
-        adapter, _ = _opened(name, base, style.variant, cached_only=True)
-    except ImagePromptError:  # not here, or no longer what it was
+        adapter, _ = _load(name, base, style.variant, cached_only=True)
+    except ImagePromptError:  # not available, or damaged
         return None
     return adapter if adapter.fingerprint() == style.adapter.hash else None
 
 
-def _opened(
+def _load(
     adapter: Any, base: Any, variant: str | None, *, cached_only: bool = False
 ) -> tuple[Adapter, loading.LocatedAdapter]:
     folder = loading.base_folder(base, cached_only=cached_only)
-    choice = loading.find_adapter(adapter, folder, cached_only=cached_only)
-    return Adapter.load(choice.path, variant=variant, dtype=torch.float32), choice
+    located = loading.find_adapter(adapter, folder, cached_only=cached_only)
+    return Adapter.load(located.path, variant=variant, dtype=torch.float32), located

@@ -1,4 +1,4 @@
-"""Library: named styles in a folder; add, open, search, mix, hand on."""
+"""Library: named styles in a folder; add, open, search, mix, export."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.errors import NotFoundError, OptionError, PromptError
 from imageprompt.library import paths, style_file
-from imageprompt.library.search import Results, by_embedding, by_name, is_text
+from imageprompt.library.search import (
+    SearchResults,
+    by_embedding,
+    by_name,
+    embed_picture,
+    embed_text,
+    is_text,
+)
 from imageprompt.library.style import Style
 
 if TYPE_CHECKING:
@@ -23,38 +30,46 @@ if TYPE_CHECKING:
 class Library:
     """The styles in `folder`, one file each; None is `default_folder()`.
 
-    The folder can be copied, and need not exist before something is added. Reading takes no lock:
-    files appear whole. Names are looked up as they are written.
+    The folder is created when the first style is added, and can be copied. Reading needs no lock,
+    because files are written atomically. Names are case-sensitive.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         self.folder = paths.default_folder() if folder is None else Path(folder).expanduser()
 
     def __repr__(self) -> str:
-        return f"Library({str(self.folder)!r}, {len(self.names())} style(s))"
+        count = len(self.names())
+        return f"Library({str(self.folder)!r}, {count} {'style' if count == 1 else 'styles'})"
 
-    # ── looking ─────────────────────────────────────────────────────────────────────────────────
+    def _repr_png_(self) -> bytes | None:
+        """The contact sheet of the styles, for notebooks."""
+        from imageprompt.library.thumbnail import contact_sheet, image_bytes
+
+        styles = self.styles()
+        return image_bytes(contact_sheet(styles), format="PNG") if styles else None
+
+    # ── reading ─────────────────────────────────────────────────────────────────────────────────
 
     def names(self) -> list[str]:
-        """In alphabetical order; of every file that is named like a style's."""
+        """The names of all styles, in alphabetical order."""
         stems = [path.stem for path in self.folder.glob(f"*{style_file.SUFFIX}")]
         return sorted((stem for stem in stems if not stem.startswith(".")), key=paths.folded)
 
     def show(self, name: str) -> Style:
-        """What is known of a style; no tensor is read. Raises NotFoundError, PromptError."""
+        """A style by its name; its tensors are read later. Raises NotFoundError, PromptError."""
         path = self._path(paths.checked_name(name))
         if not path.is_file():
             raise paths.no_such_style(name, self.names(), self.folder)
         return style_file.read_style(path, path.stem)
 
     def styles(self, tag: str | None = None) -> list[Style]:
-        """All of them, or those with this tag. Files that are no styles are left out, and told."""
+        """All styles, or those with a tag. Warns about files that are not styles and skips them."""
         found = []
         for name in self.names():
             try:
                 found.append(self.show(name))
             except (PromptError, NotFoundError, OptionError) as error:
-                warnings.warn(f"left out: {error}", stacklevel=2)
+                warnings.warn(f"skipped: {error}", stacklevel=2)
         return [style for style in found if tag is None or _has(style, tag)]
 
     def search(
@@ -64,54 +79,54 @@ class Library:
         encoder: Any = None,
         text_encoder: Any = None,
         limit: int | None = None,
-    ) -> Results:
-        """Styles like a picture, or of which a text tells; the best first.
+    ) -> SearchResults:
+        """Styles that resemble a picture or match a text, best first.
 
-        A picture (a path, the bytes of a file, a PIL picture) is held against the references by the
-        cosine of pooled embeddings, made by `encoder` (needed); styles of other encoders are
-        skipped. A text is looked for in names and tags; with `text_encoder`, one that shares a
-        space with `encoder`, also by the cosine of its embedding, after those. Raises PictureError,
-        EncoderError, OptionError.
+        A picture (path, bytes of a file, PIL image) is compared with the references by the cosine
+        similarity of pooled embeddings; `encoder` is required, and styles of other encoders are
+        skipped. A text is searched in names and tags. With a `text_encoder` that shares a space
+        with `encoder`, the references are compared with it too, and listed after those matches.
+
+        Raises PictureError, EncoderError, OptionError.
         """
         if limit is not None and (not isinstance(limit, int) or limit < 1):
-            raise OptionError(f"limit {limit!r}", reason="a whole number above 0")
+            raise OptionError(f"limit {limit!r}", reason="not a whole number above 0")
         styles = self.styles()
         if not is_text(what):
-            from imageprompt.library.embeddings import of_picture
-
-            wanted, made_by = of_picture(what, encoder)
-            found, skipped = by_embedding(styles, wanted, made_by, "picture")
-            return Results(tuple(found[:limit]), f"pictures, by encoder {made_by}", tuple(skipped))
-        found, used, skipped = by_name(styles, what), "names and tags", []
+            query, made_by = embed_picture(what, encoder)
+            hits, skipped = by_embedding(styles, query, made_by, "picture")
+            used = f"pictures, by encoder {made_by}"
+            return SearchResults(tuple(hits[:limit]), used, tuple(skipped))
+        hits, used, skipped = by_name(styles, what), "names and tags", []
         if text_encoder is not None:
-            from imageprompt.library.embeddings import of_words
-
-            wanted, made_by = of_words(what, text_encoder, encoder)
-            near, skipped = by_embedding(styles, wanted, made_by, "words")
-            named = {one.style.name for one in found}
-            found += [one for one in near if one.style.name not in named]
+            query, made_by = embed_text(what, text_encoder, encoder)
+            near, skipped = by_embedding(styles, query, made_by, "words")
+            named = {hit.style.name for hit in hits}
+            hits += [hit for hit in near if hit.style.name not in named]
             used = f"names, tags, and words against pictures, by encoder {made_by}"
-        return Results(tuple(found[:limit]), used, tuple(skipped))
+        return SearchResults(tuple(hits[:limit]), used, tuple(skipped))
 
     # ── using ───────────────────────────────────────────────────────────────────────────────────
 
     def open(self, name: str, adapter: Adapter) -> ImagePrompt:
-        """The style as an image prompt: a look-up, nothing is encoded.
+        """The style as an image prompt, without encoding anything.
 
-        Where the adapter is attached, K', V' come with it: made at the first use, kept in
-        `.prepared` beside the styles, read from there afterwards. Raises NotFoundError, PromptError
-        (also for a style of another adapter), EncoderError (of another encoder).
+        If the adapter is attached, the image prompt has K', V' too. They are computed at the first
+        use and then read from `.prepared` beside the styles.
+
+        Raises NotFoundError, PromptError (also for a style of another adapter), EncoderError (for
+        one of another encoder).
         """
         from imageprompt.library import load_style
 
         style = self.show(name)
-        load_style.check_suits(style, adapter)
+        load_style.check_adapter(style, adapter)
         prompt = load_style.image_prompt(style)
         if adapter.attached:
             load_style.precompute_kv(self.folder, style, prompt, adapter)
         return prompt
 
-    # ── filling ─────────────────────────────────────────────────────────────────────────────────
+    # ── adding ─────────────────────────────────────────────────────────────────────────────────
 
     def add(
         self,
@@ -123,23 +138,24 @@ class Library:
         tags: Iterable[str] = (),
         replace: bool = False,
         made_with: Mapping[str, str | None] | None = None,
-        **encoding: Any,
+        **encode_options: Any,
     ) -> Style:
-        """Encode references and keep them under a name.
+        """Encode references and save them as a style.
 
-        `pictures`, `features` and `encoding` are those of `Adapter.encode`, for one prompt; the
-        adapter needs an encoder, not a base. `replace` allows a name that is taken. `made_with`
-        says how the user named "adapter", "encoder" and "base". Raises OptionError for a name that
-        is not to be had, and what encoding raises.
+        `pictures`, `features` and `encode_options` are those of `Adapter.encode`, for one prompt;
+        the adapter needs an encoder but no base. `replace` overwrites a style of the same name.
+        `made_with` records the names of "adapter", "encoder" and "base" that the user gave.
+
+        Raises OptionError for an invalid or existing name, and what encoding raises.
         """
         from imageprompt.library import create_style
 
         name, tags = paths.checked_name(name), paths.checked_tags(tags)
         self._check_free(name, replace)
-        style = create_style.encoded(
-            name, tags, adapter, pictures, features, made_with or {}, encoding
+        style = create_style.from_references(
+            name, tags, adapter, pictures, features, made_with or {}, encode_options
         )
-        return self._keep(style, replace)
+        return self._save(style, replace)
 
     def mix(
         self,
@@ -150,12 +166,13 @@ class Library:
         tags: Iterable[str] = (),
         replace: bool = False,
     ) -> Style:
-        """Keep the weighted mean of styles as a new one.
+        """Save the weighted mean of styles as a new style.
 
-        With the adapter that they were made with, and where their features were kept and agree in
-        shape, the mean is taken of these and projected; else of their tokens. The new style's
-        recipe tells which ("of"), and the shares, which sum to 1. Raises NotFoundError,
-        OptionError, PromptError.
+        With the adapter that made them, and if their features are stored and have the same shape,
+        the mean of the features is projected. Otherwise it is the mean of their tokens. The new
+        style's recipe says which ("of"), and has the shares, which sum to 1.
+
+        Raises NotFoundError, OptionError, PromptError.
         """
         from imageprompt.library import create_style, load_style, mix_styles
 
@@ -163,20 +180,20 @@ class Library:
         self._check_free(name, replace)
         shares = mix_styles.shares_of(weights)
         styles = [self.show(part) for part in shares]
-        mix_styles.check_relatives(styles)
+        mix_styles.check_same_models(styles)
         if adapter is not None:
-            load_style.check_suits(styles[0], adapter)
+            load_style.check_adapter(styles[0], adapter)
         for style in styles:
             style_file.check_whole(style)
         mixed = mix_styles.mix(styles, list(shares.values()), adapter)
-        return self._keep(create_style.mixed(name, tags, styles, shares, mixed), replace)
+        return self._save(create_style.from_mix(name, tags, styles, shares, mixed), replace)
 
     def import_(
         self, path: str | os.PathLike[str], name: str | None = None, *, replace: bool = False
     ) -> Style:
-        """Take in a style's file, under the name that it was exported with or another one.
+        """Add an exported style file, under its own name or another one.
 
-        All of it is read and checked first. Raises NotFoundError, PromptError, OptionError.
+        The whole file is read and checked first. Raises NotFoundError, PromptError, OptionError.
         """
         from imageprompt.library import thumbnail
 
@@ -185,10 +202,10 @@ class Library:
         )
         self._check_free(style.name, replace)
         thumbnail.read(style)
-        return self._keep(style_file.in_memory(style), replace)
+        return self._save(style_file.in_memory(style), replace)
 
     def export(self, name: str, path: str | os.PathLike[str], *, replace: bool = False) -> Path:
-        """Write a style's file somewhere else; `import_` takes it in again.
+        """Copy a style to a file, which `import_` reads.
 
         Raises NotFoundError, PromptError, OptionError.
         """
@@ -196,23 +213,21 @@ class Library:
         if target.suffix != style_file.SUFFIX or not target.parent.is_dir() or target.is_dir():
             raise OptionError(
                 f"file {os.fspath(path)!r}",
-                reason="a style's file ends in .safetensors, in a folder that is there",
-                hint=f"Name it {paths.checked_name(name)}.safetensors, say.",
+                reason="not a .safetensors file in an existing folder",
+                hint=f"Write {paths.checked_name(name)}.safetensors, for example.",
             )
         if target.exists() and not replace:
-            raise OptionError(
-                f"file {os.fspath(path)!r}", reason="it is there already", hint=_REPLACE
-            )
+            raise OptionError(f"file {os.fspath(path)!r}", reason="exists already", hint=_REPLACE)
         style_file.write_style(target, style)
         return target
 
     def remove(self, name: str) -> None:
-        """Delete a style and what was kept for it. Raises NotFoundError, PromptError."""
+        """Delete a style and its precomputed K', V'. Raises NotFoundError, PromptError."""
         path = self._path(paths.checked_name(name))
-        with paths.writing(self.folder):
+        with paths.write_lock(self.folder):
             if not path.is_file():
                 raise paths.no_such_style(name, self.names(), self.folder)
-            self._forget(path)
+            self._delete_precomputed(path)
             path.unlink()
 
     # ── writing ─────────────────────────────────────────────────────────────────────────────────
@@ -221,35 +236,35 @@ class Library:
         return self.folder / f"{name}{style_file.SUFFIX}"
 
     def _check_free(self, name: str, replace: bool) -> None:
-        taken = paths.namesake(name, self.names())
+        taken = paths.same_name(name, self.names())
         if taken is not None and (taken != name or not replace):
             raise OptionError(
                 f"style name {name!r}",
-                reason=f"{taken!r} is there already"
-                + ("" if taken == name else ", which some systems cannot tell from it"),
+                reason=f"{taken!r} exists already"
+                + ("" if taken == name else ", and some systems confuse the two"),
                 hint=_REPLACE if taken == name else "Choose another name.",
             )
 
-    def _keep(self, style: Style, replace: bool) -> Style:
-        """Write it, under the lock: of two that add the same name, the second is told."""
+    def _save(self, style: Style, replace: bool) -> Style:
+        """Write the style under the lock: of two processes that add one name, the second fails."""
         path = self._path(style.name)
-        with paths.writing(self.folder):
+        with paths.write_lock(self.folder):
             self._check_free(style.name, replace)
-            self._forget(path)
+            self._delete_precomputed(path)
             return style_file.write_style(path, style)
 
-    def _forget(self, path: Path) -> None:
-        """Before a file is deleted or replaced: the K', V' that are kept for its style go.
+    def _delete_precomputed(self, path: Path) -> None:
+        """Delete the K', V' of a style file that is about to be deleted or replaced.
 
-        Raises PromptError for a file that is no style: it may be somebody's adapter.
+        Raises PromptError for a file that is not a style: it may be somebody's adapter.
         """
         if path.exists():
-            gone = style_file.read_style(path, path.stem)
-            for kept in paths.prepared_of(self.folder, gone.hash):
-                kept.unlink(missing_ok=True)
+            style = style_file.read_style(path, path.stem)
+            for file in paths.precomputed_files(self.folder, style.hash):
+                file.unlink(missing_ok=True)
 
 
-_REPLACE = "Choose another name, or replace it: --force, replace=True in Python."
+_REPLACE = "Choose another name, or replace it with --force (replace=True in Python)."
 
 
 def _checked(name: str | None) -> str | None:

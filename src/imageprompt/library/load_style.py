@@ -1,6 +1,6 @@
-"""From a style's file to an image prompt, with K', V' that are kept beside it.
+"""From a style file to an image prompt, with K', V' precomputed and kept beside it.
 
-The folder `.prepared` may be deleted at any time: what is missing is made at the next use.
+The folder `.prepared` may be deleted at any time: it is filled again at the next use.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from imageprompt.checkpoint.write.storage import tensor_of
 from imageprompt.core.errors import EncoderError, OptionError, PromptError
 from imageprompt.encoding.image_prompt import ImagePrompt
-from imageprompt.library.paths import PREPARED, prepared_of, writing
+from imageprompt.library.paths import PRECOMPUTED, precomputed_files, write_lock
 from imageprompt.library.style import Style
 from imageprompt.library.style_file import check_tokens
 
@@ -23,33 +23,35 @@ if TYPE_CHECKING:
     from imageprompt.adapter.adapter import Adapter
 
 MAX_BYTES = 256 * 2**20  # SDXL Plus: 5.6 MB in half precision
-PER_STYLE = 4  # adapters, bases or precisions that K', V' of one style are kept for
+PER_STYLE = 4  # files of K', V' per style: one per adapter, base and precision
 
 
-def check_suits(style: Style, adapter: Adapter) -> None:
-    """Was it made with this adapter, and this encoder if there is one? Raises PromptError,
-    EncoderError."""
+def check_adapter(style: Style, adapter: Adapter) -> None:
+    """Was the style made with this adapter and, if it has one, this encoder?
+
+    Raises PromptError, EncoderError.
+    """
     ours, theirs = adapter.fingerprint(), style.adapter.hash
     if ours != theirs:
         named = style.adapter.name or f"an adapter of variant {style.variant}"
         raise PromptError(
             f"style {style.name!r}",
-            reason=f"it was made with {named} (projector {theirs}); this {adapter.spec.variant} "
-            f"adapter's projector is {ours}, which makes other tokens",
+            reason=f"made with {named} (projector {theirs}), not with this "
+            f"{adapter.spec.variant} adapter (projector {ours})",
             hint="Use that adapter, or add the pictures again with this one.",
         )
     encoder, made_with = adapter.encoder or adapter.encoding.face_encoder, style.encoder
     if encoder is not None and made_with is not None and encoder.fingerprint != made_with.hash:
         raise EncoderError(
             f"style {style.name!r}",
-            reason=f"it was made with the encoder {made_with.name or 'unnamed'} ({made_with.hash}); "
-            f"this adapter is used with {encoder.fingerprint}",
+            reason=f"made with the encoder {made_with.name or 'unnamed'} ({made_with.hash}), "
+            f"not with this one ({encoder.fingerprint})",
             hint="Attach that encoder, or add the pictures again with this one.",
         )
 
 
 def image_prompt(style: Style) -> ImagePrompt:
-    """The style's tokens, checked. Raises PromptError."""
+    """The style's tokens as an image prompt. Raises PromptError if they are damaged."""
     check_tokens(style)
     null = style.tensors.get("null_tokens")
     metadata = {
@@ -65,36 +67,38 @@ def image_prompt(style: Style) -> ImagePrompt:
 
 
 def precompute_kv(folder: Path, style: Style, prompt: ImagePrompt, adapter: Adapter) -> None:
-    """Give the prompt its K', V': the kept ones, or new ones, which are kept."""
+    """Give the prompt its K', V': those on disk, or new ones, which are then written there."""
     made_by = adapter.made_by()
     weights = hashlib.sha256(made_by.encode()).hexdigest()[:16]
-    path = folder / PREPARED / f"{style.hash[:32]}-{weights}.safetensors"
+    path = folder / PRECOMPUTED / f"{style.hash[:32]}-{weights}.safetensors"
     if _read(path, prompt, made_by):
         return
     adapter.precompute_kv(prompt)
     try:
-        with writing(folder):
+        with write_lock(folder):
             path.parent.mkdir(exist_ok=True)
             prompt.save(path)
-            newest = sorted(prepared_of(folder, style.hash), key=lambda one: -one.stat().st_mtime)
+            newest = sorted(
+                precomputed_files(folder, style.hash), key=lambda one: -one.stat().st_mtime
+            )
             for old in newest[PER_STYLE:]:
                 old.unlink(missing_ok=True)
     except (OSError, OptionError) as error:
         reason = error.reason if isinstance(error, OptionError) else error.strerror
         warnings.warn(
-            f"K', V' of style {style.name!r} cannot be kept in {folder} ({reason}): they are made "
-            "anew at every use",
+            f"K', V' of style {style.name!r} cannot be written to {folder} ({reason}); they are "
+            "computed again at every use",
             stacklevel=3,
         )
 
 
 def _read(path: Path, prompt: ImagePrompt, made_by: str) -> bool:
-    """Give the prompt the K', V' in this file; False where there are none for its tokens."""
+    """Give the prompt the K', V' in this file; False if it has none for its tokens."""
     if not path.is_file() or path.stat().st_size > MAX_BYTES:
         return False
     try:
         kept = ImagePrompt.load(path)
-    except PromptError:  # damaged: they are made anew
+    except PromptError:  # damaged: compute them again
         return False
     ahead = kept.precomputed_kv
     if ahead is None or ahead.made_by != made_by or not torch.equal(kept.tokens, prompt.tokens):

@@ -1,8 +1,8 @@
-"""Mixes of styles: the weighted mean of what the projector read, or of what it made of it.
+"""Mixes of styles: the weighted mean of their encoder features, or of their tokens.
 
-Before projection the mean stands where one picture's features would: what comes out are tokens such
-as the adapter was trained with, as many as of one picture. The mean of tokens needs no adapter, and
-styles of as many tokens. What pictures of the two show is much the same on the bundled stack.
+The mean of features is projected like the features of one picture, and so gives as many tokens, of
+the kind that the adapter was trained with. The mean of tokens needs no adapter, but styles with the
+same number of tokens. On the bundled stack, pictures of the two look much the same.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Mixed:
-    """What a mix's file will hold; `of` tells what the mean was taken of."""
+class StyleMix:
+    """The tensors of a mix; `of` is "features" or "tokens"."""
 
     of: str
     tokens: Tensor
     null_tokens: Tensor | None
     features: Group | None
     embedding: Tensor | None
-    how: Mapping[str, Any] = field(default_factory=dict)
-    """What `Adapter.encode` was told beside the features."""
+    encode_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of `Adapter.encode` besides the features."""
 
 
 def shares_of(weights: Mapping[str, float]) -> dict[str, float]:
-    """Weights that sum to 1. Raises OptionError for fewer than two, or what is no weight."""
+    """The weights scaled to sum to 1. Raises OptionError for fewer than two, or a bad weight."""
     if not isinstance(weights, Mapping) or len(weights) < 2:
         raise OptionError(
             f"a mix of {len(weights) if isinstance(weights, Mapping) else weights!r:.40}",
-            reason="it takes two styles at least, each with a weight",
+            reason="needs at least two styles, each with a weight",
             hint="Write A:0.6 B:0.4, or {'A': 0.6, 'B': 0.4} in Python.",
         )
     for name, weight in weights.items():
@@ -58,8 +58,8 @@ def shares_of(weights: Mapping[str, float]) -> dict[str, float]:
     return {name: weight / total for name, weight in weights.items()}
 
 
-def check_relatives(styles: Sequence[Style]) -> None:
-    """Were all made by the same projector and encoder? Raises PromptError."""
+def check_same_models(styles: Sequence[Style]) -> None:
+    """Were all styles made by the same projector and encoder? Raises PromptError."""
     first = styles[0]
     for other in styles[1:]:
         for what in ("adapter", "encoder"):
@@ -67,52 +67,52 @@ def check_relatives(styles: Sequence[Style]) -> None:
             if (ours and ours.hash) != (theirs and theirs.hash):
                 raise PromptError(
                     f"styles {first.name!r} and {other.name!r}",
-                    reason=f"they were made with different {what}s ({_shown(ours)}, "
-                    f"{_shown(theirs)}): their numbers do not mean the same",
-                    hint="Add the pictures of one of them again with the other's.",
+                    reason=f"made with different {what}s ({_label(ours)}, {_label(theirs)})",
+                    hint=f"Add the pictures of one of them again, with the {what} of the other.",
                 )
 
 
-def mix(styles: Sequence[Style], shares: Sequence[float], adapter: Adapter | None) -> Mixed:
-    """Mix styles that `check_relatives` let pass. Raises PromptError where nothing fits."""
+def mix(styles: Sequence[Style], shares: Sequence[float], adapter: Adapter | None) -> StyleMix:
+    """The mix of styles that passed `check_same_models`. Raises PromptError if impossible."""
     embedding = _mean_embedding(styles, shares)
-    features, how = _mean_features(styles, shares), _how(styles)
-    if adapter is not None and features is not None and how is not None:
-        prompt = adapter.encode(features=features, **how)
+    features, options = _mean_features(styles, shares), _encode_options(styles)
+    if adapter is not None and features is not None and options is not None:
+        prompt = adapter.encode(features=features, **options)
         nulls = [_one_null(style, prompt.tokens.shape[1]) for style in styles]
         null = _mean_null(nulls, shares)
         null = prompt.null_tokens if null is None else null
-        return Mixed("features", prompt.tokens, null, features, embedding, how)
+        return StyleMix("features", prompt.tokens, null, features, embedding, options)
     counts = sorted({style.shape[0] for style in styles})
     if len(counts) > 1:
-        remedy = "Add them again with the same number of references."
-        if features is not None and how is not None:
-            remedy = "Give the adapter that they were made with: --adapter, adapter= in Python."
+        hint = "Add them again with the same number of references."
+        if features is not None and options is not None:
+            hint = "Give the adapter that made them: --adapter (adapter= in Python)."
         raise PromptError(
             f"styles of {' and '.join(map(str, counts))} tokens",
-            reason="their tokens have no mean",
-            hint=remedy,
+            reason="tokens of different numbers have no mean",
+            hint=hint,
         )
     tokens = _mean([tensor_of(style.tensors["tokens"]) for style in styles], shares)
     stored = [style.tensors.get("null_tokens") for style in styles]
     nulls = [None if null is None else tensor_of(null) for null in stored]
-    return Mixed("tokens", tokens, _mean_null(nulls, shares), None, embedding)
+    return StyleMix("tokens", tokens, _mean_null(nulls, shares), None, embedding)
 
 
-def _how(styles: Sequence[Style]) -> dict[str, Any] | None:
-    """What besides features decides the tokens; None where the styles do not agree on it."""
-    told = {str(style.recipe.get("face_strength", "1")) for style in styles}
+def _encode_options(styles: Sequence[Style]) -> dict[str, Any] | None:
+    """The options that the tokens depend on besides the features; None if the styles differ."""
+    found = {str(style.recipe.get("face_strength", "1")) for style in styles}
     try:
-        (strength,) = map(float, told)
-    except ValueError:  # several, or no number
+        (strength,) = map(float, found)
+    except ValueError:  # several, or not a number
         return None
     return {} if strength == 1 else {"face_strength": strength}
 
 
 def _mean_features(styles: Sequence[Style], shares: Sequence[float]) -> Group | None:
-    """[1, ...]: of the references of each style, then of the styles; None where some lack them.
+    """[1, ...]: the mean over the references of each style, then over the styles.
 
-    What fusion left one of, it has weighed before; side by side, `weights` are still to be used.
+    References side by side are weighted by the style's `weights`; fusion has applied them already.
+    None if a style has no features, or features of another shape.
     """
     groups = [features_of(style) for style in styles]
     parts = [x if isinstance(x, tuple) else (x,) for x in groups if x is not None]
@@ -128,13 +128,13 @@ def _mean_features(styles: Sequence[Style], shares: Sequence[float]) -> Group | 
 
 
 def _weights(style: Style, count: int) -> list[float]:
-    """Of the references that stand side by side in a style, if its recipe tells them; else 1."""
+    """The weights of a style's references side by side, from its recipe; 1 by default."""
     try:
-        told = [float(word) for word in str(style.recipe.get("weights", "")).split(",")]
+        found = [float(word) for word in str(style.recipe.get("weights", "")).split(",")]
     except ValueError:
-        told = []
-    usable = len(told) == count and all(0 <= weight < math.inf for weight in told) and max(told) > 0
-    return told if usable else [1.0] * count
+        found = []
+    valid = len(found) == count and all(0 <= weight < math.inf for weight in found)
+    return found if valid and max(found) > 0 else [1.0] * count
 
 
 def _shares_of(weights: Sequence[float]) -> list[float]:
@@ -142,7 +142,7 @@ def _shares_of(weights: Sequence[float]) -> list[float]:
 
 
 def _one_null(style: Style, count: int) -> Tensor | None:
-    """Null tokens [1, count, W] of one reference: all have the same, times its weight."""
+    """The null tokens [1, count, W] of one reference: the same for all, times their weights."""
     stored = style.tensors.get("null_tokens")
     if stored is None or stored.shape[1] % count:
         return None
@@ -153,13 +153,13 @@ def _one_null(style: Style, count: int) -> Tensor | None:
 
 
 def _mean_null(nulls: Sequence[Tensor | None], shares: Sequence[float]) -> Tensor | None:
-    """None where a style has none."""
+    """None if a style has none."""
     known = [null for null in nulls if null is not None]
     return _mean(known, shares) if len(known) == len(nulls) else None
 
 
 def _mean_embedding(styles: Sequence[Style], shares: Sequence[float]) -> Tensor | None:
-    """[1, E], of length 1."""
+    """[1, E], normalised."""
     stored = [style.tensors.get("embedding") for style in styles]
     found = [tensor_of(rows) for rows in stored if rows is not None]
     if len(found) < len(stored) or len({rows.shape[1] for rows in found}) > 1:
@@ -169,12 +169,12 @@ def _mean_embedding(styles: Sequence[Style], shares: Sequence[float]) -> Tensor 
 
 
 def _mean(rows: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    """Taken in float32; equal tensors, as null tokens mostly are, stay what they are to the bit."""
+    """The weighted mean in float32; equal tensors, as null tokens usually are, stay exact."""
     if all(torch.equal(rows[0], other) for other in rows[1:]):
         return rows[0]
     total = sum((s * x.float() for s, x in zip(shares, rows, strict=True)), torch.zeros(()))
     return total.to(rows[0].dtype)
 
 
-def _shown(source: AssetRecord | None) -> str:
-    return "none" if source is None else f"{source.name or 'unnamed'} {source.hash[:16]}"
+def _label(record: AssetRecord | None) -> str:
+    return "none" if record is None else f"{record.name or 'unnamed'} {record.hash[:16]}"

@@ -1,4 +1,4 @@
-"""Where a library lies, and who may write to it: one process at a time."""
+"""Names of styles, the library's folder, and its lock: one process writes at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from imageprompt.core.atomic_files import check_folder
 from imageprompt.core.errors import NotFoundError, OptionError
 
 MAX_NAME = 100  # characters
-MAX_NAME_BYTES = 200  # in UTF-8; file systems take 255, and temporary files have longer names
+MAX_NAME_BYTES = 200  # in UTF-8; file systems allow 255, and temporary files have longer names
 MAX_TAG, MAX_TAGS = 60, 50
 _FORBIDDEN = '/\\:*?"<>|'
 _DEVICES = {"con", "prn", "aux", "nul"} | {
@@ -23,9 +23,9 @@ _DEVICES = {"con", "prn", "aux", "nul"} | {
 
 
 def checked_name(name: object) -> str:
-    """The name in Unicode's composed form (NFC). Raises OptionError for one that is not safe."""
+    """The name in Unicode's composed form (NFC). Raises OptionError for an unsafe one."""
     if not isinstance(name, str):
-        raise OptionError(f"style name of type {type(name).__name__}", reason="a name is a text")
+        raise OptionError(f"style name of type {type(name).__name__}", reason="not a text")
     name = unicodedata.normalize("NFC", name)
     if reason := _fault(name):
         raise OptionError(
@@ -37,29 +37,29 @@ def checked_name(name: object) -> str:
 
 
 def _fault(name: str) -> str:
-    """Why this cannot be a file's name everywhere; "" if it can."""
-    odd = [character for character in name if character in _FORBIDDEN]
+    """Why this cannot be a file name on every system; "" if it can."""
+    forbidden = [character for character in name if character in _FORBIDDEN]
     faults = {
-        "a name has at least one character": not name,
+        "the name is empty": not name,
         f"longer than {MAX_NAME} characters or {MAX_NAME_BYTES} bytes": len(name) > MAX_NAME
         or len(name.encode(errors="replace")) > MAX_NAME_BYTES,
-        "it has characters that cannot be shown": not name.isprintable(),
-        f"a file's name cannot have {odd[0] if odd else ''} in it": bool(odd),
-        "a name begins with neither '.' nor '-'": name.startswith((".", "-")),
-        "a name neither begins nor ends in a space, nor ends in '.'": name != name.strip()
+        "contains characters that cannot be printed": not name.isprintable(),
+        f"a file name cannot contain {forbidden[0] if forbidden else ''}": bool(forbidden),
+        "a name cannot start with '.' or '-'": name.startswith((".", "-")),
+        "a name cannot start or end with a space, or end with '.'": name != name.strip()
         or name.endswith("."),
-        "Windows keeps this name for a device": name.partition(".")[0].casefold() in _DEVICES,
+        "Windows reserves this name for a device": name.partition(".")[0].casefold() in _DEVICES,
     }
-    return next((rule for rule, broken in faults.items() if broken), "")
+    return next((reason for reason, broken in faults.items() if broken), "")
 
 
 def checked_tags(tags: object) -> tuple[str, ...]:
-    """The tags, each once, in the order given. Raises OptionError."""
+    """The tags without duplicates, in order. Raises OptionError."""
     if isinstance(tags, str) or not isinstance(tags, Iterable):
-        raise OptionError(f"tags {tags!r:.60}", reason="tags are a list of texts")
+        raise OptionError(f"tags {tags!r:.60}", reason="not a list of texts")
     found = tuple(dict.fromkeys(_tag(tag) for tag in tags))
     if len(found) > MAX_TAGS:
-        raise OptionError(f"{len(found)} tags", reason=f"a style has at most {MAX_TAGS}")
+        raise OptionError(f"{len(found)} tags", reason=f"a style can have at most {MAX_TAGS}")
     return found
 
 
@@ -68,46 +68,46 @@ def _tag(tag: object) -> str:
     if not plain or len(plain) > MAX_TAG or not plain.isprintable() or "," in plain:
         raise OptionError(
             f"tag {tag!r:.80}",
-            reason=f"a tag is a text of 1 to {MAX_TAG} characters that can be shown, without commas",
+            reason=f"not 1 to {MAX_TAG} printable characters without commas",
         )
     return plain
 
 
 def folded(text: str) -> str:
-    """For comparison: two texts that differ in case or in Unicode's form alone are the same."""
+    """For comparison: ignores case and the Unicode form."""
     return unicodedata.normalize("NFKC", text).casefold()
 
 
-def namesake(name: str, names: Iterable[str]) -> str | None:
-    """One of `names` that some file systems cannot tell from `name`, or that is `name`."""
+def same_name(name: str, names: Iterable[str]) -> str | None:
+    """The first of `names` that equals `name`, or that some file systems confuse with it."""
     return next((other for other in names if folded(other) == folded(name)), None)
 
 
 def no_such_style(name: str, names: Iterable[str], folder: object) -> NotFoundError:
-    """Tells which name was likely meant."""
+    """An error that suggests the name that was probably meant."""
     known = {folded(other): other for other in names}
     near = difflib.get_close_matches(folded(name), known, n=1, cutoff=0.5)
-    remedy = "Add one: imageprompt library add NAME PICTURE."
+    hint = "Add one: imageprompt library add NAME PICTURE."
     if known:
-        remedy = "imageprompt library list shows what there is."
+        hint = "See imageprompt library list."
     if near:
-        remedy = f"Did you mean {known[near[0]]!r}?"
-    return NotFoundError(f"style {name!r}", reason=f"it is not in {folder}", hint=remedy)
+        hint = f"Did you mean {known[near[0]]!r}?"
+    return NotFoundError(f"style {name!r}", reason=f"not in {folder}", hint=hint)
 
 
 VARIABLE = "IMAGEPROMPT_LIBRARY"
-PREPARED = ".prepared"  # the folder of K', V' beside the styles
+PRECOMPUTED = ".prepared"  # the folder of precomputed K', V' beside the styles
 _LOCK = ".lock"
 _TEMPORARY = ".*.????????.tmp.safetensors"  # as `write_atomically` names them
-_OF_SAFETENSORS = ".tmp??????"
-_PATIENCE = 30.0  # seconds; a write takes milliseconds
+_SAFETENSORS_TEMPORARY = ".tmp??????"
+_LOCK_TIMEOUT = 30.0  # seconds; a write takes milliseconds
 
 
 def default_folder() -> Path:
-    """$IMAGEPROMPT_LIBRARY, or `imageprompt/library` where the platform keeps users' data."""
-    told = os.environ.get(VARIABLE)
-    if told:
-        return Path(told).expanduser()
+    """$IMAGEPROMPT_LIBRARY, or `imageprompt/library` in the platform's folder for user data."""
+    configured = os.environ.get(VARIABLE)
+    if configured:
+        return Path(configured).expanduser()
     if sys.platform == "darwin":
         data = Path.home() / "Library" / "Application Support"
     elif sys.platform == "win32":
@@ -118,30 +118,30 @@ def default_folder() -> Path:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Hold the folder, made where it is missing; what killed processes left is swept first.
+def write_lock(folder: Path) -> Iterator[None]:
+    """Lock the folder for writing; creates it, and removes temporary files of killed processes.
 
-    Raises OptionError where nothing can be written, or another process holds it for too long.
+    Raises OptionError if it cannot be written, or another process holds the lock for too long.
     """
     from filelock import FileLock, Timeout
 
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / _LOCK, timeout=_PATIENCE):
-            kept = folder / PREPARED
-            left = [path for place in (folder, kept) for path in place.glob(_TEMPORARY)]
-            for path in (*left, *kept.glob(_OF_SAFETENSORS)):
+        with FileLock(folder / _LOCK, timeout=_LOCK_TIMEOUT):
+            precomputed = folder / PRECOMPUTED
+            left = [*folder.glob(_TEMPORARY), *precomputed.glob(_TEMPORARY)]
+            for path in (*left, *precomputed.glob(_SAFETENSORS_TEMPORARY)):
                 path.unlink(missing_ok=True)
             yield
     except Timeout as error:
         raise OptionError(
             f"library {str(folder)!r}",
-            reason=f"another process has held it for {_PATIENCE:g} s",
-            hint="Try again when it is done.",
+            reason=f"locked by another process for {_LOCK_TIMEOUT:g} s",
+            hint="Try again when that process has finished.",
         ) from error
 
 
-def prepared_of(folder: Path, style_hash: str) -> list[Path]:
-    """The files of K', V' that are kept for tokens of this hash."""
-    return list((folder / PREPARED).glob(f"{style_hash[:32]}-*.safetensors"))
+def precomputed_files(folder: Path, style_hash: str) -> list[Path]:
+    """The files of precomputed K', V' for tokens of this hash."""
+    return list((folder / PRECOMPUTED).glob(f"{style_hash[:32]}-*.safetensors"))

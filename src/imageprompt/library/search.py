@@ -1,4 +1,4 @@
-"""Search: by pictures, by names and tags, and by words where the encoder knows words."""
+"""Search for styles: by picture, by name and tag, and by text if the encoder reads text."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from imageprompt.checkpoint.tensor_bytes import finite
+from imageprompt.core.errors import EncoderError
 from imageprompt.library.paths import folded
 from imageprompt.library.style import Style
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-_SIMILAR = 0.75  # of difflib: a slip of the pen, "porcelin"
-_TYPO = 0.7  # what such a match is worth beside a real one
+    from imageprompt.encoding.encoders import Encoder
+    from imageprompt.encoding.images.open_image import PictureSource
+
+_PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_SIMILAR = 0.75  # difflib ratio of a typo, such as "porcelin"
+_TYPO = 0.7  # factor for the score of such a match
 
 
 @dataclass(frozen=True)
-class Found:
-    """A style, how well it matches, and by what: "picture", "words" (cosines), "name" or "tag"."""
+class SearchHit:
+    """A style, its score, and what matched: "picture", "words" (cosines), "name" or "tag"."""
 
     style: Style
     score: float
@@ -34,21 +39,21 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Results:
-    """The best first. `used` tells what was compared; `skipped` styles could not be."""
+class SearchResults:
+    """Hits, best first; what was compared; and the names of styles that could not be."""
 
-    found: tuple[Found, ...]
+    hits: tuple[SearchHit, ...]
     used: str
     skipped: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        found = [one.as_dict() for one in self.found]
-        return {"found": found, "used": self.used, "skipped": list(self.skipped)}
+        hits = [hit.as_dict() for hit in self.hits]
+        return {"found": hits, "used": self.used, "skipped": list(self.skipped)}
 
 
 def is_text(what: object) -> TypeGuard[str]:
-    """Is a text searched for? Not if it is a file that is there, or named like a picture."""
-    if not isinstance(what, str) or Path(what).suffix.lower() in _PICTURES:
+    """Is it a text to search for, not an existing file or the name of a picture?"""
+    if not isinstance(what, str) or Path(what).suffix.lower() in _PICTURE_SUFFIXES:
         return False
     try:
         return not Path(what).is_file()
@@ -56,53 +61,56 @@ def is_text(what: object) -> TypeGuard[str]:
         return True
 
 
-def by_name(styles: Sequence[Style], text: str) -> list[Found]:
-    """Styles whose name or tags have words of the text, or nearly; the more of them, the better."""
+def by_name(styles: Sequence[Style], text: str) -> list[SearchHit]:
+    """Styles whose name or tags match words of the text; more words give a higher score."""
     found = []
     for style in styles:
         fields = [("name", style.name), *(("tag", tag) for tag in style.tags)]
-        wholly = _best(text, fields)
+        whole = _best(text, fields)
         words = [_best(word, fields) for word in text.split()]
         mean = sum(score for score, _ in words) / max(1, len(words))
-        by = max(words, key=itemgetter(0), default=wholly)[1]
-        score, by = max(wholly, (mean, by), key=itemgetter(0))
+        by = max(words, key=itemgetter(0), default=whole)[1]
+        score, by = max(whole, (mean, by), key=itemgetter(0))
         if score > 0:
-            found.append(Found(style, score, by))
+            found.append(SearchHit(style, score, by))
     return _best_first(found)
 
 
 def by_embedding(
-    styles: Sequence[Style], wanted: Tensor, encoder: str, by: str
-) -> tuple[list[Found], list[str]]:
-    """Cosines to `wanted` [1, E], of each style's nearest reference; and whom it cannot compare."""
+    styles: Sequence[Style], query: Tensor, encoder: str, by: str
+) -> tuple[list[SearchHit], list[str]]:
+    """Cosine similarities of `query` [1, E] and each style's nearest reference.
+
+    Also the names of styles that have no embedding of this encoder.
+    """
     from torch.nn.functional import normalize
 
     from imageprompt.checkpoint.write.storage import tensor_of
 
-    wanted = normalize(wanted.float().cpu(), dim=-1)
+    query = normalize(query.float().cpu(), dim=-1)
     found, skipped = [], []
     for style in styles:
         stored = style.tensors.get("embedding")
         same = style.encoder is not None and style.encoder.hash == encoder
-        if stored is None or not same or stored.shape[1] != wanted.shape[1] or not finite(stored):
+        if stored is None or not same or stored.shape[1] != query.shape[1] or not finite(stored):
             skipped.append(style.name)
             continue
         rows = normalize(tensor_of(stored).float(), dim=-1)
-        found.append(Found(style, float((rows @ wanted.T).max()), by))
+        found.append(SearchHit(style, float((rows @ query.T).max()), by))
     return _best_first(found), skipped
 
 
-def _best_first(found: list[Found]) -> list[Found]:
-    return sorted(found, key=lambda one: (-one.score, folded(one.style.name)))
+def _best_first(found: list[SearchHit]) -> list[SearchHit]:
+    return sorted(found, key=lambda hit: (-hit.score, folded(hit.style.name)))
 
 
 def _best(text: str, fields: Sequence[tuple[str, str]]) -> tuple[float, str]:
-    """How well the best of the fields matches, and which kind it is; the first of equals."""
+    """The score of the best matching field, and its kind; the first one on a tie."""
     return max(((_match(text, field), by) for by, field in fields), key=itemgetter(0))
 
 
 def _match(text: str, field: str) -> float:
-    """1 equal, 0.9 beginning of it or of a word in it, 0.8 in it, less for a slip, 0 none."""
+    """1 if equal, 0.9 for a prefix or a whole word, 0.8 for a part, less for a typo, else 0."""
     text, field = folded(text), folded(field)
     if text == field:
         return 1.0
@@ -112,3 +120,52 @@ def _match(text: str, field: str) -> float:
         return 0.8
     ratio = difflib.SequenceMatcher(None, text, field).ratio()
     return _TYPO * ratio if ratio >= _SIMILAR else 0.0
+
+
+# ── embeddings ──────────────────────────────────────────────────────────────────────────────────
+
+
+def pooled_embeddings(pictures: Sequence[Image], encoder: Encoder | None) -> Tensor | None:
+    """[n, E], with the encoder's own preprocessing; None if it has no pooled embedding."""
+    if encoder is None or not pictures:
+        return None
+    try:
+        encoder.width("image_embeds")
+    except EncoderError:
+        return None
+    return encoder.encode(list(pictures), "image_embeds")
+
+
+def embed_picture(picture: PictureSource, encoder: Any) -> tuple[Tensor, str]:
+    """[1, E], and the encoder's fingerprint. Raises PictureError, EncoderError."""
+    from imageprompt.encoding.images.open_image import open_picture
+
+    opened = _open_encoder(encoder)
+    rows = pooled_embeddings([open_picture(picture)], opened)
+    if rows is None:
+        raise EncoderError(
+            "search by picture",
+            reason="this encoder has no pooled embedding",
+            hint="Search for names and tags.",
+        )
+    return rows, opened.fingerprint
+
+
+def embed_text(text: str, text_encoder: Any, encoder: Any) -> tuple[Tensor, str]:
+    """[1, E] in the image encoder's space, and that encoder's fingerprint. Raises EncoderError."""
+    from imageprompt.encoding.encoders.clip_text import open_text_encoder
+
+    opened = _open_encoder(encoder)
+    return open_text_encoder(text_encoder, opened).embed([text]), opened.fingerprint
+
+
+def _open_encoder(encoder: Any) -> Encoder:
+    from imageprompt.encoding.encoders import open_encoder
+
+    if encoder is None:
+        raise EncoderError(
+            "search by content",
+            reason="needs the image encoder that made the styles",
+            hint="Give --encoder (encoder= in Python).",
+        )
+    return open_encoder(encoder)

@@ -1,4 +1,4 @@
-"""Style: what a style's file says about it; checked, because a stranger may have written it."""
+"""Style: the description in a style file, checked, because a stranger may have written it."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from imageprompt.loading.recipe import AssetRecord, check_asset
 
 FORMAT = 1
 MAX_TEXT = 4096
-MAX_NUMBER = 1e15  # NaN is not below it either
+MAX_NUMBER = 1e15  # also refuses NaN, which is not below it
 MAX_ENTRIES, MAX_DEPTH = 1000, 4  # of the recipe
-_WRITTEN = (
+_DESCRIPTION = (
     *("format", "name", "tags", "adapter", "encoder", "references", "recipe"),
     *("hash", "created", "version"),
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Style:
-    """One style of a library. `tensors` are not read before they are asked for."""
+    """One style of a library. Its `tensors` are read when they are used."""
 
     name: str
     tags: tuple[str, ...]
     adapter: AssetRecord
-    """`hash` is the projector's fingerprint; `spec` has variant, host, feature and its width."""
+    """`hash` is the projector's fingerprint; `spec` has variant, host, feature and its size."""
     encoder: AssetRecord | None
-    """None for a style that was made of ready-made features."""
+    """None for a style that was made from features."""
     references: tuple[AssetRecord, ...]
-    """File names, without folders, and what the files held."""
+    """File names without folders, and hashes of the files."""
     recipe: Mapping[str, Any]
-    """How it was encoded: fusion, weights, preparation ...; of a mix, the shares."""
+    """How it was encoded: fusion, weights, framing ...; for a mix, the shares."""
     hash: str
-    """sha256 over tokens and null tokens."""
+    """SHA-256 of tokens and null tokens."""
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     version: str = __version__
     format: int = FORMAT
@@ -56,7 +56,7 @@ class Style:
             check_asset("encoder", self.encoder)
         _check_plain("recipe", self.recipe)
         _check_text("hash", self.hash, "[0-9a-f]{64}", "64 hex digits")
-        _check_text("version", self.version, r"[\w.+-]{1,40}", "the number of a version")
+        _check_text("version", self.version, r"[\w.+-]{1,40}", "a version number")
         _check_time(self.created)
 
     @property
@@ -65,59 +65,72 @@ class Style:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Number and width of the tokens."""
+        """Number and size of the tokens."""
         _, count, width = self.tensors["tokens"].shape
         return count, width
 
     @property
     def features(self) -> tuple[Weights, ...]:
-        """What the projector read, [n, ...], part by part; none where it was not kept."""
+        """The encoder features [n, ...] that the projector read, in one or two parts, if stored."""
         names = ("features", "features.0", "features.1")
         return tuple(self.tensors[name] for name in names if name in self.tensors)
 
-    def written(self) -> dict[str, Any]:
-        """What the file says of it, as JSON knows it."""
-        said = {name: getattr(self, name) for name in _WRITTEN}
-        said["adapter"] = asdict(self.adapter)
-        said["encoder"] = None if self.encoder is None else asdict(self.encoder)
-        said["references"] = [{"name": one.name, "hash": one.hash} for one in self.references]
-        return said | {"tags": list(self.tags), "recipe": dict(self.recipe)}
+    def __repr__(self) -> str:
+        tags = f", tags {', '.join(self.tags)}" if self.tags else ""
+        references = len(self.references)
+        count = "1 reference" if references == 1 else f"{references} references"
+        return f"Style({self.name!r}, {self.variant}, {count}{tags})"
+
+    def _repr_png_(self) -> bytes | None:
+        """The thumbnail, for notebooks."""
+        from imageprompt.library import thumbnail
+
+        picture = thumbnail.read(self)
+        return None if picture is None else thumbnail.image_bytes(picture, format="PNG")
+
+    def description(self) -> dict[str, Any]:
+        """The description in the file, as JSON."""
+        found = {name: getattr(self, name) for name in _DESCRIPTION}
+        found["adapter"] = asdict(self.adapter)
+        found["encoder"] = None if self.encoder is None else asdict(self.encoder)
+        found["references"] = [{"name": one.name, "hash": one.hash} for one in self.references]
+        return found | {"tags": list(self.tags), "recipe": dict(self.recipe)}
 
     def as_dict(self) -> dict[str, Any]:
-        """All there is to tell about it, for --json."""
+        """Everything about the style, as JSON."""
         tensors = {name: list(stored.shape) for name, stored in sorted(self.tensors.items())}
-        return self.written() | {"path": str(self.path), "tensors": tensors}
+        return self.description() | {"path": str(self.path), "tensors": tensors}
 
 
-def style_of(said: Mapping[str, Any], **more: Any) -> Style:
-    """From what a file says. Raises ValueError with the rule that is broken."""
-    if said.get("format") != FORMAT:
-        raise ValueError(f"format {said.get('format')!r:.40}; this version reads {FORMAT}")
-    if odd := sorted(set(said) ^ set(_WRITTEN)):
-        what = "has an unknown" if odd[0] in said else "lacks the"
-        raise ValueError(f"its description {what} key {odd[0]!r:.60}")
-    if not isinstance(said["references"], list) or len(said["references"]) > MAX_ENTRIES:
-        raise ValueError(f"its references are no list of at most {MAX_ENTRIES}")
-    encoder = said["encoder"]
-    read = dict(said) | {
-        "adapter": _source(said["adapter"]),
-        "encoder": None if encoder is None else _source(encoder),
-        "references": tuple(_source(entry) for entry in said["references"]),
+def style_from_description(data: Mapping[str, Any], **more: Any) -> Style:
+    """The style that a file describes. Raises ValueError with the rule that is broken."""
+    if data.get("format") != FORMAT:
+        raise ValueError(f"format {data.get('format')!r:.40}; this version reads {FORMAT}")
+    if wrong := sorted(set(data) ^ set(_DESCRIPTION)):
+        what = "has an unknown" if wrong[0] in data else "lacks the"
+        raise ValueError(f"its description {what} key {wrong[0]!r:.60}")
+    if not isinstance(data["references"], list) or len(data["references"]) > MAX_ENTRIES:
+        raise ValueError(f"its references are not a list of at most {MAX_ENTRIES} entries")
+    encoder = data["encoder"]
+    read = dict(data) | {
+        "adapter": _record(data["adapter"]),
+        "encoder": None if encoder is None else _record(encoder),
+        "references": tuple(_record(entry) for entry in data["references"]),
     }
     try:
-        read["tags"] = checked_tags(said["tags"])
+        read["tags"] = checked_tags(data["tags"])
         return Style(**{**read, **more})
     except OptionError as error:
         raise ValueError(f"{error.what}: {error.reason}") from None
 
 
-def _source(value: object) -> AssetRecord:
+def _record(value: object) -> AssetRecord:
     if not isinstance(value, dict) or not {"name", "hash"} <= set(value) <= {
         "name",
         "hash",
         "spec",
     }:
-        raise ValueError("an ingredient of it is no object with name and hash")
+        raise ValueError("its description has an entry without name and hash")
     return AssetRecord(**value)
 
 
@@ -131,11 +144,11 @@ def _check_adapter(adapter: AssetRecord) -> None:
     check_asset("adapter", adapter)
     _check_plain("adapter", adapter.spec)
     if not isinstance(adapter.spec.get("variant"), str):
-        raise OptionError("adapter", reason="its variant is not told")
+        raise OptionError("adapter", reason="no variant")
 
 
 def _check_plain(name: str, value: object, depth: int = 0) -> None:
-    """Numbers, texts, and lists and mappings of these, none of them without end."""
+    """Accepts numbers, texts, and lists and mappings of these, all bounded."""
     if isinstance(value, Mapping | list | tuple) and depth < MAX_DEPTH:
         if len(value) > MAX_ENTRIES:
             raise OptionError(name, reason=f"more than {MAX_ENTRIES} entries")
@@ -145,18 +158,16 @@ def _check_plain(name: str, value: object, depth: int = 0) -> None:
                 _check_plain(name, value[entry], depth + 1)
     elif isinstance(value, str):
         if len(value) > MAX_TEXT or not value.isprintable():
-            raise OptionError(
-                name, reason=f"not a text of at most {MAX_TEXT} characters to be shown"
-            )
+            raise OptionError(name, reason=f"not a printable text of at most {MAX_TEXT} characters")
     elif value is not None and not (isinstance(value, int | float) and abs(value) <= MAX_NUMBER):
         raise OptionError(
             f"{name} {value!r:.60}", reason="not a number, a text, or a list of these"
         )
 
 
-def _check_text(name: str, value: object, pattern: str, rule: str) -> None:
+def _check_text(name: str, value: object, pattern: str, expected: str) -> None:
     if not isinstance(value, str) or not re.fullmatch(pattern, value, re.ASCII):
-        raise OptionError(f"{name} {value!r:.60}", reason=f"not {rule}")
+        raise OptionError(f"{name} {value!r:.60}", reason=f"not {expected}")
 
 
 def _check_time(value: object) -> None:

@@ -1,4 +1,4 @@
-"""Style files: safetensors that say what they hold; read with suspicion, written whole or not."""
+"""Style files: safetensors with a description; checked when read, written atomically."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from imageprompt.checkpoint.write.storage import tensor_of
 from imageprompt.checkpoint.write.writer import write_safetensors
 from imageprompt.core.atomic_files import write_atomically
 from imageprompt.core.errors import AdapterFileError, OptionError, PromptError
-from imageprompt.library.style import Style, style_of
+from imageprompt.library.style import Style, style_from_description
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,58 +26,59 @@ if TYPE_CHECKING:
 
 SUFFIX = ".safetensors"
 KIND = "image-style"
-MAX_ABOUT = 256_000  # bytes of the description
+MAX_DESCRIPTION = 256_000  # bytes
 MAX_THUMBNAIL = 512 * 1024  # bytes
-_AGAIN = "Get the file again, or add the style anew."
+_HINT = "Get the file again, or add the style again."
 _FLOATS = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
-class _Rule:
-    """What a tensor of a style file may be: the most of every dimension, `least` of which it has
-    at least; and bytes."""
+class _TensorLimit:
+    """The largest size of each dimension, the fewest dimensions, the most bytes, and the dtypes."""
 
-    most: tuple[int, ...]
-    least: int
+    largest: tuple[int, ...]
+    min_ndim: int
     nbytes: int
     dtypes: tuple[str, ...] = _FLOATS
 
     def allows(self, tensor: Weights) -> bool:
         return (
             tensor.dtype in self.dtypes
-            and self.least <= len(tensor.shape) <= len(self.most)
-            and all(1 <= size <= high for size, high in zip(tensor.shape, self.most, strict=False))
+            and self.min_ndim <= len(tensor.shape) <= len(self.largest)
+            and all(
+                1 <= size <= high for size, high in zip(tensor.shape, self.largest, strict=False)
+            )
             and tensor.nbytes <= self.nbytes
         )
 
     def __str__(self) -> str:
-        sizes = ", ".join(f"1..{high}" if high > 1 else "1" for high in self.most)
+        sizes = ", ".join(f"1..{high}" if high > 1 else "1" for high in self.largest)
         return f"at most [{sizes}] of {' or '.join(self.dtypes)}, {self.nbytes / 2**20:g} MiB"
 
 
-_TOKENS = _Rule((1, 4096, 16_384), 3, 64 * 2**20)
-_FEATURES = _Rule((1000, 16_384, 16_384, 16_384), 2, 256 * 2**20)
-_RULES: Mapping[str, _Rule] = {
+_TOKENS = _TensorLimit((1, 4096, 16_384), 3, 64 * 2**20)
+_FEATURES = _TensorLimit((1000, 16_384, 16_384, 16_384), 2, 256 * 2**20)
+_LIMITS: Mapping[str, _TensorLimit] = {
     "tokens": _TOKENS,
     "null_tokens": _TOKENS,
     "features": _FEATURES,
     "features.0": _FEATURES,
     "features.1": _FEATURES,
-    "embedding": _Rule((1000, 16_384), 2, 64 * 2**20),
-    "thumbnail": _Rule((MAX_THUMBNAIL,), 1, MAX_THUMBNAIL, ("U8",)),
+    "embedding": _TensorLimit((1000, 16_384), 2, 64 * 2**20),
+    "thumbnail": _TensorLimit((MAX_THUMBNAIL,), 1, MAX_THUMBNAIL, ("U8",)),
 }
 
 
 @dataclass(frozen=True)
-class Held:
-    """A tensor in memory, in the words of files."""
+class StoredBytes:
+    """A tensor in memory, as files store it."""
 
     dtype: str
     shape: tuple[int, ...]
     content: bytes
 
     @classmethod
-    def of(cls, tensor: Tensor) -> Held:
+    def of(cls, tensor: Tensor) -> StoredBytes:
         import torch
 
         whole = tensor.detach().cpu().contiguous()
@@ -93,17 +94,17 @@ class Held:
         return (whole[start : start + size] for start in range(0, len(whole), size))
 
 
-def held_features(features: Group | None) -> dict[str, Held]:
-    """Features of one prompt by the names that a file gives them; none for None."""
+def features_to_tensors(features: Group | None) -> dict[str, StoredBytes]:
+    """The features of one prompt, by their names in a file."""
     if features is None:
         return {}
     if isinstance(features, tuple):
-        return {f"features.{i}": Held.of(part) for i, part in enumerate(features)}
-    return {"features": Held.of(features)}
+        return {f"features.{i}": StoredBytes.of(part) for i, part in enumerate(features)}
+    return {"features": StoredBytes.of(features)}
 
 
 def features_of(style: Style) -> Group | None:
-    """Back from `held_features`; None where none were kept."""
+    """The features of a style; None if they are not stored."""
     parts = tuple(tensor_of(stored) for stored in style.features)
     if "features" in style.tensors:
         return parts[0]
@@ -111,93 +112,95 @@ def features_of(style: Style) -> Group | None:
 
 
 def token_hash(tensors: Mapping[str, Weights]) -> str:
-    """What a style is known by: sha256 over its tokens and null tokens."""
+    """The identity of a style: SHA-256 of its tokens and null tokens."""
     named = ("tokens", "null_tokens")
     return full_hash({name: tensors[name] for name in named if name in tensors})
 
 
 def read_style(path: Path, name: str | None = None) -> Style:
-    """What a style's file says, its tensors still unread; `name` in place of the file's own.
+    """The style in a file, its tensors not read yet; `name` replaces the file's own.
 
-    Raises NotFoundError, and PromptError for a file that is no style, too large or inconsistent.
+    Raises NotFoundError, and PromptError for a file that is not a style, too large or inconsistent.
     """
     try:
         source = open_file(path)
-        about = _about(source)
+        description = _description(source)
     except AdapterFileError as error:
         _refuse(path, error.reason.removeprefix("not an adapter file: "))
     for key, tensor in source.tensors.items():
-        if key not in _RULES or not _RULES[key].allows(tensor):
-            rule = _RULES.get(key, "not part of a style")
-            _refuse(path, f"its tensor {key!r:.60} is {list(tensor.shape)}, {tensor.dtype}: {rule}")
+        if key not in _LIMITS or not _LIMITS[key].allows(tensor):
+            limit = _LIMITS.get(key, "not part of a style")
+            _refuse(
+                path, f"its tensor {key!r:.60} is {list(tensor.shape)}, {tensor.dtype}: {limit}"
+            )
     if fault := _inconsistent(source.tensors):
         _refuse(path, fault)
     try:
         named = {} if name is None else {"name": name}
-        return style_of(about, **named, path=path, tensors=source.tensors)
+        return style_from_description(description, **named, path=path, tensors=source.tensors)
     except ValueError as error:
         _refuse(path, str(error))
 
 
 def write_style(path: Path, style: Style) -> Style:
-    """Write it, tensors and all, in place of what was there; returns the style as read again.
+    """Write the style, replacing the file; returns it as read back.
 
-    Raises OptionError where it would break a rule of reading, before anything is written.
+    Raises OptionError, before anything is written, if it exceeds a limit of reading.
     """
     for key, tensor in style.tensors.items():
-        if not _RULES[key].allows(tensor):
+        if not _LIMITS[key].allows(tensor):
             raise OptionError(
                 f"style {style.name!r}: {key} of shape {list(tensor.shape)} in {tensor.dtype}",
-                reason=f"a style file keeps {_RULES[key]}",
+                reason=f"a style file stores {_LIMITS[key]}",
                 hint="Use fewer references.",
             )
-    about = json.dumps(style.written(), ensure_ascii=False)
+    description = json.dumps(style.description(), ensure_ascii=False)
     with write_atomically(path) as temporary:
-        write_safetensors(temporary, style.tensors, {"kind": KIND, "style": about})
+        write_safetensors(temporary, style.tensors, {"kind": KIND, "style": description})
     return read_style(path)
 
 
 def check_whole(style: Style) -> Style:
-    """Read everything: finite, and the tokens that it is known by. Raises PromptError."""
+    """Read and check all tensors; returns the style. Raises PromptError."""
     check_tokens(style)
     for key, tensor in style.tensors.items():
         if not finite(tensor):
-            _refuse(style.path, f"its {key} are not all finite numbers")
+            _refuse(style.path, f"its {key} have values that are not finite")
     return style
 
 
 def check_tokens(style: Style) -> None:
-    """The part of `check_whole` that a picture depends on."""
+    """Check the tokens only, which generation reads. Raises PromptError."""
     tokens = {key: style.tensors[key] for key in ("tokens", "null_tokens") if key in style.tensors}
     try:
         if not all(finite(tensor) for tensor in tokens.values()):
-            _refuse(style.path, "its tokens are not all finite numbers")
+            _refuse(style.path, "its tokens have values that are not finite")
         if token_hash(tokens) != style.hash:
-            _refuse(style.path, "its tokens are not those that it was written with")
-    except AdapterFileError as error:  # it changed, or went away, after it was opened
+            _refuse(style.path, "its tokens do not match its hash")
+    except AdapterFileError as error:  # the file changed or was deleted after it was opened
         _refuse(style.path, error.reason)
 
 
 def in_memory(style: Style) -> Style:
-    """With all tensors read, so that it no longer depends on its file."""
-    kept = {
-        key: Held(tensor.dtype, tensor.shape, b"".join(map(bytes, tensor.chunks())))
+    """The style with all tensors read, independent of its file."""
+    tensors = {
+        key: StoredBytes(tensor.dtype, tensor.shape, b"".join(map(bytes, tensor.chunks())))
         for key, tensor in style.tensors.items()
     }
-    return replace(style, tensors=kept)
+    return replace(style, tensors=tensors)
 
 
-def _about(source: Source) -> dict[str, Any]:
+def _description(source: Source) -> dict[str, Any]:
     if source.container != "safetensors" or source.metadata.get("kind") != KIND:
-        _refuse(source.path, "it does not say that it is one")
+        _refuse(source.path, "its metadata does not say so")
     text = source.metadata.get("style", "").encode()
-    if len(text) > MAX_ABOUT:
-        _refuse(source.path, f"its description is longer than {MAX_ABOUT // 1000} kB")
+    if len(text) > MAX_DESCRIPTION:
+        _refuse(source.path, f"its description is longer than {MAX_DESCRIPTION // 1000} kB")
     return parse_table(source.path, text, "description")
 
 
 def _inconsistent(tensors: Mapping[str, Weights]) -> str:
-    """What does not go together; "" if all does."""
+    """Why these tensors do not form a style; "" if they do."""
     tokens, null = tensors.get("tokens"), tensors.get("null_tokens")
     if tokens is None:
         return "it has no tokens"
@@ -205,11 +208,11 @@ def _inconsistent(tensors: Mapping[str, Weights]) -> str:
         return f"its null tokens are {list(null.shape)}, its tokens {list(tokens.shape)}"
     parts = {key for key in tensors if key.startswith("features")}
     if parts not in (set(), {"features"}, {"features.0", "features.1"}):
-        return "its features are not whole"
+        return "its features are incomplete"
     if len({tensors[key].shape[0] for key in parts}) > 1:
-        return "its features are of different numbers of references"
+        return "its features have different numbers of references"
     return ""
 
 
-def _refuse(path: Path, why: str) -> NoReturn:
-    raise PromptError(str(path), reason=f"not a style file: {why}", hint=_AGAIN) from None
+def _refuse(path: Path, reason: str) -> NoReturn:
+    raise PromptError(str(path), reason=f"not a style file: {reason}", hint=_HINT) from None
