@@ -1,14 +1,15 @@
 """The parts of README.md and of docs/ that are made from the code.
 
-`python dev/generated_docs.py` rewrites README.md between its marks; `--check` only compares. The
-pages of docs/ hold the same marks and are filled in while Sphinx reads them (docs/conf.py), so that
-nothing generated is committed there.
+`python dev/generated_docs.py` rewrites README.md and docs/training.md between their marks;
+`--check` only compares. Other pages of docs/ hold the same marks and are filled in while Sphinx
+reads them (docs/conf.py).
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import importlib
 import inspect
 import io
@@ -19,7 +20,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "imageprompt"
@@ -55,6 +56,35 @@ def variants_table() -> str:
         row = (variant.name, variant.summary, f"`{variant.feature}`", variant.null_rule)
         rows.append(f"| {' | '.join(row)} |")
     return "\n".join(rows)
+
+
+def training_keys() -> str:
+    """One row per key of a training config, nested ones by their dotted name."""
+    from imageprompt.training.config.config import TrainingConfig
+
+    rows = [f"| `{name}` | {default} | {help_} |" for name, default, help_ in _keys(TrainingConfig)]
+    return "\n".join(["| key | default | what it is |", "|---|---|---|", *rows])
+
+
+def _keys(kind: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    from imageprompt.core.schema import options
+
+    for field in options(kind):
+        nested = dataclasses.is_dataclass(field.default)
+        blank = nested or field.default in (None, (), dataclasses.MISSING)
+        default = "" if blank else f"`{_as_yaml(field.default)}`"
+        default = "required" if field.default is dataclasses.MISSING else default
+        choices = get_args(field.type) if get_origin(field.type) is Literal else ()
+        help_ = field.option.help + (f" ({', '.join(choices)})" if choices else "")
+        yield f"{prefix}{field.name}", default, help_.replace("|", r"\|")
+        if nested:
+            yield from _keys(type(field.default), f"{field.name}.")
+
+
+def _as_yaml(value: object) -> str:
+    text = f"[{', '.join(map(_as_yaml, value))}]" if isinstance(value, tuple) else str(value)
+    text = {"True": "true", "False": "false", "": '""'}.get(text, text)
+    return re.sub(r"e-0(\d)$", r"e-\1", text)
 
 
 # ── room map ────────────────────────────────────────────────────────────────────────────────────
@@ -245,11 +275,14 @@ def _errors() -> list[str]:
 PARTS: dict[str, Callable[[], str]] = {
     "hosts": hosts_table,
     "variants": variants_table,
+    "training keys": training_keys,
     "room map": room_map,
     "floors": floors,
     "commands": command_reference,
     "python": python_reference,
 }
+
+COMMITTED = ("README.md", "docs/training.md")  # read without a build, so their parts are committed
 
 
 def render(text: str) -> str:
@@ -267,12 +300,14 @@ def render(text: str) -> str:
 
 
 def main() -> int:
-    path = ROOT / "README.md"
-    before = path.read_text("utf-8")
-    after = render(before)
+    pages = {ROOT / name: (ROOT / name).read_text("utf-8") for name in COMMITTED}
+    outdated = {page: new for page, old in pages.items() if (new := render(old)) != old}
     if "--check" in sys.argv:
-        return int(before != after)
-    path.write_text(after, "utf-8")
+        for page in outdated:
+            print(f"{page.relative_to(ROOT)}: run python dev/generated_docs.py", file=sys.stderr)
+        return int(bool(outdated))
+    for page, text in outdated.items():
+        page.write_text(text, "utf-8")
     return 0
 
 

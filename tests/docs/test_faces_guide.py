@@ -1,9 +1,8 @@
-"""docs/faces.md keeps its word: its commands and Python run, with a stand-in for insightface."""
+"""docs/faces.md: its commands and Python run, with a stand-in for insightface."""
 
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,20 @@ import torch
 
 import imageprompt as ip
 from face_finder import embedding, install, picture
+from guides import DOCS, blocks, commands
 from imageprompt import cli
 from imageprompt.variants import VARIANTS
 from tiny_stack import make_pipeline
 
-GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "faces.md").read_text()
-COMMANDS = [
-    shlex.split(line)
-    for block in re.findall(r"```sh\n(.*?)```", GUIDE, re.DOTALL)
-    for line in block.splitlines()
-]
-PYTHON = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+PAGE = DOCS / "faces.md"
+GUIDE = PAGE.read_text("utf-8")
+COMMANDS = commands(PAGE)
+PYTHON = blocks(PAGE, "python")
 
 
 @pytest.fixture
 def pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What a reader of the guide has: a base, an encoder, files of adapters, a pack, pictures."""
+    """What a reader of the guide has: a base, an encoder, adapter files, a model pack, pictures."""
     install(monkeypatch)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -51,33 +48,32 @@ def pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_commands_and_snippets(pipe: Any) -> None:
-    ours = [command[1:] for command in COMMANDS if command[0] == "imageprompt"]
-    names = [command[0] for command in ours]
+    names = [command[0] for command in COMMANDS]
     assert names == ["faces", "faces", "generate", "generate", "convert"]
-    for command in ours:
+    for command in COMMANDS:
         assert cli.main(command) == 0
     assert len(list(Path("outputs").glob("*.png"))) == 2
     assert ip.Adapter.load("face.safetensors").spec.variant == "faceid-plus-v2"
-    known: dict[str, Any] = {"pipe": pipe}
+    names_in_scope: dict[str, Any] = {"pipe": pipe}
     assert len(PYTHON) == 2
     for block in PYTHON:
-        exec(block, known)
-    assert len(known["pictures"]) == 2
-    assert not known["adapter"].attached
+        exec(block, names_in_scope)
+    assert len(names_in_scope["pictures"]) == 2
+    assert not names_in_scope["adapter"].attached
 
 
 def test_the_table_is_that_of_the_variants() -> None:
     rows = re.findall(r"^\| (`.+?) \|(.+?)\|(.+?)\|(.+?)\|", GUIDE, re.M)
-    told = {
+    in_guide = {
         name: (tokens.strip(), lora.strip())
         for names, _, tokens, lora in rows
         for name in re.findall(r"`([a-z0-9-]+)`", names)
     }
-    known = {variant.name for variant in VARIANTS if variant.feature.reads_faces}
-    assert set(told) == known
+    in_code = {variant.name for variant in VARIANTS if variant.feature.reads_faces}
+    assert set(in_guide) == in_code
     from imageprompt.checkpoint.identify.published import PUBLISHED
 
     for one in PUBLISHED:
-        if one.variant in told:
+        if one.variant in in_guide:
             has_lora = "yes" if one.variant.startswith("faceid") else "no"
-            assert told[one.variant] == (str(one.projector.tokens), has_lora)
+            assert in_guide[one.variant] == (str(one.projector.tokens), has_lora)

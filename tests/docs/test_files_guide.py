@@ -1,27 +1,26 @@
-"""docs/files.md keeps its word: its commands run, its tables name what there is."""
+"""docs/files.md: its commands run, and its tables name every layout and finding."""
 
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 
+from guides import DOCS, ROOT, commands
 from imageprompt import cli
 from imageprompt.checkpoint.formats import FORMATS
 from trainers import SAVERS, SITES, wrapper
 
-ROOT = Path(__file__).resolve().parents[2]
-GUIDE = (ROOT / "docs" / "files.md").read_text()
-BLOCKS = re.findall(r"```sh\n(.*?)```", GUIDE, re.DOTALL)
-COMMANDS = [shlex.split(line)[1:] for line in "".join(BLOCKS).splitlines()]
+PAGE = DOCS / "files.md"
+GUIDE = PAGE.read_text("utf-8")
+COMMANDS = commands(PAGE)
 CONVERTING = [command for command in COMMANDS if command[0] == "convert"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a reader of the guide has: a training's output, a base and an encoder."""
+    """What a reader of the guide has: the output of a training, a base and an encoder."""
     from transformers import CLIPVisionConfig
 
     root = tmp_path_factory.mktemp("guide")
@@ -46,14 +45,14 @@ def test_commands(command: list[str], folder: Path, monkeypatch: pytest.MonkeyPa
     assert cli.main(command) == 0
 
 
-def test_layouts_that_are_named_exist() -> None:
+def test_named_layouts_exist() -> None:
     named = set(re.findall(r"--to ([a-z]+)", GUIDE))
     assert named == {"bin"} | {layout.name for layout in FORMATS if layout.writable} - {"standard"}
 
 
-def test_findings_that_can_come_are_explained() -> None:
+def test_every_finding_is_explained() -> None:
     """Every code in the sources has a row, and every row a code."""
-    sources = "".join(p.read_text() for p in (ROOT / "src/imageprompt/checkpoint").glob("*.py"))
+    sources = "".join(p.read_text() for p in (ROOT / "src/imageprompt/checkpoint").rglob("*.py"))
     codes = set(re.findall(r'(?:Problem|_counted|_problem)\(\s*"([a-z-]+)"', sources))
     table = GUIDE.split("| finding |")[1].split("\n\n")[0]
     explained = set(re.findall(r"`([a-z-]+)`", "".join(re.findall(r"^\|[^|]*\|", table, re.M))))

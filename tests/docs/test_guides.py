@@ -31,7 +31,7 @@ RUN_BY = {
     "docs/training-data.md": "tests/docs/test_training_data_guide.py",
     "docs/training.md": "tests/docs/test_guides.py",
 }
-SHORT = ("--set", "steps=2", "--set", "warm_start_steps=2", "--set", "checkpoint_every=1")
+SHORT = ("--set", "steps=2", "--set", "warm_start_steps=10", "--set", "checkpoint_every=1")
 
 
 @pytest.fixture
@@ -61,9 +61,9 @@ def test_every_page_with_commands_has_a_test_that_runs_them() -> None:
 
 
 def test_start(folder: Path) -> None:
-    known = commands(DOCS / "start.md")
-    assert [command[0] for command in known] == ["doctor", "demo", "generate", "generate"]
-    for command in known:
+    steps = commands(DOCS / "start.md")
+    assert [command[0] for command in steps] == ["doctor", "demo", "generate", "generate"]
+    for command in steps:
         extra = ["--quick"] if command[0] == "doctor" else []
         assert cli.main([*command, *extra]) == 0, command
     first, again = (Image.open(folder / name / "0001.png") for name in ("out", "again"))
@@ -75,12 +75,18 @@ def test_start(folder: Path) -> None:
 def test_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The commands in their order, with a run of two steps; launchers are only compared."""
     text = "".join(blocks(DOCS / "training.md", "sh"))
-    known = commands(DOCS / "training.md")
-    names = [command[0] for command in known]
-    assert names == ["demo", "train", "train", "train", "train", "inspect"]
-    for command in known:
+    steps = commands(DOCS / "training.md")
+    assert [command[0] for command in steps] == [
+        "demo",
+        "train",
+        "train",
+        "train",
+        "train",
+        "inspect",
+    ]
+    for command in steps:
         if command[0] == "demo":
-            command = [*command, "--count", "60"]
+            command = [*command, "--num-scenes", "60"]
         elif "--example" in command:
             command = command[: command.index(">")]
         elif command[0] == "train":
@@ -116,10 +122,10 @@ def test_library_snippet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (snippet,) = blocks(DOCS / "library.md", "python")
     before = "library.mix("
     added = 'library.add("film", adapter, ["b.png"])\n'
-    known: dict[str, Any] = {"pipe": _Short(pipe)}
-    exec(compile(snippet.replace(before, added + before), "docs/library.md", "exec"), known)
-    assert known["image"].size == (64, 64)
-    assert known["found"].style.name
+    names: dict[str, Any] = {"pipe": _Short(pipe)}
+    exec(compile(snippet.replace(before, added + before), "docs/library.md", "exec"), names)
+    assert names["image"].size == (64, 64)
+    assert names["hit"].style.name
 
 
 class _Short:

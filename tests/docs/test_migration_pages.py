@@ -104,7 +104,8 @@ def test_invokeais_methods_select_the_same_sites() -> None:
                 entries = requested_scales(ip.Controls(preset=value, scale=1.0), sites)
                 chosen = {s.name for s, one in zip(sites, entries, strict=True) if one is not None}
             else:
-                numbers = site_scales(value, sites)
+                by_site = {name: float(n) for name, n in (e.split("=") for e in value.split(","))}
+                numbers = site_scales(by_site, sites)
                 chosen = {s.name for s, one in zip(sites, numbers, strict=True) if one}
             assert chosen == {s.name for s in sites if any(part in s.name for part in parts)}, (
                 method,
