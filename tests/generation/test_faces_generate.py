@@ -84,11 +84,15 @@ def refused() -> dict[str, tuple[dict[str, Any], type[Exception], str]]:
     return {
         "which of two": (me | {"adapter": plus}, AdapterFileError, "--variant faceid-plus-v2"),
         "no finder": (me | faceid, EncoderError, "--faces PACK"),
-        "no pack": (me | faceid | {"faces": "no-pack"}, NotFoundError, "none is fetched"),
+        "no pack": (me | faceid | {"faces": "no-pack"}, NotFoundError, "nothing is downloaded"),
         "no file": (faceid | {"face_embeddings": "none.npy"}, NotFoundError, "no such file"),
         "narrow": (faceid | {"face_embeddings": "narrow.npy"}, PictureError, r"\[511\]"),
         "nobody": (faceid | finder | {"reference": "nobody.png"}, PictureError, "no face was"),
-        "no second": (me | faceid | finder | {"face": 1}, PictureError, "it has 1, counted"),
+        "no second": (
+            me | faceid | finder | {"face": 1},
+            PictureError,
+            r"it has 1 face\(s\), counted from 0",
+        ),
         "no crops": (
             {"adapter": plus, "variant": "faceid-plus-v2", "face_embeddings": "me.npy"},
             PromptError,
@@ -105,9 +109,13 @@ def refused() -> dict[str, tuple[dict[str, Any], type[Exception], str]]:
         "an encoder": (
             me | faceid | finder | {"encoder": make_pipeline().image_encoder},
             EncoderError,
-            "embeddings of faces alone",
+            "reads only face embeddings",
         ),
-        "no mode": (me | {"adapter": "plus", "lora_mode": "fused"}, OptionError, "'live'"),
+        "no mode": (
+            me | {"adapter": "plus", "lora_mode": "fused"},
+            OptionError,
+            "lora mode 'fused': not live or merged",
+        ),
         "another variant": (me | faceid | {"variant": "plus"}, OptionError, "of variant faceid"),
     }
 

@@ -328,10 +328,10 @@ def test_what_is_shown_can_be_changed_in_a_repetition(tiny_bundled: Path, files:
     assert bits(again(averaged, files, image_prompt=saved)) == bits(alone)
     assert bits(again(averaged, files, reference=blue)) == bits(alone)
     more = again(averaged, files, preset="style and composition", composition=0.3)
-    assert more.recipe.shown[0].controls["composition"] == 0.3
-    assert again(more, files, preset="linear").recipe.shown[0].controls["composition"] is None
+    assert more.recipe.references[0].controls["composition"] == 0.3
+    assert again(more, files, preset="linear").recipe.references[0].controls["composition"] is None
     twice = again(words, files, reference=red, also=[Reference(reference=blue, adapter="base")])
-    assert [shown.adapter.name for shown in twice.recipe.shown] == ["plus", "base"]
+    assert [one.adapter.name for one in twice.recipe.references] == ["plus", "base"]
     with pytest.raises(errors.PictureError, match="no reference picture"):
         again(twice, files, reference=[], also=[])
 

@@ -463,7 +463,7 @@ def test_search_by_picture(
     assert results.skipped == ("elsewhere",)
     assert adapter.encoder.fingerprint in results.used
     opened = Image.open(pictures["green"])
-    assert filled.search(opened, encoder=adapter.encoder, limit=1).found == results.hits[:1]
+    assert filled.search(opened, encoder=adapter.encoder, limit=1).hits == results.hits[:1]
     with pytest.raises(EncoderError, match="needs the image encoder"):
         filled.search(str(pictures["green"]))
     with pytest.raises(ip.ImagePromptError, match=r"nowhere\.png.*no such file"):

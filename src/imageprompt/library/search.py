@@ -153,7 +153,7 @@ def embed_picture(picture: PictureSource, encoder: Any) -> tuple[Tensor, str]:
 
 def embed_text(text: str, text_encoder: Any, encoder: Any) -> tuple[Tensor, str]:
     """[1, E] in the image encoder's space, and that encoder's fingerprint. Raises EncoderError."""
-    from imageprompt.encoding.encoders.clip_text import open_text_encoder
+    from imageprompt.encoding.text_encoder import open_text_encoder
 
     opened = _open_encoder(encoder)
     return open_text_encoder(text_encoder, opened).embed([text]), opened.fingerprint
