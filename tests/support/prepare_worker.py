@@ -1,7 +1,7 @@
 """Builds caches in separate processes: one that has loaded everything forks the others.
 
-A line of standard input is JSON [data, cache, result]: a child is forked, its process id is printed,
-and the numbers of entries that it encoded are written to `result`.
+A line of standard input is JSON [data, cache, result]: a child is forked, its process id is
+printed, and the numbers of entries that it encoded are written to `result`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from imageprompt.training.cache import encode
 from imageprompt.training.cache.build import CacheReport, build_cache
 from imageprompt.training.cache.feature_extractors import FeatureExtractors
 from imageprompt.training.data import scan
-from imageprompt.training.data.views import PictureOptions
 from imageprompt.training.data.sources import open_data
+from imageprompt.training.data.views import PictureOptions
 from imageprompt.variants import VARIANTS
 from training_data import Parts
 

@@ -1,4 +1,4 @@
-"""prepare: once, resumable after any kill, shared by processes, honest about damage and disk."""
+"""build_cache: everything once, resumable after any kill, shared by processes; damage and disk."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save
 from test_train_data import assert_same, batches
 
 from imageprompt.core.errors import OptionError
+from imageprompt.encoding.images import open_image
 from imageprompt.training.cache import encode
 from imageprompt.training.cache.feature_extractors import FeatureExtractors
 from imageprompt.training.cache.store import CacheError, Store
@@ -53,13 +55,17 @@ def shards(cache: Path) -> dict[str, str]:
     }
 
 
+def entries_in(shard: Path) -> list[bytes]:
+    with safe_open(shard, framework="pt") as handle:
+        return sorted({name[:32].encode() for name in handle.keys()})  # noqa: SIM118
+
+
 def entries(cache: Path) -> Counter[str]:
     """How often every entry is there."""
     found: Counter[str] = Counter()
     for path in cache.rglob("*.safetensors"):
         if path.parts[-3] in ("moments", "text", "features"):
-            with safe_open(path, framework="pt") as handle:
-                found.update({f"{path.parts[-3]} {name[:32]}" for name in handle.keys()})  # noqa: SIM118
+            found.update(f"{path.parts[-3]} {entry.decode()}" for entry in entries_in(path))
     return found
 
 
@@ -141,7 +147,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_encoded(
 ) -> None:
     data = write_wide(tmp_path / "data", 6)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
-    with pytest.raises(OptionError, match="only 0.0 GB are free"):
+    with pytest.raises(OptionError, match=r"only 0\.0 GB are free"):
         run(parts, data, tmp_path / "cache")
     assert not shards(tmp_path / "cache")
 
@@ -155,13 +161,143 @@ def test_endless_crops_cannot_be_cached(parts: Parts, tmp_path: Path) -> None:
 
 def test_features_may_be_encoded_online(parts: Parts, tmp_path: Path) -> None:
     data, cache = write_wide(tmp_path / "data", 9, broken=[2]), tmp_path / "cache"
-    encoders = FeatureExtractors(parts, VARIANTS["plus"])
-    lean = open_dataset(str(data), str(cache), encoders, PICTURES, online=True)
+    extractors = FeatureExtractors(parts, VARIANTS["plus"])
+    lean = open_dataset(str(data), str(cache), extractors, PICTURES, online=True)
     assert not (cache / "features").exists()
-    live = open_dataset(str(data), None, encoders, PICTURES)
+    live = open_dataset(str(data), None, extractors, PICTURES)
     for one, other in zip(batches(lean), batches(live), strict=True):
         assert_same(one, other)
     torch.testing.assert_close(lean.null_features(), live.null_features())
+
+
+# ── opening ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each picture file is opened, by its name."""
+    found: Counter[str] = Counter()
+
+    def count(name: str) -> None:
+        original = getattr(open_image, name)
+
+        def counted(source: Any) -> Any:
+            found[Path(source).name] += 1
+            return original(source)
+
+        monkeypatch.setattr(open_image, name, counted)
+
+    count("open_picture")
+    count("open_with_hash")
+    return found
+
+
+def write_odd(folder: Path) -> Path:
+    """Twelve pictures; one is cut short, so is its copy and the reference of another."""
+    write_wide(folder, 12, broken=[4])
+    (folder / "twin.png").write_bytes((folder / "004.png").read_bytes())
+    (folder / "twin.txt").write_text("red")
+    (folder / "002.reference.png").write_bytes(picture_bytes(70))
+    (folder / "003.reference.png").write_bytes(picture_bytes(71)[:100])
+    return folder
+
+
+@pytest.mark.parametrize("variant", ["base", "plus"])
+def test_a_cold_build_opens_every_picture_once(
+    variant: str, parts: Parts, opened: Counter[str], tmp_path: Path
+) -> None:
+    data, cache = write_wide(tmp_path / "data", 12), tmp_path / "cache"
+    (data / "002.reference.png").write_bytes(picture_bytes(70))
+    run(parts, data, cache, variant=variant)
+    assert opened == dict.fromkeys([path.name for path in data.glob("*.png")], 1)
+    opened.clear()
+    run(parts, data, cache, variant=variant)
+    assert not opened
+    extractors = FeatureExtractors(parts, VARIANTS[variant])
+    batches(open_dataset(str(data), str(cache), extractors, PICTURES))
+    assert not opened
+
+
+def test_broken_pictures_are_found_while_encoding_and_not_opened_again(
+    parts: Parts, opened: Counter[str], tmp_path: Path
+) -> None:
+    data, cache = write_odd(tmp_path / "data"), tmp_path / "cache"
+    done = run(parts, data, cache, max_broken=0.4)
+    assert done.encoded["moments"] == 2 * 11  # 003 is whole itself
+    for name in ("004.png", "twin.png", "003.reference.png"):
+        assert sum(f"{name}'" in line for line in done.broken) == 1
+    assert len(done.broken) == 3
+    assert max(opened.values()) == 1
+    opened.clear()
+    again = run(parts, data, cache, max_broken=0.4)
+    assert again.broken == done.broken
+    assert sum(again.encoded.values()) == 0
+    assert not opened
+    assert again.index is not None
+    assert again.index.equals(done.index)
+
+
+def test_a_dry_run_decodes_every_picture_and_so_counts_exactly(
+    parts: Parts, opened: Counter[str], tmp_path: Path
+) -> None:
+    data, cache = write_odd(tmp_path / "data"), tmp_path / "cache"
+    said: list[str] = []
+    dry = run(parts, data, cache, max_broken=0.4, dry_run=True, log=said.append)
+    assert len(dry.broken) == 3
+    assert any("10 image features to encode" in line for line in said)
+    assert max(opened.values()) == 1
+    done = run(parts, data, cache, max_broken=0.4)
+    assert done.broken == dry.broken
+    assert done.encoded["features"] == 10
+
+
+def test_references_are_checked_where_features_are_encoded_online(
+    parts: Parts, opened: Counter[str], tmp_path: Path
+) -> None:
+    data, cache = write_odd(tmp_path / "data"), tmp_path / "cache"
+    done = run(parts, data, cache, max_broken=0.4, online=True)
+    assert sum("003.reference.png" in line for line in done.broken) == 1
+    assert opened["002.reference.png"] == 1
+    opened.clear()
+    run(parts, data, cache, max_broken=0.4, online=True)
+    assert not opened
+
+
+def test_training_without_a_cache_opens_a_picture_once_a_step(
+    parts: Parts, opened: Counter[str], tmp_path: Path
+) -> None:
+    data = write_wide(tmp_path / "data", 12)
+    live = open_dataset(str(data), None, FeatureExtractors(parts, VARIANTS["plus"]), PICTURES)
+    live.null_features()
+    batches(live, steps=4, size=3)  # one epoch
+    assert opened == dict.fromkeys([path.name for path in data.glob("*.png")], 1)
+
+
+def test_a_cache_of_an_earlier_version_is_valid(
+    parts: Parts, opened: Counter[str], tmp_path: Path
+) -> None:
+    """Its scan knew no column "decoded", and its moments were sharded by their own addresses."""
+    data, cache = write_odd(tmp_path / "data"), tmp_path / "cache"
+    done = run(parts, data, cache, max_broken=0.4)
+    for path in cache.glob("survey/*/*.safetensors"):
+        with safe_open(path, framework="pt") as handle:
+            columns = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            metadata = handle.metadata()
+        del columns["decoded"]
+        path.write_bytes(save(columns, metadata))
+    for path in cache.glob("moments/*/*.safetensors"):
+        store = Store(path.parent)
+        for entry in entries_in(path):
+            moments = store.read(entry, "moments").clone()
+            store.write(entry[:1].decode(), {entry: {"moments": moments}})
+        path.unlink()
+    opened.clear()
+    again = run(parts, data, cache, max_broken=0.4)
+    assert sum(again.encoded.values()) == 0
+    assert not opened
+    assert again.index is not None
+    assert again.index.equals(done.index)
+    assert run(parts, data, cache, max_broken=0.4, verify=True).damaged == []
 
 
 # ── damage ──────────────────────────────────────────────────────────────────────────────────────
@@ -172,10 +308,10 @@ def test_a_corrupt_shard_is_found_named_and_made_anew(
     damage: str, parts: Parts, tmp_path: Path
 ) -> None:
     data, cache = write_wide(tmp_path / "data", 20), tmp_path / "cache"
-    encoders = FeatureExtractors(parts, VARIANTS["plus"])
+    extractors = FeatureExtractors(parts, VARIANTS["plus"])
     run(parts, data, cache)
     whole = shards(cache)
-    good = batches(open_dataset(str(data), str(cache), encoders, PICTURES), 7)
+    good = batches(open_dataset(str(data), str(cache), extractors, PICTURES), 7)
     name = next(name for name in whole if name.startswith("moments"))
     path = cache / name
     content = bytearray(path.read_bytes())
@@ -187,16 +323,16 @@ def test_a_corrupt_shard_is_found_named_and_made_anew(
     if damage == "gone":
         path.unlink()
     if damage == "flipped":  # nothing tells it but the content: found when it is read
-        samples = open_dataset(str(data), str(cache), encoders, PICTURES)
+        samples = open_dataset(str(data), str(cache), extractors, PICTURES)
         with pytest.raises(CacheError, match=f"{path.name}.*damaged.*build-cache --verify"):
             batches(samples, 60)
         assert run(parts, data, cache).damaged == []
         done = run(parts, data, cache, verify=True)
         assert [path.name in line for line in done.damaged] == [True]
     else:  # seen when the cache is opened, and repaired there
-        open_dataset(str(data), str(cache), encoders, PICTURES)
+        open_dataset(str(data), str(cache), extractors, PICTURES)
     assert shards(cache) == whole
-    after = batches(open_dataset(str(data), str(cache), encoders, PICTURES), 7)
+    after = batches(open_dataset(str(data), str(cache), extractors, PICTURES), 7)
     for one, other in zip(good, after, strict=True):
         assert torch.equal(one.latents, other.latents)
         assert torch.equal(one.features, other.features)
