@@ -7,7 +7,7 @@ from pathlib import Path
 
 from imageprompt.core import bundled
 from imageprompt.core.atomic_files import write_atomically
-from imageprompt.demo.scenes import drawn
+from imageprompt.demo.datasets import draw_references
 from imageprompt.evaluation.probing import probe
 from imageprompt.hosts.contract import ROLES_KEY
 
@@ -17,12 +17,12 @@ def state_roles(folder: Path, count: int) -> dict[str, list[str]]:
 
     Where the measurement finds none, nothing is stated, and the place of a site decides.
     """
-    scenes = drawn(count)
+    drawn = draw_references(count)
     found = probe(
-        scenes.references,
+        drawn.pictures,
         base=folder,
         adapter=bundled.DEFAULT_ADAPTER,
-        prompt=scenes.texts,
+        prompt=drawn.texts,
         steps=bundled.STEPS,
         guidance_scale=bundled.GUIDANCE,
         batch_size=16,

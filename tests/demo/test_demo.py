@@ -13,20 +13,20 @@ from imageprompt.demo import judge, scenes, showcase
 
 
 class Oracle:
-    """Stands in for the judge: sees a red plain solid square on blue everywhere."""
+    """Stands in for the judge: sees a red plain solid square on blue in every picture."""
 
-    SEEN = scenes.Scene("square", "red", "solid", "blue", "plain").words()
+    LABELS = scenes.Scene("square", "red", "solid", "blue", "plain").words()
 
     @classmethod
-    def read(cls, pictures: list[Image.Image]) -> list[dict[str, str]]:
-        return [dict(cls.SEEN) for _ in pictures]
+    def classify(cls, pictures: list[Image.Image]) -> list[dict[str, str]]:
+        return [dict(cls.LABELS) for _ in pictures]
 
 
 @pytest.fixture
 def report(
     tiny_bundled: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> dict[str, object]:
-    monkeypatch.setattr(judge, "read", Oracle.read)
+    monkeypatch.setattr(judge, "classify", Oracle.classify)
     return showcase.run(tmp_path / "demo", seed=3, count=2, progress=False)
 
 
@@ -47,11 +47,11 @@ def test_a_run_leaves_sheet_pictures_and_recipe(
         assert scenes.draw(scene).tobytes() == Image.open(folder / row["reference"]).tobytes()
 
 
-def test_figures_are_counted_right(report: dict[str, object]) -> None:
+def test_figures_are_counted_correctly(report: dict[str, object]) -> None:
     rows = report["rows"]
     assert isinstance(rows, list)
     expected = {
-        name: round(sum(row["scene"][name] == Oracle.SEEN[name] for row in rows) / 2, 3)
+        name: round(sum(row["scene"][name] == Oracle.LABELS[name] for row in rows) / 2, 3)
         for name in scenes.ATTRIBUTES
     }
     assert report["match"] == {"words": expected, "picture": expected}
@@ -76,7 +76,7 @@ def test_json_is_all_that_is_printed(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(judge, "read", Oracle.read)
+    monkeypatch.setattr(judge, "classify", Oracle.classify)
     made = showcase.run(tmp_path, count=1, json=True, progress=False)
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(made))
 

@@ -1,4 +1,4 @@
-"""The drawn world: held-out pairs, captions that say what is asked, pictures that show it."""
+"""Drawn scenes: held-out pairs, captions that name what they should, pictures that show it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from imageprompt.demo import scenes
+from imageprompt.demo.datasets import draw_references
 
 PLAIN = scenes.Scene("square", "red", "solid", "blue", "plain")
 
@@ -90,3 +91,23 @@ def test_other_sizes_show_the_same_scene() -> None:
     small = scenes.render(PLAIN).astype(int)
     large = scenes.render(PLAIN, 128).reshape(64, 2, 64, 2, 3).mean((1, 3))
     assert np.abs(small - large).mean() < 1
+
+
+def test_drawn_references_show_what_their_texts_leave_open() -> None:
+    """Texts name the shape, or the look, and always another word than the reference shows."""
+    drawn = draw_references(8, seed=3)
+    chosen = list(islice(scenes.stream("test", seed=20_003), 8))
+    assert [p.tobytes() for p in drawn.pictures] == [scenes.draw(s).tobytes() for s in chosen]
+    for index, (scene, text, expected) in enumerate(
+        zip(chosen, drawn.texts, drawn.expected, strict=True)
+    ):
+        named = {"shape"} if index % 4 < 2 else set(scenes.ATTRIBUTES) - {"shape"}
+        assert expected == {n: w for n, w in scene.words().items() if n not in named}
+        if named == {"shape"}:
+            (shape,) = set(text.split()) & set(scenes.SHAPES)
+            assert shape != scene.shape
+            assert text == f"a {shape}"
+        else:
+            assert text.split()[1] != scene.texture
+            assert "shape" in text.split()
+    assert draw_references(8, seed=3).texts == drawn.texts

@@ -42,9 +42,9 @@ def adapter(request: pytest.FixtureRequest, folder: Path, pipe: Any) -> Iterator
     loaded.detach()
 
 
-def shares(found: list[dict[str, str]], wanted: list[dict[str, str]]) -> dict[str, float]:
+def shares(found: list[dict[str, str]], expected: list[dict[str, str]]) -> dict[str, float]:
     return {
-        name: sum(f[name] == w[name] for f, w in zip(found, wanted, strict=True)) / len(found)
+        name: sum(f[name] == e[name] for f, e in zip(found, expected, strict=True)) / len(found)
         for name in scenes.ATTRIBUTES
     }
 
@@ -102,14 +102,14 @@ def test_every_caption_word_is_one_token(pipe: Any) -> None:
 
 def test_the_judge_reads_renders() -> None:
     fresh = list(islice(scenes.stream("test", seed=901), 200))
-    found = judge.read([scenes.draw(scene) for scene in fresh])
+    found = judge.classify([scenes.draw(scene) for scene in fresh])
     assert min(shares(found, [scene.words() for scene in fresh]).values()) >= 0.985
 
 
 @pytest.mark.slow
 def test_text_alone_draws_what_it_says(pipe: Any, drawn: list[scenes.Scene]) -> None:
-    painted = pipeline.paint(pipe, [scenes.caption(scene) for scene in drawn], range(COUNT))
-    found = shares(judge.read(painted), [scene.words() for scene in drawn])
+    pictures = pipeline.sample(pipe, [scenes.caption(scene) for scene in drawn], range(COUNT))
+    found = shares(judge.classify(pictures), [scene.words() for scene in drawn])
     assert min(found.values()) >= 0.8, found
 
 
@@ -117,13 +117,13 @@ def test_text_alone_draws_what_it_says(pipe: Any, drawn: list[scenes.Scene]) -> 
 def test_a_reference_comes_across(pipe: Any, adapter: Any, drawn: list[scenes.Scene]) -> None:
     references = [scenes.draw(scene) for scene in drawn]
     prompts = ["a shape"] * COUNT
-    painted = pipeline.paint(pipe, prompts, range(COUNT), adapter=adapter, references=references)
-    found = shares(judge.read(painted), [scene.words() for scene in drawn])
+    pictures = pipeline.sample(pipe, prompts, range(COUNT), adapter=adapter, references=references)
+    found = shares(judge.classify(pictures), [scene.words() for scene in drawn])
     assert min(found.values()) >= 0.75, found
-    control = pipeline.paint(
+    control = pipeline.sample(
         pipe, prompts, range(COUNT), adapter=adapter, references=references, scale=0.0
     )
-    chance = shares(judge.read(control), [scene.words() for scene in drawn])
+    chance = shares(judge.classify(control), [scene.words() for scene in drawn])
     assert all(found[name] > chance[name] for name in ("shape", "colour", "texture", "background"))
-    words = pipeline.paint(pipe, prompts, range(COUNT))
+    words = pipeline.sample(pipe, prompts, range(COUNT))
     assert [a.tobytes() for a in words] == [b.tobytes() for b in control]

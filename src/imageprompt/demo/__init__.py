@@ -1,1 +1,1 @@
-"""The bundled tiny stack: its world, its weights, what shows it and what builds it."""
+"""The bundled tiny stack: the scenes it draws, its weights, its judge and its showcase."""

@@ -1,4 +1,4 @@
-"""The independent judge: a small classifier that reads the five words off a picture."""
+"""The independent judge: a small classifier that names the five attributes of a picture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WEIGHTS = Path(__file__).parent / "stack" / "judge.safetensors"
 
 
 class Judge(nn.Module):
-    """Eight convolutions and a small head; knows nothing of the generator or its encoders."""
+    """Eight convolutions and a small head, trained apart from the generator and its encoders."""
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
@@ -55,8 +55,8 @@ def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:
 
 
 @cache
-def load(path: Path = WEIGHTS) -> Judge:
-    """The bundled judge (stored as fp16, run in fp32)."""
+def load_judge(path: Path = WEIGHTS) -> Judge:
+    """The bundled judge (stored in float16, run in float32)."""
     from safetensors.torch import load_file
 
     model = Judge()
@@ -64,16 +64,16 @@ def load(path: Path = WEIGHTS) -> Judge:
     return model.eval().requires_grad_(False)
 
 
-def read(pictures: Sequence[Image.Image], judge: Judge | None = None) -> list[dict[str, str]]:
-    """The five words that the judge sees in each picture."""
-    model = judge or load()
-    found: list[dict[str, str]] = []
+def classify(pictures: Sequence[Image.Image], judge: Judge | None = None) -> list[dict[str, str]]:
+    """The word for each attribute that the judge sees in each picture."""
+    model = judge or load_judge()
+    labels: list[dict[str, str]] = []
     for start in range(0, len(pictures), 64):
         with torch.no_grad():
             logits = model(to_tensor(pictures[start : start + 64]))
         choices = torch.stack([part.argmax(1) for part in logits], dim=1).tolist()
-        found += [
+        labels += [
             {name: VOCABULARY[name][index] for name, index in zip(ATTRIBUTES, row, strict=True)}
             for row in choices
         ]
-    return found
+    return labels

@@ -1,4 +1,4 @@
-"""Loads the bundled tiny stack and paints batches with it, each picture with a seed of its own."""
+"""Load the bundled tiny stack and sample batches of pictures, each with its own seed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-__all__ = ["GUIDANCE", "STEPS", "folder", "load_pipeline", "paint"]
-
 BATCH = 16
 
 
 def load_pipeline(dtype: torch.dtype | None = None, device: str | None = None) -> Any:
-    """The bundled stack as a plain StableDiffusionPipeline (fp32 on the CPU unless told)."""
+    """The bundled stack as a plain StableDiffusionPipeline (default: float32 on the CPU)."""
     import torch
     from diffusers import StableDiffusionPipeline
 
@@ -26,7 +24,7 @@ def load_pipeline(dtype: torch.dtype | None = None, device: str | None = None) -
     return pipe.to(device or "cpu")
 
 
-def paint(
+def sample(
     pipe: Any,
     prompts: Sequence[str],
     seeds: Sequence[int],
@@ -36,31 +34,31 @@ def paint(
     scale: Any = 1.0,
     steps: int = STEPS,
     guidance: float = GUIDANCE,
-    after: Callable[[int], None] | None = None,
+    on_pictures: Callable[[int], object] | None = None,
 ) -> list[Image.Image]:
-    """One picture per prompt; with `adapter`, each with its own reference.
+    """One picture for each prompt; with an (attached) `adapter`, each with its own reference.
 
-    `after` is told how many pictures each batch has brought.
+    `on_pictures` is called with the number of pictures of each finished batch.
     """
     import torch
 
-    painted: list[Image.Image] = []
+    pictures: list[Image.Image] = []
     for start in range(0, len(prompts), BATCH):
-        chosen = slice(start, start + BATCH)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds[chosen]]
+        batch = slice(start, start + BATCH)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[batch]]
         options = {
-            "prompt": list(prompts[chosen]),
+            "prompt": list(prompts[batch]),
             "generator": generators,
             "num_inference_steps": steps,
             "guidance_scale": guidance,
         }
         if adapter is None or references is None:
-            found = pipe(**options).images
+            images = pipe(**options).images
         else:
-            prompt = adapter.encode([[reference] for reference in references[chosen]])
+            prompt = adapter.encode([[reference] for reference in references[batch]])
             with adapter.use(prompt, scale=scale):
-                found = pipe(**options).images
-        painted += found
-        if after:
-            after(len(found))
-    return painted
+                images = pipe(**options).images
+        pictures += images
+        if on_pictures:
+            on_pictures(len(images))
+    return pictures

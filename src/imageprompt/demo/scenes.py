@@ -1,25 +1,20 @@
-"""The world of the tiny stack: one coloured, textured shape on a coloured background.
+"""The scenes of the tiny stack: one coloured, textured shape on a coloured background.
 
-Everything that the demo trains on, generates and is judged by is drawn and captioned here. A scene
-is five words (shape, colour, texture, background, style) plus what words never say: where the
-object is, how large and how far turned. Captions name a random part of the words, so that a
-reference picture always has something to add.
+All pictures and captions that the bundled models are trained on and judged by come from here. A
+scene is five words (shape, colour, texture, background, style) plus what captions never say: the
+position, size and rotation of the object. Captions name a random part of the words, so a reference
+picture always has something to add.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-
-from imageprompt.core.atomic_files import check_folder
-from imageprompt.core.errors import OptionError
 
 SIZE = 64
 SHAPES = ("circle", "square", "triangle", "star", "ring", "heart", "cross", "moon")
@@ -48,7 +43,7 @@ VOCABULARY: dict[str, tuple[str, ...]] = {
 }
 ATTRIBUTES = tuple(VOCABULARY)
 
-# One colour per shape is never drawn for training; half of the held-out references use these pairs.
+# Training never draws one colour of each shape; half of the held-out references use these pairs.
 HELD_OUT_PAIRS = frozenset(
     (shape, COLOURS[(3 * index + 2) % len(COLOURS)]) for index, shape in enumerate(SHAPES)
 )
@@ -90,15 +85,15 @@ class Scene:
 # -- sampling ---------------------------------------------------------------------------------
 
 
-def sample(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
-    """A random scene; `held_out`: one with a (shape, colour) pair that training never shows."""
+def random_scene(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
+    """A random scene; with `held_out`, one whose (shape, colour) pair training never shows."""
     while True:
         shape = SHAPES[rng.integers(len(SHAPES))]
         colour = COLOURS[rng.integers(len(COLOURS))]
         if ((shape, colour) in HELD_OUT_PAIRS) == held_out:
             break
     others = [name for name in COLOURS if name != colour]
-    turn = 0.25 if shape == "moon" else 0.12
+    rotation = 0.25 if shape == "moon" else 0.12
     return Scene(
         shape=shape,
         colour=colour,
@@ -108,29 +103,29 @@ def sample(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
         x=float(32 + rng.uniform(-4, 4)),
         y=float(32 + rng.uniform(-4, 4)),
         radius=float(rng.uniform(20, 26)),
-        rotation=float(rng.uniform(-turn, turn)),
+        rotation=float(rng.uniform(-rotation, rotation)),
     )
 
 
 def stream(split: str, seed: int = 0) -> Iterator[Scene]:
     """Endless seeded scenes of a split: "train", "validation", "test", or "judge".
 
-    The splits are separate random streams. Every second scene is one of the held-out pairs, except
-    in "train", which never draws them: what generates has not seen them, what judges has.
+    The splits are separate random streams. Every second scene has a held-out pair, except in
+    "train", which never draws one: the generator has not seen them, the judge has.
     """
     rng = np.random.default_rng([_SPLITS[split], seed])
     index = 0
     while True:
-        yield sample(rng, held_out=split != "train" and index % 2 == 0)
+        yield random_scene(rng, held_out=split != "train" and index % 2 == 0)
         index += 1
 
 
 def change(
     scene: Scene, attributes: Iterable[str], rng: np.random.Generator, *, trained: bool = False
 ) -> Scene:
-    """The same scene with these words changed to others that keep object and background apart.
+    """The same scene with other words for these attributes; object and background stay distinct.
 
-    `trained` keeps out of the held-out pairs.
+    `trained` avoids the held-out pairs.
     """
     while True:
         words: dict[str, Any] = {}
@@ -147,7 +142,7 @@ def change(
 
 
 def caption(scene: Scene, named: frozenset[str] | set[str] = frozenset(ATTRIBUTES)) -> str:
-    """The `named` attributes in words: "a striped shape on a blue background"; "" for none."""
+    """The `named` attributes as text: "a striped shape on a blue background"; "" for none."""
     if not named:
         return ""
     subject = [scene.texture] if "texture" in named else []
@@ -160,7 +155,7 @@ def caption(scene: Scene, named: frozenset[str] | set[str] = frozenset(ATTRIBUTE
 
 
 def random_caption(scene: Scene, rng: np.random.Generator, *, full: float, empty: float) -> str:
-    """A full caption, none, or a random part of one, with the given chances of the first two."""
+    """A full caption, none, or a random part of one; `full` and `empty` are probabilities."""
     draw = rng.random()
     if draw < full:
         return caption(scene)
@@ -171,7 +166,7 @@ def random_caption(scene: Scene, rng: np.random.Generator, *, full: float, empty
 
 
 def all_words() -> list[str]:
-    """Every word that a caption can hold, sorted: what the tokenizer must know."""
+    """Every word that a caption can contain, sorted; the tokenizer must know them all."""
     words = {word for vocabulary in VOCABULARY.values() for word in vocabulary}
     return sorted(words | {"a", "on", "shape", "background"})
 
@@ -211,8 +206,8 @@ def signed_distance(shape: str, u: Array, v: Array) -> Array:
     raise KeyError(shape)
 
 
-def _second_tone(texture: str, x: Array, y: Array) -> Array | None:
-    """Signed distance in pixels to the marks of a texture, in the frame of the object."""
+def _texture_distance(texture: str, x: Array, y: Array) -> Array | None:
+    """Signed distance in pixels to the marks of a texture, in the object's coordinates."""
     if texture == "striped":
         return np.abs((y + 2.75) % 11.0 - 5.5) - 2.6
     if texture == "dotted":
@@ -227,7 +222,7 @@ def _second_tone(texture: str, x: Array, y: Array) -> Array | None:
 
 
 def second_colour(colour: str) -> Array:
-    """The tone of a colour's marks: pale on dark colours, deep on light ones."""
+    """The colour of texture marks: pale on dark colours, deep on light ones."""
     base = np.asarray(PALETTE[colour], np.float32)
     return base * 0.42 if _is_light(base) else base + (255 - base) * 0.72
 
@@ -254,15 +249,15 @@ def render(scene: Scene, size: int = SIZE) -> NDArray[np.uint8]:
     dx, dy = px - scene.x, py - scene.y
     cos, sin = np.float32(np.cos(scene.rotation)), np.float32(np.sin(scene.rotation))
     x, y = dx * cos + dy * sin, dy * cos - dx * sin
-    paint: Array = np.asarray(PALETTE[scene.colour], np.float32)
-    marks = _second_tone(scene.texture, x, y)
+    fill: Array = np.asarray(PALETTE[scene.colour], np.float32)
+    marks = _texture_distance(scene.texture, x, y)
     if marks is not None:
         blend = np.clip(0.5 - marks * sharp, 0, 1)[:, :, None]
-        paint = paint + (second_colour(scene.colour) - paint) * blend
+        fill = fill + (second_colour(scene.colour) - fill) * blend
     radius = np.float32(scene.radius)
     inside = signed_distance(scene.shape, x / radius, y / radius) * radius
     cover = np.clip(0.5 - inside * sharp, 0, 1)[:, :, None]
-    picture = ground + (paint - ground) * cover
+    picture = ground + (fill - ground) * cover
     small = picture.reshape(size, _SUPERSAMPLE, size, _SUPERSAMPLE, 3).mean(axis=(1, 3))
     pixels: NDArray[np.uint8] = np.clip(small + 0.5, 0, 255).astype(np.uint8)
     return pixels
@@ -271,63 +266,3 @@ def render(scene: Scene, size: int = SIZE) -> NDArray[np.uint8]:
 def draw(scene: Scene, size: int = SIZE) -> Image.Image:
     """The picture of a scene as an RGB image."""
     return Image.fromarray(render(scene, size))
-
-
-TRAIN, HELD_OUT = "train", "held-out"
-MOST = 1_000_000
-DEFAULT_COUNT, HELD_OUT_COUNT = 4000, 24
-
-
-def draw_folder(folder: Path, count: int = DEFAULT_COUNT, *, seed: int = 0) -> list[Path]:
-    """Write `train/` and `held-out/`: numbered PNGs, each with its full caption in a .txt file.
-
-    The same count and seed draw the same files; those that are there are left alone. Returns the
-    two folders. Raises OptionError.
-    """
-    if not 1 <= count <= MOST:
-        raise OptionError(f"count {count}", reason=f"a whole number from 1 to {MOST}")
-    top = check_folder(folder)
-    parts = ((TRAIN, "train", count), (HELD_OUT, "validation", HELD_OUT_COUNT))
-    for name, split, number in parts:
-        (top / name).mkdir(parents=True, exist_ok=True)
-        for index, scene in enumerate(islice(stream(split, seed), number)):
-            _write(scene, top / name / f"{index:06}.png")
-    return [top / name for name, _, _ in parts]
-
-
-def _write(scene: Scene, path: Path) -> None:
-    """The caption first: a picture that is there is complete.
-
-    Nothing is synced: that would take a minute for a thousand pictures, which are drawn in seconds.
-    """
-    if path.exists():
-        return
-    path.with_suffix(".txt").write_text(f"{caption(scene)}\n", encoding="utf-8")
-    temporary = path.with_suffix(".tmp")
-    draw(scene).save(temporary, format="PNG")
-    temporary.replace(path)
-
-
-DEFAULT_COUNT = 24
-NAMED = (("shape",), ("colour", "texture", "background", "style"))
-"""What the texts name otherwise than the references show it: by turns the shape, and the look."""
-
-
-class Drawn(NamedTuple):
-    """References, a text for each, and what each reference shows that its text does not name."""
-
-    references: list[Image.Image]
-    texts: list[str]
-    shows: list[dict[str, str]]
-
-
-def drawn(count: int, *, seed: int = 0, named: Sequence[Sequence[str]] = NAMED) -> Drawn:
-    """Held-out scenes, and texts that contradict them in what is `named`, by turns."""
-    found = list(islice(stream("test", seed=20_000 + seed), count))
-    rng = np.random.default_rng(seed)
-    texts, shows = [], []
-    for index, scene in enumerate(found):
-        names = named[index // 2 % len(named)]  # every second scene is a pair never trained
-        texts.append(caption(change(scene, names, rng), set(names)))
-        shows.append({name: word for name, word in scene.words().items() if name not in names})
-    return Drawn([draw(scene) for scene in found], texts, shows)

@@ -1,22 +1,21 @@
-"""`imageprompt demo`: what comes across from held-out references, and what words change."""
+"""`imageprompt demo`: what pictures take from held-out references, and what text changes."""
 
 from __future__ import annotations
 
 import json as json_module
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from imageprompt.core.atomic_files import check_folder, write_atomically
 from imageprompt.core.bundled import DEFAULT_ADAPTER
-from imageprompt.core.contact_sheet import INK, PALE, Page
+from imageprompt.core.console import Bars
+from imageprompt.core.contact_sheet import INK, PALE, Page, text_width
 from imageprompt.core.errors import OptionError
 from imageprompt.demo import scenes
 from imageprompt.demo.scenes import Scene
@@ -26,92 +25,41 @@ if TYPE_CHECKING:
 
     from imageprompt.generation import GenerationResult
 
-PROMPT = "a shape"  # says nothing: what the picture shows comes from the reference, or from chance
+MAX_COUNT = 40
+PROMPT = "a shape"  # says nothing: the picture comes from the reference, or from chance
 TEXT_SCALE = 0.6
 SWEEP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-SWEPT = 2  # references that the sweep over scale is made with
+SWEEPS = 2  # references with a sweep over the scale
+# the attribute that the text changes, row by row
+OVERRIDES = ("shape", "colour", "texture", "background")
 
-
-@dataclass
-class Row:
-    """One reference and what was generated with it."""
-
-    scene: Scene
-    reference: Path
-    changed: str  # the attribute that the text names otherwise
-    text: str
-    wanted: dict[str, str]
-    made: dict[str, list[Path]] = field(default_factory=dict)
-    seen: dict[str, list[dict[str, str]]] = field(default_factory=dict)
-
-
+# px of the sheet
 CELL = 128
 GAP = 12
 MARGIN = 36
+TITLE = 62
+HEADINGS = 26
 CAPTION = 38  # height of the text under a picture
-GROUP = 5 * CELL + 5 * GAP  # width of one row: reference, words, two of picture, both
+ROW = 5 * CELL + 5 * GAP  # width of one row: reference, text alone, two with it, both
 BETWEEN = 48
 
 
-def draw_sheet(rows: Sequence[Row]) -> Image.Image:
-    """References and what was made with them, two side by side; below, the sweep over scale."""
-    columns = 1 if len(rows) == 1 else 2
-    lines = -(-len(rows) // columns)
-    swept = [row for row in rows if "sweep" in row.made]
-    width = 2 * MARGIN + 2 * GROUP + BETWEEN
-    top = MARGIN + 62
-    body = 26 + lines * (CELL + CAPTION + GAP)
-    sweep = 66 + len(swept) * (CELL + GAP)
-    page = Page(width, top + body + sweep + MARGIN)
-    page.text(MARGIN, MARGIN, "imageprompt", size=30, at="left")
-    motto = "a picture says what the words leave out; words change what they name"
-    page.text(MARGIN + 200, MARGIN + 10, motto, size=17, at="left")
-    for column in range(columns):
-        _headings(page, MARGIN + column * (GROUP + BETWEEN), top)
-    for index, row in enumerate(rows):
-        x = MARGIN + (index % columns) * (GROUP + BETWEEN)
-        _row(page, row, x, top + 26 + (index // columns) * (CELL + CAPTION + GAP))
-    _sweep(page, swept, top + body)
-    return page.image
+@dataclass
+class ShowcaseRow:
+    """One reference, the text that contradicts it in one attribute, and the generated pictures.
 
+    `pictures` are files by kind: "words" (text alone), "picture" (with the reference, two seeds),
+    "both" (reference and text), and for some rows "sweep" (growing scale). `labels` are the words
+    that the judge sees in them.
+    """
 
-def _headings(page: Page, x: int, y: int) -> None:
-    step = CELL + GAP
-    names = ("reference", "words alone", "with reference", "another seed", f"scale {TEXT_SCALE}")
-    for index, name in enumerate(names):
-        page.text(x + 4 + index * step + CELL // 2, y, name, size=14, colour=PALE)
-
-
-def _row(page: Page, row: Row, x: int, y: int) -> None:
-    """One reference: its pictures, and under each the text that it was made with."""
-    cells = [row.reference, *row.made["words"], *row.made["picture"], *row.made["both"]]
-    quoted = f"\u201c{PROMPT}\u201d"
-    texts = ["", quoted, quoted, quoted, f"\u201c{row.text}\u201d"]
-    for index, (path, text) in enumerate(zip(cells, texts, strict=True)):
-        left = x + 4 + index * (CELL + GAP)
-        page.picture(path, left, y, framed=index == 0)
-        ink = INK if index == 4 else PALE
-        page.text(left + CELL // 2, y + CELL + 7, text, colour=ink, width=CELL + GAP)
-
-
-def _sweep(page: Page, rows: Sequence[Row], y: int) -> None:
-    """The same seed at growing scales, centred on the page."""
-    page.rule(y, margin=MARGIN)
-    width = (1 + len(SWEEP)) * (CELL + GAP)
-    left = (page.image.width - width) // 2
-    names = ["reference", *(f"scale {scale:g}" for scale in SWEEP)]
-    for index, name in enumerate(names):
-        page.text(left + index * (CELL + GAP) + CELL // 2, y + 24, name, size=14, colour=PALE)
-    for line, row in enumerate(rows[:SWEPT]):
-        for index, path in enumerate([row.reference, *row.made["sweep"]]):
-            page.picture(
-                path, left + index * (CELL + GAP), y + 50 + line * (CELL + GAP), framed=index == 0
-            )
-
-
-MOST = 40
-# which word the text changes, row by row
-OVERRIDES = ("shape", "colour", "texture", "background")
+    scene: Scene
+    reference: Path
+    changed: str
+    text: str
+    expected: dict[str, str]
+    pictures: dict[str, list[Path]] = field(default_factory=dict)
+    labels: dict[str, list[dict[str, str]]] = field(default_factory=dict)
 
 
 def run(
@@ -122,19 +70,27 @@ def run(
     json: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Make `count` rows of pictures in `output`, print where they are and how much came across.
+    """Generate `count` rows of pictures in `output`, and print where they are and the figures.
 
     Writes `contact-sheet.png`, `references/`, `pictures/` (each with its own recipe inside) and
-    `recipe.json`. Returns the report that recipe.json holds; `json` prints it instead of the table.
+    `recipe.json`. Returns the report in recipe.json; `json` prints it instead of the table. Raises
+    OptionError.
     """
-    if not 1 <= count <= MOST:
-        raise OptionError(f"count {count}", reason=f"a whole number from 1 to {MOST}")
+    if not 1 <= count <= MAX_COUNT:
+        raise OptionError(f"count {count}", reason=f"not a whole number from 1 to {MAX_COUNT}")
     started = time.monotonic()
     output = check_folder(output)
-    rows = _rows(output, seed, count)
-    with _bar(progress, 4 * count + SWEPT * (len(SWEEP) - 2)) as tell:
+    rows = _draw_references(output, seed, count)
+    total, done = 4 * count + min(SWEEPS, count) * (len(SWEEP) - 2), 0
+    with Bars(progress) as bars:
+
+        def add(pictures: int) -> None:
+            nonlocal done
+            done += pictures
+            bars.update("picture", done, total)
+
         for index, row in enumerate(rows):
-            _generate_row(row, output, seed + 1000 * index, sweep=index < SWEPT, tell=tell)
+            _generate_row(row, output, seed + 1000 * index, sweep=index < SWEEPS, on_pictures=add)
     _judge(rows)
     sheet = output / "contact-sheet.png"
     with write_atomically(sheet) as temporary:
@@ -146,11 +102,11 @@ def run(
     return report
 
 
-# -- generating -------------------------------------------------------------------------------
+# ── generating ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _rows(output: Path, seed: int, count: int) -> list[Row]:
-    """Draw held-out references and choose the word that the text changes for each."""
+def _draw_references(output: Path, seed: int, count: int) -> list[ShowcaseRow]:
+    """Draw held-out references and choose the attribute that the text changes for each."""
     rng = np.random.default_rng(seed)
     folder = output / "references"
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,20 +117,20 @@ def _rows(output: Path, seed: int, count: int) -> list[Row]:
             scenes.draw(scene).save(temporary, format="PNG")
         name = OVERRIDES[index % len(OVERRIDES)]
         other = scenes.change(scene, [name], rng)
-        while name == "colour" and other.colour == "orange":  # captions of this world know no "an"
+        while name == "colour" and other.colour == "orange":  # no caption contains "an"
             other = scenes.change(scene, [name], rng)
-        rows.append(Row(scene, path, name, scenes.caption(other, {name}), other.words()))
+        rows.append(ShowcaseRow(scene, path, name, scenes.caption(other, {name}), other.words()))
     return rows
 
 
-def _varied(seed: int, count: int) -> list[scenes.Scene]:
-    """Test scenes in their order, passing over shapes and textures shown more than others."""
-    chosen: list[scenes.Scene] = []
+def _varied(seed: int, count: int) -> list[Scene]:
+    """Test scenes in order, without those whose shape or texture is already frequent."""
+    chosen: list[Scene] = []
     for scene in islice(scenes.stream("test", seed=10_000 + seed), 400):
-        shown = [other.shape for other in chosen]
-        texture = [other.texture for other in chosen]
-        even = shown.count(scene.shape) <= len(chosen) // len(scenes.SHAPES)
-        if even and texture.count(scene.texture) <= len(chosen) // len(scenes.TEXTURES):
+        shapes = [other.shape for other in chosen]
+        textures = [other.texture for other in chosen]
+        even = shapes.count(scene.shape) <= len(chosen) // len(scenes.SHAPES)
+        if even and textures.count(scene.texture) <= len(chosen) // len(scenes.TEXTURES):
             chosen.append(scene)
         if len(chosen) == count:
             break
@@ -182,27 +138,33 @@ def _varied(seed: int, count: int) -> list[scenes.Scene]:
 
 
 def _generate_row(
-    row: Row, output: Path, seed: int, *, sweep: bool, tell: Callable[[int], object]
+    row: ShowcaseRow,
+    output: Path,
+    seed: int,
+    *,
+    sweep: bool,
+    on_pictures: Callable[[int], object],
 ) -> None:
-    """Words alone, picture alone (twice), picture and contrary words; maybe a sweep over scale."""
-    pictures = output / "pictures"
+    """Text alone, reference alone (twice), reference and contradicting text; maybe a sweep."""
+    folder = output / "pictures"
     reference = str(row.reference)
 
-    def make(kind: str, **options: Any) -> None:
+    def make(**options: Any) -> list[Path]:
         result = _generate(seed=seed, **options)
-        row.made[kind] = result.save(pictures)
-        tell(len(result.images))
+        on_pictures(len(result.images))
+        return result.save(folder)
 
-    make("words", prompt=PROMPT, scale=0.0)
-    make("picture", prompt=PROMPT, reference=reference, scale=1.0, num_images=2)
-    make("both", prompt=row.text, reference=reference, scale=TEXT_SCALE)
+    row.pictures = {
+        "words": make(prompt=PROMPT, scale=0.0),
+        "picture": make(prompt=PROMPT, reference=reference, scale=1.0, num_images=2),
+        "both": make(prompt=row.text, reference=reference, scale=TEXT_SCALE),
+    }
     if sweep:
-        row.made["sweep"] = []
-        for scale in SWEEP[1:-1]:
-            result = _generate(seed=seed, prompt=PROMPT, reference=reference, scale=scale)
-            row.made["sweep"] += result.save(pictures)
-            tell(1)
-        row.made["sweep"] = [row.made["words"][0], *row.made["sweep"], row.made["picture"][0]]
+        between = [
+            make(prompt=PROMPT, reference=reference, scale=scale)[0] for scale in SWEEP[1:-1]
+        ]
+        ends = row.pictures["words"][0], row.pictures["picture"][0]
+        row.pictures["sweep"] = [ends[0], *between, ends[1]]
 
 
 def _generate(**options: Any) -> GenerationResult:
@@ -211,13 +173,13 @@ def _generate(**options: Any) -> GenerationResult:
     return generate(**options, progress=False)
 
 
-def _judge(rows: list[Row]) -> None:
-    """Let the judge read every picture."""
+def _judge(rows: list[ShowcaseRow]) -> None:
+    """Let the judge classify every picture."""
     from imageprompt.demo import judge
 
     for row in rows:
-        for kind, paths in row.made.items():
-            row.seen[kind] = judge.read([_open(path) for path in paths])
+        for kind, paths in row.pictures.items():
+            row.labels[kind] = judge.classify([_open(path) for path in paths])
 
 
 def _open(path: Path) -> Image.Image:
@@ -227,11 +189,11 @@ def _open(path: Path) -> Image.Image:
         return image.convert("RGB")
 
 
-# -- reporting --------------------------------------------------------------------------------
+# ── figures ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def _report(
-    rows: list[Row], output: Path, sheet: Path, seed: int, seconds: float
+    rows: list[ShowcaseRow], output: Path, sheet: Path, seed: int, seconds: float
 ) -> dict[str, Any]:
     """Everything that decided the pictures, and the figures."""
     return {
@@ -247,10 +209,12 @@ def _report(
             "words": _matches(rows, "words"),
             "picture": _matches(rows, "picture"),
         },
-        "text_obeyed": _share([r.seen["both"][0][r.changed] == r.wanted[r.changed] for r in rows]),
+        "text_obeyed": _share(
+            [row.labels["both"][0][row.changed] == row.expected[row.changed] for row in rows]
+        ),
         "others_kept": _share(
             [
-                row.seen["both"][0][name] == row.wanted[name]
+                row.labels["both"][0][name] == row.expected[name]
                 for row in rows
                 for name in scenes.ATTRIBUTES
                 if name != row.changed
@@ -263,20 +227,24 @@ def _report(
                 "text": row.text,
                 "pictures": {
                     kind: [str(path.relative_to(output)) for path in paths]
-                    for kind, paths in row.made.items()
+                    for kind, paths in row.pictures.items()
                 },
-                "seen": row.seen,
+                "seen": row.labels,
             }
             for row in rows
         ],
     }
 
 
-def _matches(rows: list[Row], kind: str) -> dict[str, float]:
-    """Per attribute, how often the pictures of a kind show what the reference shows."""
+def _matches(rows: list[ShowcaseRow], kind: str) -> dict[str, float]:
+    """By attribute, how often the pictures of a kind show what the reference shows."""
     return {
         name: _share(
-            [seen[name] == getattr(row.scene, name) for row in rows for seen in row.seen[kind]]
+            [
+                labels[name] == getattr(row.scene, name)
+                for row in rows
+                for labels in row.labels[kind]
+            ]
         )
         for name in scenes.ATTRIBUTES
     }
@@ -287,7 +255,6 @@ def _share(right: list[bool]) -> float:
 
 
 def _summary(report: dict[str, Any]) -> str:
-    """The short table."""
     words, picture = report["match"]["words"], report["match"]["picture"]
     pad = max(map(len, scenes.ATTRIBUTES))
     lines = [f"{'':{pad}}   text only   with the reference"]
@@ -299,8 +266,9 @@ def _summary(report: dict[str, Any]) -> str:
             "",
             *lines,
             "",
-            f"Text against the picture (scale {TEXT_SCALE}): obeyed {report['text_obeyed']:.0%}, "
-            f"the rest kept {report['others_kept']:.0%}.",
+            f"When the text contradicts the reference (scale {TEXT_SCALE}):",
+            f"the text is followed in {report['text_obeyed']:.0%}, "
+            f"the rest still comes from the reference in {report['others_kept']:.0%}.",
             "",
             f"contact sheet  {report['contact_sheet']}",
             f"pictures       {report['pictures']}",
@@ -309,10 +277,63 @@ def _summary(report: dict[str, Any]) -> str:
     )
 
 
-@contextmanager
-def _bar(wanted: bool, total: int) -> Iterator[Callable[[int], object]]:
-    """A progress bar on stderr; yields what is told how many pictures were made."""
-    from tqdm import tqdm
+# ── contact sheet ───────────────────────────────────────────────────────────────────────────────
 
-    with tqdm(total=total, unit="picture", disable=not wanted) as bar:
-        yield bar.update
+
+def draw_sheet(rows: Sequence[ShowcaseRow]) -> Image.Image:
+    """References with their pictures in two columns; below them the sweeps over the scale."""
+    columns = 1 if len(rows) == 1 else 2
+    lines = -(-len(rows) // columns)
+    sweeps = [row for row in rows if "sweep" in row.pictures]
+    width = 2 * MARGIN + 2 * ROW + BETWEEN
+    top = MARGIN + TITLE
+    body = HEADINGS + lines * (CELL + CAPTION + GAP)
+    sweep = 66 + len(sweeps) * (CELL + GAP)
+    page = Page(width, top + body + sweep + MARGIN)
+    title, motto = (
+        "imageprompt",
+        "a picture shows what the text leaves out; text changes what it names",
+    )
+    page.text(MARGIN, MARGIN, title, size=30, at="left")
+    page.text(MARGIN + round(text_width(title, 30)) + 20, MARGIN + 12, motto, size=17, at="left")
+    for column in range(columns):
+        _draw_headings(page, MARGIN + column * (ROW + BETWEEN), top)
+    for index, row in enumerate(rows):
+        x = MARGIN + (index % columns) * (ROW + BETWEEN)
+        y = top + HEADINGS + (index // columns) * (CELL + CAPTION + GAP)
+        _draw_row(page, row, x, y)
+    _draw_sweeps(page, sweeps, top + body)
+    return page.image
+
+
+def _draw_headings(page: Page, x: int, y: int) -> None:
+    step = CELL + GAP
+    names = ("reference", "text only", "with reference", "another seed", f"scale {TEXT_SCALE}")
+    for index, name in enumerate(names):
+        page.text(x + 4 + index * step + CELL // 2, y, name, size=14, colour=PALE)
+
+
+def _draw_row(page: Page, row: ShowcaseRow, x: int, y: int) -> None:
+    """One reference and its pictures, each above its text."""
+    pictures = row.pictures
+    cells = [row.reference, *pictures["words"], *pictures["picture"], *pictures["both"]]
+    prompt = f"\u201c{PROMPT}\u201d"
+    texts = ["", prompt, prompt, prompt, f"\u201c{row.text}\u201d"]
+    for index, (path, text) in enumerate(zip(cells, texts, strict=True)):
+        left = x + 4 + index * (CELL + GAP)
+        page.picture(path, left, y, framed=index == 0)
+        ink = INK if index == 4 else PALE
+        page.text(left + CELL // 2, y + CELL + 7, text, colour=ink, width=CELL + GAP)
+
+
+def _draw_sweeps(page: Page, rows: Sequence[ShowcaseRow], y: int) -> None:
+    """The same seed at growing scales, centred on the page."""
+    page.rule(y, margin=MARGIN)
+    step = CELL + GAP
+    left = (page.image.width - (1 + len(SWEEP)) * step) // 2
+    names = ["reference", *(f"scale {scale:g}" for scale in SWEEP)]
+    for index, name in enumerate(names):
+        page.text(left + index * step + CELL // 2, y + 24, name, size=14, colour=PALE)
+    for line, row in enumerate(rows):
+        for index, path in enumerate([row.reference, *row.pictures["sweep"]]):
+            page.picture(path, left + index * step, y + 50 + line * step, framed=index == 0)
