@@ -107,10 +107,10 @@ def test_animatediff(mode: str) -> None:
     with adapter.use(prompt, scale=0.75, guidance="none", lora=0.5):
         found = case.read(unet, inputs)
     adapter.detach()
-    wanted = by_equations(
+    expected = by_equations(
         unet, inputs, [(adapter, torch.stack([faces(2, 1), faces(2, 2)]), 0.75, 0.5)]
     )
-    assert difference(found, wanted) < TOLERANCE
+    assert difference(found, expected) < TOLERANCE
     assert difference(found, case.read(unet, inputs)) > 1e-3
     # diffusers counts the motion modules, and so gives them the LoRA of other layers
     theirs = unet._load_ip_adapter_loras([{"ip_adapter": adapter.module.ip_adapter.state_dict()}])

@@ -116,7 +116,7 @@ def test_detaching_gives_the_weights_back(within: bool, given: dict[str, Any]) -
 
 def test_the_base_is_cast_while_ours_is_merged(given: dict[str, Any]) -> None:
     pipe, adapter = frozen()
-    wanted = {name: tensor.half() for name, tensor in bits(pipe.unet).items()}
+    expected = {name: tensor.half() for name, tensor in bits(pipe.unet).items()}
     adapter.attach(pipe, lora="merged")
     with adapter.use(prompt_of(adapter)) as outer:
         read(pipe.unet, given)
@@ -124,8 +124,8 @@ def test_the_base_is_cast_while_ours_is_merged(given: dict[str, Any]) -> None:
             read(pipe.unet, given)
         assert outer.lora == 1.0
         pipe.unet.half()
-        assert not same_bits(pipe.unet, wanted)
-    assert same_bits(pipe.unet, wanted)
+        assert not same_bits(pipe.unet, expected)
+    assert same_bits(pipe.unet, expected)
     adapter.detach()
 
 

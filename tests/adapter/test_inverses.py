@@ -80,12 +80,12 @@ def test_scale_zero_is_the_base(host: str, dtype: torch.dtype, tmp_path: Path) -
     steps = [{**inputs, "timestep": t} for t in times]
     before = [rig.host.read(rig.unet, step) for step in steps]
     rig.adapter.attach(rig.unet)
-    with rig.adapter.use(rig.prompt(1), scale=0.0) as live:
+    with rig.adapter.use(rig.prompt(1), scale=0.0) as handle:
         for step, expected in zip(steps, before, strict=True):
             assert torch.equal(rig.host.read(rig.unet, step), expected)
-        live.scale = 1.0
+        handle.scale = 1.0
         assert not torch.equal(rig.host.read(rig.unet, steps[0]), before[0])
-        live.scale = {"down_blocks": 0.0, "mid_block": 0.0, "up_blocks": 0.0}
+        handle.scale = {"down_blocks": 0.0, "mid_block": 0.0, "up_blocks": 0.0}
         for step, expected in zip(steps, before, strict=True):
             assert torch.equal(rig.host.read(rig.unet, step), expected)
 
@@ -126,15 +126,15 @@ def test_arguments_by_position(tmp_path: Path) -> None:
 
 
 def test_a_live_scale_is_the_scale(tmp_path: Path) -> None:
-    """Setting `live.scale` gives what entering with that scale gives."""
+    """Setting `handle.scale` gives what entering with that scale gives."""
     rig = build("tiny", "plus", tmp_path)
     inputs = rig.host.inputs(2)
     expected = {s: rig.ours(inputs, rig.prompt(1), scale=s) for s in (0.3, 1.2)}
     rig.adapter.attach(rig.unet)
-    with rig.adapter.use(rig.prompt(1), scale=0.9) as live:
+    with rig.adapter.use(rig.prompt(1), scale=0.9) as handle:
         for scale, wanted in expected.items():
-            live.scale = scale
-            assert live.scale == scale
+            handle.scale = scale
+            assert handle.scale == scale
             assert torch.equal(rig.host.read(rig.unet, inputs), wanted)
 
 
@@ -389,11 +389,11 @@ def test_use_refuses_before_it_changes_anything(tmp_path: Path) -> None:
             pass
         assert "\n" not in str(caught.value)
         assert torch.equal(rig.host.read(rig.unet, inputs), before)
-    with rig.adapter.use(rig.prompt(1)) as live:
+    with rig.adapter.use(rig.prompt(1)) as handle:
         good = rig.host.read(rig.unet, inputs)
         for scale in (-1.0, 3.0, float("inf"), {"nowhere": 1.0}):
             with pytest.raises(ImagePromptError):
-                live.scale = scale
+                handle.scale = scale
             assert torch.equal(rig.host.read(rig.unet, inputs), good)  # a refused scale is not set
 
 

@@ -59,10 +59,10 @@ def _walk() -> Iterator[tuple[str, type]]:
 def _holds_unet(kind: type) -> bool:
     from diffusers import UNet2DConditionModel, UNetMotionModel
 
-    wanted = inspect.signature(kind.__init__).parameters.get("unet")
-    if wanted is None:
+    expected = inspect.signature(kind.__init__).parameters.get("unet")
+    if expected is None:
         return False
-    allowed = typing.get_args(wanted.annotation) or (wanted.annotation,)
+    allowed = typing.get_args(expected.annotation) or (expected.annotation,)
     return bool({UNet2DConditionModel, UNetMotionModel} & set(allowed))
 
 
@@ -114,7 +114,7 @@ def prompt_of(adapter: ip.Adapter, *, null: int = 1) -> ip.ImagePrompt:
 
 
 class _Seen(Exception):
-    """The first call of the denoiser is all that was wanted."""
+    """The first call of the denoiser is all that was expected."""
 
 
 def first_call(pipe: Any, case: Case) -> Tensor:
@@ -198,17 +198,17 @@ class Watched:
 
     def __init__(self, net: Any) -> None:
         self.seen: list[list[Tensor]] = []
-        self.net, self.wanted = net, 1
+        self.net, self.expected = net, 1
         if net is not None:
             self.hook = net.register_forward_hook(self._keep, with_kwargs=True)
 
     def _keep(self, _: Any, args: Any, kwargs: Any, made: Any) -> None:
-        if len(self.seen) < self.wanted:
+        if len(self.seen) < self.expected:
             self.seen.append(_tensors((args, kwargs, made)))
 
     def watch(self) -> None:
         """Keep the next call too."""
-        self.wanted = 2
+        self.expected = 2
 
     def check(self) -> None:
         """Image tokens never reach it."""

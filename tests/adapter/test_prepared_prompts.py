@@ -46,8 +46,8 @@ def projections_in(rig: Rig, inputs: Any, prompt: Any) -> int:
 def test_a_prepared_prompt_is_a_look_up(rig: Rig, tmp_path: Path) -> None:
     prompt = saved(rig, tmp_path / "prompt.safetensors")
     sites = len(rig.adapter.module.ip_adapter)
-    assert prompt.prepared is not None
-    assert len(prompt.prepared.pairs) == sites
+    assert prompt.precomputed_kv is not None
+    assert len(prompt.precomputed_kv.key_values) == sites
     inputs = rig.host.inputs(1)
     plain = rig.prompt(1)
     assert torch.equal(
@@ -76,10 +76,10 @@ def test_changed_tokens_are_noticed(rig: Rig, tmp_path: Path) -> None:
     other = rig.prompt(1, seed=6)
     prompt.tokens.copy_(other.tokens)
     inputs = rig.host.inputs(1)
-    wanted = rig.ours(inputs, other, guidance="none")
-    assert torch.equal(rig.ours(inputs, prompt, guidance="none"), wanted)
+    expected = rig.ours(inputs, other, guidance="none")
+    assert torch.equal(rig.ours(inputs, prompt, guidance="none"), expected)
     prompt.save(tmp_path / "stale.safetensors")
-    assert ip.ImagePrompt.load(tmp_path / "stale.safetensors").prepared is None
+    assert ip.ImagePrompt.load(tmp_path / "stale.safetensors").precomputed_kv is None
 
 
 def kept_in_float32(unet: Any) -> None:
@@ -89,7 +89,7 @@ def kept_in_float32(unet: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "wanted"),
+    ("change", "expected"),
     [
         (lambda unet: None, torch.float32),
         (lambda unet: unet.to(torch.float16), torch.float16),
@@ -101,11 +101,11 @@ def kept_in_float32(unet: Any) -> None:
         (lambda unet: unet.enable_layerwise_casting(torch.float32, torch.float16), torch.float16),
     ],
 )
-def test_precision_is_what_diffusers_tells(change: Any, wanted: torch.dtype) -> None:
+def test_precision_is_what_diffusers_tells(change: Any, expected: torch.dtype) -> None:
     unet = CASES["sd15"].unet()
     place = AttachedDenoiser.of(unet)
     change(unet)
-    assert place.dtype == unet.dtype == wanted
+    assert place.dtype == unet.dtype == expected
 
 
 def test_preparing_needs_a_base(rig: Rig) -> None:

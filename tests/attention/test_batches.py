@@ -1,4 +1,4 @@
-"""Which row of a batch listens to which reference: prompts, pictures, guidance layouts."""
+"""Which reference acts on which row of a batch: prompts, pictures, guidance layouts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from imageprompt.core.errors import GuidanceError, ImagePromptError
 from rigs import Rig, build, difference
 
-CLOSE = 2e-6  # another batch size may take another order of sums
+CLOSE = 2e-6  # sums may be taken in another order in another batch size
 
 
 def alone(rig: Rig, inputs: dict[str, Any], row: int, feature: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def _rows(inputs: dict[str, Any], rows: list[int]) -> dict[str, Any]:
 
 
 def _check(rig: Rig, inputs: dict[str, Any], found: Tensor, rows: list[Tensor | None]) -> None:
-    """`rows[i]` is the feature [n, ...] that row i listens to; None is the null picture."""
+    """`rows[i]` is the feature [n, ...] that acts on row i; None is the null picture."""
     assert len(found) == len(rows)
     references = next(len(r) for r in rows if r is not None)
     for i, feature in enumerate(rows):
@@ -189,7 +189,7 @@ def test_changing_batch_sizes_in_one_use(tmp_path: Path) -> None:
 
 
 def test_a_prompt_changed_between_uses(tmp_path: Path) -> None:
-    """K' and V' are kept for a prompt; tokens written to or replaced are projected again."""
+    """K' and V' are cached per prompt; changed or replaced tokens are projected again."""
     rig = build("tiny", "base", tmp_path)
     inputs = rig.host.inputs(2)
     prompt, other = rig.prompt(1, seed=5), rig.prompt(1, seed=6)

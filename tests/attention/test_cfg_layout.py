@@ -1,4 +1,4 @@
-"""Guidance layouts: which rows of a batch are positive, told from latents and texts alone."""
+"""Guidance layouts: which rows of a batch are positive, from latents and texts alone."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from imageprompt.core.errors import GuidanceError
 
 
 def rows(letters: str, *shape: int) -> Tensor:
-    """One row a letter, equal letters equal rows."""
+    """One row per letter; equal letters are equal rows."""
     made = {x: torch.randn(shape, generator=torch.Generator().manual_seed(ord(x))) for x in letters}
     return torch.stack([made[letter] for letter in letters])
 
 
-def told(latents: str, texts: str, prompts: int = 1, *, scheduled: bool = True) -> str:
+def infer(latents: str, texts: str, prompts: int = 1, *, scheduled: bool = True) -> str:
     sample, text = rows(latents, 4, 2, 2), rows(texts, 3, 5)
-    found = LayoutCache().of(sample, text, prompts, scheduled=scheduled)
+    found = LayoutCache().layout(sample, text, prompts, scheduled=scheduled)
     return "".join(branch[0] for branch in found)
 
 
@@ -43,7 +43,7 @@ def told(latents: str, texts: str, prompts: int = 1, *, scheduled: bool = True) 
     ],
 )
 def test_layouts(latents: str, texts: str, prompts: int, expected: str) -> None:
-    assert told(latents, texts, prompts) == expected
+    assert infer(latents, texts, prompts) == expected
 
 
 @pytest.mark.parametrize(
@@ -58,36 +58,36 @@ def test_layouts(latents: str, texts: str, prompts: int, expected: str) -> None:
         ("aaaaaa", "ntuvwx"),
     ],
 )
-def test_what_has_no_single_meaning_is_refused(latents: str, texts: str) -> None:
+def test_ambiguous_batches_are_refused(latents: str, texts: str) -> None:
     with pytest.raises(GuidanceError, match="has no single meaning") as caught:
-        told(latents, texts)
+        infer(latents, texts)
     assert "\n" not in str(caught.value)
 
 
-def test_a_call_with_a_part_of_a_known_text_has_the_branches_of_its_rows() -> None:
+def test_part_of_a_known_text_has_the_branches_of_its_rows() -> None:
     """Self-attention guidance: the second call of a step has the negative half alone."""
     layouts, text = LayoutCache(), rows("nntt", 3, 5)
     sample = rows("abab", 4, 2, 2)
-    assert layouts.of(sample, text, 1, scheduled=True) == ("negative", "positive")
+    assert layouts.layout(sample, text, 1, scheduled=True) == ("negative", "positive")
     negative, positive = text.chunk(2)
     for part, branch in ((negative, "negative"), (positive, "positive"), (text[2:3], "positive")):
         half = torch.randn(len(part), 4, 2, 2)
-        assert layouts.of(half, part, 1, scheduled=True) == (branch,)
-    assert layouts.of(sample[:2], negative.clone(), 1, scheduled=True) == ("positive",)
-    layouts.forget()
-    assert layouts.of(sample, text, 1, scheduled=True) == ("negative", "positive")
-    assert layouts.of(sample[:1], text[:1], 1, scheduled=True) == ("negative",)
+        assert layouts.layout(half, part, 1, scheduled=True) == (branch,)
+    assert layouts.layout(sample[:2], negative.clone(), 1, scheduled=True) == ("positive",)
+    layouts.reset()
+    assert layouts.layout(sample, text, 1, scheduled=True) == ("negative", "positive")
+    assert layouts.layout(sample[:1], text[:1], 1, scheduled=True) == ("negative",)
 
 
-def test_a_text_that_is_gone_says_nothing_about_the_next() -> None:
+def test_a_freed_text_does_not_affect_the_next() -> None:
     layouts, sample = LayoutCache(), rows("aa", 4, 2, 2)
     text = rows("nt", 3, 5)
-    layouts.of(sample, text, 1, scheduled=True)
+    layouts.layout(sample, text, 1, scheduled=True)
     del text
-    assert layouts.of(sample[:1], rows("nt", 3, 5)[:1], 1, scheduled=True) == ("positive",)
+    assert layouts.layout(sample[:1], rows("nt", 3, 5)[:1], 1, scheduled=True) == ("positive",)
 
 
-def test_rows_that_share_their_memory_are_no_parts() -> None:
+def test_expanded_rows_are_not_parts() -> None:
     layouts, text = LayoutCache(), rows("n", 3, 5).expand(2, 3, 5)
-    assert layouts.of(rows("aa", 4, 2, 2), text, 1, scheduled=True) == ("negative", "positive")
-    assert layouts.of(rows("a", 4, 2, 2), text[1:], 1, scheduled=True) == ("positive",)
+    assert layouts.layout(rows("aa", 4, 2, 2), text, 1, scheduled=True) == ("negative", "positive")
+    assert layouts.layout(rows("a", 4, 2, 2), text[1:], 1, scheduled=True) == ("positive",)

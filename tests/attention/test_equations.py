@@ -18,9 +18,9 @@ TOLERANCE = 1e-10
 
 
 def check_sites(rig: Rig, scales: dict[str, float], features: list[Tensor]) -> None:
-    """Run one guided call and hold every row of every site against the formula.
+    """Run one guided call and compare every row of every site with the formula.
 
-    Scales are kept in float32, so those given here are exact in it.
+    Scales are stored in float32, so use values that are exact in it.
     """
     layers = {i: name.removesuffix(".processor") for i, (name, _) in site_ids(rig.unet).items()}
     prompts = len(features)

@@ -1,4 +1,4 @@
-"""Where in the picture: masks against diffusers' own, and what counts as one."""
+"""Region masks: equal to those of diffusers, and everything that counts as a mask."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ids import stable
-from imageprompt.attention.batched_kv import laid_out, levels
+from imageprompt.attention.batched_kv import level_sizes, resize_mask
 from imageprompt.core.errors import GuidanceError, ImagePromptError
 from imageprompt.encoding.masks import open_mask, open_masks
 from peer import diffusers_embeds, diffusers_load
@@ -24,18 +24,18 @@ from rigs import Rig, build, difference
 
 TOLERANCE = 1e-5
 SIZES = [(8, 8), (8, 12), (16, 8), (7, 9), (5, 13)]
-"""Latents; the last ones meet levels that are rounded up."""
+"""Sizes of latents; the last ones have levels that are rounded up."""
 
 
 def left(height: int, width: int) -> Tensor:
-    """1 on the left, 0 on the right, with an edge that no level's grid meets."""
+    """1 on the left, 0 on the right, with an edge that is on no level's grid."""
     mask = torch.zeros(height, width)
     mask[:, : width * 5 // 9] = 1
     return mask
 
 
 def prepared(mask: Tensor) -> Tensor:
-    """As diffusers wants it: through its own processor, which leaves this size alone."""
+    """In the form of diffusers: by its own processor, which does not change this size."""
     from diffusers.image_processor import IPAdapterMaskProcessor
 
     picture = Image.fromarray((mask.numpy() * 255).astype("uint8"))
@@ -53,7 +53,7 @@ def inputs_of(rig: Rig, batch: int, size: tuple[int, int]) -> dict[str, Any]:
 def theirs(
     rig: Rig, inputs: dict[str, Any], adapters: list[Rig], embeds: list[Tensor], masks: list[Tensor]
 ) -> Tensor:
-    """diffusers' own path: one mask [1, pictures, H, W] for each adapter."""
+    """The output of diffusers: one mask [1, pictures, H, W] for each adapter."""
     unet = diffusers_load(copy.deepcopy(rig.unet), *(each.state for each in adapters))
     added = {**inputs.get("added_cond_kwargs", {}), "image_embeds": embeds}
     return rig.host.read(
@@ -64,14 +64,14 @@ def theirs(
 
 
 def ours(rig: Rig, inputs: dict[str, Any], uses: list[tuple[Rig, Any, dict[str, Any]]]) -> Tensor:
-    """Several references, each with its own controls, on the denoiser of the first rig."""
+    """Several references with controls of their own, at scale 1, on the first rig's denoiser."""
     adapters = {id(each): each.adapter for each, _, _ in uses}
     for adapter in adapters.values():
         adapter.attach(rig.unet)
     try:
         with ExitStack() as stack:
             for each, prompt, use in uses:
-                stack.enter_context(each.adapter.use(prompt, **use))
+                stack.enter_context(each.adapter.use(prompt, **{"scale": 1.0, **use}))
             return rig.host.read(rig.unet, inputs)
     finally:
         for adapter in adapters.values():
@@ -88,9 +88,9 @@ def test_one_mask(host: str, size: tuple[int, int], tmp_path: Path) -> None:
     inputs = inputs_of(rig, 2, size)
     mask = left(8 * size[0], 8 * size[1])
     embeds = diffusers_embeds(rig.features(1), rig.kind.null_features())
-    wanted = theirs(rig, inputs, [rig], [embeds], [prepared(mask)])
+    expected = theirs(rig, inputs, [rig], [embeds], [prepared(mask)])
     found = ours(rig, inputs, [(rig, rig.prompt(1), {"mask": mask})])
-    assert difference(found, wanted) <= TOLERANCE
+    assert difference(found, expected) <= TOLERANCE
     unmasked = ours(rig, inputs, [(rig, rig.prompt(1), {})])
     assert difference(found, unmasked) > 1e-2
 
@@ -103,13 +103,15 @@ def test_several_pictures_with_their_own_masks(tmp_path: Path) -> None:
     masks = [mask, 1 - mask]
     both = rig.features(2)
     embeds = diffusers_embeds(both, rig.kind.null_features())
-    wanted = theirs(rig, inputs, [rig], [embeds], [torch.cat([prepared(m) for m in masks], dim=1)])
+    expected = theirs(
+        rig, inputs, [rig], [embeds], [torch.cat([prepared(m) for m in masks], dim=1)]
+    )
     prompts = [
         rig.adapter.encode(features=[both[0][i : i + 1]], null_features=rig.kind.null_features())
         for i in range(2)
     ]
     uses = [(rig, p, {"mask": m}) for p, m in zip(prompts, masks, strict=True)]
-    assert difference(ours(rig, inputs, uses), wanted) <= TOLERANCE
+    assert difference(ours(rig, inputs, uses), expected) <= TOLERANCE
 
 
 def test_several_adapters_with_their_own_masks(tmp_path: Path) -> None:
@@ -118,12 +120,12 @@ def test_several_adapters_with_their_own_masks(tmp_path: Path) -> None:
     inputs = inputs_of(one, 2, (8, 8))
     mask = left(64, 64)
     embeds = [diffusers_embeds(r.features(1), r.kind.null_features()) for r in (one, two)]
-    wanted = theirs(one, inputs, [one, two], embeds, [prepared(mask), prepared(1 - mask)])
+    expected = theirs(one, inputs, [one, two], embeds, [prepared(mask), prepared(1 - mask)])
     uses: list[tuple[Rig, Any, dict[str, Any]]] = [
         (one, one.prompt(1), {"mask": mask}),
         (two, two.prompt(1), {"mask": 1 - mask}),
     ]
-    assert difference(ours(one, inputs, uses), wanted) <= TOLERANCE
+    assert difference(ours(one, inputs, uses), expected) <= TOLERANCE
 
 
 # ── the whole picture, and none of it ───────────────────────────────────────────────────────────
@@ -141,14 +143,14 @@ def test_white_is_no_mask_and_black_is_the_base(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", SIZES, ids=stable)
 def test_sizes_are_the_latents_own(size: tuple[int, int]) -> None:
-    """Whatever the mask's own aspect, every level has its rows and columns."""
+    """Every level gets its own rows and columns, whatever the aspect of the mask."""
     mask = torch.rand(1, 1, 40, 40)
-    for height, width in levels(*size):
-        found = laid_out(mask, size, height * width)
-        wanted = F.interpolate(mask, size=(height, width), mode="bicubic")
-        assert torch.equal(found, wanted.reshape(1, 1, height * width, 1))
+    for height, width in level_sizes(*size):
+        found = resize_mask(mask, size, height * width)
+        expected = F.interpolate(mask, size=(height, width), mode="bicubic")
+        assert torch.equal(found, expected.reshape(1, 1, height * width, 1))
     with pytest.raises(GuidanceError, match="no level"):
-        laid_out(mask, size, 7777)
+        resize_mask(mask, size, 7777)
 
 
 def test_the_levels_of_real_denoisers(tmp_path: Path) -> None:
@@ -164,7 +166,7 @@ def test_the_levels_of_real_denoisers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("host", ["sd15", "motion"])
 def test_one_mask_for_each_prompt(host: str, tmp_path: Path) -> None:
-    """A batch of two prompts, two pictures each: every row as it is alone."""
+    """A batch of two prompts, two pictures each: every row equals its own run."""
     rig = build(host, "base", tmp_path)
     masks = [left(64, 64), 1 - left(96, 96)]
     inputs = rig.host.inputs(8)
@@ -184,23 +186,23 @@ def test_one_mask_for_each_prompt(host: str, tmp_path: Path) -> None:
         alone["sample"] = inputs["sample"][pair]
         text = inputs["encoder_hidden_states"].unflatten(0, (8, frames))
         alone["encoder_hidden_states"] = text[pair].flatten(0, 1)
-        wanted = ours(rig, alone, [(rig, prompts[which], {"mask": masks[which]})])
-        assert difference(found[[row]], wanted[[0 if row < 4 else 1]]) <= TOLERANCE
+        expected = ours(rig, alone, [(rig, prompts[which], {"mask": masks[which]})])
+        assert difference(found[[row]], expected[[0 if row < 4 else 1]]) <= TOLERANCE
 
 
-def test_kept_once_for_each_resolution(tmp_path: Path) -> None:
-    """[1, 1, Q, 1]: resized in the first call, looked up in the others."""
+def test_resized_once_for_each_resolution(tmp_path: Path) -> None:
+    """Masks [1, 1, Q, 1] are resized in the first call and looked up in later ones."""
     from ops import count
 
     rig = build("sd15", "base", tmp_path)
     inputs = rig.host.inputs(2)
     rig.adapter.attach(rig.unet)
-    with rig.adapter.use(rig.prompt(1), mask=left(64, 64)) as live:
+    with rig.adapter.use(rig.prompt(1), mask=left(64, 64)) as handle:
         first = count(lambda: rig.host.read(rig.unet, inputs))
-        again = count(lambda: rig.host.read(rig.unet, inputs))
-        kept = {q: tuple(mask.shape) for q, mask in live._batch._regions.items()}
-    assert kept == {q: (1, 1, q, 1) for q in (64, 16, 4, 1)}
-    resized = [sum(n for name, n in c.items() if "bicubic" in str(name)) for c in (first, again)]
+        second = count(lambda: rig.host.read(rig.unet, inputs))
+        cached = {q: tuple(mask.shape) for q, mask in handle._batch._resized_masks.items()}
+    assert cached == {q: (1, 1, q, 1) for q in (64, 16, 4, 1)}
+    resized = [sum(n for name, n in c.items() if "bicubic" in str(name)) for c in (first, second)]
     assert resized == [4, 0]
 
 
@@ -210,7 +212,7 @@ def test_kept_once_for_each_resolution(tmp_path: Path) -> None:
 def test_open_mask(tmp_path: Path) -> None:
     half = np.zeros((16, 16), np.uint8)
     half[:, :8] = 255
-    wanted = half / np.float32(255)
+    expected = half / np.float32(255)
     grey = Image.fromarray(half)
     painted = Image.merge("RGBA", [Image.new("L", (16, 16), 90)] * 3 + [grey])
     opaque = grey.convert("RGBA")  # as many programs save a black and white picture
@@ -219,16 +221,23 @@ def test_open_mask(tmp_path: Path) -> None:
     stream = io.BytesIO()
     grey.save(stream, "PNG")
     sources: list[Any] = [grey, painted, opaque, grey.convert("1"), path, str(path)]
-    sources += [stream.getvalue(), half, half > 0, wanted, torch.tensor(wanted), wanted.tolist()]
+    sources += [
+        stream.getvalue(),
+        half,
+        half > 0,
+        expected,
+        torch.tensor(expected),
+        expected.tolist(),
+    ]
     sources += [half[None], half[:, :, None], torch.tensor(half)[None], (half > 0).astype(np.uint8)]
     for source in sources:
         found = open_mask(source)
         assert found.dtype == np.float32
-        assert np.array_equal(found, wanted), type(source)
+        assert np.array_equal(found, expected), type(source)
     assert open_mask(Image.new("L", (8, 8), 51))[0, 0] == np.float32(0.2)
     deep = Image.fromarray(np.full((8, 8), 51 * 257, np.uint16))  # 16-bit grey
     assert open_mask(deep)[0, 0] == np.float32(0.2)
-    assert np.array_equal(open_mask(painted.convert("LA").convert("La")), wanted)
+    assert np.array_equal(open_mask(painted.convert("LA").convert("La")), expected)
 
 
 def test_open_masks() -> None:
@@ -264,18 +273,18 @@ def test_bad_input(mask: Any, says: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_mask_where_queries_are_no_level(tmp_path: Path) -> None:
-    """Told before anything is wrong, with the numbers."""
+def test_a_mask_where_queries_match_no_level(tmp_path: Path) -> None:
+    """Refused, with the numbers."""
     rig = build("tiny", "base", tmp_path)
     rig.adapter.attach(rig.unet)
-    with rig.adapter.use(rig.prompt(1), mask=left(64, 64)) as live:
+    with rig.adapter.use(rig.prompt(1), mask=left(64, 64)) as handle:
         rig.host.read(rig.unet, rig.host.inputs(2))
         with pytest.raises(GuidanceError, match="no level of latents of 8x8"):
-            live.term(0, torch.zeros(2, 4, 63, 8))
+            handle.term(0, torch.zeros(2, 4, 63, 8))
 
 
 def test_an_opened_mask_warns_where_it_is_used_alone(recwarn: pytest.WarningsRecorder) -> None:
     none = open_mask(np.zeros((2, 2)))
     assert not recwarn
     with pytest.warns(UserWarning, match="black all over: nothing changes"):
-        open_mask(none, black="nothing changes")
+        open_mask(none, if_black="nothing changes")

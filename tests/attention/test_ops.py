@@ -13,7 +13,7 @@ from ops import count, first_and_later, projector_calls, timesteps
 from peer import diffusers_embeds, diffusers_load
 from rigs import Rig, build
 
-# What an image prompt adds at each site from the second step on: the text's K and V are kept
+# What an image prompt adds at each site from the second step on: the text's K and V are cached
 # (-2 products), the division by 1 is left out (-1); each image term is one attention and one
 # multiply-add (+2).
 SITE = -3
@@ -26,7 +26,7 @@ def plain(rig: Rig, inputs: dict[str, Any]) -> int:
 
 
 def both(rig: Rig, inputs: dict[str, Any]) -> tuple[int, int]:
-    """Operations of the first and of a later step, with whatever is in use now."""
+    """Operations of the first and of a later step, with the adapters in use now."""
     steps = first_and_later(lambda t: rig.host.read(rig.unet, {**inputs, "timestep": t}))
     first, later = (sum(names.values()) for names in steps)
     return first, later
@@ -74,9 +74,9 @@ def test_sites_at_scale_zero_cost_nothing(tmp_path: Path) -> None:
     base = plain(rig, inputs)
     rig.adapter.attach(rig.unet)
     off = {"down_blocks": 0.0, "mid_block": 1.0, "up_blocks": 1.0}
-    with rig.adapter.use(rig.prompt(1), scale=off) as live:
+    with rig.adapter.use(rig.prompt(1), scale=off) as handle:
         _, some = both(rig, inputs)
-        live.scale = 0.0
+        handle.scale = 0.0
         _, none = both(rig, inputs)
     with rig.adapter.use(rig.prompt(1), scale={"up_blocks": 1.0}):
         _, named = both(rig, inputs)
@@ -95,15 +95,15 @@ def test_every_prompt_is_projected_once(tmp_path: Path) -> None:
             prompt = rig.adapter.encode(features=rig.kind.features(3, seed=number))
             assert len(calls) == number + 1  # and once for the null picture
             for _ in range(2):
-                with rig.adapter.use(prompt, scale=0.5) as live:
+                with rig.adapter.use(prompt, scale=0.5) as handle:
                     for t in timesteps()[:3]:
                         rig.host.read(rig.unet, {**inputs, "timestep": t})
-                        live.scale = 0.8
+                        handle.scale = 0.8
             assert len(calls) == number + 1
 
 
-def test_pairs_are_projected_once(tmp_path: Path) -> None:
-    """K' and V' are not made again in later steps, nor when a prompt is used a second time."""
+def test_key_values_are_projected_once(tmp_path: Path) -> None:
+    """K' and V' are not computed again in later steps or when a prompt is used again."""
     rig = build("tiny", "base", tmp_path)
     inputs = rig.host.inputs(2)
     made: list[int] = []
@@ -121,7 +121,7 @@ def test_pairs_are_projected_once(tmp_path: Path) -> None:
     assert len(made) == once
     with rig.adapter.use(rig.prompt(1, seed=9)):
         rig.host.read(rig.unet, inputs)
-    assert len(made) == once + rig.host.sites  # the null picture's are kept
+    assert len(made) == once + rig.host.sites  # the null picture's are cached
 
 
 @pytest.mark.parametrize(("kind", "per_site", "once"), [("base", 5, 2), ("plus", 5, 64)])

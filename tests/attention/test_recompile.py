@@ -52,14 +52,14 @@ def test_changing_the_scale(backend: str, rig: Rig) -> None:
     counter = CompileCounterWithBackend(backend)
     model = torch.compile(rig.unet, backend=counter)
     rig.adapter.attach(rig.unet)
-    with rig.adapter.use(rig.prompt(1), scale=SCALES[0]) as live:
+    with rig.adapter.use(rig.prompt(1), scale=SCALES[0]) as handle:
         compiled = None
         for scale, out in zip(SCALES, wanted, strict=True):
-            live.scale = scale
+            handle.scale = scale
             assert difference(read(rig.host, model, inputs), out) <= TOLERANCE, scale
             compiled = compiled or counter.frame_count
             assert counter.frame_count == compiled, f"recompiled for scale {scale}"
-        live.scale = 0.0
+        handle.scale = 0.0
         assert difference(read(rig.host, model, inputs), base) <= TOLERANCE
     assert counter.frame_count == compiled
 
@@ -72,10 +72,10 @@ def test_starting_from_zero(rig: Rig) -> None:
     counter = CompileCounter()
     model = torch.compile(rig.unet, backend=counter)
     rig.adapter.attach(rig.unet)
-    with rig.adapter.use(rig.prompt(1), scale=0.0) as live:
+    with rig.adapter.use(rig.prompt(1), scale=0.0) as handle:
         found, counts = [], []
         for scale in scales:
-            live.scale = scale
+            handle.scale = scale
             found.append(read(rig.host, model, inputs))
             counts.append(counter.frame_count)
     assert counts[0] > 0
@@ -95,10 +95,10 @@ def test_scales_by_site(rig: Rig) -> None:
     counter = CompileCounter()
     model = torch.compile(rig.unet, backend=counter)
     rig.adapter.attach(rig.unet)
-    with rig.adapter.use(rig.prompt(1), scale=maps[0]) as live:
+    with rig.adapter.use(rig.prompt(1), scale=maps[0]) as handle:
         first = read(rig.host, model, inputs)
         compiled = counter.frame_count
-        live.scale = maps[1]
+        handle.scale = maps[1]
         second = read(rig.host, model, inputs)
     assert counter.frame_count == compiled
     assert difference(first, wanted[0]) <= TOLERANCE
@@ -124,7 +124,7 @@ def test_steps_of_a_loop(rig: Rig) -> None:
 
 
 def test_another_prompt_of_the_same_shape(rig: Rig) -> None:
-    """The compiled denoiser listens to the prompt in use, not to the one it was traced with."""
+    """The compiled denoiser uses the current prompt, not the one it was traced with."""
     inputs = rig.host.inputs(2)
     prompts = [rig.prompt(1, seed=s) for s in (5, 6, 7)]
     wanted = [rig.ours(inputs, prompt) for prompt in prompts]
@@ -139,13 +139,13 @@ def test_another_prompt_of_the_same_shape(rig: Rig) -> None:
 
 
 def test_detaching_from_a_compiled_denoiser(rig: Rig) -> None:
-    """Compiled before, during and after: always what the eager denoiser gives."""
+    """Before, during and after: always the output of the eager denoiser."""
     inputs = rig.host.inputs(2)
     plain = rig.host.read(rig.unet, inputs)
     with_adapter = rig.ours(inputs, rig.prompt(1))
     model = torch.compile(rig.unet, backend="eager")
     assert difference(read(rig.host, model, inputs), plain) <= TOLERANCE
-    rig.adapter.attach(model)  # the compiled wrapper itself is given
+    rig.adapter.attach(model)  # the compiled wrapper itself
     with rig.adapter.use(rig.prompt(1)):
         assert difference(read(rig.host, model, inputs), with_adapter) <= TOLERANCE
     assert difference(read(rig.host, model, inputs), plain) <= TOLERANCE
@@ -167,9 +167,9 @@ def test_compiled_in_place_and_by_block(tmp_path: Path) -> None:
             target.compile(backend=counter)
         rig.adapter.attach(unet)
         counts = []
-        with rig.adapter.use(rig.prompt(1)) as live:
+        with rig.adapter.use(rig.prompt(1)) as handle:
             for scale, out in zip((0.5, 0.0, 1.5), wanted, strict=True):
-                live.scale = scale
+                handle.scale = scale
                 assert difference(read(rig.host, unet, inputs), out) <= TOLERANCE
                 counts.append(counter.frame_count)
         rig.adapter.detach()

@@ -1,7 +1,7 @@
-"""K and V of the text are kept over a denoise loop, and never where keeping them would be wrong.
+"""K and V of the text are cached over a denoise loop, and never where that would be wrong.
 
-Every test runs a loop of three steps with something disturbed in the middle of it, and holds each
-step against diffusers' own path, which keeps nothing.
+Every test runs a loop of three steps with a disturbance in the middle, and compares each step with
+diffusers, which caches nothing.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def products(rig: Rig, inputs: dict[str, Any], t: Tensor) -> int:
     return count(lambda: rig.host.read(rig.unet, {**inputs, "timestep": t}))["mm"]
 
 
-def test_it_is_kept_and_let_go(rig: Rig) -> None:
+def test_it_is_cached_and_released(rig: Rig) -> None:
     """Two products fewer for each site from the second step on; a new loop starts anew."""
     inputs = rig.host.inputs(2)
     rig.adapter.attach(rig.unet)
@@ -88,8 +88,8 @@ def test_it_is_kept_and_let_go(rig: Rig) -> None:
         assert products(rig, inputs, times()[0]) == seen[0]
 
 
-def test_kept_in_the_pipelines_of_diffusers(rig: Rig) -> None:
-    """A pipeline's own loop profits: all steps but the first skip the text's products."""
+def test_cached_in_the_pipelines_of_diffusers(rig: Rig) -> None:
+    """In a pipeline's own loop all steps but the first skip the text's products."""
     from rigs import bare_pipeline
 
     pipe = bare_pipeline(rig.unet)
@@ -146,7 +146,7 @@ def test_part_of_the_text_written_through_a_view(rig: Rig) -> None:
 
 
 def test_new_text_at_the_old_address(rig: Rig) -> None:
-    """The old tensor is freed and the allocator hands its memory on: never written to, as new."""
+    """The old tensor is freed and its memory reused by a new one, with version 0."""
     reused = []
 
     def disturb(_: nn.Module, inputs: dict[str, Any]) -> None:
@@ -163,11 +163,11 @@ def test_new_text_at_the_old_address(rig: Rig) -> None:
 
     check(rig, disturb, inputs=rig.host.inputs(2, text_tokens=777))
     if not reused[-1]:
-        pytest.skip("the allocator did not hand the memory on")
+        pytest.skip("the allocator did not reuse the memory")
 
 
 def test_precision_changes_in_the_loop(rig: Rig) -> None:
-    """What autocast made of the text is not kept for a step without it, nor the reverse."""
+    """A result under autocast is not reused in a step without it, nor the reverse."""
     inputs = rig.host.inputs(2)
     modes = [True, False, True]
     calls = [{**inputs, "timestep": t} for t in times()]
@@ -190,7 +190,7 @@ def test_precision_changes_in_the_loop(rig: Rig) -> None:
 
 
 def test_text_in_inference_mode(rig: Rig) -> None:
-    """Writes to inference tensors leave no version behind, so nothing may be kept."""
+    """Inference tensors do not count writes, so nothing may be cached."""
     with torch.inference_mode():
         inputs = rig.host.inputs(2)
 
@@ -212,7 +212,7 @@ def test_text_in_inference_mode(rig: Rig) -> None:
 
 
 def test_a_base_that_projects_its_text(tmp_path: Path) -> None:
-    """Kolors makes a new text tensor at every step, often at the address of the last one."""
+    """Kolors computes a new text tensor at every step, often at the address of the last one."""
     rig = build("kolors", "base", tmp_path)
 
     def disturb(_: nn.Module, inputs: dict[str, Any]) -> None:
@@ -236,7 +236,7 @@ def test_two_texts_take_turns(rig: Rig) -> None:
 
 
 def test_gradients_reach_the_text(rig: Rig) -> None:
-    """With gradients on nothing is kept, and none is lost."""
+    """With gradients on nothing is cached, and no gradient is lost."""
     inputs = rig.host.inputs(2)
     text = inputs["encoder_hidden_states"].requires_grad_(True)
     rig.adapter.attach(rig.unet)
@@ -254,7 +254,7 @@ def test_gradients_reach_the_text(rig: Rig) -> None:
 
 
 class LoraLike(nn.Module):
-    """A wrapper in the manner of PEFT: the layer plus a low-rank part with a settable strength."""
+    """A wrapper like those of PEFT: the layer plus a low-rank part with a strength."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
@@ -273,7 +273,7 @@ class LoraLike(nn.Module):
         return self.base_layer(x) + self.strength * (x @ self.down.T @ self.up.T)
 
 
-def test_lora_put_on_in_the_loop(rig: Rig) -> None:
+def test_lora_added_in_the_loop(rig: Rig) -> None:
     def disturb(unet: nn.Module, _: dict[str, Any]) -> None:
         for layer in attn2(unet):
             layer.to_k, layer.to_v = LoraLike(layer.to_k), LoraLike(layer.to_v)
@@ -315,8 +315,8 @@ def test_forward_pre_hook(rig: Rig) -> None:
     check(rig, disturb)
 
 
-def test_hook_taken_off(tmp_path: Path) -> None:
-    """Hooked from the start and freed in the loop: nothing computed under the hook is kept."""
+def test_hook_removed(tmp_path: Path) -> None:
+    """A hook that is removed in the loop: nothing computed under it is reused."""
     rig = build("tiny", "base", tmp_path)
     inputs = rig.host.inputs(2)
     plain = [rig.theirs({**inputs, "timestep": t}, rig.features(1)) for t in times()]
@@ -336,7 +336,7 @@ def test_hook_taken_off(tmp_path: Path) -> None:
 
 
 def test_replaced_forward(rig: Rig) -> None:
-    """Offloading libraries put a function of their own over a layer's forward."""
+    """Offloading libraries replace the forward of a layer."""
 
     def disturb(unet: nn.Module, _: dict[str, Any]) -> None:
         for layer in attn2(unet):
@@ -377,7 +377,7 @@ def _swap_data(layer: Any) -> None:
 
 @pytest.mark.parametrize("change", [_write, _replace, _load, _swap_data])
 def test_weights_changed_in_the_loop(change: Callable[[Any], None], rig: Rig) -> None:
-    """A LoRA fused into the weights between two steps, in the ways there are to write them."""
+    """A LoRA fused into the weights between two steps, in every way to write them."""
 
     def disturb(unet: nn.Module, _: dict[str, Any]) -> None:
         for layer in attn2(unet):

@@ -1,4 +1,4 @@
-"""Presets as tables of numbers, scales in every notation, and what is exported of them."""
+"""Presets as tables of numbers, scales in every notation, and their exports."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import preset_numbers
 from formulas import by_formula, capture
 from hosts_table import CASES
 from ids import stable
-from imageprompt.control import PRESETS, Controls, Schedule, site_scales, sliders
+from imageprompt.control import DEFAULT_SCALE, Controls, Schedule, site_scales, sliders
 from imageprompt.control.exports import comfyui_string, diffusers_scale
+from imageprompt.control.presets import PRESETS
 from imageprompt.control.scale_table import compile_scales
 from imageprompt.core.errors import ImagePromptError, OptionError, ScaleError
 from imageprompt.core.spec import HostSpec, Site
@@ -27,7 +28,7 @@ from rigs import Rig, build, difference
 FAMILIES = {spec.family: spec for spec in HOST.families()}
 NUMBERS = {"sd15": preset_numbers.SD15, "sdxl": preset_numbers.SDXL}
 LIKE = {"sd2": "sd15", "kolors": "sdxl"}
-AMOUNTS = {"composition": 0.6, "boost": 0.5}
+EXTRA = {"composition": 0.6, "boost": 0.5}
 ROLES = {
     "style": ({7: 0.8, 8: 0.8, 9: 0.8}, {6: 0.8}),
     "layout": ({4: 0.8, 5: 0.8, 6: 0.8}, {3: 0.8}),
@@ -41,22 +42,23 @@ DICTS: list[Any] = [
 ]
 
 
-def asked(preset: str, **more: Any) -> Controls:
-    """A preset with every amount that it reads."""
-    amounts = {name: value for name, value in AMOUNTS.items() if PRESETS[preset].reads == name}
-    return Controls(**{"scale": 0.8, "preset": preset, **amounts, **more})
+def full(preset: str, **more: Any) -> Controls:
+    """A preset with every weight that it reads."""
+    extra = {name: value for name, value in EXTRA.items() if PRESETS[preset].reads == name}
+    return Controls(**{"scale": 0.8, "preset": preset, **extra, **more})
 
 
 def by_transformer(controls: Controls, sites: tuple[Site, ...]) -> dict[int, tuple[float, bool]]:
-    """Transformer -> its scale, and whether that is pushed; only those that are listed."""
+    """Transformer -> its scale, and whether it is on the negative rows; only those included."""
     made = compile_scales(controls, sites, 1)
     found: dict[int, tuple[float, bool]] = {}
-    for site, value, listed, pushed in zip(
+    for site, value, included, negative in zip(
         sites, made.values[0], made.included, made.on_negative, strict=True
     ):
         assert site.transformer_index is not None
-        if listed:
-            assert found.setdefault(site.transformer_index, (value, pushed)) == (value, pushed)
+        if included:
+            scale = (value, negative)
+            assert found.setdefault(site.transformer_index, scale) == scale
     return found
 
 
@@ -82,7 +84,7 @@ def test_every_preset_has_its_numbers() -> None:
 @pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl", "kolors"])
 @pytest.mark.parametrize("preset", preset_numbers.SD15)
 def test_comfyui_to_the_last_digit(preset: str, family: str) -> None:
-    found = by_transformer(asked(preset), FAMILIES[family].sites)
+    found = by_transformer(full(preset), FAMILIES[family].sites)
     assert found == numbers(NUMBERS[LIKE.get(family, family)][preset])
 
 
@@ -90,7 +92,7 @@ def test_comfyui_to_the_last_digit(preset: str, family: str) -> None:
 def test_instantstyle(preset: str) -> None:
     for family, wanted in zip(("sd15", "sdxl"), ROLES[preset], strict=True):
         found = by_transformer(
-            asked(preset) if "and" in preset else Controls(scale=0.8, preset=preset),
+            full(preset) if "and" in preset else Controls(scale=0.8, preset=preset),
             FAMILIES[family].sites,
         )
         assert found == {t: (value, False) for t, value in wanted.items()}
@@ -118,7 +120,7 @@ def test_another_unet_goes_by_its_roles() -> None:
     assert style == {"up_blocks.0"}
     for preset, role in (("style transfer", "style"), ("composition", "layout")):
         values = compile_scales(Controls(preset=preset), sites, 1).values[0]
-        assert values == tuple(float(site.role == role) for site in sites)
+        assert values == tuple(DEFAULT_SCALE * (site.role == role) for site in sites)
 
 
 # ── notations ───────────────────────────────────────────────────────────────────────────────────
@@ -131,7 +133,7 @@ def test_comfyui_layer_weights_are_a_scale() -> None:
         6: (1.25, False),
     }
     assert Controls(scale={3: 0.5}) == Controls(scale={3: 0.5})
-    text = json.loads(json.dumps({3: 0.5, 6: 1.0}))  # JSON makes texts of numbers
+    text = json.loads(json.dumps({3: 0.5, 6: 1.0}))  # JSON has string keys
     assert site_scales(text, sites) == site_scales({3: 0.5, 6: 1.0}, sites)
 
 
@@ -183,7 +185,7 @@ def test_equal_to_diffusers(host: str, controls: Controls, tmp_path: Path) -> No
     embeds = diffusers_embeds(rig.features(1), rig.kind.null_features())
     added = {**inputs.get("added_cond_kwargs", {}), "image_embeds": [embeds]}
     theirs = rig.host.read(unet, {**inputs, "added_cond_kwargs": added})
-    ours = rig.ours(inputs, rig.prompt(1), scale=1.0, controls=controls)
+    ours = rig.ours(inputs, rig.prompt(1), controls=controls)
     assert difference(ours, theirs) <= 1e-5
     assert difference(ours, rig.host.read(rig.unet, inputs)) > 1e-3
 
@@ -195,12 +197,12 @@ def test_equal_to_diffusers(host: str, controls: Controls, tmp_path: Path) -> No
 @pytest.mark.parametrize("preset", PRESETS)
 def test_exports_come_back_as_they_were(preset: str, family: str) -> None:
     sites = FAMILIES[family].sites
-    controls = asked(preset) if preset not in ROLES else Controls(preset=preset, scale=0.8)
+    controls = full(preset) if preset not in ROLES else Controls(preset=preset, scale=0.8)
     wanted = {t: value for t, (value, _) in by_transformer(controls, sites).items()}
     layers = comfyui_string(controls, sites)
     assert {t: v for t, (v, _) in by_transformer(Controls(scale=layers), sites).items()} == wanted
     if any(compile_scales(controls, sites, 1).on_negative):
-        with pytest.raises(OptionError, match="negative branch"):
+        with pytest.raises(OptionError, match="negative rows"):
             diffusers_scale(controls, sites)
         return
     back = by_transformer(Controls(scale=diffusers_scale(controls, sites)), sites)
@@ -218,7 +220,7 @@ def test_exports_as_text() -> None:
     }
     uneven = Controls(scale={sites[0].name: 1.0, "down_blocks.1": 0.5})
     for export in (comfyui_string, diffusers_scale):
-        with pytest.raises(OptionError, match="different numbers"):
+        with pytest.raises(OptionError, match="its sites differ"):
             export(uneven, sites)
 
 
@@ -228,14 +230,14 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert main(["presets", "style and composition", "--composition", "0.5", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["comfyui"] == "3:0.5,6:1.0"
-    assert found["diffusers"]["up"]["block_0"] == [0.0, 1.0, 0.0]
-    assert [row["scale"] for row in found["transformers"]] == [0, 0, 0, 0.5, 0, 0, 1.0, 0, 0, 0, 0]
+    assert found["comfyui"] == "3:0.5,6:0.8"
+    assert found["diffusers"]["up"]["block_0"] == [0.0, 0.8, 0.0]
+    assert [row["scale"] for row in found["transformers"]] == [0, 0, 0, 0.5, 0, 0, 0.8, 0, 0, 0, 0]
     assert main(["presets", "style transfer precise", "--base", "sd15", "--boost", "0.5"]) == 0
-    shown = capsys.readouterr().out
-    assert shown.startswith("style transfer precise on sd15\n")
-    assert "4:0.125,5:0.5" in shown
-    assert "cannot show a reference to the negative branch" in shown
+    printed = capsys.readouterr().out
+    assert printed.startswith("style transfer precise on sd15\n")
+    assert "4:0.125,5:0.5" in printed
+    assert "cannot show a reference to the negative rows" in printed
     assert main(["presets", "--boost", "0.5"]) == 2
     assert "--boost without a preset" in capsys.readouterr().err
     assert main(["presets", "styl"]) == 2
@@ -245,13 +247,13 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_controls_as_json() -> None:
     for controls in (
         Controls(),
-        asked("composition precise", schedule=Schedule.parse("0.1-0.8 ease-out"), lora=0.5),
+        full("composition precise", schedule=Schedule.parse("0.1-0.8 ease-out"), lora=0.5),
         Controls(scale={"down": {"block_2": [0.0, 1.0]}}, scaling="K+V"),
     ):
         assert Controls.from_dict(json.loads(json.dumps(controls.as_dict()))) == controls
     with pytest.raises(OptionError, match="cannot be written"):
         Controls(schedule=Schedule(curve=math.cos)).as_dict()
-    with pytest.raises(OptionError, match="some of"):
+    with pytest.raises(OptionError, match="an object with keys"):
         Controls.from_dict({"scales": 1.0})
 
 
@@ -259,7 +261,7 @@ def test_controls_as_json() -> None:
 
 
 def check_sites(rig: Rig, **use: Any) -> None:
-    """Every row of every site against the equations of `controls.scaling`, in float64."""
+    """Compare every row of every site with the equations of `Controls.scaling`, in float64."""
     controls = Controls(**use)
     sites = HOST.describe(rig.unet).sites
     compiled = compile_scales(controls, sites, 1)
@@ -275,11 +277,11 @@ def check_sites(rig: Rig, **use: Any) -> None:
         for handle in handles:
             handle.remove()
     negative, positive = prompt.null_tokens[0], prompt.tokens[0]
-    for site, value, pushed in zip(sites, compiled.values[0], compiled.on_negative, strict=True):
+    for site, value, negated in zip(sites, compiled.values[0], compiled.on_negative, strict=True):
         x, text, found = seen[site.name]
         to_k = rig.state["ip_adapter"][f"{site.file_id}.to_k_ip.weight"].double()
         to_v = rig.state["ip_adapter"][f"{site.file_id}.to_v_ip.weight"].double()
-        rows = [positive, None] if pushed else [negative, positive]
+        rows = [positive, None] if negated else [negative, positive]
         for i, tokens in enumerate(rows):
             images = []
             if value and tokens is not None:
@@ -293,7 +295,7 @@ def check_sites(rig: Rig, **use: Any) -> None:
 def scaled(
     k: torch.Tensor, v: torch.Tensor, w: float, scaling: str
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """K', V' and what the attention's result is multiplied by."""
+    """K', V' and the factor of the attention result."""
     penalised = w * k.shape[-1] / 1280
     if scaling == "V only":
         return k, v, w
@@ -312,7 +314,7 @@ def test_ways_of_scaling(scaling: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("preset", ["style transfer precise", "composition precise"])
-def test_precise_presets_push_the_other_half_into_the_negative_branch(
+def test_precise_presets_show_the_other_part_to_the_negative_rows(
     preset: str, tmp_path: Path
 ) -> None:
     check_sites(
@@ -320,26 +322,26 @@ def test_precise_presets_push_the_other_half_into_the_negative_branch(
     )
 
 
-def test_without_guidance_what_is_pushed_does_nothing(tmp_path: Path) -> None:
-    """And it is said, once: there was no negative row that could be shown the reference."""
+def test_without_guidance_negative_sites_have_no_effect(tmp_path: Path) -> None:
+    """With one warning: there was no negative row to show the reference to."""
     rig = build("sd15", "base", tmp_path)
     inputs = rig.host.inputs(1)
-    with pytest.warns(UserWarning, match="no call had one"):
+    with pytest.warns(UserWarning, match="no call had any"):
         precise = rig.ours(inputs, rig.prompt(1), preset="style transfer precise")
     style = rig.ours(inputs, rig.prompt(1), preset="style transfer")
     assert torch.equal(precise, style)
 
 
 def test_branches_in_calls_of_their_own(tmp_path: Path) -> None:
-    """Guidance in two calls: each half as it is in one batch, and nothing to complain about."""
+    """Guidance in two calls: each half as in one batch, without a warning."""
     rig = build("sd15", "base", tmp_path)
     inputs = rig.host.inputs(2)
     use = {"preset": "style transfer precise", "boost": 0.5}
     together = rig.ours(inputs, rig.prompt(1), **use)
     rig.adapter.attach(rig.unet)
-    with rig.adapter.use(rig.prompt(1), guidance=["positive"], **use) as live:
+    with rig.adapter.use(rig.prompt(1), guidance=["positive"], **use) as handle:
         for row, branch in ((1, "positive"), (0, "negative")):
-            live.branches = (branch,)
+            handle.layout = (branch,)
             half = {name: value[[row]] for name, value in inputs.items() if name != "timestep"}
             alone = rig.host.read(rig.unet, {**half, "timestep": inputs["timestep"]})
             assert difference(alone, together[[row]]) <= 1e-5
@@ -354,52 +356,52 @@ def test_live_controls(tmp_path: Path) -> None:
     with_mean = rig.ours(inputs, prompt, scale=0.7, scaling="K+mean(V) w/ C penalty")
     precise = rig.ours(inputs, prompt, scale=0.7, preset="style transfer precise")
     rig.adapter.attach(rig.unet)
-    with rig.adapter.use(prompt, preset="style transfer") as live:
-        live.scale = 0.5
+    with rig.adapter.use(prompt, preset="style transfer") as handle:
+        handle.scale = 0.5
         assert torch.equal(rig.host.read(rig.unet, inputs), wanted)
-        live.scale = 0.0
+        handle.scale = 0.0
         assert torch.equal(rig.host.read(rig.unet, inputs), base)
         with pytest.raises(ScaleError):
-            live.scale = {"mid_block": 1.0}  # the preset takes one number
-        assert live.scale == 0.0
-        with pytest.raises(OptionError, match="controls are Controls"):
-            live.controls = {"scale": 0.5}
-        live.controls = Controls(scale=0.3, scaling="K+V")
+            handle.scale = {"mid_block": 1.0}  # the preset takes one number
+        assert handle.scale == 0.0
+        with pytest.raises(OptionError, match="takes Controls"):
+            handle.controls = {"scale": 0.5}
+        handle.controls = Controls(scale=0.3, scaling="K+V")
         rig.host.read(rig.unet, inputs)
-        live.scale = 0.7
+        handle.scale = 0.7
         assert torch.equal(rig.host.read(rig.unet, inputs), scaled_k)
-        live.controls = Controls(scale=0.7, scaling="K+mean(V) w/ C penalty")
+        handle.controls = Controls(scale=0.7, scaling="K+mean(V) w/ C penalty")
         assert torch.equal(rig.host.read(rig.unet, inputs), with_mean)
-        live.controls = Controls(preset="style transfer precise", scale=0.7)
+        handle.controls = Controls(preset="style transfer precise", scale=0.7)
         assert torch.equal(rig.host.read(rig.unet, inputs), precise)
 
 
-# ── what cannot be ──────────────────────────────────────────────────────────────────────────────
+# ── bad input ──────────────────────────────────────────────────────────────────────────────
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"preset": "style transfr"}, "Did you mean 'style transfer'"),
     ({"preset": 3}, "no such preset"),
     ({"preset": "linear", "scale": {"style": 1.0}}, "a number from 0 to 2"),
     ({"preset": "linear", "scale": math.nan}, "a number from 0"),
-    ({"preset": "composition", "composition": 0.5}, "has no use for it"),
-    ({"composition": 0.5}, "belongs to a preset"),
+    ({"preset": "composition", "composition": 0.5}, "not used by 'composition'"),
+    ({"composition": 0.5}, "no preset is given"),
     ({"preset": "style transfer precise", "boost": 2.5}, "from 0"),
-    ({"scaling": "V"}, "It is one of: V only"),
+    ({"scaling": "V"}, "Use one of: V only"),
     ({"scale": {}}, "names no site"),
-    ({"scale": []}, "names blocks"),
+    ({"scale": []}, "names of blocks"),
     ({"scale": [0.5, 1.0]}, "schedule="),
     ({"scale": "3=1"}, "For example: 3:1.0,6:0.5"),
     ({"scale": "3:x"}, "from 0 to 2"),
     ({"scale": "99:1"}, "no transformer of that number"),
-    ({"scale": ["up_block.7"]}, "no attention layer"),
-    ({"scale": {"down": {"block_9": 1.0}}}, "no attention layer"),
-    ({"scale": {"down": {"block_2": [0.0, 1.0, 0.5]}}}, "no attention layer"),
+    ({"scale": ["up_block.7"]}, "no site of this base"),
+    ({"scale": {"down": {"block_9": 1.0}}}, "no site of this base"),
+    ({"scale": {"down": {"block_2": [0.0, 1.0, 0.5]}}}, "no site of this base"),
     ({"scale": {"down": {"2": 1.0}}}, "block_0"),
-    ({"scale": {"down": 1.0, "style": 1.0}}, "nothing in diffusers'"),
+    ({"scale": {"down": 1.0, "style": 1.0}}, "only down, mid and up"),
     ({"scale": {"up": [0.1, 0.2]}}, "a number from 0 to 2"),
-    ({"scale": {("a",): 1.0}}, "named by a text or a number"),
-    ({"controls": Controls(), "scale": 0.5}, "take the place of"),
-    ({"controls": {"scale": 0.5}}, "controls are Controls"),
+    ({"scale": {("a",): 1.0}}, "must be a string or a number"),
+    ({"controls": Controls(), "scale": 0.5}, "replace all other arguments"),
+    ({"controls": {"scale": 0.5}}, "takes Controls"),
     ({"lora": -1}, "from 0"),
 ]
 
@@ -422,8 +424,8 @@ def test_bad_input(use: dict[str, Any], says: str, rig: Rig) -> None:
     assert torch.equal(rig.host.read(rig.unet, inputs), rig.host.read(rig.unet, inputs))
 
 
-def test_a_preset_about_sites_that_a_base_lacks() -> None:
+def test_a_preset_without_sites_on_a_base() -> None:
     spec: HostSpec = FAMILIES["sdxl"]
     without = tuple(site for site in spec.sites if site.role != "style")
-    with pytest.raises(OptionError, match="none of the sites"):
+    with pytest.raises(OptionError, match="none of its sites"):
         compile_scales(Controls(preset="style"), without, 1)

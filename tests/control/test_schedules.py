@@ -1,4 +1,4 @@
-"""When a reference acts: schedules as text and numbers, and every way a denoise loop may run."""
+"""When a reference acts: schedules as text and numbers, in every kind of denoise loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from torch._dynamo.testing import CompileCounter
 
 from hosts_table import CASES
 from ids import stable
-from imageprompt.attention.step_tracker import StepPosition, StepTracker, explicit_timesteps, places
+from imageprompt.attention.step_tracker import (
+    StepPosition,
+    StepTracker,
+    parse_timesteps,
+    step_indices,
+)
 from imageprompt.control import CURVES, Controls, Schedule
 from imageprompt.control.scale_table import compile_scales
 from imageprompt.core.errors import GuidanceError, ImagePromptError, OptionError, ScaleError
@@ -46,7 +51,7 @@ def test_text_and_back(text: str) -> None:
 
 
 def test_factors() -> None:
-    """Half-open windows; x is the share of the window that has passed."""
+    """Windows are half-open; x is the part of the window that has passed."""
     assert Schedule.parse("0-0.4").factors(5) == (1, 1, 0, 0, 0)
     assert Schedule.parse("0.4-1").factors(5) == (0, 0, 1, 1, 1)
     assert Schedule.parse("linear-out").factors(4) == (1, 0.75, 0.5, 0.25)
@@ -88,7 +93,7 @@ def test_table() -> None:
 
 
 WRONG: list[tuple[Any, str]] = [
-    ("", "it is empty"),
+    ("", "empty"),
     ("0.4-0.4", "ends before it starts"),
     ("0.8-0.2", "ends before it starts"),
     ("0-1.5", "from 0 to 1"),
@@ -96,7 +101,7 @@ WRONG: list[tuple[Any, str]] = [
     ("1,,0", "not a schedule"),
     ("1,x", "not a schedule"),
     ("1,3", "from 0"),
-    ([], "holds no number"),
+    ([], "list of numbers is empty"),
     ([1, math.nan], "from 0"),
     ([1, "x"], "from 0 to 2"),
     (3, "not a schedule"),
@@ -157,27 +162,27 @@ SCHEDULERS |= {
 }
 
 
-def moments(timesteps: Any, clock: StepTracker | None = None) -> list[StepPosition]:
-    """What a clock says of every call of a loop."""
-    clock = clock or StepTracker()
+def positions(timesteps: Any, tracker: StepTracker | None = None) -> list[StepPosition]:
+    """The position of every call of a loop."""
+    tracker = tracker or StepTracker()
     found = []
     for t in timesteps:
-        clock.update(t)
-        found.append(clock.position())
+        tracker.update(t)
+        found.append(tracker.position())
     return found
 
 
 @pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler(name: str) -> None:
-    """Steps go from 0 to the last without a gap, one timestep being one step."""
+    """Steps run from 0 to the last without a gap; one timestep is one step."""
     scheduler = SCHEDULERS[name]()
     if "mu" in inspect.signature(scheduler.set_timesteps).parameters:
         scheduler.set_timesteps(12, mu=None)
     else:
         scheduler.set_timesteps(12)
     values = scheduler.timesteps.tolist()
-    found = moments(scheduler.timesteps)
+    found = positions(scheduler.timesteps)
     steps = len(set(values))
     assert {m.steps for m in found} == {steps}
     assert sorted({m.step for m in found}) == list(range(steps))
@@ -192,33 +197,33 @@ def test_every_scheduler(name: str) -> None:
 
 def test_two_calls_at_one_timestep_are_one_step() -> None:
     timesteps = torch.arange(900, 0, -100)
-    clock = StepTracker()
+    tracker = StepTracker()
     found = []
     for t in timesteps:
         for _ in range(2):
-            clock.update(t)
-            found.append(clock.position().step)
+            tracker.update(t)
+            found.append(tracker.position().step)
     assert found == [step for step in range(9) for _ in range(2)]
 
 
 def test_shortened_schedules_begin_at_their_first_step() -> None:
     """img2img leaves the beginning out; a pipeline that stops early leaves its end out."""
     timesteps = torch.arange(1000, 0, -100)
-    assert moments(timesteps[6:]) == [StepPosition(i, 4) for i in range(4)]
-    assert moments(timesteps[:3]) == [StepPosition(i, 10) for i in range(3)]  # denoising_end
-    clock = StepTracker()
+    assert positions(timesteps[6:]) == [StepPosition(i, 4) for i in range(4)]
+    assert positions(timesteps[:3]) == [StepPosition(i, 10) for i in range(3)]  # denoising_end
+    tracker = StepTracker()
     for _ in range(2):  # the next run, on the same tensor
-        assert moments(timesteps[6:], clock) == [StepPosition(i, 4) for i in range(4)]
+        assert positions(timesteps[6:], tracker) == [StepPosition(i, 4) for i in range(4)]
 
 
 def test_the_same_in_every_form_of_a_timestep() -> None:
     timesteps = torch.arange(1000, 0, -100)
-    wanted = [StepPosition(i, 10) for i in range(10)]
-    assert moments(t.expand(2) for t in timesteps) == wanted
-    assert moments(t[None] for t in timesteps) == wanted
-    assert moments(timesteps[i] for i in range(10)) == wanted
+    expected = [StepPosition(i, 10) for i in range(10)]
+    assert positions(t.expand(2) for t in timesteps) == expected
+    assert positions(t[None] for t in timesteps) == expected
+    assert positions(timesteps[i] for i in range(10)) == expected
     with torch.inference_mode():
-        assert moments(torch.arange(1000, 0, -100)) == wanted
+        assert positions(torch.arange(1000, 0, -100)) == expected
 
 
 def test_a_loop_may_be_entered_in_its_middle(tmp_path: Path) -> None:
@@ -229,31 +234,31 @@ def test_a_loop_may_be_entered_in_its_middle(tmp_path: Path) -> None:
     timesteps = torch.arange(1000, 0, -250)
     for t in timesteps[:2]:
         rig.host.read(rig.unet, {**inputs, "timestep": t})
-    with rig.adapter.use(prompt, schedule="0.5-1") as live:
+    with rig.adapter.use(prompt, scale=1.0, schedule="0.5-1") as handle:
         rig.host.read(rig.unet, {**inputs, "timestep": timesteps[2]})
-        assert live._values[0] == 1.0
-        assert live._steps == 4
+        assert handle._values[0] == 1.0
+        assert handle._steps == 4
 
 
 def test_stated_timesteps() -> None:
-    """For loops that make numbers of them; those stated are looked up by value."""
+    """For loops that pass plain numbers: stated timesteps are looked up by value."""
     timesteps = [900, 600, 600, 300, 0]
-    clock = StepTracker()
+    tracker = StepTracker()
     for value, step in zip(timesteps, (0, 1, 1, 2, 3), strict=True):
         for form in (value, float(value), torch.tensor(value), torch.full((2,), value)):
-            clock.update(form)
-            assert clock.position(timesteps) == StepPosition(step, 4)
-    clock.update(555)
-    with pytest.raises(GuidanceError, match="none of the timesteps"):
-        clock.position(timesteps)
-    assert explicit_timesteps(torch.tensor([3, 2])) == (3.0, 2.0)
-    assert places([5, 4, 4, 5, 3]) == [0, 1, 1, 0, 2]
+            tracker.update(form)
+            assert tracker.position(timesteps) == StepPosition(step, 4)
+    tracker.update(555)
+    with pytest.raises(GuidanceError, match="not one of the timesteps"):
+        tracker.position(timesteps)
+    assert parse_timesteps(torch.tensor([3, 2])) == (3.0, 2.0)
+    assert step_indices([5, 4, 4, 5, 3]) == [0, 1, 1, 0, 2]
     for wrong in ([], "12", 7, [math.nan], [None]):
         with pytest.raises(OptionError):
-            explicit_timesteps(wrong)
+            parse_timesteps(wrong)
 
 
-def test_what_cannot_be_told_is_refused() -> None:
+def test_unknown_steps_are_refused() -> None:
     """Plain numbers, copies, a loop that runs backwards: never silently wrong."""
     timesteps = torch.arange(1000, 0, -100)
     for forms in (
@@ -264,9 +269,9 @@ def test_what_cannot_be_told_is_refused() -> None:
         [timesteps[1:3] * 1],
     ):
         with pytest.raises(GuidanceError, match=r"timesteps=scheduler\.timesteps"):
-            moments(forms)
-    with pytest.raises(GuidanceError, match="one before the last"):
-        moments(timesteps[i] for i in (5, 4, 3))
+            positions(forms)
+    with pytest.raises(GuidanceError, match="goes back by one"):
+        positions(timesteps[i] for i in (5, 4, 3))
 
 
 # ── at the denoiser ─────────────────────────────────────────────────────────────────────────────
@@ -294,26 +299,26 @@ def test_every_step_as_its_number_says(rig: Rig) -> None:
     """Off is the base to the bit; on is what the scale gives without a schedule."""
     base = loop(rig, schedule())
     numbers = (1.0, 0.5, 0.0, 0.25, 0.0, 1.5)
-    wanted = []
+    expected = []
     for number, t in zip(numbers, schedule(), strict=True):
         with rig.adapter.use(rig.prompt(1), scale=0.8 * number):
-            wanted += loop(rig, [t])
+            expected += loop(rig, [t])
     with rig.adapter.use(rig.prompt(1), scale=0.8, schedule=numbers):
         for _ in range(2):  # the second run begins at the first step again
             found = loop(rig, schedule())
-            assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert all(torch.equal(found[i], base[i]) for i in (2, 4))
 
 
 def test_live_changes_keep_the_step(rig: Rig) -> None:
     timesteps = schedule()
     with rig.adapter.use(rig.prompt(1), scale=0.4):
-        wanted = loop(rig, timesteps)
-    with rig.adapter.use(rig.prompt(1), schedule="1,0.5") as live:
+        expected = loop(rig, timesteps)
+    with rig.adapter.use(rig.prompt(1), schedule="1,0.5") as handle:
         loop(rig, timesteps[:3])
-        live.scale = 0.8
+        handle.scale = 0.8
         found = loop(rig, timesteps[3:])
-    assert all(torch.equal(a, b) for a, b in zip(found, wanted[3:], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected[3:], strict=True))
 
 
 def test_a_schedule_that_fails_in_the_loop_changes_nothing(rig: Rig) -> None:
@@ -324,12 +329,12 @@ def test_a_schedule_that_fails_in_the_loop_changes_nothing(rig: Rig) -> None:
         broken = False
         found = loop(rig, schedule())
     with rig.adapter.use(rig.prompt(1)):
-        wanted = loop(rig, schedule())
-    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+        expected = loop(rig, schedule())
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("schedule_", ["0.9-1", lambda x: 0.0, "0,0"])
-def test_a_schedule_without_a_step_is_said(schedule_: Any, rig: Rig) -> None:
+def test_a_schedule_without_effect_is_a_warning(schedule_: Any, rig: Rig) -> None:
     base = loop(rig, schedule())
     with (
         rig.adapter.use(rig.prompt(1), schedule=schedule_),
@@ -339,8 +344,8 @@ def test_a_schedule_without_a_step_is_said(schedule_: Any, rig: Rig) -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, base, strict=True))
 
 
-def test_a_constant_schedule_needs_no_place(rig: Rig) -> None:
-    """Numbers and copies as timesteps: nothing has to be told, so nothing is refused."""
+def test_a_constant_schedule_needs_no_step(rig: Rig) -> None:
+    """Numbers and copies as timesteps: no step is needed, so nothing is refused."""
     with rig.adapter.use(rig.prompt(1), schedule="0-1"):
         loop(rig, [500, torch.tensor(400)])
     with rig.adapter.use(rig.prompt(1), schedule="0-0.5"), pytest.raises(GuidanceError):
@@ -376,12 +381,12 @@ def test_a_schedule_costs_no_operation(tmp_path: Path) -> None:
 
 def test_lora_is_off_where_the_schedule_is(rig: Rig) -> None:
     timesteps = schedule()
-    with rig.adapter.use(rig.prompt(1), schedule="0-0.5") as live:
-        live.lora = 0.7
+    with rig.adapter.use(rig.prompt(1), schedule="0-0.5") as handle:
+        handle.lora = 0.7
         strengths = []
         for t in timesteps:
             loop(rig, [t])
-            strengths.append(round(live.strength.item(), 6))
+            strengths.append(round(handle.lora_strength.item(), 6))
     assert strengths == [0.7] * 3 + [0.0] * 3
 
 
@@ -404,8 +409,8 @@ def test_pipelines(strength: float | None, steps: int) -> None:
         pipe.set_progress_bar_config(disable=True)
         more = {"image": torch.rand(1, 3, 16, 16), "strength": strength}
     seen: list[tuple[int, float]] = []
-    with adapter.use(adapter.encode(features=features), schedule="0-0.5") as live:
-        pipe.unet.register_forward_hook(lambda *_: seen.append((live._step, live._values[0])))
+    with adapter.use(adapter.encode(features=features), 1.0, schedule="0-0.5") as handle:
+        pipe.unet.register_forward_hook(lambda *_: seen.append((handle._step, handle._values[0])))
         for _ in range(2):
             pipe("a red star", num_inference_steps=6, output_type="latent", **more)
     half = math.ceil(steps / 2)
@@ -416,9 +421,9 @@ def test_pipelines(strength: float | None, steps: int) -> None:
 
 
 def test_compiled(rig: Rig) -> None:
-    """Another step is another row of numbers: one graph, and the place is still told.
+    """Another step is another row of numbers: one graph, and the step is still known.
 
-    Masks, pushed halves and scaled keys are part of the graph.
+    Masks, negative rows and scaled keys are part of the graph.
     """
     use: dict[str, Any] = {
         "schedule": "0-0.5 linear-out",
@@ -429,22 +434,22 @@ def test_compiled(rig: Rig) -> None:
     torch._dynamo.reset()
     base = loop(rig, schedule())
     with rig.adapter.use(rig.prompt(1), **use):
-        wanted = loop(rig, schedule())
+        expected = loop(rig, schedule())
     counter = CompileCounter()
     model, counts = torch.compile(rig.unet, backend=counter), []
     with rig.adapter.use(rig.prompt(1), **use):
         for _ in range(2):
-            for t, out in zip(schedule(), wanted, strict=True):
+            for t, out in zip(schedule(), expected, strict=True):
                 assert difference(loop(rig, [t], model)[0], out) <= 1e-5
                 counts.append(counter.frame_count)
     assert len(set(counts)) == 1, counts
-    assert difference(wanted[0], base[0]) > 1e-3
-    assert difference(wanted[4], base[4]) == 0
+    assert difference(expected[0], base[0]) > 1e-3
+    assert difference(expected[4], base[4]) == 0
     torch._dynamo.reset()
 
 
 def test_compiled_without_a_break_is_refused(rig: Rig) -> None:
-    """fullgraph has no place for reading a timestep's memory."""
+    """A timestep's memory cannot be read inside a full graph."""
     torch._dynamo.reset()
     model = torch.compile(rig.unet, backend="eager", fullgraph=True)
     with (
@@ -476,12 +481,12 @@ def taylor(unet: Any) -> None:
         cache_interval=100, disable_cache_before_step=1, cache_identifiers=[r".*attn2$"]
     )
     apply_taylorseer_cache(unet, config)
-    _set_cache_context(unet, CacheContext("loop"))  # what a pipeline says around its calls
+    _set_cache_context(unet, CacheContext("loop"))  # as a pipeline does around its calls
 
 
 @pytest.mark.parametrize("apply", [broadcast, taylor])
 def test_caches_over_steps(apply: Callable[[Any], None], rig: Rig) -> None:
-    """What they kept is void as soon as the adapter contributes something else."""
+    """Their contents are void as soon as the adapter adds something else."""
     base = loop(rig, schedule())
     with rig.adapter.use(rig.prompt(1)):
         full = loop(rig, schedule())
@@ -490,14 +495,14 @@ def test_caches_over_steps(apply: Callable[[Any], None], rig: Rig) -> None:
     apply(rig.unet)
     plain = loop(rig, schedule()[:2])
     assert difference(plain[1], base[1]) > 1e-6  # the cache is at work
-    with rig.adapter.use(rig.prompt(1), schedule="0-0.5") as live:
+    with rig.adapter.use(rig.prompt(1), schedule="0-0.5") as handle:
         found = loop(rig, schedule())
         assert torch.equal(found[0], full[0])
         assert difference(found[1], full[1]) > 1e-6  # and stays so where nothing changes
         assert torch.equal(found[3], base[3])  # the schedule ends here
-        live.controls = Controls(scale=1.0)
+        handle.controls = Controls(scale=1.0)
         loop(rig, schedule()[:2])
-        live.scale = 0.5
+        handle.scale = 0.5
         assert torch.equal(loop(rig, schedule()[2:3])[0], half[2])
     assert torch.equal(loop(rig, schedule()[3:4])[0], base[3])
     with rig.adapter.use(rig.prompt(1)):
@@ -505,15 +510,15 @@ def test_caches_over_steps(apply: Callable[[Any], None], rig: Rig) -> None:
 
 
 def test_caches_of_a_compiled_denoiser(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same within a graph, whose way is taken here without compiling for half a minute."""
+    """The same path as inside a graph, without half a minute of compilation."""
     with rig.adapter.use(rig.prompt(1), scale=0.5):
         half = loop(rig, schedule())
     base = loop(rig, schedule())
     broadcast(rig.unet)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    with rig.adapter.use(rig.prompt(1)) as live:
+    with rig.adapter.use(rig.prompt(1)) as handle:
         full = loop(rig, schedule()[:2])
-        live.scale = 0.5
+        handle.scale = 0.5
         found = loop(rig, schedule()[2:4])
     assert difference(full[0], half[0]) > 1e-3
     assert difference(found[0], half[2]) <= 1e-5
@@ -523,7 +528,7 @@ def test_caches_of_a_compiled_denoiser(rig: Rig, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")
 def test_a_cache_that_cuts_the_batch_is_refused(rig: Rig) -> None:
-    """FasterCache with guidance drops the negative half inside the call: one line, not nonsense."""
+    """FasterCache with guidance drops the negative half inside the call: an error of one line."""
     from diffusers.hooks import FasterCacheConfig, apply_faster_cache
 
     apply_faster_cache(

@@ -144,10 +144,10 @@ def test_from_pictures_to_output_and_back(host: str, variant: str) -> None:
     assert prompt.tokens.shape == prompt.null_tokens.shape
     assert prompt.tokens.shape[0] == 1
     assert prompt.tokens.shape[-1] == case.cross_dim
-    with adapter.use(prompt, scale=1.0) as live:
+    with adapter.use(prompt, scale=1.0) as handle:
         acted = case.read(unet, inputs)
         assert list(unet.state_dict()) == keys
-        live.scale = 0.0
+        handle.scale = 0.0
         assert torch.equal(case.read(unet, inputs), plain)
     adapter.detach()
 
@@ -385,7 +385,7 @@ def test_diffusers_reads_what_we_write(host: str, variant: str, tmp_path: Path) 
         "image_embeds": [diffusers_embeds([feature], null)],
     }
     expected = case.read(theirs, {**inputs, "added_cond_kwargs": added})
-    assert difference(output(case, unet, adapter, prompt), expected) <= 1e-5
+    assert difference(output(case, unet, adapter, prompt, scale=1.0), expected) <= 1e-5
 
 
 # ── image prompts ────────────────────────────────────────────────────────────────────────────────
@@ -459,6 +459,6 @@ def test_faces_from_ready_made_features(
     embeds = diffusers_embeds([features], torch.zeros(shape))
     inputs = case.inputs(2)
     expected = case.read(theirs, {**inputs, "added_cond_kwargs": {"image_embeds": [embeds]}})
-    assert difference(output(case, unet, loaded, prompt), expected) <= 1e-5
+    assert difference(output(case, unet, loaded, prompt, scale=1.0), expected) <= 1e-5
     with pytest.raises(ip.ImagePromptError, match="face_embeds"):
         ip.Adapter.create(variant, denoiser=unet, encoder=encoder())

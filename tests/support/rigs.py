@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import imageprompt as ip
 from hosts_table import ADAPTERS, CASES, AdapterCase, HostCase, adapter_state
+from imageprompt.control import DEFAULT_SCALE
 from peer import StateDict, diffusers_embeds, diffusers_load, flat
 
 
@@ -47,7 +48,9 @@ class Rig:
         """Features [n, ...] for each prompt, all different."""
         return [self.kind.features(n, seed=seed + i) for i, n in enumerate(references or (1,))]
 
-    def ours(self, inputs: dict[str, Any], prompt: Any, *, scale: Any = 1.0, **use: Any) -> Tensor:
+    def ours(
+        self, inputs: dict[str, Any], prompt: Any, *, scale: Any = DEFAULT_SCALE, **use: Any
+    ) -> Tensor:
         """The denoiser's output with our adapter attached; detached again afterwards."""
         self.adapter.attach(self.unet)
         try:
@@ -61,7 +64,7 @@ class Rig:
         inputs: dict[str, Any],
         features: list[Tensor],
         *,
-        scale: float = 1.0,
+        scale: float = DEFAULT_SCALE,
         guidance: bool = True,
     ) -> Tensor:
         """The output of a copy of the denoiser with diffusers' own IP-Adapter."""
