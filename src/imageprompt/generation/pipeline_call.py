@@ -5,14 +5,31 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from imageprompt.core import bundled
 from imageprompt.core.errors import OptionError
 from imageprompt.generation.request import Request
-from imageprompt.generation.start_images import Size, StartImages
+from imageprompt.loading import vae_scale_factor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
 
 _TEXT_TO_IMAGE = {"prompt", "num_inference_steps", "generator", "num_images_per_prompt"}
+
+
+@dataclass(frozen=True)
+class StartImages:
+    """What a picture starts from besides noise, and the records by the names of the request."""
+
+    init: Image | None = None
+    mask: Image | None = None
+    control: Image | None = None
+    records: Mapping[str, Any] = field(default_factory=dict)
 
 
 def pipeline_for(pipe: Any, start: StartImages, controlnet: Any) -> Any:
@@ -81,6 +98,19 @@ def options_of(
             hint="Call the pipeline yourself, inside adapter.use().",
         )
     return options
+
+
+def check_size(size: Size, pipe: Any) -> None:
+    """Raises OptionError unless the sides are multiples of the VAE's scale factor."""
+    factor = vae_scale_factor(pipe)
+    width, height = size
+    if width % factor or height % factor:
+        raise OptionError(
+            f"size {width}x{height}",
+            reason=f"sides must be multiples of {factor} for this base",
+            hint=f"Try {max(1, round(width / factor)) * factor}x"
+            f"{max(1, round(height / factor)) * factor}.",
+        )
 
 
 def with_own_defaults(request: Request, name: str | None) -> dict[str, Any]:

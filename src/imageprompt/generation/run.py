@@ -14,6 +14,9 @@ from imageprompt.attention.cfg_layout import named_layout
 from imageprompt.core.errors import OptionError
 from imageprompt.generation.apply_references import OpenedReference, apply_references
 from imageprompt.generation.pipeline_call import (
+    Size,
+    StartImages,
+    check_size,
     inpainting_latents,
     options_of,
     pipeline_for,
@@ -21,7 +24,6 @@ from imageprompt.generation.pipeline_call import (
 )
 from imageprompt.generation.request import Request
 from imageprompt.generation.result import GenerationResult
-from imageprompt.generation.start_images import Size, StartImages
 from imageprompt.loading.recipe import AssetRecord, Recipe, library_versions
 from imageprompt.loading.recipe.limits import MIN_SIDE
 
@@ -37,7 +39,7 @@ def run(request: Request) -> GenerationResult:
     """The pictures of a checked request. Raises an ImagePromptError."""
     named_layout(request.layout)  # raises for an unknown name
     # all files are found and opened before anything large is loaded
-    start = StartImages.open(request)
+    start = _open_start_images(request)
     folder = loading.base_folder(request.base, cached_only=request.cached_only("base"))
     opened = [OpenedReference.open(one, request, folder) for one in request.active_references]
     net_folder = _find_controlnet(request)
@@ -49,8 +51,7 @@ def run(request: Request) -> GenerationResult:
     net, net_record = _load_controlnet(request, net_folder, base)
     request = replace(request, **with_own_defaults(request, base.name))
     pipe = pipeline_for(base.pipe, start, net)
-    size = start.size(request.size, pipe)
-    start = start.fitted(size)
+    size, start = _fit(request, start, pipe)
     options = options_of(request, pipe, start, size)
     _warn_unguided(request, options)
     with loading.few_threads(base), _configured(pipe, request):
@@ -70,6 +71,26 @@ def run(request: Request) -> GenerationResult:
                 if request.on_image is not None:
                     request.on_image(GenerationResult([image], result.recipes[-1:], prompts))
     return result
+
+
+def _open_start_images(request: Request) -> StartImages:
+    if request.init_image is None and request.control_image is None:
+        return StartImages()
+    from imageprompt.generation.start_images import open_start_images
+
+    return open_start_images(request)
+
+
+def _fit(request: Request, start: StartImages, pipe: Any) -> tuple[Size | None, StartImages]:
+    """The size of the pictures (None leaves it to the pipeline), and the start images in it."""
+    if request.size is not None:
+        check_size(request.size, pipe)
+    if not start.records:
+        return request.size, start
+    from imageprompt.generation.start_images import fit, own_size
+
+    size = request.size or own_size(start, pipe)
+    return size, fit(start, size)
 
 
 def _find_controlnet(request: Request) -> Path | None:

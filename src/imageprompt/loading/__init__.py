@@ -7,6 +7,7 @@ from imageprompt.loading.adapter import (
     LocatedAdapter,
     attach_adapter,
     find_adapter,
+    find_encoder,
     load_adapter,
 )
 from imageprompt.loading.assets import (
@@ -16,7 +17,6 @@ from imageprompt.loading.assets import (
     record_of,
     resolve_file,
 )
-from imageprompt.loading.encoder import find_encoder
 from imageprompt.loading.pipeline import (
     LoadedPipeline,
     base_folder,

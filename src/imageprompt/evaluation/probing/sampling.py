@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from imageprompt import loading
 from imageprompt.core.errors import EncoderError
-from imageprompt.generation.pipeline_call import options_of, with_own_defaults
-from imageprompt.generation.start_images import StartImages
+from imageprompt.generation.pipeline_call import (
+    StartImages,
+    check_size,
+    options_of,
+    with_own_defaults,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,8 +50,9 @@ def open_models(request: Request, reference: Reference) -> Iterator[ProbeModels]
     )
     pipe = base.pipe
     request = replace(request, **with_own_defaults(request, base.name))
-    start = StartImages.open(request)
-    options = options_of(request, pipe, start, start.size(request.size, pipe))
+    if request.size is not None:
+        check_size(request.size, pipe)
+    options = options_of(request, pipe, StartImages(), request.size)
     del options["prompt"]
     adapter, record = loading.load_adapter(source, pipe, reference.variant)
     bar = getattr(pipe, "_progress_bar_config", {})

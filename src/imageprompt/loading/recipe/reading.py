@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from imageprompt.core.errors import OptionError
-from imageprompt.loading.recipe.recipe import FORMAT, AssetRecord, Recipe, ReferenceMetadata
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter, ValidationError
+from imageprompt.loading.recipe.recipe import FORMAT, Recipe, ReferenceMetadata, validate_recipe
 
 MAX_JSON_BYTES = 256_000
 
@@ -26,55 +22,6 @@ def read_recipe(text: str, where: str) -> Recipe:
         raise OptionError(f"recipe in {where}", reason=str(error) or "nested too deeply") from error
     except OptionError as error:
         raise OptionError(f"recipe in {where}: {error.what}", reason=error.reason) from error
-
-
-def validate_recipe(data: Mapping[str, Any]) -> Recipe:
-    """A recipe of format 3 from plain data. Raises OptionError that names the key."""
-    from pydantic import ValidationError
-
-    try:
-        recipe = _adapter().validate_python(data)
-    except ValidationError as error:
-        raise _first(error) from None
-    if recipe.index >= recipe.num_images:
-        raise OptionError(
-            f"index {recipe.index}", reason=f"only {recipe.num_images} pictures were made"
-        )
-    return recipe
-
-
-@cache
-def _adapter() -> TypeAdapter[Recipe]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Recipe)
-
-
-def _first(error: ValidationError) -> OptionError:
-    """The first of pydantic's errors as one line."""
-    found = error.errors(include_url=False, include_input=False)[0]
-    *path, key = [str(part)[:60] for part in found["loc"]] or [""]
-    if found["type"] == "unexpected_keyword_argument":
-        near = difflib.get_close_matches(key, _known(path), n=1)
-        reason = f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-        return OptionError(".".join(path) or "the recipe", reason=reason)
-    reason = found["msg"].removeprefix("Value error, ")
-    if found["type"] == "missing":
-        reason = "the key is missing"
-    elif found["type"] == "dataclass_type":
-        reason = "not an object"
-    return OptionError(".".join((*path, key)), reason=reason)
-
-
-def _known(path: Sequence[str]) -> list[str]:
-    """The keys of the object at `path`."""
-    if not path:
-        return _names(Recipe)
-    return _names(ReferenceMetadata if path[-1].isdecimal() and len(path) == 2 else AssetRecord)
-
-
-def _names(kind: type) -> list[str]:
-    return [item.name for item in fields(kind)]
 
 
 def _parse(text: str) -> dict[str, Any]:
@@ -102,7 +49,7 @@ def _refuse_constant(name: str) -> Any:
 # ── earlier formats ─────────────────────────────────────────────────────────────────────────────
 
 _FILES = {"init_image", "inpaint_mask", "controlnet", "control_image"}
-_KEYS_2 = {*_names(Recipe), "shown"} - {"references"}
+_KEYS_2 = {*(item.name for item in fields(Recipe)), "shown"} - {"references"}
 _ADDED_IN_2 = {"shown", "guidance", "strength", "control_scale", *_FILES}
 _ONLY_IN_1 = {"scale", "adapter", "encoder", "references"}
 """What format 1 said of its only adapter."""
@@ -115,10 +62,10 @@ _RENAMED_IN_3: Mapping[str, str] = {
     "how": "encode_options",
 }
 """Key of an entry of `shown` in format 2 -> of an entry of `references` in format 3."""
-_ENTRY_KEYS_2 = {*_names(ReferenceMetadata), *_RENAMED_IN_3} - {
-    *(new for new in _RENAMED_IN_3.values()),
+_ENTRY_KEYS_2 = {item.name for item in fields(ReferenceMetadata)} - {
+    *_RENAMED_IN_3.values(),
     "lora_mode",
-}
+} | _RENAMED_IN_3.keys()
 
 
 def _from_format_1(data: dict[str, Any]) -> dict[str, Any]:

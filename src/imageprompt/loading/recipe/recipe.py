@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Annotated, Any
 
 from imageprompt.control import Scale
 from imageprompt.core import __version__
 from imageprompt.core.errors import OptionError
+from imageprompt.core.schema import type_adapter
 from imageprompt.loading.recipe import limits
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 FORMAT = 3
 _STRICT = {"extra": "forbid"}
@@ -101,8 +106,6 @@ class Recipe:
 
     def check(self) -> Recipe:
         """The recipe itself, if `read_recipe` would accept it. Raises OptionError."""
-        from imageprompt.loading.recipe.reading import validate_recipe
-
         validate_recipe(asdict(self))
         return self
 
@@ -122,6 +125,48 @@ class Recipe:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False, indent=1)
+
+
+def validate_recipe(data: Mapping[str, Any]) -> Recipe:
+    """A recipe of format 3 from plain data. Raises OptionError that names the key."""
+    from pydantic import ValidationError
+
+    try:
+        recipe: Recipe = type_adapter(Recipe).validate_python(data)
+    except ValidationError as error:
+        raise _first(error) from None
+    if recipe.index >= recipe.num_images:
+        raise OptionError(
+            f"index {recipe.index}", reason=f"only {recipe.num_images} pictures were made"
+        )
+    return recipe
+
+
+def _first(error: ValidationError) -> OptionError:
+    """The first of pydantic's errors as one line."""
+    found = error.errors(include_url=False, include_input=False)[0]
+    *path, key = [str(part)[:60] for part in found["loc"]] or [""]
+    if found["type"] == "unexpected_keyword_argument":
+        near = difflib.get_close_matches(key, _known(path), n=1)
+        reason = f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        return OptionError(".".join(path) or "the recipe", reason=reason)
+    reason = found["msg"].removeprefix("Value error, ")
+    if found["type"] == "missing":
+        reason = "the key is missing"
+    elif found["type"] == "dataclass_type":
+        reason = "not an object"
+    return OptionError(".".join((*path, key)), reason=reason)
+
+
+def _known(path: Sequence[str]) -> list[str]:
+    """The keys of the object at `path`."""
+    if not path:
+        return _names(Recipe)
+    return _names(ReferenceMetadata if path[-1].isdecimal() and len(path) == 2 else AssetRecord)
+
+
+def _names(kind: type) -> list[str]:
+    return [item.name for item in fields(kind)]
 
 
 def library_versions() -> dict[str, str]:
