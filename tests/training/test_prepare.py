@@ -29,8 +29,8 @@ from imageprompt.training.cache import encode
 from imageprompt.training.cache.feature_extractors import FeatureExtractors
 from imageprompt.training.cache.store import CacheError, Store
 from imageprompt.training.data import scan
+from imageprompt.training.data.dataset import open_dataset
 from imageprompt.training.data.views import PictureOptions
-from imageprompt.training.open_dataset import open_dataset
 from imageprompt.variants import VARIANTS
 from prepare_worker import PICTURES, run
 from training_data import CAPTIONS, Parts, picture_bytes, write_folder

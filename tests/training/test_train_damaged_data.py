@@ -15,10 +15,10 @@ from imageprompt.training.cache.cached_dataset import CachedDataset, addresses_o
 from imageprompt.training.cache.feature_extractors import FeatureExtractors
 from imageprompt.training.cache.store import CacheError
 from imageprompt.training.config.config import TrainingConfig
+from imageprompt.training.data.dataset import open_dataset
 from imageprompt.training.data.online_dataset import OnlineDataset
 from imageprompt.training.data.views import PictureOptions
 from imageprompt.training.frozen_pipeline import FrozenPipeline
-from imageprompt.training.open_dataset import open_dataset
 from imageprompt.training.train import train
 from imageprompt.variants import VARIANTS
 from training_data import write_folder

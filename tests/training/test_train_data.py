@@ -19,14 +19,13 @@ from imageprompt.core.errors import NotFoundError, OptionError, PictureError
 from imageprompt.training.cache.feature_extractors import FeatureExtractors, LatentScaling
 from imageprompt.training.data import sources
 from imageprompt.training.data.bucket_sampler import BucketSampler
-from imageprompt.training.data.dataset import Dataset
+from imageprompt.training.data.dataset import Dataset, open_dataset
 from imageprompt.training.data.random_streams import RandomStreams, indices_at
 from imageprompt.training.data.sources import SOURCES, DataOptions, open_data
 from imageprompt.training.data.sources._index import CHUNK
 from imageprompt.training.data.sources.contract import read_embedding
 from imageprompt.training.data.sources.webdataset import ShardMember, expand_braces
 from imageprompt.training.data.views import PictureOptions, aspect_sizes
-from imageprompt.training.open_dataset import open_dataset
 from imageprompt.variants import VARIANTS
 from training_data import (
     CAPTIONS,

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from imageprompt.core.atomic_files import check_folder
 from imageprompt.training.cache.feature_extractors import FeatureExtractors
 from imageprompt.training.config.config import TrainingConfig
-from imageprompt.training.data.dataset import Batch, Dataset
+from imageprompt.training.data.dataset import Batch, Dataset, open_dataset
 from imageprompt.training.data.random_streams import RandomStreams
 from imageprompt.training.data.views import PictureOptions
 from imageprompt.training.frozen_pipeline import FrozenPipeline
 from imageprompt.training.init.init_adapter import init_adapter
 from imageprompt.training.loop.distributed import Processes
 from imageprompt.training.loop.objective import NullConditions, Objective
-from imageprompt.training.open_dataset import open_dataset
 from imageprompt.training.train import check_validation
 from imageprompt.variants import VARIANTS
 

@@ -18,6 +18,7 @@ from imageprompt.core.console import Bars
 from imageprompt.core.errors import AdapterFileError, OptionError
 from imageprompt.training.cache.feature_extractors import FeatureExtractors
 from imageprompt.training.config.config import TrainingConfig
+from imageprompt.training.data.dataset import open_dataset
 from imageprompt.training.data.views import PictureOptions
 from imageprompt.training.frozen_pipeline import FrozenPipeline
 from imageprompt.training.init.init_adapter import init_adapter
@@ -27,7 +28,6 @@ from imageprompt.training.loop.logging import format_duration, log
 from imageprompt.training.loop.run_control import run_lock
 from imageprompt.training.loop.run_identity import RunIdentity
 from imageprompt.training.loop.trainer import BEST, RunResult, Trainer
-from imageprompt.training.open_dataset import open_dataset
 from imageprompt.variants import VARIANTS
 
 if TYPE_CHECKING:
