@@ -237,13 +237,30 @@ def _annotations(public: Any) -> Iterator[tuple[str, str]]:
     """The module and the text of each annotation of what a public function or class gives."""
     members: list[Any] = [public]
     if isinstance(public, type):
-        yield from ((public.__module__, str(text)) for text in public.__annotations__.values())
+        texts = (plain_type(str(text)) for text in public.__annotations__.values())
+        yield from ((public.__module__, text) for text in texts)
         attributes = [value for name, value in vars(public).items() if name[0] != "_"]
         members = [getattr(value, "fget", None) or value for value in attributes]
     for member in members:
         function = inspect.unwrap(getattr(member, "__func__", member))
         if inspect.isfunction(function):
             yield function.__module__, str(function.__annotations__.get("return", ""))
+
+
+def plain_type(annotation: str) -> str:
+    """An annotation with every `Annotated[X, ...]` in it replaced by X."""
+    if "Annotated[" not in annotation:
+        return annotation
+    return ast.unparse(_Unannotate().visit(ast.parse(annotation, mode="eval")))
+
+
+class _Unannotate(ast.NodeTransformer):
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.value, ast.Name) and node.value.id == "Annotated":
+            assert isinstance(node.slice, ast.Tuple)
+            return node.slice.elts[0]
+        return node
 
 
 @cache

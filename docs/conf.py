@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "dev"))
 
 import generated_docs
+from generated_docs import plain_type
 from imageprompt import __version__
+from imageprompt.core.schema import Option, options
 
 project = "imageprompt"
 author = "the imageprompt authors"
@@ -53,9 +57,39 @@ def fill_in(_app: Any, _name: str, content: list[str]) -> None:
     content[0] = generated_docs.render(content[0])
 
 
-def to_rst(
-    _app: Any, _what: str, _name: str, _obj: object, _options: Any, lines: list[str]
-) -> None:
+def plain_signature(
+    _app: Any, _what: str, _name: str, obj: Any, _options: Any, _signature: str, returns: str
+) -> tuple[str, str] | None:
+    """Plain types for classes whose fields carry checks or descriptions in `Annotated`."""
+    bases = inspect.getmro(obj) if isinstance(obj, type) else ()
+    annotated = [vars(kind).get("__annotations__", {}) for kind in bases]
+    if not any("Annotated[" in str(text) for one in annotated for text in one.values()):
+        return None
+    signature = inspect.signature(obj)
+    parameters = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    for one in annotated:  # what the fields below are shown with
+        one |= {name: plain_type(str(text)) for name, text in one.items()}
+    return str(inspect.Signature(parameters)), returns
+
+
+def _described_fields(obj: object) -> list[str]:
+    """The fields of an options class as a list of parameters; empty for anything else."""
+    if not (isinstance(obj, type) and is_dataclass(obj)):
+        return []
+    return [
+        f":param {field.name}: {_escaped(field.option.help)}{_span(field.option)}"
+        for field in options(obj)
+    ]
+
+
+def _span(option: Option) -> str:
+    low, high = option.ge, option.le
+    if low is None or high is None or f"{low:g}..{high:g}" in option.help:
+        return ""
+    return f" ({low:g} to {high:g})"
+
+
+def to_rst(_app: Any, _what: str, _name: str, obj: object, _options: Any, lines: list[str]) -> None:
     """Make a docstring of this project, which is nearly Markdown, the reStructuredText it means."""
     out: list[str] = []
     for line in lines:
@@ -67,7 +101,8 @@ def to_rst(
         if indented >= 4 and not previous.strip():
             _open_literal(out)
         out.append(line if indented >= 4 else _escaped(line))
-    lines[:] = out
+    fields = _described_fields(obj)
+    lines[:] = [*out, "", *fields, ""] if fields else out
 
 
 def _open_literal(lines: list[str]) -> None:
@@ -88,4 +123,5 @@ def _escaped(line: str) -> str:
 
 def setup(app: Any) -> None:
     app.connect("source-read", fill_in)
+    app.connect("autodoc-process-signature", plain_signature)
     app.connect("autodoc-process-docstring", to_rst)
