@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from imageprompt.adapter.adapter import Adapter
     from imageprompt.checkpoint.convert import convert
     from imageprompt.checkpoint.diff import diff
-    from imageprompt.checkpoint.inspect import Report, inspect
+    from imageprompt.checkpoint.inspect import AdapterReport, inspect
     from imageprompt.checkpoint.validate import validate
     from imageprompt.control import Controls, Schedule, sliders
     from imageprompt.core import bundled
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # Public name -> the module that defines it. torch is loaded with the first name that needs it.
 _HOME = {
     "Adapter": "imageprompt.adapter.adapter",
+    "AdapterReport": "imageprompt.checkpoint.inspect",
     "Controls": "imageprompt.control",
     "FaceEncoder": "imageprompt.encoding.face_encoder",
     "GenerationResult": "imageprompt.generation",
@@ -42,7 +43,6 @@ _HOME = {
     "Framing": "imageprompt.encoding.images.framing",
     "Recipe": "imageprompt.loading.recipe",
     "Reference": "imageprompt.generation.reference",
-    "Report": "imageprompt.checkpoint.inspect",
     "Schedule": "imageprompt.control",
     "TrainResult": "imageprompt.training.train",
     "TrainingConfig": "imageprompt.training.config.config",
@@ -64,6 +64,7 @@ _HOME = {
 
 __all__ = [
     "Adapter",
+    "AdapterReport",
     "Controls",
     "FaceEncoder",
     "Framing",
@@ -73,7 +74,6 @@ __all__ = [
     "Library",
     "Recipe",
     "Reference",
-    "Report",
     "Schedule",
     "TrainResult",
     "TrainingConfig",

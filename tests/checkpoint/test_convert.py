@@ -338,14 +338,14 @@ def test_what_the_tensors_leave_open_stays_open_or_is_settled_by_the_user(tmp_pa
     both = ("faceid-plus", "faceid-plus-v2")
     assert ip.convert(path, target).variants == both
     assert ip.inspect(target).variants == both
-    ip.convert(path, target, variant="faceid-plus-v2")
+    ip.convert(path, target, variant="faceid-plus-v2", force=True)
     report = ip.inspect(target)
     assert report.variants == ("faceid-plus-v2",)
     assert report.metadata["shortcut"] == "true"
     ip.convert(target, tmp_path / "again.safetensors")
     assert ip.inspect(tmp_path / "again.safetensors").variants == ("faceid-plus-v2",)
     with pytest.raises(ip.ImagePromptError, match="faceid-plus or faceid-plus-v2"):
-        ip.convert(path, target, variant="base")
+        ip.convert(path, target, variant="base", force=True)
 
 
 def test_lists_of_aliases_are_not_handed_on(tmp_path: Path) -> None:
@@ -390,6 +390,26 @@ def test_nothing_heavy_is_loaded_unless_a_dtype_changes(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == "''[0, 0, 1, 0]"
+
+
+def loaded_modules(code: str, *arguments: str | Path) -> list[str]:
+    """Our own modules that a process has loaded at its end."""
+    ending = "\nprint(*(n for n in sys.modules if n.split('.')[0] == 'imageprompt'))"
+    command = [sys.executable, "-c", f"import sys{code}{ending}", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_a_conversion_loads_few_modules_of_ours(suffix: str, tmp_path: Path) -> None:
+    path, target = source(tmp_path), tmp_path / "adapter.safetensors"
+    if suffix == ".bin":
+        ip.convert(path, path.with_suffix(suffix))
+    code = "; import imageprompt; imageprompt.convert(sys.argv[1], sys.argv[2])"
+    loaded = loaded_modules(code, path.with_suffix(suffix), target)
+    assert target.exists()
+    assert len(loaded) <= 60
+    assert len([name for name in loaded if ".checkpoint" in name]) <= 29
 
 
 # ── what is refused ──────────────────────────────────────────────────────────────────────────────
@@ -479,9 +499,9 @@ def test_values_beyond_half_precision(tmp_path: Path, capsys: pytest.CaptureFixt
         ("adapter.safetensors", ("--dtype", "float61"), "Did you mean float16"),
         ("adapter.safetensors", ("--base", "sd51"), "sd15"),
         ("none/adapter.safetensors", (), "no such folder"),
-        ("folder.safetensors", (), "it is a folder"),
-        ("base.safetensors", (), "the file that is read"),
-        ("link.safetensors", (), "the file that is read"),
+        ("folder.safetensors", (), "this is a folder"),
+        ("base.safetensors", (), "this is the file to be converted"),
+        ("link.safetensors", (), "this is the file to be converted"),
     ],
 )
 def test_targets_and_options_that_make_no_sense(
@@ -501,6 +521,30 @@ def test_targets_and_options_that_make_no_sense(
     assert (path.read_bytes(), sorted(tmp_path.rglob("*"))) == before
 
 
+def test_nothing_is_overwritten_unless_it_is_forced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The refusal comes before any work: neither source nor base nor Hub is looked at."""
+    from imageprompt.checkpoint import convert as job
+
+    target = tmp_path / "adapter.safetensors"
+    target.write_text("precious")
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "locate_source", lambda *_: pytest.fail("the source was located"))
+        with pytest.raises(ip.ImagePromptError, match=r"exists already.*--force \(force=True"):
+            ip.convert("owner/repo/file.safetensors", target, base=tmp_path / "none")
+        assert convert(tmp_path / "none", target) == 2
+    assert "--force" in capsys.readouterr().err
+    assert target.read_text() == "precious"
+    path = source(tmp_path)
+    assert convert(path, target, "--force") == 0
+    assert equal(load_file(path), load_file(target))
+    assert ip.convert(path, target, force=True).forced == ()
+    assert convert(path, path, "--force") == 2
+    assert "the file to be converted" in capsys.readouterr().err
+    assert equal(load_file(path), load_file(target))
+
+
 def test_a_write_that_goes_wrong_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -518,8 +562,8 @@ def test_a_write_that_goes_wrong_leaves_what_was_there(
         where.write_bytes(data)
 
     monkeypatch.setattr(job, "write_safetensors", flipped)
-    assert convert(path, target) == 2
-    assert "not what was read" in capsys.readouterr().err
+    assert convert(path, target, "--force") == 2
+    assert "differs from its source" in capsys.readouterr().err
     assert target.read_text() == "precious"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter.safetensors", "base.safetensors"]
 

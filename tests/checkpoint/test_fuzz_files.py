@@ -26,7 +26,7 @@ from forge import header, write
 from imageprompt.checkpoint.read.open import open_source
 from imageprompt.checkpoint.read.pickle.machine import PickleError
 from imageprompt.checkpoint.read.pickle.torch_objects import TorchPickle
-from imageprompt.checkpoint.read.stored_tensor import Source
+from imageprompt.checkpoint.read.stored_tensor import TensorSource
 from imageprompt.core.errors import ImagePromptError
 
 TIMES = int(os.environ.get("FUZZ", "0"))
@@ -43,7 +43,7 @@ def bounded(examples: int) -> Callable[[Any], Any]:
     )
 
 
-def opened(path: Path) -> Source | None:
+def opened(path: Path) -> TensorSource | None:
     """Open it and read what it claims to hold; None where our own error refuses it."""
     message, source = "", None
     try:

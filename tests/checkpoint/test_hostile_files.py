@@ -22,7 +22,7 @@ import pytest
 from forge import adapter_shapes, header, torch_zip, whole, write
 from hostile import CANARY, HOSTILE
 from imageprompt.checkpoint.read.open import open_source
-from imageprompt.checkpoint.write.storage import read_file
+from imageprompt.checkpoint.torch_io import read_file
 from imageprompt.core.errors import AdapterFileError, ImagePromptError, NotFoundError
 
 SECONDS, MEGABYTES = 2.0, 200.0
@@ -238,7 +238,7 @@ def test_a_file_that_is_cut_while_it_is_read(tmp_path: Path) -> None:
     chunks = open_source(path).tensors["image_proj.proj.weight"].chunks(16)
     next(chunks)
     os.truncate(path, 0)
-    with pytest.raises(AdapterFileError, match="cut while it was read"):
+    with pytest.raises(AdapterFileError, match="truncated while it was read"):
         list(chunks)
 
 

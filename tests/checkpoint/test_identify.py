@@ -15,9 +15,10 @@ import imageprompt as ip
 from bases import SD15, SDXL, Base, meta_unet
 from hostile import header, write
 from hosts_table import CASES
-from imageprompt.checkpoint.identify.identify import Identified, identify
+from imageprompt.checkpoint.identify.identify import Identification, identify
 from imageprompt.checkpoint.read.open import open_source
-from imageprompt.checkpoint.read.stored_tensor import Source, StoredTensor
+from imageprompt.checkpoint.read.stored_tensor import StoredTensor, TensorSource
+from imageprompt.core.spec import HostSpec
 from imageprompt.hosts import HOSTS, host_of
 from published import LORA_RANK, OTHERS, PUBLISHED, Shapes, mlp, unet_sites
 
@@ -30,18 +31,18 @@ FUZZED = [
 PLUS, FACE, XL = "ip-adapter-plus_sd15", "ip-adapter-faceid_sd15", "ip-adapter_sdxl"
 
 
-def source(shapes: Shapes, **metadata: str) -> Source:
+def source(shapes: Shapes, **metadata: str) -> TensorSource:
     """A source of these tensors that lie nowhere: identification reads none of them."""
     path = Path("somewhere")
     tensors = {name: StoredTensor("F16", s, path, 0, name) for name, s in shapes.items()}
-    return Source(path, (path,), "safetensors", tensors, metadata)
+    return TensorSource(path, (path,), "safetensors", tensors, metadata)
 
 
-def look(shapes: Shapes, **metadata: str) -> Identified:
+def look(shapes: Shapes, **metadata: str) -> Identification:
     return identify(source(shapes, **metadata))
 
 
-def codes(found: Identified) -> list[str]:
+def codes(found: Identification) -> list[str]:
     return [problem.code for problem in found.problems]
 
 
@@ -62,7 +63,7 @@ def test_any_missing_tensor_is_named(name: str) -> None:
         assert found.host == file.host
         assert codes(found) == ["missing"]
         assert gone in found.problems[0].message
-        assert f"1 of {len(shapes)} tensors missing" in found.problems[0].message
+        assert f"1 of {len(shapes)} tensors is missing" in found.problems[0].message
         # an encoder's width stands in one tensor alone, and nothing else tells the unnormed kind
         assert found.variants == file.variants or "proj_in.weight" in gone
 
@@ -81,7 +82,7 @@ def test_the_first_five_and_the_count() -> None:
     found = look(without(PUBLISHED[PLUS].shapes(), "ip_adapter.1", "ip_adapter.2"))
     (problem,) = found.problems
     assert problem.code == "missing"
-    assert problem.message.startswith("22 of 83 tensors missing")
+    assert problem.message.startswith("22 of 83 tensors are missing")
     assert problem.message.count("to_") == 5
     assert problem.message.endswith(", ...)")
 
@@ -105,7 +106,7 @@ def test_halves_are_named() -> None:
     shapes = PUBLISHED[PLUS].shapes()
     projector = look(without(shapes, "ip_adapter"))
     assert projector.variants == ("plus", "plus-face")
-    assert "32 of 83 tensors missing" in projector.problems[0].message
+    assert "32 of 83 tensors are missing" in projector.problems[0].message
     sites = look(without(shapes, "image_proj"))
     assert (sites.host, codes(sites)) == ("sd15", ["unknown-variant"])
     assert sites.spec is None
@@ -121,7 +122,7 @@ def test_lora_lost_to_the_popular_filter() -> None:
     found = look(kept)
     assert found.variants == ("faceid",)
     assert found.host == "sd15"
-    assert "256 of 294 tensors missing: all of its LoRA" in found.problems[0].message
+    assert "256 of 294 tensors are missing: all of its LoRA" in found.problems[0].message
     small = PUBLISHED[FACE].small("tiny")
     kept = {n: tuple(t.shape) for n, t in small.items() if "_lora." not in n}
     assert "all of its LoRA" in look(kept).problems[0].message
@@ -183,8 +184,12 @@ def test_a_wide_face_adapter_of_ours_stays_what_it_is() -> None:
     assert look(shapes, variant="plus").variants == ("plus",)
 
 
-def test_a_base_is_taken_at_its_word() -> None:
-    """Against the base it was made for, whole; against another, everything differs."""
+def sd15() -> HostSpec:
+    return next(spec for spec in HOSTS["unet"].families() if spec.family == "sd15")
+
+
+def test_a_wrong_base_is_called_one() -> None:
+    """Complete for the base that it was made for; for another, that is all that is wrong."""
     unet = CASES["tiny"].unet()
     sites = unet_sites(unet, lora=False)
     shapes = {f"ip_adapter.{n}": s for n, s in sites.items()}
@@ -192,10 +197,49 @@ def test_a_base_is_taken_at_its_word() -> None:
     own = host_of(unet).describe(unet)
     assert identify(source(shapes), own).problems == ()
     assert identify(source(shapes)).host == "unet"
-    other = next(spec for spec in HOSTS["unet"].families() if spec.family == "sd15")
-    found = identify(source(shapes), other)
-    assert found.base == other
-    assert {"missing", "misshapen", "mismatched"} <= set(codes(found))
+    found = identify(source(shapes), sd15())
+    assert codes(found) == ["wrong-base"]
+    assert found.host == "unet"
+    assert found.problems[0].message == (
+        f"made for a custom UNet ({len(own.sites)} sites, text width 32), "
+        "not for sd15 (16 sites, text width 768)"
+    )
+    # LoRA of the same inner widths does not make it a damaged file of that base
+    sd2 = next(spec for spec in HOSTS["unet"].families() if spec.family == "sd2")
+    assert codes(identify(source(PUBLISHED[FACE].shapes()), sd2)) == ["wrong-base"]
+
+
+def test_damage_is_not_taken_for_a_wrong_base() -> None:
+    shapes = PUBLISHED[PLUS].shapes()
+    gone = without(shapes, "ip_adapter.1.", "ip_adapter.3.")  # K' and V' of two sites
+    assert codes(identify(source(gone), sd15())) == ["missing"]
+    assert codes(identify(source(without(shapes, "ip_adapter")), sd15())) == ["missing"]
+    unet = CASES["tiny"].unet()
+    own = host_of(unet).describe(unet)
+    sites = {f"ip_adapter.{n}": s for n, s in unet_sites(unet, lora=False).items()}
+    tiny = sites | {f"image_proj.{n}": s for n, s in mlp(12, 24, 32, tokens=16).items()}
+    first = own.sites[0].file_id
+    found = identify(source(without(tiny, f"ip_adapter.{first}.")), own)
+    assert codes(found) == ["missing"]
+    # damaged and for another base: both are said
+    assert codes(identify(source(without(shapes, "ip_adapter.1.to_k")), own)) == [
+        "wrong-base",
+        "missing",
+    ]
+
+
+def test_halves_of_two_adapters_are_only_named_where_they_are() -> None:
+    plus, xl = PUBLISHED[PLUS].shapes(), PUBLISHED[XL].shapes()
+    both = without(plus, "ip_adapter") | without(xl, "image_proj")
+    sdxl = next(spec for spec in HOSTS["unet"].families() if spec.family == "sdxl")
+    for base in (None, sdxl, sd15()):
+        messages = [problem.message for problem in identify(source(both), base).problems]
+        assert any("tokens 768 wide, but K' and V' read 2048" in message for message in messages)
+        assert any("halves of two adapters" in message for message in messages)
+    for base in (sdxl, sd15(), host_of(CASES["tiny"].unet()).describe(CASES["tiny"].unet())):
+        for shapes in (plus, xl):
+            messages = [problem.message for problem in identify(source(shapes), base).problems]
+            assert not any("halves" in message for message in messages)
 
 
 def test_a_base_of_ones_own_with_published_numbers() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 import imageprompt as ip
 from forge import header, write
 from imageprompt import cli
+from imageprompt.core import bundled
 from imageprompt.variants import VARIANTS, pending
 from published import OTHERS
 from trainers import KINDS, SAVERS, SITES, WITH_LORA, projector_state, standard, wrapper
@@ -42,7 +43,7 @@ def test_help_has_examples_and_exit_codes(command: str, capsys: pytest.CaptureFi
     assert all(len(line) <= 100 for line in text.splitlines())
 
 
-def remedies(report: ip.Report) -> dict[str, str]:
+def remedies(report: ip.AdapterReport) -> dict[str, str]:
     return {advice["where"]: advice["line"] for advice in report.as_dict()["remedies"]}
 
 
@@ -95,11 +96,11 @@ def test_the_text_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     path = source(tmp_path, "faceid-plus")
     code, out, _ = run(capsys, "inspect", path)
     assert code == 0
-    for words in ("a whole image-prompt adapter", "faceid-plus or faceid-plus-v2", "rank 4"):
+    for words in ("complete image-prompt adapter", "faceid-plus or faceid-plus-v2", "rank 4"):
         assert words in out
     assert "shortcut" in out  # what differs between the two
     names = [line.split()[0] for line in out.split("what to do\n")[1].splitlines()]
-    assert names == ["base", "encoder", "here", "diffusers", "ComfyUI"]
+    assert names == ["base", "encoder", "imageprompt", "diffusers", "ComfyUI"]
 
 
 def test_metadata_cannot_write_to_the_terminal(tmp_path: Path) -> None:
@@ -137,10 +138,10 @@ def test_the_lines_for_diffusers_and_here_work(kind: str, tmp_path: Path) -> Non
     exec(advice["diffusers"], {"pipe": pipe})
     assert pipe.unet.encoder_hid_proj is not None
     if pending(VARIANTS[kind]):
-        assert pending(VARIANTS[kind]) in advice["here"]
+        assert pending(VARIANTS[kind]) in advice["imageprompt"]
     else:
-        path = re.search(r"--adapter (\S+)", advice["here"])
-        line = f'adapter = imageprompt.Adapter.load("{path[1]}")' if path else advice["here"]
+        path = re.search(r"--adapter (\S+)", advice["imageprompt"])
+        line = f'adapter = imageprompt.Adapter.load("{path[1]}")' if path else advice["imageprompt"]
         known: dict[str, Any] = {"imageprompt": ip}
         exec(line.split("; ")[0], known)
         known["adapter"].attach(SITES["sd15"].unet())
@@ -171,7 +172,7 @@ def test_a_checkpoint_is_converted_first(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     assert cli.main(advice["first"].split()[1:]) == 0
     assert Path("adapter.safetensors").is_file()
-    assert "adapter.safetensors" in advice["here"]
+    assert "adapter.safetensors" in advice["imageprompt"]
     assert 'weight_name="adapter.safetensors"' in advice["diffusers"]
 
 
@@ -189,7 +190,7 @@ def test_what_is_missing_is_named_and_counted(
     assert "8 of 36" in out
     assert "ip_adapter.1.to_k_ip.weight" in out
     assert "imageprompt generate" not in out
-    assert "first  fetch it again" in out
+    assert "first  download it again" in out
     code, out, _ = run(capsys, "inspect", path, "--json")
     assert code == 1
     assert [problem["code"] for problem in json.loads(out)["problems"]] == ["missing"]
@@ -221,7 +222,7 @@ def test_the_encoder_of_a_published_file_is_known_where_widths_are_not_enough(
     report = ip.inspect(path)
     assert report.host == "kolors"
     assert report.encoder["name"] == "CLIP ViT-L/14 at 336 pixels"
-    assert remedies(report)["here"].endswith("--encoder openai/clip-vit-large-patch14-336")
+    assert remedies(report)["imageprompt"].endswith("--encoder openai/clip-vit-large-patch14-336")
 
 
 def test_files_that_are_no_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -265,7 +266,7 @@ def test_validate_says_every_finding_on_a_line(
 def test_validate_of_a_whole_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "validate", source(tmp_path))
     assert code == 0
-    assert "nothing is wrong" in out
+    assert "no problems found (complete, finite, not constant)" in out
     assert len(out.splitlines()) == 1
 
 
@@ -285,12 +286,44 @@ def test_validate_with_a_base(tmp_path: Path) -> None:
     SITES["sd15"].unet().save_pretrained(tmp_path / "base" / "unet")
     assert ip.validate(path, base=tmp_path / "base").ok
     assert ip.validate(path, base=tmp_path / "base" / "unet").ok
-    assert codes(ip.validate(path, base="sdxl")) == ["wrong-base"]
+    (published,) = ip.validate(path, base="sdxl").findings
+    assert published.code == "wrong-base"
+    assert published.message == (
+        "made for a custom UNet (16 sites, text width 24), not for sdxl (70 sites, text width 2048)"
+    )
     SITES["sdxl"].unet().save_config(tmp_path / "other")
     (found,) = ip.validate(path, base=tmp_path / "other").findings
     assert found.code == "wrong-base"
-    assert "made for" in found.message
+    assert found.message.endswith("not for a custom UNet (70 sites, text width 16)")
     assert made  # the adapter was not trained from this base's weights, so nothing is "untrained"
+
+
+def test_a_wrong_base_is_said_by_every_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, target = source(tmp_path), tmp_path / "out.safetensors"
+    wrong = "made for a custom UNet (16 sites, text width 24), not for sdxl"
+    code, out, _ = run(capsys, "inspect", path, "--base", "sdxl")
+    assert code == 1
+    assert f"  wrong-base  {wrong}" in out
+    assert "first  use it with the base that it was made for" in out
+    code, out, _ = run(capsys, "validate", path, "--base", "sdxl")
+    assert (code, out.startswith(f"{path}: wrong-base: {wrong}")) == (1, True)
+    code, _, err = run(capsys, "convert", path, target, "--base", "sdxl")
+    assert (code, wrong in err, target.exists()) == (2, True, False)
+
+
+def test_the_bundled_stack_is_a_base_and_an_encoder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("base", "plus"):
+        adapter = bundled.adapter(name)
+        code, out, _ = run(capsys, "validate", adapter, "--base", "bundled", "--encoder", "bundled")
+        assert (code, "fits the base, fits the encoder" in out) == (0, True)
+        assert ip.inspect(adapter, base="bundled", deep=True).whole
+        assert ip.diff(adapter, adapter, base="bundled").same
+    found = ip.validate(source(tmp_path), base="bundled", encoder="bundled").findings
+    assert [finding.code for finding in found] == ["wrong-base", "wrong-encoder"]
 
 
 def test_validate_with_an_encoder(tmp_path: Path) -> None:
@@ -315,10 +348,10 @@ def test_validate_with_an_encoder(tmp_path: Path) -> None:
     ("option", "content", "words"),
     [
         ("--base", None, "sd15"),
-        ("--base", "[]", "no JSON object"),
+        ("--base", "[]", "not a JSON object"),
         ("--base", '{"_class_name": "PixArtTransformer2DModel"}', "PixArtTransformer2DModel"),
         ("--encoder", None, "config.json"),
-        ("--encoder", '{"hidden_size": 4}', "no image encoder"),
+        ("--encoder", '{"hidden_size": 4}', "does not describe an image encoder"),
     ],
 )
 def test_bases_and_encoders_that_are_none(

@@ -16,7 +16,7 @@ from imageprompt.checkpoint.formats import FORMATS, Parts
 from imageprompt.checkpoint.identify.identify import identify
 from imageprompt.checkpoint.identify.published import PUBLISHED as KNOWN
 from imageprompt.checkpoint.read.open import open_source
-from imageprompt.checkpoint.write.storage import read_file
+from imageprompt.checkpoint.torch_io import read_file
 from imageprompt.variants import projector_shapes, site_shapes
 from published import OTHERS, PUBLISHED, File, linear
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from forge import header, write
 from imageprompt.checkpoint.read.open import open_source
-from imageprompt.checkpoint.read.stored_tensor import Source
-from imageprompt.checkpoint.write.storage import read_file, tensor_of
+from imageprompt.checkpoint.read.stored_tensor import TensorSource
+from imageprompt.checkpoint.torch_io import read_file, tensor_of
 from imageprompt.core.errors import AdapterFileError
 
 State = dict[str, Tensor]
@@ -44,7 +44,7 @@ def state() -> State:
     }
 
 
-def equal(source: Source, wanted: State) -> None:
+def equal(source: TensorSource, wanted: State) -> None:
     assert list(source.tensors) == list(wanted)
     for name, tensor in wanted.items():
         stored = source.tensors[name]
@@ -160,7 +160,9 @@ def test_nested_tables_and_what_is_no_tensor(tmp_path: Path) -> None:
     torch.save(content, tmp_path / "a.bin")
     source = open_source(tmp_path / "a.bin")
     assert list(source.tensors) == ["image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight"]
-    assert source.notes == ("3 values are no tensors: epoch (int), best (NoneType), args (list)",)
+    assert source.notes == (
+        "ignoring 3 values that are not tensors: epoch (int), best (NoneType), args (list)",
+    )
 
 
 @pytest.mark.parametrize("wrapper", ["module", "state_dict", "model", "model_state_dict"])
@@ -168,7 +170,7 @@ def test_what_trainers_put_weights_under(wrapper: str, tmp_path: Path) -> None:
     torch.save({wrapper: {"a.weight": torch.ones(2)}, "step": 7}, tmp_path / "a.pt")
     source = open_source(tmp_path / "a.pt")
     assert list(source.tensors) == ["a.weight"]
-    assert source.notes == (f"the tensors under ['{wrapper}'] are read; left out: step",)
+    assert source.notes == (f"reading the tensors under ['{wrapper}']; ignoring step",)
 
 
 def test_harmless_values_of_other_libraries(tmp_path: Path) -> None:
@@ -187,14 +189,14 @@ def test_harmless_values_of_other_libraries(tmp_path: Path) -> None:
     torch.save(content, tmp_path / "a.pt")
     source = open_source(tmp_path / "a.pt")
     assert list(source.tensors) == ["weights.a"]
-    assert "4 values are no tensors" in source.notes[0]
+    assert "ignoring 4 values that are not tensors" in source.notes[0]
     assert "multiarray.scalar" in source.notes[1]
 
 
 def test_what_holds_no_named_tensors(tmp_path: Path) -> None:
     for content, words in (
-        (torch.ones(2), "the kind tensor"),
-        ([torch.ones(2)], "the kind list"),
+        (torch.ones(2), "of type tensor"),
+        ([torch.ones(2)], "of type list"),
         ({"a": 1}, "no tensors, only a"),
         ({}, "empty table"),
         ({"a": torch.zeros(0)}, "1 of its 1 tensors are empty: .*ZeRO-3"),
@@ -204,7 +206,7 @@ def test_what_holds_no_named_tensors(tmp_path: Path) -> None:
         ),
         ({"state": {}, "param_groups": []}, "state of an optimiser"),
         ({"optimizer_state_dict": {}}, "optimiser's partition"),
-        (torch.nn.Linear(2, 2), "the kind torch.nn.modules.linear.Linear"),
+        (torch.nn.Linear(2, 2), "of type torch.nn.modules.linear.Linear"),
     ):
         torch.save(content, tmp_path / "a.pt")
         with pytest.raises(AdapterFileError, match=words):
@@ -252,7 +254,7 @@ def saved(path: Path, value: float = 1.0, name: str = "a.weight") -> Path:
     return path
 
 
-def value(source: Source) -> float:
+def value(source: TensorSource) -> float:
     (tensor,) = source.tensors.values()
     return float(tensor_of(tensor)[0, 0])
 
@@ -265,14 +267,14 @@ def test_a_training_folder_of_this_project(tmp_path: Path) -> None:
     source = open_source(tmp_path)
     assert value(source) == 1000
     assert source.path == tmp_path
-    assert source.notes == ("step-1000 is read, the newest of 3 checkpoints",)
+    assert source.notes == ("reading step-1000, the newest of 3 checkpoints",)
     assert value(open_source(tmp_path / "checkpoints")) == 1000
     assert value(open_source(tmp_path / "checkpoints/step-200")) == 200
 
     (tmp_path / "checkpoints/step-1000/adapter.safetensors").write_bytes(b"cut")
     source = open_source(tmp_path)
     assert value(source) == 200
-    assert "1 newer ones are not whole" in source.notes[-1]
+    assert "1 newer are incomplete" in source.notes[-1]
 
     (tmp_path / "checkpoints/step-200/adapter.safetensors").unlink()
     (tmp_path / "checkpoints/step-200/adapter.safetensors").symlink_to(tmp_path / "gone")
@@ -308,7 +310,7 @@ def test_several_models_in_one_checkpoint_are_told(tmp_path: Path) -> None:
     saved(tmp_path / "model_1.safetensors", 4)
     source = open_source(tmp_path)
     assert value(source) == 3
-    assert source.notes == ("model.safetensors is read, not model_1.safetensors beside it",)
+    assert source.notes == ("reading model.safetensors, not model_1.safetensors beside it",)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
@@ -346,7 +348,7 @@ def test_deepspeed_folders(tmp_path: Path) -> None:
         assert value(source) == 5
         assert list(source.tensors) == ["unet.a"]
         assert source.path == folder
-        assert "under ['module'] are read" in source.notes[0]
+        assert "reading the tensors under ['module']" in source.notes[0]
     torch.save(weights, own / "mp_rank_01_model_states.pt")
     with pytest.raises(AdapterFileError, match="split over 2 model ranks"):
         open_source(own)
@@ -366,12 +368,12 @@ def test_torch_dcp_folders(tmp_path: Path) -> None:
     source = open_source(tmp_path / "dcp")
     equal(source, wanted)
     assert source.container == "torch DCP"
-    assert "1 tensors outside 'model.' are left out" in source.notes
+    assert "1 tensors outside 'model.' are ignored" in source.notes
     metadata = pickle.loads((tmp_path / "dcp/.metadata").read_bytes())
     for place in metadata.storage_data.values():
         place.offset = 0
     (tmp_path / "dcp/.metadata").write_bytes(pickle.dumps(metadata))
-    with pytest.raises(AdapterFileError, match="its pieces overlap"):
+    with pytest.raises(AdapterFileError, match="the pieces of its tensors overlap"):
         open_source(tmp_path / "dcp")
     (tmp_path / "dcp/__0_0.distcp").unlink()
     with pytest.raises(AdapterFileError, match=r"1 of its files are missing \(__0_0.distcp\)"):

@@ -13,9 +13,8 @@ from torch import Tensor
 from imageprompt.checkpoint.read.open import open_source
 from imageprompt.checkpoint.read.stored_tensor import StoredTensor
 from imageprompt.checkpoint.tensor_bytes import constant, finite, full_hash, quick_hash, same_bytes
-from imageprompt.checkpoint.write.cast import Cast
-from imageprompt.checkpoint.write.storage import tensor_of
-from imageprompt.checkpoint.write.writer import write_pickle, write_safetensors
+from imageprompt.checkpoint.torch_io import CastTensor, tensor_of, write_pickle
+from imageprompt.checkpoint.write import write_safetensors
 
 FLOATS = {
     "F64": torch.float64,
@@ -147,11 +146,11 @@ def test_pickles_are_what_torch_reads(nested: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", FLOATS.values(), ids=FLOATS)
 def test_casts_round_as_torch_does(dtype: torch.dtype, to: str, tmp_path: Path) -> None:
     tensor = torch.randn(LONG // 4).to(dtype)
-    cast = Cast.of(one(tensor, tmp_path), to)
+    cast = CastTensor.of(one(tensor, tmp_path), to)
     assert cast.nbytes == sum(len(chunk) for chunk in cast.chunks(1000))
     assert torch.equal(tensor_of(cast), tensor.to(FLOATS[to]))
 
 
 def test_whole_numbers_are_not_cast(tmp_path: Path) -> None:
     found = one(torch.arange(5), tmp_path)
-    assert Cast.of(found, "F16") is found
+    assert CastTensor.of(found, "F16") is found

@@ -15,7 +15,7 @@ from imageprompt.checkpoint import formats
 from imageprompt.checkpoint.formats import FORMATS
 from imageprompt.checkpoint.identify.identify import identify
 from imageprompt.checkpoint.read.open import open_source
-from imageprompt.checkpoint.write.writer import write_safetensors
+from imageprompt.checkpoint.write import write_safetensors
 from imageprompt.core.errors import OptionError
 from imageprompt.core.registry import Registry
 from imageprompt.variants import VARIANTS
@@ -105,7 +105,7 @@ def test_a_variant_is_one_file(tmp_path: Path) -> None:
 
 NEW_FORMAT = '''
 """shouted: the standard layout in capitals."""
-from imageprompt.checkpoint.formats.contract import Parts, Read
+from imageprompt.checkpoint.formats.contract import ParsedNames, Parts
 
 
 class Shouted:
@@ -123,7 +123,7 @@ class Shouted:
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest.lower()] = tensor
-        return Read(Parts(parts["PROJ"], parts["SITES"]))
+        return ParsedNames(Parts(parts["PROJ"], parts["SITES"]))
 
     def write(self, parts):
         flat = {f"PROJ.{name.upper()}": tensor for name, tensor in parts.projector.items()}

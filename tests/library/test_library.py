@@ -17,7 +17,7 @@ from torch import Tensor
 
 import imageprompt as ip
 from imageprompt.adapter.compatibility import checked_encoder
-from imageprompt.checkpoint.write.storage import tensor_of
+from imageprompt.checkpoint.torch_io import tensor_of
 from imageprompt.core.errors import EncoderError, NotFoundError, OptionError, PromptError
 from imageprompt.core.fingerprint import versions
 from imageprompt.library import Library, thumbnail

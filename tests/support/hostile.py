@@ -268,10 +268,10 @@ HOSTILE: dict[str, Hostile] = {
     "picture": Hostile(content(PNG), "a picture"),
     "GGUF": Hostile(content(b"GGUF" + bytes(64)), "GGUF"),
     "tar": Hostile(content(b"a".ljust(257, b"\0") + b"ustar" + bytes(250)), "tar archive"),
-    "text": Hostile(content("Größe: 3 Tensoren\n".encode() * 40), "it is text"),
+    "text": Hostile(content("Größe: 3 Tensoren\n".encode() * 40), "this is text"),
     "JSON": Hostile(content(b'{"error": "Repository not found"}'), "JSON"),
     "zeros": Hostile(content(bytes(4096)), "zeros only"),
-    "noise": Hostile(content(bytes(range(255, 127, -1)) * 8), "no safetensors file"),
+    "noise": Hostile(content(bytes(range(255, 127, -1)) * 8), "neither a safetensors"),
     # 6-9: safetensors headers
     "header of 2^40 bytes": Hostile(content((2**40).to_bytes(8, "little") + b"{}"), "claims"),
     "header longer than the file": Hostile(content(b"\0\1\0\0\0\0\0\0{}"), "cut off"),
@@ -280,8 +280,8 @@ HOSTILE: dict[str, Hostile] = {
     "trailing bytes": Hostile(headed(lambda entries: None, 10_000), "follow its last tensor"),
     "truncated": Hostile(cut("file.safetensors", 0.5), "bytes are missing"),
     "truncated in the header": Hostile(cut("file.safetensors", 0.00001), "cut off"),
-    "duplicate names": Hostile(headed(twice), "names something twice"),
-    "no JSON": Hostile(headed(lambda entries: b"{not json}"), "no JSON"),
+    "duplicate names": Hostile(headed(twice), "the same name twice"),
+    "no JSON": Hostile(headed(lambda entries: b"{not json}"), "not valid JSON"),
     "nested without end": Hostile(headed(lambda entries: b'{"a":' + DEEP), "header"),
     "a million items": Hostile(
         headed(lambda entries: b'{"a":[' + b"[]," * 3_000_000 + b"0]}"), "items"
@@ -317,16 +317,16 @@ HOSTILE: dict[str, Hostile] = {
     "a remembered place of 2^32": Hostile(pickled(b"\x80\x02}r\xff\xff\xff\xff."), "empty table"),
     "bytes of 2^60": Hostile(pickled(b"\x8e" + (2**60).to_bytes(8, "little")), "cut off"),
     "a number of 255 bytes as a size": Hostile(
-        pickled(b"\x80\x02ctorch\nSize\n((\x8a\xff" + b"\x7f" * 255 + b"ttR."), "kind tuple"
+        pickled(b"\x80\x02ctorch\nSize\n((\x8a\xff" + b"\x7f" * 255 + b"ttR."), "type tuple"
     ),
     "two million operations": Hostile(pickled(b"}" * 2_000_000 + b"."), "operations"),
     "two million memories": Hostile(pickled(b"}" + b"\x94" * 2_000_000 + b"."), "operations"),
     "tables in tables": Hostile(pickled(laughs()), "values"),
     "tuples in tuples as a name": Hostile(
-        pickled(b"}N" + b"\x85" * 400_000 + b"2\x86Ns."), "name of the kind tuple"
+        pickled(b"}N" + b"\x85" * 400_000 + b"2\x86Ns."), "name of type tuple"
     ),
     "numbers of one hash as names": Hostile(
-        pickled(b"}(" + b"".join(map(colliding, range(200_000))) + b"u."), "name of the kind int"
+        pickled(b"}(" + b"".join(map(colliding, range(200_000))) + b"u."), "name of type int"
     ),
     "tensor larger than its storage": Hostile(
         pickled(tensor_pickle((5,), (1,), 4)), "claims more"
@@ -338,13 +338,13 @@ HOSTILE: dict[str, Hostile] = {
         pickled(tensor_pickle((1,), (1,), 4, offset=-1)), "malformed"
     ),
     "storage larger than its record": Hostile(
-        pickled(tensor_pickle((5,), (1,), 5)), "missing or cut"
+        pickled(tensor_pickle((5,), (1,), 5)), "missing or cut off"
     ),
     "truncated torch file": Hostile(cut("file.pt", 0.6), "cut off"),
     "truncated legacy torch file": Hostile(
         content(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + b"\x80\x02M"), "cut off"
     ),
-    "zip bomb": Hostile(bomb, "too many"),
+    "zip bomb": Hostile(bomb, "the limit is"),
     "zip directory of 3 GB": Hostile(crowded, "zip directory"),
     "two records of one name": Hostile(doubled, "twice"),
     "zip without a pickle": Hostile(content(b"PK\5\6" + bytes(18)), "torch did not write"),
@@ -361,20 +361,20 @@ HOSTILE: dict[str, Hostile] = {
     ),
     "mixed dtypes": Hostile(changed(lambda shapes: None, image_proj="F32"), "", opens=True),
     # 16: names
-    "names like paths": Hostile(renamed("image_proj.../../../etc/passwd"), "names a tensor"),
-    "names that steer a terminal": Hostile(renamed("image_proj.\x1b[2J"), "names a tensor"),
-    "names without end": Hostile(renamed("image_proj." + "x" * 9000), "names a tensor"),
+    "names like paths": Hostile(renamed("image_proj.../../../etc/passwd"), "a tensor is called"),
+    "names that steer a terminal": Hostile(renamed("image_proj.\x1b[2J"), "a tensor is called"),
+    "names without end": Hostile(renamed("image_proj." + "x" * 9000), "a tensor is called"),
     # 17: no file
     "unreadable": Hostile(unreadable, "Permission denied"),
     "dangling link": Hostile(dangling, "which does not exist"),
     "pipe": Hostile(pipe, "not a regular file"),
-    "folder": Hostile(folder_of("readme.md"), "a folder without weights"),
-    "folder with pipes": Hostile(folder_of_pipes, "a folder without weights"),
+    "folder": Hostile(folder_of("readme.md"), "contains no weights"),
+    "folder with pipes": Hostile(folder_of_pipes, "contains no weights"),
     "folder with two files": Hostile(folder_of("a.bin", "b.safetensors"), "2 weight files"),
     "pipeline folder": Hostile(pipeline, "StableDiffusionPipeline"),
     "missing shard": Hostile(shards(SHARD), "1 of its 1 shards are missing"),
     "shard outside the folder": Hostile(
-        shards('{"weight_map": {"a": "../../etc/passwd"}}'), "no plain file names"
+        shards('{"weight_map": {"a": "../../etc/passwd"}}'), "not plain file names"
     ),
     "ZeRO-3 partitions": Hostile(partitions, "zero_to_fp32"),
 }  # fmt: skip

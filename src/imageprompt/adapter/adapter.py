@@ -35,7 +35,6 @@ from imageprompt.encoding.encoders import Encoder
 from imageprompt.encoding.encoders.contract import LARGEST, FaceChoice
 from imageprompt.encoding.features import Features, Group
 from imageprompt.encoding.image_prompt import ImagePrompt
-from imageprompt.encoding.masks import open_masks
 from imageprompt.encoding.options import EncodeOptions
 from imageprompt.encoding.references import Pictures
 
@@ -374,7 +373,7 @@ class Adapter:
             scaling=scaling,
         )
         check_lora("live", controls.lora, has_lora=attachment.lora is not None)
-        masks = [] if mask is None else open_masks(mask, len(prompt))
+        masks = [] if mask is None else _open_masks(mask, len(prompt))
         handle = ActivePrompt(
             self,
             base.spec.sites,
@@ -404,8 +403,8 @@ class Adapter:
         Weights keep their dtype. Raises NotFoundError for a missing folder.
         """
         from imageprompt.checkpoint.formats import FORMATS, Parts
-        from imageprompt.checkpoint.write.metadata import adapter_metadata
-        from imageprompt.checkpoint.write.storage import write_file
+        from imageprompt.checkpoint.torch_io import write_file
+        from imageprompt.checkpoint.write import adapter_metadata
 
         parts = Parts(self.module.image_proj.state_dict(), self.module.ip_adapter.state_dict())
         encoder = None if self.encoder is None else self.encoder.fingerprint
@@ -428,3 +427,9 @@ class Adapter:
                 call, reason="the adapter is not attached", hint="Call attach(pipe) first."
             )
         return self._attachment
+
+
+def _open_masks(mask: Any, prompts: int) -> Any:
+    from imageprompt.encoding.masks import open_masks
+
+    return open_masks(mask, prompts)

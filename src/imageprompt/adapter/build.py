@@ -10,8 +10,8 @@ from imageprompt.adapter.attachment import AttachedDenoiser
 from imageprompt.adapter.compatibility import check_options, feature_dim_of
 from imageprompt.adapter.weights import AdapterModule, new_lora
 from imageprompt.checkpoint.identify.identify import read_adapter
+from imageprompt.checkpoint.read.open import locate_adapter
 from imageprompt.core.errors import AdapterFileError, OptionError
-from imageprompt.core.hub import locate_file
 from imageprompt.core.spec import AdapterSpec, ProjectorOptions
 from imageprompt.variants import VARIANTS, pending, site_shapes
 
@@ -20,7 +20,7 @@ Built = tuple[AdapterSpec, AdapterModule]
 
 def read_module(source: str | os.PathLike[str], variant: str | None) -> Built:
     """The adapter in a file, on the CPU and in the file's dtype; see `Adapter.load`."""
-    spec, parts = read_adapter(locate_file(source), variant)
+    spec, parts = read_adapter(locate_adapter(source), variant)
     if reason := pending(VARIANTS[spec.variant]):
         raise AdapterFileError(
             f"{os.fspath(source)} ({spec.variant} for {spec.host})",

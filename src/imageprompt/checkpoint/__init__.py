@@ -1,1 +1,1 @@
-"""Adapter files: sources (bytes), formats (layouts), detect (what is it?), and the jobs on them."""
+"""Adapter files: read (bytes), formats (layouts), identify, inspect, validate, convert, diff."""

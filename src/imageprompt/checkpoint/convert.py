@@ -1,7 +1,7 @@
 """From any adapter file or training checkpoint to the layout that a program reads.
 
-Nothing is written unless the source is whole. What was written is opened again and compared, with
-the template and tensor by tensor with its source, before it gets its name.
+Nothing is written unless the source is complete. The written file is opened again and compared with
+the template and, tensor by tensor, with its source, before it gets its name.
 """
 
 from __future__ import annotations
@@ -12,35 +12,32 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imageprompt.checkpoint.formats import FORMATS, Format
-from imageprompt.checkpoint.identify.base_config import Base, locate_source, open_base
 from imageprompt.checkpoint.identify.checks import canonical, copies_differ, not_finite, untrained
-from imageprompt.checkpoint.identify.identify import Identified, identify
-from imageprompt.checkpoint.identify.problems import Problem, first
-from imageprompt.checkpoint.read.open import open_source
-from imageprompt.checkpoint.read.stored_tensor import Source
-from imageprompt.checkpoint.tensor_bytes import QUICK, Weights, quick_hash, same_bytes
-from imageprompt.checkpoint.text import dtype_names, problem_dicts, size_in_words
-from imageprompt.checkpoint.write.cast import Cast, resolve_dtype
-from imageprompt.checkpoint.write.metadata import written_metadata
-from imageprompt.checkpoint.write.writer import write_pickle, write_safetensors
+from imageprompt.checkpoint.identify.identify import Identification, identify
+from imageprompt.checkpoint.read.open import locate_source, open_source
+from imageprompt.checkpoint.read.stored_tensor import TensorBytes, TensorSource, dtype_names
+from imageprompt.checkpoint.report import Problem, first_names, problem_dicts, rows, size_text
+from imageprompt.checkpoint.tensor_bytes import QUICK, quick_hash, same_bytes
+from imageprompt.checkpoint.write import converted_metadata, write_safetensors
 from imageprompt.core.atomic_files import write_atomically
 from imageprompt.core.errors import AdapterFileError, NotFoundError, OptionError
 from imageprompt.core.hub import Location
 from imageprompt.core.spec import HostSpec
 
-PICKLED = "bin"  # as a layout's name: the standard one in a pickle
+if TYPE_CHECKING:
+    from imageprompt.checkpoint.identify.base_config import BaseConfig
+
+PICKLED = "bin"  # layout name: the standard one in a pickle
 DEFAULT_LAYOUT = "standard"
 SAFETENSORS = ".safetensors"
-
-Advance = Callable[[int], object]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What was converted into what, and what was made sure of."""
+    """What was converted into what, and what was verified."""
 
     source: str
     container: str
@@ -57,7 +54,7 @@ class Conversion:
     """Tensors of the source that are not the adapter's: the frozen base, other state."""
     copies_compared: int
     source_hash: str
-    """Of the adapter's tensors before any change, as `inspect` tells it of the source."""
+    """Of the adapter's tensors before any change, as `inspect` reports it for the source."""
     forced: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -65,19 +62,20 @@ class Conversion:
         return {**vars(self), "forced": problem_dicts(self.forced)}
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.target}: {self.layout} layout, {' or '.join(self.variants)} for {self.host}",
-            f"  {self.tensors} tensors, {self.parameters:,} parameters, "
-            f"{', '.join(self.dtypes)}, {size_in_words(self.bytes)}",
-            f"  from {self.source} ({self.format}, {self.container})",
-        ]
-        if self.left_out:
-            lines.append(f"  left out: {self.left_out} tensors that are not the adapter's own")
-        if self.copies_compared:
-            lines.append(f"  {self.copies_compared} tensors were there twice, both copies equal")
-        lines.append("  read back: whole, and every tensor equal to its source")
-        lines += [f"  forced: {problem.message}" for problem in self.forced]
-        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+        others = f"{self.left_out} tensors that are not the adapter's" if self.left_out else ""
+        copies = f"{self.copies_compared} tensors were stored twice; the copies are equal"
+        facts = [
+            ("from", f"{self.source} ({self.format} layout, {self.container})"),
+            ("adapter", f"{' or '.join(self.variants)} for {self.host}"),
+            ("size", f"{self.tensors} tensors, {self.parameters:,} parameters, "
+             f"{', '.join(self.dtypes)}, {size_text(self.bytes)}"),
+            ("left out", others),
+            ("copies", copies if self.copies_compared else ""),
+            ("verified", "read back: complete, and every tensor equal to its source"),
+            *(("forced", problem.message) for problem in self.forced),
+            *(("note", note) for note in self.notes),
+        ]  # fmt: skip
+        return "\n".join([f"{self.target}: written in the {self.layout} layout", *rows(facts)])
 
 
 def convert(
@@ -91,33 +89,36 @@ def convert(
     force: bool = False,
     progress: bool = False,
 ) -> Conversion:
-    """Write the adapter in `src` to `dst`, in the layout `to` (standard) and `dtype` (as it is).
+    """Write the adapter in `src` to `dst`, in the layout `to` (standard) and `dtype` (unchanged).
 
-    `variant` settles what the tensors leave open; `base` gives the sites of a base that is not
-    published; `force` writes NaN, infinite and untrained weights too. Raises NotFoundError,
-    OptionError, and AdapterFileError for a source that is no whole adapter.
+    `variant` settles what the tensors leave open; `base` gives the sites of an unpublished base.
+    `force` overwrites an existing `dst`, and writes NaN, infinite and untrained weights too.
+    Raises NotFoundError, OptionError, and AdapterFileError if the source is not a complete adapter.
     """
     target = Path(dst).expanduser()
     layout = _layout(target, to)
-    wanted = None if dtype is None else resolve_dtype(dtype)
-    against = None if base is None else open_base(base)
+    _check_target(target, src, force=force)
+    cast, against = _cast(dtype), None
+    if base is not None:
+        from imageprompt.checkpoint.identify.base_config import open_base
+
+        against = open_base(base)
     source = open_source(locate_source(src))
-    _check_target(target, source)
+    _check_not_source(target, source.files)
     found = identify(source, against.spec if against else None)
-    _check_whole(found, source)
-    kept = canonical(found.parts)
-    planned = {
-        name: tensor if wanted is None else Cast.of(tensor, wanted)
-        for name, tensor in layout.write(found.parts).items()
-    }
+    _check_complete(found, source)
+    tensors = canonical(found.parts)
+    planned = {name: cast(tensor) for name, tensor in layout.write(found.parts).items()}
     forced = _check_useful(source, found, planned, against, force=force)
-    digest = f"{QUICK}:{quick_hash(kept)}"
-    metadata = written_metadata(found, source, variant) | {"source_hash": digest}
+    source_hash = f"{QUICK}:{quick_hash(tensors)}"
+    metadata = converted_metadata(found, source, variant) | {"source_hash": source_hash}
     size = sum(tensor.nbytes for tensor in planned.values())
-    with write_atomically(target) as temporary, _bar(size, progress) as advance:
+    with write_atomically(target) as temporary, _bar(size, progress) as on_bytes:
         if target.suffix == SAFETENSORS:
-            write_safetensors(temporary, planned, metadata, advance)
+            write_safetensors(temporary, planned, metadata, on_bytes)
         else:
+            from imageprompt.checkpoint.torch_io import write_pickle
+
             write_pickle(temporary, planned, nested=layout.nested)
         _verify(temporary, planned, found.base)
     return Conversion(
@@ -132,16 +133,16 @@ def convert(
         parameters=sum(prod(tensor.shape) for tensor in planned.values()),
         bytes=size,
         dtypes=dtype_names(planned.values()),
-        left_out=len(source.tensors) - len(kept) - len(found.copies),
+        left_out=len(source.tensors) - len(tensors) - len(found.copies),
         copies_compared=len(found.copies),
-        source_hash=digest,
+        source_hash=source_hash,
         forced=tuple(forced),
         notes=source.notes,
     )
 
 
 def _layout(target: Path, to: str | None) -> Format:
-    """The layout that was asked for, if it may have the target's name. Raises OptionError."""
+    """The layout, if the target's name suits it. Raises OptionError."""
     names = [layout.name for layout in FORMATS if layout.writable]
     if to not in (None, PICKLED, *names):
         raise OptionError(
@@ -155,26 +156,49 @@ def _layout(target: Path, to: str | None) -> Format:
         raise OptionError(
             f"target {str(target)!r}",
             reason=f"a file of the {to or layout.name} layout ends in {' or '.join(suffixes)}",
-            hint="Name it so.",
+            hint="Rename the target.",
         )
     return layout
 
 
-def _check_target(target: Path, source: Source) -> None:
-    """A place for a new file, not the source's own. Raises NotFoundError, OptionError."""
+def _check_target(target: Path, src: Location, *, force: bool) -> None:
+    """Can a file be written there? Checked before any work. Raises NotFoundError, OptionError."""
     if not target.parent.is_dir():
         raise NotFoundError(str(target.parent), reason="no such folder", hint="Create it first.")
     if target.is_dir():
-        raise OptionError(str(target), reason="it is a folder", hint="Name a file inside it.")
-    if target.exists() and any(target.samefile(file) for file in source.files):
+        raise OptionError(str(target), reason="this is a folder", hint="Name a file inside it.")
+    if not target.exists():
+        return
+    source = os.path.expanduser(src)  # noqa: PTH111 - never raises
+    _check_not_source(target, (Path(source),) if os.path.exists(source) else ())  # noqa: PTH110
+    if not force:
         raise OptionError(
             f"target {str(target)!r}",
-            reason="it is the file that is read",
-            hint="Write to another name; the source is left as it is.",
+            reason="the file exists already",
+            hint="Choose another name, or overwrite it with --force (force=True in Python).",
         )
 
 
-def _check_whole(found: Identified, source: Source) -> None:
+def _check_not_source(target: Path, files: tuple[Path, ...]) -> None:
+    if target.exists() and any(target.samefile(file) for file in files):
+        raise OptionError(
+            f"target {str(target)!r}",
+            reason="this is the file to be converted",
+            hint="Choose another name; the source is never changed.",
+        )
+
+
+def _cast(dtype: str | None) -> Callable[[Any], TensorBytes]:
+    """From a stored tensor to the one to be written. Raises OptionError."""
+    if dtype is None:
+        return lambda tensor: tensor
+    from imageprompt.checkpoint.torch_io import CastTensor, resolve_cast_dtype
+
+    name = resolve_cast_dtype(dtype)
+    return lambda tensor: CastTensor.of(tensor, name)
+
+
+def _check_complete(found: Identification, source: TensorSource) -> None:
     """Nothing missing, extra or misshapen, and copies equal. Raises AdapterFileError."""
     problems = [*found.problems, *copies_differ(found)]
     if problems:
@@ -186,47 +210,50 @@ def _check_whole(found: Identified, source: Source) -> None:
 
 
 def _check_useful(
-    source: Source,
-    found: Identified,
-    planned: Mapping[str, Weights],
-    base: Base | None,
+    source: TensorSource,
+    found: Identification,
+    planned: Mapping[str, TensorBytes],
+    base: BaseConfig | None,
     *,
     force: bool,
 ) -> list[Problem]:
-    """What makes a whole adapter useless: NaN, nothing trained, values that a cast cannot hold.
+    """What makes a complete adapter useless: NaN, nothing trained, values too large for a cast.
 
-    Returns what was forced. Raises AdapterFileError unless it is.
+    Returns what was forced. Raises AdapterFileError without `force`.
     """
-    problems = not_finite(canonical(found.parts)) + untrained(found, base)
-    cast = {name: tensor for name, tensor in planned.items() if isinstance(tensor, Cast)}
+    stored = canonical(found.parts)
+    problems = not_finite(stored) + untrained(found, base)
+    originals = {id(tensor) for tensor in stored.values()}
+    cast = {name: tensor for name, tensor in planned.items() if id(tensor) not in originals}
     problems = problems or not_finite(cast)
     if problems and not force:
         raise AdapterFileError(
             str(source.path),
             reason="; ".join(problem.message for problem in problems),
-            hint="Nothing was written; --force (force=True) writes it all the same.",
+            hint="Nothing was written; --force (force=True in Python) writes it all the same.",
         )
     return problems
 
 
-def _verify(path: Path, planned: Mapping[str, Weights], base: HostSpec | None) -> None:
-    """Read back what was written: a whole adapter, equal to its source. Raises AdapterFileError."""
+def _verify(path: Path, planned: Mapping[str, TensorBytes], base: HostSpec | None) -> None:
+    """Read back the written file: complete, and equal to its source. Raises AdapterFileError."""
     written = open_source(path)
-    odd = sorted(planned.keys() ^ written.tensors.keys())
-    odd = odd or [name for name in planned if not same_bytes(written.tensors[name], planned[name])]
-    odd += [problem.message for problem in identify(written, base).problems]
-    if odd:
+    faults = sorted(planned.keys() ^ written.tensors.keys()) or [
+        name for name, tensor in planned.items() if not same_bytes(written.tensors[name], tensor)
+    ]
+    faults += [problem.message for problem in identify(written, base).problems]
+    if faults:
         raise AdapterFileError(
             str(path),
-            reason=f"what was written is not what was read ({first(odd)})",
-            hint="Nothing was kept. Is the disk or the memory of this machine sound?",
+            reason=f"the written file differs from its source ({first_names(faults)})",
+            hint="It was deleted. Check the disk and the memory of this machine.",
         )
 
 
 @contextmanager
-def _bar(total: int, wanted: bool) -> Iterator[Advance]:
-    """A bar for people who wait longer than a second."""
-    if not wanted:
+def _bar(total: int, progress: bool) -> Iterator[Callable[[int], object]]:
+    """A bar for conversions that take longer than a second."""
+    if not progress:
         yield lambda _: None
         return
     from tqdm import tqdm

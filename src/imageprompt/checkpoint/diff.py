@@ -1,4 +1,4 @@
-"""Which weights of two adapter files differ, and by how much, whatever layouts they are in."""
+"""Which weights of two adapter files differ, and by how much, whatever their layouts."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from imageprompt.checkpoint.identify.base_config import locate_source, open_base
 from imageprompt.checkpoint.identify.checks import canonical
 from imageprompt.checkpoint.identify.identify import identify
-from imageprompt.checkpoint.read.open import open_source
+from imageprompt.checkpoint.read.open import locate_source, open_source
 from imageprompt.checkpoint.read.stored_tensor import CHUNK, ITEM_SIZES, StoredTensor
+from imageprompt.checkpoint.report import rows
 from imageprompt.checkpoint.tensor_bytes import pieces, same_bytes
-from imageprompt.checkpoint.text import rows
-from imageprompt.checkpoint.write.storage import torch_dtype
 from imageprompt.core.hub import Location
 from imageprompt.core.spec import HostSpec
 
@@ -21,15 +19,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-LISTED = 20  # tensors that the text for people names; the JSON has all
+MAX_LISTED = 20  # tensors in the text; the JSON has all
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
-    """How far a tensor of B is from the same of A.
+class TensorChange:
+    """How far a tensor of B is from the same tensor of A.
 
     `relative` is |A - B| / |A| and `cosine` the cosine of the angle between them (|.| the
-    Euclidean norm). None where a number is not defined: other shapes, NaN, all zeros.
+    Euclidean norm). None where undefined: different shapes, NaN, all zeros.
     """
 
     name: str
@@ -46,8 +44,8 @@ class Change:
             return "NaN or infinite values"
         dtypes = "" if self.dtypes[0] == self.dtypes[1] else f", {' in A, '.join(self.dtypes)} in B"
         numbers = {"max abs": self.max_abs, "relative": self.relative, "cosine": self.cosine}
-        told = (f"{name} {value:.3g}" for name, value in numbers.items() if value is not None)
-        return ", ".join(told) + dtypes
+        defined = (f"{name} {value:.3g}" for name, value in numbers.items() if value is not None)
+        return ", ".join(defined) + dtypes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +57,14 @@ class Difference:
     formats: tuple[str, str]
     hosts: tuple[str, str]
     equal: int
-    """Tensors equal in dtype, shape and every bit."""
-    changed: tuple[Change, ...] = field(default=())
+    """Number of tensors equal in dtype, shape and every bit."""
+    changed: tuple[TensorChange, ...] = field(default=())
     only_a: tuple[str, ...] = ()
     only_b: tuple[str, ...] = ()
 
     @property
     def same(self) -> bool:
-        """The same weights to the bit."""
+        """True if all weights are equal to the bit."""
         return not (self.changed or self.only_a or self.only_b)
 
     def as_dict(self) -> dict[str, Any]:
@@ -76,28 +74,32 @@ class Difference:
 
     def __str__(self) -> str:
         lines = [
-            f"A {self.a} ({self.formats[0]} for {self.hosts[0]})",
-            f"B {self.b} ({self.formats[1]} for {self.hosts[1]})",
+            f"A  {self.a} ({self.formats[0]} layout, {self.hosts[0]})",
+            f"B  {self.b} ({self.formats[1]} layout, {self.hosts[1]})",
             f"{self.equal} tensors are equal to the bit, {len(self.changed)} differ, "
-            f"{len(self.only_a)} are in A only, {len(self.only_b)} in B only",
+            f"{len(self.only_a)} are only in A, {len(self.only_b)} only in B",
         ]
         worst = sorted(self.changed, key=lambda change: -(change.relative or float("inf")))
-        told = [(change.name, str(change)) for change in worst]
-        told += [(name, "in A only") for name in self.only_a]
-        told += [(name, "in B only") for name in self.only_b]
-        lines += rows(told[:LISTED])
-        if len(told) > LISTED:
-            lines.append(f"  and {len(told) - LISTED} more; --json has all")
+        listed = [(change.name, str(change)) for change in worst]
+        listed += [(name, "only in A") for name in self.only_a]
+        listed += [(name, "only in B") for name in self.only_b]
+        lines += rows(listed[:MAX_LISTED])
+        if len(listed) > MAX_LISTED:
+            lines.append(f"  and {len(listed) - MAX_LISTED} more; --json has all")
         return "\n".join(lines)
 
 
 def diff(a: Location, b: Location, base: Location | None = None) -> Difference:
-    """Compare two files, folders or Hub files after both were brought to canonical form.
+    """Compare two files, folders or Hub files by the names of the standard layout.
 
-    `base` gives the sites of a base that is not published. Raises NotFoundError, OptionError, and
-    AdapterFileError where one of them is no adapter; damaged ones are compared as far as they go.
+    `base` gives the sites of an unpublished base. Raises NotFoundError, OptionError, and
+    AdapterFileError if one of them is not an adapter; damaged ones are compared as far as they go.
     """
-    spec = None if base is None else open_base(base).spec
+    spec = None
+    if base is not None:
+        from imageprompt.checkpoint.identify.base_config import open_base
+
+        spec = open_base(base).spec
     sides = [_Side.open(path, spec) for path in (a, b)]
     ours, theirs = (side.tensors for side in sides)
     changed, equal = [], 0
@@ -132,11 +134,11 @@ class _Side:
         return cls(str(source.path), found.format, found.host, canonical(found.parts))
 
 
-def _change(name: str, a: StoredTensor, b: StoredTensor) -> Change:
-    """Both tensors walked through side by side, in float64."""
-    known: dict[str, Any] = {"shapes": (a.shape, b.shape), "dtypes": (a.dtype, b.dtype)}
+def _change(name: str, a: StoredTensor, b: StoredTensor) -> TensorChange:
+    """Both tensors read side by side, in float64."""
+    common: dict[str, Any] = {"shapes": (a.shape, b.shape), "dtypes": (a.dtype, b.dtype)}
     if a.shape != b.shape:
-        return Change(name=name, **known)
+        return TensorChange(name=name, **common)
     import numpy as np
 
     largest = distance = aa = bb = ab = 0.0
@@ -146,17 +148,17 @@ def _change(name: str, a: StoredTensor, b: StoredTensor) -> Change:
         distance += float(gap @ gap)
         aa, bb, ab = aa + float(x @ x), bb + float(y @ y), ab + float(x @ y)
     if not np.isfinite((largest, distance, aa, bb)).all():
-        return Change(name=name, **known)
-    return Change(
+        return TensorChange(name=name, **common)
+    return TensorChange(
         name=name,
-        **known,
+        **common,
         max_abs=largest,
         relative=(distance / aa) ** 0.5 if aa else None,
         cosine=ab / (aa * bb) ** 0.5 if aa and bb else None,
     )
 
 
-_COUNT = CHUNK // 8  # values at a time: the same for both, whatever their dtypes
+_COUNT = CHUNK // 8  # values at a time, the same number for both dtypes
 
 
 def _values(tensor: StoredTensor) -> Iterator[NDArray[np.float64]]:
@@ -173,7 +175,7 @@ _PLAIN = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", 
 
 
 def _decoded(data: bytes, dtype: str) -> NDArray[Any]:
-    """bfloat16 is float32 without its lower half; float8 is looked up through torch."""
+    """bfloat16 is float32 without its lower half; float8 is decoded by torch."""
     import numpy as np
 
     if dtype == "BF16":
@@ -182,5 +184,7 @@ def _decoded(data: bytes, dtype: str) -> NDArray[Any]:
     if dtype in _PLAIN:
         return np.frombuffer(data, _PLAIN[dtype])
     import torch
+
+    from imageprompt.checkpoint.torch_io import torch_dtype
 
     return torch.frombuffer(bytearray(data), dtype=torch_dtype(dtype)).float().numpy()

@@ -1,4 +1,4 @@
-"""What is this file, is it whole, and what to do with it? The answer to `imageprompt inspect`."""
+"""The report of `imageprompt inspect`: what a file is, whether it is complete, how to use it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from imageprompt.checkpoint.identify.advice import Remedy, remedies
-from imageprompt.checkpoint.identify.base_config import locate_source, open_base
+from imageprompt.checkpoint.identify.advice import Advice, advice_on
 from imageprompt.checkpoint.identify.checks import (
     canonical,
     constants,
@@ -16,24 +15,24 @@ from imageprompt.checkpoint.identify.checks import (
     not_finite,
     untrained,
 )
-from imageprompt.checkpoint.identify.identify import Identified, identify
-from imageprompt.checkpoint.identify.problems import PROJECTOR, SITES, Problem
+from imageprompt.checkpoint.identify.identify import Identification, identify
+from imageprompt.checkpoint.identify.problems import PROJECTOR, SITES
 from imageprompt.checkpoint.identify.published import POSITIONS, likely_encoder
-from imageprompt.checkpoint.read.open import open_source
+from imageprompt.checkpoint.read.open import locate_source, open_source
+from imageprompt.checkpoint.read.stored_tensor import dtype_names
+from imageprompt.checkpoint.report import Problem, printable, problem_dicts, rows, size_text
 from imageprompt.checkpoint.tensor_bytes import FULL, QUICK, full_hash, quick_hash
-from imageprompt.checkpoint.text import dtype_names, printable, problem_dicts, rows, size_in_words
 from imageprompt.core.hub import Location
+from imageprompt.core.spec import OWN_BASE
 
-SHOWN = 16  # entries of the metadata that the text names; the JSON has all
-HASHED = {
-    QUICK: "names, dtypes, shapes and both ends (4 KiB) of every tensor",
-    FULL: "names, dtypes, shapes and all bytes of every tensor",
-}
-"""What the hashes are of, which is the same in every layout: only the adapter's own tensors."""
+MAX_METADATA = 16  # entries of the metadata in the text; the JSON has all
+HASH_INPUT = {QUICK: "first and last 4 KiB of every tensor", FULL: "all bytes"}
+"""What the hashes cover besides names, dtypes and shapes: only the adapter's own tensors, so they
+are the same in every layout."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class AdapterReport:
     """What a file turned out to be. `as_dict()` is the JSON, `str()` the text for people."""
 
     path: str
@@ -41,17 +40,18 @@ class Report:
     container: str
     format: str
     variants: tuple[str, ...]
-    """All that its tensors allow; `differences` says what differs between them."""
+    """Every variant that the tensors allow; `differences` says how they differ."""
     differences: str
     published: tuple[str, ...]
     host: str
     sites: int
     cross_attention_dim: int | None
     tokens: int | None
-    """Tokens a reference; None where they are one per patch of an unknown encoder, or not told."""
+    """Tokens per reference; None if unknown, as one per patch of an unknown encoder is."""
     depth: int | None
     heads: int | None
     width: int | None
+    """Inner width of the projector."""
     encoder: Mapping[str, str | int | None]
     """`feature` and `width` of what the projector reads, and the `name` of the likely encoder."""
     null_rule: str | None
@@ -61,68 +61,75 @@ class Report:
     bytes: int
     dtypes: Mapping[str, tuple[str, ...]]
     hashes: Mapping[str, str]
-    """By what was hashed, see `HASHED`: the quick one, and the full one of a deep look."""
+    """By name, see `HASH_INPUT`: the quick one, and with `deep` the full one."""
     metadata: Mapping[str, str]
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
-    remedies: tuple[Remedy, ...]
+    remedies: tuple[Advice, ...]
 
     @property
     def whole(self) -> bool:
-        """Nothing is wrong with it, as far as was looked."""
+        """True if no problem was found."""
         return not self.problems
 
     def as_dict(self) -> dict[str, Any]:
-        advice = [vars(remedy) for remedy in self.remedies]
-        return {**vars(self), "problems": problem_dicts(self.problems), "remedies": advice}
+        remedies = [vars(advice) for advice in self.remedies]
+        return {**vars(self), "problems": problem_dicts(self.problems), "remedies": remedies}
 
     def __str__(self) -> str:
         count = len(self.problems)
-        verdict = "a whole image-prompt adapter" if not count else "an image-prompt adapter with "
-        lines = [f"{self.path}: {verdict}{f'{count} problem' + 's' * (count > 1) if count else ''}"]
+        fault = f"image-prompt adapter with {count} problem{'s' * (count > 1)}"
+        lines = [f"{self.path}: {fault if count else 'complete image-prompt adapter'}"]
         lines += rows(self._facts())
         if self.problems:
-            lines += ["problems", *(f"  {problem.message}" for problem in self.problems)]
+            lines += ["problems", *rows((found.code, found.message) for found in self.problems)]
         lines += ["what to do", *rows((advice.where, advice.line) for advice in self.remedies)]
         return "\n".join(lines)
 
     def _facts(self) -> list[tuple[str, str]]:
-        shape = {"depth": self.depth, "heads": self.heads, "width": self.width}
-        sizes = [f"{self.tokens} tokens"] * bool(self.tokens)
-        sizes += [f"{name} {value}" for name, value in shape.items() if value]
-        encoder = self.encoder
+        encoder, host = self.encoder, "custom UNet" if self.host == OWN_BASE else self.host
         dtypes = (f"{part} {' and '.join(names)}" for part, names in self.dtypes.items())
-        entries = list(self.metadata.items())
-        metadata = [f"{printable(key)}={printable(value)}" for key, value in entries[:SHOWN]]
-        metadata += [f"and {len(entries) - SHOWN} more"] if len(entries) > SHOWN else []
+        entries = [f"{printable(key)}={printable(text)}" for key, text in self.metadata.items()]
+        rest = len(entries) - MAX_METADATA
+        metadata = entries[:MAX_METADATA] + ([f"and {rest} more"] if rest > 0 else [])
         return [
-            ("format", f"{self.format}, in {self.container}"),
+            ("format", f"{self.format} ({self.container})"),
             ("variant", " or ".join(self.variants) or "unknown"),
             ("", self.differences),
             ("published", ", ".join(self.published)),
-            ("host", f"{self.host}: {self.sites} sites, text width {self.cross_attention_dim or '?'}"),
+            ("base", f"{host}: {self.sites} sites, text width {self.cross_attention_dim or '?'}"),
             ("reads", f"{encoder['feature']}, {encoder['width']} wide" if encoder["width"] else ""),
-            ("projector", ", ".join(sizes)),
-            ("no picture", self.null_rule or ""),
+            ("projector", ", ".join(self._projector_facts())),
+            ("null image", self.null_rule or ""),
             ("LoRA", f"rank {self.lora_rank}" if self.lora_rank else ""),
             ("size", f"{self.tensors} tensors, {self.parameters:,} parameters, "
-             f"{size_in_words(self.bytes)}"),
+             f"{size_text(self.bytes)}"),
             ("dtypes", ", ".join(dtypes)),
-            *(("hash", f"{kind}:{value} ({HASHED[kind]})") for kind, value in self.hashes.items()),
+            *(("hash", f"{kind}:{value} ({HASH_INPUT[kind]})")
+              for kind, value in self.hashes.items()),
             ("metadata", ", ".join(metadata)),
             *(("note", note) for note in self.notes),
         ]  # fmt: skip
 
+    def _projector_facts(self) -> list[str]:
+        counted = {"token": self.tokens, "layer": self.depth, "head": self.heads}
+        facts = [f"{n} {name}{'s' * (n > 1)}" for name, n in counted.items() if n]
+        return facts + ([f"width {self.width}"] if self.width else [])
 
-def inspect(path: Location, deep: bool = False, base: Location | None = None) -> Report:
-    """Identify a file, a training folder or a Hub file by its tensors, never by its name.
 
-    `deep` reads the weights too: NaN, constant tensors, unequal copies, and weights equal to the
-    base's own (to those of `base`, a folder, or of the base inside a training checkpoint). `base`
-    is also what the sites are held against. Raises NotFoundError, OptionError, and
-    AdapterFileError, which says what the file is, if it is no adapter.
+def inspect(path: Location, deep: bool = False, base: Location | None = None) -> AdapterReport:
+    """Identify a file, a folder or a Hub file by its tensors, never by its name.
+
+    `base` (a folder, a published family or "bundled") is what the sites are compared with. `deep`
+    reads the weights too: NaN, constant tensors, unequal copies, and weights still equal to those
+    of `base` or of the base inside a training checkpoint. Raises NotFoundError, OptionError, and
+    AdapterFileError, which says what the file is, if it is not an adapter.
     """
-    against = None if base is None else open_base(base)
+    against = None
+    if base is not None:
+        from imageprompt.checkpoint.identify.base_config import open_base
+
+        against = open_base(base)
     source = open_source(locate_source(path))
     found = identify(source, against.spec if against else None)
     tensors = canonical(found.parts)
@@ -131,7 +138,7 @@ def inspect(path: Location, deep: bool = False, base: Location | None = None) ->
         problems += copies_differ(found) + not_finite(tensors) + constants(tensors)
         problems += untrained(found, against)
     hashes = {QUICK: quick_hash(tensors)} | ({FULL: full_hash(tensors)} if deep else {})
-    return Report(
+    return AdapterReport(
         path=str(source.path),
         files=tuple(str(file) for file in source.files),
         container=source.container,
@@ -151,12 +158,12 @@ def inspect(path: Location, deep: bool = False, base: Location | None = None) ->
         metadata=found.metadata,
         problems=tuple(problems),
         notes=source.notes,
-        remedies=tuple(remedies(found, source, problems)),
+        remedies=tuple(advice_on(found, source, problems)),
     )
 
 
-def _projector(found: Identified) -> dict[str, Any]:
-    """What the projector says about itself; None is what no tensor tells."""
+def _projector(found: Identification) -> dict[str, Any]:
+    """What the projector's tensors say; None for what none of them says."""
     spec = found.spec
     if spec is None:
         names = ("cross_attention_dim", "tokens", "depth", "heads", "width", "null_rule")
@@ -177,7 +184,7 @@ def _projector(found: Identified) -> dict[str, Any]:
     }
 
 
-def _dtypes(found: Identified) -> dict[str, tuple[str, ...]]:
+def _dtypes(found: Identification) -> dict[str, tuple[str, ...]]:
     """Part -> the dtypes of its tensors; LoRA apart from K' and V'."""
     sites = found.parts.sites.items()
     parts = {

@@ -1,7 +1,7 @@
-"""What stored weights hold, told from their bytes: finite, constant, equal, hashed. No torch.
+"""Checks on the bytes of stored weights, without torch: finite, constant, equal, hashed.
 
-A float whose exponent is all ones is NaN or infinite; looking for such bytes takes a tenth of the
-time that loading a numerical library would.
+A float whose exponent bits are all ones is NaN or infinite. Searching for such bytes takes a tenth
+of the time of loading a numerical library.
 """
 
 from __future__ import annotations
@@ -9,33 +9,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
-from imageprompt.checkpoint.read.stored_tensor import CHUNK, ITEM_SIZES, StoredTensor, read_range
+from imageprompt.checkpoint.read.stored_tensor import (
+    CHUNK,
+    ITEM_SIZES,
+    StoredTensor,
+    TensorBytes,
+    read_range,
+)
 
-END = 4096  # bytes of either end of a tensor that the quick hash reads
-QUICK, FULL = "sha256-ends", "sha256"  # what the two hashes are called
-
-
-class Weights(Protocol):
-    """A tensor whose bytes can be had, whether it lies in a file or is made on the way."""
-
-    @property
-    def dtype(self) -> str: ...
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def nbytes(self) -> int: ...
-
-    def chunks(self, size: int = CHUNK) -> Iterator[memoryview]:
-        """Row-major, little-endian, in pieces of at most `size`."""
+END = 4096  # bytes at each end of a tensor that the quick hash reads
+QUICK, FULL = "sha256-ends", "sha256"  # names of the two hashes
 
 
 @dataclass(frozen=True)
 class _Exponents:
-    """How a float type writes an exponent of all ones: its top byte, and what the next must be."""
+    """How a float type stores an exponent of all ones: possible top bytes, least next byte."""
 
     tops: tuple[int, ...]
     next_at_least: int = 0
@@ -53,9 +42,9 @@ _SPECIAL = {
 FLOATS = frozenset(_SPECIAL)
 
 
-def finite(weights: Weights) -> bool:
-    """Is none of them NaN or infinite? Whole numbers always are finite."""
-    return all(_finite(weights.dtype, piece) for piece in pieces(weights))
+def finite(tensor: TensorBytes) -> bool:
+    """True if no value is NaN or infinite; integers are always finite."""
+    return all(_finite(tensor.dtype, piece) for piece in pieces(tensor))
 
 
 def _finite(dtype: str, piece: bytes) -> bool:
@@ -73,50 +62,50 @@ def _finite(dtype: str, piece: bytes) -> bool:
     )
 
 
-def constant(weights: Weights) -> bool:
-    """Are there several values, and all the same? Stops at the first that differs."""
-    size = ITEM_SIZES[weights.dtype]
-    if weights.nbytes <= size:
+def constant(tensor: TensorBytes) -> bool:
+    """True if there are several values, all the same; stops at the first that differs."""
+    size = ITEM_SIZES[tensor.dtype]
+    if tensor.nbytes <= size:
         return False
     first = b""
-    for piece in pieces(weights):
+    for piece in pieces(tensor):
         first = first or piece[:size]
         if piece != first * (len(piece) // size):
             return False
     return True
 
 
-def same_bytes(a: Weights, b: Weights) -> bool:
-    """Equal in dtype, shape and every bit."""
+def same_bytes(a: TensorBytes, b: TensorBytes) -> bool:
+    """True if dtype, shape and every bit are equal."""
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
     return all(x == y for x, y in zip(pieces(a), pieces(b), strict=True))
 
 
-def pieces(weights: Weights) -> Iterator[bytes]:
-    """Its bytes in pieces of CHUNK, however they arrive: no item is ever cut in two."""
-    waiting, left = bytearray(), weights.nbytes
-    for chunk in weights.chunks():
+def pieces(tensor: TensorBytes) -> Iterator[bytes]:
+    """The bytes in pieces of CHUNK, however they arrive: no item is split over two pieces."""
+    pending, left = bytearray(), tensor.nbytes
+    for chunk in tensor.chunks():
         left -= len(chunk)
-        if not waiting and (len(chunk) == CHUNK or not left):
-            yield _as_read(chunk)
+        if not pending and (len(chunk) == CHUNK or not left):
+            yield _without_copy(chunk)
             continue
-        waiting += chunk
-        while len(waiting) >= CHUNK:
-            yield bytes(waiting[:CHUNK])
-            del waiting[:CHUNK]
-    if waiting:
-        yield bytes(waiting)
+        pending += chunk
+        while len(pending) >= CHUNK:
+            yield bytes(pending[:CHUNK])
+            del pending[:CHUNK]
+    if pending:
+        yield bytes(pending)
 
 
-def _as_read(chunk: memoryview) -> bytes:
-    """The bytes under a view of all of them: a copy would cost as much as reading them did."""
+def _without_copy(chunk: memoryview) -> bytes:
+    """The bytes object under a full view of it: a copy would cost as much as reading did."""
     whole = chunk.obj
     return whole if type(whole) is bytes and len(whole) == len(chunk) else bytes(chunk)
 
 
-def full_hash(tensors: Mapping[str, Weights]) -> str:
-    """SHA-256 over names, dtypes, shapes and every byte, in order of the names."""
+def full_hash(tensors: Mapping[str, TensorBytes]) -> str:
+    """SHA-256 over names, dtypes, shapes and every byte, sorted by name."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         _add_header(digest, name, tensors[name])
@@ -128,7 +117,7 @@ def full_hash(tensors: Mapping[str, Weights]) -> str:
 def quick_hash(tensors: Mapping[str, StoredTensor]) -> str:
     """SHA-256 over names, dtypes, shapes and both ends of every tensor (4096 bytes each).
 
-    Tells trained weights apart; it is no proof that every byte is the same.
+    Distinguishes trained weights, but does not prove that every byte is the same.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -137,13 +126,13 @@ def quick_hash(tensors: Mapping[str, StoredTensor]) -> str:
     return digest.hexdigest()
 
 
-def _add_header(digest: hashlib._Hash, name: str, weights: Weights) -> None:
-    """What both hashes read of a tensor before its bytes."""
-    digest.update(f"{name}\0{weights.dtype}\0{list(weights.shape)}\0".encode())
+def _add_header(digest: hashlib._Hash, name: str, tensor: TensorBytes) -> None:
+    """Add what both hashes cover of a tensor beside its bytes."""
+    digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
 
 
 def _ends(tensor: StoredTensor) -> bytes:
-    """The first and the last 4096 bytes; all of a tensor that has no more than that."""
+    """The first and the last 4096 bytes; all bytes of a tensor that has no more."""
     if tensor.plain and tensor.nbytes > 2 * END:
         starts = (tensor.offset, tensor.offset + tensor.nbytes - END)
         ends = (read_range(tensor.file, start, END, stamp=tensor.stamp) for start in starts)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from imageprompt.checkpoint.identify.base_config import (
-    Base,
-    encoder_widths,
-    locate_source,
-    open_base,
-)
+from imageprompt.checkpoint.identify.base_config import BaseConfig, encoder_widths, open_base
 from imageprompt.checkpoint.identify.checks import (
     canonical,
     constants,
@@ -19,19 +14,18 @@ from imageprompt.checkpoint.identify.checks import (
     not_finite,
     untrained,
 )
-from imageprompt.checkpoint.identify.identify import Identified, identify
-from imageprompt.checkpoint.identify.problems import Problem
+from imageprompt.checkpoint.identify.identify import Identification, identify
 from imageprompt.checkpoint.identify.published import encoder_name
-from imageprompt.checkpoint.read.open import open_source
-from imageprompt.checkpoint.read.stored_tensor import Source
-from imageprompt.checkpoint.text import problem_dicts
+from imageprompt.checkpoint.read.open import locate_source, open_source
+from imageprompt.checkpoint.read.stored_tensor import TensorSource
+from imageprompt.checkpoint.report import Problem, problem_dicts
 from imageprompt.core.errors import AdapterFileError
 from imageprompt.core.hub import Location
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
-    """What is wrong with a file; nothing, if `ok`."""
+class ValidationResult:
+    """What is wrong with a file; `ok` if nothing is."""
 
     path: str
     checked: tuple[str, ...]
@@ -46,63 +40,50 @@ class Findings:
 
     def __str__(self) -> str:
         lines = [f"{self.path}: {finding.code}: {finding.message}" for finding in self.findings]
-        return "\n".join(lines or [f"{self.path}: nothing is wrong ({', '.join(self.checked)})"])
+        return "\n".join(lines or [f"{self.path}: no problems found ({', '.join(self.checked)})"])
 
 
 def validate(
     path: Location, base: Location | None = None, encoder: Location | None = None
-) -> Findings:
-    """Check names, shapes and every value of a file; with `base` and `encoder`, that they fit.
+) -> ValidationResult:
+    """Check names, shapes and every value of a file, and that it fits `base` and `encoder`.
 
-    `base` is the folder of a pipeline or denoiser (its weights are compared as well: was anything
-    trained?) or a published family; `encoder` a folder. A file that is no adapter is a finding.
-    Raises NotFoundError and OptionError.
+    `base` is the folder of a pipeline or denoiser (its weights are compared too: was anything
+    trained?), a published family or "bundled"; `encoder` is a folder or "bundled". A file that is
+    not an adapter is a finding. Raises NotFoundError and OptionError.
     """
     against = None if base is None else open_base(base)
     widths = None if encoder is None else encoder_widths(encoder)
-    place = locate_source(path)
-    checked = ["whole", "finite", "not constant"]
+    local = locate_source(path)
+    checked = ["complete", "finite", "not constant"]
     checked += ["fits the base"] if against else []
     checked += ["fits the encoder"] if widths else []
     try:
-        findings = _findings(open_source(place), against, widths)
+        findings = _findings(open_source(local), against, widths)
     except AdapterFileError as error:
         findings = [Problem("no-adapter", f"{error.reason}. {error.hint}")]
-    return Findings(path=str(place), checked=tuple(checked), findings=tuple(findings))
+    return ValidationResult(path=str(local), checked=tuple(checked), findings=tuple(findings))
 
 
 def _findings(
-    source: Source, against: Base | None, widths: Mapping[str, int] | None
+    source: TensorSource, against: BaseConfig | None, widths: Mapping[str, int] | None
 ) -> list[Problem]:
-    """By itself, then beside base and encoder. Raises AdapterFileError where it is no adapter."""
+    """Raises AdapterFileError if the source is not an adapter."""
     found = identify(source, against.spec if against else None)
-    problems = list(found.problems)
-    if against is not None and problems:
-        alone = identify(source)
-        problems = problems if alone.problems else [_wrong_base(alone, against, problems)]
     tensors = canonical(found.parts)
-    problems += copies_differ(found) + not_finite(tensors) + constants(tensors)
+    problems = [*found.problems, *copies_differ(found), *not_finite(tensors), *constants(tensors)]
     problems += untrained(found, against)
     return problems if widths is None else problems + _wrong_encoder(found, widths)
 
 
-def _wrong_base(alone: Identified, against: Base, problems: Sequence[Problem]) -> Problem:
-    """A whole adapter, for another base."""
-    what = "; ".join(problem.message for problem in problems)
-    return Problem(
-        "wrong-base", f"it was made for {alone.host}, not for {against.spec.family}: {what}"
-    )
-
-
-def _wrong_encoder(found: Identified, widths: Mapping[str, int]) -> list[Problem]:
+def _wrong_encoder(found: Identification, widths: Mapping[str, int]) -> list[Problem]:
     if found.spec is None:
         return []
-    wanted, width = found.spec.feature, found.spec.feature_dim
-    made = wanted.image if wanted.image in widths else None
-    if made is not None and widths[made] == width:
+    feature, width = found.spec.feature, found.spec.feature_dim
+    if feature.image and widths.get(feature.image) == width:
         return []
-    offer = ", ".join(f"{feature} {count} wide" for feature, count in widths.items())
-    name = encoder_name(wanted, width)
-    likely = f"; it was made for {name}" if name else ""
-    message = f"it reads {wanted} {width} wide, this encoder makes {offer}{likely}"
+    outputs = ", ".join(f"{name} {size} wide" for name, size in widths.items())
+    name = encoder_name(feature, width)
+    likely = f" ({name})" if name else ""
+    message = f"reads {feature} {width} wide{likely}, but this encoder makes {outputs}"
     return [Problem("wrong-encoder", message)]

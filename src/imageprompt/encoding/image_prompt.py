@@ -114,7 +114,7 @@ class ImagePrompt:
 
         Raises PromptError for another file suffix.
         """
-        from imageprompt.checkpoint.write.storage import write_file
+        from imageprompt.checkpoint.torch_io import write_file
 
         path = Path(path)
         if path.suffix != ".safetensors":
@@ -133,7 +133,7 @@ class ImagePrompt:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ImagePrompt:
         """Read what `save` wrote. Raises PromptError for any other file."""
-        from imageprompt.checkpoint.write.storage import read_file
+        from imageprompt.checkpoint.torch_io import read_file
 
         try:
             stored = read_file(Path(path))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from imageprompt.checkpoint.write.storage import tensor_of
+from imageprompt.checkpoint.torch_io import tensor_of
 from imageprompt.core.errors import EncoderError, OptionError, PromptError
 from imageprompt.encoding.image_prompt import ImagePrompt
 from imageprompt.library.paths import PRECOMPUTED, precomputed_files, write_lock

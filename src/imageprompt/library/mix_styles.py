@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from imageprompt.checkpoint.write.storage import tensor_of
+from imageprompt.checkpoint.torch_io import tensor_of
 from imageprompt.core.errors import OptionError, PromptError
 from imageprompt.encoding.features import Group
 from imageprompt.library.style import Style

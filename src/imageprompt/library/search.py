@@ -85,7 +85,7 @@ def by_embedding(
     """
     from torch.nn.functional import normalize
 
-    from imageprompt.checkpoint.write.storage import tensor_of
+    from imageprompt.checkpoint.torch_io import tensor_of
 
     query = normalize(query.float().cpu(), dim=-1)
     found, skipped = [], []

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from imageprompt.checkpoint.tensor_bytes import Weights
+from imageprompt.checkpoint.read.stored_tensor import TensorBytes
 from imageprompt.core import __version__
 from imageprompt.core.errors import OptionError
 from imageprompt.library.paths import checked_name, checked_tags
@@ -45,7 +45,7 @@ class Style:
     version: str = __version__
     format: int = FORMAT
     path: Path = field(default=Path(), compare=False)
-    tensors: Mapping[str, Weights] = field(default_factory=dict, compare=False, repr=False)
+    tensors: Mapping[str, TensorBytes] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         checked_name(self.name)
@@ -70,7 +70,7 @@ class Style:
         return count, width
 
     @property
-    def features(self) -> tuple[Weights, ...]:
+    def features(self) -> tuple[TensorBytes, ...]:
         """The encoder features [n, ...] that the projector read, in one or two parts, if stored."""
         names = ("features", "features.0", "features.1")
         return tuple(self.tensors[name] for name in names if name in self.tensors)

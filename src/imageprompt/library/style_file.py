@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from imageprompt.checkpoint.read.json_text import parse_table
 from imageprompt.checkpoint.read.open import open_file
-from imageprompt.checkpoint.read.pickle.torch_objects import DTYPES
-from imageprompt.checkpoint.read.stored_tensor import CHUNK, Source
-from imageprompt.checkpoint.tensor_bytes import Weights, finite, full_hash
-from imageprompt.checkpoint.write.storage import tensor_of
-from imageprompt.checkpoint.write.writer import write_safetensors
+from imageprompt.checkpoint.read.raw import parse_json_object
+from imageprompt.checkpoint.read.stored_tensor import CHUNK, TORCH_DTYPES, TensorBytes, TensorSource
+from imageprompt.checkpoint.tensor_bytes import finite, full_hash
+from imageprompt.checkpoint.torch_io import tensor_of
+from imageprompt.checkpoint.write import write_safetensors
 from imageprompt.core.atomic_files import write_atomically
 from imageprompt.core.errors import AdapterFileError, OptionError, PromptError
 from imageprompt.library.style import Style, style_from_description
@@ -41,7 +40,7 @@ class _TensorLimit:
     nbytes: int
     dtypes: tuple[str, ...] = _FLOATS
 
-    def allows(self, tensor: Weights) -> bool:
+    def allows(self, tensor: TensorBytes) -> bool:
         return (
             tensor.dtype in self.dtypes
             and self.min_ndim <= len(tensor.shape) <= len(self.largest)
@@ -82,7 +81,7 @@ class StoredBytes:
         import torch
 
         whole = tensor.detach().cpu().contiguous()
-        dtype = DTYPES[str(whole.dtype).removeprefix("torch.")]
+        dtype = TORCH_DTYPES[str(whole.dtype).removeprefix("torch.")]
         return cls(dtype, tuple(whole.shape), whole.view(torch.uint8).numpy().tobytes())
 
     @property
@@ -111,7 +110,7 @@ def features_of(style: Style) -> Group | None:
     return parts or None
 
 
-def token_hash(tensors: Mapping[str, Weights]) -> str:
+def token_hash(tensors: Mapping[str, TensorBytes]) -> str:
     """The identity of a style: SHA-256 of its tokens and null tokens."""
     named = ("tokens", "null_tokens")
     return full_hash({name: tensors[name] for name in named if name in tensors})
@@ -190,16 +189,16 @@ def in_memory(style: Style) -> Style:
     return replace(style, tensors=tensors)
 
 
-def _description(source: Source) -> dict[str, Any]:
+def _description(source: TensorSource) -> dict[str, Any]:
     if source.container != "safetensors" or source.metadata.get("kind") != KIND:
         _refuse(source.path, "its metadata does not say so")
     text = source.metadata.get("style", "").encode()
     if len(text) > MAX_DESCRIPTION:
         _refuse(source.path, f"its description is longer than {MAX_DESCRIPTION // 1000} kB")
-    return parse_table(source.path, text, "description")
+    return parse_json_object(source.path, text, "description")
 
 
-def _inconsistent(tensors: Mapping[str, Weights]) -> str:
+def _inconsistent(tensors: Mapping[str, TensorBytes]) -> str:
     """Why these tensors do not form a style; "" if they do."""
     tokens, null = tensors.get("tokens"), tensors.get("null_tokens")
     if tokens is None:

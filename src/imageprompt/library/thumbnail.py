@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageOps
 
-from imageprompt.checkpoint.tensor_bytes import Weights
+from imageprompt.checkpoint.read.stored_tensor import TensorBytes
 from imageprompt.core.contact_sheet import INK, LINE, PALE, Colour, Page, text_height
 from imageprompt.core.errors import PictureError, PromptError
 from imageprompt.encoding.images.open_image import open_picture, picture_size
@@ -76,7 +76,7 @@ def read(style: Style) -> Image.Image | None:
         ) from error
 
 
-def _decode(stored: Weights) -> Image.Image:
+def _decode(stored: TensorBytes) -> Image.Image:
     """The picture; its size is checked first. Raises PictureError."""
     content = b"".join(map(bytes, stored.chunks()))
     if not content.startswith(_SIGNATURES):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imageprompt.checkpoint.read.open import locate_adapter
 from imageprompt.core import bundled
 from imageprompt.core.errors import EncoderError, NotFoundError, OptionError
 from imageprompt.core.hub import hub_id, locate_file, locate_folder
@@ -55,7 +56,8 @@ def find_adapter(
             hint="Name an adapter file: --adapter FILE_OR_HUB_ID, or adapter= in Python.",
         )
     try:
-        return LocatedAdapter(locate_file(adapter, cached_only=cached_only), name)
+        path = locate_adapter(adapter, cached_only=cached_only, one_file=True)
+        return LocatedAdapter(path, str(path) if os.path.isdir(name) else name)  # noqa: PTH112
     except NotFoundError as error:
         if own and not Path(name).suffix:
             hint = f"Adapters of this base: {', '.join(own)}."

@@ -1,4 +1,4 @@
-"""What every format states, and the canonical parts that all of them meet in."""
+"""Interface of a format, and the canonical parts that all formats share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-T = TypeVar("T")  # a tensor, one that is still in its file, or a shape: formats never look inside
+T = TypeVar("T")  # a tensor, a stored tensor or a shape: formats never look inside
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Parts(Generic[T]):
     """An adapter's tensors in canonical form.
 
     `projector`: name inside the projector -> tensor; `sites`: `{file id}.to_k_ip.weight`, LoRA and
-    the like; `named`: the same under `{layer name}.` where a layout speaks of layers by name.
+    so on; `named`: the same under `{layer name}.`, for layouts that call layers by name.
     """
 
     projector: Mapping[str, T]
@@ -24,18 +24,18 @@ class Parts(Generic[T]):
 
 
 @dataclass(frozen=True)
-class Read(Generic[T]):
-    """What a layout made of a file's tensors."""
+class ParsedNames(Generic[T]):
+    """A file's tensors as a layout understands their names."""
 
     parts: Parts[T]
     unplaced: tuple[str, ...] = ()
-    """Names that this layout has no place for: a fault of the file."""
+    """Names that do not exist in this layout: a fault of the file."""
     ignored: Mapping[str, T] = field(default_factory=dict)
-    """Tensors beside the adapter that belong there, such as the frozen base, without prefix."""
+    """Tensors that belong in the file but not to the adapter, such as the frozen base."""
 
 
 class Format(Protocol):
-    """A file layout, told by tensor names alone."""
+    """A file layout, recognised by tensor names alone."""
 
     @property
     def name(self) -> str: ...
@@ -45,20 +45,20 @@ class Format(Protocol):
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """File name endings that its writers use; the first is ours."""
+        """File name suffixes that its writers use; ours comes first."""
 
     @property
     def writable(self) -> bool: ...
 
     @property
     def nested(self) -> bool:
-        """In a pickle, is each part (the name up to its first dot) a dictionary of its own?"""
+        """Whether a pickle has a dictionary for each part (the name up to its first dot)."""
 
     def claims(self, names: Iterable[str]) -> bool:
-        """Do these flat tensor names look like this layout, however much is missing?"""
+        """Whether these flat tensor names look like this layout, however much is missing."""
 
-    def read(self, tensors: Mapping[str, T]) -> Read[T]:
-        """Canonical parts, and what is left."""
+    def read(self, tensors: Mapping[str, T]) -> ParsedNames[T]:
+        """The canonical parts, and what is left."""
 
     def write(self, parts: Parts[T]) -> dict[str, T]:
-        """Flat tensor names of this layout. Raises OptionError for what it has no place for."""
+        """Flat tensor names of this layout. Raises OptionError for what it cannot hold."""

@@ -1,14 +1,14 @@
-"""standard: `image_proj.*` and `ip_adapter.{id}.*`, what nearly every published adapter uses."""
+"""standard: `image_proj.*` and `ip_adapter.{id}.*`, as nearly every published adapter has them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from imageprompt.checkpoint.formats.contract import Parts, Read, T
+from imageprompt.checkpoint.formats.contract import ParsedNames, Parts, T
 
 PROJECTOR = "image_proj."
 SITES = "ip_adapter."
-SITES_ALIAS = "adapter_modules."  # some published files keep the training script's name
+SITES_ALIAS = "adapter_modules."  # the training script's name, in some published files
 
 
 class Standard:
@@ -21,7 +21,7 @@ class Standard:
     def claims(self, names: Iterable[str]) -> bool:
         return any(name.startswith((PROJECTOR, SITES)) for name in names)
 
-    def read(self, tensors: Mapping[str, T]) -> Read[T]:
+    def read(self, tensors: Mapping[str, T]) -> ParsedNames[T]:
         projector: dict[str, T] = {}
         sites: dict[str, T] = {}
         unplaced: list[str] = []
@@ -32,7 +32,7 @@ class Standard:
                 sites[name.split(".", 1)[1]] = tensor
             else:
                 unplaced.append(name)
-        return Read(Parts(projector, sites), tuple(unplaced))
+        return ParsedNames(Parts(projector, sites), tuple(unplaced))
 
     def write(self, parts: Parts[T]) -> dict[str, T]:
         flat = {f"{PROJECTOR}{name}": tensor for name, tensor in parts.projector.items()}

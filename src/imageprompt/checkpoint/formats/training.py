@@ -1,15 +1,15 @@
 """training: what the reference scripts save of unet, image_proj_model and adapter_modules.
 
-The modules of `adapter_modules` are the processors of `unet`, so a tensor can be there under its
-file id, under its layer's name, or under both; and wrappers (DDP, torch.compile, FSDP) leave
-segments in the names, which are taken out here.
+The modules of `adapter_modules` are the processors of `unet`, so a tensor may appear under its file
+id, under its layer's name, or under both. Wrappers (DDP, torch.compile, FSDP) leave segments in the
+names, which are removed here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from imageprompt.checkpoint.formats.contract import Parts, Read, T
+from imageprompt.checkpoint.formats.contract import ParsedNames, Parts, T
 
 PROJECTOR = "image_proj_model"
 MODULES = "adapter_modules"
@@ -28,27 +28,29 @@ class Training:
     def claims(self, names: Iterable[str]) -> bool:
         return any(_is_ours(name) for name in names)
 
-    def read(self, tensors: Mapping[str, T]) -> Read[T]:
+    def read(self, tensors: Mapping[str, T]) -> ParsedNames[T]:
         root = _root(tensors)
-        kept: dict[str, dict[str, T]] = {PROJECTOR: {}, MODULES: {}, DENOISER: {}}
+        parts: dict[str, dict[str, T]] = {PROJECTOR: {}, MODULES: {}, DENOISER: {}}
         named: dict[str, T] = {}
         unplaced, ignored = [], {}
         for name, tensor in tensors.items():
             plain = _plain(name)
             part, _, rest = plain.removeprefix(root).partition(".")
-            if not plain.startswith(root) or part not in kept:
+            if not plain.startswith(root) or part not in parts:
                 ignored[name] = tensor  # optimiser state, frozen encoders
-            elif rest in kept[part]:
+            elif rest in parts[part]:
                 unplaced.append(name)  # the same name with and without a wrapper's segment
             else:
-                kept[part][rest] = tensor
-        for name, tensor in kept[DENOISER].items():
+                parts[part][rest] = tensor
+        for name, tensor in parts[DENOISER].items():
             layer, processor, rest = name.partition(PROCESSOR)
             if processor:
                 named[f"{layer}.{rest}"] = tensor
             else:
                 ignored[name] = tensor
-        return Read(Parts(kept[PROJECTOR], kept[MODULES], named=named), tuple(unplaced), ignored)
+        return ParsedNames(
+            Parts(parts[PROJECTOR], parts[MODULES], named=named), tuple(unplaced), ignored
+        )
 
     def write(self, parts: Parts[T]) -> dict[str, T]:
         flat = {f"{PROJECTOR}.{name}": tensor for name, tensor in parts.projector.items()}
@@ -56,7 +58,7 @@ class Training:
 
 
 def _plain(name: str) -> str:
-    """A name without the segments of wrappers."""
+    """The name without the segments of wrappers."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
@@ -68,7 +70,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _root(names: Iterable[str]) -> str:
-    """What stands before the wrapper's own names: the shortest, for optimiser state is deeper."""
+    """The prefix of the training module's own names: the shortest, as optimiser state is deeper."""
     roots = []
     for name in names:
         if _is_ours(name):

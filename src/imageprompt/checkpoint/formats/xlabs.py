@@ -1,6 +1,6 @@
 """xlabs: double_blocks.{id}.processor.* and ip_adapter_proj_model.*, XLabs' adapters for FLUX.
 
-Every K' and V' has a bias in this layout, and nothing else has a place in it.
+In this layout every K' and V' has a bias, and sites hold nothing else.
 """
 
 from __future__ import annotations
@@ -8,14 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from imageprompt.checkpoint.formats.contract import Parts, Read, T
+from imageprompt.checkpoint.formats.contract import ParsedNames, Parts, T
 from imageprompt.core.errors import OptionError
 
 PROJECTOR = "ip_adapter_proj_model."
 _BLOCK = re.compile(
     r"double_blocks\.(\d+)\.processor\.ip_adapter_double_stream_([kv])_proj\.(weight|bias)"
 )
-_SITE = re.compile(r"(\d+)\.to_([kv])_ip\.(weight|bias)")
 
 
 class XLabs:
@@ -28,7 +27,7 @@ class XLabs:
     def claims(self, names: Iterable[str]) -> bool:
         return any(name.startswith(PROJECTOR) or _BLOCK.fullmatch(name) for name in names)
 
-    def read(self, tensors: Mapping[str, T]) -> Read[T]:
+    def read(self, tensors: Mapping[str, T]) -> ParsedNames[T]:
         projector: dict[str, T] = {}
         sites: dict[str, T] = {}
         unplaced: list[str] = []
@@ -40,19 +39,20 @@ class XLabs:
                 sites["{}.to_{}_ip.{}".format(*block.groups())] = tensor
             else:
                 unplaced.append(name)
-        return Read(Parts(projector, sites), tuple(unplaced))
+        return ParsedNames(Parts(projector, sites), tuple(unplaced))
 
     def write(self, parts: Parts[T]) -> dict[str, T]:
-        places = {name: _SITE.fullmatch(name) for name in parts.sites}
-        ids = {name.split(".", 1)[0] for name in places}
-        wanted = {f"{i}.to_{k}_ip.{kind}" for i in ids for k in "kv" for kind in ("weight", "bias")}
-        odd = sorted(wanted ^ places.keys())
-        if odd:
+        ids = {name.split(".", 1)[0] for name in parts.sites}
+        expected = {
+            f"{i}.to_{k}_ip.{kind}" for i in ids for k in "kv" for kind in ("weight", "bias")
+        }
+        differing = sorted(expected ^ parts.sites.keys())
+        if differing:
             raise OptionError(
                 f"the {self.name} layout",
-                reason=f"its sites have weight and bias of K' and V' alone; this adapter differs in "
-                f"{len(odd)} tensors ({', '.join(odd[:5])})",
-                hint="Write the standard layout.",
+                reason="its sites hold only weight and bias of K' and V'; this adapter differs in "
+                f"{len(differing)} tensors ({', '.join(differing[:5])})",
+                hint="Use the standard layout.",
             )
         flat = {f"{PROJECTOR}{name}": tensor for name, tensor in parts.projector.items()}
         for name, tensor in parts.sites.items():

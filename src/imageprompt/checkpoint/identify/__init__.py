@@ -1,1 +1,1 @@
-"""What an adapter file is: variant, host and base, told from tensor names and shapes."""
+"""What an adapter file is: variant, host and base, from tensor names and shapes."""

@@ -1,4 +1,4 @@
-"""What to do with an adapter: which base and encoder, and the one line that loads it, and where."""
+"""What to do with an adapter: which base and encoder it needs, and the line that loads it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imageprompt.checkpoint.identify.identify import Identified, kinds_of
-from imageprompt.checkpoint.identify.problems import Problem
+from imageprompt.checkpoint.identify.identify import Identification, architectures
 from imageprompt.checkpoint.identify.published import (
     SIGLIP,
     VIT_G,
@@ -16,7 +15,8 @@ from imageprompt.checkpoint.identify.published import (
     VIT_L_336,
     likely_encoder,
 )
-from imageprompt.checkpoint.read.stored_tensor import Source
+from imageprompt.checkpoint.read.stored_tensor import TensorSource
+from imageprompt.checkpoint.report import Problem
 from imageprompt.core.spec import AdapterSpec
 from imageprompt.variants import VARIANTS, pending
 
@@ -35,65 +35,68 @@ _FOLDERS = {
     VIT_L_336: "openai/clip-vit-large-patch14-336",
     SIGLIP: "google/siglip-so400m-patch14-384",
 }
-_ENCODED = ("image_embeds", "hidden_states[-2]")  # what our own encoders make of a picture
-_LOADABLE = ("standard", "xlabs")  # layouts that programs load; others are converted first
+_ENCODED = ("image_embeds", "hidden_states[-2]")  # what this package's image encoders compute
+_LOADABLE = ("standard", "xlabs")  # layouts that other programs load; the rest is converted first
 _CONVERTED = Path("adapter.safetensors")
-_IPADAPTER_PLUS = 'copy it to ComfyUI/models/ipadapter; node "IPAdapter Model Loader"'
+_IPADAPTER_PLUS = 'copy it to ComfyUI/models/ipadapter, load it with "IPAdapter Model Loader"'
 _COMFYUI = {
-    "xlabs": "its xlabs layout (convert --to xlabs) goes to ComfyUI/models/xlabs/ipadapters; node "
-    '"Flux Load IPAdapter"',
-    "instantx": "its pickle (convert --to bin) goes to ComfyUI/models/ipadapter-flux; nodes of "
-    "ComfyUI-IPAdapter-Flux",
-    "instantx-sd3": "nodes of ComfyUI-InstantX-IPAdapter-SD3",
+    "xlabs": "copy its xlabs layout (convert --to xlabs) to ComfyUI/models/xlabs/ipadapters, load "
+    'it with "Flux Load IPAdapter"',
+    "instantx": "copy its pickle (convert --to bin) to ComfyUI/models/ipadapter-flux, use the "
+    "nodes of ComfyUI-IPAdapter-Flux",
+    "instantx-sd3": "use the nodes of ComfyUI-InstantX-IPAdapter-SD3",
     "faceid": f"{_IPADAPTER_PLUS}, and its LoRA with a LoRA loader",
-    "faceid-plus": f"{_IPADAPTER_PLUS}, and its LoRA with a LoRA loader; that node tells v2 by "
-    '"plusv2" in the file\'s name',
-    "portrait-unnorm": f'{_IPADAPTER_PLUS}; it goes by "unnorm" in the file\'s name',
+    "faceid-plus": f"{_IPADAPTER_PLUS}, and its LoRA with a LoRA loader; the node knows v2 by "
+    '"plusv2" in the file name',
+    "portrait-unnorm": f'{_IPADAPTER_PLUS}; the node needs "unnorm" in the file name',
 }
-_FETCH = "fetch it again, or convert the checkpoint that it came from again"
-_CURES = {
-    "not-finite": "take an earlier checkpoint: this training had diverged",
-    "constant": "take a later checkpoint: these weights are where a training starts",
-    "untrained": "take a later checkpoint: these weights are where a training starts",
-    "copies-differ": "save the checkpoint again: which of the two copies is right, nobody can tell",
+_DOWNLOAD = "download it again, or convert its checkpoint again"
+_REPAIRS = {
+    "not-finite": "use an earlier checkpoint: this training had diverged",
+    "constant": "use a later checkpoint: training starts from weights like these",
+    "untrained": "use a later checkpoint: training starts from weights like these",
+    "copies-differ": "save the checkpoint again: nothing shows which of the two copies is right",
     "unknown-layers": "name the base that it was trained on: --base DIR",
-    "mismatched": "take both halves from one adapter",
+    "mismatched": "take both halves from the same adapter",
+    "wrong-base": "use it with the base that it was made for",
 }
 """What to do about a problem, by its code."""
 _COMFYUI["faceid-plus-v2"] = _COMFYUI["faceid-plus"]
 
 
 @dataclass(frozen=True)
-class Remedy:
-    """One line of advice: `where` it is good for, and the line itself."""
+class Advice:
+    """One line of advice: `where` it applies, and the line itself."""
 
     where: str
     line: str
 
 
-def remedies(found: Identified, source: Source, problems: Sequence[Problem]) -> list[Remedy]:
+def advice_on(
+    found: Identification, source: TensorSource, problems: Sequence[Problem]
+) -> list[Advice]:
     """Base and encoder, then the lines for this program, diffusers and ComfyUI.
 
-    A layout that those do not read is converted first; the lines then name the new file.
+    A layout that those do not read is converted first; the lines then use the converted file.
     """
-    words, example = _BASES.get(found.host, ("the base that it was trained on", ""))
-    base = Remedy("base", f"{words}, such as {example}" if example else words)
+    kind, example = _BASES.get(found.host, ("the base that it was trained on", ""))
+    base = Advice("base", f"{kind}, such as {example}" if example else kind)
     if problems or found.spec is None:
-        cures = dict.fromkeys(_CURES.get(problem.code, _FETCH) for problem in problems)
-        return [base, *(Remedy("first", cure) for cure in cures)]
+        repairs = dict.fromkeys(_REPAIRS.get(problem.code, _DOWNLOAD) for problem in problems)
+        return [base, *(Advice("first", repair) for repair in repairs)]
     spec = found.spec
     encoder = likely_encoder(spec.feature, spec.feature_dim, found.published)
     path, convert = source.path, []
     if found.format not in _LOADABLE or not path.is_file():
-        convert = [Remedy("first", f"imageprompt convert {path} {_CONVERTED}")]
+        convert = [Advice("first", f"imageprompt convert {path} {_CONVERTED}")]
         path = _CONVERTED
     return [
         base,
-        Remedy("encoder", _encoder(spec, encoder)),
+        Advice("encoder", _encoder(spec, encoder)),
         *convert,
-        Remedy("here", _here(spec, path, encoder, found.variants)),
-        Remedy("diffusers", _diffusers(spec, path, found.parts.projector)),
-        Remedy("ComfyUI", _comfyui(found.variants)),
+        Advice("imageprompt", _imageprompt(spec, path, encoder, found.variants)),
+        Advice("diffusers", _diffusers(spec, path, found.parts.projector)),
+        Advice("ComfyUI", _comfyui(found.variants)),
     ]
 
 
@@ -104,15 +107,17 @@ def _encoder(spec: AdapterSpec, name: str | None) -> str:
     return f"{name}: its {spec.feature}{folder}"
 
 
-def _here(spec: AdapterSpec, path: Path, encoder: str | None, variants: Sequence[str]) -> str:
+def _imageprompt(
+    spec: AdapterSpec, path: Path, encoder: str | None, variants: Sequence[str]
+) -> str:
     why = pending(VARIANTS[spec.variant])
     if why:
-        return f"it is read, checked and converted, but {why}"
+        return f"can be inspected and converted, but {why}"
     if str(spec.feature) not in _ENCODED:
-        asked = f', variant="{spec.variant}"' if len(kinds_of(variants)) > 1 else ""
-        others = "".join(f', or variant="{name}"' for name in variants[1:] if asked)
+        choice = f', variant="{spec.variant}"' if len(architectures(variants)) > 1 else ""
+        others = "".join(f', or variant="{name}"' for name in variants[1:] if choice)
         faces = "[face], embeddings=..." if spec.projector.face_dim else "embeddings=..."
-        line = f'adapter = imageprompt.Adapter.load("{path}"{asked}); adapter.encode({faces})'
+        line = f'adapter = imageprompt.Adapter.load("{path}"{choice}); adapter.encode({faces})'
         return f"{line}  # {others[2:]}" if others else line
     _, base = _BASES.get(spec.host, ("", "BASE"))
     command = f"imageprompt generate --reference picture.png --adapter {path}"
@@ -120,21 +125,21 @@ def _here(spec: AdapterSpec, path: Path, encoder: str | None, variants: Sequence
 
 
 def _diffusers(spec: AdapterSpec, path: Path, projector: Container[str]) -> str:
-    """Its loader goes by the projector's names, and takes some numbers for granted."""
+    """diffusers' loader recognises projectors by tensor names, and assumes some numbers."""
     pooled, flux = "proj.weight" in projector, spec.host == "flux"
     tokens = (4, 16) if flux else (4,)
     if flux and not pooled:
-        return "cannot load it: of FLUX adapters it knows those of XLabs"
+        return "cannot load it: it supports only the FLUX adapters of XLabs"
     if pooled and spec.tokens not in tokens:
-        return f"cannot load it: it takes {' or '.join(map(str, tokens))} tokens for granted"
+        return f"cannot load it: it assumes {' or '.join(map(str, tokens))} tokens"
     if "latents" in projector and spec.host != "sd3" and spec.depth != 4:
-        return "cannot load it: it takes a depth of 4 for granted"
+        return "cannot load it: it assumes a depth of 4"
     arguments = f'"{path.parent}", weight_name="{path.name}"'
     if flux:
         encoder = "image_encoder_pretrained_model_name_or_path"
         return f'pipe.load_ip_adapter({arguments}, {encoder}="{_FOLDERS[VIT_L]}")'
     line = f'pipe.load_ip_adapter({arguments}, subfolder="", image_encoder_folder=None)'
-    return line if spec.feature.reads_faces else f"{line}  # pipe made with image_encoder=..."
+    return line if spec.feature.reads_faces else f"{line}  # create pipe with image_encoder=..."
 
 
 def _comfyui(variants: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""The base and the encoder that a file is held against, read off their configs."""
+"""The base and the encoder to compare a file with, read from their configs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from imageprompt.checkpoint.read.open import open_source
-from imageprompt.checkpoint.read.stored_tensor import Source
+from imageprompt.checkpoint.read.stored_tensor import TensorSource
+from imageprompt.core import bundled
 from imageprompt.core.errors import NotFoundError, OptionError
-from imageprompt.core.hub import Location, locate_file
+from imageprompt.core.hub import Location
 from imageprompt.core.spec import HostSpec
 from imageprompt.hosts import HOSTS
 
-DENOISERS = ("unet", "transformer", "")  # where a pipeline's folder keeps it; "": it is the folder
+DENOISERS = ("unet", "transformer", "")  # subfolders of a pipeline; "": the folder itself
 WEIGHTS = (
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.safetensors.index.json",
@@ -26,44 +27,34 @@ WEIGHTS = (
 ENCODERS = ("image_encoder", "")
 
 
-def locate_source(reference: Location) -> Path:
-    """An adapter file, or a folder of them as trainers leave it; a Hub file is fetched.
-
-    Raises NotFoundError.
-    """
-    if os.path.isdir(os.path.expanduser(reference)):  # noqa: PTH111, PTH112 - never raises
-        return Path(reference).expanduser()
-    return locate_file(reference)
-
-
 @dataclass(frozen=True)
-class Base:
-    """A base's sites, and where its weights are (None: a published family, by name only)."""
+class BaseConfig:
+    """A base's sites, and the folder of its weights (None: a published family, by name only)."""
 
     spec: HostSpec
     folder: Path | None = None
 
-    def weights(self) -> Source | None:
-        """The denoiser's weights, unread; None where there are none to be had."""
+    def weights(self) -> TensorSource | None:
+        """The denoiser's weights, unread; None if there are none."""
         names = WEIGHTS if self.folder is not None else ()
         paths = [self.folder / name for name in names if self.folder is not None]
         found = next((path for path in paths if path.is_file()), None)
         return None if found is None else open_source(found)
 
 
-def open_base(base: Location) -> Base:
-    """A published family by its name, or the folder of a pipeline or denoiser.
+def open_base(base: Location) -> BaseConfig:
+    """A published family by its name, the folder of a pipeline or denoiser, or "bundled".
 
-    Raises NotFoundError, or OptionError where no host knows its config.
+    Raises NotFoundError, or OptionError if no host knows the config.
     """
     families = {spec.family: spec for host in HOSTS for spec in host.families()}
     if base in families:
-        return Base(families[str(base)])
-    config, folder = _config(base, DENOISERS, f"or one of {', '.join(families)}")
+        return BaseConfig(families[str(base)])
+    config, folder = _config(base, DENOISERS, f"or one of {', '.join([bundled.NAME, *families])}")
     for host in HOSTS:
         spec = host.from_config(config)
         if spec is not None:
-            return Base(spec, folder)
+            return BaseConfig(spec, folder)
     raise OptionError(
         f"base {os.fspath(base)!r}",
         reason=f"no host describes a {config.get('_class_name', 'model of this config')}",
@@ -72,9 +63,9 @@ def open_base(base: Location) -> Base:
 
 
 def encoder_widths(encoder: Location) -> dict[str, int]:
-    """Feature -> width of an image encoder's folder, or of a pipeline's that has one.
+    """Feature -> width of an image encoder: its folder, a pipeline that has one, or "bundled".
 
-    Raises NotFoundError, or OptionError for a config that is no image encoder's.
+    Raises NotFoundError, or OptionError for a config that is not an image encoder's.
     """
     config, _ = _config(encoder, ENCODERS, "the folder of an image encoder")
     vision: Mapping[str, Any] = config.get("vision_config") or config
@@ -83,7 +74,7 @@ def encoder_widths(encoder: Location) -> dict[str, int]:
     if not isinstance(hidden, int) or "patch_size" not in vision:
         raise OptionError(
             f"encoder {os.fspath(encoder)!r}",
-            reason="its config.json is no image encoder's",
+            reason="its config.json does not describe an image encoder",
             hint="Give the folder of a vision tower, such as image_encoder.",
         )
     widths = {"hidden_states[-2]": hidden, "pooler_output": hidden}
@@ -91,12 +82,13 @@ def encoder_widths(encoder: Location) -> dict[str, int]:
 
 
 def _config(
-    reference: Location, places: tuple[str, ...], wanted: str
+    reference: Location, subfolders: tuple[str, ...], alternatives: str
 ) -> tuple[Mapping[str, Any], Path]:
-    """The first config.json in one of these places, and its folder."""
-    root = Path(reference).expanduser()
-    for place in places:
-        path = root / place / "config.json"
+    """The first config.json in one of these subfolders, and its folder."""
+    named = reference == bundled.NAME
+    root = bundled.folder() if named else Path(reference).expanduser()
+    for subfolder in subfolders:
+        path = root / subfolder / "config.json"
         if os.path.isfile(path):  # noqa: PTH113 - never raises
             try:
                 config = json.loads(path.read_text(encoding="utf-8"))
@@ -104,9 +96,9 @@ def _config(
                 config = str(error)
             if isinstance(config, dict):
                 return config, path.parent
-            raise OptionError(str(path), reason="it is no JSON object", hint="Download it again.")
+            raise OptionError(str(path), reason="not a JSON object", hint="Download it again.")
     raise NotFoundError(
         f"{os.fspath(reference)!r}",
-        reason="there is no config.json there",
-        hint=f"Give a folder with one, {wanted}.",
+        reason="no config.json there",
+        hint=f"Give a folder with one, {alternatives}.",
     )

@@ -1,69 +1,77 @@
-"""What shapes cannot tell: copies that differ, NaN, constant tensors, weights never trained."""
+"""What shapes cannot show: copies that differ, NaN, constant tensors, untrained weights."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from imageprompt.checkpoint.formats import Parts
-from imageprompt.checkpoint.identify.base_config import Base
-from imageprompt.checkpoint.identify.identify import Identified
-from imageprompt.checkpoint.identify.problems import PROJECTOR, SITES, Problem, first
-from imageprompt.checkpoint.read.stored_tensor import ITEM_SIZES, StoredTensor
-from imageprompt.checkpoint.tensor_bytes import Weights, constant, finite, same_bytes
+from imageprompt.checkpoint.identify.identify import Identification
+from imageprompt.checkpoint.identify.problems import PROJECTOR, SITES
+from imageprompt.checkpoint.read.stored_tensor import ITEM_SIZES, StoredTensor, TensorBytes
+from imageprompt.checkpoint.report import Problem, tensors_that
+from imageprompt.checkpoint.tensor_bytes import constant, finite, same_bytes
 from imageprompt.core.spec import HostSpec
 
-SAMPLES = 1024  # values compared where two dtypes have to be brought together
+if TYPE_CHECKING:
+    from imageprompt.checkpoint.identify.base_config import BaseConfig
+
+SAMPLES = 1024  # values compared between two dtypes
 
 
 def canonical(parts: Parts[StoredTensor]) -> dict[str, StoredTensor]:
-    """All tensors of an adapter under the names of the standard layout, whatever its own."""
+    """All tensors of an adapter by their names in the standard layout, whatever its own layout."""
     flat = {f"{PROJECTOR}.{name}": tensor for name, tensor in parts.projector.items()}
     return flat | {f"{SITES}.{name}": tensor for name, tensor in parts.sites.items()}
 
 
-def copies_differ(found: Identified) -> list[Problem]:
-    """Training checkpoints hold tensors twice; both must be the same to the bit."""
-    odd = [
+def copies_differ(found: Identification) -> list[Problem]:
+    """Training checkpoints store tensors twice; both copies must be equal to the bit."""
+    names = [
         name
-        for name, kept, other in found.copies
-        if kept.storage != other.storage and not same_bytes(kept, other)
+        for name, one, other in found.copies
+        if one.storage != other.storage and not same_bytes(one, other)
     ]
-    return _problem("copies-differ", odd, "are there twice, and the two copies differ")
+    what = "stored twice, and the copies differ"
+    return _problem("copies-differ", names, f"is {what}", f"are {what}")
 
 
-def not_finite(tensors: Mapping[str, Weights]) -> list[Problem]:
-    odd = [name for name, tensor in tensors.items() if not finite(tensor)]
-    return _problem("not-finite", odd, "hold NaN or infinite values")
+def not_finite(tensors: Mapping[str, TensorBytes]) -> list[Problem]:
+    names = [name for name, tensor in tensors.items() if not finite(tensor)]
+    what = "NaN or infinite values"
+    return _problem("not-finite", names, f"contains {what}", f"contain {what}")
 
 
-def constants(tensors: Mapping[str, Weights]) -> list[Problem]:
-    """Weight matrices whose values are all the same; vectors start so, and may stay so."""
-    odd = [name for name, t in tensors.items() if len(t.shape) > 1 and constant(t)]
-    return _problem("constant", odd, "hold one value throughout: they were never trained")
+def constants(tensors: Mapping[str, TensorBytes]) -> list[Problem]:
+    """Weight matrices whose values are all the same; vectors start that way, and may stay so."""
+    names = [name for name, t in tensors.items() if len(t.shape) > 1 and constant(t)]
+    what = "one value throughout and never trained"
+    return _problem("constant", names, f"is {what}", f"are {what}")
 
 
-def untrained(found: Identified, base: Base | None) -> list[Problem]:
-    """K', V' that still are the base's own to_k, to_v, which they start from.
+def untrained(found: Identification, base: BaseConfig | None) -> list[Problem]:
+    """K', V' that still equal the base's own to_k, to_v, from which training starts.
 
-    The base is the one given, or the frozen one inside a training checkpoint. Fewer than all may
-    be on purpose; only an adapter without one trained site is a fault.
+    The base is `base`, or the frozen one inside a training checkpoint. Some untrained sites may be
+    intended; only an adapter without any trained site is a fault.
     """
     weights = base.weights() if base is not None else None
     spec, denoiser = found.base, found.ignored
     if base is not None and weights is not None:
         spec, denoiser = base.spec, weights.tensors
-    pairs = list(_beside(found, spec, denoiser)) if spec is not None else []
+    pairs = list(_pairs(found, spec, denoiser)) if spec is not None else []
     equal = [name for name, ours, theirs in pairs if _equal(ours, theirs)]
-    whole = bool(pairs) and len(equal) == len(pairs)
-    what = "still are the base's own to_k and to_v: nothing was trained"
-    return _problem("untrained", equal if whole else [], what)
+    if not pairs or len(equal) < len(pairs):
+        return []
+    what = "the base's own to_k and to_v: nothing was trained"
+    return _problem("untrained", equal, f"still equals {what}", f"still equal {what}")
 
 
-def _beside(
-    found: Identified, spec: HostSpec, denoiser: Mapping[str, StoredTensor]
+def _pairs(
+    found: Identification, spec: HostSpec, denoiser: Mapping[str, StoredTensor]
 ) -> Iterator[tuple[str, StoredTensor, StoredTensor]]:
-    """K' and the base's K of every site, V' and V, as far as both are there."""
+    """K' with the base's K and V' with its V, at every site where both exist."""
     for site in spec.sites:
         for kind in "kv":
             name = f"{site.file_id}.to_{kind}_ip.weight"
@@ -73,14 +81,12 @@ def _beside(
                 yield f"{SITES}.{name}", ours, theirs
 
 
-def _problem(code: str, names: list[str], what: str) -> list[Problem]:
-    if not names:
-        return []
-    return [Problem(code, f"{len(names)} tensors {what} ({first(names)})")]
+def _problem(code: str, names: list[str], one: str, several: str) -> list[Problem]:
+    return [Problem(code, tensors_that(names, one, several))] if names else []
 
 
 def _equal(ours: StoredTensor, theirs: StoredTensor) -> bool:
-    """Equal to the bit, or, in two dtypes, the first 1024 values once rounded to the narrower."""
+    """Equal to the bit or, in two dtypes, in the first 1024 values rounded to the narrower one."""
     if ours.shape != theirs.shape:
         return False
     if ours.dtype == theirs.dtype:
@@ -110,5 +116,5 @@ def _rounded(tensor: StoredTensor, dtype: str) -> list[float] | None:
     try:
         code = {"F32": "f", "F16": "e"}[dtype]
         return list(struct.unpack(f"<{count}{code}", struct.pack(f"<{count}{code}", *values)))
-    except OverflowError:  # a value beyond half precision: the base has none
+    except OverflowError:  # a value beyond half precision, which no base has
         return [float("nan")]

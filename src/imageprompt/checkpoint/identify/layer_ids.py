@@ -1,4 +1,4 @@
-"""From layer names to file ids: a training checkpoint's processors, numbered by the host."""
+"""From layer names to file ids: the processors of a training checkpoint, numbered by the host."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic
 
-from imageprompt.checkpoint.formats import Read
+from imageprompt.checkpoint.formats import ParsedNames
 from imageprompt.checkpoint.formats.contract import T
 from imageprompt.checkpoint.read.stored_tensor import StoredTensor
 from imageprompt.core.spec import HostSpec, Shape
@@ -16,26 +16,28 @@ _SUFFIX_LENGTHS = (2, 3)  # to_k_ip.weight, to_q_lora.down.weight
 
 
 @dataclass(frozen=True)
-class Numbered(Generic[T]):
-    """A file's tensors at the sites, all under file ids."""
+class NumberedSites(Generic[T]):
+    """The tensors of the sites, all under file ids."""
 
     sites: Mapping[str, T]
     copies: tuple[tuple[str, T, T], ...] = ()
-    """Tensors that were there under both names: (name, the one in `sites`, the other)."""
+    """Tensors stored under both names: (name, the one in `sites`, the other)."""
     unknown: tuple[str, ...] = ()
-    """Names of layers that no base has."""
+    """Names of layers that the base does not have."""
     host: HostSpec | None = None
-    """The base, where the file itself or the caller told it."""
+    """The base, if the caller or the file itself says which."""
 
 
-def number(read: Read[StoredTensor], base: HostSpec | None) -> Numbered[StoredTensor]:
-    """Give every tensor its id: by `base`, by the frozen base in the file, or by the families."""
-    named = read.parts.named
-    host = base or _seen(read)
+def number_sites(
+    parsed: ParsedNames[StoredTensor], base: HostSpec | None
+) -> NumberedSites[StoredTensor]:
+    """Give every tensor its id: by `base`, the frozen base in the file, or a published one."""
+    named = parsed.parts.named
+    host = base or _frozen_base(parsed)
     if not named:
-        return Numbered(read.parts.sites, host=host)
+        return NumberedSites(parsed.parts.sites, host=host)
     ids = _ids(host or _family({name: tensor.shape for name, tensor in named.items()}))
-    sites, copies, unknown = dict(read.parts.sites), [], []
+    sites, copies, unknown = dict(parsed.parts.sites), [], []
     for name, tensor in named.items():
         canonical = _canonical(name, ids)
         if canonical is None:
@@ -44,14 +46,14 @@ def number(read: Read[StoredTensor], base: HostSpec | None) -> Numbered[StoredTe
             copies.append((canonical, sites[canonical], tensor))
         else:
             sites[canonical] = tensor
-    return Numbered(sites, tuple(copies), tuple(unknown), host)
+    return NumberedSites(sites, tuple(copies), tuple(unknown), host)
 
 
-def _seen(read: Read[StoredTensor]) -> HostSpec | None:
-    """The frozen base beside the adapter, if it has all of the adapter's layers."""
-    shapes = {name: tensor.shape for name, tensor in read.ignored.items()}
+def _frozen_base(parsed: ParsedNames[StoredTensor]) -> HostSpec | None:
+    """The frozen base in the file, if it has all of the adapter's layers."""
+    shapes = {name: tensor.shape for name, tensor in parsed.ignored.items()}
     for host in (one.from_weights(shapes) for one in HOSTS):
-        if host and _knows_all(host, read.parts.named):
+        if host and _knows_all(host, parsed.parts.named):
             return host
     return None
 
@@ -77,16 +79,16 @@ def _canonical(name: str, ids: Mapping[str, str]) -> str | None:
 
 
 def _splits(name: str) -> Iterator[tuple[str, str]]:
-    """The ways to take a name apart into a layer's and a tensor's."""
+    """The ways to split a name into a layer and a tensor."""
     parts = name.split(".")
     for length in _SUFFIX_LENGTHS:
         yield ".".join(parts[:-length]), ".".join(parts[-length:])
 
 
 def _family(named: Mapping[str, Shape]) -> HostSpec | None:
-    """The published base of these layers: the same sites, or, if some are missing, their shapes.
+    """The published base with these layers: the same sites or, if some are missing, their shapes.
 
-    A smaller base may have some of the names of a larger one, at other places.
+    A smaller base may share names with a larger one, in other places.
     """
     for host in (host for one in HOSTS for host in one.families()):
         template, ids = host.shapes(), _ids(host)

@@ -1,6 +1,7 @@
 """Which variant on which host has tensors of these shapes: the template that fits best.
 
-Nothing is known here of any variant, host or layout by name; all of them are tried.
+No variant, host or layout is known by name here; all of them are tried. Where no published base
+fits, the host is inferred from the adapter's own K', V' and LoRA.
 """
 
 from __future__ import annotations
@@ -10,8 +11,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from imageprompt.checkpoint.formats import Parts
-from imageprompt.checkpoint.identify.custom_host import KEY, VALUE, own_host
-from imageprompt.core.spec import HostSpec, ProjectorSpec, Shape, Shapes
+from imageprompt.core.spec import (
+    OWN_BASE,
+    AttentionLayer,
+    HostSpec,
+    ProjectorSpec,
+    Shape,
+    Shapes,
+    Site,
+    SiteKind,
+)
 from imageprompt.hosts import HOSTS
 from imageprompt.variants import (
     VARIANTS,
@@ -22,20 +31,21 @@ from imageprompt.variants import (
     tensor_shapes,
 )
 
-Reading = tuple[Variant, ProjectorSpec]
-PLAUSIBLE = 0.5  # share of equal tensors from which a file may be a damaged one of a published base
+Candidate = tuple[Variant, ProjectorSpec]
+KEY, VALUE = ".to_k_ip.weight", ".to_v_ip.weight"
+PLAUSIBLE = 0.5  # share of equal tensors from which a file may be a damaged one of a known base
 
 
 @dataclass(frozen=True)
-class Difference:
-    """What a file lacks, has too much, or has in another shape."""
+class ShapeDifference:
+    """What a file lacks, has in excess, or has in another shape."""
 
     missing: tuple[str, ...]
     extra: tuple[str, ...]
     misshapen: tuple[str, ...]
 
     @classmethod
-    def between(cls, template: Shapes, found: Shapes) -> Difference:
+    def between(cls, template: Shapes, found: Shapes) -> ShapeDifference:
         return cls(
             tuple(name for name in template if name not in found),
             tuple(name for name in found if name not in template),
@@ -49,44 +59,56 @@ class Difference:
 
 @dataclass(frozen=True)
 class Match:
-    """A variant (None: no variant has this projector) on a host, and what both ask for."""
+    """A variant (None: no variant has this projector) on a host, and the tensors of both."""
 
     variant: Variant | None
     projector: ProjectorSpec | None
     host: HostSpec
     template: Parts[Shape]
     misfit: int
+    """How many tensors are missing, in excess or misshapen."""
 
 
-def matches(shapes: Parts[Shape], base: HostSpec | None, *, published: bool = True) -> list[Match]:
-    """The best of all, more than one where shapes cannot tell.
+def best_matches(
+    shapes: Parts[Shape], base: HostSpec | None, *, published: bool = True
+) -> list[Match]:
+    """The matches with the smallest misfit; several where shapes cannot tell.
 
-    `base` leaves no other host; `published=False` says that it is none of the published bases.
+    With `base`, no other host is tried; `published=False` excludes the published bases.
     """
-    readings: list[Reading | None] = list(_readings(shapes.projector)) or [None]
+    candidates: list[Candidate | None] = list(_candidates(shapes.projector)) or [None]
     if base is not None:
-        tried = _tried(shapes, readings, [base]) or [_match(shapes, readings[0], base)]
+        tried = _try(shapes, candidates, [base]) or [_match(shapes, candidates[0], base)]
     else:
-        hosts = _families(shapes.sites, readings) if published else []
-        tried = _tried(shapes, readings, hosts)
-        tried = [m for m in tried if _plausible(m.template.sites, shapes.sites)]
+        hosts = _families(shapes.sites, candidates) if published else []
+        tried = _try(shapes, candidates, hosts)
+        tried = [m for m in tried if plausible(m.template.sites, shapes.sites)]
     if not tried:
-        for reading in readings:
-            own = own_host(shapes.sites, site_kinds(reading[0]) if reading else ("cross",))
-            tried += _tried(shapes, [reading], [own] if own else [])
+        for candidate in candidates:
+            kinds = site_kinds(candidate[0]) if candidate else ("cross",)
+            inferred = _infer_host(shapes.sites, kinds)
+            tried += _try(shapes, [candidate], [inferred] if inferred else [])
     least = min((match.misfit for match in tried), default=0)
     return [match for match in tried if match.misfit == least]
 
 
 def lora_rank(sites: Shapes) -> int | None:
-    """The rank that most of the LoRA layers have; None without LoRA."""
+    """The rank of most LoRA layers; None without LoRA."""
     ranks = Counter(
         shape[0] for name, shape in sites.items() if name.endswith("_lora.down.weight") and shape
     )
     return ranks.most_common(1)[0][0] if ranks else None
 
 
-def _readings(projector: Shapes) -> Iterator[Reading]:
+def plausible(template: Shapes, found: Shapes) -> bool:
+    """Could this be a damaged file of the template's base, rather than one of another base?"""
+    equal = sum(template.get(name) == shape for name, shape in found.items())
+    if not template or equal == len(found):
+        return bool(template)
+    return equal >= PLAUSIBLE * len(template.keys() | found.keys())
+
+
+def _candidates(projector: Shapes) -> Iterator[Candidate]:
     for variant in VARIANTS:
         try:
             spec = variant.read(projector)
@@ -96,20 +118,20 @@ def _readings(projector: Shapes) -> Iterator[Reading]:
             yield variant, spec
 
 
-def _tried(
-    shapes: Parts[Shape], readings: Sequence[Reading | None], hosts: Iterable[HostSpec]
+def _try(
+    shapes: Parts[Shape], candidates: Sequence[Candidate | None], hosts: Iterable[HostSpec]
 ) -> list[Match]:
-    """Every reading on every host that has sites for it."""
+    """Every candidate on every host that has sites for it."""
     return [
-        _match(shapes, reading, host)
+        _match(shapes, candidate, host)
         for host in hosts
-        for reading in readings
-        if reading is None or {site.kind for site in host.sites} & {*site_kinds(reading[0])}
+        for candidate in candidates
+        if candidate is None or {site.kind for site in host.sites} & {*site_kinds(candidate[0])}
     ]
 
 
-def _match(shapes: Parts[Shape], reading: Reading | None, host: HostSpec) -> Match:
-    variant, projector = reading or (None, None)
+def _match(shapes: Parts[Shape], candidate: Candidate | None, host: HostSpec) -> Match:
+    variant, projector = candidate or (None, None)
     rank = lora_rank(shapes.sites)
     if variant is None or projector is None:
         sites = host.shapes() | (tensor_shapes.lora(host, rank) if rank else {})
@@ -118,24 +140,72 @@ def _match(shapes: Parts[Shape], reading: Reading | None, host: HostSpec) -> Mat
         sites = site_shapes(variant, host, projector, rank or tensor_shapes.LORA_RANK)
         template = Parts(projector_shapes(variant, projector), sites)
     misfit = sum(
-        Difference.between(*pair).count
+        ShapeDifference.between(*pair).count
         for pair in ((template.projector, shapes.projector), (template.sites, shapes.sites))
     )
     return Match(variant, projector, host, template, misfit)
 
 
-def _families(sites: Shapes, readings: Iterable[Reading | None]) -> list[HostSpec]:
+def _families(sites: Shapes, candidates: Iterable[Candidate | None]) -> list[HostSpec]:
     """The published bases whose text is as wide as the projector's tokens, or as K' reads."""
     widths = {shape[-1] for name, shape in sites.items() if shape and name.endswith((KEY, VALUE))}
-    widths |= {reading[1].cross_attention_dim for reading in readings if reading}
+    widths |= {candidate[1].cross_attention_dim for candidate in candidates if candidate}
     return [
         spec for host in HOSTS for spec in host.families() if spec.cross_attention_dim in widths
     ]
 
 
-def _plausible(template: Shapes, found: Shapes) -> bool:
-    """Could this be a damaged file of that base, rather than a whole one of another?"""
-    equal = sum(template.get(name) == shape for name, shape in found.items())
-    if not template or equal == len(found):
-        return bool(template)
-    return equal >= PLAUSIBLE * len(template.keys() | found.keys())
+# ── a base that is not published ─────────────────────────────────────────────────────────────────
+
+
+def _infer_host(sites: Shapes, kinds: Sequence[SiteKind]) -> HostSpec | None:
+    """The sites that have a K' or V', for a variant with these kinds of sites; None without any."""
+    keys: dict[str, Shape] = {}
+    for suffix in (VALUE, KEY):
+        keys |= {n.removesuffix(suffix): shape for n, shape in sites.items() if n.endswith(suffix)}
+    keys = {i: shape for i, shape in keys.items() if i.isdecimal() and len(shape) == 2}
+    if not keys:
+        return None
+    kind = _kind(keys, kinds)
+    cross_attention_dim = Counter(shape[1] for shape in keys.values()).most_common(1)[0][0]
+    inferred = tuple(
+        Site(
+            name="",
+            file_id=i,
+            inner_dim=keys[i][0],
+            heads=_heads(keys[i][0], tensor_shapes.size(sites, (f"{i}.norm_q.weight", 0))),
+            cross_attention_dim=cross_attention_dim,
+            role="other",
+            kind=kind,
+        )
+        for i in sorted(keys, key=int)
+    )
+    return HostSpec(family=_family(kind), sites=inferred, layers=tuple(_layers(sites, keys)))
+
+
+def _kind(ids: Iterable[str], kinds: Sequence[SiteKind]) -> SiteKind:
+    """Cross-attention has odd ids, as self-attention precedes it; joint attention has all ids."""
+    return "cross" if all(int(i) % 2 for i in ids) else kinds[0]
+
+
+def _family(kind: SiteKind) -> str:
+    """A custom UNet, or the host whose blocks are of this kind."""
+    families = (spec for host in HOSTS for spec in host.families())
+    first = next(spec.family for spec in families if spec.sites[0].kind == kind)
+    return OWN_BASE if kind == "cross" else first
+
+
+def _heads(width: int, head_width: int) -> int:
+    """From the width of a norm over one head; 1 without such a norm."""
+    return max(width // head_width, 1) if head_width else 1
+
+
+def _layers(sites: Shapes, keys: Shapes) -> Iterator[AttentionLayer]:
+    """Every layer seen, and before each cross-attention a self-attention of the same width."""
+    seen = (name.split(".", 1)[0] for name in sites)
+    ids = {int(i) for i in seen if i.isdecimal()} | {int(i) - 1 for i in keys}
+    for i in sorted(ids):
+        near = keys.get(str(i)) or keys.get(str(i + 1)) or (0, 0)
+        width = tensor_shapes.size(sites, (f"{i}.to_q_lora.up.weight", 0)) or near[0]
+        input_dim = near[1] if str(i) in keys else width
+        yield AttentionLayer(name="", file_id=str(i), inner_dim=width, input_dim=input_dim)

@@ -2,108 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
-from imageprompt.checkpoint.formats import Parts, Read
-from imageprompt.checkpoint.identify.layer_ids import Numbered
-from imageprompt.checkpoint.identify.match import Difference, Match
+from imageprompt.checkpoint.formats import ParsedNames, Parts
+from imageprompt.checkpoint.identify.layer_ids import NumberedSites
+from imageprompt.checkpoint.identify.match import KEY, VALUE, Match, ShapeDifference
 from imageprompt.checkpoint.read.stored_tensor import StoredTensor
-from imageprompt.core.spec import Shape, Shapes
+from imageprompt.checkpoint.report import Problem, first_names, tensors_that
+from imageprompt.core.spec import OWN_BASE, HostSpec, Shape, Shapes
 from imageprompt.variants import VARIANTS, tensor_shapes, twins
 
 PROJECTOR, SITES = "image_proj", "ip_adapter"
-SHOWN = 5  # names in a message
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something wrong with a file: a short code, and one line that says it."""
-
-    code: str
-    message: str
 
 
 def problems_of(
-    read: Read[StoredTensor],
-    numbered: Numbered[StoredTensor],
+    parsed: ParsedNames[StoredTensor],
+    numbered: NumberedSites[StoredTensor],
     best: Match | None,
     shapes: Parts[Shape],
     metadata: Mapping[str, str],
 ) -> Iterator[Problem]:
-    """Everything that names, shapes and metadata say against a file."""
-    if read.unplaced:
-        yield _extra(read.unplaced, "layout")
+    """Everything that is wrong with a file by its names, shapes and metadata."""
+    if parsed.unplaced:
+        yield _extra(parsed.unplaced, "layout")
     if numbered.unknown:
-        yield Problem(
-            "unknown-layers",
-            f"{_tensors(numbered.unknown)} of layers that this base has not, so they cannot be "
-            f"numbered ({first(numbered.unknown)}); give the base that it was trained on",
-        )
+        names = numbered.unknown
+        lacking = "that this base does not have"
+        what = tensors_that(names, f"is of a layer {lacking}", f"are of layers {lacking}")
+        yield Problem("unknown-layers", f"{what}; name the base that it was trained on")
     if best is None:
-        yield Problem("missing", "it has no K' and V' weights, so nothing tells its base")
+        yield Problem("missing", "there are no K' and V' weights, so the base is unknown")
         return
     if best.variant is None:
         known = ", ".join(variant.name for variant in VARIANTS)
-        what = f"its projector is of no known variant ({first(shapes.projector)}); known: {known}"
-        yield Problem("unknown-variant", what if shapes.projector else "it has no projector")
+        which = f"({first_names(shapes.projector)}); known variants: {known}"
+        what = f"the projector fits no known variant {which}"
+        yield Problem("unknown-variant", what if shapes.projector else "there is no projector")
     template, found = _canonical(best.template), _canonical(shapes)
-    difference = Difference.between(template, found)
+    difference = ShapeDifference.between(template, found)
     if difference.missing:
         yield _missing(difference.missing, template)
     if difference.extra:
         yield _extra(difference.extra, "adapter")
     if difference.misshapen:
         yield _misshapen(difference.misshapen, template, found)
-    yield from _contradictions(best, metadata)
+    yield from _contradictions(best, shapes, metadata)
+
+
+def wrong_base(made_for: HostSpec, base: HostSpec) -> Problem:
+    """The file belongs to another base than the given one."""
+    return Problem("wrong-base", f"made for {_described(made_for)}, not for {_described(base)}")
+
+
+def _described(host: HostSpec) -> str:
+    name = "a custom UNet" if host.family == OWN_BASE else host.family
+    return f"{name} ({len(host.sites)} sites, text width {host.cross_attention_dim})"
 
 
 def _canonical(parts: Parts[Shape]) -> dict[str, Shape]:
     return tensor_shapes.under(PROJECTOR, parts.projector) | tensor_shapes.under(SITES, parts.sites)
 
 
-def _extra(names: Sequence[str], whose: str) -> Problem:
-    return Problem("extra", f"{_tensors(names)} too many for this {whose} ({first(names)})")
+def _extra(names: Sequence[str], whole: str) -> Problem:
+    what = f"not belong to this {whole}"
+    return Problem("extra", tensors_that(names, f"does {what}", f"do {what}"))
 
 
 def _missing(names: Sequence[str], template: Shapes) -> Problem:
-    what = f"{len(names)} of {len(template)} tensors missing"
+    verb = "is" if len(names) == 1 else "are"
+    what = f"{len(names)} of {len(template)} tensors {verb} missing"
     if set(names) == {name for name in template if "_lora." in name}:
         what += ": all of its LoRA, which a filter for `_ip.` loses; convert the checkpoint again"
-    return Problem("missing", f"{what} ({first(names)})")
+    return Problem("missing", f"{what} ({first_names(names)})")
 
 
 def _misshapen(names: Sequence[str], template: Shapes, found: Shapes) -> Problem:
-    shown = [f"{name} is {list(found[name])} instead of {list(template[name])}" for name in names]
+    shapes = [f"{name} is {list(found[name])} instead of {list(template[name])}" for name in names]
     sites = [name for name in names if name.startswith(SITES)]
-    what = f"{_tensors(names)} of the wrong shape"
+    subject = "1 tensor has" if len(names) == 1 else f"{len(names)} tensors have"
+    what = f"{subject} the wrong shape"
     if sites and sorted(found[n] for n in sites) == sorted(template[n] for n in sites):
-        what += ", but that of another layer: they were numbered by counting, not by the base"
-    return Problem("misshapen", f"{what} ({first(shown)})")
+        what += ", that of another layer: the layers were numbered by counting, not by the base"
+    return Problem("misshapen", f"{what} ({first_names(shapes)})")
 
 
-def _contradictions(best: Match, metadata: Mapping[str, str]) -> Iterator[Problem]:
-    """What does not fit together though every tensor has its shape."""
-    projector, cross_attention_dim = best.projector, best.host.cross_attention_dim
-    if projector and projector.cross_attention_dim != cross_attention_dim:
-        yield Problem(
-            "mismatched",
-            f"its projector makes tokens {projector.cross_attention_dim} wide, its sites read {cross_attention_dim}: "
-            "the halves of two adapters",
-        )
-    told = metadata.get("variant")
+def _contradictions(
+    best: Match, shapes: Parts[Shape], metadata: Mapping[str, str]
+) -> Iterator[Problem]:
+    """What does not fit together although every tensor has its shape."""
+    widths = Counter(
+        shape[-1] for name, shape in shapes.sites.items() if shape and name.endswith((KEY, VALUE))
+    )
+    if best.projector and widths:
+        made, ((read, _),) = best.projector.cross_attention_dim, widths.most_common(1)
+        if made != read:
+            message = f"the projector makes tokens {made} wide, but K' and V' read {read}: "
+            yield Problem("mismatched", f"{message}these are halves of two adapters")
+    stated = metadata.get("variant")
     known = {name for variant in VARIANTS for name in (variant.name, *twins(variant))}
-    if best.variant and told in known - {best.variant.name, *twins(best.variant)}:
-        yield Problem(
-            "metadata", f"its metadata says {told}, its tensors are those of {best.variant.name}"
-        )
-
-
-def _tensors(names: Sequence[str]) -> str:
-    return "1 tensor" if len(names) == 1 else f"{len(names)} tensors"
-
-
-def first(names: Iterable[str]) -> str:
-    """The first five of them, and whether there are more."""
-    names = list(names)
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    if best.variant and stated in known - {best.variant.name, *twins(best.variant)}:
+        message = f"the metadata says {stated}, but the tensors are those of {best.variant.name}"
+        yield Problem("metadata", message)

@@ -1,4 +1,4 @@
-"""The adapters that were published, and the encoders that they read: what a file may be called.
+"""The published adapters and the encoders that they read.
 
 Sizes are not repeated here: they follow from the variant, the host and the encoder.
 """
@@ -23,15 +23,15 @@ _WIDTHS: dict[str, dict[str, int]] = {
     ARCFACE: {"face_embeds": 512, "raw face_embeds": 512},
     f"{ARCFACE} and {VIT_H}": {"face_embeds + hidden_states[-2]": 1280},
 }
-"""What the encoders in use give out, and how wide it is."""
+"""The features of the encoders in use, and their widths."""
 POSITIONS = {VIT_H: 257, VIT_G: 257, VIT_L: 257, VIT_L_336: 577, SIGLIP: 729}
-"""How many hidden states they give of a picture, the class token's included."""
+"""Hidden states per picture, the class token included."""
 _DEFAULT = ProjectorOptions()
 
 
 @dataclass(frozen=True)
-class Published:
-    """One published file. `name` is its file's, `variant` may be a twin's."""
+class PublishedAdapter:
+    """A published file: `name` without suffix; `variant` may be a twin."""
 
     name: str
     variant: str
@@ -39,11 +39,11 @@ class Published:
     encoder: str
     options: ProjectorOptions = _DEFAULT
     note: str = ""
-    """What tells it from others of the same tensors."""
+    """How it differs from files with the same tensors."""
 
     @property
     def architecture(self) -> Variant:
-        """The variant, or the one that it is a twin of."""
+        """The variant, or the variant that it is a twin of."""
         return next(v for v in VARIANTS if self.variant in (v.name, *twins(v)))
 
     @property
@@ -60,48 +60,54 @@ class Published:
 
 _FACE = f"{ARCFACE} and {VIT_H}"
 PUBLISHED = (
-    Published("ip-adapter_sd15", "base", "sd15", VIT_H),
-    Published("ip-adapter_sd15_light", "base", "sd15", VIT_H, note="leaves more to the text"),
-    Published("ip-adapter_sd15_vit-G", "base", "sd15", VIT_G),
-    Published("ip-adapter-plus_sd15", "plus", "sd15", VIT_H),
-    Published("ip-adapter-plus-face_sd15", "plus-face", "sd15", VIT_H),
-    Published("ip-adapter-full-face_sd15", "full", "sd15", VIT_H),
-    Published("ip-adapter_sdxl", "base", "sdxl", VIT_G),
-    Published("ip-adapter_sdxl_vit-h", "base", "sdxl", VIT_H),
-    Published("ip-adapter-plus_sdxl_vit-h", "plus", "sdxl", VIT_H),
-    Published("ip-adapter-plus-face_sdxl_vit-h", "plus-face", "sdxl", VIT_H),
-    Published("ip-adapter-faceid_sd15", "faceid", "sd15", ARCFACE),
-    Published("ip-adapter-faceid-plus_sd15", "faceid-plus", "sd15", _FACE),
-    Published("ip-adapter-faceid-plusv2_sd15", "faceid-plus-v2", "sd15", _FACE),
-    Published("ip-adapter-faceid_sdxl", "faceid", "sdxl", ARCFACE),
-    Published("ip-adapter-faceid-plusv2_sdxl", "faceid-plus-v2", "sdxl", _FACE),
-    Published("ip-adapter-faceid-portrait_sd15", "portrait", "sd15", ARCFACE),
-    Published(
+    PublishedAdapter("ip-adapter_sd15", "base", "sd15", VIT_H),
+    PublishedAdapter(
+        "ip-adapter_sd15_light", "base", "sd15", VIT_H, note="leaves more to the text"
+    ),
+    PublishedAdapter("ip-adapter_sd15_vit-G", "base", "sd15", VIT_G),
+    PublishedAdapter("ip-adapter-plus_sd15", "plus", "sd15", VIT_H),
+    PublishedAdapter("ip-adapter-plus-face_sd15", "plus-face", "sd15", VIT_H),
+    PublishedAdapter("ip-adapter-full-face_sd15", "full", "sd15", VIT_H),
+    PublishedAdapter("ip-adapter_sdxl", "base", "sdxl", VIT_G),
+    PublishedAdapter("ip-adapter_sdxl_vit-h", "base", "sdxl", VIT_H),
+    PublishedAdapter("ip-adapter-plus_sdxl_vit-h", "plus", "sdxl", VIT_H),
+    PublishedAdapter("ip-adapter-plus-face_sdxl_vit-h", "plus-face", "sdxl", VIT_H),
+    PublishedAdapter("ip-adapter-faceid_sd15", "faceid", "sd15", ARCFACE),
+    PublishedAdapter("ip-adapter-faceid-plus_sd15", "faceid-plus", "sd15", _FACE),
+    PublishedAdapter("ip-adapter-faceid-plusv2_sd15", "faceid-plus-v2", "sd15", _FACE),
+    PublishedAdapter("ip-adapter-faceid_sdxl", "faceid", "sdxl", ARCFACE),
+    PublishedAdapter("ip-adapter-faceid-plusv2_sdxl", "faceid-plus-v2", "sdxl", _FACE),
+    PublishedAdapter("ip-adapter-faceid-portrait_sd15", "portrait", "sd15", ARCFACE),
+    PublishedAdapter(
         "ip-adapter-faceid-portrait-v11_sd15", "portrait", "sd15", ARCFACE, note="trained later"
     ),
-    Published("ip-adapter-faceid-portrait_sdxl", "portrait", "sdxl", ARCFACE),
-    Published("ip-adapter-faceid-portrait_sdxl_unnorm", "portrait-unnorm", "sdxl", ARCFACE),
-    Published(
+    PublishedAdapter("ip-adapter-faceid-portrait_sdxl", "portrait", "sdxl", ARCFACE),
+    PublishedAdapter("ip-adapter-faceid-portrait_sdxl_unnorm", "portrait-unnorm", "sdxl", ARCFACE),
+    PublishedAdapter(
         "Kolors-IP-Adapter-Plus",
         "plus",
         "kolors",
         VIT_L_336,
         ProjectorOptions(inner_dim=2048, heads=12),
     ),
-    Published("flux-ip-adapter", "xlabs", "flux", VIT_L),
-    Published("flux-ip-adapter-v2", "xlabs", "flux", VIT_L, ProjectorOptions(tokens=16)),
-    Published("FLUX.1-dev-IP-Adapter", "instantx", "flux", SIGLIP, ProjectorOptions(tokens=128)),
-    Published("SD3.5-Large-IP-Adapter", "instantx-sd3", "sd3", SIGLIP),
+    PublishedAdapter("flux-ip-adapter", "xlabs", "flux", VIT_L),
+    PublishedAdapter("flux-ip-adapter-v2", "xlabs", "flux", VIT_L, ProjectorOptions(tokens=16)),
+    PublishedAdapter(
+        "FLUX.1-dev-IP-Adapter", "instantx", "flux", SIGLIP, ProjectorOptions(tokens=128)
+    ),
+    PublishedAdapter("SD3.5-Large-IP-Adapter", "instantx-sd3", "sd3", SIGLIP),
 )
 
 
 def encoder_name(feature: Feature, width: int) -> str | None:
-    """The encoder in use whose feature is that wide; None if there is none."""
-    return next((name for name, made in _WIDTHS.items() if made.get(str(feature)) == width), None)
+    """The encoder whose feature has this width; None if there is none."""
+    return next(
+        (name for name, widths in _WIDTHS.items() if widths.get(str(feature)) == width), None
+    )
 
 
 def likely_encoder(feature: Feature, width: int, published: Iterable[str]) -> str | None:
-    """The encoder of the published files that it can be; else of that feature and width."""
+    """The encoder of these published files if they agree, else one of that feature and width."""
     names = set(published)
     encoders = {one.encoder for one in PUBLISHED if one.name in names}
     return encoders.pop() if len(encoders) == 1 else encoder_name(feature, width)
@@ -109,8 +115,8 @@ def likely_encoder(feature: Feature, width: int, published: Iterable[str]) -> st
 
 def published_as(
     variants: Iterable[str], host: str, projector: ProjectorSpec
-) -> tuple[Published, ...]:
-    """The published files of these variants with such a projector on this host."""
-    wanted = set(variants)
-    likely = (one for one in PUBLISHED if one.variant in wanted and one.host == host)
+) -> tuple[PublishedAdapter, ...]:
+    """The published files of these variants with this projector on this host."""
+    names = set(variants)
+    likely = (one for one in PUBLISHED if one.variant in names and one.host == host)
     return tuple(one for one in likely if one.projector == projector)

@@ -11,22 +11,26 @@ from typing import Any, TypeGuard
 
 from imageprompt.checkpoint.read.open import check_names
 from imageprompt.checkpoint.read.pickle.machine import MAX_PICKLE, Global, Opaque, PickleError
-from imageprompt.checkpoint.read.pickle.torch_objects import DTYPES, TorchPickle, View
+from imageprompt.checkpoint.read.pickle.torch_objects import TensorView, TorchPickle
 from imageprompt.checkpoint.read.pickle.torch_tree import WRAPPERS, refuse_pickle, slow_notes
 from imageprompt.checkpoint.read.pickle.torch_zip import read_torch_zip
-from imageprompt.checkpoint.read.raw import RawFile
-from imageprompt.checkpoint.read.refusals import refuse
-from imageprompt.checkpoint.read.stored_tensor import ITEM_SIZES, Source, StoredTensor
+from imageprompt.checkpoint.read.raw import RawFile, refuse
+from imageprompt.checkpoint.read.stored_tensor import (
+    ITEM_SIZES,
+    TORCH_DTYPES,
+    StoredTensor,
+    TensorSource,
+)
 
 METADATA = ".metadata"
-_COPY = "Copy the whole folder, of all ranks."
-_DAMAGED = "its .metadata is damaged"
+_COPY = "Copy the whole folder, with the files of all ranks."
+_DAMAGED = ".metadata is damaged"
 Sizes = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """A part of a tensor: where in it, and where on the disk."""
+    """A part of a tensor: its place in the tensor and in a file."""
 
     offsets: Sizes
     file: Path
@@ -34,13 +38,13 @@ class _Piece:
     length: int
 
 
-def read_dcp(folder: Path) -> Source:
-    """The weights of a torch.distributed.checkpoint folder, of all its ranks."""
+def read_dcp(folder: Path) -> TensorSource:
+    """The weights of a torch.distributed.checkpoint folder, from the files of all ranks."""
     index = folder / METADATA
     with RawFile(index) as raw:
         if raw.size > MAX_PICKLE:
-            refuse(index, f"it takes {raw.size} bytes, too many")
-        content = raw.at(0, raw.size)
+            refuse(index, f"the file has {raw.size} bytes; the limit is {MAX_PICKLE}")
+        content = raw.read_at(0, raw.size)
     try:
         value, _ = TorchPickle().read(content)
     except PickleError as error:
@@ -58,8 +62,8 @@ def read_dcp(folder: Path) -> Source:
         for short, (full, known) in described.items()
     }
     if not tensors:
-        refuse(folder, "it is a folder of torch DCP without tensors")
-    source = Source(
+        refuse(folder, "this torch DCP folder contains no tensors")
+    source = TensorSource(
         folder,
         (index, *files),
         "torch DCP",
@@ -80,8 +84,8 @@ def _weights(known: dict[Any, Any]) -> tuple[dict[str, tuple[str, Any]], list[st
     for wrapper in (*(f"app.{one}." for one in WRAPPERS), *(f"{one}." for one in WRAPPERS)):
         inner = {n.removeprefix(wrapper): (n, e) for n, e in whole.items() if n.startswith(wrapper)}
         if inner:
-            left_out = len(whole) - len(inner)
-            return inner, [f"{left_out} tensors outside {wrapper!r} are left out"] * bool(left_out)
+            outside = len(whole) - len(inner)
+            return inner, [f"{outside} tensors outside {wrapper!r} are ignored"] * bool(outside)
     return {name: (name, entry) for name, entry in whole.items()}, []
 
 
@@ -94,7 +98,7 @@ def _pieces(folder: Path, storage: dict[Any, Any]) -> dict[str, list[_Piece]]:
         span = (place.get("offset"), place.get("length"))
         offsets = where.get("offset") or ()
         if place.get("transform_descriptors"):
-            refuse(index, "its pieces are compressed or encrypted", "Save it again without.")
+            refuse(index, "the pieces are compressed or encrypted", "Save it again without.")
         if not (
             isinstance(name, str)
             and isinstance(file, str)
@@ -108,11 +112,11 @@ def _pieces(folder: Path, storage: dict[Any, Any]) -> dict[str, list[_Piece]]:
 
 
 def _check_apart(index: Path, pieces: dict[str, list[_Piece]]) -> None:
-    """No two pieces overlap: reading them takes no longer than the files are large."""
+    """No two pieces may overlap: this bounds the reading time by the size of the files."""
     ends: dict[Path, int] = {}
     for piece in sorted((p for parts in pieces.values() for p in parts), key=lambda p: p.begin):
         if piece.begin < ends.get(piece.file, 0):
-            refuse(index, "its pieces overlap", _COPY)
+            refuse(index, "the pieces of its tensors overlap", _COPY)
         ends[piece.file] = piece.begin + piece.length
 
 
@@ -121,32 +125,32 @@ def _tensor(index: Path, entry: Opaque, pieces: list[_Piece]) -> StoredTensor:
     shape, properties = state.get("size"), state.get("properties")
     kind = properties.state if isinstance(properties, Opaque) else None
     dtype = kind[0] if isinstance(kind, tuple) and kind else None
-    if not isinstance(dtype, Global) or dtype.name not in DTYPES or not _sizes(shape):
+    if not isinstance(dtype, Global) or dtype.name not in TORCH_DTYPES or not _sizes(shape):
         refuse(index, _DAMAGED)
     parts = [(piece.offsets or (0,) * len(shape), _stored(piece)) for piece in pieces]
-    name = DTYPES[dtype.name]
+    name = TORCH_DTYPES[dtype.name]
     for offsets, part in parts:
         ends = [o + n for o, n in zip(offsets, part.shape, strict=False)]
         fits = len(offsets) == len(part.shape) == len(shape) and part.dtype == name
         if not fits or any(end > whole for end, whole in zip(ends, shape, strict=True)):
-            refuse(index, "a piece does not fit its tensor")
+            refuse(index, "a piece of a tensor does not fit the tensor")
     if sum(prod(part.shape) for _, part in parts) != prod(shape):
         refuse(index, "pieces of a tensor are missing", _COPY)
     if len(parts) == 1:
         return parts[0][1]
-    whole = replace(parts[0][1], shape=shape, slow=None)
-    return replace(whole, slow=partial(_join, whole, parts), storage=(whole.storage, shape))
+    whole = replace(parts[0][1], shape=shape, read_slowly=None)
+    return replace(whole, read_slowly=partial(_join, whole, parts), storage=(whole.storage, shape))
 
 
 def _stored(piece: _Piece) -> StoredTensor:
-    """The one tensor in a piece, which is a torch file of its own inside the larger one."""
+    """The one tensor in a piece, which is itself a torch file inside the larger one."""
     with RawFile(piece.file, piece.begin, piece.length) as raw:
-        if raw.at(0, 2) != b"PK":
-            refuse(piece.file, "its pieces are no torch files", "Save it in torch's own format.")
-        pickled = read_torch_zip(raw)
-        if not isinstance(pickled.value, View):
-            refuse(piece.file, "a piece in it is no tensor")
-        return pickled.locate(pickled.value)
+        if raw.read_at(0, 2) != b"PK":
+            refuse(piece.file, "the pieces are not torch files", "Save it in torch's own format.")
+        unpickled = read_torch_zip(raw)
+        if not isinstance(unpickled.value, TensorView):
+            refuse(piece.file, "a piece in it is not a tensor")
+        return unpickled.locate(unpickled.value)
 
 
 def _join(

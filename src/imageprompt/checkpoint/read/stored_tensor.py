@@ -1,49 +1,85 @@
-"""Tensors that still lie in their file: what they are, where, and their bytes when asked for.
+"""Tensors that are still in their file: what they are, where they lie, and how to read their bytes.
 
-Nothing here knows torch or numpy. Opening a file makes a `Source` of `StoredTensor`s; weights are
-read only by `chunks()` and `read()`.
+Nothing here uses torch or numpy. Opening a file gives a `TensorSource` of `StoredTensor`s; weights
+are read only by `chunks()` and `read()`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
+from typing import Protocol
 
 from imageprompt.core.errors import AdapterFileError
 
 CHUNK = 1 << 20
 MAX_NAME = 512
-"""Characters of the longest tensor name that is read."""
+"""Length in characters of the longest tensor name that is accepted."""
 ITEM_SIZES: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
+"""safetensors' name of a dtype -> bytes per element."""
+TORCH_DTYPES: Mapping[str, str] = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "complex64": "C64",
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
+    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
+    "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
+"""torch's name of a dtype -> safetensors' name."""
+_TORCH_NAMES = {stored: torch for torch, stored in TORCH_DTYPES.items()}
+
+
+def torch_dtype_name(dtype: str) -> str:
+    """torch's name of a safetensors dtype: "F16" is "float16"."""
+    return _TORCH_NAMES.get(dtype, dtype)
+
+
+class TensorBytes(Protocol):
+    """A tensor whose bytes can be read, whether it is stored in a file or computed on the fly."""
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def chunks(self, size: int = CHUNK) -> Iterator[memoryview]:
+        """Row-major, little-endian, in pieces of at most `size` bytes."""
+
+
+def dtype_names(tensors: Iterable[TensorBytes]) -> tuple[str, ...]:
+    """The dtypes of these tensors by torch's names, each once: ("float16", "float32")."""
+    return tuple(sorted({torch_dtype_name(tensor.dtype) for tensor in tensors}))
 
 
 @dataclass(frozen=True, slots=True)
-class Stamp:
-    """Tells whether a file is still the one that was opened."""
+class FileStamp:
+    """Identifies one state of a file, to notice when it changes after it was opened."""
 
     size: int
     mtime_ns: int
     inode: int
 
     @classmethod
-    def of(cls, status: os.stat_result) -> Stamp:
+    def of(cls, status: os.stat_result) -> FileStamp:
         return cls(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One tensor in a file, not read yet.
+    """A tensor in a file, not read yet.
 
     `dtype` is a safetensors name (a key of `ITEM_SIZES`). A plain tensor is the row-major bytes
-    [offset, offset + nbytes) of `file`; the others (compressed, strided, in several pieces) come
-    through `slow`, a function from a chunk size to chunks. `storage` is equal for tensors that are
-    the same bytes under several names.
+    [offset, offset + nbytes) of `file`; the others (compressed, strided, in several pieces) are
+    read by `read_slowly`, a function from a chunk size to chunks. `storage` is equal for tensors
+    that are the same bytes under several names.
     """
 
     dtype: str
@@ -51,30 +87,30 @@ class StoredTensor:
     file: Path
     offset: int
     storage: object
-    stamp: Stamp | None = None
-    slow: Callable[[int], Iterator[memoryview]] | None = field(
+    stamp: FileStamp | None = None
+    read_slowly: Callable[[int], Iterator[memoryview]] | None = field(
         default=None, compare=False, repr=False
     )
 
     @property
     def plain(self) -> bool:
-        return self.slow is None
+        return self.read_slowly is None
 
     @property
     def nbytes(self) -> int:
         return prod(self.shape) * ITEM_SIZES[self.dtype]
 
     def chunks(self, size: int = CHUNK) -> Iterator[memoryview]:
-        """Its bytes, row-major and little-endian, in pieces of at most `size`.
+        """The bytes, row-major and little-endian, in pieces of at most `size`.
 
-        Raises AdapterFileError when the file cannot be read, or changed since it was opened.
+        Raises AdapterFileError if the file cannot be read or has changed since it was opened.
         """
-        if self.slow is not None:
-            return self.slow(size)
+        if self.read_slowly is not None:
+            return self.read_slowly(size)
         return read_range(self.file, self.offset, self.nbytes, size, self.stamp)
 
     def read(self) -> bytearray:
-        """All of its bytes, row-major and little-endian."""
+        """All bytes, row-major and little-endian."""
         content = bytearray()
         for chunk in self.chunks():
             content += chunk
@@ -82,12 +118,12 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
-class Source:
-    """What a path turned out to hold.
+class TensorSource:
+    """The tensors that a file or folder holds.
 
-    `files` were really opened; `container` says how the bytes are kept ("safetensors", "torch
-    zip", "sharded safetensors", ...); `tensors` has flat dotted names, in file order; `notes` are
-    for the user: what was left out, or is read the slow way.
+    `files` are those that were really opened; `container` says how the bytes are stored
+    ("safetensors", "torch zip", "sharded safetensors", ...); `tensors` maps flat dotted names, in
+    file order; `notes` are for the user: what was skipped, chosen among several, or reads slowly.
     """
 
     path: Path
@@ -99,25 +135,25 @@ class Source:
 
 
 def read_range(
-    file: Path, offset: int, nbytes: int, size: int = CHUNK, stamp: Stamp | None = None
+    file: Path, offset: int, nbytes: int, size: int = CHUNK, stamp: FileStamp | None = None
 ) -> Iterator[memoryview]:
-    """Bytes [offset, offset + nbytes) of a file, by plain reads: no mapping that could fault."""
+    """Bytes [offset, offset + nbytes) of a file, by plain reads: a memory map could fault."""
     try:
         with file.open("rb", buffering=0) as handle:
-            if stamp is not None and Stamp.of(os.fstat(handle.fileno())) != stamp:
-                raise _unreadable(file, "it changed after it was opened")
+            if stamp is not None and FileStamp.of(os.fstat(handle.fileno())) != stamp:
+                raise _unreadable(file, "the file changed after it was opened")
             handle.seek(offset)
             while nbytes > 0:
                 chunk = handle.read(min(size, nbytes))
                 if not chunk:
-                    raise _unreadable(file, "it ended early: it was cut while it was read")
+                    raise _unreadable(file, "the file was truncated while it was read")
                 yield memoryview(chunk)
                 nbytes -= len(chunk)
     except OSError as error:
         raise _unreadable(file, error.strerror or str(error)) from None
 
 
-def _unreadable(file: Path, why: str) -> AdapterFileError:
+def _unreadable(file: Path, reason: str) -> AdapterFileError:
     return AdapterFileError(
-        str(file), reason=why, hint="Try again when no other program writes the file."
+        str(file), reason=reason, hint="Try again when no other program is writing the file."
     )

@@ -1,1 +1,1 @@
-"""The torch-free pickle reader: the tensors of a torch file, and no code of it."""
+"""The torch-free pickle reader: finds the tensors of a torch file and runs none of its code."""

@@ -1,8 +1,8 @@
 """A pickle's structure without Python's unpickler: nothing is imported, nothing is called.
 
-Names of classes and functions are handed to `find`, which answers with a `Global` of ours or
-raises; applying one runs its `make`, which is our own code, or leaves an `Opaque` note of the
-call. Work and memory are bounded by the length of the pickle and `MAX_OPERATIONS`.
+Names of classes and functions go to `find`, which returns a `Global` of ours or raises; applying
+one runs its `make`, which is our own code, or leaves an `Opaque` record of the call. Work and
+memory are bounded by the length of the pickle and `MAX_OPERATIONS`.
 """
 
 from __future__ import annotations
@@ -12,37 +12,37 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-MAX_PICKLE = 32 * 2**20  # bytes; the structure of a checkpoint takes some 200 for a tensor
+MAX_PICKLE = 32 * 2**20  # bytes; the structure of a checkpoint takes about 200 per tensor
 MAX_OPERATIONS = 1_000_000
-_MAX_KEY = 2**60  # below, a number is its own hash
-MAX_ARGUMENTS = 16  # of what is applied: a remembered tuple may be given a million times
+_MAX_KEY = 2**60  # smaller integers are their own hash
+MAX_ARGUMENTS = 16  # of a call: a memoised tuple may be applied a million times
 
 
 class PickleError(Exception):
-    """Why a pickle is not read; `remedy` is what to do."""
+    """Why a pickle is not read; `hint` says what to do."""
 
-    remedy = "Save the tensors alone, by name."
+    hint = "Save the tensors alone, by name."
 
 
 class PickleRefused(PickleError):
-    """It does what no pickle of weights does."""
+    """The pickle does what no pickle of weights does."""
 
-    remedy = "Nothing in it was run. Do not open it elsewhere: it may run code of its own."
+    hint = "Nothing in it was run. Do not open it elsewhere: it may run code of its own."
 
 
 class PickleDamaged(PickleError):
-    """It makes no sense."""
+    """The pickle makes no sense."""
 
-    remedy = "Download it again."
+    hint = "Download it again."
 
 
 class PickleCut(PickleDamaged):
-    """The data ended before the pickle did."""
+    """The data ends before the pickle does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """A class or function that a pickle names; `make` builds our stand-in for what it returns."""
+    """A class or function named in a pickle; `make` builds our substitute for what it returns."""
 
     name: str
     make: Callable[..., Any] | None = None
@@ -50,7 +50,7 @@ class Global:
 
 @dataclass(slots=True, eq=False)
 class Opaque:
-    """A value of a class that is not needed: its name, arguments and state, nothing alive."""
+    """A value of a class that is not needed: its name, arguments and state, no live object."""
 
     name: str
     args: tuple[Any, ...] = ()
@@ -58,8 +58,8 @@ class Opaque:
 
 
 @dataclass
-class Machine:
-    """Runs one pickle that starts at `position` of `data`; afterwards `position` is its end."""
+class PickleMachine:
+    """Runs the pickle that starts at `position` of `data`; afterwards `position` is its end."""
 
     data: bytes
     find: Callable[[str, str], Global]
@@ -75,7 +75,7 @@ class Machine:
         try:
             for _ in range(MAX_OPERATIONS):
                 if self.position >= end:
-                    raise PickleCut("its pickle is cut off")
+                    raise PickleCut("the pickle is cut off")
                 code = data[self.position]
                 self.position += 1
                 if code == 0x2E:  # STOP
@@ -83,12 +83,12 @@ class Machine:
                 operation = _OPERATIONS.get(code)
                 if operation is None:
                     raise PickleRefused(
-                        f"its pickle uses opcode 0x{code:02x}, which no weights need"
+                        f"the pickle uses opcode 0x{code:02x}, which no weights need"
                     )
                 operation(self)
         except (IndexError, KeyError, ValueError, TypeError, OverflowError, struct.error):
-            raise PickleDamaged("its pickle is damaged") from None
-        raise PickleRefused(f"its pickle takes more than {MAX_OPERATIONS} operations")
+            raise PickleDamaged("the pickle is damaged") from None
+        raise PickleRefused(f"the pickle takes more than {MAX_OPERATIONS} operations")
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────
 
@@ -96,7 +96,7 @@ class Machine:
         start = self.position
         self.position = end = start + count
         if end > len(self.data):
-            raise PickleCut("its pickle is cut off")
+            raise PickleCut("the pickle is cut off")
         return self.data[start:end]
 
     def number(self, width: int) -> int:
@@ -108,7 +108,7 @@ class Machine:
     def line(self) -> str:
         end = self.data.find(b"\n", self.position)
         if end < 0:
-            raise PickleCut("its pickle is cut off")
+            raise PickleCut("the pickle is cut off")
         taken = self.take(end - self.position + 1)
         return taken[:-1].decode("utf-8", "replace")
 
@@ -133,7 +133,7 @@ class Machine:
     def extend(self, items: list[Any]) -> None:
         if isinstance(self.stack[-1], list):
             self.stack[-1].extend(items)
-        elif not isinstance(self.stack[-1], Opaque):  # a deque, say: its content is not needed
+        elif not isinstance(self.stack[-1], Opaque):  # such as a deque: not needed
             raise TypeError
 
     def set_items(self, items: list[Any]) -> None:
@@ -149,9 +149,9 @@ class Machine:
 
     def apply(self, function: Any, args: Any) -> None:
         if not isinstance(function, Global) or not isinstance(args, tuple):
-            raise TypeError  # only what `find` allowed is ever applied
+            raise TypeError  # only what `find` returned is ever applied
         if len(args) > MAX_ARGUMENTS:
-            raise PickleRefused(f"{function.name[:80]} in it gets {len(args)} arguments")
+            raise PickleRefused(f"{function.name[:80]} in the pickle gets {len(args)} arguments")
         made = Opaque(function.name, args) if function.make is None else function.make(*args)
         self.push(made)
 
@@ -174,7 +174,7 @@ class Machine:
     def build(self) -> None:
         state = self.stack.pop()
         if isinstance(self.stack[-1], Opaque):
-            self.stack[-1].state = state  # of a dict or a tensor it is not needed
+            self.stack[-1].state = state  # dicts and tensors need no state
 
     def stack_global(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
@@ -187,17 +187,17 @@ class Machine:
 
 
 def pairs(items: list[Any]) -> dict[Any, Any]:
-    """[key, value, key, value ...] as a dict; keys that could be costly to hash are refused."""
+    """[key, value, key, value ...] as a dict; keys that could be costly to hash are replaced."""
     if len(items) % 2:
         raise ValueError
     return {key(k): v for k, v in zip(items[::2], items[1::2], strict=True)}
 
 
 def key(value: Any) -> Any:
-    """A dictionary key that is cheap to hash, else a stand-in, equal to nothing but itself.
+    """The key itself if it is cheap to hash, else a substitute that equals nothing but itself.
 
-    Tuples can be nested so deeply that hashing never ends, and large numbers can be chosen to have
-    one hash, which makes a table quadratic.
+    Tuples can be nested so deeply that hashing never ends, and large numbers can be chosen to share
+    one hash, which makes a dict quadratic.
     """
     if isinstance(value, tuple) or (isinstance(value, int) and abs(value) >= _MAX_KEY):
         return Opaque(type(value).__name__)
@@ -206,10 +206,10 @@ def key(value: Any) -> Any:
     raise TypeError
 
 
-def _operations() -> dict[int, Callable[[Machine], Any]]:
-    table: dict[bytes, Callable[[Machine], Any]] = {
+def _operations() -> dict[int, Callable[[PickleMachine], Any]]:
+    table: dict[bytes, Callable[[PickleMachine], Any]] = {
         b"\x80": lambda m: m.take(1),  # PROTO
-        b"\x95": lambda m: m.take(8),  # FRAME: the data is at hand anyway
+        b"\x95": lambda m: m.take(8),  # FRAME: the data is in memory anyway
         # values
         b"N": lambda m: m.push(None),
         b"\x88": lambda m: m.push(True),

@@ -1,4 +1,4 @@
-"""Where a torch storage's bytes lie, and tensors on them: plain ranges, or read the slow way."""
+"""Where the bytes of a torch storage lie, and tensors on them: plain ranges or slow reads."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from imageprompt.checkpoint.read.pickle.torch_objects import View
-from imageprompt.checkpoint.read.refusals import refuse
+from imageprompt.checkpoint.read.pickle.torch_objects import TensorView
+from imageprompt.checkpoint.read.raw import DOWNLOAD_AGAIN, refuse
 from imageprompt.checkpoint.read.stored_tensor import (
     CHUNK,
     ITEM_SIZES,
-    Stamp,
+    FileStamp,
     StoredTensor,
     read_range,
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """A storage's bytes: `packed` of them at `offset` of `file`, `nbytes` when unpacked."""
+class StorageBytes:
+    """A storage's bytes: `packed` of them at `offset` of `file`, `nbytes` once unpacked."""
 
     file: Path
-    stamp: Stamp
+    stamp: FileStamp
     offset: int
     packed: int
     nbytes: int
@@ -37,8 +37,8 @@ class Run:
             return read_range(self.file, self.offset + begin, end - begin, size, self.stamp)
         return self._inflate(begin, end, size)
 
-    def tensor(self, view: View) -> StoredTensor:
-        """A tensor on this storage."""
+    def tensor(self, view: TensorView) -> StoredTensor:
+        """The tensor that `view` describes."""
         begin, _ = view.span
         contiguous = view.contiguous
         plain = contiguous and not self.deflated and not self.big_endian
@@ -59,7 +59,7 @@ class Run:
             None if plain else partial(self._slow, view),
         )
 
-    def _slow(self, view: View, size: int) -> Iterator[memoryview]:
+    def _slow(self, view: TensorView, size: int) -> Iterator[memoryview]:
         if view.contiguous and not self.big_endian:
             yield from self.read(*view.span, size)
             return
@@ -69,13 +69,13 @@ class Run:
         touched = bytearray()
         for chunk in self.read(*view.span):
             touched += chunk
-        laid = np.ndarray(
+        strided = np.ndarray(
             view.shape,
             dtype=np.dtype(f"u{item}").newbyteorder(">" if self.big_endian else "<"),
             buffer=touched,
             strides=[step * item for step in view.stride],
         )
-        content = memoryview(laid.astype(f"<u{item}", order="C").tobytes())
+        content = memoryview(strided.astype(f"<u{item}", order="C").tobytes())
         for begin in range(0, len(content), size):
             yield content[begin : begin + size]
 
@@ -90,11 +90,11 @@ class Run:
             try:
                 piece = unpacker.decompress(rest, size)
             except zlib.error:
-                refuse(self.file, "a compressed record in it is damaged", "Download it again.")
+                refuse(self.file, "a compressed record is damaged", DOWNLOAD_AGAIN)
             if ended and not piece:
-                refuse(self.file, "a compressed record in it is cut off", "Download it again.")
+                refuse(self.file, "a compressed record is cut off", DOWNLOAD_AGAIN)
             rest = unpacker.unconsumed_tail
-            wanted = memoryview(piece)[max(0, begin - position) : end - position]
+            inside = memoryview(piece)[max(0, begin - position) : end - position]
             position += len(piece)
-            if wanted:
-                yield wanted
+            if inside:
+                yield inside

@@ -1,7 +1,7 @@
-"""What torch's pickles are made of: storages and the views on them, without torch.
+"""What torch's pickles are made of: storages and views of them, without torch.
 
-Only the names below are answered. A name that is neither needed for tensors nor known to be a
-harmless leaf (an option, a number of numpy's, an optimiser's class) is refused: `os.system` is.
+Only the names below are accepted. A name that is neither needed for tensors nor known to be a
+harmless leaf (an option, a numpy scalar, an optimiser's class) is refused: `os.system` is.
 """
 
 from __future__ import annotations
@@ -14,29 +14,23 @@ from typing import Any
 from imageprompt.checkpoint.read.pickle.machine import (
     MAX_ARGUMENTS,
     Global,
-    Machine,
     Opaque,
     PickleDamaged,
     PickleError,
+    PickleMachine,
     PickleRefused,
 )
-from imageprompt.checkpoint.read.stored_tensor import ITEM_SIZES
+from imageprompt.checkpoint.read.stored_tensor import ITEM_SIZES, TORCH_DTYPES
 
 MAX_DIMENSIONS = 32
-DTYPES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "complex64": "C64",
-    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
-    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
-    "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
-}  # fmt: skip
 STORAGES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
     "ByteStorage": "U8", "BoolStorage": "BOOL", "ComplexFloatStorage": "C64",
     "UntypedStorage": "U8",
 }  # fmt: skip
-# Left as notes of themselves. Functions that can do harm live beside harmless ones in numpy,
-# torch and the standard library, so those are listed name by name.
+# Recorded by name, never opened. numpy, torch and the standard library contain harmful functions
+# beside harmless ones, so theirs are listed name by name.
 _LEAVES: Mapping[str, str] = {
     "_codecs": "encode",
     "argparse": "Namespace",
@@ -79,8 +73,8 @@ _LEAF_FAMILIES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Storage:
-    """One run of bytes that tensors are views of; `key` names it in the file."""
+class TorchStorage:
+    """A range of bytes that tensors are views of; `key` names it in the file."""
 
     key: str
     dtype: str
@@ -93,10 +87,10 @@ class Storage:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class TensorView:
     """A tensor: `offset` and `stride` count elements of `dtype` in the storage."""
 
-    storage: Storage
+    storage: TorchStorage
     dtype: str
     offset: int
     shape: tuple[int, ...]
@@ -128,57 +122,57 @@ class View:
 
 @dataclass
 class TorchPickle:
-    """Reads pickles of torch; `leaves` counts by name what was left out, `storages` by key."""
+    """Reads torch's pickles; `unopened` counts ignored values by class, `storages` is by key."""
 
-    leaves: dict[str, int] = field(default_factory=dict)
-    storages: dict[str, Storage] = field(default_factory=dict)
+    unopened: dict[str, int] = field(default_factory=dict)
+    storages: dict[str, TorchStorage] = field(default_factory=dict)
 
     def read(self, data: bytes, position: int = 0) -> tuple[Any, int]:
         """The value of the pickle at `position`, and where it ends. Raises PickleError."""
-        machine = Machine(data, self._find, self._load, position)
+        machine = PickleMachine(data, self._find, self._load, position)
         return machine.run(), machine.position
 
     def _find(self, module: str, name: str) -> Global:
-        module = "builtins" if module == "__builtin__" else module  # as Python 2 called it
+        module = "builtins" if module == "__builtin__" else module  # Python 2's name
         full = f"{module}.{name}"
         make = _MAKERS.get(full)
         if make is not None:
             return Global(full, make)
         if (module in ("torch", "torch.storage") and name in STORAGES) or (
-            module == "torch" and name in DTYPES
+            module == "torch" and name in TORCH_DTYPES
         ):
             return Global(name)
         if name in _LEAVES.get(module, "").split() or full.startswith(_LEAF_FAMILIES):
-            self.leaves[full] = self.leaves.get(full, 0) + 1
+            self.unopened[full] = self.unopened.get(full, 0) + 1
             return Global(full)
-        raise PickleRefused(f"its pickle asks for {full[:80]}, which no weights need")
+        raise PickleRefused(f"the pickle asks for {full[:80]}, which no weights need")
 
-    def _load(self, given: Any) -> Storage:
+    def _load(self, persistent_id: Any) -> TorchStorage:
         """A persistent id: ("storage", type, key, location, number of elements[, view])."""
-        if not isinstance(given, tuple) or len(given) > 6:
-            raise PickleError("it stores something in a way that is not supported")
-        kind, of, name, _, count, *view = given
+        if not isinstance(persistent_id, tuple) or len(persistent_id) > 6:
+            raise PickleError("it stores a value in an unsupported way")
+        kind, of, name, _, count, *view = persistent_id
         dtype = STORAGES.get(of.name) if isinstance(of, Global) else None
         if kind != "storage" or not isinstance(name, str) or not _natural(count) or any(view):
-            raise PickleError(f"it stores a {str(kind)[:20]} in a way that is not supported")
+            raise PickleError(f"it stores a {str(kind)[:20]} in an unsupported way")
         if dtype is None:
-            raise PickleError("it holds values of a type that is not supported")
-        storage = Storage(name, dtype, count * ITEM_SIZES[dtype])
+            raise PickleError("it contains values of an unsupported type")
+        storage = TorchStorage(name, dtype, count * ITEM_SIZES[dtype])
         if self.storages.setdefault(name, storage).nbytes != storage.nbytes:
             raise PickleError(f"it gives storage {name[:20]!r} two sizes")
         return storage
 
 
-def _view(storage: Any, offset: Any, shape: Any, stride: Any, dtype: str | None) -> View:
+def _view(storage: Any, offset: Any, shape: Any, stride: Any, dtype: str | None) -> TensorView:
     sizes = isinstance(shape, tuple) and isinstance(stride, tuple) and len(shape) == len(stride)
     if not (
-        isinstance(storage, Storage)
+        isinstance(storage, TorchStorage)
         and sizes
         and len(shape) <= MAX_DIMENSIONS
         and all(map(_natural, (offset, *shape, *stride)))
     ):
-        raise PickleDamaged("a tensor in it is malformed")
-    view = View(storage, dtype or storage.dtype, offset, shape, stride)
+        raise PickleDamaged("it contains a malformed tensor")
+    view = TensorView(storage, dtype or storage.dtype, offset, shape, stride)
     if view.span[1] > storage.nbytes or view.nbytes > storage.nbytes:
         raise PickleDamaged(
             f"a tensor of shape {list(shape)} claims more than its {storage.nbytes} bytes"
@@ -190,7 +184,7 @@ def _natural(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
-def _tensor_v2(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> View:
+def _tensor_v2(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> TensorView:
     return _view(storage, offset, shape, stride, None)
 
 
@@ -203,28 +197,28 @@ def _tensor_v3(
     hooks: Any,
     dtype: Any,
     *rest: Any,
-) -> View:
-    if not isinstance(dtype, Global) or dtype.name not in DTYPES:
-        raise PickleError("a tensor in it has a dtype that is not supported")
-    return _view(storage, offset, shape, stride, DTYPES[dtype.name])
+) -> TensorView:
+    if not isinstance(dtype, Global) or dtype.name not in TORCH_DTYPES:
+        raise PickleError("it contains a tensor of an unsupported dtype")
+    return _view(storage, offset, shape, stride, TORCH_DTYPES[dtype.name])
 
 
 def _typed(function: Any, kind: Any, args: Any, state: Any) -> Any:
-    """A tensor of a subclass, or with attributes: the tensor alone."""
+    """A tensor of a subclass or with attributes: only the tensor."""
     made = function.make if isinstance(function, Global) else None
-    if made is None or made is _typed:  # not once more into itself
+    if made is None or made is _typed:  # no recursion
         return Opaque("torch.Tensor")
     return made(*args[:MAX_ARGUMENTS])
 
 
 def _size(sizes: Any = ()) -> tuple[Any, ...]:
     if len(sizes) > MAX_DIMENSIONS:
-        raise PickleError("a shape in it has too many dimensions")
+        raise PickleError("it contains a shape with too many dimensions")
     return tuple(sizes)
 
 
 def _ordered() -> dict[Any, Any]:
-    return {}  # filled by the operations that follow, as every Python 3 pickles it
+    return {}  # filled by the operations that follow, as Python 3 always pickles it
 
 
 _MAKERS: Mapping[str, Callable[..., Any]] = {

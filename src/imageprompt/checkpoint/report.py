@@ -1,0 +1,57 @@
+"""What the reports on adapter files share: problems, lists of names, sizes, columns."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+MAX_NAMES = 5  # names in a message
+MAX_TEXT = 200  # characters of text out of a file that are shown
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a file: a short code, and a one-line message."""
+
+    code: str
+    message: str
+
+
+def problem_dicts(problems: Iterable[Problem]) -> list[dict[str, str]]:
+    """Problems as JSON."""
+    return [{"code": problem.code, "message": problem.message} for problem in problems]
+
+
+def first_names(names: Iterable[str]) -> str:
+    """The first five names, and whether there are more."""
+    names = list(names)
+    return ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
+
+
+def tensors_that(names: Collection[str], one: str, several: str) -> str:
+    """A sentence about tensors, in the right number: "1 tensor is odd (a)"."""
+    subject = f"1 tensor {one}" if len(names) == 1 else f"{len(names)} tensors {several}"
+    return f"{subject} ({first_names(names)})"
+
+
+def size_text(count: int) -> str:
+    """A number of bytes for people: 44.6 MB."""
+    size = float(count)
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
+
+
+def printable(text: str) -> str:
+    """The start of a text as one line that a terminal does not take for a command."""
+    safe = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[: MAX_TEXT + 1])
+    return safe if len(text) <= MAX_TEXT else f"{safe[:MAX_TEXT]}..."
+
+
+def rows(table: Iterable[tuple[str, str]]) -> list[str]:
+    """Name and text in two columns; rows without text are left out."""
+    filled = [(name, text) for name, text in table if text]
+    width = max((len(name) for name, _ in filled), default=0)
+    return [f"  {name:{width}}  {text}" for name, text in filled]

@@ -1,0 +1,162 @@
+"""Between stored tensors and torch: loading, casting, and files written by torch.
+
+What a file contains is read by `open_source`: no pickle is ever run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imageprompt.checkpoint.read.open import WEIGHT_SUFFIXES, open_source
+from imageprompt.checkpoint.read.stored_tensor import (
+    CHUNK,
+    ITEM_SIZES,
+    StoredTensor,
+    TensorBytes,
+    torch_dtype_name,
+)
+from imageprompt.checkpoint.tensor_bytes import FLOATS, pieces
+from imageprompt.core.atomic_files import write_atomically
+from imageprompt.core.errors import AdapterFileError, NotFoundError, OptionError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+SAFETENSORS = ".safetensors"
+CAST_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class LoadedTensors:
+    """Tensors in memory by flat dotted name, and the safetensors metadata of their file."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def read_file(path: Path) -> LoadedTensors:
+    """All tensors of a file or checkpoint folder, on the CPU, in the file's dtypes.
+
+    Raises NotFoundError for a missing file and AdapterFileError for anything that does not contain
+    complete tensors.
+    """
+    source = open_source(path)
+    tensors = {name: tensor_of(stored) for name, stored in source.tensors.items()}
+    return LoadedTensors(tensors, dict(source.metadata))
+
+
+def tensor_of(stored: TensorBytes) -> Tensor:
+    """One stored tensor, read into its own memory."""
+    import torch
+
+    dtype = torch_dtype(stored.dtype)
+    content = bytearray().join(stored.chunks())
+    if not content:  # torch takes no empty buffers
+        return torch.empty(stored.shape, dtype=dtype)
+    return torch.frombuffer(content, dtype=dtype).reshape(stored.shape)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a safetensors dtype name."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, torch_dtype_name(name))
+    return dtype
+
+
+# ── casting ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def resolve_cast_dtype(name: str) -> str:
+    """The safetensors name of a dtype that weights can be cast to. Raises OptionError."""
+    plain = str(name).removeprefix("torch.")
+    if plain in CAST_DTYPES:
+        return CAST_DTYPES[plain]
+    near = get_close_matches(plain, CAST_DTYPES, n=1)
+    raise OptionError(
+        f"dtype {name!r}",
+        reason=f"not one of {', '.join(CAST_DTYPES)}",
+        hint=f"Did you mean {near[0]}?" if near else "Choose one of these.",
+    )
+
+
+@dataclass(frozen=True)
+class CastTensor:
+    """A stored tensor in another dtype, cast piece by piece while it is read."""
+
+    stored: StoredTensor
+    dtype: str
+
+    @classmethod
+    def of(cls, stored: StoredTensor, dtype: str) -> TensorBytes:
+        """`stored` itself if nothing changes: integers, or the dtype that it has."""
+        return cls(stored, dtype) if stored.dtype in FLOATS - {dtype} else stored
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.stored.nbytes // ITEM_SIZES[self.stored.dtype] * ITEM_SIZES[self.dtype]
+
+    def chunks(self, size: int = CHUNK) -> Iterator[memoryview]:
+        """Rounded to nearest even; a value beyond the range of `dtype` becomes infinite."""
+        import torch
+
+        before, after = torch_dtype(self.stored.dtype), torch_dtype(self.dtype)
+        for piece in pieces(self.stored):
+            cast = torch.frombuffer(bytearray(piece), dtype=before).to(after)
+            content = memoryview(cast.view(torch.uint8).numpy().tobytes())
+            yield from (content[start : start + size] for start in range(0, len(content), size))
+
+
+# ── writing ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write atomically: `.safetensors` flat with metadata, `.bin` nested one level by prefix.
+
+    Raises NotFoundError for a missing folder, AdapterFileError for any other suffix.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    if not path.parent.is_dir():
+        raise NotFoundError(str(path.parent), reason="no such folder", hint="Create it first.")
+    if path.suffix == SAFETENSORS:
+        with write_atomically(path) as temporary:
+            save_file(whole, temporary, dict(metadata))
+    elif path.suffix in WEIGHT_SUFFIXES:
+        with write_atomically(path) as temporary:
+            torch.save(nest(whole), temporary)
+    else:
+        raise AdapterFileError(
+            str(path), reason="an adapter file ends in .safetensors or .bin", hint="Rename it."
+        )
+
+
+def write_pickle(path: Path, tensors: Mapping[str, TensorBytes], *, nested: bool) -> None:
+    """Write a `torch.save` file in place, flat or with a dictionary for each part."""
+    import torch
+
+    whole = {name: tensor_of(stored) for name, stored in tensors.items()}
+    torch.save(nest(whole) if nested else whole, path)
+
+
+def nest(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """A dictionary for each part (the name up to its first dot), as the standard pickle has it."""
+    nested: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        nested.setdefault(part, {})[rest] = tensor
+    return nested

@@ -1,0 +1,113 @@
+"""Adapter files written without torch, chunk by chunk, and the metadata that they carry."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imageprompt.checkpoint.identify.published import likely_encoder
+from imageprompt.checkpoint.read.stored_tensor import ITEM_SIZES, TensorBytes, TensorSource
+from imageprompt.core import __version__
+from imageprompt.core.errors import OptionError
+from imageprompt.core.spec import AdapterSpec
+from imageprompt.variants import VARIANTS
+
+if TYPE_CHECKING:
+    from imageprompt.checkpoint.identify.identify import Identification
+
+ALIGNMENT = 8
+
+
+def write_safetensors(
+    path: Path,
+    tensors: Mapping[str, TensorBytes],
+    metadata: Mapping[str, str],
+    on_bytes: Callable[[int], object] = lambda _: None,
+) -> None:
+    """Write a whole file in place; `on_bytes` is called with the size of every chunk written.
+
+    Wider types come first, so that every tensor starts at a multiple of its item size.
+    """
+    order = sorted(tensors, key=lambda name: (-ITEM_SIZES[tensors[name].dtype], name))
+    with path.open("wb") as file:
+        file.write(_header({name: tensors[name] for name in order}, metadata))
+        for name in order:
+            for chunk in tensors[name].chunks():
+                file.write(chunk)
+                on_bytes(len(chunk))
+
+
+def _header(tensors: Mapping[str, TensorBytes], metadata: Mapping[str, str]) -> bytes:
+    """Length and JSON, padded with spaces so that the data starts at a multiple of 8."""
+    table: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, tensor in tensors.items():
+        end = offset + tensor.nbytes
+        table[name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+# ── metadata ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def converted_metadata(
+    found: Identification, source: TensorSource, variant: str | None
+) -> dict[str, str]:
+    """The metadata that `convert` writes. `variant` is the user's choice; without it, a file that
+    several variants fit stays ambiguous. Raises OptionError for a variant that does not fit.
+    """
+    if variant is not None and variant not in found.variants:
+        raise OptionError(
+            f"variant {variant!r}",
+            reason=f"the tensors of {source.path} are those of {' or '.join(found.variants)}",
+            hint="Leave it out, or choose one of these.",
+        )
+    # safetensors.torch.save_model lists aliases here: obsolete once every tensor has one name
+    inherited = {
+        key: value
+        for key, value in found.metadata.items()
+        if key not in source.tensors and value not in source.tensors
+    }
+    ours = {"format": "pt", "generator": "imageprompt", "version": __version__}
+    ours |= {"source_format": found.format, "host": found.host}
+    spec = found.spec
+    if spec is not None:
+        ours |= _projector_metadata(spec)
+        name = likely_encoder(spec.feature, spec.feature_dim, found.published)
+        ours |= {"encoder": name} if name and "encoder" not in inherited else {}
+    return inherited | ours | _variant_metadata(variant or "", found.variants)
+
+
+def adapter_metadata(spec: AdapterSpec, encoder: str | None) -> dict[str, str]:
+    """The metadata that `Adapter.save` writes; `encoder` is the fingerprint of the one in use."""
+    ours = {"generator": "imageprompt", "host": spec.host, **_projector_metadata(spec)}
+    ours |= _variant_metadata(spec.variant, ())
+    return ours if encoder is None else ours | {"encoder": encoder}
+
+
+def _projector_metadata(spec: AdapterSpec) -> dict[str, str]:
+    """What the projector reads and makes."""
+    return {
+        "feature": str(spec.feature),
+        "feature_width": str(spec.feature_dim),
+        "tokens": str(spec.tokens or "one per patch"),
+        "null_rule": spec.null_rule,
+    }
+
+
+def _variant_metadata(chosen: str, possible: tuple[str, ...]) -> dict[str, str]:
+    """The variant if there is only one left, and its shortcut if it has one: nothing in the
+    tensors distinguishes FaceID-plus from its v2."""
+    name = chosen or (possible[0] if len(possible) == 1 else "")
+    shortcut = next((getattr(v, "shortcut", None) for v in VARIANTS if v.name == name), None)
+    metadata = {"variant": name} if name else {}
+    return metadata | ({} if shortcut is None else {"shortcut": str(shortcut).lower()})

@@ -1,1 +1,0 @@
-"""Adapter files written whole or not at all, with their metadata."""
