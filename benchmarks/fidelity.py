@@ -86,7 +86,7 @@ class Bench:
             self.seeds[: len(prompts)],
             steps=self.options.steps,
             guidance=self.options.guidance,
-            after=self.on_progress,
+            on_pictures=self.on_progress,
             **options,
         )
         return judge.classify(pictures)

@@ -33,7 +33,7 @@ TIMEOUT = 120
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Captioned scenes, as `imageprompt demo --draw` writes them."""
     folder = tmp_path_factory.mktemp("drawn") / "scenes"
-    assert cli.main(["demo", "--draw", str(folder), "--count", "24"]) == 0
+    assert cli.main(["demo", "--draw", str(folder), "--num-scenes", "24"]) == 0
     return folder
 
 

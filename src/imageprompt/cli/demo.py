@@ -61,7 +61,7 @@ def _draw(options: argparse.Namespace) -> int:
             reason="belongs to the demo sheet",
             hint="Use --draw DIR --num-scenes N.",
         )
-    from imageprompt.demo.scenes import draw_folder
+    from imageprompt.demo.datasets import draw_folder
 
     arguments = provided(options, "seed")
     if "num_scenes" in options:

@@ -102,7 +102,7 @@ def _probe(options: argparse.Namespace) -> int:
 def _drawn(options: argparse.Namespace) -> dict[str, Any]:
     """For the bundled stack: drawn references, texts that contradict them, and a judge of both."""
     from imageprompt.demo import judge
-    from imageprompt.demo.scenes import DEFAULT_COUNT, drawn
+    from imageprompt.demo.datasets import REFERENCE_COUNT, draw_references
 
     if getattr(options, "base", bundled.NAME) != bundled.NAME:
         raise OptionError(
@@ -110,13 +110,13 @@ def _drawn(options: argparse.Namespace) -> dict[str, Any]:
             reason="drawn references suit the bundled base only",
             hint="Give pictures of a kind that the base generates: --reference PIC, repeated.",
         )
-    count = getattr(options, "count", DEFAULT_COUNT)
+    count = getattr(options, "count", REFERENCE_COUNT)
     if not 1 <= count <= MAX_COUNT:
         raise OptionError(f"count {count}", reason=f"not a whole number from 1 to {MAX_COUNT}")
-    scenes = drawn(count)
-    shows = scenes.shows if "prompt" not in options else None
-    arguments = {"references": scenes.references, "prompt": scenes.texts, "batch_size": 16}
-    return arguments | {"classify": judge.read, "expected": shows}
+    drawn = draw_references(count)
+    expected = drawn.expected if "prompt" not in options else None
+    arguments = {"references": drawn.pictures, "prompt": drawn.texts, "batch_size": 16}
+    return arguments | {"classify": judge.classify, "expected": expected}
 
 
 def _write(result: ProbeResult, folder: Path) -> list[Path]:

@@ -10,12 +10,11 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL.Image import Image
 from torch import Tensor
 
 from imageprompt.checkpoint.read.arrays import read_arrays
@@ -29,9 +28,13 @@ from imageprompt.core.errors import (
 )
 from imageprompt.core.spec import AdapterSpec
 from imageprompt.encoding.encoders.contract import FaceChoice
-from imageprompt.encoding.face_encoder import Face, FaceEncoder
 from imageprompt.encoding.references import Pictures, by_prompt
 from imageprompt.variants.tensor_shapes import FACE_DIM
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from imageprompt.encoding.face_encoder import Face, FaceEncoder
 
 MAX_FACES = 256
 LENGTH_TOLERANCE = 1e-2  # half precision and rounding; ArcFace's own are 10 to 30 long

@@ -36,6 +36,8 @@ def open_embeddings(sources: Sequence[Any]) -> tuple[AssetRecord, ...]:
 
     Raises NotFoundError, PictureError if one cannot be read.
     """
+    if not sources:
+        return ()
     from imageprompt.encoding.face_embeddings import load_embeddings
 
     for source in sources:
