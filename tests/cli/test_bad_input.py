@@ -1,4 +1,4 @@
-"""Everything wrong that a user can hand to the command: exit code 2, one line, no leftovers."""
+"""Everything wrong that a user can give the command: exit code 2, one line, no leftovers."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def refused(
     def run(*arguments: str, reference: str | None = str(good)) -> str:
         capsys.readouterr()
         before = sorted(tmp_path.rglob("*"))
-        given = [] if reference is None else ["--reference", reference]
-        command = ["generate", *given, "--steps", "1", "--output", str(tmp_path / "out")]
+        shown = [] if reference is None else ["--reference", reference]
+        command = ["generate", *shown, "--steps", "1", "--output", str(tmp_path / "out")]
         try:
             code = cli.main([*command, *arguments])
         except SystemExit as stopped:  # what argparse refuses
             code = int(stopped.code or 0)
-        said = capsys.readouterr()
+        printed = capsys.readouterr()
         assert code == 2
-        assert said.out == ""
-        lines = said.err.splitlines()
+        assert printed.out == ""
+        lines = printed.err.splitlines()
         assert len(lines) == 1
-        assert lines[0].startswith("imageprompt: error: ")
+        assert lines[0].startswith(("imageprompt: error: ", "imageprompt generate: "))
         assert sorted(tmp_path.rglob("*")) == before
         return lines[0]
 
@@ -78,15 +78,15 @@ def test_references_that_are_not_there(refused: Callable[..., str], tmp_path: Pa
         (["--scale", "2.5"], "0 (the base alone) to 2"),
         (["--scale", "-0.5"], "-0.5"),
         (["--scale", "nan"], "nan"),
-        (["--scale", "much"], "argument --scale"),
+        (["--scale", "much"], "scale 'much': not a number"),
         (["--seed", "-1"], "seed -1"),
-        (["--seed", "1.5"], "argument --seed"),
+        (["--seed", "1.5"], "generate: argument --seed: invalid int value: '1.5'"),
         (["--num-images", "0"], "num images 0"),
         (["--num-images", "1000001"], "1000000"),
         (["--batch-size", "65"], "from 1 to 64"),
         (["--steps", "0"], "from 1 to 1000"),
         (["--guidance-scale", "inf"], "guidance scale"),
-        (["--size", "64"], "WxH"),
+        (["--size", "wide"], "not a size in pixels. Write 512 or 512x768"),
         (["--size", "64x0"], "height 0"),
         (["--size", "100000x100000"], "width 100000"),
         (["--size", "8000x8000"], "million pixels"),
@@ -95,20 +95,49 @@ def test_references_that_are_not_there(refused: Callable[..., str], tmp_path: Pa
         (["--device", "toaster"], "toaster"),
         (["--device", "cuda:63"], "cuda:63"),
         (["--prompt", "x" * 30_000], "20000 characters"),
-        (["--refrence", "x"], "unrecognized arguments"),
-        (["--ref", "x"], "unrecognized arguments"),
+        (
+            ["--refrence", "x"],
+            "generate: unknown flag --refrence. Did you mean --reference? See im",
+        ),
+        (["--refrence=x"], "unknown flag --refrence. Did you mean --reference?"),
+        (["--guide", "7"], "unknown flag --guide. Did you mean --guidance"),
+        (
+            ["--ref", "x"],
+            "unknown flag --ref. Did you mean --reference? See imageprompt generate -",
+        ),
+        (["x.png"], "generate: unexpected argument 'x.png'. See imageprompt generate --help"),
     ],
 )
 def test_impossible_options(arguments: Arguments, words: str, refused: Callable[..., str]) -> None:
     assert words in refused(*arguments)
 
 
-def test_no_command_and_a_wrong_one(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["generat"]):
-        with pytest.raises(SystemExit) as stopped:
-            cli.main(arguments)
-        assert stopped.value.code == 2
-        assert len(capsys.readouterr().err.splitlines()) == 1
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["generat"], "unknown command generat. Did you mean generate? See imageprompt --help"),
+        (["prepare"], "unknown command prepare. See imageprompt --help"),
+        (["--json", "demo"], "unknown flag --json. See imageprompt --help"),
+        (["--versoin"], "unknown flag --versoin. Did you mean --version? See imageprompt --help"),
+    ],
+)
+def test_wrong_commands(
+    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == f"imageprompt: {line}\n"
+
+
+def test_a_flag_of_a_command_below_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["library", "list", "--shet", "x.png"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        "imageprompt library list: unknown flag --shet. Did you mean --sheet? "
+        "See imageprompt library list --help\n"
+    )
 
 
 # ── adapters ────────────────────────────────────────────────────────────────────────────────────
@@ -226,7 +255,7 @@ def test_a_hostile_recipe(refused: Callable[..., str], tmp_path: Path) -> None:
     info.add_itxt(RECIPE_KEY, json.dumps(data), zip=True)
     made.images[0].save(tmp_path / "hostile.png", pnginfo=info)
     message = refused("--recipe", str(tmp_path / "hostile.png"), reference=None)
-    assert "steps 1000000000" in message
+    assert "steps: not a whole number from 1 to 1000" in message
 
 
 def test_a_recipe_with_an_image_prompt_of_another_shape(

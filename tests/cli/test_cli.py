@@ -1,8 +1,9 @@
-"""The command: help without torch, every subcommand, recipes, exit codes, quiet ends."""
+"""The command: help without torch, commands loaded one by one, recipes, exit codes, quiet ends."""
 
 from __future__ import annotations
 
 import json
+import re
 import resource
 import signal
 import subprocess
@@ -16,8 +17,9 @@ from PIL import Image
 
 import imageprompt as ip
 from imageprompt import cli
+from imageprompt.cli import tables
 
-HEAVY = ("torch", "diffusers", "transformers", "numpy", "PIL", "huggingface_hub")
+HEAVY = ("torch", "diffusers", "transformers", "numpy", "PIL", "huggingface_hub", "pydantic")
 
 
 @pytest.fixture
@@ -35,23 +37,55 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 # ── help ────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(
-    "command", ["", "demo", "generate", "hosts", "variants", "presets", "doctor"]
-)
+@pytest.mark.parametrize("command", ["", *cli.COMMANDS])
 def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main([*command.split(), "--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    assert "examples:\n  imageprompt" in text
+    assert re.search(r"examples:\n  .*imageprompt", text)
     assert all(len(line) <= 100 for line in text.splitlines())
 
 
-def test_help_and_bad_arguments_load_nothing_heavy() -> None:
+def test_the_command_alone_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([])
+    assert stopped.value.code == 0
+    alone = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert capsys.readouterr().out == alone
+    for name, (_, help_) in cli.COMMANDS.items():
+        assert re.search(rf"^    {name} +{re.escape(help_)}$", alone, re.MULTILINE)
+
+
+def test_a_command_imports_only_its_own_module() -> None:
+    """And of the help of all commands, none loads anything heavy."""
+    code = (
+        "import sys\n"
+        "from imageprompt.cli import COMMANDS, main\n"
+        "own = {f'imageprompt.cli.{module}' for module, _ in COMMANDS.values()}\n"
+        "def loaded(): return own & set(sys.modules)\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not loaded(), loaded()\n"
+        "for name, (module, _) in COMMANDS.items():\n"
+        "    for other in loaded(): del sys.modules[other]\n"
+        "    try: main([name, '--help'])\n"
+        "    except SystemExit: pass\n"
+        "    extra = {'imageprompt.cli.' + module} ^ loaded()\n"
+        "    assert not extra, (name, extra)\n"
+        f"sys.exit([name for name in {HEAVY} if name in sys.modules] or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_bad_arguments_load_nothing_heavy() -> None:
     code = (
         "import sys\n"
         "from imageprompt.cli import main\n"
-        "for arguments in (['--help'], ['generate', '--help'], ['generate', '--size', 'x']):\n"
+        "for arguments in (['generate', '--size', 'x'], ['generate', '--siez', '64']):\n"
         "    try: main(arguments)\n"
         "    except SystemExit: pass\n"
         f"sys.exit([name for name in {HEAVY} if name in sys.modules] or 0)"
@@ -86,10 +120,42 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_public_names_are_there() -> None:
     assert callable(ip.generate)
-    assert set(ip.__all__) <= set(dir(ip))
+    assert dir(ip) == ip.__all__ == sorted(ip.__all__)
     assert all(getattr(ip, name) is not None for name in ip.__all__)
     with pytest.raises(AttributeError, match="no attribute 'generat'"):
         ip.generat  # noqa: B018
+
+
+def test_the_bundled_stack_is_a_public_name() -> None:
+    code = (
+        "import imageprompt as ip\n"
+        "from imageprompt import bundled\n"
+        "assert bundled is ip.bundled\n"
+        "print(ip.bundled.folder(), ip.bundled.adapter('plus'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    folder, adapter = done.stdout.split()
+    assert (Path(folder) / "model_index.json").is_file()
+    assert Path(adapter) == Path(folder) / "adapters" / "plus.safetensors"
+
+
+def test_the_library_prints_nothing(tiny_folder: Path, reference: str, tmp_path: Path) -> None:
+    """Neither of its own nor of the libraries below, while they are imported and used."""
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "import imageprompt as ip\n"
+        "base, picture, folder = sys.argv[1:]\n"
+        "ip.bundled.folder = lambda: Path(base)\n"
+        "result = ip.generate('a', picture, steps=1, progress=False)\n"
+        "path = result.save(folder)[0]\n"
+        "ip.repeat(path, progress=False)\n"
+        "adapter = ip.Adapter.load(ip.bundled.adapter())\n"
+        "ip.inspect(ip.bundled.adapter()), ip.check(picture)\n"
+    )
+    command = [sys.executable, "-c", code, str(tiny_folder), reference, str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 # ── generate ────────────────────────────────────────────────────────────────────────────────────
@@ -104,22 +170,22 @@ def test_generate_and_its_recipe(
     arguments += ["--negative-prompt", "blue", "--adapter", "base", "--output", str(out)]
     assert cli.main(["generate", *arguments]) == 0
     paths = [out / "0001.png", out / "0002.png"]
-    shown = capsys.readouterr()
-    assert shown.out.splitlines() == [str(path) for path in paths]
-    assert shown.err == ""
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [str(path) for path in paths]
+    assert printed.err == ""
     Path(reference).unlink()
     assert cli.main(["generate", "--recipe", str(paths[1]), "--output", str(out), "--json"]) == 0
-    (again,) = json.loads(capsys.readouterr().out)["pictures"]
-    assert again["path"] == str(out / "0003.png")
+    (repeated,) = json.loads(capsys.readouterr().out)["pictures"]
+    assert repeated["path"] == str(out / "0003.png")
     pictures = [Image.open(path) for path in (paths[1], out / "0003.png")]
     assert pictures[0].tobytes() == pictures[1].tobytes()
     assert pictures[0].info["imageprompt"] == pictures[1].info["imageprompt"]
-    wanted = {"prompt": "a star", "seed": 3, "index": 1, "num_images": 2, "steps": 2}
-    wanted |= {"width": 32, "height": 16, "guidance_scale": 2.0, "negative_prompt": "blue"}
-    assert again["recipe"] | wanted == again["recipe"]
-    (shown,) = again["recipe"]["shown"]
-    assert shown["references"][0]["name"] == reference
-    assert shown["controls"]["scale"] == 0.7
+    expected = {"prompt": "a star", "seed": 3, "index": 1, "num_images": 2, "steps": 2}
+    expected |= {"width": 32, "height": 16, "guidance_scale": 2.0, "negative_prompt": "blue"}
+    assert repeated["recipe"] | expected == repeated["recipe"]
+    (entry,) = repeated["recipe"]["references"]
+    assert entry["pictures"][0]["name"] == reference
+    assert entry["controls"]["scale"] == 0.7
 
 
 def test_several_references_and_a_changed_recipe(
@@ -129,11 +195,11 @@ def test_several_references_and_a_changed_recipe(
     two = ["--reference", reference, "--reference", reference]
     assert cli.main(["generate", *two, "--steps", "1", "--output", out, "--json"]) == 0
     first = json.loads(capsys.readouterr().out)["pictures"][0]
-    assert len(first["recipe"]["shown"][0]["references"]) == 2
+    assert len(first["recipe"]["references"][0]["pictures"]) == 2
     changed = ["--recipe", first["path"], "--scale", "0.1", "--output", out, "--json"]
     assert cli.main(["generate", *changed]) == 0
     second = json.loads(capsys.readouterr().out)["pictures"][0]["recipe"]
-    controls = second["shown"][0]["controls"]
+    controls = second["references"][0]["controls"]
     assert controls["scale"] == 0.1
     controls["scale"] = 0.8
     assert second == first["recipe"]
@@ -189,7 +255,7 @@ def test_tables(command: str, words: list[str], capsys: pytest.CaptureFixture[st
 def test_doctor(tiny_bundled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor"]) == 0
     text = capsys.readouterr().out
-    assert text.endswith("all well\n")
+    assert text.endswith("everything works\n")
     assert cli.main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["ok"]
@@ -208,13 +274,13 @@ def test_doctor_says_what_is_wrong(
     assert cli.main(["doctor", "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert not report["ok"]
-    assert "make tiny-stack" in report["self-test"]["error"]
+    assert "make bundled-stack" in report["self-test"]["error"]
 
 
 # ── ends ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_reader_that_leaves_is_no_error() -> None:
+def test_a_reader_that_leaves_is_not_an_error() -> None:
     command = f"{sys.executable} -m imageprompt variants | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.stdout.strip() in ("0", "141")
@@ -227,7 +293,7 @@ def test_an_interruption_is_quiet(
     def interrupted(_: Any) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_variants", interrupted)
+    monkeypatch.setattr(tables, "_variants", interrupted)
     assert cli.main(["variants"]) == 130
     assert capsys.readouterr().err == "imageprompt: interrupted\n"
 
@@ -236,10 +302,17 @@ def test_control_c_while_working(tiny_folder: Path, tmp_path: Path, reference: s
     out = tmp_path / "out"
     command = [sys.executable, "-m", "imageprompt", "generate", "--reference", reference]
     command += ["--base", str(tiny_folder), "--num-images", "100000", "--output", str(out)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         time.sleep(4)  # somewhere in loading or denoising
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        printed, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "Traceback" not in said
-    assert not out.exists()
+    assert "Traceback" not in errors
+    kept = sorted(out.glob("*")) if out.exists() else []
+    assert [Path(line) for line in printed.splitlines()] == kept
+    for path in kept:  # whole pictures, each with its recipe
+        with Image.open(path) as picture:
+            picture.load()
+            assert "imageprompt" in picture.info

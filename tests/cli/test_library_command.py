@@ -1,4 +1,4 @@
-"""imageprompt library: what its commands print and refuse; docs/library.md keeps its word."""
+"""imageprompt library: what its commands print and refuse; the commands of docs/library.md."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ JOBS = ("add", "list", "show", "search", "mix", "export", "import", "remove")
 
 @pytest.fixture
 def folder(tiny_bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a reader of the guide is: some pictures, an empty library, a stack that is fast."""
+    """The current folder: some pictures, an empty library, a fast stack."""
     for name, colour in (("vase", "blue"), ("plate", "navy"), ("street", "grey")):
         Image.new("RGB", (32, 32), colour).save(tmp_path / f"{name}.png")
     monkeypatch.chdir(tmp_path)
@@ -34,7 +34,7 @@ def folder(tiny_bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Any:
+def run_json(capsys: pytest.CaptureFixture[str]) -> Any:
     """Runs `imageprompt library ...` and returns its JSON."""
 
     def run(*arguments: str) -> Any:
@@ -45,7 +45,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 def failed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line that `imageprompt library ...` ends in."""
+    """The only line of a failing `imageprompt library ...`."""
     assert cli.main(["library", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line.removeprefix("imageprompt: error: ")
@@ -64,8 +64,8 @@ def test_the_guides_commands(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert [path.name for path in (folder / "outputs").iterdir()] == ["0001.png"]
 
 
-def test_the_guide_names_what_is_in_a_file(folder: Path, said: Any) -> None:
-    style = said("add", "one", "vase.png")
+def test_the_guide_names_what_is_in_a_file(folder: Path, run_json: Any) -> None:
+    style = run_json("add", "one", "vase.png")
     table = GUIDE.split("| tensor |")[1].split("\n\n")[0]
     assert set(style["tensors"]) <= set(re.findall(r"`([a-z_]+)`", table))
     assert KIND == "image-style"
@@ -81,8 +81,8 @@ def test_help_has_examples(job: str, capsys: pytest.CaptureFixture[str]) -> None
     assert all(len(line) <= 100 for line in text.splitlines())
 
 
-def test_what_needs_no_torch_loads_none(folder: Path, said: Any) -> None:
-    said("add", "one", "vase.png", "--tag", "blue")
+def test_what_needs_no_torch_loads_none(folder: Path, run_json: Any) -> None:
+    run_json("add", "one", "vase.png", "--tag", "blue")
     commands = (
         ["list", "--sheet", "a.png"],
         ["list", "--tag", "blue", "--json"],
@@ -102,45 +102,48 @@ def test_what_needs_no_torch_loads_none(folder: Path, said: Any) -> None:
     assert Library().names() == ["two"]
 
 
-def test_json_of_every_job(folder: Path, said: Any) -> None:
-    added = said("add", "one", "vase.png", "plate.png", "--weights", "1,0.5", "--framing", "pad")
+def test_json_of_every_job(folder: Path, run_json: Any) -> None:
+    added = run_json(
+        "add", "one", "vase.png", "plate.png", "--weights", "1,0.5", "--framing", "pad"
+    )
     assert added["recipe"] == {"weights": "1, 0.5", "framing": "pad", "base": "bundled"}
     assert (added["adapter"]["name"], added["encoder"]["name"]) == ("plus", "bundled/image_encoder")
-    said("add", "two", "street.png", "--noise", "0.3", "--negative-reference", "vase.png")
-    assert [style["name"] for style in said("list")] == ["one", "two"]
-    assert said("show", "one") == added
-    found = said("search", "street.png")
+    run_json("add", "two", "street.png", "--noise", "0.3", "--negative-reference", "vase.png")
+    assert [style["name"] for style in run_json("list")] == ["one", "two"]
+    assert run_json("show", "one") == added
+    found = run_json("search", "street.png")
     assert (found["found"][0]["style"], found["found"][0]["by"]) == ("two", "picture")
-    mixed = said("mix", "one", "two:3", "--as", "both")
+    mixed = run_json("mix", "one", "two:3", "--as", "both")
     assert mixed["recipe"]["mix"] == {"one": 0.25, "two": 0.75}
     assert mixed["recipe"]["of"] == "features"
-    assert said("export", "one", "one.safetensors") == {"path": "one.safetensors"}
-    assert said("import", "one.safetensors", "--force")["hash"] == added["hash"]
-    assert said("remove", "one", "both") == {"removed": ["one", "both"]}
+    assert run_json("export", "one", "one.safetensors") == {"path": "one.safetensors"}
+    assert run_json("import", "one.safetensors", "--force")["hash"] == added["hash"]
+    assert run_json("remove", "one", "both") == {"removed": ["one", "both"]}
 
 
 @pytest.mark.filterwarnings("default:mixed by tokens")
-def test_a_mix_of_tokens_is_told(
-    folder: Path, said: Any, capsys: pytest.CaptureFixture[str], tiny_bundled: Path
+def test_a_mix_of_tokens_is_a_warning(
+    folder: Path, run_json: Any, capsys: pytest.CaptureFixture[str], tiny_bundled: Path
 ) -> None:
     here = tiny_bundled / "adapters" / "base.safetensors"
     moved = folder / "moved.safetensors"
     moved.write_bytes(here.read_bytes())
     for name in ("vase", "plate"):
-        said("add", name, f"{name}.png", "--adapter", str(moved))
+        run_json("add", name, f"{name}.png", "--adapter", str(moved))
     moved.unlink()
     assert cli.main(["library", "mix", "vase", "plate", "--as", "both"]) == 0
-    shown = capsys.readouterr()
-    assert "mix 0.5 vase + 0.5 plate, of tokens" in shown.out
-    assert "warning: mixed by tokens: their adapter is not at hand\n" in shown.err
+    printed = capsys.readouterr()
+    assert "mix 0.5 vase + 0.5 plate, of tokens" in printed.out
+    assert "warning: mixed by tokens: their adapter cannot be found\n" in printed.err
     assert (
-        said("mix", "vase", "plate", "--as", "c", "--adapter", "base")["recipe"]["of"] == "features"
+        run_json("mix", "vase", "plate", "--as", "c", "--adapter", "base")["recipe"]["of"]
+        == "features"
     )
 
 
 WRONG = [
-    (("show", "nothing"), "style 'nothing': it is not in .*library add NAME PICTURE"),
-    (("add", "a/b", "vase.png"), "cannot have / in it"),
+    (("show", "nothing"), "style 'nothing': not in .*library add NAME PICTURE"),
+    (("add", "a/b", "vase.png"), "a file name cannot contain /"),
     (("add", "a"), "no reference picture: .*--face-embeddings"),
     (("add", "a", "nothing.png"), "no such file"),
     (("add", "a", "vase.png", "--weights", "1,2"), r"2 weight\(s\) for 1"),
@@ -150,27 +153,29 @@ WRONG = [
     (("add", "a", "vase.png", "--faces", "pack"), "a face encoder for a plus adapter"),
     (("add", "a", "vase.png", "--tag", "a,b"), "without commas"),
     (("import", "vase.png"), "not a style file: it is a picture"),
-    (("export", "nothing", "x.safetensors"), "is not in"),
-    (("mix", "a:0.5", "b:0.5", "--as", "c"), "style 'a': it is not in"),
-    (("mix", "a:1", "a:2", "--as", "c"), "one of them is named twice"),
+    (("export", "nothing", "x.safetensors"), "style 'nothing': not in"),
+    (("mix", "a:0.5", "b:0.5", "--as", "c"), "style 'a': not in"),
+    (("mix", "a:1", "a:2", "--as", "c"), "one is named twice"),
     (("search", "blue", "--text-encoder", "nowhere"), "nowhere"),
-    (("search", "blue", "--limit", "0"), "limit 0: a whole number above 0"),
-    (("remove", "nothing"), "is not in"),
+    (("search", "blue", "--limit", "0"), "limit 0: not a whole number above 0"),
+    (("remove", "nothing"), "style 'nothing': not in"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "says"), WRONG)
-def test_what_makes_no_sense(
+def test_wrong_arguments(
     arguments: tuple[str, ...], says: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert re.search(says, failed(capsys, *arguments))
     assert Library().names() == []
 
 
-def test_a_sheet_is_a_picture(folder: Path, said: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    said("add", "one", "vase.png")
-    assert "it ends in .png or .jpg" in failed(capsys, "list", "--sheet", "sheet.gif")
-    assert "it ends in .png or .jpg" in failed(capsys, "show", "one", "--thumbnail", "no/x.png")
+def test_sheets_and_thumbnails_are_pictures(
+    folder: Path, run_json: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_json("add", "one", "vase.png")
+    assert "not .png or .jpg" in failed(capsys, "list", "--sheet", "sheet.gif")
+    assert "folder does not exist" in failed(capsys, "show", "one", "--thumbnail", "no/x.png")
 
 
 def test_an_empty_library_is_no_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

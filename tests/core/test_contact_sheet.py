@@ -78,7 +78,7 @@ def test_these_scripts_need_no_font_of_the_system(
 def test_other_scripts_use_a_font_of_the_system(
     fonts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pillow's font, which has ASCII only, is used for Noto Sans, and Noto Sans for the system's."""
+    """Here Pillow's font, which is ASCII only, replaces Noto Sans, which replaces the system's."""
     small = fonts.parent / "ascii.otf"
     source = ImageFont.load_default(14)
     assert isinstance(source, ImageFont.FreeTypeFont)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -75,6 +76,18 @@ def test_local_paths_take_precedence(
     assert locate_file(ADAPTER) == local
     assert locate_folder("someone/IP-Adapter") == Path("someone/IP-Adapter")
     assert hub.asked == []
+
+
+def test_the_bundled_stack_by_name(tiny_bundled: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert locate_pipeline("bundled") == tiny_bundled
+    assert locate_folder("bundled/image_encoder") == tiny_bundled / "image_encoder"
+    adapter = "adapters/plus.safetensors"
+    assert locate_file(f"bundled/{adapter}") == tiny_bundled / adapter
+    with pytest.raises(NotFoundError):
+        locate_folder("bundled/../adapters")
+    (tmp_path / "bundled").mkdir()  # a local folder takes precedence
+    assert locate_folder("bundled") == Path("bundled")
 
 
 @pytest.mark.parametrize(

@@ -42,11 +42,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """ ". Did you mean ...?" if one of the known words is near, else ""."""
-    words = list(known)
-    begun = [other for other in words if other.startswith(word)]
-    near = begun[:1] or get_close_matches(word, words, n=1)
-    return f". Did you mean {near[0]}?" if near else ""
+    """ ". Did you mean ...?" if one of the known words or flags is near, else ""."""
+    bare = word.lstrip("-")
+    words = {other.lstrip("-"): other for other in known}
+    begun = [other for other in words if bare and other.startswith(bare)]
+    near = begun[:1] or get_close_matches(bare, words, n=1)
+    return f". Did you mean {words[near[0]]}?" if near else ""
 
 
 def describe(command: argparse.ArgumentParser, run: Any, *examples_: str, notes: str = "") -> None:
@@ -67,20 +68,6 @@ def add_json(command: argparse.ArgumentParser) -> None:
 def provided(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     """The options among `names` that the user has set."""
     return {name: getattr(options, name) for name in names if name in options}
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """`512` or `768x512`, in pixels, as (width, height): the type of an argument."""
-    width, cross, height = text.lower().partition("x")
-    height = height if cross else width
-    if not (width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512 or 768x512")
-    return int(width), int(height)
-
-
-def number_or_word(text: str) -> int | str:
-    """`0` as a number, `largest` as text: the type of an argument."""
-    return int(text) if text.isdecimal() else text
 
 
 # ── progress ────────────────────────────────────────────────────────────────────────────────────

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from imageprompt.core import bundled
 from imageprompt.core.errors import NotFoundError
 
 Location = str | os.PathLike[str]
-"""A local path, or "owner/repo[/sub/path]" on the Hub."""
+"""A local path, "owner/repo[/sub/path]" on the Hub, or "bundled[/sub/path]" in the stack."""
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _HUB_ID = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:/(?P<path>[^\0\\]+))?")
@@ -152,13 +153,22 @@ def _local(location: Location) -> Path | None:
             return path
         if path.is_symlink():
             raise no_such_file(path)
-        return None
+        return _in_bundled_stack(location)
     except (OSError, ValueError, RuntimeError) as error:  # NUL, name too long, no access, ~nobody
         raise NotFoundError(
             f"{os.fspath(location)!r}",
             reason=f"not a usable path ({error})",
             hint="Check the path.",
         ) from error
+
+
+def _in_bundled_stack(location: Location) -> Path | None:
+    """`bundled`, or a path in it such as `bundled/image_encoder`."""
+    name, _, inside = os.fspath(location).partition("/")
+    if name != bundled.NAME or ".." in inside.split("/"):
+        return None
+    path = bundled.folder() / inside
+    return path if path.exists() else None
 
 
 def no_such_file(path: Path) -> NotFoundError:

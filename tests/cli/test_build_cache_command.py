@@ -1,4 +1,4 @@
-"""`imageprompt prepare`: what it prints, what it leaves, what it refuses."""
+"""`imageprompt build-cache`: what it prints, leaves and refuses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from imageprompt.cli import main
-from imageprompt.training.prepare_for_config import device_of_rank
+from imageprompt.training.cache.build import device_of_rank
 from training_data import write_folder
 
 
@@ -23,28 +23,28 @@ def config(tiny_folder: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_a_dry_run_tells_the_disk_and_encodes_nothing(
+def test_a_dry_run_prints_the_disk_space_and_encodes_nothing(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["prepare", str(config), "--dry-run"]) == 0
-    said = capsys.readouterr().err
-    assert "5 image features to encode: " in said
-    assert "together" in said
+    assert main(["build-cache", str(config), "--dry-run"]) == 0
+    printed = capsys.readouterr().err
+    assert "5 image features to encode: " in printed
+    assert "0.02 MB in total in" in printed
     assert not list((config.parent / "cache").glob("moments/*/*"))
 
 
-def test_it_says_what_it_did_and_what_is_broken(
+def test_it_reports_what_it_did_and_what_is_broken(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["prepare", str(config)]) == 0
+    assert main(["build-cache", str(config)]) == 0
     out = capsys.readouterr().out
-    assert "pictures: 5 encoded, 0 were there" in out
+    assert "pictures: 5 encoded, 0 already there" in out
     assert "003.png" in out
     assert "6 samples, 1 broken" in out
-    assert main(["prepare", str(config), "--json", "--verify"]) == 0
+    assert main(["build-cache", str(config), "--json", "--verify"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["encoded"] == {"moments": 0, "text": 0, "features": 0}
-    assert report["kept"] == {"moments": 5, "text": 4, "features": 5}
+    assert report["existing"] == {"moments": 5, "text": 4, "features": 5}
     assert report["damaged"] == []
     assert Path(report["path"]).is_file()
     assert not (config.parent / "out").exists()
@@ -58,21 +58,21 @@ def test_processes_of_one_machine_take_an_accelerator_each(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "words"),
     [
-        ("cache=null", "names no folder to prepare"),
+        ("cache=null", "names no folder"),
         ("catch=x", "Did you mean 'cache'"),
-        ("data=nowhere", "no folder, and its name"),
-        ("data.path=x", "no folder, and its name"),
+        ("data=nowhere", "not a folder, and not named like a list"),
+        ("data.path=x", "not a folder, and not named like a list"),
         ("data={path: x, captoin: y}", "Did you mean 'data.caption'"),
-        ("views=0", "endlessly many"),
+        ("views=0", "an unlimited number of random crops"),
         ("resolution=20", "multiple of 8"),
     ],
 )
 def test_what_it_refuses_is_one_line(
-    change: str, said: str, config: Path, capsys: pytest.CaptureFixture[str]
+    change: str, words: str, config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["prepare", str(config), "--set", "crop=random", "--set", change]) == 2
+    assert main(["build-cache", str(config), "--set", "crop=random", "--set", change]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert words in error
     assert error.count("\n") == 1
