@@ -50,7 +50,7 @@ def train(
     example: str, folder: Path, steps: int | None, scene_count: int, changes: list[str]
 ) -> dict[str, float]:
     """Draw scenes, then train; returns wall and CPU seconds of the training."""
-    command("demo", "--draw", "scenes", "--count", str(scene_count), folder=folder)
+    command("demo", "--draw", "scenes", "--num-scenes", str(scene_count), folder=folder)
     config = command("train", "--example", example, folder=folder)
     (folder / "config.yaml").write_text(config)
     total = steps or int(config.split("\nsteps:")[1].split()[0])

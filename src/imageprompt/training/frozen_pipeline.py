@@ -16,8 +16,6 @@ from imageprompt.core.hub import locate_folder
 from imageprompt.encoding.encoders import Encoder, open_encoder
 from imageprompt.hosts import denoiser_of
 from imageprompt.loading import base_folder, device_of, load_base
-from imageprompt.training.memory.activation_checkpointing import enable_selective_checkpointing
-from imageprompt.training.memory.cpu_attention import use_blocked_attention
 
 if TYPE_CHECKING:
     from imageprompt.encoding.encoders.clip import ClipEncoder
@@ -71,9 +69,14 @@ class FrozenPipeline:
                 part.eval().requires_grad_(False)
         if denoiser.dtype is not dtype:
             denoiser.to(dtype)
-        use_blocked_attention(denoiser)
+        if dtype is torch.bfloat16 and denoiser.device.type == "cpu":
+            from imageprompt.training.memory.cpu_attention import use_blocked_attention
+
+            use_blocked_attention(denoiser)
         if gradient_checkpointing:
-            enable_selective_checkpointing(denoiser)
+            from imageprompt.training.memory import activation_checkpointing
+
+            activation_checkpointing.enable_selective_checkpointing(denoiser)
         return cls(pipe, denoiser, pipe.scheduler, image_encoder)
 
     @torch.no_grad()

@@ -135,7 +135,8 @@ def _as_message(error: BaseException) -> tuple[type[ImagePromptError], str]:
     """An error as (type, message) that another process can raise."""
     if isinstance(error, ImagePromptError):
         return type(error), str(error)
-    return OptionError, f"the first process failed: {type(error).__name__}: {error}"
+    message = f"{type(error).__name__}: {error}".rstrip(": ")
+    return OptionError, f"the first process failed: {message}"
 
 
 def _first_sentence(error: RuntimeError) -> str:
