@@ -182,9 +182,10 @@ PUBLIC = {
     "Reference pictures": ("open_picture", "Framing", "tiled", "check"),
     "Faces": ("FaceEncoder", "read_embeddings"),
     "Library": ("Library",),
-    "Adapter files": ("inspect", "validate", "convert", "diff", "Report"),
+    "Adapter files": ("inspect", "validate", "convert", "diff", "AdapterReport"),
     "Training": ("train", "TrainingConfig", "TrainResult"),
     "Measuring a base": ("probe",),
+    "The bundled stack": ("bundled",),
 }
 
 
@@ -208,6 +209,8 @@ def python_reference() -> str:
 
 def _auto(module: str, name: str) -> str:
     found = getattr(importlib.import_module(module), name)
+    if inspect.ismodule(found):
+        return f"```{{eval-rst}}\n.. automodule:: {found.__name__}\n   :members:\n```"
     if isinstance(found, type):
         directive = "autoexception" if issubclass(found, BaseException) else "autoclass"
     elif inspect.isroutine(found):
@@ -223,7 +226,8 @@ def _returned() -> dict[str, str]:
     import imageprompt as ip
 
     found: dict[str, str] = {}
-    for public in (getattr(ip, name) for name in ip.__all__ if name != "__version__"):
+    objects = (getattr(ip, name) for name in ip.__all__ if name != "__version__")
+    for public in (found for found in objects if not inspect.ismodule(found)):
         for module, annotation in _annotations(public):
             for name in re.findall(r"\b[A-Z]\w+", annotation):
                 source = _imports(module).get(name, "")
