@@ -144,7 +144,7 @@ def test_strength_is_live_and_scale_0_is_the_base() -> None:
     adapter.attach(pipe)
     prompt = adapter.encode(features=features("faceid"))
     assert torch.equal(read(pipe.unet, given), before)  # attached, but not in use
-    with adapter.use(prompt) as handle:
+    with adapter.use(prompt, scale=1.0) as handle:
         full = read(pipe.unet, given)
         handle.lora = 0.0
         tokens_only = read(pipe.unet, given)
@@ -287,7 +287,7 @@ def test_the_two_plus_variants_are_told_or_asked_for_never_guessed(tmp_path: Pat
     assert torch.equal(found["faceid-plus-v2"], ours(pipe, two, "sd15", "faceid-plus-v2"))
     assert difference(*found.values()) > 1e-3
     for path, variant in ((named, "faceid-plus"), (plain, "faceid"), (plain, "v2")):
-        with pytest.raises(OptionError, match="it is of variant faceid-plus"):
+        with pytest.raises(OptionError, match="the file is of variant faceid-plus"):
             ip.Adapter.load(path, variant=variant)
 
 

@@ -109,7 +109,7 @@ def test_precision_is_what_diffusers_tells(change: Any, expected: torch.dtype) -
 
 
 def test_preparing_needs_a_base(rig: Rig) -> None:
-    with pytest.raises(ip.ImagePromptError, match=r"attached to nothing.*attach\(pipe\)"):
+    with pytest.raises(ip.ImagePromptError, match=r"not attached.*attach\(pipe\)"):
         rig.adapter.precompute_kv(rig.prompt(1))
 
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from imageprompt.adapter.weights import AdapterModule
 from imageprompt.checkpoint.identify.identify import likely_families
 from imageprompt.core.errors import EncoderError, OptionError, PromptError, WrongBaseError
-from imageprompt.core.spec import AdapterSpec, Feature, HostSpec, ProjectorOptions, Shapes
+from imageprompt.core.spec import (
+    AdapterSpec,
+    Feature,
+    HostSpec,
+    ImageFeature,
+    ProjectorOptions,
+    Shapes,
+)
 from imageprompt.encoding.encoders import Encoder, open_encoder
 from imageprompt.encoding.features import encoder_hint
 from imageprompt.encoding.image_prompt import ImagePrompt
@@ -119,10 +126,13 @@ def check_lora(mode: str, strength: float, *, has_lora: bool) -> None:
 
 
 def feature_dim_of(feature: Feature, encoder: object) -> int:
-    """Width of what the projector reads: the image encoder's, or that of a face embedding."""
-    if feature.image is None:
+    """Width of what the projector reads: the image encoder's, or that of a face embedding.
+
+    Raises EncoderError for an encoder that does not make the feature.
+    """
+    if encoder is None and feature.faces_only:
         return FACE_DIM
-    return open_encoder(encoder).width(feature.image)
+    return open_encoder(encoder).width(cast(ImageFeature, feature.image or feature.face))
 
 
 def _count_sites(shapes: Shapes) -> int:
