@@ -88,7 +88,7 @@ def rows(source: Path, rounds: int, caches: Path) -> list[Row]:
     ours = [sys.executable, "-m", "imageprompt"]
     peer = [sys.executable, "-c", PEER[source.name]]
     commands = {
-        "imageprompt convert": [*ours, "convert", str(source), str(target)],
+        "imageprompt convert": [*ours, "convert", str(source), str(target), "--force"],
         "the README's snippet": [*peer, str(source), str(peer_target)],
         "imageprompt inspect": [*ours, "inspect", str(source)],
         "imageprompt --help": [*ours, "--help"],

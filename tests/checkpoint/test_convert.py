@@ -315,8 +315,8 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
     ip.convert(tmp_path / "checkpoint.bin", target)
     with safe_open(target, framework="pt") as file:
         metadata = file.metadata()
-    told = ip.inspect(tmp_path / "checkpoint.bin").hashes["sha256-ends"]
-    wanted = {
+    source_hash = ip.inspect(tmp_path / "checkpoint.bin").hashes["sha256-ends"]
+    expected = {
         "generator": "imageprompt",
         "version": ip.__version__,
         "format": "pt",
@@ -327,10 +327,10 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
         "tokens": "4",
         "null_rule": "zero features",
         "source_format": "training",
-        "source_hash": f"sha256-ends:{told}",
+        "source_hash": f"sha256-ends:{source_hash}",
     }
-    assert metadata == wanted
-    assert ip.inspect(target).hashes["sha256-ends"] == told
+    assert metadata == expected
+    assert ip.inspect(target).hashes["sha256-ends"] == source_hash
 
 
 def test_what_the_tensors_leave_open_stays_open_or_is_settled_by_the_user(tmp_path: Path) -> None:
@@ -373,8 +373,8 @@ def test_an_ordinary_file_mode_and_no_leftovers(suffix: str, tmp_path: Path) -> 
 def test_a_change_of_dtype_rounds_as_torch_does(dtype: str, tmp_path: Path) -> None:
     path, target = source(tmp_path, "plus"), tmp_path / "adapter.safetensors"
     assert ip.convert(path, target, dtype=dtype).dtypes == (dtype,)
-    wanted = {name: t.to(getattr(torch, dtype)) for name, t in load_file(path).items()}
-    assert equal(load_file(target), wanted)
+    expected = {name: t.to(getattr(torch, dtype)) for name, t in load_file(path).items()}
+    assert equal(load_file(target), expected)
 
 
 def test_nothing_heavy_is_loaded_unless_a_dtype_changes(tmp_path: Path) -> None:
@@ -459,10 +459,10 @@ def test_every_flag_reaches_the_job(tmp_path: Path, capsys: pytest.CaptureFixtur
     flags = ["--variant", "faceid-plus-v2", "--dtype", "float16", "--to", "training", "--force"]
     flags += ["--base", str(tmp_path / "base"), "--json"]
     assert convert(path, tmp_path / "model.safetensors", *flags) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["layout"], told["dtypes"]) == ("training", ["float16"])
-    assert told["variants"] == ["faceid-plus-v2"]
-    assert [problem["code"] for problem in told["forced"]] == ["not-finite"]
+    data = json.loads(capsys.readouterr().out)
+    assert (data["layout"], data["dtypes"]) == ("training", ["float16"])
+    assert data["variants"] == ["faceid-plus-v2"]
+    assert [problem["code"] for problem in data["forced"]] == ["not-finite"]
 
 
 def test_a_bar_for_people_who_wait(

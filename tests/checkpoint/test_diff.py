@@ -66,14 +66,14 @@ def test_one_sided_misshapen_and_nan(tmp_path: Path, capsys: pytest.CaptureFixtu
     changes = {NAME: None, shape: torch.ones(3, 4), nan: bad, "image_proj.extra": torch.ones(2)}
     a, b = pair(tmp_path, **changes)
     assert cli.main(["diff", str(a), str(b), "--json"]) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert told["same"] is False
-    assert told["only_a"] == [NAME]
-    assert told["only_b"] == ["image_proj.extra"]
-    changed = {change["name"]: change for change in told["changed"]}
+    data = json.loads(capsys.readouterr().out)
+    assert data["same"] is False
+    assert data["only_a"] == [NAME]
+    assert data["only_b"] == ["image_proj.extra"]
+    changed = {change["name"]: change for change in data["changed"]}
     assert changed.keys() == {shape, nan}
     assert all(change["max_abs"] is None for change in changed.values())
-    assert told["equal"] == 33
+    assert data["equal"] == 33
     assert cli.main(["diff", str(a), str(b)]) == 1
     text = capsys.readouterr().out
     assert "shape [32, 24] in A, [3, 4] in B" in text
@@ -90,7 +90,7 @@ def test_zeros_have_no_direction(tmp_path: Path) -> None:
     assert there.max_abs == back.max_abs
 
 
-def test_many_differences_are_told_in_brief(tmp_path: Path) -> None:
+def test_many_differences_are_summarised(tmp_path: Path) -> None:
     states = [standard(wrapper("sd15", "base")), standard(wrapper("sd15", "base"))]
     states[1] = {name: tensor + 1 for name, tensor in states[1].items()}
     for name, state in zip("ab", states, strict=True):

@@ -38,7 +38,7 @@ def source(shapes: Shapes, **metadata: str) -> TensorSource:
     return TensorSource(path, (path,), "safetensors", tensors, metadata)
 
 
-def look(shapes: Shapes, **metadata: str) -> Identification:
+def identify_shapes(shapes: Shapes, **metadata: str) -> Identification:
     return identify(source(shapes, **metadata))
 
 
@@ -59,7 +59,7 @@ def test_any_missing_tensor_is_named(name: str) -> None:
     file = PUBLISHED[name]
     shapes = file.shapes()
     for gone in [*shapes][:: 1 + len(shapes) // 60]:
-        found = look(without(shapes, gone))
+        found = identify_shapes(without(shapes, gone))
         assert found.host == file.host
         assert codes(found) == ["missing"]
         assert gone in found.problems[0].message
@@ -73,13 +73,13 @@ def test_missing_tensors_of_an_unpublished_base() -> None:
     shapes = {n: tuple(t.shape) for n, t in PUBLISHED[FACE].small("tiny").items()}
     gone = ["ip_adapter.1.to_k_ip.weight", "ip_adapter.5.to_v_ip.weight"]
     gone += ["ip_adapter.0.to_q_lora.up.weight", "ip_adapter.3.to_out_lora.down.weight"]
-    found = look(without(shapes, *gone))
+    found = identify_shapes(without(shapes, *gone))
     assert (found.host, found.variants, codes(found)) == ("unet", ("faceid",), ["missing"])
     assert all(name in found.problems[0].message for name in gone)
 
 
 def test_the_first_five_and_the_count() -> None:
-    found = look(without(PUBLISHED[PLUS].shapes(), "ip_adapter.1", "ip_adapter.2"))
+    found = identify_shapes(without(PUBLISHED[PLUS].shapes(), "ip_adapter.1", "ip_adapter.2"))
     (problem,) = found.problems
     assert problem.code == "missing"
     assert problem.message.startswith("22 of 83 tensors are missing")
@@ -91,7 +91,7 @@ def test_extra_and_misshapen_tensors() -> None:
     shapes = PUBLISHED[PLUS].shapes()
     shapes |= {"image_proj.more": (3,), "ip_adapter.33.to_k_ip.weight": (320, 768), "note": (1,)}
     shapes |= {"image_proj.layers.2.0.to_q.weight": (767, 768), "ip_adapter.5.to_v_ip.weight": (1,)}
-    found = look(shapes)
+    found = identify_shapes(shapes)
     assert found.variants == ("plus", "plus-face")
     assert codes(found) == ["extra", "extra", "misshapen"]
     unplaced, extra, misshapen = (problem.message for problem in found.problems)
@@ -104,28 +104,28 @@ def test_extra_and_misshapen_tensors() -> None:
 
 def test_halves_are_named() -> None:
     shapes = PUBLISHED[PLUS].shapes()
-    projector = look(without(shapes, "ip_adapter"))
+    projector = identify_shapes(without(shapes, "ip_adapter"))
     assert projector.variants == ("plus", "plus-face")
     assert "32 of 83 tensors are missing" in projector.problems[0].message
-    sites = look(without(shapes, "image_proj"))
+    sites = identify_shapes(without(shapes, "image_proj"))
     assert (sites.host, codes(sites)) == ("sd15", ["unknown-variant"])
     assert sites.spec is None
     both = without(shapes, "ip_adapter") | without(PUBLISHED[XL].shapes(), "image_proj")
-    assert "mismatched" in codes(look(both))
+    assert "mismatched" in codes(identify_shapes(both))
 
 
 def test_lora_lost_to_the_popular_filter() -> None:
     """`"_ip." in key` leaves 32 of 288 tensors: a FaceID adapter without its LoRA."""
     shapes = PUBLISHED[FACE].shapes()
-    kept = {n: s for n, s in shapes.items() if n.startswith("image_proj") or "_ip." in n}
-    assert len(shapes) - len(kept) == 256
-    found = look(kept)
+    filtered = {n: s for n, s in shapes.items() if n.startswith("image_proj") or "_ip." in n}
+    assert len(shapes) - len(filtered) == 256
+    found = identify_shapes(filtered)
     assert found.variants == ("faceid",)
     assert found.host == "sd15"
     assert "256 of 294 tensors are missing: all of its LoRA" in found.problems[0].message
     small = PUBLISHED[FACE].small("tiny")
-    kept = {n: tuple(t.shape) for n, t in small.items() if "_lora." not in n}
-    assert "all of its LoRA" in look(kept).problems[0].message
+    filtered = {n: tuple(t.shape) for n, t in small.items() if "_lora." not in n}
+    assert "all of its LoRA" in identify_shapes(filtered).problems[0].message
 
 
 @pytest.mark.parametrize(("base", "name"), [(SD15, "ip-adapter_sd15"), (SDXL, XL)])
@@ -140,7 +140,7 @@ def test_ids_counted_over_sorted_names(base: Base, name: str) -> None:
         start = key[: key.find(".to_") + 1]
         counted[key.replace(start, moved.get(start, start), 1)] = shape
     assert counted.keys() == shapes.keys()
-    found = look(counted)
+    found = identify_shapes(counted)
     assert found.host == base.name
     assert codes(found) == ["misshapen"]
     assert "numbered by counting" in found.problems[0].message
@@ -149,7 +149,7 @@ def test_ids_counted_over_sorted_names(base: Base, name: str) -> None:
 
 def test_unknown_projectors() -> None:
     shapes = without(PUBLISHED[PLUS].shapes(), "image_proj") | {"image_proj.only.weight": (768, 9)}
-    found = look(shapes)
+    found = identify_shapes(shapes)
     assert found.variants == ()
     assert found.host == "sd15"
     assert codes(found) == ["unknown-variant"]
@@ -161,17 +161,17 @@ def test_unknown_projectors() -> None:
 
 def test_metadata_settles_what_tensors_cannot() -> None:
     plus = PUBLISHED["ip-adapter-faceid-plusv2_sd15"].shapes()
-    assert look(plus, variant="faceid-plus-v2").variants == ("faceid-plus-v2",)
-    assert look(plus, variant="faceid-plus").variants == ("faceid-plus",)
-    assert look(PUBLISHED[PLUS].shapes(), variant="plus-face").variants == ("plus-face",)
+    assert identify_shapes(plus, variant="faceid-plus-v2").variants == ("faceid-plus-v2",)
+    assert identify_shapes(plus, variant="faceid-plus").variants == ("faceid-plus",)
+    assert identify_shapes(PUBLISHED[PLUS].shapes(), variant="plus-face").variants == ("plus-face",)
     xl = PUBLISHED[XL].shapes()
-    assert look(xl, host="kolors").host == "kolors"
-    assert look(xl, host="sd15").host == "sdxl"
-    assert look(xl, variant="nobody's", host="nobody's").problems == ()
+    assert identify_shapes(xl, host="kolors").host == "kolors"
+    assert identify_shapes(xl, host="sd15").host == "sdxl"
+    assert identify_shapes(xl, variant="nobody's", host="nobody's").problems == ()
 
 
 def test_metadata_that_lies_is_a_problem() -> None:
-    found = look(PUBLISHED[XL].shapes(), variant="plus")
+    found = identify_shapes(PUBLISHED[XL].shapes(), variant="plus")
     assert found.variants == ("base",)
     assert codes(found) == ["metadata"]
     assert "says plus" in found.problems[0].message
@@ -180,8 +180,8 @@ def test_metadata_that_lies_is_a_problem() -> None:
 def test_a_wide_face_adapter_of_ours_stays_what_it_is() -> None:
     """A resampler on 512-wide features is a portrait's, unless its metadata says otherwise."""
     shapes = PUBLISHED["ip-adapter-faceid-portrait_sdxl_unnorm"].shapes()
-    assert look(shapes).variants == ("portrait-unnorm",)
-    assert look(shapes, variant="plus").variants == ("plus",)
+    assert identify_shapes(shapes).variants == ("portrait-unnorm",)
+    assert identify_shapes(shapes, variant="plus").variants == ("plus",)
 
 
 def sd15() -> HostSpec:
@@ -249,7 +249,7 @@ def test_a_base_of_ones_own_with_published_numbers() -> None:
         for name, shape in PUBLISHED["ip-adapter_sd15"].shapes().items()
     }
     for metadata in ({}, {"host": "unet"}):
-        found = look(shapes, **metadata)
+        found = identify_shapes(shapes, **metadata)
         assert (found.host, found.problems) == ("unet", ())
 
 
@@ -286,7 +286,7 @@ def canonical(base: str, *, lora: bool) -> Shapes:
 def test_layer_names_become_ids(base: str, unet: bool) -> None:
     """By the frozen UNet in the file, or by the published base of these layers."""
     projector, named, frozen = trained(base, lora=True, unet=unet)
-    found = look(projector | named | frozen)
+    found = identify_shapes(projector | named | frozen)
     assert found.format == "training"
     if base in ("tiny", "kolors") and not unet:  # of no published structure
         assert "unknown-layers" in codes(found)
@@ -317,7 +317,7 @@ def test_a_frozen_base_with_holes_shifts_no_numbers(gone: str) -> None:
     projector, named, frozen = trained("sd15", lora=True)
     holed = {name: shape for name, shape in frozen.items() if gone not in name}
     assert len(holed) < len(frozen)
-    found = look(projector | named | holed)
+    found = identify_shapes(projector | named | holed)
     assert {n: t.shape for n, t in found.parts.sites.items()} == canonical("sd15", lora=True)
     assert (found.host, found.problems) == ("sd15", ())
 
@@ -335,7 +335,9 @@ WRAPPED: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
 def test_wrappers_leave_no_trace(wrap: Callable[[str], str]) -> None:
     projector, named, frozen = trained("sd15", lora=False)
-    found = look({wrap(name): shape for name, shape in (projector | named | frozen).items()})
+    found = identify_shapes(
+        {wrap(name): shape for name, shape in (projector | named | frozen).items()}
+    )
     assert (found.host, found.variants) == ("sd15", ("faceid",))
     assert {n: t.shape for n, t in found.parts.sites.items()} == canonical("sd15", lora=False)
     assert "all of its LoRA" in found.problems[0].message  # 4 tokens of a face need it
@@ -346,7 +348,7 @@ def test_optimiser_state_is_left_out() -> None:
     state = {f"optimizer.state.{name}.exp_avg": s for name, s in (projector | named).items()}
     model = {f"model.{name}": s for name, s in (projector | named | frozen).items()}
     for both in (state | model, model | state):
-        found = look(both)
+        found = identify_shapes(both)
         assert found.problems == ()
         assert len(found.ignored) == len(state) + len(frozen)
 
@@ -356,15 +358,15 @@ def test_both_copies_are_paired() -> None:
     projector, named, frozen = trained("sdxl", lora=True)
     ids = canonical("sdxl", lora=True)
     modules = {f"adapter_modules.{name}": shape for name, shape in ids.items()}
-    found = look(projector | modules | named | frozen)
+    found = identify_shapes(projector | modules | named | frozen)
     assert found.problems == ()
     assert {name for name, _, _ in found.copies} == {f"ip_adapter.{name}" for name in ids}
     names = {value: key for key, value in _layer_of("sdxl").items()}
-    for name, kept, other in found.copies:
+    for name, first, other in found.copies:
         _, i, rest = name.split(".", 2)
-        assert kept.storage == f"adapter_modules.{i}.{rest}"
+        assert first.storage == f"adapter_modules.{i}.{rest}"
         assert other.storage == f"unet.{names[int(i)]}.processor.{rest}"
-        assert kept.shape == other.shape
+        assert first.shape == other.shape
 
 
 def _layer_of(base: str) -> dict[str, int]:
@@ -375,7 +377,7 @@ def _layer_of(base: str) -> dict[str, int]:
 def test_a_name_twice_is_said() -> None:
     projector, named, _ = trained("sd15", lora=True)
     twice = {f"module.{name}": shape for name, shape in projector.items()}
-    assert "extra" in codes(look(projector | named | twice))
+    assert "extra" in codes(identify_shapes(projector | named | twice))
 
 
 def test_a_training_checkpoint_is_loaded_as_it_is(tmp_path: Path) -> None:
@@ -463,7 +465,7 @@ def test_any_names_and_shapes_are_judged(data: st.DataObject) -> None:
         parts = [data.draw(numbers) if part.isdecimal() else part for part in name.split(".")]
         shapes[".".join(parts)] = tuple(data.draw(st.just(shape) | sizes.map(tuple)))
     try:
-        found = look(shapes)
+        found = identify_shapes(shapes)
     except ip.ImagePromptError:
         return
     assert all("\n" not in problem.message for problem in found.problems)
@@ -471,10 +473,10 @@ def test_any_names_and_shapes_are_judged(data: st.DataObject) -> None:
 
 
 def test_the_published_rank() -> None:
-    assert look(PUBLISHED[FACE].shapes()).lora_rank == LORA_RANK
+    assert identify_shapes(PUBLISHED[FACE].shapes()).lora_rank == LORA_RANK
     shapes = PUBLISHED[FACE].small("tiny")
     odd = {name: tuple(tensor.shape) for name, tensor in shapes.items()}
     odd["ip_adapter.0.to_q_lora.down.weight"] = (2, odd["ip_adapter.0.to_q_lora.down.weight"][1])
-    found = look(odd)
+    found = identify_shapes(odd)
     assert found.lora_rank == 3
     assert codes(found) == ["misshapen"]

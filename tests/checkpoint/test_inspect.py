@@ -28,8 +28,8 @@ KEYS |= {"metadata", "problems"}
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
     code = cli.main([str(argument) for argument in arguments])
-    shown = capsys.readouterr()
-    return code, shown.out, shown.err
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
 
 
 @pytest.mark.parametrize("command", ["inspect", "validate", "convert", "diff"])
@@ -64,23 +64,23 @@ def test_the_json_of_every_kind(
 ) -> None:
     code, out, err = run(capsys, "inspect", source(tmp_path, kind), "--json")
     assert (code, err) == (0, "")
-    told = json.loads(out)
-    assert told.keys() >= KEYS
-    assert kind in told["variants"]
-    assert told["format"] == "standard"
-    assert told["host"] == "unet"
-    assert told["problems"] == []
+    data = json.loads(out)
+    assert data.keys() >= KEYS
+    assert kind in data["variants"]
+    assert data["format"] == "standard"
+    assert data["host"] == "unet"
+    assert data["problems"] == []
     tensors = standard(wrapper("sd15", kind))
-    assert told["parameters"] == sum(tensor.numel() for tensor in tensors.values())
-    assert told["tensors"] == len(tensors)
-    assert told["lora_rank"] == (4 if kind in WITH_LORA else None)
-    assert told["dtypes"]["image_proj"] == ["float32"]
-    assert ("lora" in told["dtypes"]) == (kind in WITH_LORA)
+    assert data["parameters"] == sum(tensor.numel() for tensor in tensors.values())
+    assert data["tensors"] == len(tensors)
+    assert data["lora_rank"] == (4 if kind in WITH_LORA else None)
+    assert data["dtypes"]["image_proj"] == ["float32"]
+    assert ("lora" in data["dtypes"]) == (kind in WITH_LORA)
     if kind in READS:
         feature, width, tokens = READS[kind]
-        assert told["encoder"]["feature"] == feature
-        assert told["encoder"]["width"] == width
-        assert told["tokens"] == tokens
+        assert data["encoder"]["feature"] == feature
+        assert data["encoder"]["width"] == width
+        assert data["tokens"] == tokens
 
 
 def test_the_name_of_a_file_tells_nothing(tmp_path: Path) -> None:
@@ -205,8 +205,8 @@ def test_a_deep_look_finds_what_shapes_hide(tmp_path: Path) -> None:
     assert "ip_adapter.5.to_v_ip.weight" in report.problems[0].message
     assert "ip_adapter.7.to_v_ip.weight" in report.problems[1].message
     assert report.hashes.keys() == {"sha256-ends", "sha256"}
-    told = [advice.line.split(" ")[2] for advice in report.remedies if advice.where == "first"]
-    assert told == ["earlier", "later"]  # two problems, two ways out
+    repairs = [advice.line.split(" ")[2] for advice in report.remedies if advice.where == "first"]
+    assert repairs == ["earlier", "later"]  # two problems, two ways out
 
 
 def test_a_bias_of_zeros_is_no_fault(tmp_path: Path) -> None:
@@ -258,9 +258,9 @@ def test_validate_says_every_finding_on_a_line(
     assert code == 1
     lines = out.splitlines()
     assert [line.split(": ")[1] for line in lines] == ["missing", "not-finite"]
-    told = json.loads(report.read_text())
-    assert [finding["code"] for finding in told["findings"]] == ["missing", "not-finite"]
-    assert told["ok"] is False
+    data = json.loads(report.read_text())
+    assert [finding["code"] for finding in data["findings"]] == ["missing", "not-finite"]
+    assert data["ok"] is False
 
 
 def test_validate_of_a_whole_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,10 +135,10 @@ def test_motion_modules_are_not_counted() -> None:
     with torch.device("meta"):
         motion = UNetMotionModel(cross_attention_dim=768, num_attention_heads=8)
     plain = meta_unet(SD15)
-    wanted = host_of(plain).describe(plain)
+    expected = host_of(plain).describe(plain)
     found = host_of(motion).describe(motion)
-    assert found.shapes() == wanted.shapes()
-    assert [s.file_id for s in found.sites] == [s.file_id for s in wanted.sites]
+    assert found.shapes() == expected.shapes()
+    assert [s.file_id for s in found.sites] == [s.file_id for s in expected.sites]
 
 
 # ── without torch ────────────────────────────────────────────────────────────────────────────────

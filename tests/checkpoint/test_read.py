@@ -44,9 +44,9 @@ def state() -> State:
     }
 
 
-def equal(source: TensorSource, wanted: State) -> None:
-    assert list(source.tensors) == list(wanted)
-    for name, tensor in wanted.items():
+def equal(source: TensorSource, expected: State) -> None:
+    assert list(source.tensors) == list(expected)
+    for name, tensor in expected.items():
         stored = source.tensors[name]
         assert stored.shape == tuple(tensor.shape)
         assert torch.equal(tensor_of(stored), tensor)
@@ -61,10 +61,10 @@ def equal(source: TensorSource, wanted: State) -> None:
 
 @pytest.mark.parametrize(("zipped", "container"), [(True, "torch zip"), (False, "torch legacy")])
 def test_torch_files(zipped: bool, container: str, tmp_path: Path) -> None:
-    wanted = state()
-    torch.save(wanted, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    expected = state()
+    torch.save(expected, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
     source = open_source(tmp_path / "a.pt")
-    equal(source, wanted)
+    equal(source, expected)
     assert source.container == container
     slow = [name for name, tensor in source.tensors.items() if not tensor.plain]
     assert slow == ["transposed", "window"]
@@ -85,21 +85,21 @@ def test_the_state_of_a_module(tmp_path: Path) -> None:
 
 
 def test_dtypes_without_a_storage_class(tmp_path: Path) -> None:
-    wanted = {
+    expected = {
         "fp8": torch.randn(4, 4).to(torch.float8_e4m3fn),
         "other fp8": torch.randn(3).to(torch.float8_e5m2),
         "uint16": torch.arange(3).to(torch.uint16),
     }
-    torch.save(wanted, tmp_path / "a.pt")
+    torch.save(expected, tmp_path / "a.pt")
     source = open_source(tmp_path / "a.pt")
     assert [t.dtype for t in source.tensors.values()] == ["F8_E4M3", "F8_E5M2", "U16"]
-    for name, tensor in wanted.items():
+    for name, tensor in expected.items():
         assert source.tensors[name].read() == tensor.view(torch.uint8).numpy().tobytes()
 
 
 def test_compressed_torch_files_are_read_the_slow_way(tmp_path: Path) -> None:
-    wanted = state()
-    torch.save(wanted, tmp_path / "a.pt")
+    expected = state()
+    torch.save(expected, tmp_path / "a.pt")
     with (
         zipfile.ZipFile(tmp_path / "a.pt") as plain,
         zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as packed,
@@ -107,7 +107,7 @@ def test_compressed_torch_files_are_read_the_slow_way(tmp_path: Path) -> None:
         for name in plain.namelist():
             packed.writestr(name, plain.read(name))
     source = open_source(tmp_path / "b.pt")
-    equal(source, wanted)
+    equal(source, expected)
     assert not any(tensor.plain for tensor in source.tensors.values())
     assert "13 tensors are compressed" in source.notes[0]
 
@@ -130,18 +130,18 @@ def test_big_endian_torch_files(tmp_path: Path) -> None:
 
 
 def test_safetensors(tmp_path: Path) -> None:
-    wanted = {name: tensor.detach().contiguous() for name, tensor in state().items()}
-    save_file(wanted, tmp_path / "a.safetensors", {"variant": "plus"})
+    expected = {name: tensor.detach().contiguous() for name, tensor in state().items()}
+    save_file(expected, tmp_path / "a.safetensors", {"variant": "plus"})
     source = open_source(tmp_path / "a.safetensors")
-    equal(source, {name: wanted[name] for name in source.tensors})
-    assert source.tensors.keys() == wanted.keys()
+    equal(source, {name: expected[name] for name in source.tensors})
+    assert source.tensors.keys() == expected.keys()
     assert source.metadata == {"variant": "plus"}
     assert all(tensor.plain for tensor in source.tensors.values())
     offsets = [tensor.offset for tensor in source.tensors.values()]
     assert offsets == sorted(offsets)
 
 
-def test_shared_tensors_are_told_by_their_storage(tmp_path: Path) -> None:
+def test_shared_tensors_are_known_by_their_storage(tmp_path: Path) -> None:
     weight, same = torch.randn(4, 4), torch.zeros(4, 4)
     torch.save({"a": weight, "b": weight, "c": same, "row": weight[1]}, tmp_path / "a.pt")
     tensors = open_source(tmp_path / "a.pt").tensors
@@ -305,7 +305,7 @@ def test_a_checkpoint_of_accelerate(name: str, tmp_path: Path) -> None:
     assert source.notes == ()
 
 
-def test_several_models_in_one_checkpoint_are_told(tmp_path: Path) -> None:
+def test_several_models_in_one_checkpoint_are_noted(tmp_path: Path) -> None:
     saved(tmp_path / "model.safetensors", 3)
     saved(tmp_path / "model_1.safetensors", 4)
     source = open_source(tmp_path)
@@ -361,12 +361,12 @@ def test_torch_dcp_folders(tmp_path: Path) -> None:
     """Of one process, with the model beside an optimiser."""
     import torch.distributed.checkpoint as dcp
 
-    wanted = {"unet.a.weight": torch.randn(6, 4), "half": torch.randn(3).bfloat16()}
-    content = {"model": wanted, "optimizer": {"exp_avg": torch.zeros(2), "lr": 0.1}}
+    expected = {"unet.a.weight": torch.randn(6, 4), "half": torch.randn(3).bfloat16()}
+    content = {"model": expected, "optimizer": {"exp_avg": torch.zeros(2), "lr": 0.1}}
     with pytest.warns(UserWarning, match="single process"):
         dcp.save(content, checkpoint_id=tmp_path / "dcp", no_dist=True)
     source = open_source(tmp_path / "dcp")
-    equal(source, wanted)
+    equal(source, expected)
     assert source.container == "torch DCP"
     assert "1 tensors outside 'model.' are ignored" in source.notes
     metadata = pickle.loads((tmp_path / "dcp/.metadata").read_bytes())
@@ -413,9 +413,9 @@ def test_torch_dcp_folders_of_two_processes(tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(script), str(tmp_path / "dcp")], check=True, timeout=300)
     source = open_source(tmp_path / "dcp")
     rows, columns = torch.arange(20.0).reshape(5, 4), torch.arange(18.0).reshape(3, 6)
-    wanted = {"rows": rows, "columns": columns, "whole": torch.arange(3.0)}
-    equal(source, {name: wanted[name] for name in source.tensors})
-    assert source.tensors.keys() == wanted.keys()
+    expected = {"rows": rows, "columns": columns, "whole": torch.arange(3.0)}
+    equal(source, {name: expected[name] for name in source.tensors})
+    assert source.tensors.keys() == expected.keys()
     assert "2 tensors are" in source.notes[0]
     (tmp_path / "dcp/__1_0.distcp").rename(tmp_path / "lost")
     with pytest.raises(AdapterFileError, match=r"missing \(__1_0.distcp\)"):

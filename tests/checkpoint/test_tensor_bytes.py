@@ -37,7 +37,7 @@ def one(tensor: Tensor, folder: Path) -> StoredTensor:
 
 
 @pytest.mark.parametrize("dtype", FLOATS.values(), ids=FLOATS)
-def test_every_16_bit_pattern_is_told_as_torch_tells_it(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_every_16_bit_pattern_is_judged_as_by_torch(dtype: torch.dtype, tmp_path: Path) -> None:
     """All patterns of the two top bytes: finite ones all together, each other one among them."""
     patterns = torch.arange(65536, dtype=torch.int32).to(torch.uint16)
     size = dtype.itemsize

@@ -25,10 +25,10 @@ def read(path: Path) -> dict[str, Tensor]:
 
 def check(path: Path, made: Wrapper) -> None:
     """`path` holds exactly the wrapper's adapter, under standard names."""
-    found, wanted = read(path), standard(made)
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
-    assert all(found[name].dtype == tensor.dtype for name, tensor in wanted.items())
+    found, expected = read(path), standard(made)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert all(found[name].dtype == tensor.dtype for name, tensor in expected.items())
 
 
 @pytest.mark.parametrize("saver", SAVERS)
@@ -135,11 +135,11 @@ def test_the_report_of_a_conversion(tmp_path: Path, capsys: pytest.CaptureFixtur
     source = SAVERS["accelerate_before"](made, tmp_path)
     target, report = tmp_path / "adapter.safetensors", tmp_path / "report.json"
     assert cli.main(["convert", str(source), str(target), "--report", str(report), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told == json.loads(report.read_text())
-    assert told["format"] == "training"
-    assert told["layout"] == "standard"
-    assert told["tensors"] == len(standard(made))
-    assert told["copies_compared"] == 32
-    assert told["left_out"] == len(made.state_dict()) - len(standard(made)) - 32
-    assert told["variants"] == ["plus", "plus-face"]
+    data = json.loads(capsys.readouterr().out)
+    assert data == json.loads(report.read_text())
+    assert data["format"] == "training"
+    assert data["layout"] == "standard"
+    assert data["tensors"] == len(standard(made))
+    assert data["copies_compared"] == 32
+    assert data["left_out"] == len(made.state_dict()) - len(standard(made)) - 32
+    assert data["variants"] == ["plus", "plus-face"]

@@ -42,6 +42,8 @@ def test_commands(command: list[str], folder: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(folder)
     if command[0] != "convert" and not Path("adapter.safetensors").exists():
         cli.main(CONVERTING[0])
+    if command[0] == "convert":
+        Path(command[2]).unlink(missing_ok=True)  # convert does not overwrite
     assert cli.main(command) == 0
 
 

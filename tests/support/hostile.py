@@ -277,7 +277,7 @@ HOSTILE: dict[str, Hostile] = {
     "header longer than the file": Hostile(content(b"\0\1\0\0\0\0\0\0{}"), "cut off"),
     "overlap": Hostile(headed(shift("ip_adapter.1.to_k_ip.weight", -2)), "overlap"),
     "hole": Hostile(headed(shift("ip_adapter.3.to_v_ip.weight", 2)), "leave a hole"),
-    "trailing bytes": Hostile(headed(lambda entries: None, 10_000), "follow its last tensor"),
+    "trailing bytes": Hostile(headed(lambda entries: None, 10_000), "follow the last tensor"),
     "truncated": Hostile(cut("file.safetensors", 0.5), "bytes are missing"),
     "truncated in the header": Hostile(cut("file.safetensors", 0.00001), "cut off"),
     "duplicate names": Hostile(headed(twice), "the same name twice"),

@@ -19,7 +19,7 @@ from imageprompt.checkpoint.read.open import looks_like_pickle
 from imageprompt.checkpoint.read.pickle.machine import Opaque
 from imageprompt.checkpoint.read.pickle.torch_legacy import read_torch_legacy
 from imageprompt.checkpoint.read.pickle.torch_objects import TensorView
-from imageprompt.checkpoint.read.pickle.torch_tree import UnpickledFile
+from imageprompt.checkpoint.read.pickle.torch_tensors import UnpickledFile
 from imageprompt.checkpoint.read.pickle.torch_zip import read_torch_zip
 from imageprompt.checkpoint.read.raw import RawFile, refuse
 from imageprompt.checkpoint.read.refusals import explain_bytes

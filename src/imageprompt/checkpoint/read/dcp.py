@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 from imageprompt.checkpoint.read.open import check_names
 from imageprompt.checkpoint.read.pickle.machine import MAX_PICKLE, Global, Opaque, PickleError
 from imageprompt.checkpoint.read.pickle.torch_objects import TensorView, TorchPickle
-from imageprompt.checkpoint.read.pickle.torch_tree import WRAPPERS, refuse_pickle, slow_notes
+from imageprompt.checkpoint.read.pickle.torch_tensors import WRAPPERS, refuse_pickle, slow_notes
 from imageprompt.checkpoint.read.pickle.torch_zip import read_torch_zip
 from imageprompt.checkpoint.read.raw import RawFile, refuse
 from imageprompt.checkpoint.read.stored_tensor import (

@@ -84,13 +84,13 @@ def open_file(path: Path) -> TensorSource:
         if looks_like_safetensors(start, raw.size):
             source = read_safetensors(raw)
         elif start[:2] == b"PK":
-            from imageprompt.checkpoint.read.pickle.torch_tree import to_source
+            from imageprompt.checkpoint.read.pickle.torch_tensors import to_source
             from imageprompt.checkpoint.read.pickle.torch_zip import read_torch_zip
 
             source = to_source(path, read_torch_zip(raw))
         elif looks_like_pickle(start):
             from imageprompt.checkpoint.read.pickle.torch_legacy import read_torch_legacy
-            from imageprompt.checkpoint.read.pickle.torch_tree import to_source
+            from imageprompt.checkpoint.read.pickle.torch_tensors import to_source
 
             source = to_source(path, read_torch_legacy(raw))
         else:

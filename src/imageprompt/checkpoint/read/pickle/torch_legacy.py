@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from imageprompt.checkpoint.read.pickle.machine import MAX_PICKLE, PickleCut, PickleError
-from imageprompt.checkpoint.read.pickle.storages import StorageBytes
 from imageprompt.checkpoint.read.pickle.torch_objects import TensorView, TorchPickle
-from imageprompt.checkpoint.read.pickle.torch_tree import UnpickledFile, refuse_pickle
+from imageprompt.checkpoint.read.pickle.torch_tensors import (
+    StorageBytes,
+    UnpickledFile,
+    refuse_pickle,
+)
 from imageprompt.checkpoint.read.raw import DOWNLOAD_AGAIN, RawFile, refuse
 from imageprompt.checkpoint.read.stored_tensor import StoredTensor
 

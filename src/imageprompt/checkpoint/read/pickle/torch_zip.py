@@ -11,9 +11,12 @@ import struct
 from dataclasses import dataclass
 
 from imageprompt.checkpoint.read.pickle.machine import MAX_PICKLE, PickleError
-from imageprompt.checkpoint.read.pickle.storages import StorageBytes
 from imageprompt.checkpoint.read.pickle.torch_objects import TensorView, TorchPickle
-from imageprompt.checkpoint.read.pickle.torch_tree import UnpickledFile, refuse_pickle
+from imageprompt.checkpoint.read.pickle.torch_tensors import (
+    StorageBytes,
+    UnpickledFile,
+    refuse_pickle,
+)
 from imageprompt.checkpoint.read.raw import DOWNLOAD_AGAIN, RawFile, refuse
 from imageprompt.checkpoint.read.stored_tensor import StoredTensor
 
