@@ -120,7 +120,7 @@ def test_one_number_is_a_square(
         "presets style --base bundled",
         "check {picture} {picture} --encoder bundled",
         "library add one {picture} --library {out}/l --base bundled --encoder {encoder}",
-        "generate --reference {picture} --steps 1 --output {out} --base bundled --encoder {encoder}",
+        "generate --reference {picture} --steps 1 --output {out} --encoder {encoder}",
     ],
 )
 def test_the_stack_has_one_name(command: str, tmp_path: Path) -> None:

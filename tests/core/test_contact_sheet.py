@@ -37,7 +37,7 @@ def fonts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def forget() -> None:
-    for cached in ("_file", "_system_fonts"):
+    for cached in ("_file", "_system_fonts", "text_width"):
         getattr(contact_sheet, cached).cache_clear()
 
 

@@ -7,12 +7,13 @@ warning says so once.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import unicodedata
 import warnings
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
@@ -85,10 +86,8 @@ class Page:
         for index, line in enumerate(lines):
             length = text_width(line, size)
             left = x - {"left": 0.0, "middle": length / 2, "right": length}[at]
-            baseline = y + index * step + _ascent(size)
-            for run, font in _runs(line, size):
-                self._draw.text((left, baseline), run, font=font, fill=colour, anchor="ls")
-                left += font.getlength(run)
+            mask, bearing = _line_mask(line, size)
+            self.image.paste(colour, (round(left) - bearing, y + index * step), mask)
         return len(lines) * step
 
     def rule(self, y: int, *, margin: int) -> None:
@@ -131,23 +130,38 @@ def wrap(text: str, size: int, width: int) -> list[str]:
     Breaks between words, and within a word only if it is wider than `width`.
     """
     fewest = len(_fill(text, size, width))
-    low, high = 1, width  # the narrowest width that needs no more lines
+    longest = max((text_width(word, size) for word in text.split()), default=0)
+    low, high = min(math.ceil(longest), width), width  # the narrowest width with so few lines
     while low < high:
         middle = (low + high) // 2
-        if len(_fill(text, size, middle)) <= fewest and _longest_word(text, size) <= middle:
+        if len(_fill(text, size, middle)) <= fewest:
             high = middle
         else:
             low = middle + 1
     return _fill(text, size, high)
 
 
+@lru_cache(maxsize=4096)
 def text_width(text: str, size: int) -> float:
     """The width in pixels of one line."""
-    return sum(font.getlength(run) for run, font in _runs(text, size))
+    return sum(font.getlength(run) for run, font in _runs(text, size)) / _FINER
 
 
-def _longest_word(text: str, size: int) -> float:
-    return max((text_width(word, size) for word in text.split()), default=0)
+def _line_mask(line: str, size: int) -> tuple[Image.Image, int]:
+    """Coverage of one line, and how many pixels left of its origin the mask begins.
+
+    Drawn several times larger and scaled down: at small sizes, hinted glyphs on whole pixels would
+    be unevenly spaced.
+    """
+    bearing, ascent = size, _ascent(size)
+    width, height = round(text_width(line, size)) + 2 * bearing, ascent + size
+    mask = Image.new("L", (width * _FINER, height * _FINER))
+    draw = ImageDraw.Draw(mask)
+    left = float(bearing * _FINER)
+    for run, font in _runs(line, size):
+        draw.text((left, ascent * _FINER), run, font=font, fill=255, anchor="ls")
+        left += font.getlength(run)
+    return mask.reduce(_FINER), bearing
 
 
 def _fill(text: str, size: int, width: int) -> list[str]:
@@ -188,13 +202,14 @@ def _letters(word: str) -> list[str]:
 
 Font = ImageFont.FreeTypeFont
 
+_FINER = 4  # text is drawn so many times larger
 _PROBE = 16  # size at which a font is asked which characters it has
 _NOT_A_CHARACTER = "\U0010ffff"  # no font has it, so it shows how a missing one looks
 _UNUSABLE = ("lastresort", "adobeblank", "emoji")  # boxes for everything, nothing, bitmaps
 
 
 def _runs(line: str, size: int) -> Iterator[tuple[str, Font]]:
-    """The line in pieces of one font each.
+    """The line in pieces of one font each, which is `_FINER` times larger than `size`.
 
     Spaces, punctuation and marks stay in the piece before them where its font has them, so that
     text that runs from right to left is laid out as a whole.
@@ -206,11 +221,11 @@ def _runs(line: str, size: int) -> Iterator[tuple[str, Font]]:
         neutral = unicodedata.category(character)[0] in "ZPMC"
         path = current if neutral and _has(current, character) else _file(character)
         if path != current and run:
-            yield run, _font(current, size)
+            yield run, _font(current, _FINER * size)
             run = ""
         run, current = run + character, path
     if run:
-        yield run, _font(current, size)
+        yield run, _font(current, _FINER * size)
 
 
 @cache
