@@ -207,7 +207,7 @@ def test_adapters_and_bases_that_are_not_there(
     assert "no-such-base" in refused("--base", "no-such-base")
     assert "HF_HUB_OFFLINE" in refused("--base", "someone/base")
     assert "model_index.json" in refused("--base", str(tmp_path))
-    assert "a folder" in refused("--adapter", str(tmp_path))
+    assert "the folder contains no weights" in refused("--adapter", str(tmp_path))
 
 
 # ── encoders ────────────────────────────────────────────────────────────────────────────────────

@@ -121,6 +121,7 @@ def test_one_number_is_a_square(
         "check {picture} {picture} --encoder bundled",
         "library add one {picture} --library {out}/l --base bundled --encoder {encoder}",
         "generate --reference {picture} --steps 1 --output {out} --encoder {encoder}",
+        "generate --reference {picture} --steps 1 --output {out} --base bundled --encoder {inside}",
     ],
 )
 def test_the_stack_has_one_name(command: str, tmp_path: Path) -> None:
@@ -131,7 +132,8 @@ def test_the_stack_has_one_name(command: str, tmp_path: Path) -> None:
         "adapter": bundled.adapter(),
         "picture": tmp_path / "picture.png",
         "out": tmp_path,
-        "encoder": "bundled/image_encoder",
+        "encoder": "bundled",
+        "inside": "bundled/image_encoder",
     }
     assert cli.main(command.format(**places).split()) == 0
 
