@@ -1,1 +1,1 @@
-"""Which samples there are, how they are framed, and in what order they are drawn."""
+"""Which samples there are, how they are cropped, and in what order they are drawn."""
