@@ -111,11 +111,11 @@ def steps_of(base: Base, latent: int) -> Iterator[dict[str, tuple[nn.Module, Ste
         pass
     with adapter.use(prompt, mask=mask) as masked:
         pass
-    carrier: Any = adapter._attached.carrier
+    state: Any = adapter._attachment.state
 
     def ours(entry: Any) -> Step:
         def step(t: Tensor) -> object:
-            carrier.in_use[:] = [entry]  # both stay laid out while they take turns
+            state.active[:] = [entry]  # both stay laid out while they take turns
             return mine(**{**inputs, "timestep": t})
 
         return step

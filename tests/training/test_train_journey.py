@@ -226,7 +226,7 @@ def test_a_run_may_start_from_an_adapter_with_other_tokens(
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"variant": "base", "adapter": "plus"}, "it is of variant plus"),
+        ({"variant": "base", "adapter": "plus"}, "the file is of variant plus"),
         ({"variant": "plus", "adapter": "plus", "depth": 3}, "Only the number of tokens"),
         ({"validate_every": 1}, "validation.references"),
         (

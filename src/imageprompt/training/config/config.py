@@ -263,13 +263,6 @@ class TrainingConfig:
         return None if self.cache is None else Path(self.cache).expanduser()
 
     @property
-    def projector(self) -> dict[str, int]:
-        """The projector options that are set."""
-        options = {"num_tokens": self.tokens, "depth": self.depth}
-        options |= {"heads": self.heads, "width": self.width}
-        return {name: value for name, value in options.items() if value is not None}
-
-    @property
     def loss_scaling(self) -> bool:
         """Whether the loss is scaled, as float16 gradients would underflow."""
         return self.mixed_precision == "fp16"

@@ -12,13 +12,8 @@ from imageprompt.training.config.config import TrainingConfig
 from imageprompt.training.loop.logging import log
 from imageprompt.variants import VARIANTS
 
-_CREATE_OPTIONS = {
-    "num_tokens": "tokens",
-    "depth": "depth",
-    "heads": "heads",
-    "inner_dim": "inner_dim",
-}
-"""Option of `Adapter.create` -> field of the projector's spec."""
+_KEYS = {"tokens": "tokens", "depth": "depth", "heads": "heads", "width": "inner_dim"}
+"""Config key -> field of the projector's spec."""
 
 
 def init_adapter(config: TrainingConfig, base: Any) -> Adapter:
@@ -26,16 +21,15 @@ def init_adapter(config: TrainingConfig, base: Any) -> Adapter:
 
     Raises OptionError if the file and the config disagree.
     """
+    options = {key: getattr(config, key) for key in _KEYS if getattr(config, key) is not None}
     if config.adapter is None:
-        return _create(config, base, config.projector)
+        return _create(config, base, options)
     loaded = Adapter.load(config.adapter, variant=config.variant, dtype=torch.float32)
-    in_file = {
-        option: getattr(loaded.spec.projector, field) for option, field in _CREATE_OPTIONS.items()
-    }
-    changed = {name: v for name, v in config.projector.items() if v != in_file[name]}
+    in_file = {key: getattr(loaded.spec.projector, field) for key, field in _KEYS.items()}
+    changed = {key: value for key, value in options.items() if value != in_file[key]}
     if not changed:
         return loaded
-    if set(changed) != {"num_tokens"}:
+    if set(changed) != {"tokens"}:
         raise OptionError(
             f"adapter {config.adapter!r}",
             reason=f"its projector has {_listed(in_file)}, but the config has {_listed(changed)}",
@@ -44,14 +38,17 @@ def init_adapter(config: TrainingConfig, base: Any) -> Adapter:
     return _with_other_tokens(config, base, loaded, in_file | changed)
 
 
-def _create(config: TrainingConfig, base: Any, options: dict[str, int]) -> Adapter:
+def _create(config: TrainingConfig, base: Any, options: dict[str, Any]) -> Adapter:
     reads_pictures = not VARIANTS[config.variant].feature.faces_only
     return Adapter.create(
         config.variant,
         denoiser=base.denoiser,
         encoder=base.encoder if reads_pictures else None,
         init=config.init,
-        **options,
+        num_tokens=options.get("tokens"),
+        depth=options.get("depth"),
+        heads=options.get("heads"),
+        inner_dim=options.get("width"),
     )
 
 
@@ -60,11 +57,7 @@ def _with_other_tokens(
 ) -> Adapter:
     """A new adapter with the file's weights wherever they fit; logs which do not."""
     known = VARIANTS[config.variant].options
-    options = {
-        option: value
-        for option, value in options.items()
-        if _CREATE_OPTIONS[option] in known and value is not None
-    }
+    options = {key: value for key, value in options.items() if _KEYS[key] in known}
     adapter = _create(config, base, options)
     in_file, initial = loaded.module.state_dict(), adapter.module.state_dict()
     new = [name for name, value in initial.items() if in_file[name].shape != value.shape]
@@ -72,11 +65,11 @@ def _with_other_tokens(
         initial | {name: value for name, value in in_file.items() if name not in new}
     )
     log(
-        f"{options['num_tokens']} tokens: {', '.join(new)} initialised anew,"
+        f"{options['tokens']} tokens: {', '.join(new)} initialised anew,"
         " all other weights loaded from the file"
     )
     return adapter
 
 
 def _listed(options: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in options.items())
+    return ", ".join(f"{key} {value}" for key, value in options.items())
