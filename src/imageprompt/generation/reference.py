@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Annotated, Any
 
-from imageprompt.control import Controls, Scale, Scaling
+from imageprompt.control import DEFAULT_SCALE, Controls, Scale, Scaling
 from imageprompt.core.errors import OptionError, PictureError
 from imageprompt.core.schema import PYTHON_ONLY, Option
 from imageprompt.encoding.options import EncodeOptions
@@ -23,9 +23,6 @@ from imageprompt.generation.option_values import (
 )
 from imageprompt.loading.recipe import ReferenceMetadata, check_limit
 from imageprompt.loading.recipe.limits import LORA_MODE, RECORDED, RECORDED_OPTIONS
-
-SCALE = 0.8
-"""For use beside a text prompt; 1.0 suits pictures alone."""
 
 _CONTROLS = ("preset", "composition", "boost", "schedule", "scaling", "lora")
 _ENCODE_ARGUMENTS = {
@@ -53,7 +50,7 @@ TOKEN_FIELDS = (
 """The fields that the tokens depend on."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Reference:
     """Reference pictures (or an image prompt, style or face embeddings) with one adapter.
 
@@ -130,14 +127,14 @@ class Reference:
     scale: Annotated[
         Scale,
         Option(
-            f"strength, 0..2 (default {SCALE}); or by site: style=1,layout=0.2; 3:1.0,6:0.5; "
-            "JSON; FILE.json",
+            f"strength, 0..2 (default {DEFAULT_SCALE}); or by site: style=1,layout=0.2; "
+            "3:1.0,6:0.5; JSON; FILE.json",
             metavar="S",
             parse=values.parse_scale,
             group=values.CONTROL,
             json=values.SCALE,
         ),
-    ] = SCALE
+    ] = DEFAULT_SCALE
     preset: Annotated[
         str | None,
         Option(
@@ -348,6 +345,11 @@ class Reference:
     tokens_from_recipe: Annotated[bool, PYTHON_ONLY] = False
     """Is `image_prompt` the one that came with the recipe?"""
 
+    def __repr__(self) -> str:
+        """Only what is not the default."""
+        changed = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._changed(*_DEFAULTS))
+        return f"Reference({changed})"
+
     # ── parts ───────────────────────────────────────────────────────────────────────────────────
 
     @property
@@ -372,7 +374,7 @@ class Reference:
     def effective_controls(self) -> Controls:
         """`controls`, or the control options as one object. Raises ScaleError, OptionError."""
         options = {name: getattr(self, name) for name in self._changed(*_CONTROLS)}
-        if self.controls is None or self.scale != SCALE:
+        if self.controls is None or self.scale != DEFAULT_SCALE:
             options["scale"] = self.scale
         return Controls.of(self.controls, **options)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
-from imageprompt.control import Scale
+from imageprompt.control import DEFAULT_SCALE, Scale
 from imageprompt.core import __version__
 from imageprompt.core.errors import OptionError
 from imageprompt.core.schema import type_adapter
@@ -121,7 +121,10 @@ class Recipe:
 
     @property
     def scale(self) -> Scale:
-        return self.references[0].controls.get("scale", 1.0) if self.references else 0.0
+        if not self.references:
+            return 0.0
+        scale: Scale = self.references[0].controls.get("scale", DEFAULT_SCALE)
+        return scale
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False, indent=1)
