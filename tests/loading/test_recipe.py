@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import MISSING, Field, fields, replace
+from dataclasses import MISSING, Field, asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,111 @@ def test_format_1_is_still_read() -> None:
             read_recipe(json.dumps(FORMAT_1 | wrong), "x")
     with pytest.raises(OptionError, match="missing: references"):
         read_recipe(json.dumps({k: FORMAT_1[k] for k in FORMAT_1 if k != "references"}), "x")
+
+
+STORED = Path(__file__).parent / "recipes"
+"""Written by the code that wrote these formats, for pictures of the bundled stack."""
+
+
+def stored(version: int) -> str:
+    return (STORED / f"format-{version}.json").read_text(encoding="utf-8")
+
+
+def test_stored_recipes_of_format_1_and_2_are_read_exactly() -> None:
+    old = json.loads(stored(1))
+    read = read_recipe(stored(1), "x")
+    gone = {"scale", "adapter", "encoder", "references", "format"}
+    for name in old.keys() - gone:
+        value = getattr(read, name)
+        assert (asdict(value) if name == "base" else value) == old[name], name
+    (entry,) = read.references
+    assert asdict(entry.adapter) == old["adapter"]
+    assert entry.encoder is not None
+    assert asdict(entry.encoder) == old["encoder"]
+    assert [asdict(record) for record in entry.pictures] == old["references"]
+    assert (entry.controls, read.scale) == ({"scale": old["scale"]}, old["scale"])
+
+    old = json.loads(stored(2))
+    assert old["shown"][0]["how"]["prepare"] == "crop:top"
+    read = read_recipe(stored(2), "x")
+    new = json.loads(read.to_json())
+    assert new["format"] == 3
+    assert {name: new[name] for name in old.keys() - {"shown", "format"}} == {
+        name: old[name] for name in old.keys() - {"shown", "format"}
+    }
+    assert len(read.references) == 2
+    for entry, was in zip(new["references"], old["shown"], strict=True):
+        how = dict(was["how"])
+        if "prepare" in how:
+            how["framing"] = how.pop("prepare")
+        assert entry == {
+            **{name: was[name] for name in ("adapter", "encoder", "faces", "style", "mask")},
+            "pictures": was["references"],
+            "face_embeddings": was["embeddings"],
+            "negative_reference": was["negative"],
+            "reference_mask": was["reference_mask"],
+            "controls": was["controls"],
+            "encode_options": how,
+            "lora_mode": "live",
+        }
+    assert read_recipe(read.to_json(), "x") == read
+
+
+@pytest.mark.parametrize(
+    ("version", "change", "words"),
+    [
+        (1, {"seed": -1}, "seed: not a whole number"),
+        (1, {"references": 7}, "pictures: not a list"),
+        (1, {"encoder": "x"}, "encoder: not an object"),
+        (1, {"shown": []}, "unknown key 'shown'"),
+        (2, {"references": []}, "unknown key 'references'"),
+        (2, {"shown": None}, "shown: not a list"),
+        (2, {"shown": ["plus"]}, "shown: not an object"),
+        (2, {"shown": [{"pictures": []}]}, "shown: unknown key 'pictures'"),
+        (2, {"shown": [{"lora_mode": "live"}]}, "shown: unknown key 'lora_mode'"),
+        (2, {"shown": [{"adapter": {}}]}, "shown: missing: references"),
+        (2, {"shown": [{"references": []}]}, "references.0.adapter: the key is missing"),
+        (2, {"shown": [{"references": [], "how": {"lora_mode": "x"}}]}, "lora_mode|adapter"),
+        (2, {"shown": [{"references": [], "how": 7}]}, "adapter"),
+        (2, {"guidance": [{}]}, "guidance: branches are"),
+    ],
+)
+def test_earlier_formats_are_checked_as_strictly(
+    version: int, change: dict[str, Any], words: str
+) -> None:
+    text = json.dumps({**json.loads(stored(version)), **change})
+    with pytest.raises(OptionError, match=words) as caught:
+        read_recipe(text, "old.png")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_an_old_lora_mode_is_read() -> None:
+    old = json.loads(stored(2))
+    old["shown"][1]["how"] = {"lora_mode": "merged", "face": 1}
+    entry = read_recipe(json.dumps(old), "x").references[1]
+    assert (entry.lora_mode, entry.encode_options) == ("merged", {"face": 1})
+
+
+def test_messages_name_the_place_and_the_near_key() -> None:
+    entry = {**ENTRY, "adaptr": 1}
+    for change, words in (
+        ({"references": [entry]}, r"references\.0: unknown key 'adaptr'; did you mean 'adapter'\?"),
+        ({"base": {"name": None, "hash": 7}}, r"base\.hash: a hash is 16 or 64 hex digits"),
+        ({"base": {"name": None, "hsah": "0" * 16}}, r"base"),
+        ({"index": 9}, "index 9: only 4 pictures were made"),
+    ):
+        with pytest.raises(OptionError, match=words):
+            read_recipe(changed(**change), "x")
+
+
+def test_a_recipe_that_could_not_be_read_is_not_written() -> None:
+    assert RECIPE.check() is RECIPE
+    with pytest.raises(OptionError, match="steps: not a whole number from 1 to 1000"):
+        replace(RECIPE, steps=0).check()
+    metadata = replace(METADATA, controls={"scale": 3})
+    with pytest.raises(OptionError, match=r"references\.0\.controls"):
+        replace(RECIPE, references=(metadata,)).check()
 
 
 @pytest.mark.parametrize("size", [0, 1000, png.MAX_TOKEN_BYTES])
