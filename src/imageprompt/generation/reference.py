@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any
 
 from imageprompt.control import DEFAULT_SCALE, Controls, Scale, Scaling
@@ -13,14 +13,7 @@ from imageprompt.core.errors import OptionError, PictureError
 from imageprompt.core.schema import PYTHON_ONLY, Option
 from imageprompt.encoding.options import EncodeOptions
 from imageprompt.generation import option_values as values
-from imageprompt.generation.option_values import (
-    FILE,
-    FILES,
-    NUMBERS,
-    STRING,
-    TEXTS,
-    or_null,
-)
+from imageprompt.generation.option_values import FILE, FILES, NUMBERS, STRING, TEXTS, or_null
 from imageprompt.loading.recipe import ReferenceMetadata, check_limit
 from imageprompt.loading.recipe.limits import LORA_MODE, RECORDED, RECORDED_OPTIONS
 
@@ -49,6 +42,11 @@ TOKEN_FIELDS = (
 )
 """The fields that the tokens depend on."""
 
+_source = partial(Option, group=values.REFERENCES)
+_control = partial(Option, group=values.CONTROL)
+_encoding = partial(Option, group=values.ENCODING)
+_faces = partial(Option, group=values.FACES)
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Reference:
@@ -70,272 +68,195 @@ class Reference:
     """
 
     reference: Annotated[
-        Any,
-        Option(
-            "reference picture; may be repeated",
-            metavar="PIC",
-            repeat=True,
-            group=values.REFERENCES,
-            json=FILES,
-        ),
+        Any, _source("reference picture; may be repeated", "PIC", repeat=True, json=FILES)
     ] = None
     style: Annotated[
         str | None,
-        Option(
-            "use a style of the library instead of pictures (see `imageprompt library`)",
-            metavar="NAME",
-            group=values.REFERENCES,
+        _source(
+            "use a style of the library instead of pictures (see `imageprompt library`)", "NAME"
         ),
     ] = None
     image_prompt: Annotated[
-        Any,
-        Option(
-            "use a saved image prompt instead of pictures",
-            metavar="FILE",
-            group=values.REFERENCES,
-            json=FILE,
-        ),
+        Any, _source("use a saved image prompt instead of pictures", "FILE", json=FILE)
     ] = None
     adapter: Annotated[
         Any,
-        Option(
+        _source(
             "adapter file or Hub id; base or plus of the bundled stack (default: the style's "
             "adapter, else the base's own plus)",
-            metavar="FILE_OR_HUB_ID",
-            group=values.REFERENCES,
+            "FILE_OR_HUB_ID",
             json=FILE,
         ),
     ] = None
     variant: Annotated[
         str | None,
-        Option(
-            "variant of the adapter if its file does not tell: faceid-plus, faceid-plus-v2",
-            metavar="NAME",
-            group=values.REFERENCES,
+        _source(
+            "variant of the adapter if its file does not tell: faceid-plus, faceid-plus-v2", "NAME"
         ),
     ] = None
     encoder: Annotated[
         Any,
-        Option(
+        _source(
             "image encoder (default: the one of the base, or beside the adapter)",
-            metavar="PATH_OR_HUB_ID",
-            group=values.REFERENCES,
+            "PATH_OR_HUB_ID",
             json=FILE,
         ),
     ] = None
 
     scale: Annotated[
         Scale,
-        Option(
+        _control(
             f"strength, 0..2 (default {DEFAULT_SCALE}); or by site: style=1,layout=0.2; "
             "3:1.0,6:0.5; JSON; FILE.json",
-            metavar="S",
+            "S",
             parse=values.parse_scale,
-            group=values.CONTROL,
             json=values.SCALE,
         ),
     ] = DEFAULT_SCALE
     preset: Annotated[
         str | None,
-        Option(
-            "what to take: style, composition ... (see `imageprompt presets`)",
-            metavar="NAME",
-            group=values.CONTROL,
-        ),
+        _control("what to take: style, composition ... (see `imageprompt presets`)", "NAME"),
     ] = None
     composition: Annotated[
         float | None,
-        Option(
-            "composition strength of the preset 'style and composition', 0..2",
-            metavar="C",
-            ge=0,
-            le=2,
-            group=values.CONTROL,
+        _control(
+            "composition strength of the preset 'style and composition', 0..2", "C", ge=0, le=2
         ),
     ] = None
     boost: Annotated[
-        float | None,
-        Option("boost of the precise presets, 0..2", metavar="B", ge=0, le=2, group=values.CONTROL),
+        float | None, _control("boost of the precise presets, 0..2", "B", ge=0, le=2)
     ] = None
     schedule: Annotated[
         Any,
-        Option(
+        _control(
             "part of the steps: 0-0.4, '0.1-0.8 ease-out', 1,0.8,0.5,0 (default: all)",
-            metavar="WHEN",
-            group=values.CONTROL,
+            "WHEN",
             json=or_null(STRING, values.list_of(values.NUMBER)),
         ),
     ] = None
     mask: Annotated[
         Any,
-        Option(
+        _control(
             "where the reference acts: a picture, white inside; give one for all references, or "
             "one for each in the same order",
-            metavar="PIC",
+            "PIC",
             repeat=True,
-            group=values.CONTROL,
             json=FILES,
         ),
     ] = None
     scaling: Annotated[
         Scaling,
-        Option(
+        _control(
             "what the scale multiplies: 'V only' (default), 'K+V', 'K+V w/ C penalty', "
             "'K+mean(V) w/ C penalty'",
-            metavar="HOW",
+            "HOW",
             parse=str,
-            group=values.CONTROL,
         ),
     ] = "V only"
     lora: Annotated[
-        float,
-        Option(
-            "strength of a FaceID adapter's LoRA, 0..2 (default 1)",
-            metavar="S",
-            ge=0,
-            le=2,
-            group=values.CONTROL,
-        ),
+        float, _control("strength of a FaceID adapter's LoRA, 0..2 (default 1)", "S", ge=0, le=2)
     ] = 1.0
     controls: Annotated[Controls | None, PYTHON_ONLY] = None
     """All of the control options in one object."""
 
     fusion: Annotated[
         str,
-        Option(
+        _encoding(
             "how several references are combined: concat (default), average, weighted, "
             "attention-weighted ...",
-            metavar="HOW",
-            group=values.ENCODING,
+            "HOW",
         ),
     ] = "concat"
     weights: Annotated[
         Any,
-        Option(
-            "weight of each reference: 0.7,0.3",
-            metavar="A,B",
-            parse=values.parse_numbers,
-            group=values.ENCODING,
-            json=NUMBERS,
+        _encoding(
+            "weight of each reference: 0.7,0.3", "A,B", parse=values.parse_numbers, json=NUMBERS
         ),
     ] = None
     framing: Annotated[
         Any,
-        Option(
+        _encoding(
             "how pictures are fitted to the encoder's square: squash, crop, crop:top, pad, tiles, "
             "crop+sharpen:0.3",
-            metavar="HOW",
-            group=values.ENCODING,
+            "HOW",
             json=FILE,
         ),
     ] = None
     reference_mask: Annotated[
         Any,
-        Option(
+        _encoding(
             "part of the reference to look at: a picture, white inside; may be repeated",
-            metavar="PIC",
+            "PIC",
             repeat=True,
-            group=values.ENCODING,
             json=FILES,
         ),
     ] = None
     negative_reference: Annotated[
         Any,
-        Option(
-            "picture to steer away from; may be repeated",
-            metavar="PIC",
-            repeat=True,
-            group=values.ENCODING,
-            json=FILES,
-        ),
+        _encoding("picture to steer away from; may be repeated", "PIC", repeat=True, json=FILES),
     ] = None
     noise: Annotated[
         Any,
-        Option(
+        _encoding(
             "noisy reference as the negative picture: 0.4, dissolve:0.4",
-            metavar="N",
-            group=values.ENCODING,
+            "N",
             json={"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, STRING]},
         ),
     ] = 0.0
-    noise_seed: Annotated[
-        int,
-        Option("seed of that noise (default 0)", metavar="N", ge=0, group=values.ENCODING),
-    ] = 0
+    noise_seed: Annotated[int, _encoding("seed of that noise (default 0)", "N", ge=0)] = 0
     subtract_text: Annotated[
-        Any,
-        Option(
-            "words to take out of the reference",
-            metavar="TEXT",
-            group=values.ENCODING,
-            json=TEXTS,
-        ),
+        Any, _encoding("words to take out of the reference", "TEXT", json=TEXTS)
     ] = None
     subtract_strength: Annotated[
-        float,
-        Option("strength of --subtract-text (default 1)", metavar="S", group=values.ENCODING),
+        float, _encoding("strength of --subtract-text (default 1)", "S")
     ] = 1.0
     fusion_text: Annotated[
         Any,
-        Option(
-            "text that --fusion attention-weighted compares the references with",
-            metavar="TEXT",
-            group=values.ENCODING,
-            json=TEXTS,
+        _encoding(
+            "text that --fusion attention-weighted compares the references with", "TEXT", json=TEXTS
         ),
     ] = None
     text_encoder: Annotated[
         Any,
-        Option(
+        _encoding(
             "folder of the text encoder for these texts (default: the base's, if it fits)",
-            metavar="DIR",
-            group=values.ENCODING,
+            "DIR",
             json=FILE,
         ),
     ] = None
 
     faces: Annotated[
         Any,
-        Option(
-            "insightface model pack that finds the faces in the references",
-            metavar="PACK",
-            group=values.FACES,
-            json=FILE,
-        ),
+        _faces("insightface model pack that finds the faces in the references", "PACK", json=FILE),
     ] = None
     face: Annotated[
         int | str,
-        Option(
+        _faces(
             "which face of a picture: largest (default), all, or an index from 0",
-            metavar="WHICH",
+            "WHICH",
             parse=values.number_or_word,
-            group=values.FACES,
         ),
     ] = "largest"
     face_embeddings: Annotated[
         Any,
-        Option(
+        _faces(
             "file of face embeddings, instead of pictures or beside them; may be repeated",
-            metavar="FILE",
+            "FILE",
             repeat=True,
-            group=values.FACES,
             json=FILES,
         ),
     ] = None
     face_strength: Annotated[
         float,
-        Option(
-            "strength of the face's picture beside its identity, FaceID-plus v2 (default 1)",
-            metavar="S",
-            group=values.FACES,
+        _faces(
+            "strength of the face's picture beside its identity, FaceID-plus v2 (default 1)", "S"
         ),
     ] = 1.0
     lora_mode: Annotated[
         str,
-        Option(
+        _faces(
             "live (default), or merged into the base's weights while in use",
-            metavar="MODE",
-            group=values.FACES,
+            "MODE",
             json={"enum": ["live", "merged"], **STRING},
         ),
     ] = "live"

@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any
 
 from imageprompt.core.errors import OptionError, PictureError, WrongBaseError
@@ -16,172 +16,129 @@ from imageprompt.generation.option_values import FILE, STRING
 from imageprompt.generation.reference import NAMES, REPLAY_FIELDS, Reference, flag_of
 from imageprompt.loading.recipe import AssetRecord, Recipe, check_limit, check_size, limits
 
+_text = partial(Option, group=values.TEXT)
+_start = partial(Option, group=values.START)
+_sampling = partial(Option, group=values.SAMPLING)
+_models = partial(Option, group=values.MODELS)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """The arguments of `generate`; for a replay, also its recipe."""
 
-    prompt: Annotated[
-        str,
-        Option("text prompt (default: none)", metavar="TEXT", group=values.TEXT),
-    ] = ""
-    negative_prompt: Annotated[
-        str,
-        Option("text to steer away from (default: none)", metavar="TEXT", group=values.TEXT),
-    ] = ""
+    prompt: Annotated[str, _text("text prompt (default: none)", "TEXT")] = ""
+    negative_prompt: Annotated[str, _text("text to steer away from (default: none)", "TEXT")] = ""
     references: tuple[Reference, ...] = (Reference(),)
 
-    init_image: Annotated[
-        Any,
-        Option("picture to start from", metavar="PIC", group=values.START, json=FILE),
-    ] = None
+    init_image: Annotated[Any, _start("picture to start from", "PIC", json=FILE)] = None
     strength: Annotated[
         float | None,
-        Option(
+        _start(
             "how much of the init image changes, 0..1 (default: the pipeline's)",
-            metavar="S",
+            "S",
             ge=limits.STRENGTH.low,
             le=limits.STRENGTH.high,
-            group=values.START,
         ),
     ] = None
     inpaint_mask: Annotated[
-        Any,
-        Option(
-            "part of the init image to repaint: a picture, white inside",
-            metavar="PIC",
-            group=values.START,
-            json=FILE,
-        ),
+        Any, _start("part of the init image to repaint: a picture, white inside", "PIC", json=FILE)
     ] = None
-    controlnet: Annotated[
-        Any,
-        Option("a diffusers ControlNet", metavar="PATH_OR_HUB_ID", group=values.START, json=FILE),
-    ] = None
+    controlnet: Annotated[Any, _start("a diffusers ControlNet", "PATH_OR_HUB_ID", json=FILE)] = None
     control_image: Annotated[
-        Any,
-        Option(
-            "input of the ControlNet: edges, depth ...",
-            metavar="PIC",
-            group=values.START,
-            json=FILE,
-        ),
+        Any, _start("input of the ControlNet: edges, depth ...", "PIC", json=FILE)
     ] = None
     control_scale: Annotated[
         float | None,
-        Option(
+        _start(
             "strength of the ControlNet, 0..2 (default 1)",
-            metavar="S",
+            "S",
             ge=limits.CONTROL_SCALE.low,
             le=limits.CONTROL_SCALE.high,
-            group=values.START,
         ),
     ] = None
 
     num_images: Annotated[
         int,
-        Option(
+        _sampling(
             "number of pictures (default 1)",
-            metavar="N",
+            "N",
             ge=limits.NUM_IMAGES.low,
             le=limits.NUM_IMAGES.high,
-            group=values.SAMPLING,
         ),
     ] = 1
     seed: Annotated[
         int,
-        Option(
+        _sampling(
             "picture i uses the seed N + i (default 1)",
-            metavar="N",
+            "N",
             ge=limits.SEED.low,
             le=limits.SEED.high,
-            group=values.SAMPLING,
         ),
     ] = 1
     steps: Annotated[
         int | None,
-        Option(
+        _sampling(
             "denoising steps (default: the pipeline's)",
-            metavar="N",
+            "N",
             ge=limits.STEPS.low,
             le=limits.STEPS.high,
-            group=values.SAMPLING,
         ),
     ] = None
     guidance_scale: Annotated[
         float | None,
-        Option(
+        _sampling(
             "classifier-free guidance scale (default: the pipeline's)",
-            metavar="G",
+            "G",
             ge=limits.GUIDANCE_SCALE.low,
             le=limits.GUIDANCE_SCALE.high,
-            group=values.SAMPLING,
         ),
     ] = None
     guidance: Annotated[
         str | Sequence[str],
-        Option(
+        _sampling(
             "layout of the guidance batch, for pipelines where it cannot be inferred: "
             "positive,negative",
-            metavar="LAYOUT",
+            "LAYOUT",
             parse=values.parse_layout,
-            group=values.SAMPLING,
         ),
     ] = "auto"
     size: Annotated[
         tuple[int, int] | None,
-        Option(
-            "512x768 or 512, in pixels (default: the pipeline's)",
-            metavar="WxH",
-            parse=values.parse_size,
-            group=values.SAMPLING,
+        _sampling(
+            "512x768 or 512, in pixels (default: the pipeline's)", "WxH", parse=values.parse_size
         ),
     ] = None
     batch_size: Annotated[
         int,
-        Option(
+        _sampling(
             "pictures denoised together (default 4)",
-            metavar="N",
+            "N",
             ge=limits.BATCH_SIZE.low,
             le=limits.BATCH_SIZE.high,
-            group=values.SAMPLING,
         ),
     ] = 4
 
     base: Annotated[
-        Any,
-        Option(
-            "diffusers pipeline (default: bundled)",
-            metavar="PATH_OR_HUB_ID",
-            group=values.MODELS,
-            json=FILE,
-        ),
+        Any, _models("diffusers pipeline (default: bundled)", "PATH_OR_HUB_ID", json=FILE)
     ] = None
     library: Annotated[
         Any,
-        Option(
+        _models(
             "folder of the style library (default: $IMAGEPROMPT_LIBRARY, else your data folder)",
-            metavar="DIR",
-            group=values.MODELS,
+            "DIR",
             json=FILE,
         ),
     ] = None
     dtype: Annotated[
         str | None,
-        Option(
+        _models(
             "float32, float16 or bfloat16 (default: float32 on the CPU, else float16)",
-            metavar="TYPE",
-            group=values.MODELS,
+            "TYPE",
             json={"anyOf": [{"enum": list(limits.DTYPES), **STRING}, {"type": "null"}]},
         ),
     ] = None
     device: Annotated[
-        str | None,
-        Option(
-            "cpu, cuda, cuda:N, mps, xpu (default: the best available)",
-            metavar="NAME",
-            group=values.MODELS,
-        ),
+        str | None, _models("cpu, cuda, cuda:N, mps, xpu (default: the best available)", "NAME")
     ] = None
 
     progress: Annotated[bool, PYTHON_ONLY] = True
