@@ -151,6 +151,24 @@ def test_merged_adapters_leave_in_any_order(given: dict[str, Any]) -> None:
         assert difference(live, merged) <= 1e-5
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_two_uses_of_one_adapter_take_the_strongest_lora(mode: str, given: dict[str, Any]) -> None:
+    """In either order, and never the sum of both."""
+    pipe, adapter = frozen()
+    adapter.attach(pipe, lora=mode)
+    prompt = prompt_of(adapter)
+
+    def output(outer: float, inner: float) -> Tensor:
+        with adapter.use(prompt, scale=0.4, lora=outer), adapter.use(prompt, 0.4, lora=inner):
+            return read(pipe.unet, given)
+
+    strong, weak = output(0.7, 0.7), output(0.3, 0.3)
+    assert difference(strong, weak) > 1e-3
+    for outer, inner in ((0.7, 0.3), (0.3, 0.7), (0.7, 0.0), (0.0, 0.7)):
+        assert difference(output(outer, inner), strong) <= 1e-6, (outer, inner)
+    adapter.detach()
+
+
 def test_it_follows_a_schedule_through_a_pipeline() -> None:
     """Off again half-way, and the text cached over the steps is read anew where weights change."""
     pipe, adapter = frozen()

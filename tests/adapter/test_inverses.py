@@ -157,6 +157,54 @@ def test_two_adapters_leave_in_any_order(tmp_path: Path) -> None:
         assert torch.equal(first.host.read(unet, inputs), before)
 
 
+@pytest.mark.parametrize("leaves_first_entered", [True, False])
+def test_detach_inside_the_use_of_another_adapter(
+    leaves_first_entered: bool, tmp_path: Path
+) -> None:
+    """The other adapter goes on as if it had been alone; the one that left is gone."""
+    stays = build("tiny", "base", tmp_path, seed=3)
+    leaves = build("tiny", "plus", tmp_path, seed=13)
+    unet, inputs = stays.unet, stays.host.inputs(2)
+    before, snapshot = stays.host.read(unet, inputs), Snapshot(unet)
+    alone = stays.ours(inputs, stays.prompt(1))
+    stays.adapter.attach(unet)
+    leaves.adapter.attach(unet)
+    uses = [stays.adapter.use(stays.prompt(1)), leaves.adapter.use(leaves.prompt(1))]
+    outer, inner = reversed(uses) if leaves_first_entered else uses
+    with outer, inner:
+        assert not torch.equal(stays.host.read(unet, inputs), alone)
+        leaves.adapter.detach()
+        assert not leaves.adapter.attached
+        assert torch.equal(stays.host.read(unet, inputs), alone)
+    assert torch.equal(stays.host.read(unet, inputs), before)
+    with stays.adapter.use(stays.prompt(1)):  # and again in a block of its own
+        leaves.adapter.attach(unet)
+        assert torch.equal(stays.host.read(unet, inputs), alone)
+        leaves.adapter.detach()
+        assert torch.equal(stays.host.read(unet, inputs), alone)
+    stays.adapter.detach()
+    snapshot.check()
+
+
+def test_misspelt_attributes_of_a_handle_are_errors(tmp_path: Path) -> None:
+    rig = build("tiny", "base", tmp_path)
+    rig.adapter.attach(rig.unet)
+    with rig.adapter.use(rig.prompt(1), scale=0.5) as handle:
+        assert repr(handle) == "ActivePrompt(1 prompt(s), Controls(scale=0.5))"
+        for name, says in (
+            ("sacle", "Did you mean 'scale'"),
+            ("lorra", "Did you mean 'lora'"),
+            ("control", "Did you mean 'controls'"),
+            ("schedule", r"replace\(handle.controls, schedule="),
+            ("weight", "Live are: scale, lora, controls"),
+        ):
+            with pytest.raises(AttributeError, match=says):
+                setattr(handle, name, 0.3)
+        assert handle.scale == 0.5
+        handle.scale = 0.3
+        assert handle.controls.scale == 0.3
+
+
 def test_one_adapter_moves_between_denoisers(tmp_path: Path) -> None:
     rig = build("tiny", "base", tmp_path)
     other = rig.host.unet(seed=77)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import math
 from pathlib import Path
@@ -15,9 +16,9 @@ import preset_numbers
 from formulas import by_formula, capture
 from hosts_table import CASES
 from ids import stable
-from imageprompt.control import DEFAULT_SCALE, Controls, Schedule, site_scales, sliders
+from imageprompt.control import DEFAULT_SCALE, MAX_SCALE, Controls, Schedule, site_scales, sliders
 from imageprompt.control.exports import comfyui_string, diffusers_scale
-from imageprompt.control.presets import PRESETS
+from imageprompt.control.presets import PRESETS, find_preset
 from imageprompt.control.scale_table import compile_scales
 from imageprompt.core.errors import ImagePromptError, OptionError, ScaleError
 from imageprompt.core.spec import HostSpec, Site
@@ -96,6 +97,28 @@ def test_instantstyle(preset: str) -> None:
             FAMILIES[family].sites,
         )
         assert found == {t: (value, False) for t, value in wanted.items()}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_in_any_spelling(preset: str) -> None:
+    """Case, spaces, hyphens and underscores do not matter; the name that is kept is our own."""
+    words = preset.replace("-", " ")
+    for spelling in (words.title(), words.replace(" ", "-"), words.upper().replace(" ", "_")):
+        assert find_preset(spelling) is PRESETS[preset]
+        controls = Controls(preset=spelling)
+        assert controls.preset == preset
+        assert controls == Controls(preset=preset)
+        assert controls.as_dict()["preset"] == preset
+
+
+def test_one_default_scale() -> None:
+    """In Controls, Adapter.use, sliders, Reference and so in generate."""
+    import imageprompt as ip
+
+    assert Controls().scale == ip.Reference(reference="a.png").scale == DEFAULT_SCALE == 0.8
+    assert inspect.signature(ip.Adapter.use).parameters["scale"].default == DEFAULT_SCALE
+    assert sliders() == Controls(preset="style and composition", composition=DEFAULT_SCALE)
+    assert MAX_SCALE == 2
 
 
 def test_composition_and_boost_are_the_scale_where_left_out() -> None:
@@ -380,6 +403,7 @@ def test_live_controls(tmp_path: Path) -> None:
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"preset": "style transfr"}, "Did you mean 'style transfer'"),
+    ({"preset": "Style_Transfr"}, "Did you mean 'style transfer'"),
     ({"preset": 3}, "no such preset"),
     ({"preset": "linear", "scale": {"style": 1.0}}, "a number from 0 to 2"),
     ({"preset": "linear", "scale": math.nan}, "a number from 0"),

@@ -50,6 +50,33 @@ def test_text_and_back(text: str) -> None:
     assert Schedule.parse(str(schedule)) == schedule == Schedule.of(text) == Schedule.of(schedule)
 
 
+@pytest.mark.parametrize(
+    ("percent", "fraction"),
+    [
+        ("0-40%", "0-0.4"),
+        ("0%-40%", "0-0.4"),
+        ("10-80% ease-out", "0.1-0.8 ease-out"),
+        ("10%-0.8", "0.1-0.8"),
+        ("29-58%", "0.29-0.58"),
+        ("33.3 % - 100 %", "0.333-1"),
+        ("0-50% 1,0.5", "0-0.5 1,0.5"),
+    ],
+)
+def test_percent(percent: str, fraction: str) -> None:
+    """Exactly the fractions, and written as such."""
+    assert Schedule.parse(percent) == Schedule.parse(fraction)
+    assert str(Schedule.parse(percent)) == fraction
+
+
+def test_short_reprs() -> None:
+    assert repr(Schedule.parse("0-40% ease-in")) == "Schedule('0-0.4 ease-in')"
+    assert repr(Schedule(end=0.5, curve=math.sqrt)) == "Schedule('0-0.5 function sqrt')"
+    assert repr(Controls()) == "Controls(scale=0.8)"
+    assert repr(Controls(schedule=Schedule(end=0.5), lora=0.2)) == (
+        "Controls(scale=0.8, schedule=Schedule('0-0.5'), lora=0.2)"
+    )
+
+
 def test_factors() -> None:
     """Windows are half-open; x is the part of the window that has passed."""
     assert Schedule.parse("0-0.4").factors(5) == (1, 1, 0, 0, 0)
@@ -98,6 +125,10 @@ WRONG: list[tuple[Any, str]] = [
     ("0.8-0.2", "ends before it starts"),
     ("0-1.5", "from 0 to 1"),
     ("0-0.4 ease-ot", "Did you mean ease-out"),
+    ("0-40", "0-40%"),
+    ("0-140%", "from 0 to 1"),
+    ("0.1-40%", "may be a fraction or a percentage"),
+    ("0-1e99999999999999999999%", "from 0 to 1"),
     ("1,,0", "not a schedule"),
     ("1,x", "not a schedule"),
     ("1,3", "from 0"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from itertools import count
 from typing import Any
@@ -78,9 +78,7 @@ class ActivePrompt:
 
     def __setattr__(self, name: str, value: object) -> None:
         if not name.startswith("_") and name not in (*LIVE, *_FIXED):
-            near = get_close_matches(name, LIVE, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Live are: {', '.join(LIVE)}."
-            raise AttributeError(f"ActivePrompt has no attribute {name!r}. {hint}")
+            raise AttributeError(f"ActivePrompt has no attribute {name!r}. {_nearest(name)}")
         super().__setattr__(name, value)
 
     # ── controls, live ──────────────────────────────────────────────────────────────────────────
@@ -245,6 +243,13 @@ class ActivePrompt:
             scaled = scale_key_value(*key_value, self._scale_row[index], mean=mean)
             self._scaled[index] = (self._values[index], scaled)
         return scaled
+
+
+def _nearest(name: str) -> str:
+    if name in (item.name for item in fields(Controls)):
+        return f"Set handle.controls = dataclasses.replace(handle.controls, {name}=...)."
+    near = get_close_matches(name, LIVE, n=1)
+    return f"Did you mean {near[0]!r}?" if near else f"Live are: {', '.join(LIVE)}."
 
 
 def _penalised(table: ScaleTable, penalties: Sequence[float]) -> list[list[float]]:
