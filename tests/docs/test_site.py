@@ -11,6 +11,7 @@ import check_site
 import generated_docs
 import imageprompt as ip
 from guides import DOCS, ROOT, pages
+from imageprompt.core import errors as core_errors
 
 GOOD = """<html><head><link rel="stylesheet" href="s.css"><script src="s.js"></script></head>
 <body><h1 id="top">x</h1><a href="#top">a</a><a href="other.html#there">b</a>
@@ -101,8 +102,10 @@ def test_every_public_name_is_in_the_python_reference() -> None:
             rf":: imageprompt(\.[a-z_.]+)?\.{name}\n", text
         ), name
     assert "## More" not in text, "give every public name a place in generated_docs.PUBLIC"
-    errors = {error.__name__ for error in ip.ImagePromptError.__subclasses__()}
-    assert all(f".{name}\n" in text for name in errors)
+    raised = {error.__name__ for error in ip.ImagePromptError.__subclasses__()}
+    public = raised & set(vars(core_errors))
+    assert len(public) > 8
+    assert all(f":: imageprompt.core.errors.{name}\n" in text for name in public)
 
 
 def test_every_room_and_module_is_on_the_map() -> None:
