@@ -1,1 +1,1 @@
-"""Rebuilds the tiny stack from nothing: one file a stage, `__main__` runs them all."""
+"""Build the bundled stack from scratch: one file per stage; `__main__` runs them all."""

@@ -1,7 +1,7 @@
-"""`python -m bundled_stack`: trains the tiny stack anew, resumable at any moment.
+"""`python -m bundled_stack`: train the bundled stack from scratch; resumable at any time.
 
-Each stage runs in processes of its own, one a core; what is finished is not done again, what was
-interrupted goes on from its newest checkpoint. Times are minutes of a 2026 server CPU.
+Each stage runs in its own processes, one per core. Finished stages are skipped, interrupted ones
+resume from their latest checkpoint. Times are minutes on a server CPU of 2026.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 
 from bundled_stack import export, pool, roles
 
-MINUTES = {"vae": 20.0, "vision": 10.0, "judging": 5.0, "base": 60.0, "decoder": 10.0}
+MINUTES = {"vae": 20.0, "vision": 10.0, "judge": 5.0, "base": 60.0, "decoder": 10.0}
 ADAPTER_STEPS = 6000
-PROBED = 96
-SETTINGS = {
+PROBE_REFERENCES = 96
+ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
-    # large blocks are kept for the next step instead of going back to the system: 6-26 % faster
+    # keep large blocks for the next step instead of returning them to the system: 6-26 % faster
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "268435456",
@@ -29,25 +29,27 @@ SETTINGS = {
 Command = Sequence[str]
 
 
-def together(*chains: Sequence[Command]) -> None:
-    """Run chains of stages side by side, the stages of a chain in turn; then stop at a failure."""
+def run_parallel(*chains: Sequence[Command]) -> None:
+    """Run chains of stages in parallel, the stages of a chain in turn. Exits if one fails."""
     running = [_start(chain) for chain in chains]
     codes = [process.wait() for process in running]
     if any(codes):
-        raise SystemExit(f"a stage failed (exit codes {codes}); run the same command to go on")
+        raise SystemExit(
+            f"a stage failed (exit codes {codes}); run the same command again to resume"
+        )
 
 
 def _start(chain: Sequence[Command]) -> subprocess.Popen[bytes]:
-    """One process that runs the stages of a chain in turn."""
+    """Start one process that runs the stages of a chain in turn."""
     lines = [f"{sys.executable} -m bundled_stack.{' '.join(stage)}" for stage in chain]
-    return subprocess.Popen(["sh", "-c", " && ".join(lines)], env=os.environ | SETTINGS)
+    return subprocess.Popen(["sh", "-c", " && ".join(lines)], env=os.environ | ENVIRONMENT)
 
 
 def main() -> None:
-    """All stages."""
+    """Run all stages."""
     parser = argparse.ArgumentParser(prog="python -m bundled_stack", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/tiny-stack"))
-    parser.add_argument("--time", type=float, default=1.0, help="factor on every training time")
+    parser.add_argument("--time", type=float, default=1.0, help="factor for all training times")
     parser.add_argument("--target", type=Path, default=export.STACK, help="folder to write")
     options = parser.parse_args()
     work = str(options.work)
@@ -55,20 +57,22 @@ def main() -> None:
     for index in range(pool.SHARDS):
         pool.make_shard(options.work / "pool", index)
     pool.make_shard(options.work / "pool-judge", 0, split="judge")
-    together(
+    run_parallel(
         [["vae", work, minutes["vae"]]],
-        [["vision", work, minutes["vision"]], ["judging", work, minutes["judging"]]],
+        [["vision", work, minutes["vision"]], ["judge", work, minutes["judge"]]],
     )
-    together(*([["latents", work, part, "2"]] for part in "01"))
-    together(*([["features", work, part, "2"]] for part in "01"))
-    (options.work / "meeting").unlink(missing_ok=True)
-    together(*([["base", work, minutes["base"], "--rank", part, "--world", "2"]] for part in "01"))
+    run_parallel(*([["latents", work, part, "2"]] for part in "01"))
+    run_parallel(*([["features", work, part, "2"]] for part in "01"))
+    (options.work / "rendezvous").unlink(missing_ok=True)
+    run_parallel(
+        *([["base", work, minutes["base"], "--rank", part, "--world", "2"]] for part in "01")
+    )
     steps = str(round(ADAPTER_STEPS * options.time))
-    together(*([["adapters", work, name, steps]] for name in ("base", "plus")))
-    together([["decoder", work, minutes["decoder"]]])
+    run_parallel(*([["adapters", work, name, steps]] for name in ("base", "plus")))
+    run_parallel([["decoder", work, minutes["decoder"]]])
     print(f"{export.export(options.work, options.target):,} bytes in {options.target}")
-    probed = max(2, round(PROBED * min(options.time, 1.0)))
-    print(f"roles of its sites: {roles.state_roles(options.target, probed)}")
+    references = max(2, round(PROBE_REFERENCES * min(options.time, 1.0)))
+    print(f"roles of the sites: {roles.state_roles(options.target, references)}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Trains the base and the Plus adapter of the tiny stack with the package's own trainer.
+"""Train the base and the Plus adapter of the bundled stack with the package's own trainer.
 
-First the projector learns the words of full captions (`training/words.py`), then the adapter is
-trained as any other.
+First the projector learns the words of full captions (`training/init/caption_warm_start.py`), then
+the adapter is trained like any other.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from imageprompt.training.loop.trainer import Trainer
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "base": {"num_tokens": 4},
-    "plus": {"num_tokens": 12, "depth": 4, "width": 64, "heads": 1},
+    "plus": {"num_tokens": 12, "depth": 4, "inner_dim": 64, "heads": 1},
 }
 RATE = 9e-4
-WORDS_STEPS = 3000
-WORDS_BATCH = 64
-FULL_CAPTION = 11  # tokens of "a striped red star on a plain blue background", start and end too
-CONTRARY = 0.2  # share of samples whose reference the caption contradicts
+WARM_START_STEPS = 3000
+WARM_START_BATCH = 64
+FULL_CAPTION = 11  # tokens of "a striped red star on a plain blue background", with start and end
+CONTRADICTING = 0.2  # share of samples whose reference the caption contradicts
 
 
-class SceneSamples(Dataset):
+class SceneDataset(Dataset):
     """Latents, captions and encoded references of the pool."""
 
     def __init__(self, work: Path, kind: str, text_encoder: Any, null_features: Tensor) -> None:
@@ -73,12 +73,12 @@ class SceneSamples(Dataset):
         return states
 
     def batch(self, indices: Tensor, streams: RandomStreams) -> Batch:
-        """Random partial captions; now and then a reference that the caption contradicts."""
-        seeds, contrary = streams.integers(2**62).tolist(), streams.rand() < CONTRARY
+        """Random partial captions; some of the references contradict their caption."""
+        seeds, contradicting = streams.integers(2**62).tolist(), streams.rand() < CONTRADICTING
         lines = []
         for row, index in enumerate(indices.tolist()):
             rng, scene = np.random.default_rng(seeds[row]), self.scenes[index]
-            if contrary[row]:
+            if contradicting[row]:
                 named = {
                     name
                     for name, changed in zip(scenes.ATTRIBUTES, self.changed[index], strict=True)
@@ -89,20 +89,20 @@ class SceneSamples(Dataset):
                 lines.append("a shape")
             else:
                 lines.append(scenes.random_caption(scene, rng, full=0.05, empty=0.5))
-        mask = contrary.reshape(-1, *(1,) * (self.same.ndim - 1))
+        mask = contradicting.reshape(-1, *(1,) * (self.same.ndim - 1))
         features = torch.where(mask, self.other[indices], self.same[indices]).float()
         return Batch(self.latents[indices].float(), self.encode_text(lines), features)
 
-    def words(self, step: int, tokens: int) -> tuple[Tensor, Tensor]:
-        """Features of a step's references, and the states of their full captions."""
-        indices = indices_at(step, WORDS_BATCH, len(self), seed=1)
+    def caption_states(self, step: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """Features of the references of a step, and the text states of their full captions."""
+        indices = indices_at(step, WARM_START_BATCH, len(self), seed=1)
         lines = [scenes.caption(self.scenes[index]) for index in indices.tolist()]
         states = choose_states(self.encode_text(lines), FULL_CAPTION, tokens)
         return self.same[indices].float(), states
 
 
 def train(work: Path, variant: str, steps: int, batch: int = 32) -> None:
-    """Train one adapter for so many steps, or go on with an unfinished run, and save it."""
+    """Train one adapter for this many steps and save it; an unfinished run is resumed."""
     from imageprompt.adapter.adapter import Adapter
 
     pipe = pipeline(work)
@@ -110,19 +110,22 @@ def train(work: Path, variant: str, steps: int, batch: int = 32) -> None:
     with torch.no_grad():
         out = pipe.image_encoder(torch.zeros(1, 3, 64, 64), output_hidden_states=True)
     null = torch.zeros_like(out.image_embeds) if variant == "base" else out.hidden_states[-2]
-    samples = SceneSamples(work, kind, pipe.text_encoder, null)
-    start = work / f"words-{variant}.safetensors"
+    samples = SceneDataset(work, kind, pipe.text_encoder, null)
+    start = work / f"warm-start-{variant}.safetensors"
     if not start.exists():
         torch.manual_seed(4)
         adapter = Adapter.create(
             variant, denoiser=pipe.unet, encoder=pipe.image_encoder, **OPTIONS[variant]
         )
         tokens = OPTIONS[variant]["num_tokens"]
-        count = min(WORDS_STEPS, steps)
+        count = min(WARM_START_STEPS, steps)
         left = fit_projector_to_captions(
-            adapter.module.image_proj, lambda step: samples.words(step, tokens), count
+            adapter.module.image_proj, lambda step: samples.caption_states(step, tokens), count
         )
-        print(f"{variant}: {left:.1%} of the words' variance left after {count} steps", flush=True)
+        print(
+            f"{variant}: {left:.1%} of the captions' variance unexplained after {count} steps",
+            flush=True,
+        )
         adapter.save(start)
     adapter = Adapter.load(start).attach(pipe, encoder=pipe.image_encoder)
     config = TrainingConfig(
@@ -133,14 +136,14 @@ def train(work: Path, variant: str, steps: int, batch: int = 32) -> None:
         learning_rate=RATE,
         betas=(0.9, 0.99),
         ema=0.998,
-        scales=(0.5, 1.0),  # so that a picture still rules what the text leaves open at half scale
+        scales=(0.5, 1.0),  # at half scale, a picture still decides what the text leaves open
         checkpoint_every=300,
         schedule="cosine",
         decay_from=0.5,
-        # captions of this world are often empty by themselves; a text dropped beside a contrary
-        # reference would teach that the reference is wrong
+        # many captions are empty anyway; dropping the text beside a contradicting reference would
+        # teach the adapter that the reference is wrong
         drop=ConditionDropout(image=0.06, text=0.0, both=0.06),
-        # the outline is settled in the first steps of sampling, where noise is all there is
+        # the outline is decided in the first steps of sampling, where there is little but noise
         timesteps=Timesteps(uniform=0.35, mean=1.6, std=1.2),
     )
     objective = replace(Objective.of(config), autocast=True)  # the base is in float32

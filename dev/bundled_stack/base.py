@@ -1,7 +1,7 @@
-"""Trains the base: text encoder and UNet together, on the latents of the pool and its captions.
+"""Train the base: text encoder and UNet together, on the latents and captions of the pool.
 
-v-prediction, zero terminal SNR, cosine schedule. Any number of processes may train together: each
-steps alone and their parameters are averaged every few steps (`--rank R --world W`).
+v-prediction, zero terminal SNR, cosine schedule. Several processes can train together: each takes
+its own steps, and their parameters are averaged every few steps (`--rank R --world W`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bundled_stack import pool
-from bundled_stack.common import Run
 from bundled_stack.latents import load_latents
-from bundled_stack.words import LENGTH, build_tokenizer
+from bundled_stack.timed_run import TimedRun
+from bundled_stack.tokenizer import LENGTH, build_tokenizer
 from imageprompt.demo import scenes
 
 BATCH = 32
-SYNC = 4  # steps between two averagings of the processes
+SYNC = 4  # steps between two averages over the processes
 UNET: dict[str, Any] = {
     "sample_size": 8,
     "in_channels": 16,
@@ -56,7 +56,7 @@ SCHEDULER: dict[str, Any] = {
 
 
 class Base(nn.Module):
-    """Text encoder and UNet as one module to train."""
+    """Text encoder and UNet as one trainable module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,9 +86,9 @@ class Base(nn.Module):
 
     def forward(self, noisy: Tensor, times: Tensor, tokens: Tensor) -> Tensor:
         """The UNet's prediction for noisy latents [b, 16, 8, 8] and token ids [b, 24]."""
-        words = self.text(tokens).last_hidden_state
-        guess: Tensor = self.unet(noisy, times, encoder_hidden_states=words, return_dict=False)[0]
-        return guess
+        states = self.text(tokens).last_hidden_state
+        output: Tensor = self.unet(noisy, times, encoder_hidden_states=states, return_dict=False)[0]
+        return output
 
 
 def scheduler() -> Any:
@@ -99,7 +99,7 @@ def scheduler() -> Any:
 
 
 def draw_times(count: int, generator: torch.Generator) -> Tensor:
-    """Timesteps, 30 % uniform and 70 % where the outline is decided: sigmoid(N(.35, .8))."""
+    """Timesteps: 30 % uniform, 70 % where the outline is decided: sigmoid(N(.35, .8))."""
     uniform = torch.rand(count, generator=generator)
     middle = torch.sigmoid(0.35 + 0.8 * torch.randn(count, generator=generator))
     pick = torch.rand(count, generator=generator) < 0.3
@@ -107,7 +107,7 @@ def draw_times(count: int, generator: torch.Generator) -> Tensor:
 
 
 class Captions:
-    """Token ids of random captions, without the cost of a tokenizer call per sample."""
+    """Token ids of captions, without a tokenizer call per sample."""
 
     def __init__(self) -> None:
         tokenizer = build_tokenizer()
@@ -120,12 +120,12 @@ class Captions:
         assert tokenizer(sample, padding="max_length").input_ids == self.encode(sample)
 
     def encode(self, text: str) -> list[int]:
-        """Padded ids of one caption made of known words."""
+        """Padded ids of one caption."""
         ids = [self.start, *(self.ids[word] for word in text.split()), self.end]
         return ids + [self.end] * (LENGTH - len(ids))
 
 
-def average(run: Run, world: int) -> float:
+def average(run: TimedRun, world: int) -> float:
     """Average parameters over the processes; returns their mean progress, the same on all."""
     values = list(run.named.values())
     with torch.no_grad():
@@ -140,17 +140,17 @@ def average(run: Run, world: int) -> float:
 
 
 def train(work: Path, minutes: float, rank: int = 0, world: int = 1, compiled: bool = True) -> None:
-    """Train for so many minutes, or go on with an unfinished run."""
+    """Train for this many minutes; an unfinished run is resumed."""
     if world > 1:
-        meeting = f"file://{(work / 'meeting').absolute()}"
-        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+        rendezvous = f"file://{(work / 'rendezvous').absolute()}"
+        dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
     model = Base()
     name = f"base-{rank}"
     forward = torch.compile(model) if compiled else model
-    run = Run(work, name, model, minutes=minutes, rate=1.2e-3, ema=0.9985, flat=0.7, every=150)
+    run = TimedRun(work, name, model, minutes=minutes, rate=1.2e-3, ema=0.9985, flat=0.7, every=150)
     latents = load_latents(work)
     labels, geometry = pool.load(work / "pool", "labels"), pool.load(work / "pool", "geometry")
-    drawn = [pool.scene_of(*row) for row in zip(labels, geometry, strict=True)]
+    all_scenes = [pool.scene_of(*row) for row in zip(labels, geometry, strict=True)]
     captions, noise_schedule = Captions(), scheduler()
     rng = np.random.default_rng([5, rank, run.steps])
     generator = torch.Generator().manual_seed(1000 * run.steps + rank)
@@ -158,15 +158,15 @@ def train(work: Path, minutes: float, rank: int = 0, world: int = 1, compiled: b
     while progress < 1:
         chosen = rng.integers(len(latents), size=BATCH)
         clean = latents[chosen].float()
-        text = [scenes.random_caption(drawn[i], rng, full=0.5, empty=0.1) for i in chosen]
+        text = [scenes.random_caption(all_scenes[i], rng, full=0.5, empty=0.1) for i in chosen]
         noise = torch.randn(clean.shape, generator=generator)
         times = draw_times(BATCH, generator)
         noisy = noise_schedule.add_noise(clean, noise, times)
         target = noise_schedule.get_velocity(clean, noise, times)
         tokens = torch.tensor([captions.encode(line) for line in text])
         with torch.autocast("cpu", torch.bfloat16):
-            guess = forward(noisy.contiguous(memory_format=torch.channels_last), times, tokens)
-        run.step(F.mse_loss(guess.float(), target), BATCH, {})
+            prediction = forward(noisy.contiguous(memory_format=torch.channels_last), times, tokens)
+        run.step(F.mse_loss(prediction.float(), target), BATCH, {})
         if world == 1:
             progress = run.progress
         elif run.steps % SYNC == 0:

@@ -1,4 +1,4 @@
-"""Sharpens the finished autoencoder: only its decoder learns, the latents stay as they are."""
+"""Sharpen the finished autoencoder: only its decoder is trained, so the latents stay the same."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bundled_stack import pool
-from bundled_stack.common import Run
 from bundled_stack.latents import load_latents, load_vae
-from bundled_stack.vae import slopes, to_tensor
+from bundled_stack.timed_run import TimedRun
+from bundled_stack.vae import gradients, to_tensor
 
 BATCH = 8
-NOISE = 0.04  # of the latents' size: generated ones are not perfect either
+NOISE = 0.04  # added to the latents: generated ones are not perfect either
 
 
 def losses(vae: Any, latents: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """L1, squared error and the L1 of slopes, these at full weight."""
+    """L1, squared error, and the L1 of the gradients at full weight."""
     y = vae.decode(latents / vae.config.scaling_factor).sample
     mse = F.mse_loss(y, x)
-    edges = sum(F.l1_loss(a, b) for a, b in zip(slopes(y), slopes(x), strict=True))
+    edges = sum(F.l1_loss(a, b) for a, b in zip(gradients(y), gradients(x), strict=True))
     return F.l1_loss(y, x) + 2 * mse + edges, {"mse": mse}
 
 
 def train(work: Path, minutes: float) -> None:
-    """Train for so many minutes, or go on with an unfinished run."""
+    """Train for this many minutes; an unfinished run is resumed."""
     vae = load_vae(work, sharpened=False).to(memory_format=torch.channels_last)
     vae.decoder.requires_grad_(True)
     vae.post_quant_conv.requires_grad_(True)
-    run = Run(work, "decoder", vae, minutes=minutes, rate=1e-3, ema=0.995, decay=1e-4)
+    run = TimedRun(work, "decoder", vae, minutes=minutes, rate=1e-3, ema=0.995, decay=1e-4)
     latents = load_latents(work)
     pictures = pool.load(work / "pool", "pictures")
     rng = np.random.default_rng([8, run.steps])

@@ -1,4 +1,4 @@
-"""Assembles the trained parts into one folder in diffusers' own layout, weights in fp16."""
+"""Assemble the trained parts into one folder in diffusers' own layout, weights in float16."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from typing import Any
 import torch
 
 from bundled_stack.base import Base, scheduler
+from bundled_stack.checkpoints import load_state
 from bundled_stack.latents import load_vae
-from bundled_stack.saving import load_state
-from bundled_stack.vision import Heads
-from bundled_stack.words import build_tokenizer
+from bundled_stack.tokenizer import build_tokenizer
+from bundled_stack.vision import VisionWithHeads
 from imageprompt.demo.judge import Judge
 
 STACK = Path(__file__).resolve().parents[2] / "src" / "imageprompt" / "demo" / "stack"
 LIMIT = 24_000_000
 
 
-def averaged(work: Path, name: str, model: Any) -> Any:
-    """A module with the averaged weights of a run."""
+def load_ema(work: Path, name: str, model: Any) -> Any:
+    """Load the EMA weights of a run into a module."""
     state = load_state(work / f"{name}.ckpt")
     model.load_state_dict(state["model"] | state["ema"]["average"])
     return model.eval().requires_grad_(False)
 
 
 def pipeline(work: Path) -> Any:
-    """The trained stack as a plain StableDiffusionPipeline, fp32."""
+    """The trained stack as a plain StableDiffusionPipeline in float32."""
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPImageProcessorPil
 
-    base = averaged(work, "base-0", Base())
-    vision = averaged(work, "vision", Heads())
+    base = load_ema(work, "base-0", Base())
+    vision = load_ema(work, "vision", VisionWithHeads())
     base.unet.set_default_attn_processor()
-    preparation = CLIPImageProcessorPil(
+    processor = CLIPImageProcessorPil(
         size={"shortest_edge": 64},
         crop_size={"height": 64, "width": 64},
         image_mean=[0.5] * 3,
@@ -49,14 +49,14 @@ def pipeline(work: Path) -> Any:
         unet=base.unet,
         scheduler=scheduler(),
         safety_checker=None,
-        feature_extractor=preparation,
+        feature_extractor=processor,
         image_encoder=vision.tower,
         requires_safety_checker=False,
     )
 
 
 def export(work: Path, target: Path = STACK) -> int:
-    """Write the folder (pipeline, judge, adapters if trained); returns its size in bytes."""
+    """Write the folder (pipeline, judge, adapters if trained). Returns its size in bytes."""
     from safetensors.torch import save_file
 
     fresh = target.with_name(f".{target.name}.new")
@@ -64,7 +64,7 @@ def export(work: Path, target: Path = STACK) -> int:
     pipeline(work).to(torch.float16).save_pretrained(fresh, safe_serialization=True)
     for part in ("text_encoder", "image_encoder"):
         _declare_float32(fresh / part / "config.json")
-    judge = averaged(work, "judge", Judge())
+    judge = load_ema(work, "judge", Judge())
     save_file(
         {name: value.half().contiguous() for name, value in judge.state_dict().items()},
         fresh / "judge.safetensors",
@@ -78,7 +78,7 @@ def export(work: Path, target: Path = STACK) -> int:
         path.chmod(0o755 if path.is_dir() else 0o644)
     size = sum(path.stat().st_size for path in fresh.rglob("*") if path.is_file())
     if size > LIMIT:
-        raise RuntimeError(f"the stack weighs {size:,} bytes, more than {LIMIT:,}")
+        raise RuntimeError(f"the stack has {size:,} bytes, more than {LIMIT:,}")
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -89,7 +89,7 @@ def export(work: Path, target: Path = STACK) -> int:
 
 
 def _declare_float32(config: Path) -> None:
-    """Let plain `from_pretrained` compute in fp32: transformers goes by its config."""
+    """Make plain `from_pretrained` load float32: transformers follows the config."""
     settings = json.loads(config.read_text())
     settings["dtype"] = "float32"
     config.write_text(json.dumps(settings, indent=2) + "\n")

@@ -1,8 +1,8 @@
-"""Encodes references once for adapter training: the pool, and copies with a word or two changed.
+"""Encode the references for adapter training: the pool, and copies with one or two words changed.
 
-In a copy the geometry is the same and one or two words differ. A caption that names these words of
-the target, beside such a reference, teaches that text wins where it speaks. The paper does not do
-this; README says so.
+A copy has the same geometry. A caption that names the changed words of the target, beside such a
+reference, teaches the adapter that text wins in what it names. The paper does not do this; README
+says so.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from bundled_stack import pool
-from bundled_stack.export import averaged
+from bundled_stack.export import load_ema
 from bundled_stack.vae import to_tensor
-from bundled_stack.vision import Heads
+from bundled_stack.vision import VisionWithHeads
 from imageprompt.demo import scenes
 
 
 @torch.no_grad()
 def encode(tower: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """image_embeds [n, 128] and hidden_states[-2] [n, 65, 128] of prepared pictures, fp16."""
+    """image_embeds [n, 128] and hidden_states[-2] [n, 65, 128] of pixels, in float16."""
     embeds, hidden = [], []
     for part in torch.split(x, 128):
         out = tower(part, output_hidden_states=True)
@@ -34,7 +34,7 @@ def encode(tower: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def changed_copies(index: int, labels: Any, geometry: Any) -> tuple[np.ndarray[Any, Any], Tensor]:
-    """Pictures of the changed copies of a shard, and which words were changed, bool [n, 5]."""
+    """Pictures of the changed copies of a shard, and which words changed, bool [n, 5]."""
     rng = np.random.default_rng([6, index])
     pictures, changed = [], torch.zeros(len(labels), len(scenes.ATTRIBUTES), dtype=torch.bool)
     for row, (label, place) in enumerate(zip(labels, geometry, strict=True)):
@@ -47,8 +47,8 @@ def changed_copies(index: int, labels: Any, geometry: Any) -> tuple[np.ndarray[A
 
 
 def make(work: Path, part: int, parts: int) -> None:
-    """Encode every `parts`-th shard; a finished shard is left alone."""
-    tower = averaged(work, "vision", Heads()).tower
+    """Encode every `parts`-th shard; finished shards are skipped."""
+    tower = load_ema(work, "vision", VisionWithHeads()).tower
     folder = work / "pool"
     for index in pool.shards(folder)[part::parts]:
         target = work / f"features-{index}.pt"

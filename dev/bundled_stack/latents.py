@@ -1,4 +1,4 @@
-"""Encodes the pool with the trained autoencoder, after centring and scaling its latents."""
+"""Encode the pool with the trained autoencoder, after centring and scaling its latents."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from bundled_stack import pool
-from bundled_stack.saving import load_state, save_atomic
+from bundled_stack.checkpoints import load_state, save_atomic
 from bundled_stack.vae import build, to_tensor
 
 
 @torch.no_grad()
 def centre(vae: Any, mean: Tensor) -> None:
-    """Move the latents' mean to zero inside the stock 1x1 convolutions on both sides of them."""
+    """Move the mean of the latents to zero, in the stock 1x1 convolutions on both sides of them."""
     channels = len(mean)
     vae.quant_conv.bias[:channels] -= mean
     weight = vae.post_quant_conv.weight[:, :, 0, 0]
@@ -26,7 +26,7 @@ def centre(vae: Any, mean: Tensor) -> None:
 
 @torch.no_grad()
 def finish_vae(work: Path) -> None:
-    """Averaged weights, centred latents and the scaling factor, as `vae-final.ckpt`."""
+    """Write `vae-final.ckpt`: EMA weights, centred latents and the scaling factor."""
     if (work / "vae-final.ckpt").exists():
         return
     state = load_state(work / "vae.ckpt")
@@ -43,7 +43,7 @@ def finish_vae(work: Path) -> None:
 
 
 def load_vae(work: Path, *, sharpened: bool = True) -> Any:
-    """The finished autoencoder, with its sharpened decoder if that is trained."""
+    """The finished autoencoder, with the sharpened decoder if that is trained."""
     state = load_state(work / "vae-final.ckpt")
     vae = build().eval()
     vae.load_state_dict(state["model"])

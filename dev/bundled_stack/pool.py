@@ -19,8 +19,8 @@ def make_shard(folder: Path, index: int, split: str = "train") -> None:
     if (folder / f"geometry-{index}.npy").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = scenes.stream(split, seed=index)
-    batch = [next(drawn) for _ in range(SHARD)]
+    stream = scenes.stream(split, seed=index)
+    batch = [next(stream) for _ in range(SHARD)]
     parts: dict[str, NDArray[Any]] = {
         "pictures": np.stack([scenes.render(scene) for scene in batch]),
         "labels": np.asarray([scene.labels() for scene in batch], np.uint8),
@@ -34,7 +34,7 @@ def make_shard(folder: Path, index: int, split: str = "train") -> None:
 
 
 def shards(folder: Path) -> list[int]:
-    """The shards that are there, in order."""
+    """The existing shards, in order."""
     return [index for index in range(SHARDS) if (folder / f"geometry-{index}.npy").exists()]
 
 
@@ -44,7 +44,7 @@ def load(folder: Path, name: str) -> NDArray[Any]:
 
 
 def scene_of(labels: NDArray[np.uint8], geometry: NDArray[np.float32]) -> scenes.Scene:
-    """The scene behind one row of the pool."""
+    """The scene of one row of the pool."""
     words = {
         name: scenes.VOCABULARY[name][int(label)]
         for name, label in zip(scenes.ATTRIBUTES, labels, strict=True)

@@ -1,4 +1,4 @@
-"""Measures which sites of the exported base carry style and which layout, and states it there."""
+"""Measure which sites of the exported base carry style or layout; write it into its config."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from imageprompt.hosts.contract import ROLES_KEY
 
 
 def state_roles(folder: Path, count: int) -> dict[str, list[str]]:
-    """Write the roles into the UNet's config; presets and `scale={"style": 1}` go by them.
+    """Write the roles into the UNet's config, which presets and `scale={"style": 1}` follow.
 
-    Where the measurement finds none, nothing is stated, and the place of a site decides.
+    If the probe finds none, nothing is written, and the position of a site decides its role.
     """
     drawn = draw_references(count)
-    found = probe(
+    result = probe(
         drawn.pictures,
         base=folder,
         adapter=bundled.DEFAULT_ADAPTER,
@@ -27,9 +27,9 @@ def state_roles(folder: Path, count: int) -> dict[str, list[str]]:
         guidance_scale=bundled.GUIDANCE,
         batch_size=16,
     )
-    if found.roles:
+    if result.roles:
         path = folder / "unet" / "config.json"
-        config = json.loads(path.read_text(encoding="utf-8")) | {ROLES_KEY: found.roles}
+        config = json.loads(path.read_text(encoding="utf-8")) | {ROLES_KEY: result.roles}
         with write_atomically(path) as temporary:
             temporary.write_text(json.dumps(dict(sorted(config.items())), indent=2) + "\n")
-    return found.roles
+    return result.roles

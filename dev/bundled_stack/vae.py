@@ -1,4 +1,4 @@
-"""Trains the autoencoder: 64x64 pictures to 8x8 latents of 16 channels (a stock AutoencoderKL)."""
+"""Train the autoencoder: 64x64 pictures to 8x8 latents of 16 channels (a stock AutoencoderKL)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bundled_stack import pool
-from bundled_stack.common import Run
+from bundled_stack.timed_run import TimedRun
 
 CHANNELS = (16, 32, 64, 128)
 CONFIG: dict[str, Any] = {
@@ -43,17 +43,17 @@ def to_tensor(pictures: np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def slopes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Differences between neighbours, down and across."""
+def gradients(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences between neighbouring pixels, down and across."""
     return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
 
 
 def losses(model: Any, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Reconstruction (L1 + MSE + half the L1 of slopes) and a small KL."""
+    """Reconstruction (L1 + 2 MSE + half the L1 of the gradients) and a small KL term."""
     posterior = model.encode(x).latent_dist
     y = model.decode(posterior.sample()).sample.float()
     mse = F.mse_loss(y, x)
-    edges = sum(F.l1_loss(a, b) for a, b in zip(slopes(y), slopes(x), strict=True))
+    edges = sum(F.l1_loss(a, b) for a, b in zip(gradients(y), gradients(x), strict=True))
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean()
     loss = F.l1_loss(y, x) + 2 * mse + 0.5 * edges + 1e-3 * kl
     return loss, {"mse": mse, "kl": kl}
@@ -72,9 +72,9 @@ def batch(pictures: np.ndarray[Any, Any], rng: np.random.Generator, whole: bool)
 
 
 def train(work: Path, minutes: float, autocast: bool = False) -> None:
-    """Train for so many minutes, or go on with an unfinished run."""
+    """Train for this many minutes; an unfinished run is resumed."""
     model = build()
-    run = Run(work, "vae", model, minutes=minutes, rate=2e-3, ema=0.997, decay=1e-4, flat=0.1)
+    run = TimedRun(work, "vae", model, minutes=minutes, rate=2e-3, ema=0.997, decay=1e-4, flat=0.1)
     pictures = pool.load(work / "pool", "pictures")
     rng = np.random.default_rng(run.steps)
     while not run.done:

@@ -1,8 +1,8 @@
-"""Trains the image encoder, a stock CLIPVisionModelWithProjection: what is there, and where.
+"""Train the image encoder, a stock CLIPVisionModelWithProjection: what is where in a scene.
 
-The projected embedding and `hidden_states[-2]` are what the adapters will read, so linear heads on
-both are trained for every attribute and for the geometry; a dense head asks each patch for its part
-of the outline, which teaches shapes far sooner than labels alone.
+The adapters will read the projected embedding and `hidden_states[-2]`, so linear heads on both are
+trained on every attribute and on the geometry. A dense head predicts each patch's part of the
+outline, which teaches shapes much faster than labels alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bundled_stack import pool
-from bundled_stack.common import Run
+from bundled_stack.timed_run import TimedRun
 from bundled_stack.vae import to_tensor
 from imageprompt.demo import scenes
 
@@ -35,8 +35,8 @@ CONFIG: dict[str, Any] = {
 COUNTS = [len(words) for words in scenes.VOCABULARY.values()]
 
 
-class Heads(nn.Module):
-    """The tower with its training heads; only the tower is kept."""
+class VisionWithHeads(nn.Module):
+    """The tower with its training heads; only the tower is exported."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Heads(nn.Module):
         torch.manual_seed(2)
         self.tower: Any = CLIPVisionModelWithProjection(CLIPVisionConfig(**CONFIG))
         self.tower.set_attn_implementation("eager")
-        with torch.no_grad():  # the stock initialisation is made for towers ten times as wide
+        with torch.no_grad():  # the stock initialisation suits towers ten times as wide
             for name, weight in self.tower.named_parameters():
                 if weight.ndim == 2 and "embedding" not in name:
                     nn.init.normal_(weight, std=weight.shape[1] ** -0.5 * 0.8)
@@ -58,7 +58,7 @@ class Heads(nn.Module):
         self.patches = nn.Linear(width, 16)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the embedding and the mean token [b, classes + 4] each; of outlines [b, 64, 16]."""
+        """From the embedding and the mean token, [b, classes + 4] each; outlines [b, 64, 16]."""
         out = self.tower(x, output_hidden_states=True)
         hidden = self.norm(out.hidden_states[-2])
         embeds = F.layer_norm(out.image_embeds, out.image_embeds.shape[-1:])
@@ -66,7 +66,7 @@ class Heads(nn.Module):
 
 
 def attribute_loss(outputs: Tensor, labels: Tensor, geometry: Tensor) -> Tensor:
-    """Cross-entropy of the five attributes plus the error of the geometry, scaled to unit size."""
+    """Cross-entropy of the five attributes plus the error of the geometry, scaled to about 1."""
     *logits, place = torch.split(outputs.float(), [*COUNTS, 4], dim=1)
     loss = sum(
         (F.cross_entropy(part, labels[:, i]) for i, part in enumerate(logits)), place.new_zeros(())
@@ -77,7 +77,7 @@ def attribute_loss(outputs: Tensor, labels: Tensor, geometry: Tensor) -> Tensor:
 
 
 def accuracies(outputs: Tensor, labels: Tensor) -> dict[str, float]:
-    """Share of right answers per attribute."""
+    """Fraction of correct answers per attribute."""
     parts = torch.split(outputs, [*COUNTS, 4], dim=1)
     return {
         name: float((part.argmax(1) == labels[:, i]).float().mean())
@@ -86,7 +86,7 @@ def accuracies(outputs: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def outlines(labels: np.ndarray[Any, Any], geometry: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Which of 32x32 cells the object covers, 16 for each of 64 patches: uint8 [n, 64, 16]."""
+    """The cells of a 32x32 grid that the object covers, by patch: uint8 [n, 64, 16]."""
     axis = (np.arange(32, dtype=np.float32) + 0.5) * 2
     result = np.zeros((len(labels), 64, 16), np.uint8)
     for index, (row, place) in enumerate(zip(labels, geometry, strict=True)):
@@ -101,27 +101,29 @@ def outlines(labels: np.ndarray[Any, Any], geometry: np.ndarray[Any, Any]) -> np
 
 def held_out(count: int, split: str = "validation") -> tuple[Tensor, Tensor]:
     """Pictures and labels of a held-out split."""
-    drawn = list(islice(scenes.stream(split, seed=77), count))
-    pictures = to_tensor(np.stack([scenes.render(scene) for scene in drawn]))
-    return pictures, torch.tensor([scene.labels() for scene in drawn])
+    chosen = list(islice(scenes.stream(split, seed=77), count))
+    pictures = to_tensor(np.stack([scenes.render(scene) for scene in chosen]))
+    return pictures, torch.tensor([scene.labels() for scene in chosen])
 
 
 @torch.no_grad()
-def evaluate(run: Run) -> None:
-    """Log the accuracy of the averaged weights on held-out scenes."""
-    model = Heads().eval()
-    model.load_state_dict(run.averaged())
+def evaluate(run: TimedRun) -> None:
+    """Log the accuracy of the EMA weights on held-out scenes."""
+    model = VisionWithHeads().eval()
+    model.load_state_dict(run.ema_state())
     x, labels = held_out(800)
     pooled, tokens, _ = model(x)
-    figures = {f"embeds_{key}": value for key, value in accuracies(pooled, labels).items()}
-    figures |= {f"tokens_{key}": value for key, value in accuracies(tokens, labels).items()}
-    run.log(**figures)
+    accuracy = {f"embeds_{key}": value for key, value in accuracies(pooled, labels).items()}
+    accuracy |= {f"tokens_{key}": value for key, value in accuracies(tokens, labels).items()}
+    run.log(**accuracy)
 
 
 def train(work: Path, minutes: float, autocast: bool = True) -> None:
-    """Train for so many minutes, or go on with an unfinished run."""
-    model = Heads()
-    run = Run(work, "vision", model, minutes=minutes, rate=1.2e-3, decay=0.03, ema=0.998, flat=0.3)
+    """Train for this many minutes; an unfinished run is resumed."""
+    model = VisionWithHeads()
+    run = TimedRun(
+        work, "vision", model, minutes=minutes, rate=1.2e-3, decay=0.03, ema=0.998, flat=0.3
+    )
     pictures = pool.load(work / "pool", "pictures")
     labels, geometry = pool.load(work / "pool", "labels"), pool.load(work / "pool", "geometry")
     dense = outlines(labels, geometry)
@@ -132,11 +134,11 @@ def train(work: Path, minutes: float, autocast: bool = True) -> None:
         x = (x * (1 + 0.04 * torch.randn(len(x), 3, 1, 1)) + 0.03 * torch.randn_like(x)).clamp(
             -1, 1
         )
-        answer, place = torch.from_numpy(labels[chosen]).long(), torch.from_numpy(geometry[chosen])
+        target, place = torch.from_numpy(labels[chosen]).long(), torch.from_numpy(geometry[chosen])
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             pooled, tokens, patches = model(x)
-        first = attribute_loss(pooled, answer, place)
-        second = attribute_loss(tokens, answer, place)
+        first = attribute_loss(pooled, target, place)
+        second = attribute_loss(tokens, target, place)
         third = F.binary_cross_entropy_with_logits(
             patches.float(), torch.from_numpy(dense[chosen]).float()
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bundled_stack.saving import load_state, save_atomic
+from bundled_stack.checkpoints import load_state, save_atomic
 from imageprompt.core.errors import OptionError
 from imageprompt.training.loop.ema import Ema, decay_groups
 from imageprompt.training.loop.logging import (

@@ -1,4 +1,4 @@
-"""Checkpoints of the build's stages: one file each, the old one or the whole new one."""
+"""Checkpoints of the stages of the build: one file each, written atomically."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from imageprompt.core.atomic_files import write_atomically
 
 
 def save_atomic(state: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint so that a kill at any moment leaves the old one or the new one."""
+    """Write a checkpoint; a kill at any moment leaves the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(path) as temporary:
         torch.save(dict(state), temporary)
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of `save_atomic`; tensors and plain values only, on the CPU."""
+    """Read a checkpoint of `save_atomic` to the CPU: tensors and plain values only."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict):
-        raise TypeError(f"{path} holds {type(state).__name__}, not a checkpoint")
+        raise TypeError(f"{path}: contains {type(state).__name__}, not a checkpoint")
     return state

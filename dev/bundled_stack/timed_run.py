@@ -1,4 +1,4 @@
-"""What every training step of the build shares: a timed run that resumes, and its schedule."""
+"""A training run of a given number of minutes that can be resumed, and its learning rate."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from bundled_stack.saving import load_state, save_atomic
+from bundled_stack.checkpoints import load_state, save_atomic
 from imageprompt.training.loop.ema import Ema, decay_groups
 
 
 def schedule(progress: float, *, warm: float = 0.01, flat: float = 0.0) -> float:
-    """Rate factor at `progress` 0..1: warm-up, flat until `flat`, then a cosine to zero."""
+    """Learning rate factor at `progress` 0..1: warm-up, constant until `flat`, cosine to 0."""
     if progress < warm:
         return max(progress / warm, 0.02)
     if progress < flat:
@@ -25,8 +25,8 @@ def schedule(progress: float, *, warm: float = 0.01, flat: float = 0.0) -> float
     return 0.5 * (1 + math.cos(math.pi * min(max(along, 0.0), 1.0)))
 
 
-class Run:
-    """A run of so many minutes: optimiser, EMA, log, checkpoint; resumes where it stopped."""
+class TimedRun:
+    """A run of `minutes`: optimiser, EMA, log, checkpoints. Resumes from an existing checkpoint."""
 
     def __init__(
         self,
@@ -60,16 +60,16 @@ class Run:
 
     @property
     def progress(self) -> float:
-        """How much of the run's time is spent, 0..1."""
+        """Fraction of the time that has passed, 0..1."""
         return self.seconds / (60 * self.minutes)
 
     @property
     def done(self) -> bool:
-        """Whether the time is spent."""
+        """Is the time over?"""
         return self.progress >= 1
 
     def step(self, loss: torch.Tensor, samples: int, parts: dict[str, torch.Tensor]) -> None:
-        """Backward, clip, optimise, average, log, checkpoint."""
+        """Backward, clip, optimiser step, EMA; log and checkpoint from time to time."""
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.named.values(), self.clip)
         factor = schedule(self.progress, flat=self.flat)
@@ -92,19 +92,19 @@ class Run:
             self.save()
 
     def log(self, **extra: float) -> None:
-        """One line of JSON: where the run is."""
+        """Append one JSON line: step, time, losses."""
         line = {"step": self.steps, "samples": self.samples, "minutes": round(self.seconds / 60, 2)}
-        figures = {key: round(value, 5) for key, value in (self.averages | extra).items()}
+        numbers = {key: round(value, 5) for key, value in (self.averages | extra).items()}
         with (self.folder / f"{self.name}.jsonl").open("a") as handle:
-            handle.write(json.dumps(line | figures) + "\n")
+            handle.write(json.dumps(line | numbers) + "\n")
 
     def save(self) -> None:
-        """Checkpoint now."""
+        """Write a checkpoint now."""
         save_atomic(self._state(), self.path)
         self.saved = time.monotonic()
 
-    def averaged(self) -> dict[str, torch.Tensor]:
-        """State dict of the model with the running averages in place of its parameters."""
+    def ema_state(self) -> dict[str, torch.Tensor]:
+        """State dict of the model with the EMA weights."""
         return self.model.state_dict() | self.ema.average
 
     def _state(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Builds the tokenizer: a stock CLIPTokenizer that knows every caption word as one token."""
+"""Build the tokenizer: a stock CLIPTokenizer for which every caption word is one token."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ END = "</w>"
 
 def _byte_letters() -> list[str]:
     """The 256 printable letters that byte-level BPE uses for the bytes."""
-    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters = {byte: chr(byte) for byte in kept}
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = {byte: chr(byte) for byte in printable}
     for byte in range(256):
-        letters.setdefault(byte, chr(256 + len(letters) - len(kept)))
+        letters.setdefault(byte, chr(256 + len(letters) - len(printable)))
     return [letters[byte] for byte in range(256)]
 
 

@@ -1,4 +1,4 @@
-"""Trains the judge on rendered scenes, blurred and noised as pictures from a decoder are."""
+"""Train the judge on rendered scenes, blurred and noised like pictures from a decoder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bundled_stack import pool
-from bundled_stack.common import Run
+from bundled_stack.timed_run import TimedRun
 from bundled_stack.vae import to_tensor
 from bundled_stack.vision import held_out
 from imageprompt.demo import scenes
@@ -19,7 +19,7 @@ from imageprompt.demo.judge import Judge
 
 
 def soften(x: Tensor, generator: np.random.Generator) -> Tensor:
-    """Shifted by up to three pixels, tinted and noised a little, half of the batches blurred."""
+    """Shift by up to three pixels, tint and noise slightly, and blur half of the batches."""
     shift = generator.integers(-3, 4, size=2)
     x = F.pad(x, (3, 3, 3, 3), mode="replicate")
     x = x[:, :, 3 + shift[0] : 67 + shift[0], 3 + shift[1] : 67 + shift[1]]
@@ -35,20 +35,22 @@ def soften(x: Tensor, generator: np.random.Generator) -> Tensor:
 
 @torch.no_grad()
 def accuracy(model: Judge, x: Tensor, labels: Tensor) -> dict[str, float]:
-    """Share of right answers per attribute and of pictures with all five right."""
-    right = torch.stack(
+    """Fraction of correct targets per attribute, and of pictures with all five correct."""
+    correct = torch.stack(
         [part.argmax(1) == labels[:, i] for i, part in enumerate(model.eval()(x))], dim=1
     ).float()
-    figures = dict(zip(scenes.ATTRIBUTES, right.mean(0).tolist(), strict=True))
-    return figures | {"all": float(right.prod(1).mean())}
+    accuracies = dict(zip(scenes.ATTRIBUTES, correct.mean(0).tolist(), strict=True))
+    return accuracies | {"all": float(correct.prod(1).mean())}
 
 
 def train(work: Path, minutes: float) -> None:
-    """Train for so many minutes, or go on with an unfinished run."""
+    """Train for this many minutes; an unfinished run is resumed."""
     torch.manual_seed(4)
     model = Judge()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    run = Run(work, "judge", model, minutes=minutes, rate=2e-3, decay=0.02, ema=0.995, flat=0.2)
+    run = TimedRun(
+        work, "judge", model, minutes=minutes, rate=2e-3, decay=0.02, ema=0.995, flat=0.2
+    )
     pool.make_shard(work / "pool-judge", 0, split="judge")
     pictures, labels = (
         np.concatenate([pool.load(work / folder, part) for folder in ("pool", "pool-judge")])
@@ -57,17 +59,17 @@ def train(work: Path, minutes: float) -> None:
     common = len(pictures) - pool.SHARD
     rng = np.random.default_rng([4, run.steps])
     while not run.done:
-        # a quarter of every batch has the pairs that nothing else is trained on
+        # a quarter of every batch shows the pairs that no other model is trained on
         chosen = np.concatenate(
             [rng.integers(common, size=36), rng.integers(common, len(pictures), 12)]
         )
         x = soften(to_tensor(pictures[chosen]), rng).contiguous(memory_format=torch.channels_last)
-        answer = torch.from_numpy(labels[chosen]).long()
+        target = torch.from_numpy(labels[chosen]).long()
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(x)
-        parts = [F.cross_entropy(part.float(), answer[:, i]) for i, part in enumerate(logits)]
+        parts = [F.cross_entropy(part.float(), target[:, i]) for i, part in enumerate(logits)]
         run.step(torch.stack(parts).sum(), len(x), {})
-    model.load_state_dict(run.averaged())
+    model.load_state_dict(run.ema_state())
     run.log(**accuracy(model, *held_out(2000)))
 
 
