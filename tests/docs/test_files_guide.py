@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from guides import DOCS, ROOT, commands
+from guides import DOCS, ROOT, blocks, commands, pages
+from hostile import header, write
 from imageprompt import cli
 from imageprompt.checkpoint.formats import FORMATS
+from published import PUBLISHED
 from trainers import SAVERS, SITES, wrapper
 
 PAGE = DOCS / "files.md"
@@ -59,3 +61,23 @@ def test_every_finding_is_explained() -> None:
     table = GUIDE.split("| finding |")[1].split("\n\n")[0]
     explained = set(re.findall(r"`([a-z-]+)`", "".join(re.findall(r"^\|[^|]*\|", table, re.M))))
     assert explained == codes
+
+
+def test_the_report_in_the_guide_is_that_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a sparse file of the published shapes; the guide shows the start of the hash."""
+    monkeypatch.chdir(tmp_path)
+    write(Path("unknown.safetensors"), header(PUBLISHED["ip-adapter-plus_sd15"].shapes()))
+    assert cli.main(["inspect", "unknown.safetensors"]) == 0
+    printed = re.sub(r"(sha256-ends:\w{8})\w+", r"\1...", capsys.readouterr().out)
+    (shown,) = blocks(PAGE, "text")
+    assert shown == f"$ imageprompt inspect unknown.safetensors\n{printed}"
+
+
+def test_scripts_that_are_named_exist() -> None:
+    """Of benchmarks and of dev, on every page."""
+    for page in pages():
+        text = page.read_text("utf-8")
+        for name in re.findall(r"(?:python |`)((?:benchmarks|dev)/\w+\.\w+)", text):
+            assert (ROOT / name).is_file(), (page, name)
