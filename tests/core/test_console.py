@@ -29,10 +29,23 @@ def test_a_new_phase_gets_a_new_bar(capsys: pytest.CaptureFixture[str]) -> None:
     assert "scan" not in second
 
 
+def test_lines_beside_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    with Bars(True) as bars:
+        bars.log("before")
+        bars.update("scan", 1, 5)
+        bars.log("between")
+        bars.update("scan", 5, 5)
+    lines = [line.split("\r")[-1] for line in capsys.readouterr().err.split("\n")]
+    assert lines[:2] == ["before", "between"]
+    assert "scan" in lines[2]
+
+
 def test_no_bars_unless_shown(capsys: pytest.CaptureFixture[str]) -> None:
     with Bars(False) as bars:
         bars.update("picture 1 of 2", 1, 2)
-    assert capsys.readouterr() == ("", "")
+        assert capsys.readouterr() == ("", "")
+        bars.log("a line")
+    assert capsys.readouterr() == ("", "a line\n")
 
 
 @pytest.mark.parametrize(

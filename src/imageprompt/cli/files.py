@@ -46,7 +46,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
     report = inspect(options.file, **provided(options, "deep", "base"))
     _print(options, report)
-    return GOOD if report.whole else PROBLEMS
+    return GOOD if report.ok else PROBLEMS
 
 
 def add_validate(command: Parser) -> None:

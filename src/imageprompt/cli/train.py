@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -131,7 +130,7 @@ def _build_cache(options: argparse.Namespace) -> int:
             config,
             verify=options.verify,
             dry_run=options.dry_run,
-            log=lambda line: print(line, file=sys.stderr),
+            log=bars.log,
             on_progress=bars.update,
         )
     if options.json:

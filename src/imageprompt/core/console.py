@@ -118,6 +118,13 @@ class Bars:
         bar.set_description_str(phase, refresh=False)
         bar.update(done - bar.n)
 
+    def log(self, line: str) -> None:
+        """Print a line on stderr, above the bar if there is one; also if bars are not shown."""
+        if self._bar is None:
+            print(line, file=sys.stderr)
+        else:
+            self._bar.write(line, file=sys.stderr)
+
 
 # ── output ──────────────────────────────────────────────────────────────────────────────────────
 
