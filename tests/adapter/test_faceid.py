@@ -1,4 +1,4 @@
-"""The FaceID family at run time: LoRA on every attention layer, beside the image tokens."""
+"""The FaceID family at run time: LoRA on every attention layer, and image tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLUS = [v for v in VARIANTS if v != "faceid"]
 
 
 def make(host: str, variant: str, seed: int = 0) -> tuple[Any, Any]:
-    """A tiny pipeline, and an adapter all of whose weights do something."""
+    """A tiny pipeline, and an adapter whose weights all have an effect."""
     torch.manual_seed(seed)
     pipe = PIPES[host]()
     pipe.unet.eval().requires_grad_(False)
@@ -161,7 +161,7 @@ def test_strength_is_live_and_scale_0_is_the_base() -> None:
     adapter.detach()
 
 
-def test_it_leaves_exactly() -> None:
+def test_detach_is_exact() -> None:
     pipe, adapter = make("sd15", "faceid-plus")
     before, weights = read(pipe.unet, inputs("sd15")), dict(pipe.unet.state_dict())
     processors = dict(pipe.unet.attn_processors)
@@ -254,7 +254,7 @@ def test_the_picture_beside_the_face_can_be_left_out() -> None:
     torch.testing.assert_close(tokens[0], adapter.project((faces, hidden))[0])
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_misfits_are_refused() -> None:
     pipe, adapter = make("sd15", "faceid-plus")
     with pytest.raises(EncoderError, match="512"):
         adapter.encode(features=features("faceid"))
@@ -269,11 +269,11 @@ def test_what_does_not_fit_is_refused() -> None:
     assert not any(module._forward_hooks for module in pipe.unet.modules())
 
 
-def test_the_two_plus_variants_are_told_or_asked_for_never_guessed(tmp_path: Path) -> None:
+def test_the_two_plus_variants_are_never_guessed(tmp_path: Path) -> None:
     pipe, two = make("sd15", "faceid-plus-v2")
     named, plain = tmp_path / "faceid-plusv2.safetensors", tmp_path / "faceid-plusv2.bin"
     two.save(named)
-    two.save(plain)  # pickles have no metadata, and names of files tell nothing
+    two.save(plain)  # pickles have no metadata, and file names do not count
     assert ip.Adapter.load(named).spec == two.spec
     with pytest.raises(AdapterFileError, match=r"variant=.*--variant.*convert") as caught:
         ip.Adapter.load(plain)
@@ -292,7 +292,7 @@ def test_the_two_plus_variants_are_told_or_asked_for_never_guessed(tmp_path: Pat
 
 
 def test_a_shortcut_in_metadata_tells_them_apart(tmp_path: Path) -> None:
-    """Others may write this one word alone."""
+    """Other programs may write only this key."""
     _, adapter = make("sd15", "faceid-plus")
     for shortcut, variant in (("true", "faceid-plus-v2"), ("False", "faceid-plus")):
         path = tmp_path / f"{shortcut}.safetensors"

@@ -1,4 +1,4 @@
-"""FaceID against the equations in float64, where diffusers errs: AnimateDiff, a second adapter."""
+"""FaceID against the equations in float64, where diffusers is wrong: AnimateDiff, two adapters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PARTS = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
 
 
 def make(unet: Any, seed: int) -> Any:
-    """A FaceID adapter all of whose weights do something."""
+    """A FaceID adapter whose weights all have an effect."""
     torch.manual_seed(seed)
     adapter = ip.Adapter.create("faceid", denoiser=unet, encoder=None)
     with torch.no_grad():
@@ -37,13 +37,13 @@ def faces(count: int, seed: int = 5) -> Tensor:
 
 
 def layers(unet: Any) -> dict[int, str]:
-    """File id -> attention layer, motion modules left out without being counted."""
+    """File id -> attention layer; motion modules are not counted."""
     names = [name for name in unet.attn_processors if "motion_modules" not in name]
     return {i: name.removesuffix(".processor") for i, name in enumerate(names)}
 
 
 class Written:
-    """A site's attention as the paper writes it, row by row; of tokens [batch, N, W]."""
+    """A site's attention as in the paper, row by row, for tokens [batch, N, W]."""
 
     def __init__(self, images: Sequence[tuple[Tensor, Tensor, Tensor, float]], rows: int) -> None:
         self.images, self.rows = images, rows
@@ -64,9 +64,9 @@ class Written:
 def by_equations(
     unet: Any, inputs: dict[str, Any], used: Sequence[tuple[Any, Tensor, float, float]]
 ) -> Tensor:
-    """W + strength x up @ down in every attention layer, K' and V' in every site.
+    """W + strength x up @ down in every attention layer, K' and V' at every site.
 
-    `used` has an adapter, features [batch, n, 512], the scale and LoRA's strength.
+    `used` lists adapters with their features [batch, n, 512], scale and LoRA strength.
     """
     written = copy.deepcopy(unet)
     processors = {}
@@ -97,7 +97,7 @@ def by_equations(
 
 @pytest.mark.parametrize("mode", ["live", "merged"])
 def test_animatediff(mode: str) -> None:
-    """Motion modules are no layers of the file, and every frame of a video sees the face."""
+    """Motion modules are not layers of the file, and every frame of a video sees the face."""
     case = CASES["motion"]
     unet = case.unet().double().requires_grad_(False)
     adapter, inputs = make(unet, 1), case.inputs(2, dtype=torch.float64)
@@ -112,14 +112,14 @@ def test_animatediff(mode: str) -> None:
     )
     assert difference(found, expected) < TOLERANCE
     assert difference(found, case.read(unet, inputs)) > 1e-3
-    # diffusers counts the motion modules, and so gives them the LoRA of other layers
+    # diffusers counts the motion modules, and so applies the LoRA of other layers to them
     theirs = unet._load_ip_adapter_loras([{"ip_adapter": adapter.module.ip_adapter.state_dict()}])
     assert any("motion_modules" in name for name in theirs[0])
 
 
 @pytest.mark.parametrize("modes", [("live", "live"), ("merged", "live"), ("merged", "merged")])
-def test_a_second_adapter_of_faces(modes: tuple[str, str]) -> None:
-    """Both LoRAs act; in diffusers the second one's loading switches the first one's off."""
+def test_two_faceid_adapters(modes: tuple[str, str]) -> None:
+    """Both LoRAs act; in diffusers loading the second switches the first off."""
     case = CASES["sd15"]
     unet = case.unet().double().requires_grad_(False)
     inputs = case.inputs(1, dtype=torch.float64)
@@ -136,7 +136,7 @@ def test_a_second_adapter_of_faces(modes: tuple[str, str]) -> None:
     assert difference(both, by_equations(unet, inputs, used)) < TOLERANCE
     assert difference(first, by_equations(unet, inputs, used[:1])) < TOLERANCE
     assert difference(both, first) > 1e-3
-    one.detach()  # the first to come is the first to leave
+    one.detach()  # in the order of attaching
     with two.use(prompts[1], scale=0.75, guidance="none", lora=0.625):
         second = case.read(unet, inputs)
     assert difference(second, by_equations(unet, inputs, used[1:])) < TOLERANCE
@@ -146,7 +146,7 @@ def test_a_second_adapter_of_faces(modes: tuple[str, str]) -> None:
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
 def test_diffusers_leaves_the_first_ones_lora_off() -> None:
-    """What the equations are here for; that diffusers has them for one is in test_faceid.py."""
+    """Why the equations are needed here; test_faceid.py compares one adapter with diffusers."""
     from test_faceid import state_of
 
     from tiny_stack import make_pipeline

@@ -1,4 +1,4 @@
-"""LoRA of FaceID adapters live and merged: beside other LoRA, in any order, and back to the bit."""
+"""LoRA of FaceID adapters, live and merged: beside other LoRA, in any order, restored exactly."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_merged_in_inference_mode(given: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)]
 )
-def test_merged_is_live_and_the_weights_come_back(
+def test_merged_equals_live_and_the_weights_are_restored(
     dtype: torch.dtype, close: float, given: dict[str, Any]
 ) -> None:
     pipe, adapter = frozen("faceid-plus-v2")
@@ -98,7 +98,7 @@ def test_merged_is_live_and_the_weights_come_back(
 
 
 @pytest.mark.parametrize("within", [True, False])
-def test_detaching_gives_the_weights_back(within: bool, given: dict[str, Any]) -> None:
+def test_detaching_restores_the_weights(within: bool, given: dict[str, Any]) -> None:
     pipe, adapter = frozen()
     before = bits(pipe.unet)
     adapter.attach(pipe, lora="merged")
@@ -114,7 +114,7 @@ def test_detaching_gives_the_weights_back(within: bool, given: dict[str, Any]) -
     assert not any(module._forward_pre_hooks for module in pipe.unet.modules())
 
 
-def test_the_base_is_cast_while_ours_is_merged(given: dict[str, Any]) -> None:
+def test_the_base_is_cast_while_lora_is_merged(given: dict[str, Any]) -> None:
     pipe, adapter = frozen()
     expected = {name: tensor.half() for name, tensor in bits(pipe.unet).items()}
     adapter.attach(pipe, lora="merged")
@@ -170,7 +170,7 @@ def test_two_uses_of_one_adapter_take_the_strongest_lora(mode: str, given: dict[
 
 
 def test_it_follows_a_schedule_through_a_pipeline() -> None:
-    """Off again half-way, and the text cached over the steps is read anew where weights change."""
+    """Off again half-way; the cached text is computed anew where weights change."""
     pipe, adapter = frozen()
     pipe.set_progress_bar_config(disable=True)
     before, found = bits(pipe.unet), {}
@@ -190,7 +190,7 @@ def test_it_follows_a_schedule_through_a_pipeline() -> None:
 
 
 def test_merged_under_compile(given: dict[str, Any]) -> None:
-    """Weights are written between graphs: live changes arrive, and recompile nothing."""
+    """Weights are written between graphs: live changes act and recompile nothing."""
     from torch._dynamo.testing import CompileCounterWithBackend
 
     torch._dynamo.reset()
@@ -216,7 +216,7 @@ def test_merged_under_compile(given: dict[str, Any]) -> None:
 
 
 def test_what_a_step_costs(given: dict[str, Any]) -> None:
-    """Live, three operations a linear map; merged, none: the text stays cached as without LoRA."""
+    """Live: three operations per linear layer. Merged: none, and the text stays cached."""
     from ops import first_and_later
 
     pipe, adapter = frozen()
@@ -250,30 +250,33 @@ def refusals() -> dict[str, tuple[Callable[[Any, Any], Any], str]]:
         layer = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
         layer.weight = torch.nn.Parameter(layer.weight.to(torch.float8_e4m3fn), False)
 
-    def cast_as_needed(pipe: Any, _: Any) -> None:
+    def cast_at_each_call(pipe: Any, _: Any) -> None:
         pipe.unet.enable_layerwise_casting(storage_dtype=torch.bfloat16)
 
     return {
         "quantised": (quantised, "quantised or computed .Linear4bit"),
         "eight bits": (eight_bits, "quantised .torch.float8_e4m3fn"),
-        "cast": (cast_as_needed, "cast as they are needed"),
-        "offloaded": (lambda pipe, _: pipe.unet.to("meta"), "offloaded piece by piece"),
+        "cast": (cast_at_each_call, "cast at each call"),
+        "offloaded": (lambda pipe, _: pipe.unet.to("meta"), "offloaded layer by layer"),
         "parametrised": (
             lambda pipe, _: torch.nn.utils.parametrizations.weight_norm(
                 pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
             ),
             "quantised or computed",
         ),
-        "trained": (lambda _, adapter: adapter.module.requires_grad_(True), "trained with it"),
+        "trained": (
+            lambda _, adapter: adapter.module.requires_grad_(True),
+            "trained together with it",
+        ),
     }
 
 
 @pytest.mark.parametrize("name", refusals())
 def test_what_cannot_be_merged_exactly_is_refused(name: str) -> None:
-    prepare, words = refusals()[name]
+    change, says = refusals()[name]
     pipe, adapter = frozen()
-    prepare(pipe, adapter)
-    with pytest.raises(AttachError, match=words) as caught:
+    change(pipe, adapter)
+    with pytest.raises(AttachError, match=says) as caught:
         adapter.attach(pipe, lora="merged")
     assert "Use lora='live'" in str(caught.value)
     assert not adapter.attached
@@ -290,7 +293,7 @@ def test_offloaded_after_it_was_attached(given: dict[str, Any]) -> None:
     adapter.detach()
 
 
-def test_modes_that_make_no_sense() -> None:
+def test_invalid_modes() -> None:
     import imageprompt as ip
 
     pipe, adapter = frozen()
@@ -324,7 +327,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Scene:
-    """A pipeline, the user's LoRA and a FaceID adapter, and what each combination must make."""
+    """A pipeline, the user's LoRA and a FaceID adapter, with the output of each combination."""
 
     def __init__(self, own: Path, given: dict[str, Any]) -> None:
         self.pipe, self.adapter = frozen()
@@ -375,7 +378,7 @@ def test_they_come_and_go_in_any_order(first: str, mode: str, scene: Scene) -> N
     assert difference(scene.used(), scene.face) <= close
     pipe.enable_lora()
     with_mine = scene.read()
-    pipe.unload_lora_weights()  # takes peft's wrappers away, and ours was inside
+    pipe.unload_lora_weights()  # removes peft's wrappers, around the layers with our hooks
     assert difference(scene.used(), scene.face) <= close
     assert torch.equal(scene.read(), scene.plain)
     scene.load()
@@ -399,8 +402,8 @@ def test_fused_before_and_unfused_while_attached(mode: str, scene: Scene) -> Non
     assert difference(scene.read(), scene.plain) <= 1e-5  # unfusing rounds
 
 
-def test_fused_while_ours_is_merged(scene: Scene) -> None:
-    """Nobody can tell the two sums of weights apart but by what was written: theirs is kept."""
+def test_fused_while_lora_is_merged(scene: Scene) -> None:
+    """A foreign change of merged weights is noticed by their bits and kept, with a warning."""
     scene.load()
     scene.adapter.attach(scene.pipe, lora="merged")
 

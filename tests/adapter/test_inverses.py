@@ -1,4 +1,4 @@
-"""attach and detach are exact inverses, scale 0 is the base to the bit, failures change nothing."""
+"""attach and detach are exact inverses, scale 0 is exactly the base, failures change nothing."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_attach_use_detach(host: str, kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("host", CASES)
 def test_scale_zero_is_the_base(host: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    """To the bit, over several steps so that caches are in play, and back again from 1."""
+    """Bit for bit, over several steps so that caches are used, and back again from scale 1."""
     rig = build(host, "base", tmp_path, dtype=dtype)
     inputs = rig.host.inputs(2, dtype=dtype)
     times = torch.arange(900, 0, -300)
@@ -91,7 +91,7 @@ def test_scale_zero_is_the_base(host: str, dtype: torch.dtype, tmp_path: Path) -
 
 
 def test_scale_zero_with_the_unfused_processor(tmp_path: Path) -> None:
-    """A base whose processors do the softmax step by step keeps its own arithmetic."""
+    """A base with the unfused AttnProcessor keeps its own arithmetic."""
     from diffusers.models.attention_processor import AttnProcessor
 
     rig = build("sd15", "base", tmp_path)
@@ -103,7 +103,7 @@ def test_scale_zero_with_the_unfused_processor(tmp_path: Path) -> None:
 
 
 def test_scale_zero_under_autocast(tmp_path: Path) -> None:
-    """Mixed precision by autocast: scale 0 is the base there too, and other scales act."""
+    """Under autocast scale 0 is the base too, and other scales act."""
     rig = build("tiny", "base", tmp_path)
     inputs = rig.host.inputs(2)
     with torch.autocast("cpu", torch.bfloat16):
@@ -126,7 +126,7 @@ def test_arguments_by_position(tmp_path: Path) -> None:
 
 
 def test_a_live_scale_is_the_scale(tmp_path: Path) -> None:
-    """Setting `handle.scale` gives what entering with that scale gives."""
+    """Setting `handle.scale` equals entering with that scale."""
     rig = build("tiny", "plus", tmp_path)
     inputs = rig.host.inputs(2)
     expected = {s: rig.ours(inputs, rig.prompt(1), scale=s) for s in (0.3, 1.2)}
@@ -248,7 +248,7 @@ def test_an_adapter_that_does_not_fit_leaves_nothing_behind(
 
 
 def test_inference_mode_comes_and_goes(tmp_path: Path) -> None:
-    """What was made inside it is written to, and has gradients, outside."""
+    """Tensors created inside it are written to, and have gradients, outside."""
     rig = build("tiny", "base", tmp_path)
     rig.adapter.module.requires_grad_(False)
     inputs, prompt = rig.host.inputs(1), rig.prompt(1)
@@ -309,7 +309,7 @@ def test_prompts_are_reusable_after_detach(tmp_path: Path) -> None:
 
 
 def _foreign(unet: nn.Module, where: str) -> None:
-    """Put a processor of somebody else on one site."""
+    """Put a foreign processor on one site."""
 
     class Foreign(nn.Module):
         def forward(self, attn: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -321,7 +321,7 @@ def _foreign(unet: nn.Module, where: str) -> None:
 
 
 def test_adapter_of_another_base(tmp_path: Path) -> None:
-    """SD1.5-shaped adapter on an SDXL-shaped denoiser and the reverse, one line that says so."""
+    """An SD1.5 adapter on an SDXL denoiser, the reverse and others: an error of one line."""
     for mine, other in (("sd15", "sdxl"), ("sdxl", "sd15"), ("sd15", "sd2"), ("tiny", "sd15")):
         rig = build(mine, "base", tmp_path)
         unet = CASES[other].unet()
@@ -336,7 +336,7 @@ def test_adapter_of_another_base(tmp_path: Path) -> None:
 
 
 def test_same_widths_but_fewer_sites(tmp_path: Path) -> None:
-    """A file that lacks the last site of the base is refused, not attached in part."""
+    """A file without the last site of the base is refused, not attached in part."""
     rig = build("sd15", "base", tmp_path)
     cut = {k: v for k, v in rig.state["ip_adapter"].items() if not k.startswith("31.")}
     path = write_adapter({**rig.state, "ip_adapter": cut}, tmp_path / "cut.safetensors")
@@ -402,12 +402,12 @@ def test_encoder_of_the_wrong_width(tmp_path: Path) -> None:
         rig.adapter.attach(rig.unet, encoder=CLIPVisionModelWithProjection(config))
     assert "\n" not in str(caught.value)
     snapshot.check()
-    rig.adapter.attach(rig.unet)  # the failed try left the adapter free
+    rig.adapter.attach(rig.unet)  # the failed attempt left the adapter free
     rig.adapter.detach()
 
 
 @pytest.mark.parametrize("thing", [object(), None, nn.Linear(2, 2), "a string"])
-def test_things_that_are_no_denoiser(thing: object, tmp_path: Path) -> None:
+def test_things_that_are_not_a_denoiser(thing: object, tmp_path: Path) -> None:
     rig = build("tiny", "base", tmp_path)
     with pytest.raises(AttachError):
         rig.adapter.attach(thing)

@@ -23,7 +23,7 @@ from peer import (
 from rigs import bare_pipeline, build, difference, write_adapter
 
 TOLERANCE = 1e-5
-MATTERS = 1e-2  # a parity test is worth something only where the adapter changes the output
+MATTERS = 1e-2  # a parity test means something only where the adapter changes the output
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
@@ -60,7 +60,7 @@ def test_several_references_in_one_prompt(host: str, kind: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("host", ["sd2", "sdxl", "motion"])
 def test_without_guidance(host: str, tmp_path: Path) -> None:
-    """The prompts' own batch is positive throughout."""
+    """A batch of the prompts' size is positive."""
     rig = build(host, "base", tmp_path)
     inputs = rig.host.inputs(3)
     features = rig.features(1, 1, 1)
@@ -78,7 +78,7 @@ def test_one_reference_for_each_prompt(host: str, tmp_path: Path) -> None:
 
 
 def test_text_attention_mask(tmp_path: Path) -> None:
-    """A mask over the text covers the text and never the image tokens."""
+    """A mask over the text does not apply to the image tokens."""
     rig = build("sd2", "base", tmp_path)
     inputs = rig.host.inputs(2)
     unmasked = rig.ours(inputs, rig.prompt(1))
@@ -154,8 +154,8 @@ def test_the_pipeline_of_diffusers(
     features = rig.features(*[1] * prompts)
     theirs = bare_pipeline(diffusers_load(copy.deepcopy(rig.unet), rig.state, scale=0.8))
     null = rig.kind.null_features() if guidance > 1 else None
-    # the pipeline repeats embeddings picture by picture, which mixes prompts up when there is
-    # more than one; the reference is therefore one pipeline run for each prompt
+    # the pipeline repeats embeddings picture by picture, which mixes up several prompts;
+    # the reference is therefore one run of the pipeline for each prompt
     expected = torch.cat(
         [
             theirs(
@@ -213,7 +213,7 @@ def test_full_size_sd15(tmp_path: Path) -> None:
 
 
 def test_the_rig_itself() -> None:
-    """Sites counted by hand in the table are those found, so a wrong table cannot hide."""
+    """The sites counted by hand in the table are those found."""
     for case in CASES.values():
         unet = case.unet()
         assert len(site_ids(unet)) == case.sites, case.name

@@ -45,7 +45,7 @@ def _walk() -> Iterator[tuple[str, type]]:
         if not module.name.rpartition(".")[2].startswith("pipeline_"):
             continue
         if "unet:" not in Path(find_spec(module.name).origin).read_text():
-            continue  # most are for transformers, and take long to import
+            continue  # most are for transformers, and slow to import
         for name, kind in vars(importlib.import_module(module.name)).items():
             if (
                 inspect.isclass(kind)
@@ -69,20 +69,20 @@ def _holds_unet(kind: type) -> bool:
 SEEN = [name for name, case in PIPELINES.items() if not case.unseen]
 RUN = [name for name in SEEN if not PIPELINES[name].refused]
 REFUSED = [name for name in SEEN if PIPELINES[name].refused]
-pytestmark = pytest.mark.filterwarnings("ignore")  # much of it is deprecated, and says so
+pytestmark = pytest.mark.filterwarnings("ignore")  # many are deprecated and warn
 
 
 def build(name: str) -> Any:
     case = PIPELINES[name]
-    changes = bool(case.before or case.refused or "PAG" in name)  # leaves its processors behind
-    pipe = parts.make(kinds()[name], case.unet, case.given, own_unet=changes)
+    changes = bool(case.before or case.refused or "PAG" in name)  # its processors stay changed
+    pipe = parts.make(kinds()[name], case.unet, case.factories, own_unet=changes)
     if case.before is not None:
         case.before(pipe)
     return pipe
 
 
 def run(pipe: Any, case: Case) -> Tensor:
-    """Two steps; what the pipeline returns, as one tensor."""
+    """Two steps; returns the output of the pipeline as one tensor."""
     known = inspect.signature(pipe.__call__).parameters
     options: dict[str, Any] = {
         "prompt": "a star",
@@ -93,7 +93,7 @@ def run(pipe: Any, case: Case) -> Tensor:
         "output_type": "latent",
     }
     options = {name: value for name, value in options.items() if name in known} | case.call
-    torch.manual_seed(6)  # a few draw numbers apart from their generator
+    torch.manual_seed(6)  # a few draw numbers without their generator
     with torch.no_grad():
         made = pipe(**options)[0]
     return made if isinstance(made, Tensor) else torch.as_tensor(made)
@@ -118,7 +118,7 @@ class _Seen(Exception):
 
 
 def first_call(pipe: Any, case: Case) -> Tensor:
-    """What the denoiser makes of its first call, [B, ...]."""
+    """The output of the denoiser's first call, [B, ...]."""
     kept = []
 
     def keep(_: Any, __: Any, made: Any) -> None:
@@ -131,12 +131,12 @@ def first_call(pipe: Any, case: Case) -> Tensor:
             run(pipe, case)
     finally:
         hook.remove()
-        pipe.unet.set_attn_processor(processors)  # some put theirs back at the end alone
+        pipe.unet.set_attn_processor(processors)  # some restore theirs only at the end
     return kept[0]
 
 
 def state(pipe: Any) -> tuple[Any, ...]:
-    """What an adapter must leave as it was."""
+    """Everything that an adapter must leave unchanged."""
     processors = {name: id(processor) for name, processor in pipe.unet.attn_processors.items()}
     hooks = [len(getattr(m, h)) for m in pipe.unet.modules() for h in _HOOKS]
     return processors, hooks, list(pipe.unet.state_dict())
@@ -171,7 +171,7 @@ def test_contract(name: str) -> None:
     adapter.detach()
     assert with_picture.isfinite().all()
     assert not torch.equal(with_picture, plain)
-    # the negative rows alone listen to what stands for no picture
+    # the null tokens act on the negative rows only
     rows = ["p" if torch.equal(*pair) else "n" for pair in zip(first, changed, strict=True)]
     assert "".join(rows) == case.rows
     net.check()
@@ -182,9 +182,9 @@ def test_contract(name: str) -> None:
 def _check_schedule(
     pipe: Any, case: Case, adapter: ip.Adapter, prompt: Any, plain: Tensor, full: Tensor
 ) -> None:
-    """The second half of the loop: neither all nor nothing; or it is refused, never wrong."""
+    """A schedule over half of the loop has half of the effect, or is refused; never wrong."""
     with adapter.use(prompt, guidance=case.guidance, schedule="0.5-1"):
-        if case.steps == "untold":
+        if case.steps == "unknown":
             with pytest.raises(GuidanceError, match="timesteps="):
                 run(pipe, case)
             return
@@ -194,7 +194,7 @@ def _check_schedule(
 
 
 class Watched:
-    """A ControlNet's first call, with an image prompt and without: what goes in and comes out."""
+    """Inputs and outputs of a ControlNet's first call, with an image prompt and without."""
 
     def __init__(self, net: Any) -> None:
         self.seen: list[list[Tensor]] = []
@@ -207,7 +207,7 @@ class Watched:
             self.seen.append(_tensors((args, kwargs, made)))
 
     def watch(self) -> None:
-        """Keep the next call too."""
+        """Record the next call too."""
         self.expected = 2
 
     def check(self) -> None:
@@ -230,8 +230,8 @@ def _tensors(value: Any) -> list[Tensor]:
     return [tensor for entry in entries for tensor in _tensors(entry)]
 
 
-def test_a_refiner_goes_on_where_a_base_with_an_adapter_stopped() -> None:
-    """The adapter is the base's; the refiner has sites and a text width of its own."""
+def test_a_refiner_continues_after_a_base_with_an_adapter() -> None:
+    """The adapter fits the base only: the refiner has other sites and another text width."""
     base, refiner = build("StableDiffusionXLPipeline"), build("StableDiffusionXLImg2ImgPipeline")
     words = {"prompt": "a star", "num_inference_steps": 4, "output_type": "latent"}
 
@@ -279,7 +279,7 @@ def _help(command: str) -> str:
 
 def test_the_guide_shows_the_table() -> None:
     text = DOCS.read_text()
-    assert text == render(text), "run: python tests/pipelines_table.py"
+    assert text == render(text), "run: python tests/support/pipelines_table.py"
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -1,4 +1,4 @@
-"""Prompts prepared ahead: K', V' travel with the saved prompt, and are used only where they fit."""
+"""Precomputed K', V' are saved with a prompt and used only with the weights that made them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def rig(tmp_path: Path) -> Rig:
 
 
 def saved(rig: Rig, path: Path) -> Any:
-    """A prepared prompt, saved and loaded again."""
+    """A prompt with precomputed K', V', saved and loaded again."""
     rig.adapter.attach(rig.unet)
     rig.adapter.precompute_kv(rig.prompt(1)).save(path)
     rig.adapter.detach()
@@ -43,7 +43,7 @@ def projections_in(rig: Rig, inputs: Any, prompt: Any) -> int:
     return calls
 
 
-def test_a_prepared_prompt_is_a_look_up(rig: Rig, tmp_path: Path) -> None:
+def test_a_precomputed_prompt_is_a_look_up(rig: Rig, tmp_path: Path) -> None:
     prompt = saved(rig, tmp_path / "prompt.safetensors")
     sites = len(rig.adapter.module.ip_adapter)
     assert prompt.precomputed_kv is not None
@@ -54,12 +54,12 @@ def test_a_prepared_prompt_is_a_look_up(rig: Rig, tmp_path: Path) -> None:
         rig.ours(inputs, prompt, guidance="none"), rig.ours(inputs, plain, guidance="none")
     )
     again = ip.ImagePrompt.load(tmp_path / "prompt.safetensors")
-    # the null tokens' K', V' belong to the adapter, and are all that is left to make
+    # only K', V' of the null tokens, which belong to the adapter, are left to compute
     assert projections_in(rig, inputs, rig.prompt(1)) == 4 * sites
     assert projections_in(rig, inputs, again) == 2 * sites
 
 
-def test_other_weights_make_their_own(rig: Rig, tmp_path: Path) -> None:
+def test_other_weights_compute_their_own(rig: Rig, tmp_path: Path) -> None:
     prompt = saved(rig, tmp_path / "prompt.safetensors")
     inputs = rig.host.inputs(1)
     before = rig.ours(inputs, prompt, guidance="none")
@@ -101,14 +101,14 @@ def kept_in_float32(unet: Any) -> None:
         (lambda unet: unet.enable_layerwise_casting(torch.float32, torch.float16), torch.float16),
     ],
 )
-def test_precision_is_what_diffusers_tells(change: Any, expected: torch.dtype) -> None:
+def test_precision_is_that_of_diffusers(change: Any, expected: torch.dtype) -> None:
     unet = CASES["sd15"].unet()
-    place = AttachedDenoiser.of(unet)
+    denoiser = AttachedDenoiser.of(unet)
     change(unet)
-    assert place.dtype == unet.dtype == expected
+    assert denoiser.dtype == unet.dtype == expected
 
 
-def test_preparing_needs_a_base(rig: Rig) -> None:
+def test_precomputing_needs_a_base(rig: Rig) -> None:
     with pytest.raises(ip.ImagePromptError, match=r"not attached.*attach\(pipe\)"):
         rig.adapter.precompute_kv(rig.prompt(1))
 

@@ -1,8 +1,8 @@
-"""One suite over all hosts x variants x formats: what every combination must keep.
+"""One suite over all hosts x variants x formats: what every combination must satisfy.
 
 Hosts, variants, formats and encoders come from the registries, denoisers from `hosts_table`. A new
-file in one of those folders is held to all of this without a line changed here; a new host needs
-one tiny denoiser in the table.
+file in one of those folders is tested here without any change; a new host needs one tiny denoiser
+in the table.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from peer import diffusers_embeds, diffusers_load
 from rigs import difference
 
 ALL_VARIANTS = [variant.name for variant in VARIANTS]
-VARIANT_NAMES = [  # those that run, with what a CLIP encoder makes
+VARIANT_NAMES = [  # those that run, on features of a CLIP encoder
     variant.name
     for variant in VARIANTS
     if not pending(variant) and str(variant.feature) in ("image_embeds", "hidden_states[-2]")
@@ -68,7 +68,7 @@ def picture(seed: int) -> Image.Image:
 
 
 def make(host: str, variant: str, *, seed: int = 2, **options: Any) -> tuple[HostCase, Any, Any]:
-    """A denoiser and a new adapter for it whose weights are moved away from their start."""
+    """A denoiser and a new adapter for it, with weights moved off their initial values."""
     case = CASES[host]
     unet = case.unet()
     torch.manual_seed(seed)
@@ -85,7 +85,7 @@ def tensors(adapter: Any) -> dict[str, Tensor]:
 
 
 def output(case: HostCase, unet: Any, adapter: Any, prompt: Any, **use: Any) -> Tensor:
-    """One guided call with the adapter, which is detached again."""
+    """One guided call with the adapter attached; detached again afterwards."""
     adapter.attach(unet)
     try:
         with adapter.use(prompt, **use):
@@ -119,7 +119,7 @@ def test_every_host_has_a_tiny_denoiser() -> None:
 
 
 def test_hosts_describe_the_same_on_the_meta_device() -> None:
-    """Sites come from the config: weights are not looked at."""
+    """Sites come from the config, not from weights."""
     for case in CASES.values():
         with torch.device("meta"):
             empty = case.build(**case.config)
@@ -132,7 +132,7 @@ def test_hosts_describe_the_same_on_the_meta_device() -> None:
 
 @EVERY
 def test_from_pictures_to_output_and_back(host: str, variant: str) -> None:
-    """attach, encode pictures, use, detach: it acts, scale 0 does not, and nothing stays."""
+    """attach, encode pictures, use, detach: it acts, scale 0 does not, nothing is left behind."""
     case, unet, adapter = make(host, variant)
     inputs = case.inputs(2)
     plain = case.read(unet, inputs)
@@ -160,7 +160,7 @@ def test_from_pictures_to_output_and_back(host: str, variant: str) -> None:
 
 @EVERY
 def test_batches_keep_their_references(host: str, variant: str) -> None:
-    """[[a], [b]] and [[b], [a]] are each other's mirror; [a, b] has twice the tokens."""
+    """[[a], [b]] and [[b], [a]] mirror each other; [a, b] has twice the tokens."""
     case, unet, adapter = make(host, variant)
     adapter.attach(unet, encoder=encoder())
     a, b = picture(1), picture(2)
@@ -176,7 +176,7 @@ def test_batches_keep_their_references(host: str, variant: str) -> None:
     inputs = case.inputs(2)
     for key in ("sample", "encoder_hidden_states"):
         half = len(inputs[key]) // 2
-        inputs[key][half:] = inputs[key][:half]  # rows alike but for their reference
+        inputs[key][half:] = inputs[key][:half]  # rows that differ only in their reference
     if case.pooled:
         for value in inputs["added_cond_kwargs"].values():
             value[1] = value[0]
@@ -224,7 +224,7 @@ def _gradients(unet: Any, case: HostCase, adapter: Any, *, look_first: bool) -> 
 
 
 def test_gradients_survive_a_look_at_the_output() -> None:
-    """A call without gradients in the same `use`, and recomputation of blocks, change none."""
+    """A call without gradients in the same `use`, or checkpointing, does not change them."""
     case, unet, adapter = make("tiny", "base")
     unet.requires_grad_(False)
     wanted = _gradients(unet, case, adapter, look_first=False)
@@ -285,7 +285,7 @@ def test_files(host: str, variant: str, suffix: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("variant", ALL_VARIANTS)
 @pytest.mark.parametrize("layout", FORMAT_NAMES)
 def test_formats(layout: str, variant: str) -> None:
-    """What a layout can hold goes out and comes back, and no other layout claims it."""
+    """Every layout that can hold a variant reads back what it wrote; no other claims it."""
     parts = template(variant)
     try:
         written = FORMATS[layout].write(parts)
@@ -317,7 +317,7 @@ def template(variant: str) -> Parts[tuple[int, ...]]:
 
 @pytest.mark.parametrize("variant", ALL_VARIANTS)
 def test_templates_are_what_is_built(variant: str) -> None:
-    """The template without torch is the module's state dict, and the spec is read back from it."""
+    """The torch-free template equals the state dict of the module; the spec is read back."""
     kind = VARIANTS[variant]
     for cross_attention_dim in (24, 2048):
         spec = kind.propose(512, cross_attention_dim, ProjectorOptions())
@@ -329,8 +329,8 @@ def test_templates_are_what_is_built(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ALL_VARIANTS)
-def test_reading_survives_what_is_missing(variant: str) -> None:
-    """Without any one tensor, or with one cut short, a variant reads something or nothing."""
+def test_reading_survives_missing_tensors(variant: str) -> None:
+    """Without any one tensor, or with one cut short, reading does not fail."""
     kind = VARIANTS[variant]
     shapes = projector_shapes(kind, kind.propose(512, 768, ProjectorOptions()))
     known = 0
@@ -392,8 +392,8 @@ def test_diffusers_reads_what_we_write(host: str, variant: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("variant", VARIANT_NAMES)
-def test_image_prompts_are_kept(variant: str, tmp_path: Path) -> None:
-    """A saved prompt is used without encoder and pictures, and refused by other projectors."""
+def test_image_prompts_can_be_saved(variant: str, tmp_path: Path) -> None:
+    """A saved prompt needs no encoder and no pictures, and other projectors refuse it."""
     case, unet, adapter = make("tiny", variant)
     adapter.attach(unet, encoder=encoder())
     prompt = adapter.encode([[picture(1)], [picture(2)]])
@@ -418,11 +418,11 @@ def test_image_prompts_are_kept(variant: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-# ── faces: features made elsewhere ───────────────────────────────────────────────────────────────
+# ── faces: ready-made features ───────────────────────────────────────────────────────────────
 
 
 class FaceEncoder:
-    """As wide as ArcFace; its features come ready-made."""
+    """As wide as ArcFace; encodes nothing."""
 
     image_size, fingerprint = 112, "0" * 16
 
@@ -441,7 +441,7 @@ class FaceEncoder:
 def test_faces_from_ready_made_features(
     variant: str, shape: tuple[int, ...], tmp_path: Path
 ) -> None:
-    """Without an encoder of faces here: created, saved, loaded, and as diffusers computes it."""
+    """Without a face encoder: created, saved, loaded, and equal to diffusers."""
     case = CASES["sd15"]
     unet = case.unet()
     adapter = ip.Adapter.create(variant, denoiser=unet, encoder=FaceEncoder())

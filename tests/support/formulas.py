@@ -107,7 +107,7 @@ def face_tokens(state: State, face: Tensor) -> Tensor:
 
 
 def shortcut_tokens(state: State, feature: tuple[Tensor, Tensor]) -> Tensor:
-    """FaceID-plus v2: the face's tokens, plus what they find in the picture's features [S, H]."""
+    """FaceID-plus v2: the face's tokens, plus their attention to the features [S, H]."""
     face, features = feature
     prefix = "perceiver_resampler."
     inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

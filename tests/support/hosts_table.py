@@ -1,8 +1,8 @@
 """Tiny denoisers, one for each shape of base in the wild, and random adapter files that fit them.
 
-A case is the architecture of a real base with its widths cut down; what tells one base from another
-(order of blocks, depth of transformers, list of heads, linear projections, text projection, motion
-modules) is kept. Nothing here imports imageprompt, so the reference half of a test stands alone.
+A case is the architecture of a real base with smaller widths. Everything that distinguishes bases
+is preserved: order of blocks, depth of transformers, list of heads, linear projections, text
+projection, motion modules. Nothing here imports imageprompt, so references are independent of it.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _guided(latents: Tensor) -> Tensor:
 
 
 def _stir(model: nn.Module, seed: int) -> None:
-    """Give the layers that start at zero or one some life, so that nothing hides behind a zero."""
+    """Randomise layers that start at zero or one, so that no zero hides a mistake."""
     gen = torch.Generator().manual_seed(1000 + seed)
     for name, parameter in sorted(model.named_parameters()):
         if parameter.ndim == 1 or not parameter.detach().any():

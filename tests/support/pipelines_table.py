@@ -1,6 +1,6 @@
-"""Every pipeline of diffusers that holds a UNet: how a tiny one is made, called, and what is told.
+"""Every pipeline of diffusers that holds a UNet: how to build and call a tiny one, and its batch.
 
-`PIPELINES` is the table that tests/test_pipelines.py runs and docs/pipelines.md shows.
+`PIPELINES` is the table that tests/adapter/test_pipelines.py runs and docs/pipelines.md shows.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ import torch
 import pipelines_parts as parts
 from pipelines_parts import LATENT, SIDE, mask, picture
 
-SiteScale = dict[str, Callable[[], Any]]
+PartFactories = dict[str, Callable[[], Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One pipeline: `rows` of its batch (n negative, p positive), or why it is `refused`.
 
-    `unseen` says why no tiny one is run here. `guidance` must be stated where it is not "auto".
+    `unseen` says why no tiny one runs here. `guidance` must be stated where it is not "auto".
     """
 
     unet: str = "sd"
-    given: SiteScale = field(default_factory=dict)
+    factories: PartFactories = field(default_factory=dict)
     call: dict[str, Any] = field(default_factory=dict)
     rows: str = "np"
     guidance: Any = "auto"
     before: Callable[[Any], None] | None = None
-    """What has to be done with the pipeline before an adapter is attached."""
-    steps: str = "told"
-    """"untold": a schedule needs `timesteps=`; "one": two steps are cut to one here."""
+    """What to do with the pipeline before an adapter is attached."""
+    steps: str = "known"
+    """"unknown": a schedule needs `timesteps=`; "one": two steps become one here."""
     refused: str = ""
     unseen: str = ""
     note: str = ""
@@ -49,7 +49,7 @@ def _text(width: int, tokens: int = 5, seed: int = 3) -> torch.Tensor:
 
 
 def _embeds(width: int, pooled: int = 0) -> dict[str, Any]:
-    """Texts that are encoded already, in place of words."""
+    """Encoded texts, instead of words."""
     made = {"prompt_embeds": _text(width), "negative_prompt_embeds": _text(width, seed=4)}
     if pooled:
         made |= {
@@ -59,7 +59,7 @@ def _embeds(width: int, pooled: int = 0) -> dict[str, Any]:
     return made | {"prompt": None, "negative_prompt": None}
 
 
-def _scheduler(name: str, **config: Any) -> SiteScale:
+def _scheduler(name: str, **config: Any) -> PartFactories:
     return {"scheduler": partial(parts.scheduler, name, **config)}
 
 
@@ -71,16 +71,16 @@ FRAMES = {"num_frames": 2}
 CONDITIONS = {"conditioning_frames": [picture(), picture("green")]}
 ZERO = {"video_length": 2, "t0": 0, "t1": 1}
 PAG = {"rows": "npp", "guidance": "negative-positive-positive"}
-XL_CONTROL: SiteScale = {"controlnet": partial(parts.controlnet, "xl")}
-UNION: SiteScale = {"controlnet": partial(parts.controlnet, "union")}
+XL_CONTROL: PartFactories = {"controlnet": partial(parts.controlnet, "xl")}
+UNION: PartFactories = {"controlnet": partial(parts.controlnet, "union")}
 BLIP = "its text encoder takes parts of BLIP-2"
 MARIGOLD: dict[str, Any] = {
     "unet": "sd 8 channels",
     "rows": "p",
     "call": {"image": picture(), "output_type": "np", "processing_resolution": 0},
 }
-DEPTH: SiteScale = {"prediction_type": lambda: "depth"}
-ALBEDO: SiteScale = {
+DEPTH: PartFactories = {"prediction_type": lambda: "depth"}
+ALBEDO: PartFactories = {
     "prediction_type": lambda: "intrinsics",
     "target_properties": lambda: {
         "target_names": ["albedo"],
@@ -90,16 +90,16 @@ ALBEDO: SiteScale = {
 ADDED_KV = {"unet": "pixels", "refused": "without cross-attention"}
 SOUND: dict[str, Any] = {
     "unet": "sound",
-    "given": {"vocoder": parts.vocoder},
+    "factories": {"vocoder": parts.vocoder},
     "before": lambda pipe: setattr(pipe, "_encode_prompt", lambda *_, **__: torch.zeros(2, 24)),
-    "refused": "no text",
+    "refused": "without text",
 }
 CONTROLNET_XS: dict[str, Any] = {
     "unet": "sd, two layers",
-    "given": {"controlnet": partial(parts.controlnet_xs, "sd, two layers")},
+    "factories": {"controlnet": partial(parts.controlnet_xs, "sd, two layers")},
     "refused": "UNetControlNetXSModel",
 }
-REPLACED = "they were replaced after an adapter was attached"
+REPLACED = "replaced after an adapter was attached"
 
 
 def _invert(pipe: Any) -> None:
@@ -112,7 +112,7 @@ def _invert(pipe: Any) -> None:
 
 
 def _encode_kolors(pipe: Any) -> None:
-    """Texts as from its language model; this pipeline takes none that are encoded already."""
+    """Texts as from its language model; this pipeline takes no encoded ones."""
     embeds = _embeds(32, pooled=32)
     found = [
         embeds[f"{name}prompt_embeds"] for name in ("", "negative_", "pooled_", "negative_pooled_")
@@ -127,24 +127,24 @@ GROUPS: dict[str, dict[str, Case]] = {
         "KolorsPipeline": Case(unet="kolors", call=_embeds(32, pooled=32)),
         "LatentConsistencyModelPipeline": Case(
             unet="lcm",
-            given=_scheduler("LCMScheduler"),
+            factories=_scheduler("LCMScheduler"),
             rows="p",
             call={"original_inference_steps": 4},
         ),
-        "LDMTextToImagePipeline": Case(given={"bert": parts.long_text_encoder}),
+        "LDMTextToImagePipeline": Case(factories={"bert": parts.long_text_encoder}),
     },
     "pictures and words": {
         "StableDiffusionImg2ImgPipeline": Case(call=IMAGE),
         "StableDiffusionXLImg2ImgPipeline": Case(
             unet="xl refiner",
-            given={"text_encoder": lambda: None, "requires_aesthetics_score": lambda: True},
+            factories={"text_encoder": lambda: None, "requires_aesthetics_score": lambda: True},
             call=IMAGE,
-            note="the refiner has sites and a text width of its own: its own adapter, or none",
+            note="the refiner has other sites and another text width: give it its own adapter",
         ),
         "KolorsImg2ImgPipeline": Case(unet="kolors", call=IMAGE, before=_encode_kolors),
         "LatentConsistencyModelImg2ImgPipeline": Case(
             unet="lcm",
-            given=_scheduler("LCMScheduler"),
+            factories=_scheduler("LCMScheduler"),
             rows="p",
             call={**IMAGE, "original_inference_steps": 4},
         ),
@@ -157,9 +157,9 @@ GROUPS: dict[str, dict[str, Case]] = {
             unet="sd 7 channels", call={"image": picture(size=LATENT)}
         ),
         "StableDiffusionLatentUpscalePipeline": Case(
-            steps="untold",
+            steps="unknown",
             unet="latent upscaler",
-            given=_scheduler("EulerDiscreteScheduler"),
+            factories=_scheduler("EulerDiscreteScheduler"),
             call={"image": picture()},
         ),
         "StableDiffusionInstructPix2PixPipeline": Case(
@@ -175,7 +175,7 @@ GROUPS: dict[str, dict[str, Case]] = {
             guidance="positive-negative-negative",
         ),
         "LEditsPPPipelineStableDiffusion": Case(
-            given=_scheduler("DPMSolverMultistepScheduler", algorithm_type="sde-dpmsolver++"),
+            factories=_scheduler("DPMSolverMultistepScheduler", algorithm_type="sde-dpmsolver++"),
             call={
                 "editing_prompt": ["a star", "red"],
                 "edit_warmup_steps": 0,
@@ -185,7 +185,7 @@ GROUPS: dict[str, dict[str, Case]] = {
             rows="npp",
             guidance="negative-positive-positive",
             before=_invert,
-            note="invert() first, attach() then; an edit counts as positive; "
+            note="call invert() before attach(); an edit counts as positive; "
             "use_cross_attn_mask=True replaces the processors and is refused",
         ),
         "LEditsPPPipelineStableDiffusionXL": Case(
@@ -202,22 +202,22 @@ GROUPS: dict[str, dict[str, Case]] = {
         "StableDiffusionControlNetImg2ImgPipeline": Case(call={**IMAGE, **CONTROL}),
         "StableDiffusionControlNetInpaintPipeline": Case(call={**INPAINT, **CONTROL}),
         "StableDiffusionXLControlNetPipeline": Case(
-            unet="xl", given=XL_CONTROL, call={"image": picture()}
+            unet="xl", factories=XL_CONTROL, call={"image": picture()}
         ),
         "StableDiffusionXLControlNetImg2ImgPipeline": Case(
-            unet="xl", given=XL_CONTROL, call={**IMAGE, **CONTROL}
+            unet="xl", factories=XL_CONTROL, call={**IMAGE, **CONTROL}
         ),
         "StableDiffusionXLControlNetInpaintPipeline": Case(
-            unet="xl", given=XL_CONTROL, call={**INPAINT, **CONTROL}
+            unet="xl", factories=XL_CONTROL, call={**INPAINT, **CONTROL}
         ),
         "StableDiffusionXLControlNetUnionPipeline": Case(
-            unet="xl", given=UNION, call={**CONTROL, "control_mode": 0}
+            unet="xl", factories=UNION, call={**CONTROL, "control_mode": 0}
         ),
         "StableDiffusionXLControlNetUnionImg2ImgPipeline": Case(
-            unet="xl", given=UNION, call={**IMAGE, **CONTROL, "control_mode": 0}
+            unet="xl", factories=UNION, call={**IMAGE, **CONTROL, "control_mode": 0}
         ),
         "StableDiffusionXLControlNetUnionInpaintPipeline": Case(
-            unet="xl", given=UNION, call={**INPAINT, **CONTROL, "control_mode": 0}
+            unet="xl", factories=UNION, call={**INPAINT, **CONTROL, "control_mode": 0}
         ),
         "StableDiffusionAdapterPipeline": Case(call={"image": picture()}),
         "StableDiffusionXLAdapterPipeline": Case(unet="xl", call={"image": picture()}),
@@ -232,10 +232,10 @@ GROUPS: dict[str, dict[str, Case]] = {
         "StableDiffusionXLPAGImg2ImgPipeline": Case(unet="xl", call=IMAGE, **PAG),
         "StableDiffusionXLPAGInpaintPipeline": Case(unet="xl", call=INPAINT, **PAG),
         "StableDiffusionXLControlNetPAGPipeline": Case(
-            unet="xl", given=XL_CONTROL, call={"image": picture()}, **PAG
+            unet="xl", factories=XL_CONTROL, call={"image": picture()}, **PAG
         ),
         "StableDiffusionXLControlNetPAGImg2ImgPipeline": Case(
-            unet="xl", given=XL_CONTROL, call={**IMAGE, **CONTROL}, **PAG
+            unet="xl", factories=XL_CONTROL, call={**IMAGE, **CONTROL}, **PAG
         ),
         "KolorsPAGPipeline": Case(unet="kolors", call=_embeds(32, pooled=32), **PAG),
         "AnimateDiffPAGPipeline": Case(call=FRAMES, **PAG),
@@ -245,13 +245,13 @@ GROUPS: dict[str, dict[str, Case]] = {
         "AnimateDiffSDXLPipeline": Case(unet="xl", call=FRAMES),
         "AnimateDiffControlNetPipeline": Case(call={**FRAMES, **CONDITIONS}),
         "AnimateDiffSparseControlNetPipeline": Case(
-            given={"controlnet": parts.sparse_controlnet},
+            factories={"controlnet": parts.sparse_controlnet},
             call={**FRAMES, **CONDITIONS, "controlnet_frame_indices": [0, 1]},
         ),
         "AnimateDiffVideoToVideoPipeline": Case(call=VIDEO),
         "AnimateDiffVideoToVideoControlNetPipeline": Case(call={**VIDEO, **CONDITIONS}),
         "PIAPipeline": Case(
-            given={"motion_adapter": partial(parts.motion_adapter, 9)},
+            factories={"motion_adapter": partial(parts.motion_adapter, 9)},
             call={**FRAMES, "image": picture()},
         ),
         "TextToVideoZeroPipeline": Case(call=ZERO, refused=REPLACED),
@@ -259,25 +259,25 @@ GROUPS: dict[str, dict[str, Case]] = {
     },
     "older ones": {
         "StableDiffusionSAGPipeline": Case(
-            note="its second call of the denoiser, with the negative text alone, is told as such"
+            note="its second call, with the negative text alone, is recognised"
         ),
         "StableDiffusionPanoramaPipeline": Case(call={"height": SIDE, "width": 2 * SIDE}),
         "StableDiffusionPipelineSafe": Case(
-            rows="npn", guidance=branches("npn"), note="what it keeps away from counts as negative"
+            rows="npn", guidance=branches("npn"), note="the unsafe concept counts as negative"
         ),
         "SemanticStableDiffusionPipeline": Case(
             call={"editing_prompt": ["star"]},
             rows="npp",
             guidance="negative-positive-positive",
-            note="one branch more for every edit",
+            note="one more branch per edit",
         ),
         "StableDiffusionLDM3DPipeline": Case(
-            given={"vae": parts.deep_vae}, call={"output_type": "np"}
+            factories={"vae": parts.deep_vae}, call={"output_type": "np"}
         ),
         "StableDiffusionModelEditingPipeline": Case(),
         "StableDiffusionParadigmsPipeline": Case(
-            steps="untold",
-            given=_scheduler("DDIMParallelScheduler", clip_sample=False, steps_offset=1),
+            steps="unknown",
+            factories=_scheduler("DDIMParallelScheduler", clip_sample=False, steps_offset=1),
             call={"parallel": 2},
             rows="npnp",
         ),
@@ -287,7 +287,7 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "StableDiffusionGLIGENTextImagePipeline": Case(
             unet="gligen with pictures",
-            given={
+            factories={
                 "image_encoder": partial(parts.vision, "wide"),
                 "image_project": parts.image_project,
                 "processor": parts.clip_processor,
@@ -306,7 +306,7 @@ GROUPS: dict[str, dict[str, Case]] = {
             },
         ),
         "CycleDiffusionPipeline": Case(
-            given=_scheduler("DDIMScheduler", set_alpha_to_one=False),
+            factories=_scheduler("DDIMScheduler", set_alpha_to_one=False),
             call={
                 "image": picture(),
                 "source_prompt": "red",
@@ -335,12 +335,12 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "PaintByExamplePipeline": Case(
             unet="sd 9 channels",
-            given={"image_encoder": partial(parts.vision, "example")},
+            factories={"image_encoder": partial(parts.vision, "example")},
             call={"image": picture(), "mask_image": mask(), "example_image": picture("green")},
         ),
         "StableUnCLIPPipeline": Case(
             unet="unclip",
-            given={
+            factories={
                 "prior": parts.prior,
                 "prior_tokenizer": parts.make_tokenizer,
                 "prior_text_encoder": partial(parts.text_encoder_2, 32),
@@ -353,16 +353,16 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "StableUnCLIPImg2ImgPipeline": Case(
             unet="unclip",
-            given={"image_normalizer": parts.normalizer},
+            factories={"image_normalizer": parts.normalizer},
             call={"image_embeds": _text(32)[:, 0]},
         ),
         "BlipDiffusionPipeline": Case(unseen=BLIP),
         "BlipDiffusionControlNetPipeline": Case(unseen=BLIP),
     },
     "pictures in, maps out": {
-        "MarigoldDepthPipeline": Case(given=DEPTH, **MARIGOLD),
+        "MarigoldDepthPipeline": Case(factories=DEPTH, **MARIGOLD),
         "MarigoldNormalsPipeline": Case(**MARIGOLD),
-        "MarigoldIntrinsicsPipeline": Case(given=ALBEDO, **MARIGOLD),
+        "MarigoldIntrinsicsPipeline": Case(factories=ALBEDO, **MARIGOLD),
     },
     "another kind of attention, or none": {
         **{
@@ -379,7 +379,7 @@ GROUPS: dict[str, dict[str, Case]] = {
         "AudioLDMPipeline": Case(**SOUND),
         "MusicLDMPipeline": Case(**SOUND),
         "AudioDiffusionPipeline": Case(
-            unseen="it gives its UNet no text; an image prompt is refused then"
+            unseen="calls its UNet without text, which is refused with an image prompt"
         ),
         "StableDiffusionControlNetXSPipeline": Case(**CONTROLNET_XS),
         "StableDiffusionXLControlNetXSPipeline": Case(**CONTROLNET_XS),
@@ -412,10 +412,10 @@ PIPELINES = {name: case for group in GROUPS.values() for name, case in group.ite
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "pipelines.md"
 MARKS = ("<!-- pipelines -->", "<!-- end of pipelines -->")
 REASONS = {
-    "without cross-attention": "no: its attention has no text of its own to stand beside",
-    "no text": "no: its denoiser is given no text, which is said at the first step",
-    REPLACED: "no: it puts processors of its own in the place of ours, which is said at once",
-    "UNetControlNetXSModel": "no: ControlNet-XS makes another model of the UNet",
+    "without cross-attention": "no: it has no separate cross-attention",
+    "without text": "no: it calls its denoiser without text, an error at the first step",
+    REPLACED: "no: it replaces the attention processors, an error at the first step",
+    "UNetControlNetXSModel": "no: ControlNet-XS turns the UNet into another model",
 }
 
 
@@ -438,7 +438,7 @@ def _line(name: str, case: Case) -> str:
     if not isinstance(stated, str):
         stated = f"[{', '.join(repr(branch) for branch in stated)}]"
     notes = [] if stated == "auto" else [f"`guidance={stated!r}`".replace('"', "")]
-    notes += ["a schedule needs `timesteps=`"] if case.steps == "untold" else []
+    notes += ["a schedule needs `timesteps=`"] if case.steps == "unknown" else []
     notes += [case.note] if case.note else []
     return f"| `{name}` | yes | {' '.join(case.rows)} | {'; '.join(notes)} |"
 

@@ -1,7 +1,7 @@
-"""What ComfyUI's presets come to, as tables: weight 0.8, composition 0.6, boost 0.5.
+"""The numbers of ComfyUI's presets at weight 0.8, composition 0.6 and boost 0.5.
 
-Printed by the peer's own lines (ComfyUI_IPAdapter_plus 9d076a3): transformers in sampling order and
-their weight; a minus marks what goes to the negative branch. What is not listed is off.
+Printed by the code of ComfyUI_IPAdapter_plus 9d076a3: transformers in sampling order and their
+weight; a minus marks the negative branch. Transformers that are not listed are off.
 """
 
 SD15 = {

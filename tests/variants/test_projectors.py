@@ -30,7 +30,7 @@ def _state(case: AdapterCase) -> dict[str, Tensor]:
 
 
 def _check(module: torch.nn.Module, case: AdapterCase) -> None:
-    """Load strictly under the file's names, then compare three pictures with the formula."""
+    """Load strictly by the names in files, then compare three pictures with the formula."""
     state = _state(case)
     module.double().load_state_dict(state, strict=True)
     features = case.features(3).double()
@@ -61,7 +61,7 @@ def test_mlp_keeps_every_position(positions: int) -> None:
 
 
 def test_resampler_names() -> None:
-    """The key list of a published Plus file, written out."""
+    """The keys of a published Plus file."""
     module = Resampler(20, OUT, 5, depth=2, heads=1, inner_dim=48)
     block = ["norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"]
     block += ["to_q.weight", "to_kv.weight", "to_out.weight"]
@@ -92,8 +92,8 @@ def test_half_precision_stays_close() -> None:
 # ── against diffusers ────────────────────────────────────────────────────────────────────────────
 
 
-def _stirred(module: torch.nn.Module) -> torch.nn.Module:
-    """In float64, with every weight moved off its start."""
+def _perturbed(module: torch.nn.Module) -> torch.nn.Module:
+    """In float64, with every weight moved off its initial value."""
     gen = torch.Generator().manual_seed(7)
     for parameter in module.double().parameters():
         parameter.data.add_(torch.randn(parameter.shape, generator=gen, dtype=torch.float64) * 0.1)
@@ -113,15 +113,15 @@ def _theirs(module: torch.nn.Module) -> Any:
 @pytest.mark.parametrize("tokens", [4, 16])
 def test_face_embeddings(tokens: int) -> None:
     """FaceID and portrait: one vector through an MLP to all tokens."""
-    module = _stirred(TokenMLP(12, OUT, tokens, inner_dim=24))
+    module = _perturbed(TokenMLP(12, OUT, tokens, inner_dim=24))
     face = torch.randn(3, 12, dtype=torch.float64)
     assert (module(face) - _theirs(module)(face)).abs().max() < SINGLE
 
 
 @pytest.mark.parametrize("shortcut", [False, True])
 def test_faces_and_their_look(shortcut: bool) -> None:
-    """FaceID-plus v1 returns what the perceiver makes, v2 adds it to the identity's tokens."""
-    module = _stirred(
+    """FaceID-plus v1 returns the perceiver's tokens, v2 adds them to those of the face."""
+    module = _perturbed(
         FacePerceiver(12, 20, OUT, 4, depth=4, heads=1, inner_dim=OUT, shortcut=shortcut)
     )
     face = torch.randn(3, 12, dtype=torch.float64)
@@ -135,7 +135,7 @@ def test_timesteps_modulate() -> None:
     """The resampler of InstantX's SD3.5 adapter."""
     from diffusers.loaders.transformer_sd3 import SD3Transformer2DLoadersMixin
 
-    module = _stirred(
+    module = _perturbed(
         TimeResampler(20, OUT, 5, depth=4, heads=2, inner_dim=48, time_dim=32)
     ).float()
     mixin: Any = SD3Transformer2DLoadersMixin()
