@@ -50,7 +50,7 @@ def test_everything_needed_is_pinned_to_what_is_tested() -> None:
     assert {name: version.split("+")[0] for name, version in found.items()} == pins
 
 
-def test_nothing_that_the_house_does_without_is_needed() -> None:
+def test_unwanted_packages_are_not_needed() -> None:
     found = needed("imageprompt", EXTRAS, {})
     assert not {"torchvision", "xformers"} & found.keys()
     assert not any(name.startswith(("nvidia", "cuda")) for name in found)
