@@ -201,7 +201,7 @@ def test_a_wrong_base_is_called_one() -> None:
     assert codes(found) == ["wrong-base"]
     assert found.host == "unet"
     assert found.problems[0].message == (
-        f"made for a custom UNet ({len(own.sites)} sites, text width 32), "
+        f"made for custom UNet ({len(own.sites)} sites, text width 32), "
         "not for sd15 (16 sites, text width 768)"
     )
     # LoRA of the same inner widths does not make it a damaged file of that base

@@ -199,7 +199,7 @@ def test_what_is_missing_is_named_and_counted(
 def test_a_deep_look_finds_what_shapes_hide(tmp_path: Path) -> None:
     zeros = {"ip_adapter.7.to_v_ip.weight": torch.zeros(32, 24)}
     path = source(tmp_path, **bad_weights(float("inf")), **zeros)
-    assert ip.inspect(path).whole
+    assert ip.inspect(path).ok
     report = ip.inspect(path, deep=True)
     assert [problem.code for problem in report.problems] == ["not-finite", "constant"]
     assert "ip_adapter.5.to_v_ip.weight" in report.problems[0].message
@@ -211,7 +211,7 @@ def test_a_deep_look_finds_what_shapes_hide(tmp_path: Path) -> None:
 
 def test_a_bias_of_zeros_is_no_fault(tmp_path: Path) -> None:
     zeros = {"image_proj.proj.bias": torch.zeros(4 * 24), "image_proj.norm.weight": torch.ones(24)}
-    assert ip.inspect(source(tmp_path, **zeros), deep=True).whole
+    assert ip.inspect(source(tmp_path, **zeros), deep=True).ok
 
 
 def test_the_encoder_of_a_published_file_is_known_where_widths_are_not_enough(
@@ -289,12 +289,12 @@ def test_validate_with_a_base(tmp_path: Path) -> None:
     (published,) = ip.validate(path, base="sdxl").findings
     assert published.code == "wrong-base"
     assert published.message == (
-        "made for a custom UNet (16 sites, text width 24), not for sdxl (70 sites, text width 2048)"
+        "made for custom UNet (16 sites, text width 24), not for sdxl (70 sites, text width 2048)"
     )
     SITES["sdxl"].unet().save_config(tmp_path / "other")
     (found,) = ip.validate(path, base=tmp_path / "other").findings
     assert found.code == "wrong-base"
-    assert found.message.endswith("not for a custom UNet (70 sites, text width 16)")
+    assert found.message.endswith("not for custom UNet (70 sites, text width 16)")
     assert made  # the adapter was not trained from this base's weights, so nothing is "untrained"
 
 
@@ -302,7 +302,7 @@ def test_a_wrong_base_is_said_by_every_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, target = source(tmp_path), tmp_path / "out.safetensors"
-    wrong = "made for a custom UNet (16 sites, text width 24), not for sdxl"
+    wrong = "made for custom UNet (16 sites, text width 24), not for sdxl"
     code, out, _ = run(capsys, "inspect", path, "--base", "sdxl")
     assert code == 1
     assert f"  wrong-base  {wrong}" in out
@@ -320,7 +320,7 @@ def test_the_bundled_stack_is_a_base_and_an_encoder(
         adapter = bundled.adapter(name)
         code, out, _ = run(capsys, "validate", adapter, "--base", "bundled", "--encoder", "bundled")
         assert (code, "fits the base, fits the encoder" in out) == (0, True)
-        assert ip.inspect(adapter, base="bundled", deep=True).whole
+        assert ip.inspect(adapter, base="bundled", deep=True).ok
         assert ip.diff(adapter, adapter, base="bundled").same
     found = ip.validate(source(tmp_path), base="bundled", encoder="bundled").findings
     assert [finding.code for finding in found] == ["wrong-base", "wrong-encoder"]

@@ -44,7 +44,7 @@ def test_every_way_of_saving(saver: str, tmp_path: Path) -> None:
     assert {p: p.read_bytes() for p in before} == before
     report = ip.inspect(source)
     assert report.format == "training"
-    assert report.whole
+    assert report.ok
 
 
 @pytest.mark.parametrize("saver", ["accelerate_now", "accelerate_before", "save_model"])
@@ -112,7 +112,7 @@ def test_weights_that_were_never_trained_are_refused(
     done = ip.convert(tmp_path / "start.bin", target, force=True)
     assert [problem.code for problem in done.forced] == ["untrained"]
     # the base is not in the converted file any more: it has to be given
-    assert ip.inspect(target, deep=True).whole
+    assert ip.inspect(target, deep=True).ok
     SITES["sd15"].unet().save_pretrained(tmp_path / "base" / "unet")
     report = ip.inspect(target, deep=True, base=tmp_path / "base")
     assert [problem.code for problem in report.problems] == ["untrained"]

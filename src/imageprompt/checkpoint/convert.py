@@ -19,7 +19,14 @@ from imageprompt.checkpoint.identify.checks import canonical, copies_differ, not
 from imageprompt.checkpoint.identify.identify import Identification, identify
 from imageprompt.checkpoint.read.open import locate_source, open_source
 from imageprompt.checkpoint.read.stored_tensor import TensorBytes, TensorSource, dtype_names
-from imageprompt.checkpoint.report import Problem, first_names, problem_dicts, rows, size_text
+from imageprompt.checkpoint.report import (
+    Problem,
+    base_name,
+    first_names,
+    problem_dicts,
+    rows,
+    size_text,
+)
 from imageprompt.checkpoint.tensor_bytes import QUICK, quick_hash, same_bytes
 from imageprompt.checkpoint.write import converted_metadata, write_safetensors
 from imageprompt.core.atomic_files import write_atomically
@@ -66,7 +73,7 @@ class Conversion:
         copies = f"{self.copies_compared} tensors were stored twice; the copies are equal"
         facts = [
             ("from", f"{self.source} ({self.format} layout, {self.container})"),
-            ("adapter", f"{' or '.join(self.variants)} for {self.host}"),
+            ("adapter", f"variant {' or '.join(self.variants)}, for {base_name(self.host)}"),
             ("size", f"{self.tensors} tensors, {self.parameters:,} parameters, "
              f"{', '.join(self.dtypes)}, {size_text(self.bytes)}"),
             ("left out", others),

@@ -10,7 +10,7 @@ from imageprompt.checkpoint.identify.checks import canonical
 from imageprompt.checkpoint.identify.identify import identify
 from imageprompt.checkpoint.read.open import locate_source, open_source
 from imageprompt.checkpoint.read.stored_tensor import CHUNK, ITEM_SIZES, StoredTensor
-from imageprompt.checkpoint.report import rows
+from imageprompt.checkpoint.report import base_name, rows
 from imageprompt.checkpoint.tensor_bytes import pieces, same_bytes
 from imageprompt.core.hub import Location
 from imageprompt.core.spec import HostSpec
@@ -74,8 +74,8 @@ class Difference:
 
     def __str__(self) -> str:
         lines = [
-            f"A  {self.a} ({self.formats[0]} layout, {self.hosts[0]})",
-            f"B  {self.b} ({self.formats[1]} layout, {self.hosts[1]})",
+            f"A  {self.a} ({self.formats[0]} layout, {base_name(self.hosts[0])})",
+            f"B  {self.b} ({self.formats[1]} layout, {base_name(self.hosts[1])})",
             f"{self.equal} tensors are equal to the bit, {len(self.changed)} differ, "
             f"{len(self.only_a)} are only in A, {len(self.only_b)} only in B",
         ]

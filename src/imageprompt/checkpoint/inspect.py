@@ -20,10 +20,16 @@ from imageprompt.checkpoint.identify.problems import PROJECTOR, SITES
 from imageprompt.checkpoint.identify.published import POSITIONS, likely_encoder
 from imageprompt.checkpoint.read.open import locate_source, open_source
 from imageprompt.checkpoint.read.stored_tensor import dtype_names
-from imageprompt.checkpoint.report import Problem, printable, problem_dicts, rows, size_text
+from imageprompt.checkpoint.report import (
+    Problem,
+    base_name,
+    printable,
+    problem_dicts,
+    rows,
+    size_text,
+)
 from imageprompt.checkpoint.tensor_bytes import FULL, QUICK, full_hash, quick_hash
 from imageprompt.core.hub import Location
-from imageprompt.core.spec import OWN_BASE
 
 MAX_METADATA = 16  # entries of the metadata in the text; the JSON has all
 HASH_INPUT = {QUICK: "first and last 4 KiB of every tensor", FULL: "all bytes"}
@@ -68,7 +74,7 @@ class AdapterReport:
     remedies: tuple[Advice, ...]
 
     @property
-    def whole(self) -> bool:
+    def ok(self) -> bool:
         """True if no problem was found."""
         return not self.problems
 
@@ -87,7 +93,7 @@ class AdapterReport:
         return "\n".join(lines)
 
     def _facts(self) -> list[tuple[str, str]]:
-        encoder, host = self.encoder, "custom UNet" if self.host == OWN_BASE else self.host
+        encoder, base = self.encoder, base_name(self.host)
         dtypes = (f"{part} {' and '.join(names)}" for part, names in self.dtypes.items())
         entries = [f"{printable(key)}={printable(text)}" for key, text in self.metadata.items()]
         rest = len(entries) - MAX_METADATA
@@ -95,9 +101,9 @@ class AdapterReport:
         return [
             ("format", f"{self.format} ({self.container})"),
             ("variant", " or ".join(self.variants) or "unknown"),
-            ("", self.differences),
+            *(("", difference) for difference in self.differences.split("; ")),
             ("published", ", ".join(self.published)),
-            ("base", f"{host}: {self.sites} sites, text width {self.cross_attention_dim or '?'}"),
+            ("base", f"{base}: {self.sites} sites, text width {self.cross_attention_dim or '?'}"),
             ("reads", f"{encoder['feature']}, {encoder['width']} wide" if encoder["width"] else ""),
             ("projector", ", ".join(self._projector_facts())),
             ("null image", self.null_rule or ""),

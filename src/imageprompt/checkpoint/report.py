@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from imageprompt.core.spec import OWN_BASE
+
 MAX_NAMES = 5  # names in a message
 MAX_TEXT = 200  # characters of text out of a file that are shown
 
@@ -32,6 +34,11 @@ def tensors_that(names: Collection[str], one: str, several: str) -> str:
     """A sentence about tensors, in the right number: "1 tensor is odd (a)"."""
     subject = f"1 tensor {one}" if len(names) == 1 else f"{len(names)} tensors {several}"
     return f"{subject} ({first_names(names)})"
+
+
+def base_name(host: str) -> str:
+    """A family of bases by name; one that is not published is a custom UNet."""
+    return "custom UNet" if host == OWN_BASE else host
 
 
 def size_text(count: int) -> str:

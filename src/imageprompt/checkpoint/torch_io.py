@@ -130,15 +130,15 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
     import torch
     from safetensors.torch import save_file
 
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     if not path.parent.is_dir():
         raise NotFoundError(str(path.parent), reason="no such folder", hint="Create it first.")
     if path.suffix == SAFETENSORS:
         with write_atomically(path) as temporary:
-            save_file(whole, temporary, dict(metadata))
+            save_file(on_cpu, temporary, dict(metadata))
     elif path.suffix in WEIGHT_SUFFIXES:
         with write_atomically(path) as temporary:
-            torch.save(nest(whole), temporary)
+            torch.save(nest(on_cpu), temporary)
     else:
         raise AdapterFileError(
             str(path), reason="an adapter file ends in .safetensors or .bin", hint="Rename it."
@@ -149,8 +149,8 @@ def write_pickle(path: Path, tensors: Mapping[str, TensorBytes], *, nested: bool
     """Write a `torch.save` file in place, flat or with a dictionary for each part."""
     import torch
 
-    whole = {name: tensor_of(stored) for name, stored in tensors.items()}
-    torch.save(nest(whole) if nested else whole, path)
+    loaded = {name: tensor_of(stored) for name, stored in tensors.items()}
+    torch.save(nest(loaded) if nested else loaded, path)
 
 
 def nest(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -11,7 +11,7 @@ SITES = "ip_adapter."
 SITES_ALIAS = "adapter_modules."  # the training script's name, in some published files
 
 
-class Standard:
+class StandardFormat:
     name = "standard"
     summary = "image_proj + ip_adapter, flat in .safetensors, nested in .bin"
     suffixes = (".safetensors", ".bin")
@@ -39,4 +39,4 @@ class Standard:
         return flat | {f"{SITES}{name}": tensor for name, tensor in parts.sites.items()}
 
 
-FORMAT = Standard()
+FORMAT = StandardFormat()

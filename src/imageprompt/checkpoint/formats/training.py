@@ -18,7 +18,7 @@ PROCESSOR = ".processor."
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
-class Training:
+class TrainingFormat:
     name = "training"
     summary = "training checkpoint: image_proj_model + adapter_modules or unet processors"
     suffixes = (".safetensors", ".bin")
@@ -80,4 +80,4 @@ def _root(names: Iterable[str]) -> str:
     return min(roots, key=lambda root: root.count("."))
 
 
-FORMAT = Training()
+FORMAT = TrainingFormat()

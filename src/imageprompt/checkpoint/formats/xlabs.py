@@ -17,7 +17,7 @@ _BLOCK = re.compile(
 )
 
 
-class XLabs:
+class XLabsFormat:
     name = "xlabs"
     summary = "ip_adapter_proj_model + double_blocks, the FLUX adapters of XLabs"
     suffixes = (".safetensors",)
@@ -62,4 +62,4 @@ class XLabs:
         return flat
 
 
-FORMAT = XLabs()
+FORMAT = XLabsFormat()

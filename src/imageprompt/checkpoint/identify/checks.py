@@ -46,8 +46,9 @@ def not_finite(tensors: Mapping[str, TensorBytes]) -> list[Problem]:
 def constants(tensors: Mapping[str, TensorBytes]) -> list[Problem]:
     """Weight matrices whose values are all the same; vectors start that way, and may stay so."""
     names = [name for name, t in tensors.items() if len(t.shape) > 1 and constant(t)]
-    what = "one value throughout and never trained"
-    return _problem("constant", names, f"is {what}", f"are {what}")
+    one = "has a single repeated value, so it was never trained"
+    several = "have a single repeated value, so they were never trained"
+    return _problem("constant", names, one, several)
 
 
 def untrained(found: Identification, base: BaseConfig | None) -> list[Problem]:

@@ -9,8 +9,8 @@ from imageprompt.checkpoint.formats import ParsedNames, Parts
 from imageprompt.checkpoint.identify.layer_ids import NumberedSites
 from imageprompt.checkpoint.identify.match import KEY, VALUE, Match, ShapeDifference
 from imageprompt.checkpoint.read.stored_tensor import StoredTensor
-from imageprompt.checkpoint.report import Problem, first_names, tensors_that
-from imageprompt.core.spec import OWN_BASE, HostSpec, Shape, Shapes
+from imageprompt.checkpoint.report import Problem, base_name, first_names, tensors_that
+from imageprompt.core.spec import HostSpec, Shape, Shapes
 from imageprompt.variants import VARIANTS, tensor_shapes, twins
 
 PROJECTOR, SITES = "image_proj", "ip_adapter"
@@ -51,21 +51,21 @@ def problems_of(
 
 
 def wrong_base(made_for: HostSpec, base: HostSpec) -> Problem:
-    """The file belongs to another base than the given one."""
+    """The file was made for another base than the one that the user names."""
     return Problem("wrong-base", f"made for {_described(made_for)}, not for {_described(base)}")
 
 
 def _described(host: HostSpec) -> str:
-    name = "a custom UNet" if host.family == OWN_BASE else host.family
-    return f"{name} ({len(host.sites)} sites, text width {host.cross_attention_dim})"
+    sizes = f"{len(host.sites)} sites, text width {host.cross_attention_dim}"
+    return f"{base_name(host.family)} ({sizes})"
 
 
 def _canonical(parts: Parts[Shape]) -> dict[str, Shape]:
     return tensor_shapes.under(PROJECTOR, parts.projector) | tensor_shapes.under(SITES, parts.sites)
 
 
-def _extra(names: Sequence[str], whole: str) -> Problem:
-    what = f"not belong to this {whole}"
+def _extra(names: Sequence[str], container: str) -> Problem:
+    what = f"not belong to this {container}"
     return Problem("extra", tensors_that(names, f"does {what}", f"do {what}"))
 
 

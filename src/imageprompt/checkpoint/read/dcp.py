@@ -58,8 +58,8 @@ def read_dcp(folder: Path) -> TensorSource:
         refuse(folder, f"{len(lost)} of its files are missing ({', '.join(lost[:5])})", _COPY)
     _check_apart(index, pieces)
     tensors = {
-        short: _tensor(index, known, pieces.get(full, []))
-        for short, (full, known) in described.items()
+        short: _tensor(index, entry, pieces.get(full, []))
+        for short, (full, entry) in described.items()
     }
     if not tensors:
         refuse(folder, "this torch DCP folder contains no tensors")
@@ -74,19 +74,21 @@ def read_dcp(folder: Path) -> TensorSource:
     return source
 
 
-def _weights(known: dict[Any, Any]) -> tuple[dict[str, tuple[str, Any]], list[str]]:
+def _weights(entries: dict[Any, Any]) -> tuple[dict[str, tuple[str, Any]], list[str]]:
     """Short name -> (name in the folder, description): the model's tensors, without the prefix."""
-    whole = {
+    tensors = {
         name: entry
-        for name, entry in known.items()
+        for name, entry in entries.items()
         if isinstance(name, str) and isinstance(entry, Opaque) and "Tensor" in entry.name
     }
     for wrapper in (*(f"app.{one}." for one in WRAPPERS), *(f"{one}." for one in WRAPPERS)):
-        inner = {n.removeprefix(wrapper): (n, e) for n, e in whole.items() if n.startswith(wrapper)}
+        inner = {
+            n.removeprefix(wrapper): (n, e) for n, e in tensors.items() if n.startswith(wrapper)
+        }
         if inner:
-            outside = len(whole) - len(inner)
+            outside = len(tensors) - len(inner)
             return inner, [f"{outside} tensors outside {wrapper!r} are ignored"] * bool(outside)
-    return {name: (name, entry) for name, entry in whole.items()}, []
+    return {name: (name, entry) for name, entry in tensors.items()}, []
 
 
 def _pieces(folder: Path, storage: dict[Any, Any]) -> dict[str, list[_Piece]]:
@@ -132,7 +134,7 @@ def _tensor(index: Path, entry: Opaque, pieces: list[_Piece]) -> StoredTensor:
     for offsets, part in parts:
         ends = [o + n for o, n in zip(offsets, part.shape, strict=False)]
         fits = len(offsets) == len(part.shape) == len(shape) and part.dtype == name
-        if not fits or any(end > whole for end, whole in zip(ends, shape, strict=True)):
+        if not fits or any(end > size for end, size in zip(ends, shape, strict=True)):
             refuse(index, "a piece of a tensor does not fit the tensor")
     if sum(prod(part.shape) for _, part in parts) != prod(shape):
         refuse(index, "pieces of a tensor are missing", _COPY)
