@@ -30,7 +30,7 @@ def test_every_second_held_out_reference_has_such_a_pair(split: str) -> None:
     assert not any(pair in scenes.HELD_OUT_PAIRS for pair in drawn[1::2])
 
 
-def test_splits_and_seeds_are_streams_of_their_own() -> None:
+def test_splits_and_seeds_are_separate_streams() -> None:
     streams = [
         tuple(islice(scenes.stream(split, seed), 50))
         for split in ("train", "validation", "test", "judge")
@@ -40,7 +40,7 @@ def test_splits_and_seeds_are_streams_of_their_own() -> None:
     assert streams[0] == tuple(islice(scenes.stream("train", 0), 50))
 
 
-def test_changed_words_are_other_words_and_the_rest_stays() -> None:
+def test_change_replaces_the_words_and_nothing_else() -> None:
     rng = np.random.default_rng(0)
     for scene in islice(scenes.stream("train"), 300):
         changed = scenes.change(scene, ["colour", "shape"], rng, trained=True)
@@ -51,7 +51,7 @@ def test_changed_words_are_other_words_and_the_rest_stays() -> None:
         assert (changed.texture, changed.style) == (scene.texture, scene.style)
 
 
-def test_captions_name_what_is_asked() -> None:
+def test_captions_name_the_given_attributes() -> None:
     assert scenes.caption(PLAIN) == "a solid red square on a plain blue background"
     assert scenes.caption(PLAIN, {"texture", "background"}) == (
         "a solid shape on a blue background"
@@ -59,7 +59,7 @@ def test_captions_name_what_is_asked() -> None:
     assert scenes.caption(PLAIN, set()) == ""
 
 
-def test_random_captions_keep_their_shares() -> None:
+def test_random_captions_have_the_given_probabilities() -> None:
     rng = np.random.default_rng(0)
     made = [scenes.random_caption(PLAIN, rng, full=0.5, empty=0.1) for _ in range(4000)]
     assert 0.47 < np.mean([text == scenes.caption(PLAIN) for text in made]) < 0.55
@@ -67,7 +67,7 @@ def test_random_captions_keep_their_shares() -> None:
     assert {word for text in made for word in text.split()} <= set(scenes.all_words())
 
 
-def test_a_drawn_scene_has_its_colours_in_its_places() -> None:
+def test_a_drawn_scene_has_its_colours_in_place() -> None:
     picture = scenes.render(PLAIN)
     assert picture.shape == (64, 64, 3)
     assert picture.dtype == np.uint8

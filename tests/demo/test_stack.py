@@ -1,4 +1,4 @@
-"""The bundled stack: plain diffusers loads it, it is small, references come across."""
+"""The bundled stack: plain diffusers loads it, it is small, and references have their effect."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_plain_diffusers_loads_and_runs_it(folder: Path) -> None:
 def test_diffusers_reads_the_bundled_adapters(
     folder: Path, variant: str, drawn: list[scenes.Scene]
 ) -> None:
-    """diffusers' own loader, which knows resamplers of depth 4 only, computes the same latents."""
+    """diffusers' own loader, which supports resamplers of depth 4 only, gives the same latents."""
     reference = scenes.draw(drawn[0])
 
     def latents(pipe: Any, **more: Any) -> torch.Tensor:
@@ -100,21 +100,21 @@ def test_every_caption_word_is_one_token(pipe: Any) -> None:
     assert len(pipe.tokenizer("naïve 画 Straße!").input_ids) > 4
 
 
-def test_the_judge_reads_renders() -> None:
+def test_the_judge_classifies_renders() -> None:
     fresh = list(islice(scenes.stream("test", seed=901), 200))
     found = judge.classify([scenes.draw(scene) for scene in fresh])
     assert min(shares(found, [scene.words() for scene in fresh]).values()) >= 0.985
 
 
 @pytest.mark.slow
-def test_text_alone_draws_what_it_says(pipe: Any, drawn: list[scenes.Scene]) -> None:
+def test_text_alone_generates_what_it_says(pipe: Any, drawn: list[scenes.Scene]) -> None:
     pictures = pipeline.sample(pipe, [scenes.caption(scene) for scene in drawn], range(COUNT))
     found = shares(judge.classify(pictures), [scene.words() for scene in drawn])
     assert min(found.values()) >= 0.8, found
 
 
 @pytest.mark.slow
-def test_a_reference_comes_across(pipe: Any, adapter: Any, drawn: list[scenes.Scene]) -> None:
+def test_a_reference_has_its_effect(pipe: Any, adapter: Any, drawn: list[scenes.Scene]) -> None:
     references = [scenes.draw(scene) for scene in drawn]
     prompts = ["a shape"] * COUNT
     pictures = pipeline.sample(pipe, prompts, range(COUNT), adapter=adapter, references=references)

@@ -1,4 +1,4 @@
-"""Faces: found in pictures, chosen, cropped; embeddings read from files and arrays."""
+"""Faces: detected, chosen and cropped; embeddings read from files, arrays and pictures."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def pipe() -> Any:
 
 @pytest.fixture
 def attached(pipe: Any) -> Any:
-    """Attach a new adapter of a variant; detached again afterwards."""
+    """Attaches a new adapter of a variant and detaches it at the end."""
     made: list[Any] = []
 
     def attach(variant: str, **options: Any) -> Any:
@@ -63,7 +63,7 @@ def attached(pipe: Any) -> Any:
 # ── found ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_faces_are_listed_from_the_largest() -> None:
+def test_faces_are_listed_largest_first() -> None:
     found = FaceEncoder(Analysis()).find(picture(**TWO))
     assert [face.box for face in found] == [TWO["blue"], TWO["red"]]
     assert [face.index for face in found] == [0, 1]
@@ -73,13 +73,13 @@ def test_faces_are_listed_from_the_largest() -> None:
     assert np.array_equal(found[1].embedding.numpy(), embedding("red"))
 
 
-def test_a_face_that_fills_its_picture_is_found_with_room_round_it() -> None:
+def test_a_face_that_fills_its_picture_is_found_with_a_border() -> None:
     filled = picture(green=(0, 0, 96, 80))
     assert Analysis().get(np.asarray(filled)) == []
     (face,) = FaceEncoder(Analysis()).find(filled)
     assert face.box == (0, 0, 96, 80)
     assert face.points[0].tolist() == pytest.approx([0.3 * 96, 0.4 * 80])
-    assert face.crop().getpixel((112, 112)) == (0, 255, 0)  # out of the picture itself
+    assert face.crop().getpixel((112, 112)) == (0, 255, 0)  # from the picture, not the border
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_pack_that_fails_or_holds_another_recogniser(attached: Callable[..., A
 
 
 def test_the_crop_maps_key_points_to_where_arcface_has_them() -> None:
-    """On a picture that is linear in x and y, bilinear sampling is exact: colours tell places."""
+    """In a picture linear in x and y, bilinear sampling is exact, so colours encode positions."""
     wanted = 2 * np.array(
         [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655],
          [70.7299, 92.2041]]
@@ -178,13 +178,13 @@ def test_portrait_unnorm_reads_raw_embeddings(attached: Callable[..., Any]) -> N
     assert torch.equal(adapter.encode([picture(**TWO)]).tokens, wanted.tokens)
     assert torch.equal(adapter.encode(embeddings=raw).tokens, wanted.tokens)
     both = adapter.encode([picture(**TWO)], face="all")
-    assert both.tokens.shape[1] == 2 * 16  # 16 a face, as ComfyUI_IPAdapter_plus has it
+    assert both.tokens.shape[1] == 2 * 16  # 16 per face, as in ComfyUI_IPAdapter_plus
     with pytest.raises(PictureError, match="10 to 30 long"):
         adapter.encode(embeddings=unit("blue"))
 
 
 @pytest.mark.parametrize("variant", ["faceid-plus", "faceid-plus-v2"])
-def test_faceid_plus_sees_the_crop_as_well(variant: str, attached: Callable[..., Any]) -> None:
+def test_faceid_plus_also_reads_the_crop(variant: str, attached: Callable[..., Any]) -> None:
     adapter = attached(variant, faces=Analysis())
     crops = [face.crop() for face in FaceEncoder(Analysis()).find(picture(**TWO))]
     hidden = adapter.encoder.encode(crops, "hidden_states[-2]")
@@ -197,7 +197,7 @@ def test_faceid_plus_sees_the_crop_as_well(variant: str, attached: Callable[...,
 
 
 def test_several_faces_of_several_prompts(attached: Callable[..., Any]) -> None:
-    """16 tokens a face, side by side as the reference lays them; each prompt has its own."""
+    """16 tokens per face, side by side as in the reference code; each prompt has its own."""
     adapter = attached("portrait", faces=Analysis())
     prompt = adapter.encode([[picture(**TWO)] * 2, [picture(green=(9, 9, 50, 50))] * 2])
     assert prompt.tokens.shape[:2] == (2, 32)
@@ -249,7 +249,7 @@ def wrong_calls() -> dict[str, tuple[str, dict[str, Any], str]]:
 
 
 @pytest.mark.parametrize("name", wrong_calls())
-def test_wrong_calls_are_told_in_one_line(name: str, attached: Callable[..., Any]) -> None:
+def test_wrong_calls_are_refused_in_one_line(name: str, attached: Callable[..., Any]) -> None:
     variant, call, words = wrong_calls()[name]
     adapter = attached(variant, faces=Analysis())
     with pytest.raises(ImagePromptError, match=words) as caught:
@@ -331,7 +331,7 @@ def test_narrow_floats(dtype: torch.dtype, tmp_path: Path) -> None:
 
 
 def lying_header(path: Path) -> Path:
-    """A header that promises 2^40 numbers."""
+    """A file whose header announces 2^40 numbers."""
     header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (2147483648, 512), }"
     header += b" " * (118 - len(header) - 1) + b"\n"
     path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + b"\0" * 2048)
@@ -386,15 +386,15 @@ UNREADABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda p: written(p / "a.pt", pickle.dumps(Harm())), "builtins.print|did not write",
     ),
     "a hostile torch file": (lambda p: torch_file(p / "a.pt", Harm()), "print"),
-    "a number in torch": (lambda p: torch_file(p / "a.pt", [ROWS, 3]), "something else"),
+    "a number in torch": (lambda p: torch_file(p / "a.pt", [ROWS, 3]), "something other than tensors"),
     "numpy objects in torch": (
-        lambda p: torch_file(p / "a.pt", np.ones(512, int)), "no floating-point",
+        lambda p: torch_file(p / "a.pt", np.ones(512, int)), "not of floating-point numbers",
     ),
     "a JSON table": (lambda p: text(p / "a.json", {"a": [1]}), "JSON"),
     "ragged JSON": (lambda p: text(p / "a.json", [[1.0] * 512, [1.0]]), "equal length"),
-    "words in JSON": (lambda p: text(p / "a.json", ["a"] * 512), "no JSON list of numbers"),
-    "broken JSON": (lambda p: written(p / "a.json", b"[1, 2"), "no JSON list"),
-    "deep JSON": (lambda p: written(p / "a.json", b"[" * 100_000), "no JSON list"),
+    "words in JSON": (lambda p: text(p / "a.json", ["a"] * 512), "not a JSON list of numbers"),
+    "broken JSON": (lambda p: written(p / "a.json", b"[1, 2"), "not a JSON list"),
+    "deep JSON": (lambda p: written(p / "a.json", b"[" * 100_000), "not a JSON list"),
     "a picture": (lambda p: written(p / "a.npy", b"\x89PNG\r\n\x1a\n" + b"\1" * 600), "a picture"),
     "empty": (lambda p: written(p / "a.npy", b""), "empty"),
     "a folder": (lambda p: p, "a folder"),
@@ -412,7 +412,7 @@ def test_unreadable_embeddings(
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
     assert "adapter" not in str(caught.value)
-    assert capsys.readouterr().out == ""  # nothing in a file is run
+    assert capsys.readouterr().out == ""  # no code in a file is run
 
 
 def test_no_embeddings(tmp_path: Path) -> None:
@@ -420,7 +420,9 @@ def test_no_embeddings(tmp_path: Path) -> None:
         read_embeddings(tmp_path / "none.npy")
 
 
-def test_length_one_is_made_once_and_said(attached: Callable[..., Any], tmp_path: Path) -> None:
+def test_embeddings_are_normalised_with_one_warning(
+    attached: Callable[..., Any], tmp_path: Path
+) -> None:
     adapter = attached("faceid")
     path = npy(tmp_path / "a.npy", ROWS.numpy())
     with pytest.warns(UserWarning, match=f"2 face embedding.s. of length {LENGTH:.0f}") as said:
@@ -452,13 +454,13 @@ def pack(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_pack_is_opened_where_it_lies(
+def test_a_pack_is_opened_by_its_full_path(
     insightface: dict[str, Any],
     pack: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Never by a bare name: insightface would download what it does not find."""
+    """Never by a bare name: insightface would download a pack that it does not find."""
     assert len(FaceEncoder.load(pack).find(picture(**TWO))) == 2
     assert insightface["name"] == str(pack)
     assert insightface["allowed_modules"] == ["detection", "recognition"]

@@ -1,4 +1,4 @@
-"""Faces by the real insightface, where it is installed; its networks are drawn up here."""
+"""Faces by the real insightface, if installed, with tiny networks built by face_pack."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from imageprompt.encoding.face_encoder import FaceEncoder, align_face
 from tiny_stack import make_pipeline
 
 pytest.importorskip("insightface")
-pytestmark = pytest.mark.filterwarnings("ignore")  # insightface and what it stands on
+pytestmark = pytest.mark.filterwarnings("ignore")  # from insightface and its dependencies
 
 MAGENTA = (255, 0, 255)
 
@@ -33,7 +33,7 @@ def faces(pack: Path) -> FaceEncoder:
 
 
 def scene(*corners: tuple[int, int]) -> Image.Image:
-    """Squares of one cell each, by their left upper corners, on a busy ground."""
+    """Squares of one cell each, by their top left corners, on a noisy background."""
     pixels = np.random.default_rng(1).integers(0, 120, (640, 640, 3), np.uint8)
     for x, y in corners:
         pixels[y : y + STRIDE, x : x + STRIDE] = MAGENTA
@@ -41,7 +41,7 @@ def scene(*corners: tuple[int, int]) -> Image.Image:
 
 
 def direct(picture: Image.Image, faces: FaceEncoder) -> list[Any]:
-    """What the reference's own recipe gets: BGR as OpenCV reads it."""
+    """What the reference code passes: BGR as OpenCV reads it."""
     return list(faces.analysis.get(np.asarray(picture)[:, :, ::-1].copy()))
 
 
@@ -98,7 +98,7 @@ def test_the_crop_is_insightfaces_norm_crop(faces: FaceEncoder) -> None:
         points = (base @ turn.T + move + gen.normal(0, 2, (5, 2))).astype(np.float32)
         theirs = face_align.norm_crop(np.asarray(picture), points, image_size=224).astype(int)
         ours = np.asarray(align_face(picture, points)).astype(int)
-        assert abs(ours - theirs).max() <= 2  # OpenCV takes places to 1/32 pixel
+        assert abs(ours - theirs).max() <= 2  # OpenCV rounds positions to 1/32 pixel
 
 
 def test_a_pack_without_a_recogniser(pack: Path, tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_any_position(spied: Spied) -> None:
     assert np.abs(shown[:, SIDE // 2 :] - GREEN).max() < 1e-3
 
 
-def test_squash_shows_everything(spied: Spied) -> None:
+def test_squash_keeps_the_whole_picture(spied: Spied) -> None:
     """The author's advice: a plain resize to the encoder's square."""
     wide = noise(61, 24)
     shown = spied.pixels([wide], framing="squash")[0]
@@ -140,7 +140,7 @@ def test_squash_shows_everything(spied: Spied) -> None:
 
 
 @pytest.mark.parametrize(("words", "bars"), [("pad", (0, 0, 0)), ("pad:#ffcc00", (255, 204, 0))])
-def test_pad_shows_everything_in_shape(words: str, bars: Any, spied: Spied) -> None:
+def test_pad_keeps_the_whole_picture_undistorted(words: str, bars: Any, spied: Spied) -> None:
     shown = spied.pixels([stripes(48, 24)], framing=words + "+box")[0]
     quarter = SIDE // 4
     assert np.abs(shown[:quarter] - bars).max() < 1e-3
@@ -151,7 +151,7 @@ def test_pad_shows_everything_in_shape(words: str, bars: Any, spied: Spied) -> N
 
 
 def test_without_framing_the_encoder_preprocesses(spied: Spied) -> None:
-    """CLIP's own processor to the bit; "crop" is the same square, but for rounding."""
+    """CLIP's own processor to the bit; "crop" is the same square, apart from rounding."""
     for picture in (noise(40, 23), noise(16, 16), noise(31, 50)):
         own = spied.adapter.encoder.preprocess([picture])
         spied.adapter.encode([picture])
@@ -199,8 +199,8 @@ def test_tiles_are_references(spied: Spied) -> None:
     assert one.tokens.shape[:2] == (2, 4)
 
 
-def test_tiles_with_their_places() -> None:
-    """Every tile, and where it belongs: put back there, they are the picture."""
+def test_tiles_with_masks_of_their_places() -> None:
+    """Pasted back to their masks, the tiles are the picture."""
     for size in ((90, 30), (75, 30), (30, 90), (64, 60)):
         picture = noise(*size)
         pairs = tiled(picture)
@@ -215,7 +215,7 @@ def test_tiles_with_their_places() -> None:
 
 
 def test_detail_is_a_second_reference(spied: Spied) -> None:
-    """The whole, and its quarters: each encoded alone, put in their places, pooled to one's size.
+    """The whole, and its quarters: each encoded alone, assembled, and pooled to the size of one.
 
     As ComfyUI_IPAdapter_plus' enhancer merges hidden states, number by number.
     """
@@ -249,10 +249,10 @@ def test_detail_is_a_second_reference(spied: Spied) -> None:
 
 
 def test_an_upright_picture_is_framed_upright(spied: Spied) -> None:
-    """EXIF's orientation is obeyed before the crop."""
+    """EXIF orientation is applied before the crop."""
     lying = stripes()
     exif = Image.Exif()
-    exif[274] = 6  # to be turned a quarter clockwise: red comes to the top
+    exif[274] = 6  # turned 90 degrees clockwise: red moves to the top
     lying.info["exif"] = exif.tobytes()
     lying.getexif()[274] = 6
     assert open_picture(lying).size == (32, 96)
@@ -290,7 +290,7 @@ def test_sharpening(amount: float) -> None:
     soft = noise(6, 5).resize((12, 9), Image.Resampling.BICUBIC)
     found = np.asarray(sharpen(soft, amount)).astype(int)
     expected = np.round(by_hand(np.asarray(soft) / 255, amount) * 255)
-    # single precision decides a rounding now and then
+    # single precision sometimes rounds the other way
     assert (found != expected).mean() < 0.01
     assert np.abs(found - expected).max() <= 1
     flat = np.asarray(sharpen(Image.new("RGB", (8, 8), GREEN), amount))
@@ -307,8 +307,8 @@ def test_sharpening_reaches_the_encoder(spied: Spied) -> None:
 # ── masks on references ─────────────────────────────────────────────────────────────────────────
 
 
-def test_a_mask_hides_what_is_black(spied: Spied) -> None:
-    """Normalised pixels times the mask: what is hidden is the mean colour, as in the peer."""
+def test_black_parts_of_a_mask_are_hidden(spied: Spied) -> None:
+    """Normalised pixels times the mask: hidden parts have the mean colour, as in ComfyUI."""
     picture = noise(SIDE, SIDE)
     mask = np.zeros((SIDE, SIDE), np.float32)
     mask[:, : SIDE // 2] = 1

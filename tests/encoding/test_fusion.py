@@ -1,4 +1,4 @@
-"""Several references, negative pictures, noise, words: what the projector reads, in numbers."""
+"""Several references, negative pictures, noise, text: the exact inputs of the projector."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tiny_stack import make_pipeline, make_xl_pipeline
 
 ROWS = ((3.0, -1.0, 0.0, 2.0), (4.0, 1.0, 0.0, -2.0), (0.0, 5.0, 0.0, 3.0))
 
-# Worked out by hand from the formulas of reference.md, section 6: ROWS -> one row.
+# Computed by hand from ComfyUI_IPAdapter_plus' formulas: ROWS -> one row.
 BY_HAND = {
     "add": (7.0, 5.0, 0.0, 3.0),
     "subtract": (3.0 - 2.0, -1.0 - 3.0, 0.0, 2.0 - 0.5),
@@ -37,8 +37,8 @@ BY_HAND = {
     "norm average": (7 / 5 / 3, 5 / math.sqrt(27) / 3, 0.0, 3 / math.sqrt(17) / 3),
 }
 
-# The same formulas as ComfyUI_IPAdapter_plus' combine node computes them, over stacked features.
-AS_THE_PEER = {
+# The same formulas as in ComfyUI_IPAdapter_plus' combine node, on stacked features.
+COMFYUI = {
     "add": lambda x: torch.sum(x, dim=0).unsqueeze(0),
     "subtract": lambda x: (x[0] - torch.mean(x[1:], dim=0)).unsqueeze(0),
     "average": lambda x: torch.mean(x, dim=0).unsqueeze(0),
@@ -67,7 +67,7 @@ def attached(pipe: Any, variant: str = "base") -> Any:
     torch.manual_seed(1)
     options = {"depth": 1, "num_tokens": 4} if variant == "plus" else {}
     adapter = ip.Adapter.create(variant, denoiser=pipe, encoder=pipe.image_encoder, **options)
-    for parameter in adapter.parameters():  # so that no features are mapped to nothing
+    for parameter in adapter.parameters():  # otherwise some features map to zero
         parameter.requires_grad_(False).add_(torch.randn_like(parameter) * 0.05)
     return adapter.attach(pipe, encoder=pipe.image_encoder)
 
@@ -88,15 +88,15 @@ def test_formulas_by_hand(name: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 24), (2, 7, 16)], ids=["pooled", "patches"])
-@pytest.mark.parametrize("name", AS_THE_PEER)
-def test_formulas_are_the_peers_to_the_last_digit(name: str, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("name", COMFYUI)
+def test_formulas_equal_comfyuis_exactly(name: str, shape: tuple[int, ...]) -> None:
     x = torch.randn(shape)
-    assert torch.equal(fusion.fuse(x, name), AS_THE_PEER[name](x))
+    assert torch.equal(fusion.fuse(x, name), COMFYUI[name](x))
     weights = torch.tensor([1.5, -0.5, 0.25][: len(x)])
     stretched = torch.stack([part * weight for part, weight in zip(x, weights, strict=True)])
     if name != "concat":
-        assert torch.equal(fusion.fuse(x, name, weights), AS_THE_PEER[name](stretched))
-    assert torch.equal(fusion.fuse(x[:1], name), x[:1])  # one reference is left as it is
+        assert torch.equal(fusion.fuse(x, name, weights), COMFYUI[name](stretched))
+    assert torch.equal(fusion.fuse(x[:1], name), x[:1])  # a single reference does not change
 
 
 def test_weighted_by_hand() -> None:
@@ -124,11 +124,11 @@ def test_attention_weights_by_hand() -> None:
 
 
 @pytest.mark.parametrize("kind", ["base", "plus"])
-def test_what_is_projected(kind: str, tmp_path: Path) -> None:
+def test_the_fused_features_are_projected(kind: str, tmp_path: Path) -> None:
     rig = build("tiny", kind, tmp_path)
     a, b = rig.features(2, 3)
     null = rig.kind.null_features()
-    for name, formula in AS_THE_PEER.items():
+    for name, formula in COMFYUI.items():
         if name == "concat":
             continue
         prompt = rig.adapter.encode(features=[a, b], null_features=null, fusion=name)
@@ -145,7 +145,7 @@ def test_what_is_projected(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["average", "weighted", "attention-weighted"])
 def test_a_batch_of_prompts_keeps_every_row(name: str, tmp_path: Path) -> None:
-    """One, two and three references in a batch: each prompt is what it is alone."""
+    """One, two and three references in a batch: each prompt equals the prompt made alone."""
     rig = build("tiny", "plus", tmp_path)
     features = rig.features(1, 2, 3)
     options: dict[str, Any] = {"fusion": name, "null_features": rig.kind.null_features()}
@@ -162,8 +162,8 @@ def test_a_batch_of_prompts_keeps_every_row(name: str, tmp_path: Path) -> None:
         rig.adapter.encode(features=features, null_features=options["null_features"])
 
 
-def test_weights_beside_one_another(pipe: Any) -> None:
-    """They are the tokens', on both sides; one list serves all prompts, tiles share a picture's."""
+def test_weights_of_references_side_by_side(pipe: Any) -> None:
+    """They scale the tokens on both sides; one list serves all prompts, tiles share one weight."""
     adapter = attached(pipe)
     try:
         a, b = picture(1), picture(2)
@@ -187,14 +187,14 @@ def test_weights_beside_one_another(pipe: Any) -> None:
 
 @pytest.mark.parametrize("variant", ["faceid", "faceid-plus-v2"])
 def test_faces(variant: str, pipe: Any) -> None:
-    """Both parts of a face are mixed alike; what single numbers decide is refused."""
+    """Both parts of a face are fused alike; formulas on single numbers are refused."""
     encoder = None if variant == "faceid" else pipe.image_encoder
     adapter = ip.Adapter.create(variant, denoiser=pipe, encoder=encoder)
     faces, patches = torch.randn(3, 512), torch.randn(3, 5, 32)
     given = faces if variant == "faceid" else (faces, patches)
     null = None if variant == "faceid" else (torch.zeros(1, 512), torch.zeros(1, 5, 32))
     for name in ("add", "subtract", "average", "norm average"):
-        formula = AS_THE_PEER[name]
+        formula = COMFYUI[name]
         mean = formula(faces) if variant == "faceid" else (formula(faces), formula(patches))
         prompt = adapter.encode(features=given, null_features=null, fusion=name)
         assert torch.equal(prompt.tokens, adapter.project(mean))
@@ -227,7 +227,7 @@ def test_faces(variant: str, pipe: Any) -> None:
 
 @pytest.mark.parametrize("variant", ["base", "plus"])
 def test_negative_pictures(variant: str, pipe: Any) -> None:
-    """Its features, projected, in the place of no picture; paired with the references."""
+    """Its projected features replace the null tokens, paired with the references."""
     adapter = attached(pipe, variant)
     try:
         a, b, c, bad, worse = map(picture, range(5))
@@ -260,7 +260,7 @@ def test_negative_pictures(variant: str, pipe: Any) -> None:
 
 
 def test_a_negative_picture_reaches_the_negative_row_alone(pipe: Any) -> None:
-    """Guided, two prompts: each negative row is what its picture makes of it as a reference."""
+    """Two prompts with guidance: each negative row equals a run with its picture as reference."""
     adapter = attached(pipe)
     try:
         a, b, bad, worse = map(picture, range(4))
@@ -295,7 +295,9 @@ def test_noise_on_the_negative_side(pipe: Any) -> None:
         assert torch.equal(noisy.null_tokens, adapter.encode(shown).tokens)
         again = adapter.encode([a, b], noise=0.5, noise_seed=4)
         assert difference(again.null_tokens, noisy.null_tokens) > 1e-3
-        batch = adapter.encode([[b], [a]], noise=0.5, noise_seed=3)  # no matter where in a batch
+        batch = adapter.encode(
+            [[b], [a]], noise=0.5, noise_seed=3
+        )  # whatever its place in the batch
         assert difference(batch.null_tokens[1:], noisy.null_tokens[:, :4]) < 1e-6
         other = adapter.encode([b], noise=0.5, noise_seed=3, negative=a)
         assert difference(other.null_tokens, noisy.null_tokens[:, :4]) < 1e-6
@@ -322,11 +324,11 @@ def test_kinds_of_noise() -> None:
     assert np.array_equal(*at_one)  # nothing of the picture is left
 
 
-# ── words ───────────────────────────────────────────────────────────────────────────────────────
+# ── text ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_words_are_subtracted(xl: Any) -> None:
-    """InstantStyle: image_embeds - s * text_embeds, not normed, for every reference."""
+def test_text_is_subtracted(xl: Any) -> None:
+    """InstantStyle: image_embeds - s * text_embeds, not normalised, for every reference."""
     tower = (xl.text_encoder_2, xl.tokenizer_2)
     adapter = attached(xl)
     try:
@@ -358,7 +360,7 @@ def test_words_are_subtracted(xl: Any) -> None:
 
 
 def test_the_text_encoder_of_the_base(xl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is taken where it is known to share the space; equal widths alone are refused."""
+    """It is used if it is known to share the space; equal widths are not enough."""
     encoder = ClipEncoder(xl.image_encoder, xl.feature_extractor)
     with pytest.raises(EncoderError, match="shares a space"):
         open_text_encoder(xl, encoder)

@@ -29,7 +29,7 @@ def two_tone(mode: str = "RGB") -> Image.Image:
     return image.convert(mode)
 
 
-# ── right pictures ──────────────────────────────────────────────────────────────────────────────
+# ── supported ones ──────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -58,7 +58,7 @@ def test_exif_orientation(orientation: int) -> None:
     exif = Image.Exif()
     exif[274] = orientation
     upright = two_tone()
-    # what a camera stores so that a viewer who follows the tag sees `upright`
+    # what a camera stores so that a viewer that follows the tag shows `upright`
     turn = open_image._UPRIGHT.get(orientation)
     inverse = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270}
     inverse |= {back: turn for turn, back in inverse.items()}
@@ -69,7 +69,7 @@ def test_exif_orientation(orientation: int) -> None:
 
 def test_hidden_colour_stays_hidden() -> None:
     pixels = np.zeros((12, 16, 4), np.uint8)
-    pixels[..., :3] = (1, 200, 3)  # a colour that nobody was meant to see
+    pixels[..., :3] = (1, 200, 3)  # a colour under transparent pixels
     pixels[:, 8:, 3] = 255
     pixels[:, 4:8, 3] = 128
     opened = np.asarray(open_picture(encoded(Image.fromarray(pixels))), int)
@@ -103,7 +103,7 @@ def test_rgb_with_a_transparent_colour() -> None:
     assert opened.getcolors() == [(16 * 12, WHITE)]
 
 
-def test_sixteen_bit_grey_is_scaled_and_not_cut() -> None:
+def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
     ramp = np.linspace(0, 65535, 16 * 12).astype(np.uint16).reshape(12, 16)
     image = Image.fromarray(ramp)
     assert image.mode == "I;16"
@@ -146,7 +146,7 @@ def test_one_bit() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_of_an_animation_the_first_frame_with_a_warning(kind: str) -> None:
+def test_an_animation_gives_its_first_frame_with_a_warning(kind: str) -> None:
     frames = [Image.new("RGB", (16, 12), colour) for colour in ("red", "blue", "lime")]
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
@@ -155,12 +155,12 @@ def test_of_an_animation_the_first_frame_with_a_warning(kind: str) -> None:
     assert opened.getcolors() == [(16 * 12, RED)]
 
 
-def test_a_photo_with_a_second_picture_inside_is_a_photo() -> None:
+def test_a_jpeg_with_a_second_picture_inside_is_a_plain_photo() -> None:
     data = encoded(two_tone(), "MPO", save_all=True, append_images=[Image.new("RGB", (16, 12))])
     assert open_picture(data).size == (16, 12)
 
 
-def test_damaged_exif_is_said_and_not_used() -> None:
+def test_damaged_exif_is_ignored() -> None:
     image = two_tone()
     image.info["exif"] = b"Exif\0\0II*\0\xff\xff\xff\xff"
     with warnings.catch_warnings(record=True) as said:
@@ -197,7 +197,7 @@ def test_heic_by_pillow_heif() -> None:
 
 
 def test_heic_without_pillow_heif_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """By its bytes, whatever the file is called."""
+    """Recognised by its bytes, whatever the file is called."""
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     path = tmp_path / "photo.jpg"
     path.write_bytes(HEIC)
@@ -284,7 +284,7 @@ def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
         (None, "type NoneType"),
     ],
 )
-def test_what_is_no_picture_at_all(source: Any, reason: str) -> None:
+def test_sources_that_are_not_pictures(source: Any, reason: str) -> None:
     with pytest.raises(PictureError, match=reason):
         open_picture(source)
 

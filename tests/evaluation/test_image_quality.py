@@ -35,8 +35,8 @@ def leaves() -> list[Image.Image]:
 # ── JPEG ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_tables_tell_every_quality() -> None:
-    """libjpeg's own from 1 to 100, exactly; tables of others by the nearest."""
+def test_tables_reveal_every_quality() -> None:
+    """libjpeg's own from 1 to 100 exactly, other tables by the nearest."""
     flat = Image.new("RGB", (16, 16))
     for quality in range(1, 101):
         with Image.open(io.BytesIO(known.as_jpeg(flat, quality))) as image:
@@ -48,8 +48,8 @@ def test_tables_tell_every_quality() -> None:
 
 
 @pytest.mark.parametrize("quality", [10, 30, 50, 75, 90])
-def test_pixels_tell_the_quality(quality: int, leaves: list[Image.Image]) -> None:
-    """Within 1, from a PNG of what a JPEG showed; the file itself tells nothing earlier."""
+def test_pixels_reveal_the_quality(quality: int, leaves: list[Image.Image]) -> None:
+    """Within 1, from the pixels of a decoded JPEG; the JPEG itself shows nothing earlier."""
     for picture in leaves:
         data = known.as_jpeg(picture, quality)
         shown = check(known.decoded(data))
@@ -59,12 +59,12 @@ def test_pixels_tell_the_quality(quality: int, leaves: list[Image.Image]) -> Non
 
 
 @pytest.mark.parametrize(("first", "then"), known.RECOMPRESSED)
-def test_a_worse_compression_before(first: int, then: int, leaves: list[Image.Image]) -> None:
+def test_an_earlier_worse_compression(first: int, then: int, leaves: list[Image.Image]) -> None:
     for picture in leaves:
         found = check(known.as_jpeg(picture, first, then))
         assert found.jpeg == then
         assert found.earlier == pytest.approx(first, abs=1)
-    better = check(known.as_jpeg(leaves[0], then, first))  # the later one has hidden it
+    better = check(known.as_jpeg(leaves[0], then, first))  # hidden by the later one
     assert (better.jpeg, better.earlier) == (first, None)
 
 
@@ -78,7 +78,7 @@ def test_no_traces_where_there_were_none(leaves: list[Image.Image]) -> None:
         assert check(picture).earlier is None
 
 
-def test_a_cut_moves_the_blocks(leaves: list[Image.Image]) -> None:
+def test_a_crop_moves_the_blocks(leaves: list[Image.Image]) -> None:
     cut = known.decoded(known.as_jpeg(leaves[0], 30)).crop((3, 5, 310, 250))
     assert check(cut).earlier == pytest.approx(30, abs=1)
 
@@ -94,7 +94,7 @@ def test_blur_is_measured_in_pixels(pixels: float, leaves: list[Image.Image]) ->
 
 
 def test_sharpness_does_not_grow_with_pixels(leaves: list[Image.Image]) -> None:
-    """However far a picture is enlarged, it is as sharp as it was."""
+    """An enlarged picture is as sharp as before."""
     for picture in leaves:
         assert check(picture).sharp_as > 0.85 * min(picture.size)
     for factor in (2, 3):
@@ -102,8 +102,8 @@ def test_sharpness_does_not_grow_with_pixels(leaves: list[Image.Image]) -> None:
         assert found == pytest.approx(min(leaves[0].size), rel=0.15)
 
 
-def test_what_is_out_of_focus_does_not_count(leaves: list[Image.Image]) -> None:
-    """A sharp half is enough."""
+def test_parts_out_of_focus_do_not_count(leaves: list[Image.Image]) -> None:
+    """One sharp half is enough."""
     picture = leaves[0].filter(ImageFilter.GaussianBlur(5))
     picture.paste(leaves[0].crop((0, 0, 160, 256)))
     assert check(picture).edge < 0.8
@@ -118,7 +118,7 @@ def test_pictures_without_edges() -> None:
 
 
 def test_patches_of_a_large_picture(leaves: list[Image.Image]) -> None:
-    """Nine patches say what all of it would, in bounded time."""
+    """Nine patches give the result of the whole picture, in bounded time."""
     tile = known.decoded(known.as_jpeg(leaves[0], 60))
     large = Image.new("RGB", (tile.width * 8, tile.height * 8))
     for x in range(8):

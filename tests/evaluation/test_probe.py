@@ -31,7 +31,7 @@ RNG = np.random.default_rng(3)
 SCENES = list(islice(scenes.stream("validation", seed=5), 24))
 
 
-def look(scene: scenes.Scene) -> PictureStatistics:
+def statistics_of(scene: scenes.Scene) -> PictureStatistics:
     return picture_statistics(scenes.draw(scene))
 
 
@@ -39,7 +39,7 @@ def changed(names: list[str]) -> list[scenes.Scene]:
     return [scenes.change(scene, names, RNG) for scene in SCENES]
 
 
-# ── what the measures see ───────────────────────────────────────────────────────────────────────
+# ── measures ───────────────────────────────────────────────────────────────────────
 
 MOVED = [
     replace(scene, x=other.x, y=other.y, radius=other.radius)
@@ -55,20 +55,27 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_a_measure_sees_its_own_and_little_else(measure: str) -> None:
+def test_a_measure_reacts_to_its_own_change_only(measure: str) -> None:
     """Mean distance to the same scenes with one thing changed."""
     distance = MEASURES[measure]
     found = {
-        name: np.mean([distance(look(a), look(b)) for a, b in zip(SCENES, others, strict=True)])
+        name: np.mean(
+            [
+                distance(statistics_of(a), statistics_of(b))
+                for a, b in zip(SCENES, others, strict=True)
+            ]
+        )
         for name, others in CHANGES.items()
     }
     own = found.pop(measure)
     assert max(found.values()) < 0.5 * own
-    assert distance(look(SCENES[0]), look(SCENES[0])) == pytest.approx(0, abs=1e-4)
+    assert distance(statistics_of(SCENES[0]), statistics_of(SCENES[0])) == pytest.approx(
+        0, abs=1e-4
+    )
 
 
 def test_lab_of_known_colours() -> None:
-    """White, black, and sRGB's red and grey, as every table of them has it."""
+    """White, black, and sRGB's red and grey, as published tables have them."""
     rgb = np.array([[255, 255, 255], [0, 0, 0], [255, 0, 0], [119, 119, 119]], np.uint8)
     wanted = [[100, 0, 0], [0, 0, 0], [53.24, 80.09, 67.20], [50.03, 0, 0]]
     np.testing.assert_allclose(to_lab(rgb), wanted, atol=0.02)
@@ -78,15 +85,15 @@ def test_colour_distance_of_plain_pictures_is_that_of_their_colours() -> None:
     red, grey = (picture_statistics(Image.new("RGB", (9, 5), c)) for c in ((255, 0, 0), (119,) * 3))
     between = np.linalg.norm(np.array([53.24, 80.09, 67.20]) - [50.03, 0, 0])
     assert MEASURES["colour"](red, grey) == pytest.approx(between, abs=0.05)
-    assert MEASURES["layout"](red, grey) == 0  # nowhere an edge
+    assert MEASURES["layout"](red, grey) == 0  # no edges
     assert MEASURES["texture"](red, grey) == 0
 
 
 def test_pictures_of_other_sizes_are_compared() -> None:
     scene = SCENES[0]
     large = picture_statistics(scenes.draw(scene, 256), (64, 64))
-    assert MEASURES["layout"](large, look(scene)) < 0.05
-    assert MEASURES["colour"](large, look(scene)) < 2.3
+    assert MEASURES["layout"](large, statistics_of(scene)) < 0.05
+    assert MEASURES["colour"](large, statistics_of(scene)) < 2.3
 
 
 # ── shares and roles ────────────────────────────────────────────────────────────────────────────
@@ -103,7 +110,7 @@ def test_shares_are_parts_of_what_all_sites_gain() -> None:
 
 
 @pytest.mark.parametrize(
-    ("style", "layout", "told"),
+    ("style", "layout", "expected"),
     [
         (0.8, 0.1, "style"),
         (0.1, 0.8, "layout"),
@@ -112,11 +119,11 @@ def test_shares_are_parts_of_what_all_sites_gain() -> None:
         (0.01, 0.0, "little"),
     ],
 )
-def test_roles(style: float, layout: float, told: str) -> None:
+def test_roles(style: float, layout: float, expected: str) -> None:
     bootstrap = Bootstrap(50)
     noise = RNG.normal(0, 0.1, (2, 50))
     noise -= noise.mean(1, keepdims=True)
-    assert role(bootstrap.means(style + noise[0]), bootstrap.means(layout + noise[1])) == told
+    assert role(bootstrap.means(style + noise[0]), bootstrap.means(layout + noise[1])) == expected
 
 
 def test_site_paths_and_their_short_names() -> None:
@@ -140,7 +147,7 @@ def test_site_paths_and_their_short_names() -> None:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """The command on the bundled stack, as few pictures as tell anything."""
+    """The command on the bundled stack with as few pictures as possible."""
     folder = tmp_path_factory.mktemp("probe")
     options = ["--count", "6", "--steps", "4", "--output", str(folder)]
     assert cli.main(["probe", *options]) == 0
@@ -158,7 +165,7 @@ def test_it_finds_the_sites_of_the_bundled_base(found: tuple[dict[str, Any], Pat
     assert rows["all sites"]["matches"]["colour"] > rows["no site"]["matches"]["colour"]
 
 
-def test_what_it_writes(found: tuple[dict[str, Any], Path]) -> None:
+def test_the_files_it_writes(found: tuple[dict[str, Any], Path]) -> None:
     report, folder = found
     written = {path.name for path in folder.iterdir()}
     assert written == {"probe.png", "probe.json", *(f"{n}.json" for n in report["confirmed"])}
@@ -169,7 +176,7 @@ def test_what_it_writes(found: tuple[dict[str, Any], Path]) -> None:
 
 
 def test_a_tiny_base_with_random_weights(tiny_folder: Path) -> None:
-    """Any base: nothing is promised of what it finds, but all is there and finite."""
+    """Any base works: the result is complete and finite, whatever it is."""
     picture = scenes.draw(SCENES[0])
     logged: list[str] = []
     result = ip.probe(
@@ -189,8 +196,8 @@ def test_a_tiny_base_with_random_weights(tiny_folder: Path) -> None:
     assert "role" in str(result)
 
 
-def test_a_pipeline_that_is_loaded_already() -> None:
-    """SDXL-shaped, with an adapter of its own; both are left as they were."""
+def test_a_loaded_pipeline() -> None:
+    """SDXL-shaped, with its own adapter; both are restored at the end."""
     from tiny_stack import make_xl_pipeline
 
     pipe = make_xl_pipeline()
@@ -274,7 +281,7 @@ def test_a_config_states_roles() -> None:
 
 
 def test_the_bundled_base_states_what_was_measured() -> None:
-    """By way of diffusers, which keeps the statement and does nothing with it."""
+    """Loaded through diffusers, which keeps the entry and ignores it."""
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_pretrained(bundled.folder(), subfolder="unet")
@@ -298,6 +305,6 @@ def test_the_bundled_base_states_what_was_measured() -> None:
         ({"style": ["up_blocks.1"], "layout": ["up_blocks.1.attentions.0"]}, "two roles"),
     ],
 )
-def test_statements_without_sense(roles: object, said: str) -> None:
+def test_invalid_roles_in_a_config(roles: object, said: str) -> None:
     with pytest.raises(ImagePromptError, match=said):
         HOST.from_config(_config(roles))

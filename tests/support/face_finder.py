@@ -1,7 +1,7 @@
 """A stand-in for insightface's FaceAnalysis: its faces are rectangles of a few pure colours.
 
-What it shares with the original: pixels come as BGR, faces have bbox, kps, det_score, embedding and
-normed_embedding, they come in no order of size, and one that fills its picture is not found.
+Like the original, it reads BGR pixels, its faces have bbox, kps, det_score, embedding and
+normed_embedding, they are not sorted by size, and a face that fills its picture is not found.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
-MARGIN = 4  # px of room that a face must have on each side
+MARGIN = 4  # px between a face and the edges of the picture
 LENGTH = 20.0  # of a raw embedding
 POINTS = np.array([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])  # of the box
 
@@ -34,7 +34,7 @@ class Found:
 
 
 class Analysis:
-    """`get` finds the rectangles; the order is that of COLOURS."""
+    """`get` finds the rectangles, in the order of COLOURS."""
 
     def get(self, bgr: Any) -> list[Found]:
         found = []
@@ -59,20 +59,20 @@ def embedding(name: str) -> Any:
 
 def picture(**boxes: tuple[int, int, int, int]) -> Image.Image:
     """96x80 grey with a face of each colour in its box."""
-    made = Image.new("RGB", (96, 80), (90, 90, 90))
+    image = Image.new("RGB", (96, 80), (90, 90, 90))
     for name, box in boxes.items():
-        made.paste(COLOURS[name], box)
-    return made
+        image.paste(COLOURS[name], box)
+    return image
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A package insightface with this in it; returns what FaceAnalysis is made with, and `models`,
-    which can be changed."""
+    """Install a package insightface with this class; returns the arguments that FaceAnalysis gets,
+    and `models`, which tests may change."""
     known: dict[str, Any] = {"models": {"detection": 1, "recognition": 1}}
 
     class FaceAnalysis(Analysis):
         def __init__(self, name: str, **options: Any) -> None:
-            print("find model")  # as versions before 1.0 do
+            print("find model")  # like versions before 1.0
             known.update(name=name, **options)
             self.models = known["models"]
             assert "detection" in self.models

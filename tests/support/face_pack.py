@@ -1,8 +1,9 @@
 """A model pack for insightface that finds magenta squares: the real package without real weights.
 
-`write_pack` writes two networks in the shapes that insightface tells a detector and a recogniser
-by: one whose score at each 32-pixel cell is how magenta it is, with a box and key points of fixed
-size round it, and one that projects an aligned crop's colours, quarter by quarter, to 512 numbers.
+`write_pack` writes two networks with the output shapes by which insightface recognises a detector
+and a recogniser. The first scores each 32-pixel cell by how magenta it is, with a box and key
+points of fixed size around it. The second projects the mean colours of an aligned crop to 512
+numbers.
 """
 
 from __future__ import annotations
