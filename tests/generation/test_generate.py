@@ -357,6 +357,38 @@ def test_other_versions_and_devices_are_said(
     assert bits(again) == bits(made)
 
 
+@pytest.mark.filterwarnings("ignore:the recipe was made with")
+def test_recipes_of_earlier_formats_repeat(tmp_path: Path) -> None:
+    """Of the bundled stack, whatever its weights are now."""
+    from PIL.PngImagePlugin import PngInfo
+
+    def picture(version: int) -> Path:
+        stored = Path(__file__).parents[1] / "loading" / "recipes" / f"format-{version}.json"
+        info = PngInfo()
+        info.add_itxt(recipe.RECIPE_KEY, stored.read_text(encoding="utf-8"), zip=True)
+        path = tmp_path / f"format-{version}.png"
+        red().save(path, pnginfo=info)
+        return path
+
+    same: dict[str, Any] = {"base": "bundled", "adapter": "plus", "progress": False}
+    first = repeat(picture(1), reference=red(), **same)
+    expected = generate("a star", red(), scale=0.6, seed=5, num_images=2, **QUICK)
+    assert bits(first) == bits(expected)[1:]
+
+    blue, half = Image.new("RGB", (20, 16), "blue"), np.eye(8)
+    how: dict[str, Any] = {
+        "reference": [red(), blue],
+        "negative_reference": blue,
+        "mask": half,
+        "also": [ip.Reference(reference=blue, adapter="base", scale={"style": 0.5})],
+    }
+    second = repeat(picture(2), **how, **same)
+    options: dict[str, Any] = {"fusion": "weighted", "weights": [0.7, 0.3], "framing": "crop:top"}
+    options |= {"noise": 0.2, "noise_seed": 3, "preset": "style transfer", "schedule": "0-0.6"}
+    options |= {"negative_prompt": "grey", "seed": 5, "num_images": 2}
+    assert bits(second) == bits(generate("a star", **how, **options, **QUICK))[1:]
+
+
 # ── bad requests ────────────────────────────────────────────────────────────────────────────────
 
 

@@ -107,18 +107,18 @@ HOSTILE: dict[str, tuple[Callable[[Parts], Parts], str]] = {
         lambda parts: replace(parts, kind="image-prompt"),
         "its metadata does not say so",
     ),
-    "no description": (lambda p: replace(p, metadata={"style": ""}), "its description is no JSON"),
+    "no description": (lambda p: replace(p, metadata={"style": ""}), "the description is not valid JSON"),
     "endless description": (
         lambda parts: replace(parts, metadata={"style": json.dumps({"a": "x" * 300_000})}),
         "longer than 256 kB",
     ),
     "nested description": (
         lambda parts: replace(parts, metadata={"style": "[" * 5000}),
-        "its description is no JSON",
+        "the description is not valid JSON",
     ),
     "a key twice": (
         lambda parts: replace(parts, metadata={"style": '{"format": 1, "format": 2}'}),
-        "names something twice",
+        "the description contains the same name twice",
     ),
     "a later format": (about(format=2), "format 2; this version reads 1"),
     "an unknown key": (about(run="rm"), "has an unknown key 'run'"),
@@ -236,15 +236,15 @@ def claims_terabytes(path: Path) -> None:
 
 
 NOT_SAFETENSORS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "empty": (foreign(b""), "it has 0 bytes"),
-    "a picture": (foreign(b"\x89PNG\r\n\x1a\n" + bytes(600)), "it is a picture"),
+    "empty": (foreign(b""), "the file has only 0 bytes"),
+    "a picture": (foreign(b"\x89PNG\r\n\x1a\n" + bytes(600)), "this is a picture"),
     "a pickle": (
         lambda path: torch.save({"tokens": torch.zeros(1, 4, 32)}, path),
         "its metadata does not say so",
     ),
-    "a folder": (lambda path: path.mkdir(), "is a folder, not a file"),
+    "a folder": (lambda path: path.mkdir(), "not a regular file but a folder"),
     "a pipe": (os.mkfifo, "not a regular file"),
-    "terabytes claimed": (claims_terabytes, "it is cut off"),
+    "terabytes claimed": (claims_terabytes, "the file is cut off"),
 }
 
 
@@ -268,7 +268,7 @@ def test_what_is_not_there(library: Library, tmp_path: Path) -> None:
 def test_a_cut_file(library: Library, tmp_path: Path) -> None:
     path = library.export("red", tmp_path / "red.safetensors")
     os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(PromptError, match=r"not a style file: it is cut off"):
+    with pytest.raises(PromptError, match=r"not a style file: the file is cut off"):
         library.import_(path)
 
 
