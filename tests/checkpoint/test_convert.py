@@ -290,7 +290,7 @@ def test_our_own_adapter_agrees_with_diffusers(kind: str, tmp_path: Path) -> Non
     unet = case.unet()
     adapter = ip.Adapter.load(tmp_path / "adapter.safetensors").attach(unet)
     prompt = adapter.encode(features=features, null_features=features)
-    with adapter.use(prompt):
+    with adapter.use(prompt, 1.0):
         ours = case.read(unet, case.inputs(1))
     adapter.detach()
     from tiny_stack import make_pipeline
