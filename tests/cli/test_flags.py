@@ -16,8 +16,8 @@ from imageprompt import cli
 from imageprompt.cli import flags
 from imageprompt.core import bundled
 from imageprompt.core.schema import Option, options
-from imageprompt.generation.reference import NAMES, Reference
-from imageprompt.generation.request import ARGUMENTS, Request
+from imageprompt.generation.reference import REFERENCE_FIELDS, Reference
+from imageprompt.generation.request import REQUEST_FIELDS, Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ def test_every_option_of_generate_has_its_flag(capsys: pytest.CaptureFixture[str
         cli.main(["generate", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     python_only = {"controls", "progress"}
-    for kind, names in ((Reference, NAMES), (Request, ARGUMENTS)):
+    for kind, names in ((Reference, REFERENCE_FIELDS), (Request, REQUEST_FIELDS)):
         fields = {field.name: field for field in options(kind)}
         assert set(fields) == set(names) - python_only
         for field in fields.values():

@@ -27,8 +27,8 @@ from imageprompt.generation.option_values import (
     parse_scale,
     parse_size,
 )
-from imageprompt.generation.reference import NAMES, Reference
-from imageprompt.generation.request import ARGUMENTS, Request
+from imageprompt.generation.reference import REFERENCE_FIELDS, Reference
+from imageprompt.generation.request import REQUEST_FIELDS, Request
 from imageprompt.loading import recipe as recipes
 from imageprompt.loading.recipe import Recipe, limits
 
@@ -90,7 +90,7 @@ def test_a_request_from_json() -> None:
 
 def test_every_option_of_generate_is_a_flag_with_help() -> None:
     flags = {field.name: field for kind in (Request, Reference) for field in options(kind)}
-    assert set(flags) == {*ARGUMENTS, *NAMES} - {"progress", "controls"}
+    assert set(flags) == {*REQUEST_FIELDS, *REFERENCE_FIELDS} - {"progress", "controls"}
     assert all(field.option.help and field.option.group for field in flags.values())
     repeatable = {name for name, field in flags.items() if field.option.repeat}
     assert repeatable == {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import sys
@@ -593,3 +594,29 @@ def test_a_mix_is_shown_by_its_shares(filled: Library) -> None:
         (0, 0, 255),
         (0, 0, 255),
     ]
+
+
+def test_long_names_are_wrapped_on_the_sheet(filled: Library, adapter: Any) -> None:
+    before = contact_sheet(filled.styles())
+    name = "a name " + "that goes on and on " * 4 + "end"
+    filled.add(name, adapter, features=torch.zeros(1, 5, adapter.spec.feature_dim), tags=["x"])
+    sheet = contact_sheet(filled.styles())
+    assert sheet.height > before.height
+    below = sheet.crop((MARGIN, MARGIN + CELL + 45, MARGIN + CELL, sheet.height - MARGIN))
+    assert len(below.getcolors() or ()) > 2  # the lines after the first
+
+
+def test_objects_describe_themselves(filled: Library, adapter: Any) -> None:
+    assert repr(filled) == f"Library({str(filled.folder)!r}, 3 styles)"
+    style = filled.show("red")
+    assert repr(style) == "Style('red', plus, 1 reference, tags redish, plain)"
+    shown = Image.open(io.BytesIO(style._repr_png_() or b""))
+    assert shown.tobytes() == thumbnail.read(style).tobytes()  # type: ignore[union-attr]
+    sheet = Image.open(io.BytesIO(filled._repr_png_() or b""))
+    assert sheet.tobytes() == contact_sheet(filled.styles()).tobytes()
+    bare = filled.add("bare", adapter, features=torch.zeros(1, 5, adapter.spec.feature_dim))
+    assert bare._repr_png_() is None
+    assert repr(bare) == "Style('bare', plus, 0 references)"
+    assert Library(filled.folder / "none")._repr_png_() is None
+    (hit,) = filled.search("red").hits[:1]
+    assert (hit.style.name, hit.by) == ("red", "name")

@@ -107,7 +107,10 @@ HOSTILE: dict[str, tuple[Callable[[Parts], Parts], str]] = {
         lambda parts: replace(parts, kind="image-prompt"),
         "its metadata does not say so",
     ),
-    "no description": (lambda p: replace(p, metadata={"style": ""}), "the description is not valid JSON"),
+    "no description": (
+        lambda p: replace(p, metadata={"style": ""}),
+        "the description is not valid JSON",
+    ),
     "endless description": (
         lambda parts: replace(parts, metadata={"style": json.dumps({"a": "x" * 300_000})}),
         "longer than 256 kB",

@@ -17,8 +17,8 @@ from imageprompt.core.console import (
     wants_progress,
 )
 from imageprompt.generation.option_values import REFERENCES
-from imageprompt.generation.reference import NAMES, Reference
-from imageprompt.generation.request import ARGUMENTS, Request
+from imageprompt.generation.reference import REFERENCE_FIELDS, Reference
+from imageprompt.generation.request import REQUEST_FIELDS, Request
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +37,7 @@ class _Also(argparse.Action):
         __: Any,
         ___: str | None = None,
     ) -> None:
-        reference = provided(namespace, *NAMES)
+        reference = provided(namespace, *REFERENCE_FIELDS)
         for name in reference:
             delattr(namespace, name)
         namespace.before = [*getattr(namespace, "before", []), reference]
@@ -118,6 +118,6 @@ def _print(options: argparse.Namespace, saved: list[tuple[Path, Recipe]]) -> Non
 def _arguments(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of generate(), or the changes to a recipe."""
     before: list[dict[str, Any]] = getattr(options, "before", [])
-    first, *others = [*before, provided(options, *NAMES)]
-    arguments = provided(options, *ARGUMENTS) | first
+    first, *others = [*before, provided(options, *REFERENCE_FIELDS)]
+    arguments = provided(options, *REQUEST_FIELDS) | first
     return arguments | ({"also": [Reference(**other) for other in others]} if others else {})

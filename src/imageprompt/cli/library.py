@@ -24,7 +24,7 @@ from imageprompt.core.console import (
 from imageprompt.core.errors import OptionError, PictureError
 from imageprompt.core.schema import options as fields_of
 from imageprompt.generation import option_values
-from imageprompt.generation.reference import NAMES, Reference
+from imageprompt.generation.reference import REFERENCE_FIELDS, Reference
 from imageprompt.generation.request import Request
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _add_add(group: Any) -> None:
 def _add(options: argparse.Namespace) -> int:
     from imageprompt.library.encoder_setup import load_with_encoder
 
-    reference = Reference(reference=options.pictures, **provided(options, *NAMES))
+    reference = Reference(reference=options.pictures, **provided(options, *REFERENCE_FIELDS))
     if reference.empty:
         raise PictureError(
             "no reference picture",

@@ -457,7 +457,7 @@ class Reference:
 
 _DEFAULTS: Mapping[str, Any] = {item.name: item.default for item in fields(Reference)}
 REPLAY_FIELDS = ("replayed_from", "tokens_from_recipe")
-NAMES = tuple(name for name in _DEFAULTS if name not in REPLAY_FIELDS)
+REFERENCE_FIELDS = tuple(name for name in _DEFAULTS if name not in REPLAY_FIELDS)
 """The fields that a user can set."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.errors import OptionError
-from imageprompt.generation.reference import NAMES, TOKEN_FIELDS, Reference, flag_of
+from imageprompt.generation.reference import REFERENCE_FIELDS, TOKEN_FIELDS, Reference, flag_of
 from imageprompt.generation.request import Request, check_names
 from imageprompt.loading import resolve_file, usable_device
 from imageprompt.loading.recipe import (
@@ -48,12 +48,12 @@ def request_from_recipe(
     recorded = [_reference_arguments(metadata, data) for metadata, data in pairs]
     if "also" not in changes and recorded[1:]:
         arguments["also"] = [Reference(**each) for each in map(_with_files, recorded[1:])]
-    first = {name: value for name, value in changes.items() if name in NAMES}
+    first = {name: value for name, value in changes.items() if name in REFERENCE_FIELDS}
     if recorded:
         first = _with_files(_with_changes(recorded[0], first))
     elif not first.keys() & _SOURCES:  # text alone, still
         first = {"scale": 0, **first}
-    others = {name: value for name, value in changes.items() if name not in NAMES}
+    others = {name: value for name, value in changes.items() if name not in REFERENCE_FIELDS}
     _compare_versions(recipe)
     return Request.from_arguments(
         {**arguments, **others, **first}, replayed_from=recipe, changed=frozenset(changes)

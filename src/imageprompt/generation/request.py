@@ -13,7 +13,7 @@ from imageprompt.core.errors import OptionError, PictureError, WrongBaseError
 from imageprompt.core.schema import PYTHON_ONLY, Option
 from imageprompt.generation import option_values as values
 from imageprompt.generation.option_values import FILE, STRING
-from imageprompt.generation.reference import NAMES, REPLAY_FIELDS, Reference, flag_of
+from imageprompt.generation.reference import REFERENCE_FIELDS, REPLAY_FIELDS, Reference, flag_of
 from imageprompt.loading.recipe import AssetRecord, Recipe, check_limit, check_size, limits
 
 _text = partial(Option, group=values.TEXT)
@@ -154,11 +154,13 @@ class Request:
 
         Raises OptionError, PictureError.
         """
-        names = (*NAMES, *REPLAY_FIELDS)
+        names = (*REFERENCE_FIELDS, *REPLAY_FIELDS)
         first = Reference(**{name: arguments[name] for name in names if name in arguments})
         also = arguments.get("also") or ()
         also = (also,) if isinstance(also, Reference) else also
-        rest = {name: arguments[name] for name in (*ARGUMENTS, *_CALLBACKS) if name in arguments}
+        rest = {
+            name: arguments[name] for name in (*REQUEST_FIELDS, *_CALLBACKS) if name in arguments
+        }
         return cls(**rest, references=_all_references(first, also), **more)
 
     def check(self) -> None:
@@ -259,13 +261,13 @@ _NEEDS = (
 )
 _CALLBACKS = ("on_progress", "on_image")
 _INTERNAL = ("references", "replayed_from", "changed", *_CALLBACKS)
-ARGUMENTS = tuple(item.name for item in fields(Request) if item.name not in _INTERNAL)
+REQUEST_FIELDS = tuple(item.name for item in fields(Request) if item.name not in _INTERNAL)
 """The options of a whole request; `generate` also takes `also` and the fields of `Reference`."""
 
 
 def check_names(arguments: Mapping[str, Any]) -> None:
     """Raises OptionError for a name that `generate` does not have."""
-    known = [*ARGUMENTS, *_CALLBACKS, *NAMES, "also"]
+    known = [*REQUEST_FIELDS, *_CALLBACKS, *REFERENCE_FIELDS, "also"]
     for name in arguments:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
