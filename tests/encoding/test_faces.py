@@ -386,7 +386,7 @@ UNREADABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda p: written(p / "a.pt", pickle.dumps(Harm())), "builtins.print|did not write",
     ),
     "a hostile torch file": (lambda p: torch_file(p / "a.pt", Harm()), "print"),
-    "a number in torch": (lambda p: torch_file(p / "a.pt", [ROWS, 3]), "something other than tensors"),
+    "a number in torch": (lambda p: torch_file(p / "a.pt", [ROWS, 3]), "other than tensors"),
     "numpy objects in torch": (
         lambda p: torch_file(p / "a.pt", np.ones(512, int)), "not of floating-point numbers",
     ),

@@ -49,7 +49,7 @@ PROBLEMS = {
     "small": f"less than {MIN_SIDE} px on the short side",
     "soft": "blurred or enlarged",
     "JPEG damage": f"quality below {GOOD_QUALITY}",
-    "not square": "the encoder's centre crop loses a part",
+    "not square": f"the encoder's centre crop loses more than {MAX_CROP_LOSS:.0%}",
     "transparent": "transparent parts become white",
 }
 
@@ -130,9 +130,9 @@ class PictureQuality:
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "advice": self.advice()}
 
-    def _rows(self) -> list[tuple[str, ...]]:
-        """Table rows: one for each piece of advice, the figures in the first."""
-        advice = self.advice() or ["good"]
+    def rows(self, *, short: bool = False) -> list[tuple[str, ...]]:
+        """Table rows: one for each piece of advice, or with `short` one that names the problems."""
+        advice = [", ".join(self.problems())] if short else self.advice() or ["good"]
         qualities = [str(self.jpeg)] if self.jpeg else []
         qualities += [f"~{self.earlier}"] if self.earlier else []
         figures = (
@@ -219,8 +219,11 @@ class QualityReport:
 
     def __str__(self) -> str:
         few = len(self.pictures) <= MAX_TABLE
-        lines = self._details() if few else self._summary()
-        return "\n".join([*lines, *(f"not read: {error}" for error in self.unreadable)])
+        lines = [*(self._details() if few else self._summary())]
+        lines += [f"not read: {error}" for error in self.unreadable[:MAX_TABLE]]
+        if len(self.unreadable) > MAX_TABLE:
+            lines.append(f"not read: {len(self.unreadable) - MAX_TABLE} more")
+        return "\n".join(lines)
 
     @property
     def _encoder(self) -> str:
@@ -260,9 +263,9 @@ class QualityReport:
         if worst:
             yield ""
             yield f"The worst {len(worst)}:" if len(worst) > 1 else "The worst:"
-            yield from _table(worst)
+            yield from _table(worst, short=True)
         yield ""
-        yield "--json lists every picture and every pair."
+        yield "--json lists every picture and every pair; `check PICTURE` gives advice on one."
 
     def _duplicates(self) -> Iterator[str]:
         groups = self.near_duplicates
@@ -346,9 +349,10 @@ def duplicate_groups(
     return sorted((g for g in groups.values() if len(g) > 1), key=lambda g: (-len(g), g[0]))
 
 
-def _table(pictures: Sequence[PictureQuality]) -> Iterator[str]:
-    head = ("picture", "size", "jpeg", "sharp as", "crop loses", "transparent", "advice")
-    rows = [row for picture in pictures for row in picture._rows()]
+def _table(pictures: Sequence[PictureQuality], *, short: bool = False) -> Iterator[str]:
+    last = "problems" if short else "advice"
+    head = ("picture", "size", "jpeg", "sharp as", "crop loses", "transparent", last)
+    rows = [row for picture in pictures for row in picture.rows(short=short)]
     return aligned([head, tuple("-" * len(name) for name in head), *rows], indent="")
 
 
