@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from imageprompt.encoding.image_prompt import ImagePrompt
     from imageprompt.encoding.images.framing import Framing, tiled
     from imageprompt.encoding.images.open_image import open_picture
-    from imageprompt.evaluation.image_quality.report import check
+    from imageprompt.evaluation.image_quality.picture import check
     from imageprompt.evaluation.probing import probe
     from imageprompt.generation import GenerationResult, generate, repeat
     from imageprompt.generation.reference import Reference
@@ -47,7 +47,7 @@ _HOME = {
     "TrainResult": "imageprompt.training.train",
     "TrainingConfig": "imageprompt.training.config.config",
     "bundled": "imageprompt.core.bundled",
-    "check": "imageprompt.evaluation.image_quality.report",
+    "check": "imageprompt.evaluation.image_quality.picture",
     "convert": "imageprompt.checkpoint.convert",
     "diff": "imageprompt.checkpoint.diff",
     "generate": "imageprompt.generation",

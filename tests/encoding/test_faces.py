@@ -513,6 +513,11 @@ def test_the_command(
         ((224, 224), (0, 0, 255)),
         ((224, 224), (255, 0, 0)),
     ]
+    assert cli.main([*command, "--json"]) == 0  # all are listed, but the largest is saved
+    assert len(json.loads(capsys.readouterr().out)) == 2
+    assert cli.main([*command, "--save", str(saved)]) == 0
+    assert torch.allclose(read_embeddings(saved), unit("blue"))
+    capsys.readouterr()
     assert cli.main([*command, "--face", "1", "--raw", "--save", str(saved)]) == 0
     assert "10.0, 10.0, 30.0, 40.0" in capsys.readouterr().out
     assert torch.equal(read_embeddings(saved), ROWS[:1])

@@ -149,7 +149,7 @@ def _numbers(options: argparse.Namespace) -> int:
 
 def _transformers(controls: Controls, sites: Sequence[Site]) -> list[dict[str, Any]]:
     """One row for each transformer, in sampling order."""
-    from imageprompt.control.scale_table import requested_scales
+    from imageprompt.control.controls import requested_scales
 
     scales = zip(sites, requested_scales(controls, sites), strict=True)
     rows = {
