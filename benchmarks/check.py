@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from imageprompt.evaluation.image_quality.report import PictureQuality, check
+from imageprompt.evaluation.image_quality.picture import PictureQuality, check
 
 QUALITIES = (10, 20, 30, 40, 50, 60, 70, 75, 80, 85, 90)
 RECOMPRESSED = ((50, 95), (30, 90), (70, 95), (60, 85), (75, 90))

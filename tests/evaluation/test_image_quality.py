@@ -16,12 +16,9 @@ import check as known  # benchmarks/check.py: pictures of known quality and blur
 from imageprompt.cli import main
 from imageprompt.core.errors import EncoderError, PictureError
 from imageprompt.evaluation.image_quality import blur, jpeg
+from imageprompt.evaluation.image_quality.picture import PATCH, WHOLE, PictureQuality, check
 from imageprompt.evaluation.image_quality.report import (
-    PATCH,
-    WHOLE,
-    PictureQuality,
     QualityReport,
-    check,
     check_pictures,
     duplicate_groups,
 )
