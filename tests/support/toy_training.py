@@ -82,13 +82,17 @@ def vision() -> Any:
     return CLIPVisionModelWithProjection(config)
 
 
+def new_adapter(unet: Any) -> ip.Adapter:
+    return ip.Adapter.create("base", denoiser=unet, encoder=vision(), num_tokens=2)
+
+
 def trainer(
     folder: Path, *, samples: Dataset | None = None, more: Any = None, **settings: Any
 ) -> Trainer:
     """A run of eight steps of five samples, unless `settings` change that."""
-    unet, encoder = copy.deepcopy(denoiser()), vision()
+    unet = copy.deepcopy(denoiser())
     torch.manual_seed(2)
-    adapter = ip.Adapter.create("base", denoiser=unet, encoder=encoder, num_tokens=2)
+    adapter = new_adapter(unet)
     adapter.attach(unet)
     defaults = {"steps": 8, "batch_size": 5, "learning_rate": 1e-3, "warmup": 2}
     defaults |= {"schedule": "cosine", "decay_from": 0.7}

@@ -17,8 +17,8 @@ from imageprompt.training.loop import checkpoints
 from toy_training import Toy, metrics, same, server, trainer
 
 KILLS = 30
-STEPS = 30
-OPTIONS: dict[str, Any] = {"steps": STEPS, "checkpoint_every": 3, "log_every": 4, "batch_size": 2}
+STEPS = 16
+OPTIONS: dict[str, Any] = {"steps": STEPS, "checkpoint_every": 2, "log_every": 3, "batch_size": 2}
 
 
 def train(folder: str) -> None:
