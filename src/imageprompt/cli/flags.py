@@ -103,14 +103,3 @@ def add_base(command: argparse.ArgumentParser, purpose: str, **more: Any) -> Non
 def base(text: str) -> str:
     """`bundled` as the folder of the bundled stack; anything else unchanged."""
     return str(bundled.folder()) if text == bundled.NAME else text
-
-
-def add_set(command: argparse.ArgumentParser) -> None:
-    """Changes to a config: `options.set` is a list of texts."""
-    command.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a key of the config; may be repeated",
-    )

@@ -7,7 +7,6 @@ import os
 from difflib import get_close_matches
 from pathlib import Path
 
-from imageprompt.cli.flags import add_set
 from imageprompt.core.console import Bars, Parser, add_json, describe, print_json, wants_progress
 from imageprompt.core.errors import OptionError
 
@@ -31,7 +30,7 @@ def add_train(command: Parser) -> None:
     )
     add = command.add_argument
     add("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="the config of the run")
-    add_set(command)
+    _add_set(command)
     add("--resume", action="store_true", help="continue from the newest checkpoint, if any")
     add(
         "--allow-changes",
@@ -114,7 +113,7 @@ def add_build_cache(command: Parser) -> None:
     )
     add = command.add_argument
     add("config", type=Path, metavar="CONFIG.yaml", help="the config of the run")
-    add_set(command)
+    _add_set(command)
     add("--dry-run", action="store_true", help="print what is missing and the disk space it needs")
     add("--verify", action="store_true", help="read the whole cache; encode damaged parts again")
     add_json(command)
@@ -145,3 +144,14 @@ def _build_cache(options: argparse.Namespace) -> int:
     broken = len(report.broken)
     print(f"{report.samples:,} samples, {broken:,} broken, in {report.seconds:.1f} s")
     return 0
+
+
+def _add_set(command: argparse.ArgumentParser) -> None:
+    """Changes to a config: `options.set` is a list of texts."""
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a key of the config; may be repeated",
+    )
