@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from dataclasses import dataclass
@@ -43,9 +44,26 @@ def all_blocks(page: Path) -> list[Block]:
 
 def commands(page: Path, *, needs_downloads: bool = False) -> list[list[str]]:
     """The `imageprompt` commands in a page's sh blocks, without the program's name."""
-    text = "\n".join(blocks(page, "sh", needs_downloads=needs_downloads)).replace("\\\n", " ")
-    lines = [shlex.split(line, comments=True) for line in text.splitlines()]
+    return commands_of("\n".join(blocks(page, "sh", needs_downloads=needs_downloads)))
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """The `imageprompt` commands in a shell text, without the program's name."""
+    joined = text.replace("\\\n", " ")
+    lines = [shlex.split(line, comments=True) for line in joined.splitlines()]
     return [words[1:] for words in lines if words and words[0] == "imageprompt"]
+
+
+def run(command: list[str]) -> int:
+    """The exit code of a command in this process; `> FILE` at its end works as in a shell."""
+    from imageprompt import cli
+
+    if ">" not in command:
+        return cli.main(command)
+    *words, arrow, target = command
+    assert arrow == ">"
+    with Path(target).open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        return cli.main(words)
 
 
 def pages() -> list[Path]:
