@@ -23,10 +23,10 @@ from imageprompt.training.data.views import PictureOptions
 from imageprompt.training.frozen_pipeline import FrozenPipeline
 from imageprompt.training.init.init_adapter import init_adapter
 from imageprompt.training.loop import checkpoints
+from imageprompt.training.loop.checkpoints import RunIdentity
 from imageprompt.training.loop.distributed import Processes
 from imageprompt.training.loop.logging import format_duration, log
 from imageprompt.training.loop.run_control import run_lock
-from imageprompt.training.loop.run_identity import RunIdentity
 from imageprompt.training.loop.trainer import BEST, RunResult, Trainer
 from imageprompt.variants import VARIANTS
 

@@ -20,13 +20,12 @@ from imageprompt.training.config.config import TrainingConfig
 from imageprompt.training.data.dataset import Dataset
 from imageprompt.training.data.random_streams import RandomStreams, mix_seeds
 from imageprompt.training.loop import checkpoints
-from imageprompt.training.loop.checkpoints import TrainingState
+from imageprompt.training.loop.checkpoints import RunIdentity, TrainingState
 from imageprompt.training.loop.distributed import AdapterLoss, Processes
 from imageprompt.training.loop.ema import Ema, copy_into, decay_groups, ema_weights
 from imageprompt.training.loop.logging import LossWindow, Metrics, Throughput, log, progress_line
 from imageprompt.training.loop.objective import NullConditions, Objective
 from imageprompt.training.loop.run_control import StopRequest
-from imageprompt.training.loop.run_identity import RunIdentity
 
 BEST = "best.safetensors"
 MIN_LOSS_SCALE = 1.0
