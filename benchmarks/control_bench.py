@@ -54,7 +54,7 @@ class Bench:
                     options = dict(controls)
                     fusion = options.pop("fusion", "concat")
                     prompt = self.adapter.encode(list(references[chosen]), fusion=fusion)
-                    used.enter_context(self.adapter.use(prompt, **options))
+                    used.enter_context(self.adapter.use(prompt, **{"scale": 1.0, **options}))
                 pictures += self.pipe(
                     list(texts[chosen]),
                     generator=[

@@ -113,7 +113,7 @@ def steps_of(base: Base, latent: int) -> Iterator[dict[str, tuple[nn.Module, Ste
         pass
     state: Any = adapter._attachment.state
 
-    def ours(entry: Any) -> Step:
+    def ours(handle: Any) -> Step:
         def step(t: Tensor) -> object:
             state.active[:] = [entry]  # both stay laid out while they take turns
             return mine(**{**inputs, "timestep": t})

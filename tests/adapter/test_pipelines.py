@@ -114,7 +114,7 @@ def prompt_of(adapter: ip.Adapter, *, null: int = 1) -> ip.ImagePrompt:
 
 
 class _Seen(Exception):
-    """The first call of the denoiser is all that was expected."""
+    """Ends a pipeline after the first call of its denoiser."""
 
 
 def first_call(pipe: Any, case: Case) -> Tensor:

@@ -17,9 +17,9 @@ from formulas import by_formula, capture
 from hosts_table import CASES
 from ids import stable
 from imageprompt.control import DEFAULT_SCALE, MAX_SCALE, Controls, Schedule, site_scales, sliders
+from imageprompt.control.controls import compile_scales
 from imageprompt.control.exports import comfyui_string, diffusers_scale
 from imageprompt.control.presets import PRESETS, find_preset
-from imageprompt.control.scale_table import compile_scales
 from imageprompt.core.errors import ImagePromptError, OptionError, ScaleError
 from imageprompt.core.spec import HostSpec, Site
 from imageprompt.hosts.unet import HOST

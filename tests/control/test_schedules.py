@@ -23,7 +23,7 @@ from imageprompt.attention.step_tracker import (
     step_indices,
 )
 from imageprompt.control import CURVES, Controls, Schedule
-from imageprompt.control.scale_table import compile_scales
+from imageprompt.control.controls import compile_scales
 from imageprompt.core.errors import GuidanceError, ImagePromptError, OptionError, ScaleError
 from ops import count
 from rigs import Rig, build, difference

@@ -16,8 +16,8 @@ from guides import DOCS, blocks, commands
 from ids import stable
 from imageprompt import cli, loading
 from imageprompt.control import Controls
+from imageprompt.control.controls import requested_scales
 from imageprompt.control.presets import PRESETS
-from imageprompt.control.scale_table import requested_scales
 from imageprompt.core import bundled
 from imageprompt.demo import scenes
 from imageprompt.hosts.unet import FAMILIES, HOST

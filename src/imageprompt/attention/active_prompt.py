@@ -20,8 +20,7 @@ from imageprompt.attention.batched_kv import BatchedKV
 from imageprompt.attention.cfg_layout import CFGLayout
 from imageprompt.attention.decoupled import ImageTerm, KeyValue, scale_key_value
 from imageprompt.attention.step_tracker import StepPosition
-from imageprompt.control.controls import Controls
-from imageprompt.control.scale_table import ScaleTable, compile_scales, penalties
+from imageprompt.control.controls import Controls, ScaleTable, compile_scales, penalties
 from imageprompt.control.scales import Scale
 from imageprompt.core.errors import GuidanceError
 from imageprompt.core.spec import Site

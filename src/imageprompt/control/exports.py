@@ -6,8 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from imageprompt.control.controls import Controls
-from imageprompt.control.scale_table import requested_scales
+from imageprompt.control.controls import Controls, requested_scales
 from imageprompt.control.scales import SiteScale
 from imageprompt.core.errors import OptionError
 from imageprompt.core.spec import Site
