@@ -115,7 +115,7 @@ def steps_of(base: Base, latent: int) -> Iterator[dict[str, tuple[nn.Module, Ste
 
     def ours(handle: Any) -> Step:
         def step(t: Tensor) -> object:
-            state.active[:] = [entry]  # both stay laid out while they take turns
+            state.active[:] = [handle]  # both keep their rows while they take turns
             return mine(**{**inputs, "timestep": t})
 
         return step

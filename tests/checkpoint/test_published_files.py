@@ -234,5 +234,5 @@ def test_published_shapes_load_and_attach(name: str, tmp_path: Path) -> None:
 def test_files_that_cannot_run_yet_say_so(tmp_path: Path) -> None:
     state = FORMATS["xlabs"].write(FORMATS["standard"].read(xlabs_state()).parts)
     save_file(state, tmp_path / "flux.safetensors")
-    with pytest.raises(ip.ImagePromptError, match=r"flux\.safetensors.*FLUX are not run yet"):
+    with pytest.raises(ip.ImagePromptError, match=r"flux\.safetensors.*FLUX do not run yet"):
         ip.Adapter.load(tmp_path / "flux.safetensors")

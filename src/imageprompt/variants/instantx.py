@@ -14,7 +14,7 @@ class InstantX(FaceID):
     summary: str = "the picture on FLUX: SigLIP's pooled output, MLP, 128 tokens (files only yet)"
     feature = Feature("pooler_output")
     site_kinds: tuple[SiteKind, ...] = ("joint double", "joint single")
-    pending: str = "adapters for FLUX are not run yet"
+    pending: str = "adapters for FLUX do not run yet"
 
     def site_shapes(self, host: HostSpec, spec: ProjectorSpec, lora_rank: int) -> dict[str, Shape]:
         return host.shapes(self.site_kinds)

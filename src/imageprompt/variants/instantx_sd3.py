@@ -36,7 +36,7 @@ class InstantXSD3(Plus):
     null_rule: NullRule = "zero features"
     twins: Mapping[str, str] = field(default_factory=dict)
     site_kinds: tuple[SiteKind, ...] = ("joint",)
-    pending: str = "adapters for SD3 are not run yet"
+    pending: str = "adapters for SD3 do not run yet"
 
     def read(self, shapes: Shapes) -> ProjectorSpec | None:
         time_dim = size(shapes, ("time_embedding.linear_1.weight", 1))

@@ -14,7 +14,7 @@ class XLabs(Base):
     summary: str = "global look of the picture on FLUX: 4 (v1) or 16 tokens (v2) (files only yet)"
     null_rule: NullRule = "black picture"
     site_kinds: tuple[SiteKind, ...] = ("joint double",)
-    pending: str = "adapters for FLUX are not run yet"
+    pending: str = "adapters for FLUX do not run yet"
 
     def site_shapes(self, host: HostSpec, spec: ProjectorSpec, lora_rank: int) -> dict[str, Shape]:
         return host.shapes(self.site_kinds, bias=True)
