@@ -79,7 +79,8 @@ def vision() -> Any:
         patch_size=8,
         projection_dim=WIDTH,
     )
-    return CLIPVisionModelWithProjection(config)
+    with torch.random.fork_rng():
+        return CLIPVisionModelWithProjection(config)
 
 
 def new_adapter(unet: Any) -> ip.Adapter:
