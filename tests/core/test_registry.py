@@ -67,9 +67,9 @@ VARIANT = Mean()
 def mean_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "mean.py").write_text(NEW_VARIANT)
     monkeypatch.setattr(variants, "__path__", [*variants.__path__, str(tmp_path)])
-    VARIANTS.__dict__.pop("_members", None)
+    VARIANTS.reload()
     yield
-    VARIANTS.__dict__.pop("_members", None)
+    VARIANTS.reload()
 
 
 class _Encoder:
@@ -138,9 +138,9 @@ FORMAT = Shouted()
 def shouted_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "shouted.py").write_text(NEW_FORMAT)
     monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
-    FORMATS.__dict__.pop("_members", None)
+    FORMATS.reload()
     yield
-    FORMATS.__dict__.pop("_members", None)
+    FORMATS.reload()
 
 
 @pytest.mark.usefixtures("shouted_format")

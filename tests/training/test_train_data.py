@@ -115,7 +115,7 @@ def test_a_source_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "plug" / "table.py").write_text(NEW_SOURCE)
     monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path / "plug")])
     monkeypatch.setattr(SOURCES, "_members", SOURCES._members)  # put back afterwards
-    SOURCES.__dict__.pop("_members")
+    SOURCES.reload()
     write_folder(tmp_path, 3)
     (tmp_path / "list.tsv").write_text("001.png\tone\n002.png\ttwo\n")
     records = open_data(str(tmp_path / "list.tsv"))

@@ -108,6 +108,6 @@ def _variant_metadata(chosen: str, possible: tuple[str, ...]) -> dict[str, str]:
     """The variant if there is only one left, and its shortcut if it has one: nothing in the
     tensors distinguishes FaceID-plus from its v2."""
     name = chosen or (possible[0] if len(possible) == 1 else "")
-    shortcut = next((getattr(v, "shortcut", None) for v in VARIANTS if v.name == name), None)
+    shortcut = getattr(VARIANTS.get(name), "shortcut", None)
     metadata = {"variant": name} if name else {}
     return metadata | ({} if shortcut is None else {"shortcut": str(shortcut).lower()})

@@ -32,12 +32,18 @@ class Registry(Generic[T]):
         self._package, self._constant = package, constant
 
     @cached_property
+    def _stems(self) -> frozenset[str]:
+        """The names of the package's modules; nothing is loaded."""
+        path = importlib.import_module(self._package).__path__
+        return frozenset(info.name for info in pkgutil.iter_modules(path))
+
+    @cached_property
     def _members(self) -> dict[str, T]:
         found: dict[str, T] = {}
-        for info in pkgutil.iter_modules(importlib.import_module(self._package).__path__):
-            if info.name.startswith("_"):
+        for stem in sorted(self._stems):
+            if stem.startswith("_"):
                 continue
-            module = importlib.import_module(f"{self._package}.{info.name}")
+            module = importlib.import_module(f"{self._package}.{stem}")
             if hasattr(module, self._constant):
                 member = cast(T, getattr(module, self._constant))
                 if member.name in found:
@@ -45,13 +51,35 @@ class Registry(Generic[T]):
                 found[member.name] = member
         return dict(sorted(found.items()))
 
+    def reload(self) -> None:
+        """Look at the files of the package again, for plug-ins that came or went."""
+        for cached in ("_members", "_stems"):
+            vars(self).pop(cached, None)
+
+    def get(self, name: str) -> T | None:
+        """The member whose file has this name (`faceid-plus` is `faceid_plus.py`), or None.
+
+        Loads that file only: most commands need one member, and some members import torch.
+        """
+        stem = name.replace("-", "_")
+        if "_members" not in vars(self):
+            if not stem.isidentifier() or stem.startswith("_") or stem not in self._stems:
+                return None
+            module = importlib.import_module(f"{self._package}.{stem}")
+            member = cast(T | None, getattr(module, self._constant, None))
+            return member if member is not None and member.name == name else None
+        return self._members.get(name)
+
     def __iter__(self) -> Iterator[T]:
         return iter(self._members.values())
 
     def __getitem__(self, name: str) -> T:
         """The member of that name. Raises OptionError that suggests the nearest name."""
-        if name in self._members:
-            return self._members[name]
+        member = self.get(name) if isinstance(name, str) else None
+        if member is None and name in self._members:
+            member = self._members[name]
+        if member is not None:
+            return member
         near = get_close_matches(str(name), self._members, n=1)
         raise OptionError(
             f"{self._constant.lower()} {name!r}",

@@ -90,7 +90,9 @@ def _identify(source: TensorSource, base: HostSpec | None) -> Identification:
     parts = Parts(parsed.parts.projector, numbered.sites, source.metadata)
     shapes = Parts(_shapes(parts.projector), _shapes(parts.sites))
     own = source.metadata.get("host") == OWN_BASE
-    tied = best_matches(shapes, numbered.host, published=not own)
+    tied = best_matches(
+        shapes, numbered.host, published=not own, stated=source.metadata.get("variant", "")
+    )
     tied = _of_one_host(tied, source.metadata)
     best = tied[0] if tied else None
     variants = _variants(tied, source.metadata)
@@ -166,6 +168,8 @@ def _run_as(path: Path, found: Identification, variant: str | None) -> AdapterSp
 def architectures(variants: Iterable[str]) -> list[str]:
     """The variants among these that run differently: twins run alike."""
     names = {*variants}
+    if len(names) == 1 and VARIANTS.get(*names) is not None:
+        return [*names]
     return [variant.name for variant in VARIANTS if {variant.name, *twins(variant)} & names]
 
 

@@ -70,13 +70,30 @@ class Match:
 
 
 def best_matches(
-    shapes: Parts[Shape], base: HostSpec | None, *, published: bool = True
+    shapes: Parts[Shape], base: HostSpec | None, *, published: bool = True, stated: str = ""
 ) -> list[Match]:
     """The matches with the smallest misfit; several where shapes cannot tell.
 
-    With `base`, no other host is tried; `published=False` excludes the published bases.
+    With `base`, no other host is tried; `published=False` excludes the published bases. `stated` is
+    the variant that the metadata names: if every tensor fits it, no other variant is tried, since
+    metadata decides between variants that fit equally well.
     """
-    candidates: list[Candidate | None] = list(_candidates(shapes.projector)) or [None]
+    variant = VARIANTS.get(stated)
+    if variant is not None:
+        exact = _best(shapes, base, _candidates(shapes.projector, [variant]), published)
+        if exact and exact[0].misfit == 0:
+            return exact
+    return _best(shapes, base, _candidates(shapes.projector, VARIANTS) or [None], published)
+
+
+def _best(
+    shapes: Parts[Shape],
+    base: HostSpec | None,
+    candidates: Sequence[Candidate | None],
+    published: bool,
+) -> list[Match]:
+    if not candidates:
+        return []
     if base is not None:
         tried = _try(shapes, candidates, [base]) or [_match(shapes, candidates[0], base)]
     else:
@@ -108,14 +125,17 @@ def plausible(template: Shapes, found: Shapes) -> bool:
     return equal >= PLAUSIBLE * len(template.keys() | found.keys())
 
 
-def _candidates(projector: Shapes) -> Iterator[Candidate]:
-    for variant in VARIANTS:
+def _candidates(projector: Shapes, variants: Iterable[Variant]) -> list[Candidate | None]:
+    """The variants that have a projector with these tensors."""
+    found: list[Candidate | None] = []
+    for variant in variants:
         try:
             spec = variant.read(projector)
         except (ValueError, IndexError):
             continue  # right names, wrong number of dimensions
         if spec is not None:
-            yield variant, spec
+            found.append((variant, spec))
+    return found
 
 
 def _try(

@@ -100,7 +100,8 @@ def _contradictions(
             message = f"the projector makes tokens {made} wide, but K' and V' read {read}: "
             yield Problem("mismatched", f"{message}these are halves of two adapters")
     stated = metadata.get("variant")
-    known = {name for variant in VARIANTS for name in (variant.name, *twins(variant))}
-    if best.variant and stated in known - {best.variant.name, *twins(best.variant)}:
+    if best.variant is None or stated in (None, best.variant.name, *twins(best.variant)):
+        return
+    if stated in {name for variant in VARIANTS for name in (variant.name, *twins(variant))}:
         message = f"the metadata says {stated}, but the tensors are those of {best.variant.name}"
         yield Problem("metadata", message)
