@@ -11,7 +11,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imageprompt.checkpoint.read.open import WEIGHT_SUFFIXES, open_source
+from imageprompt.checkpoint.read.file import WEIGHT_SUFFIXES
+from imageprompt.checkpoint.read.open import open_source
 from imageprompt.checkpoint.read.stored_tensor import (
     CHUNK,
     ITEM_SIZES,

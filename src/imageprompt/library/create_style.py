@@ -20,6 +20,8 @@ from imageprompt.library.style_file import StoredBytes, features_to_tensors, tok
 from imageprompt.loading.recipe import AssetRecord
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from imageprompt.adapter.adapter import Adapter
 
 # Metadata of a prompt that a style keeps elsewhere; the rest is its recipe.
@@ -55,7 +57,7 @@ def from_references(
         recipe["base"] = str(made_with["base"])
     tensors = _tensors(prompt.tokens, prompt.null_tokens, read, embedding)
     if opened:
-        tensors["thumbnail"] = thumbnail.encode(thumbnail.of_references(opened))
+        tensors["thumbnail"] = _stored(thumbnail.of_references(opened))
     return Style(
         name=name,
         tags=tags,
@@ -92,7 +94,7 @@ def from_mix(
     known = [picture for picture in pictures if picture is not None]
     if len(known) == len(pictures):
         strips = thumbnail.of_shares(known, [shares[style.name] for style in styles])
-        tensors["thumbnail"] = thumbnail.encode(strips)
+        tensors["thumbnail"] = _stored(strips)
     recipe: dict[str, Any] = {
         "mix": {part: round(share, 6) for part, share in shares.items()},
         "of": mix.of,
@@ -151,3 +153,9 @@ def _as_list(value: Any) -> list[Any]:
 def _file_name(name: str | None) -> str | None:
     """Without its folders, which are private and useless elsewhere."""
     return None if name is None else Path(os.fspath(name)).name.encode(errors="replace").decode()
+
+
+def _stored(picture: Image) -> StoredBytes:
+    """A thumbnail as a tensor of bytes."""
+    content = thumbnail.encode(picture)
+    return StoredBytes("U8", (len(content),), content)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from imageprompt.checkpoint.read.open import open_file
+from imageprompt.checkpoint.read.file import open_file
 from imageprompt.checkpoint.read.raw import parse_json_object
 from imageprompt.checkpoint.read.stored_tensor import CHUNK, TORCH_DTYPES, TensorBytes, TensorSource
 from imageprompt.checkpoint.tensor_bytes import finite, full_hash

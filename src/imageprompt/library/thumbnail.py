@@ -6,6 +6,7 @@ import io
 import math
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageOps
 
@@ -13,10 +14,12 @@ from imageprompt.checkpoint.read.stored_tensor import TensorBytes
 from imageprompt.core.contact_sheet import INK, LINE, PALE, Colour, Page, text_height
 from imageprompt.core.errors import PictureError, PromptError
 from imageprompt.encoding.images.open_image import open_picture, picture_size
-from imageprompt.library.style import Style
-from imageprompt.library.style_file import MAX_THUMBNAIL, StoredBytes
+
+if TYPE_CHECKING:
+    from imageprompt.library.style import Style
 
 SIDE = 256  # px
+MAX_PNG = 64 * 1024  # bytes; larger ones are photographs, which JPEG stores in less
 MAX_SIDE = 1024  # px, of one that is read
 PAPER = "white"
 # For two, three or four references: left, top and height of each, in halves of the side.
@@ -53,12 +56,12 @@ def of_shares(pictures: Sequence[Image.Image], shares: Sequence[float]) -> Image
     return canvas
 
 
-def encode(picture: Image.Image) -> StoredBytes:
+def encode(picture: Image.Image) -> bytes:
     """The bytes of a PNG if that is small, as for drawings; else of a JPEG."""
     content = image_bytes(picture, format="PNG", optimize=True)
-    if len(content) > MAX_THUMBNAIL // 8:
+    if len(content) > MAX_PNG:
         content = image_bytes(picture, format="JPEG", quality=90)
-    return StoredBytes("U8", (len(content),), content)
+    return content
 
 
 def read(style: Style) -> Image.Image | None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imageprompt.checkpoint.read.open import looks_like_pickle
+from imageprompt.checkpoint.read.file import looks_like_pickle
 from imageprompt.checkpoint.read.pickle.machine import Opaque
 from imageprompt.checkpoint.read.pickle.torch_legacy import read_torch_legacy
 from imageprompt.checkpoint.read.pickle.torch_objects import TensorView

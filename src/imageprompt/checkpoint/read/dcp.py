@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from imageprompt.checkpoint.read.open import check_names
+from imageprompt.checkpoint.read.file import check_names
 from imageprompt.checkpoint.read.pickle.machine import MAX_PICKLE, Global, Opaque, PickleError
 from imageprompt.checkpoint.read.pickle.torch_objects import TensorView, TorchPickle
 from imageprompt.checkpoint.read.pickle.torch_tensors import WRAPPERS, refuse_pickle, slow_notes

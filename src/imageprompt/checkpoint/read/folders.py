@@ -7,7 +7,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from imageprompt.checkpoint.read.open import INDEX_SUFFIX, WEIGHT_SUFFIXES, open_file
+from imageprompt.checkpoint.read.file import INDEX_SUFFIX, WEIGHT_SUFFIXES, open_file
 from imageprompt.checkpoint.read.raw import MAX_JSON, RawFile, parse_json_object, refuse
 from imageprompt.checkpoint.read.stored_tensor import TensorSource
 from imageprompt.core.errors import ImagePromptError
