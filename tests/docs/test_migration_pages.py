@@ -11,8 +11,8 @@ import imageprompt as ip
 from guides import DOCS
 from imageprompt import cli
 from imageprompt.control import Schedule
-from imageprompt.control.presets import PRESETS
 from imageprompt.control.controls import requested_scales
+from imageprompt.control.presets import PRESETS
 from imageprompt.control.scales import site_scales
 from imageprompt.encoding.fusion import FUSIONS
 from imageprompt.encoding.images.framing import Framing

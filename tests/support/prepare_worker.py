@@ -17,8 +17,8 @@ import torch
 
 from imageprompt.training.cache import encode
 from imageprompt.training.cache.build import CacheReport, build_cache
-from imageprompt.training.cache.feature_extractors import FeatureExtractors
 from imageprompt.training.data import scan
+from imageprompt.training.data.feature_extractors import FeatureExtractors
 from imageprompt.training.data.sources import open_data
 from imageprompt.training.data.views import PictureOptions
 from imageprompt.variants import VARIANTS

@@ -26,10 +26,10 @@ from test_train_data import assert_same, batches
 from imageprompt.core.errors import OptionError
 from imageprompt.encoding.images import open_image
 from imageprompt.training.cache import encode
-from imageprompt.training.cache.feature_extractors import FeatureExtractors
+from imageprompt.training.cache.build import open_dataset
 from imageprompt.training.cache.store import CacheError, Store
 from imageprompt.training.data import scan
-from imageprompt.training.data.dataset import open_dataset
+from imageprompt.training.data.feature_extractors import FeatureExtractors
 from imageprompt.training.data.views import PictureOptions
 from imageprompt.variants import VARIANTS
 from prepare_worker import PICTURES, run

@@ -10,12 +10,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from imageprompt.training.cache.build import build_cache_for
+from imageprompt.training.cache.build import build_cache_for, open_dataset
 from imageprompt.training.cache.cached_dataset import CachedDataset, addresses_of
-from imageprompt.training.cache.feature_extractors import FeatureExtractors
 from imageprompt.training.cache.store import CacheError
 from imageprompt.training.config.config import TrainingConfig
-from imageprompt.training.data.dataset import open_dataset
+from imageprompt.training.data.feature_extractors import FeatureExtractors
 from imageprompt.training.data.online_dataset import OnlineDataset
 from imageprompt.training.data.views import PictureOptions
 from imageprompt.training.frozen_pipeline import FrozenPipeline

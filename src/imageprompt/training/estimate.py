@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from imageprompt.core.atomic_files import check_folder
-from imageprompt.training.cache.feature_extractors import FeatureExtractors
+from imageprompt.training.cache.build import open_dataset
 from imageprompt.training.config.config import TrainingConfig
-from imageprompt.training.data.dataset import Batch, Dataset, open_dataset
+from imageprompt.training.data.dataset import Batch, Dataset
+from imageprompt.training.data.feature_extractors import FeatureExtractors
 from imageprompt.training.data.random_streams import RandomStreams
 from imageprompt.training.data.views import PictureOptions
 from imageprompt.training.frozen_pipeline import FrozenPipeline

@@ -16,9 +16,9 @@ import torch
 from imageprompt.core.atomic_files import check_folder
 from imageprompt.core.console import Bars
 from imageprompt.core.errors import AdapterFileError, OptionError
-from imageprompt.training.cache.feature_extractors import FeatureExtractors
+from imageprompt.training.cache.build import open_dataset
 from imageprompt.training.config.config import TrainingConfig
-from imageprompt.training.data.dataset import open_dataset
+from imageprompt.training.data.feature_extractors import FeatureExtractors
 from imageprompt.training.data.views import PictureOptions
 from imageprompt.training.frozen_pipeline import FrozenPipeline
 from imageprompt.training.init.init_adapter import init_adapter

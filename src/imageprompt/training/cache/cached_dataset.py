@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from imageprompt.core.spec import Feature
-from imageprompt.training.cache.feature_extractors import (
+from imageprompt.training.cache.store import Addresses, Store, save_tensors
+from imageprompt.training.data.bucket_sampler import BucketSampler
+from imageprompt.training.data.dataset import Batch, Dataset, Features
+from imageprompt.training.data.feature_extractors import (
     FeatureExtractors,
     LatentScaling,
     combine_features,
+    dataset_fingerprint,
 )
-from imageprompt.training.cache.store import Addresses, Store, save_tensors
-from imageprompt.training.data.bucket_sampler import BucketSampler
-from imageprompt.training.data.dataset import Batch, Dataset, Features, dataset_fingerprint
 from imageprompt.training.data.random_streams import RandomStreams
 from imageprompt.training.data.scan import HASH
 from imageprompt.training.data.sources import Records

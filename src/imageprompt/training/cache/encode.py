@@ -14,9 +14,9 @@ from filelock import Timeout
 from torch import Tensor
 
 from imageprompt.core.errors import PictureError
-from imageprompt.training.cache.feature_extractors import FeatureExtractors
 from imageprompt.training.cache.plan import CachePlan, Pictures
 from imageprompt.training.cache.store import Addresses, CacheError, Store, partitions
+from imageprompt.training.data.feature_extractors import FeatureExtractors
 from imageprompt.training.data.scan import HASH, Quarantine
 from imageprompt.training.data.sources import Record, Records
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imageprompt.training.cache.cached_dataset import CacheIndex, addresses_of
-from imageprompt.training.cache.feature_extractors import FeatureExtractors
 from imageprompt.training.cache.store import Addresses, Store, address
 from imageprompt.training.data.bucket_sampler import BucketSampler
+from imageprompt.training.data.feature_extractors import FeatureExtractors
 from imageprompt.training.data.scan import ScanResult
 from imageprompt.training.data.views import PictureOptions, View
 

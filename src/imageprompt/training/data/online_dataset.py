@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imageprompt.core.errors import PictureError
-from imageprompt.training.cache.feature_extractors import (
+from imageprompt.training.data.bucket_sampler import BucketSampler
+from imageprompt.training.data.dataset import Batch, Dataset, Features
+from imageprompt.training.data.feature_extractors import (
     FeatureExtractors,
     combine_features,
+    dataset_fingerprint,
     stack_faces,
 )
-from imageprompt.training.data.bucket_sampler import BucketSampler
-from imageprompt.training.data.dataset import Batch, Dataset, Features, dataset_fingerprint
 from imageprompt.training.data.random_streams import RandomStreams
 from imageprompt.training.data.scan import HASH, Quarantine
 from imageprompt.training.data.sources import Record, Records

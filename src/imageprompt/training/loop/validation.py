@@ -14,12 +14,12 @@ from torch import Tensor
 from imageprompt.core.atomic_files import write_atomically
 from imageprompt.core.contact_sheet import Page, text_height
 from imageprompt.core.errors import OptionError
-from imageprompt.training.cache.feature_extractors import (
+from imageprompt.training.config.config import ValidationConfig
+from imageprompt.training.data.feature_extractors import (
     FeatureExtractors,
     combine_features,
     stack_faces,
 )
-from imageprompt.training.config.config import ValidationConfig
 from imageprompt.training.data.sources import DataOptions, open_data
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from imageprompt.core.fingerprint import fingerprint
 from imageprompt.core.spec import Feature, ImageFeature, NullRule
 from imageprompt.encoding.encoders import Encoder
 from imageprompt.training.data.dataset import Features
-from imageprompt.training.data.views import Size, to_pixels
+from imageprompt.training.data.sources import Records
+from imageprompt.training.data.views import PictureOptions, Size, to_pixels
 from imageprompt.variants import Variant, encode_null
 from imageprompt.variants.tensor_shapes import FACE_DIM
 
@@ -238,3 +239,14 @@ def _weights_id(model: Any) -> str:
 
 def _hash(*parts: object) -> str:
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+def dataset_fingerprint(
+    records: Records, extractors: FeatureExtractors, options: PictureOptions
+) -> str:
+    """16 hex digits that change with the data, the models that encode it, or how it is cropped.
+
+    The same with and without a cache.
+    """
+    parts = (records.fingerprint(), options.identity(), extractors.identity())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
