@@ -66,12 +66,14 @@ class Row:
         return f"{self.what:22} {self.file:20} {middle:8.3f} {best:8.3f} {self.peak_mb:9.1f}"
 
 
-def measured(command: list[str], caches: Path) -> tuple[float, float]:
+def measured(command: list[str], caches: Path | None) -> tuple[float, float]:
     """Wall seconds of a whole process, and its peak resident memory in MB.
 
-    `caches` stores compiled modules, as an ordinary installation does.
+    `caches` stores compiled modules, as an ordinary installation does; None: where they are now.
     """
-    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(caches)}
+    environment = dict(os.environ)
+    if caches is not None:
+        environment["PYTHONPYCACHEPREFIX"] = str(caches)
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
@@ -82,7 +84,7 @@ def measured(command: list[str], caches: Path) -> tuple[float, float]:
     return seconds, usage.ru_maxrss / 1000
 
 
-def rows(source: Path, rounds: int, caches: Path) -> list[Row]:
+def rows(source: Path, rounds: int, caches: Path | None) -> list[Row]:
     """Ours and the peer's take turns, so that other load affects both."""
     target, peer_target = source.with_name("adapter.safetensors"), source.with_name("peer.bin")
     ours = [sys.executable, "-m", "imageprompt"]
