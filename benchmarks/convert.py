@@ -96,11 +96,12 @@ def rows(source: Path, rounds: int, caches: Path | None) -> list[Row]:
         "imageprompt --help": [*ours, "--help"],
     }
     measurements: dict[str, list[tuple[float, float]]] = {what: [] for what in commands}
-    for _ in range(1 + rounds):  # the first fills the caches
+    warm_up = caches is not None  # the first round fills them
+    for _ in range(warm_up + rounds):
         for what, command in commands.items():
             measurements[what].append(measured(command, caches))
     return [
-        Row(what, source.name, [seconds for seconds, _ in times[1:]], max(mb for _, mb in times))
+        Row(what, source.name, [seconds for seconds, _ in times[warm_up:]], max(mb for _, mb in times))
         for what, times in measurements.items()
     ]
 

@@ -116,7 +116,7 @@ def floors() -> str:
 def _layers() -> list[str]:
     config = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     (contract,) = (
-        one for one in config["tool"]["importlinter"]["contracts"] if one["type"] == "layers"
+        one for one in config["tool"]["importlinter"]["contracts"] if one["name"] == "floors"
     )
     return list(contract["layers"])
 

@@ -137,7 +137,7 @@ def test_train_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (
             "learning.py",
-            ["--steps", "8", "--scenes", "24", "--references", "2", "--set", "warm_start_steps=10"],
+            ["--steps", "8", "--scenes", "24", "--references", "1", "--set", "warm_start_steps=10"],
             10,
         ),
         ("style.py", ["--steps", "2", "--pictures", "8", "--references", "2"], 4),
