@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from imageprompt.core import bundled
 from imageprompt.core.errors import OptionError
 from imageprompt.demo import judge, scenes, showcase
 
@@ -22,18 +23,22 @@ class Oracle:
         return [dict(cls.LABELS) for _ in pictures]
 
 
-@pytest.fixture
-def report(
-    tiny_bundled: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> dict[str, object]:
-    monkeypatch.setattr(judge, "classify", Oracle.classify)
-    return showcase.run(tmp_path / "demo", seed=3, count=2, progress=False)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shown") / "demo"
+
+
+@pytest.fixture(scope="module")
+def report(tiny_folder: Path, folder: Path) -> dict[str, object]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundled, "folder", lambda: tiny_folder)
+        patch.setattr(judge, "classify", Oracle.classify)
+        return showcase.run(folder, seed=3, count=2, progress=False)
 
 
 def test_a_run_leaves_sheet_pictures_and_recipe(
-    report: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    report: dict[str, object], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "demo"
     with Image.open(folder / "contact-sheet.png") as sheet:
         assert min(sheet.size) > 400
     written = json.loads((folder / "recipe.json").read_text())
@@ -64,9 +69,13 @@ def test_references_are_held_out_and_texts_contradict_them(report: dict[str, obj
         assert row["scene"][name] not in row["text"].split()
 
 
-def test_the_same_seed_makes_the_same_pictures(report: dict[str, object], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("report", "tiny_bundled")
+def test_the_same_seed_makes_the_same_pictures(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge, "classify", Oracle.classify)
     showcase.run(tmp_path / "again", seed=3, count=2, progress=False)
-    sheets = [tmp_path / name / "contact-sheet.png" for name in ("demo", "again")]
+    sheets = [place / "contact-sheet.png" for place in (folder, tmp_path / "again")]
     assert sheets[0].read_bytes() == sheets[1].read_bytes()
 
 
