@@ -101,7 +101,12 @@ def rows(source: Path, rounds: int, caches: Path | None) -> list[Row]:
         for what, command in commands.items():
             measurements[what].append(measured(command, caches))
     return [
-        Row(what, source.name, [seconds for seconds, _ in times[warm_up:]], max(mb for _, mb in times))
+        Row(
+            what,
+            source.name,
+            [seconds for seconds, _ in times[warm_up:]],
+            max(mb for _, mb in times),
+        )
         for what, times in measurements.items()
     ]
 
