@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from copies import Template
 from peer import StateDict, random_adapter, random_tensor, resampler_state
 
 
@@ -71,7 +72,15 @@ class HostCase:
         return int(self.config["cross_attention_dim"])
 
     def unet(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """A denoiser with random weights, the same for the same seed."""
+        """A denoiser with random weights, the same for the same seed; built once, then copied."""
+        if torch.empty(0).device.type != "cpu":  # as a test's `with torch.device("meta")` wants it
+            return self._built(seed, dtype)
+        key = (id(self), seed, dtype)
+        if key not in _templates:
+            _templates[key] = self, Template(self._built(seed, dtype))
+        return cast(nn.Module, _templates[key][1].copy())
+
+    def _built(self, seed: int, dtype: torch.dtype) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = self.build(**self.config)
@@ -104,6 +113,10 @@ class HostCase:
         """The denoiser's output, [B, C, (frames,) H, W]."""
         with torch.no_grad():
             return unet(**inputs, **more).sample
+
+
+_templates: dict[tuple[int, int, torch.dtype], tuple[HostCase, Template]] = {}
+"""The case is kept too, so that its id stays its own."""
 
 
 def _guided(latents: Tensor) -> Tensor:
