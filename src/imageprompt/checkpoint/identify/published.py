@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from imageprompt.core.spec import Feature, HostSpec, ProjectorOptions, ProjectorSpec
 from imageprompt.hosts import HOSTS
 from imageprompt.variants import VARIANTS, Variant, twins
+from imageprompt.variants.tensor_shapes import FACE_DIM
 
 VIT_H, VIT_G, VIT_L = "CLIP ViT-H/14", "CLIP ViT-bigG/14", "CLIP ViT-L/14"
 VIT_L_336, SIGLIP, ARCFACE = "CLIP ViT-L/14 at 336 pixels", "SigLIP-so400m-384", "ArcFace"
@@ -20,7 +21,7 @@ _WIDTHS: dict[str, dict[str, int]] = {
     VIT_L: {"image_embeds": 768, "hidden_states[-2]": 1024},
     VIT_L_336: {"image_embeds": 768, "hidden_states[-2]": 1024},
     SIGLIP: {"pooler_output": 1152, "hidden_states[-2]": 1152},
-    ARCFACE: {"face_embeds": 512, "raw face_embeds": 512},
+    ARCFACE: {"face_embeds": FACE_DIM, "raw face_embeds": FACE_DIM},
     f"{ARCFACE} and {VIT_H}": {"face_embeds + hidden_states[-2]": 1280},
 }
 """The features of the encoders in use, and their widths."""
