@@ -35,7 +35,7 @@ class Base:
             return torch.randn(shape, generator=gen).to(dtype)
 
         made: dict[str, Any] = {
-            "sample": noise(batch, 4, side, side),
+            "sample": noise(batch // 2, 4, side, side).repeat(2, 1, 1, 1),
             "timestep": torch.tensor(421),
             "encoder_hidden_states": noise(batch, 77, self.cross_attention_dim),
         }

@@ -53,7 +53,9 @@ def inputs(host: str, batch: int = 2) -> dict[str, Any]:
     gen = torch.Generator().manual_seed(9)
     width = {"sd15": 32, "sdxl": 64}[host]
     made: dict[str, Any] = {
-        "sample": torch.randn(batch, 4, 8, 8, generator=gen),
+        "sample": torch.randn(batch // 2 or 1, 4, 8, 8, generator=gen).repeat(
+            min(batch, 2), 1, 1, 1
+        ),
         "timestep": torch.tensor(321),
         "encoder_hidden_states": torch.randn(batch, 7, width, generator=gen),
         "added_cond_kwargs": {},

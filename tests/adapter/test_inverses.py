@@ -196,13 +196,14 @@ def test_misspelt_attributes_of_a_handle_are_errors(tmp_path: Path) -> None:
             ("lorra", "Did you mean 'lora'"),
             ("control", "Did you mean 'controls'"),
             ("schedule", r"replace\(handle.controls, schedule="),
-            ("weight", "Live are: scale, lora, controls"),
+            ("weight", "Live are: scale, lora, controls, guidance"),
         ):
             with pytest.raises(AttributeError, match=says):
                 setattr(handle, name, 0.3)
         assert handle.scale == 0.5
         handle.scale = 0.3
         assert handle.controls.scale == 0.3
+        rig.host.read(rig.unet, rig.host.inputs(2))
 
 
 def test_one_adapter_moves_between_denoisers(tmp_path: Path) -> None:

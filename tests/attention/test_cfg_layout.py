@@ -16,9 +16,9 @@ def rows(letters: str, *shape: int) -> Tensor:
     return torch.stack([made[letter] for letter in letters])
 
 
-def infer(latents: str, texts: str, prompts: int = 1, *, scheduled: bool = True) -> str:
+def infer(latents: str, texts: str, prompts: int = 1) -> str:
     sample, text = rows(latents, 4, 2, 2), rows(texts, 3, 5)
-    found = LayoutCache().layout(sample, text, prompts, scheduled=scheduled)
+    found = LayoutCache().layout(sample, text, prompts)
     return "".join(branch[0] for branch in found)
 
 
@@ -68,26 +68,26 @@ def test_part_of_a_known_text_has_the_branches_of_its_rows() -> None:
     """Self-attention guidance: the second call of a step has the negative half alone."""
     layouts, text = LayoutCache(), rows("nntt", 3, 5)
     sample = rows("abab", 4, 2, 2)
-    assert layouts.layout(sample, text, 1, scheduled=True) == ("negative", "positive")
+    assert layouts.layout(sample, text, 1) == ("negative", "positive")
     negative, positive = text.chunk(2)
     for part, branch in ((negative, "negative"), (positive, "positive"), (text[2:3], "positive")):
         half = torch.randn(len(part), 4, 2, 2)
-        assert layouts.layout(half, part, 1, scheduled=True) == (branch,)
-    assert layouts.layout(sample[:2], negative.clone(), 1, scheduled=True) == ("positive",)
+        assert layouts.layout(half, part, 1) == (branch,)
+    assert layouts.layout(sample[:2], negative.clone(), 1) == ("positive",)
     layouts.reset()
-    assert layouts.layout(sample, text, 1, scheduled=True) == ("negative", "positive")
-    assert layouts.layout(sample[:1], text[:1], 1, scheduled=True) == ("negative",)
+    assert layouts.layout(sample, text, 1) == ("negative", "positive")
+    assert layouts.layout(sample[:1], text[:1], 1) == ("negative",)
 
 
 def test_a_freed_text_does_not_affect_the_next() -> None:
     layouts, sample = LayoutCache(), rows("aa", 4, 2, 2)
     text = rows("nt", 3, 5)
-    layouts.layout(sample, text, 1, scheduled=True)
+    layouts.layout(sample, text, 1)
     del text
-    assert layouts.layout(sample[:1], rows("nt", 3, 5)[:1], 1, scheduled=True) == ("positive",)
+    assert layouts.layout(sample[:1], rows("nt", 3, 5)[:1], 1) == ("positive",)
 
 
 def test_expanded_rows_are_not_parts() -> None:
     layouts, text = LayoutCache(), rows("n", 3, 5).expand(2, 3, 5)
-    assert layouts.layout(rows("aa", 4, 2, 2), text, 1, scheduled=True) == ("negative", "positive")
-    assert layouts.layout(rows("a", 4, 2, 2), text[1:], 1, scheduled=True) == ("positive",)
+    assert layouts.layout(rows("aa", 4, 2, 2), text, 1) == ("negative", "positive")
+    assert layouts.layout(rows("a", 4, 2, 2), text[1:], 1) == ("positive",)

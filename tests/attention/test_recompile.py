@@ -111,12 +111,13 @@ def test_steps_of_a_loop(rig: Rig) -> None:
         {**rig.host.inputs(2, seed=i), "timestep": t}
         for i, t in enumerate(torch.arange(900, 0, -300))
     ]
-    wanted = [rig.ours(call, rig.prompt(1)) for call in calls]
+    layout = "negative-positive"
+    wanted = [rig.ours(call, rig.prompt(1), guidance=layout) for call in calls]
     counter = CompileCounter()
     model = torch.compile(rig.unet, backend=counter)
     rig.adapter.attach(rig.unet)
     counts = []
-    with rig.adapter.use(rig.prompt(1)):
+    with rig.adapter.use(rig.prompt(1), guidance=layout):
         for call, out in zip(calls, wanted, strict=True):
             assert difference(read(rig.host, model, call), out) <= TOLERANCE
             counts.append(counter.frame_count)

@@ -84,7 +84,7 @@ def test_it_is_cached_and_released(rig: Rig) -> None:
         for loop in range(2):
             seen = [products(rig, inputs, t) for t in times()]
             assert seen[1:] == [seen[0] - 2 * rig.host.sites] * (STEPS - 1), loop
-    with rig.adapter.use(rig.prompt(1)):
+    with rig.adapter.use(rig.prompt(1), guidance="negative-positive"):
         assert products(rig, inputs, times()[0]) == seen[0]
 
 
@@ -180,7 +180,7 @@ def test_precision_changes_in_the_loop(rig: Rig) -> None:
     rig.adapter.attach(rig.unet)
     wanted = []
     for call, mixed in pairs:  # a loop of its own for each
-        with rig.adapter.use(rig.prompt(1)):
+        with rig.adapter.use(rig.prompt(1), guidance="negative-positive"):
             wanted.append(run({**call, "encoder_hidden_states": _text(call)}, mixed))
     with rig.adapter.use(rig.prompt(1)):
         found = [run(call, mixed) for call, mixed in pairs]
@@ -197,12 +197,12 @@ def test_text_in_inference_mode(rig: Rig) -> None:
     def run(changed: bool) -> Tensor:
         with torch.inference_mode():
             given = {k: v.clone() if isinstance(v, Tensor) else v for k, v in inputs.items()}
-            with rig.adapter.use(rig.prompt(1)):
+            with rig.adapter.use(rig.prompt(1), guidance="negative-positive"):
                 rig.unet(**{**given, "timestep": times()[0]})
                 if changed:
                     given["encoder_hidden_states"].mul_(-1)
                 second = rig.unet(**{**given, "timestep": times()[1]}).sample
-            with rig.adapter.use(rig.prompt(1)):
+            with rig.adapter.use(rig.prompt(1), guidance="negative-positive"):
                 again = rig.unet(**{**given, "timestep": times()[1]}).sample
             assert torch.equal(second, again)
             return second
@@ -221,6 +221,46 @@ def test_a_base_that_projects_its_text(tmp_path: Path) -> None:
     check(rig, disturb)
 
 
+def test_fresh_timesteps_save_as_much(rig: Rig) -> None:
+    """Numbers and new tensors instead of views of a schedule: the same products are saved."""
+    inputs = rig.host.inputs(2)
+    rig.adapter.attach(rig.unet)
+    for fresh in (float, int, lambda t: torch.tensor(int(t)), lambda t: t.clone()[None].expand(2)):
+        with rig.adapter.use(rig.prompt(1)):
+            seen = [products(rig, inputs, fresh(t)) for t in times()]
+        assert seen[1:] == [seen[0] - 2 * rig.host.sites] * (STEPS - 1)
+
+
+def test_two_passes_save_as_much(rig: Rig) -> None:
+    """Guidance in two calls: K and V of both texts are kept."""
+    inputs = rig.host.inputs(1)
+    texts = [rig.host.inputs(1, seed=seed)["encoder_hidden_states"] for seed in (1, 2)]
+    rig.adapter.attach(rig.unet)
+    with rig.adapter.use(rig.prompt(1)) as handle:
+        seen = []
+        for t in times():
+            for branch, text in zip(("negative", "positive"), texts, strict=True):
+                handle.guidance = branch
+                seen.append(products(rig, {**inputs, "encoder_hidden_states": text}, t))
+    assert seen[2:] == [seen[0] - 2 * rig.host.sites] * (2 * STEPS - 2)
+
+
+def test_text_written_through_data(rig: Rig) -> None:
+    """No version counts this write."""
+
+    def disturb(_: nn.Module, inputs: dict[str, Any]) -> None:
+        inputs["encoder_hidden_states"].data.copy_(_new_text(inputs))
+
+    check(rig, disturb)
+
+
+def test_one_number_of_the_text_written_through_data(rig: Rig) -> None:
+    def disturb(_: nn.Module, inputs: dict[str, Any]) -> None:
+        inputs["encoder_hidden_states"].data[1, 3, 2] = 40.0
+
+    check(rig, disturb)
+
+
 def test_two_texts_take_turns(rig: Rig) -> None:
     """Two passes in every step, as pipelines with sequential guidance make them."""
     texts = [rig.host.inputs(1, seed=s)["encoder_hidden_states"] for s in (1, 2)]
@@ -230,7 +270,7 @@ def test_two_texts_take_turns(rig: Rig) -> None:
     ]
     expected = [rig.theirs(call, rig.features(1), guidance=False) for call in calls]
     rig.adapter.attach(rig.unet)
-    with rig.adapter.use(rig.prompt(1)):
+    with rig.adapter.use(rig.prompt(1), guidance="none"):
         for call, wanted in zip(calls, expected, strict=True):
             assert difference(rig.host.read(rig.unet, call), wanted) <= TOLERANCE
 

@@ -90,8 +90,8 @@ class HostCase:
     def inputs(
         self, batch: int, *, seed: int = 1, dtype: torch.dtype = torch.float32, text_tokens: int = 7
     ) -> dict[str, Any]:
-        """Keyword arguments of one forward call; every row of the batch differs, but for the
-        latents of two rows, which are the same: so guidance stacks them."""
+        """Keyword arguments of one forward call; every text differs; the latents of an even
+        batch are two equal halves, as guidance stacks them."""
         gen = torch.Generator().manual_seed(seed)
         frames = (self.frames,) if self.frames else ()
         shape = (batch, self.channels, *frames, self.size, self.size)
@@ -120,7 +120,8 @@ _templates: dict[tuple[int, int, torch.dtype], tuple[HostCase, Template]] = {}
 
 
 def _guided(latents: Tensor) -> Tensor:
-    return latents[:1].expand_as(latents).clone() if len(latents) == 2 else latents
+    half, odd = divmod(len(latents), 2)
+    return latents if odd else latents[:half].repeat(2, *[1] * (latents.ndim - 1))
 
 
 def _stir(model: nn.Module, seed: int) -> None:

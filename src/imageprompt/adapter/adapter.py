@@ -183,8 +183,8 @@ class Adapter:
         """
         if self._attachment is None:
             return
-        active = self._attachment.state.active
-        active[:] = [prompt for prompt in active if prompt.owner is not self]
+        state = self._attachment.state
+        state.leave(*(prompt for prompt in state.open if prompt.owner is self))
         if self._attachment.lora is not None:
             self._attachment.lora.remove()
         self._attachment.denoiser.uninstall()
@@ -344,10 +344,14 @@ class Adapter:
         `controls` replaces scale, lora, preset, composition, boost, schedule and scaling.
 
         `guidance` says how the batch is stacked: a name of `LAYOUTS` or a sequence of branches.
-        "auto" infers it: a batch of the prompts' size is positive, twice that is [negative,
-        positive] as in diffusers, larger ones are inferred from their latents. A loop without
-        guidance that draws two pictures per image prompt is recognised. State it for a compiled
-        denoiser with several pictures per prompt.
+        "auto" asks the pipeline that runs whether it is guided; in a loop of your own the latents
+        tell, which guidance repeats. Where two readings are left, that is a GuidanceError, or a
+        warning if there was a single step. In a loop that calls the denoiser once for each side,
+        set `.guidance` of the handle to "negative" or "positive" before the calls. State it for a
+        denoiser that is compiled as a whole.
+
+        The prompt is in use in this thread or asyncio task (and in tasks started inside the
+        block), nowhere else. If the denoiser was never called in the block, a warning says so.
 
         `lora` is the strength of the LoRA of FaceID adapters, which acts on the whole batch. It is
         independent of `scale`, as published adapters are used, except that scale 0 turns LoRA off
@@ -376,6 +380,7 @@ class Adapter:
         masks = [] if mask is None else _open_masks(mask, len(prompt))
         handle = ActivePrompt(
             self,
+            state,
             base.spec.sites,
             attachment.kv_cache.key_values(prompt),
             prompts=len(prompt),
@@ -385,15 +390,14 @@ class Adapter:
             timesteps=parse_timesteps(timesteps),
         )
         state.detect_step_caches(base.denoiser)
-        state.active.append(handle)
+        state.enter(handle)
         try:
             attachment.update_lora()
             yield handle
         finally:
-            if handle in state.active:
-                state.active.remove(handle)
+            state.leave(handle)
             attachment.update_lora()
-            handle.close()
+        handle.close()
 
     # ── save ──────────────────────────────────────────────────────────────────────────────────────
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from imageprompt.adapter.hooks import Hook
 from imageprompt.attention.state import AttentionState
 from imageprompt.core.errors import AttachError
 from imageprompt.core.spec import HostSpec
@@ -23,7 +24,7 @@ class _Installation:
 
     state: AttentionState
     undo: Any
-    hook: Any
+    hooks: tuple[Any, ...]
     adapters: int = 0
 
 
@@ -74,8 +75,13 @@ class AttachedDenoiser:
             state = AttentionState()
             undo = self.host.install(self.denoiser, self.spec, state)
             state.check = partial(_check_intact, self.host, undo)
-            hook = self.denoiser.register_forward_pre_hook(state.before_forward, with_kwargs=True)
-            _installations[self.denoiser] = _Installation(state, undo, hook)
+            hooks = (
+                self.denoiser.register_forward_pre_hook(
+                    Hook(state.before_forward), with_kwargs=True
+                ),
+                self.denoiser.register_forward_hook(Hook(state.after_forward), always_call=True),
+            )
+            _installations[self.denoiser] = _Installation(state, undo, hooks)
         self.check()
         installation = _installations[self.denoiser]
         installation.adapters += 1
@@ -86,7 +92,8 @@ class AttachedDenoiser:
         installation = _installations[self.denoiser]
         installation.adapters -= 1
         if installation.adapters == 0:
-            installation.hook.remove()
+            for hook in installation.hooks:
+                hook.remove()
             self.host.remove(installation.undo)
             del _installations[self.denoiser]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from imageprompt.attention.batched_kv import BatchedKV
-from imageprompt.attention.cfg_layout import CFGLayout
+from imageprompt.attention.cfg_layout import Branch, CFGLayout, named_layout
 from imageprompt.attention.decoupled import ImageTerm, KeyValue, scale_key_value
 from imageprompt.attention.step_tracker import StepPosition
 from imageprompt.control.controls import Controls, ScaleTable, compile_scales, penalties
@@ -25,15 +25,15 @@ from imageprompt.control.scales import Scale
 from imageprompt.core.errors import GuidanceError
 from imageprompt.core.spec import Site
 
-LIVE = ("scale", "lora", "controls")
+LIVE = ("scale", "lora", "controls", "guidance")
 """The attributes of a handle that may be set while it is in use."""
-_FIXED = ("owner", "prompts", "layout", "timesteps")
+_FIXED = ("owner", "state", "prompts", "layout", "timesteps", "called", "unsure")
 
 _versions = count(1)
 
 
 class ActivePrompt:
-    """The handle that `Adapter.use` yields: set `scale`, `lora` or `controls` at any time.
+    """The handle that `Adapter.use` yields: set `scale`, `lora`, `controls` or `guidance` any time.
 
     A new value takes effect at the next call of the denoiser. Setting any other attribute raises
     AttributeError.
@@ -45,6 +45,7 @@ class ActivePrompt:
     def __init__(
         self,
         owner: object,
+        state: object,
         sites: Sequence[Site],
         key_values: Sequence[KeyValue],
         *,
@@ -54,7 +55,9 @@ class ActivePrompt:
         masks: Sequence[Tensor] = (),
         timesteps: Sequence[float] | None = None,
     ) -> None:
-        self.owner = owner
+        self.owner, self.state = owner, state
+        self.called = False  # was the denoiser called?
+        self.unsure = False  # a layout that nothing has confirmed
         self.prompts = prompts
         self.layout = layout
         self.timesteps = timesteps
@@ -111,6 +114,18 @@ class ActivePrompt:
     @lora.setter
     def lora(self, lora: float) -> None:
         self._compile(replace(self._controls, lora=lora))
+
+    @property
+    def guidance(self) -> CFGLayout | None:
+        """How the next calls stack their batch, as in `Adapter.use`; None where it is inferred.
+
+        Live: set it to "negative" and "positive" where each side of guidance has its own call.
+        """
+        return self.layout
+
+    @guidance.setter
+    def guidance(self, guidance: str | Sequence[Branch]) -> None:
+        self.layout = named_layout(guidance)
 
     @property
     def is_timed(self) -> bool:
@@ -188,7 +203,20 @@ class ActivePrompt:
             self._select_step(self._step)
 
     def close(self) -> None:
-        """Warn about controls that had no effect."""
+        """Warn about what had no effect, and about what nothing has confirmed."""
+        if not self.called:
+            warnings.warn(
+                "the denoiser of this adapter was never called inside use() (in this thread or "
+                "task): the image prompt had no effect; attach the adapter to the pipeline that "
+                "runs, and call it in the thread of use() or in a copy of its context",
+                stacklevel=4,
+            )
+        if self.unsure:
+            warnings.warn(
+                "two equal halves of one single step were read as the two sides of guidance; pass "
+                "guidance='negative-positive' (or 'none' for two pictures) to use()",
+                stacklevel=4,
+            )
         if any(self._table.on_negative) and self._batch.key and not self._negative_seen:
             warnings.warn(
                 f"preset {self._controls.preset!r} shows the reference to the negative rows of "

@@ -2,13 +2,20 @@
 
 A denoiser with adapters attached owns one AttentionState. Its forward pre-hook works out which rows
 of the batch are positive or negative and which step of the loop the call is; each site then asks
-for its image terms. Nothing is read from the pipeline.
+for its image terms.
+
+Prompts in use belong to a context (a thread or an asyncio task), not to the denoiser: a call hears
+those whose `use()` block it is in, and no others.
 """
 
 from __future__ import annotations
 
+import ctypes
 import sys
+import threading
+import weakref
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -17,67 +24,166 @@ from torch import Tensor, nn
 from imageprompt.attention.active_prompt import ActivePrompt
 from imageprompt.attention.cfg_layout import (
     CFGLayout,
-    LayoutCache,
     count_images_per_prompt,
     layout_from_batch_size,
 )
 from imageprompt.attention.decoupled import ImageTerm
-from imageprompt.attention.step_tracker import StepTracker, is_view
+from imageprompt.attention.step_tracker import StepTracker
+from imageprompt.attention.witness import Witness, find_witness
+
+_in_use: ContextVar[tuple[ActivePrompt, ...]] = ContextVar("imageprompt_in_use", default=())
+"""The prompts in use in this context, on whatever denoiser, in order of use."""
 
 
 class AttentionState:
     """What the sites of one denoiser read while it runs."""
 
     def __init__(self) -> None:
-        self.active: list[ActivePrompt] = []
-        self.run = 0  # counts denoise loops; anything cached in an earlier one is stale
+        self.open: list[ActivePrompt] = []
+        """The prompts in use in any context."""
+        self.current: list[ActivePrompt] = []
+        """Those of the call that runs, for compiled graphs, which cannot read a context."""
+        self.epoch = 0
+        """Changes when a new loop begins or the text was written to: what was cached is stale."""
         self._tracker = StepTracker()
-        self._layouts = LayoutCache()
+        self._text = TextWatch()
         self._contributions: list[tuple[Any, ...]] = []
         self._has_step_caches = False
+        self._running = threading.RLock()  # one call at a time among those with a prompt in use
+        self._holder: int | None = None
         self.check: Callable[[], None] = _no_check
         """Raises AttachError if the attention processors of the sites were replaced."""
+
+    def __reduce__(self) -> Any:
+        """A copy, or what a pickle restores, is the state of a denoiser with nothing attached."""
+        return AttentionState, ()
+
+    # ── prompts in use ──────────────────────────────────────────────────────────────────────────
+
+    @property
+    def active(self) -> list[ActivePrompt]:
+        """The prompts in use in this context; inside a compiled graph those of the call."""
+        if torch.compiler.is_compiling():
+            return self.current
+        found = [prompt for prompt in _in_use.get() if prompt.state is self]
+        if not found and self.open and torch._C._current_graph_task_id() != -1:
+            return self.open  # gradient checkpointing runs a part again, in a thread of autograd
+        return [prompt for prompt in found if prompt in self.open] if found else found
+
+    def enter(self, prompt: ActivePrompt) -> None:
+        """Take a prompt into use in this context."""
+        self.open = [*self.open, prompt]
+        self.current = self.open
+        self.epoch += 1
+        _in_use.set((*_in_use.get(), prompt))
+
+    def leave(self, *prompts: ActivePrompt) -> None:
+        """End the use of prompts, in every context."""
+        self.open = [prompt for prompt in self.open if prompt not in prompts]
+        self.current = self.open
+        self.epoch += 1
+        _in_use.set(tuple(prompt for prompt in _in_use.get() if prompt not in prompts))
+        self._release()
+
+    # ── a call ──────────────────────────────────────────────────────────────────────────────────
 
     def before_forward(
         self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         """Forward pre-hook: read batch and timestep of the call and prepare the prompts for it."""
-        timestep = _argument(args, kwargs, 1, "timestep")
-        if not torch.compiler.is_compiling():
-            self._update_step(timestep)
-        elif self._has_step_caches or any(prompt.is_timed for prompt in self.active):
-            from imageprompt.attention.graph_break import run_outside_graph
+        if torch.compiler.is_compiling():
+            self._before_compiled_forward(denoiser, args, kwargs)
+            return
+        active = self.active
+        if active:
+            self._acquire()
+        try:
+            self._prepare(denoiser, active, args, kwargs)
+        except BaseException:
+            self._release()
+            raise
 
-            run_outside_graph(self._update_step, timestep)
-            if self._has_step_caches:
-                run_outside_graph(self._void_step_caches, denoiser)
-        if self.active:
+    def after_forward(self, *_: object) -> None:
+        """Forward hook, also called after an error."""
+        if not torch.compiler.is_compiling():
+            self._release()
+
+    def _prepare(
+        self,
+        denoiser: nn.Module,
+        active: list[ActivePrompt],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.current = active
+        timestep = _argument(args, kwargs, 1, "timestep")
+        if not self._tracker.update(timestep):
+            self.epoch += 1
+        if active:
+            self.check()
             sample = _argument(args, kwargs, 0, "sample")
             text = _argument(args, kwargs, 2, "encoder_hidden_states")
-            for prompt in self.active:
-                layout = prompt.layout or self._infer_layout(sample, text, prompt.prompts)
-                images = count_images_per_prompt(sample.shape[0], layout, prompt.prompts)
-                prompt.bind(layout, images, sample)
-        if not torch.compiler.is_compiling():
-            self._void_step_caches(denoiser)
+            self.epoch += self._text.changed(text)
+            witness = None
+            for prompt in active:
+                if prompt.is_timed:
+                    prompt.go_to(self._tracker.position(prompt.timesteps))
+                layout = prompt.layout
+                if layout is None:
+                    witness = witness or find_witness(denoiser)
+                    layout = self._infer_layout(sample, text, prompt, witness)
+                self._bind(prompt, layout, sample)
+        self._void_step_caches(denoiser)
+
+    def _bind(self, prompt: ActivePrompt, layout: CFGLayout, sample: Tensor) -> None:
+        images = count_images_per_prompt(sample.shape[0], layout, prompt.prompts)
+        prompt.bind(layout, images, sample)
+        prompt.called = True
+
+    def _infer_layout(
+        self, sample: Tensor, text: Tensor | None, prompt: ActivePrompt, witness: Witness
+    ) -> CFGLayout:
+        layouts = self._tracker.layouts
+        layout = layouts.layout(
+            sample, text, prompt.prompts, witness=witness, step=self._tracker.step
+        )
+        prompt.unsure = layouts.unsure and self._tracker.scheduled
+        return layout
+
+    def _before_compiled_forward(
+        self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """The same, traced into a graph of the whole denoiser."""
+        if self._has_step_caches or any(prompt.is_timed for prompt in self.open):
+            from imageprompt.attention.graph_break import run_outside_graph
+
+            run_outside_graph(self._update_step, _argument(args, kwargs, 1, "timestep"))
+            if self._has_step_caches:
+                run_outside_graph(self._void_step_caches, denoiser)
+        sample = _argument(args, kwargs, 0, "sample")
+        for prompt in self.open:
+            layout = prompt.layout or layout_from_batch_size(sample.shape[0], prompt.prompts)
+            self._bind(prompt, layout, sample)
 
     def _update_step(self, timestep: object) -> None:
-        """A call begins: find its step. Nothing is read where nothing depends on it."""
-        if not self.active and not is_view(timestep):
-            return  # a loop over a schedule is tracked anyway: use() may be entered inside it
         if not self._tracker.update(timestep):
-            self.run += 1
-            self._layouts.reset()
-        if self.active:
-            self.check()
-        for prompt in self.active:
+            self.epoch += 1
+        self.check()
+        for prompt in self.open:
             if prompt.is_timed:
                 prompt.go_to(self._tracker.position(prompt.timesteps))
 
-    def _infer_layout(self, sample: Tensor, text: Tensor | None, prompts: int) -> CFGLayout:
-        if torch.compiler.is_compiling():
-            return layout_from_batch_size(sample.shape[0], prompts)
-        return self._layouts.layout(sample, text, prompts, scheduled=self._tracker.scheduled)
+    def _acquire(self) -> None:
+        """Wait until no other thread runs this denoiser with a prompt in use."""
+        if self._holder == threading.get_ident():
+            return  # a call of this thread was interrupted
+        self._running.acquire()
+        self._holder = threading.get_ident()
+
+    def _release(self) -> None:
+        if self._holder == threading.get_ident():
+            self._holder = None
+            self._running.release()
 
     def terms(self, index: int, q: Tensor) -> list[ImageTerm]:
         """The image terms of one site, in order of use."""
@@ -107,7 +213,7 @@ class AttentionState:
 
     def _void_step_caches(self, denoiser: nn.Module) -> None:
         """Reset the step caches if the sites now add something else than at the last call."""
-        contributions = [prompt.contribution for prompt in self.active]
+        contributions = [prompt.contribution for prompt in self.current]
         if contributions != self._contributions:
             self._contributions = contributions
             reset_step_caches(denoiser)
@@ -137,6 +243,46 @@ def _stateful_hooks(denoiser: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
         for hook in registry.hooks.values() if registry is not None else ():
             if hook._is_stateful:
                 yield module, hook
+
+
+class TextWatch:
+    """Notices writes to the text between two calls, also those through `.data`.
+
+    Versions of a tensor count the other writes. On the CPU its memory is compared, which is no
+    operation of torch; elsewhere it costs one comparison, and waits for the device.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[weakref.ref[Tensor], int, Any]] = {}
+
+    def changed(self, text: object) -> bool:
+        """Was this text written to since the last call with it?"""
+        if not isinstance(text, Tensor) or torch.is_grad_enabled() or text.is_inference():
+            return False  # nothing is cached there
+        reference, version, before = self._seen.get(id(text), (None, -1, None))
+        known = reference is not None and reference() is text and version == text._version
+        if known and _same_content(text, before):
+            return False
+        self._seen[id(text)] = (weakref.ref(text), text._version, _content(text))
+        while len(self._seen) > _MOST_TEXTS:
+            del self._seen[next(iter(self._seen))]
+        return known
+
+
+_MOST_TEXTS = 4
+
+
+def _content(text: Tensor) -> Any:
+    if text.device.type != "cpu":
+        return text.clone()
+    storage = text.untyped_storage()
+    return ctypes.string_at(storage.data_ptr(), storage.nbytes())
+
+
+def _same_content(text: Tensor, before: Any) -> bool:
+    if isinstance(before, Tensor):
+        return torch.equal(text, before)
+    return bool(_content(text) == before)
 
 
 def _no_check() -> None:

@@ -1,19 +1,23 @@
 """The step of the denoise loop that a call belongs to, read from its timestep alone.
 
 Schedulers keep their timesteps in one tensor, and a loop passes views into it in order. The memory
-behind such a view tells its position and the number of steps. Nothing is read from the pipeline,
-and the device is read at most once per loop.
+behind such a view tells its position and the number of steps. The device is read at most once per
+loop.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
+from imageprompt.attention.cfg_layout import LayoutCache
 from imageprompt.core.errors import GuidanceError, OptionError
 
 
@@ -25,6 +29,43 @@ class StepPosition:
     steps: int
 
 
+class Loop:
+    """One denoise loop over a schedule: where it began, and where it is."""
+
+    def __init__(self, timestep: Tensor) -> None:
+        self.layouts = LayoutCache()
+        self._schedule: Any = StorageWeakRef(timestep.untyped_storage())  # type: ignore[no-untyped-call]
+        self._begin(int(timestep.storage_offset()), backwards=False)
+
+    def _begin(self, offset: int, *, backwards: bool) -> None:
+        self.offset, self._first, self.backwards = offset, offset, backwards
+        self._step_indices: list[int] | None = None
+        self.layouts.reset()
+
+    @property
+    def over(self) -> bool:
+        """Is its schedule gone? Another one may have taken over the memory."""
+        return bool(self._schedule.expired())
+
+    def update(self, timestep: Tensor) -> bool:
+        """Take on the timestep of a call; returns True if it continues the loop."""
+        offset = int(timestep.storage_offset())
+        continues = offset >= self.offset
+        if not continues:
+            backwards = offset == self.offset - 1 and _count_entries(timestep) > 2
+            self._begin(offset, backwards=backwards)
+        self.offset = offset
+        return continues
+
+    def position(self, timestep: Tensor) -> StepPosition:
+        """The step of the last call; this reads the schedule from the device once."""
+        if self._step_indices is None:
+            self._step_indices = step_indices(_read_from(timestep, self._first))
+        return StepPosition(
+            self._step_indices[self.offset - self._first], max(self._step_indices) + 1
+        )
+
+
 class StepTracker:
     """Reads the timestep of every call.
 
@@ -33,47 +74,53 @@ class StepTracker:
     calls at one timestep (Heun, PNDM) are the same step. Where a loop stops before its schedule
     ends (`denoising_end`; IPNDM, which keeps one timestep more than it runs), the steps that it
     leaves out are counted too.
+
+    Loops over different schedules may take turns: each keeps its own step. A timestep that is not
+    a view into a schedule tells no step; a rising number begins a new loop.
     """
 
     def __init__(self) -> None:
-        self._view: Tensor | None = None  # the last view; it keeps the schedule's memory alive
-        self._first = 0
-        self._step_indices: list[int] | None = None
+        self._loops: dict[tuple[int, Any], Loop] = {}
+        self._loop: Loop | None = None
         self._number: float | None = None
         self._timestep: object = None
-        self._backwards = False
+        self._unscheduled = LayoutCache()
+
+    @property
+    def layouts(self) -> LayoutCache:
+        """What is known of the layouts of the loop that the last call belongs to."""
+        return self._unscheduled if self._loop is None else self._loop.layouts
 
     @property
     def scheduled(self) -> bool:
         """Was the last timestep a view into a schedule?"""
-        return self._view is not None
+        return self._loop is not None
+
+    @property
+    def step(self) -> object:
+        """What the step of the last call is known by; None if it cannot be read."""
+        return self._number if self._loop is None else self._loop.offset
 
     def update(self, timestep: object) -> bool:
-        """Read the timestep of a call; returns True if the call continues the current loop.
-
-        A repeated timestep does not continue the loop, although it is the same step: what was
-        cached for the loop may be stale.
-        """
+        """Read the timestep of a call; returns False if the call begins a new loop."""
         self._timestep = timestep
-        if isinstance(timestep, Tensor):
-            if is_view(timestep):
-                return self._update_from_view(timestep)
-            if timestep.numel() != 1 or timestep.device.type != "cpu":
-                self._view, self._number = None, None
-                return False
-        before = None if self._view is not None else self._number
-        self._view, self._number = None, float(timestep)  # type: ignore[arg-type]
-        return before is not None and self._number < before
+        if isinstance(timestep, Tensor) and is_view(timestep):
+            return self._update_from_view(timestep)
+        self._loop = None
+        before, self._number = self._number, _as_number(timestep)
+        continues = before is None or self._number is None or self._number <= before
+        if not continues:
+            self._unscheduled.reset()
+        return continues
 
     def _update_from_view(self, timestep: Tensor) -> bool:
-        before, offset = self._view, int(timestep.storage_offset())
-        same_schedule = before is not None and _memory(before) == _memory(timestep)
-        last = int(before.storage_offset()) if before is not None and same_schedule else -1
-        if offset < last or not same_schedule:
-            self._backwards = offset == last - 1 and _count_entries(timestep) > 2
-            self._first, self._step_indices = offset, None
-        self._view, self._number = timestep, None
-        return same_schedule and offset > last
+        self._loops = {memory: loop for memory, loop in self._loops.items() if not loop.over}
+        memory = _memory(timestep)
+        if memory in self._loops:
+            self._loop = self._loops[memory]
+            return self._loop.update(timestep)
+        self._loop = self._loops[memory] = Loop(timestep)
+        return False
 
     def position(self, timesteps: Sequence[float] | None = None) -> StepPosition:
         """The step of the last call; `timesteps` are those of the loop, if the user stated them.
@@ -82,17 +129,15 @@ class StepTracker:
         """
         if timesteps is not None:
             return self._look_up(timesteps)
-        if self._view is None or self._backwards:
-            why = "goes back by one" if self._view is not None else "is not a view into a schedule"
+        if self._loop is None or self._loop.backwards:
+            why = "goes back by one" if self._loop is not None else "is not a view into a schedule"
             raise GuidanceError(
                 "a schedule of the reference",
                 reason=f"the step of this call is unknown: its timestep {why}",
                 hint="Pass the loop's timesteps to use(): timesteps=scheduler.timesteps.",
             )
-        if self._step_indices is None:
-            self._step_indices = step_indices(_read_from(self._view, self._first))
-        step = self._step_indices[int(self._view.storage_offset()) - self._first]
-        return StepPosition(step, max(self._step_indices) + 1)
+        assert isinstance(self._timestep, Tensor)
+        return self._loop.position(self._timestep)
 
     def _look_up(self, timesteps: Sequence[float]) -> StepPosition:
         timestep: Any = self._timestep
@@ -105,6 +150,27 @@ class StepTracker:
                 hint="Pass all timesteps of the loop, in order.",
             )
         return StepPosition(steps[value], max(steps.values()) + 1)
+
+
+_NUMBERS: dict[torch.dtype, Any] = {
+    torch.int64: ctypes.c_int64,
+    torch.int32: ctypes.c_int32,
+    torch.float32: ctypes.c_float,
+    torch.float64: ctypes.c_double,
+}
+
+
+def _as_number(timestep: object) -> float | None:
+    """A timestep as a number; None where reading it would wait for a device.
+
+    A tensor on the CPU is read from its memory, which is no operation of torch.
+    """
+    if isinstance(timestep, Tensor):
+        kind = _NUMBERS.get(timestep.dtype)
+        if timestep.numel() != 1 or timestep.device.type != "cpu" or kind is None:
+            return None
+        return float(kind.from_address(timestep.data_ptr()).value)
+    return float(timestep) if isinstance(timestep, int | float) else None
 
 
 def parse_timesteps(timesteps: Any) -> tuple[float, ...] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from imageprompt.attention.decoupled import (
     Kernel,
+    KeyValue,
     decoupled_attention,
     fused_kernel,
     merge_heads,
@@ -26,8 +28,23 @@ class SiteProcessor:
     """The attention processor of one site: text attention as before, plus the image terms.
 
     It is not a module, so nothing of ours enters the denoiser's state dict. While no image prompt
-    is in use it calls the processor that it replaced.
+    is in use it calls the processor that it replaced. Its copy, and what its pickle restores, is a
+    copy of that one: copies of a denoiser are not attached.
     """
+
+    def __new__(cls, *args: Any) -> Any:
+        """Without arguments, diffusers' own processor: `unload_ip_adapter()` makes it so."""
+        if not args:
+            from diffusers.models.attention_processor import AttnProcessor2_0
+
+            return AttnProcessor2_0()
+        return super().__new__(cls)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.original, memo)
+
+    def __reduce__(self) -> Any:
+        return copy.copy, (self.original,)
 
     def __init__(self, state: AttentionState, index: int, original: Any) -> None:
         self.state, self.index, self.original = state, index, original
@@ -64,7 +81,7 @@ class SiteProcessor:
             x = attn.group_norm(x.transpose(1, 2)).transpose(1, 2)
 
         q = split_heads(attn.to_q(x), attn.heads)
-        k, v = self._text_cache.key_value(attn, encoder_hidden_states, self.state.run)
+        k, v = self._text_cache.key_value(attn, encoder_hidden_states, self.state.epoch)
         if attn.norm_q is not None:
             q = attn.norm_q(q)
         mask = _additive_mask(attn, attention_mask, encoder_hidden_states)
@@ -136,32 +153,36 @@ class TextCache:
 
     Computes them anew wherever a cached result could be wrong: gradients are on, a graph is being
     compiled, the text is another tensor or was written to, a new loop began, or to_k / to_v are
-    more than plain linear layers (LoRA, quantised, hooked) or have changed.
+    more than plain linear layers (LoRA, quantised, hooked) or have changed. What the timesteps of a
+    loop look like does not matter.
     """
 
     def __init__(self) -> None:
-        self._text: weakref.ref[Tensor] | None = None
-        self._key: tuple[Any, ...] = ()
-        self._key_value: tuple[Tensor, Tensor] | None = None
+        self._kept: list[tuple[weakref.ref[Tensor], tuple[Any, ...], KeyValue]] = []
 
-    def key_value(self, attn: Any, text: Tensor, run: int) -> tuple[Tensor, Tensor]:
-        """K and V [B, H, T, D] of text states [B, T, C]; `run` numbers the denoise loop."""
+    def key_value(self, attn: Any, text: Tensor, epoch: int) -> KeyValue:
+        """K and V [B, H, T, D] of text states [B, T, C]; those of another `epoch` are stale."""
         if torch.compiler.is_compiling():
             return _text_key_value(attn, text)
         if not _is_cacheable(attn, text):
             self._forget()
             return _text_key_value(attn, text)
         weights = (attn.to_k.weight, attn.to_v.weight)
-        key = (run, text._version, *((w.data_ptr(), w._version) for w in weights))
-        valid = self._text is not None and self._text() is text and self._key == key
-        if self._key_value is None or not valid:
-            self._key_value = _text_key_value(attn, text)
-            self._text = weakref.ref(text, lambda _: self._forget())
-            self._key = key
-        return self._key_value
+        key = (epoch, text._version, *((w.data_ptr(), w._version) for w in weights))
+        for reference, known, key_value in self._kept:
+            if reference() is text and known == key:
+                return key_value
+        key_value = _text_key_value(attn, text)
+        # the two sides of guidance may have a call each, so two texts are kept
+        fresh = [one for one in self._kept if one[1][0] == epoch and one[0]() is not text]
+        self._kept = [*fresh[-1:], (weakref.ref(text, self._drop), key, key_value)]
+        return key_value
+
+    def _drop(self, reference: weakref.ref[Tensor]) -> None:
+        self._kept = [one for one in self._kept if one[0] is not reference]
 
     def _forget(self) -> None:
-        self._text, self._key_value = None, None
+        self._kept = []
 
 
 def _text_key_value(attn: Any, text: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,102 @@
+"""What the running code says about a call of the denoiser: is it guided, which branch is it?
+
+Tensors alone cannot tell two pictures without guidance from the two sides of one. The call stack
+can: the nearest diffusers pipeline on it is the one that runs, whichever other pipelines share its
+denoiser, and its properties are those of this very run. Nothing is patched or stored.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from imageprompt.attention.cfg_layout import Branch
+
+_GUIDED = "do_classifier_free_guidance"
+_GUIDER_BATCH = "guider_state_batch"  # in the loops of diffusers' modular pipelines
+_GUIDER_KEY = "__guidance_identifier__"
+_DEEPEST = 200
+
+
+@dataclass(frozen=True)
+class Witness:
+    """What is known of a call, None where nothing is."""
+
+    source: str = ""
+    """What says so: the class of the pipeline."""
+    guided: bool | None = None
+    """Does the pipeline use classifier-free guidance in this run?"""
+    perturbed: bool = False
+    """Does it also run perturbed attention (PAG), a second positive branch?"""
+    branch: Branch | None = None
+    """The branch of this call, where each has a call of its own."""
+    texts: int | None = None
+    """The number of text prompts."""
+    images: int | None = None
+    """Pictures for each text prompt."""
+
+
+NOTHING = Witness()
+
+
+def find_witness(denoiser: object) -> Witness:
+    """Read the call stack: the nearest pipeline that holds this denoiser, or a guider's batch."""
+    pipelines = sys.modules.get("diffusers.pipelines.pipeline_utils")
+    kind: Any = getattr(pipelines, "DiffusionPipeline", ())
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(_DEEPEST):
+        if frame is None:
+            break
+        names = frame.f_code.co_varnames
+        if _GUIDER_BATCH in names:
+            branch = _guider_branch(frame.f_locals.get(_GUIDER_BATCH))
+            if branch is not None:
+                return Witness("the modular pipeline's guider", True, branch=branch)
+        elif names and names[0] == "self":
+            pipe = frame.f_locals.get("self")
+            if isinstance(pipe, kind) and _holds(pipe, denoiser):
+                return _ask(pipe, frame)
+        frame = frame.f_back
+    return NOTHING
+
+
+def _guider_branch(batch: object) -> Branch | None:
+    name = getattr(batch, _GUIDER_KEY, None)
+    if not isinstance(name, str):
+        return None
+    return "negative" if "uncond" in name else "positive"
+
+
+def _holds(pipe: Any, denoiser: object) -> bool:
+    parts = (getattr(pipe, name, None) for name in ("unet", "transformer", "transformer_2"))
+    return any(part is denoiser or getattr(part, "_orig_mod", None) is denoiser for part in parts)
+
+
+def _ask(pipe: Any, frame: FrameType) -> Witness:
+    """The pipeline's properties in this run; local variables of its frame come first."""
+    local = frame.f_locals
+    guided = local.get(_GUIDED, _property(pipe, _GUIDED))
+    pag = local.get("do_perturbed_attention_guidance")
+    if pag is None:
+        pag = _property(pipe, "do_perturbed_attention_guidance")
+    images = local.get("num_images_per_prompt", local.get("num_videos_per_prompt"))
+    return Witness(
+        type(pipe).__name__,
+        guided if isinstance(guided, bool) else None,
+        perturbed=pag is True,
+        texts=_count(local.get("batch_size")),
+        images=_count(images),
+    )
+
+
+def _property(pipe: Any, name: str) -> object:
+    try:
+        return getattr(pipe, name, None)
+    except Exception:  # a property of a pipeline that has not set what it reads
+        return None
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None
