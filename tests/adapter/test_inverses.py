@@ -376,10 +376,11 @@ def test_attach_twice(tmp_path: Path) -> None:
     expected = rig.ours(inputs, rig.prompt(1))
     snapshot = Snapshot(rig.unet)
     rig.adapter.attach(rig.unet)
-    with pytest.raises(AttachError):
-        rig.adapter.attach(rig.unet)
+    assert rig.adapter.attach(rig.unet) is rig.adapter  # a notebook cell that is run again
     with rig.adapter.use(rig.prompt(1)):
         assert torch.equal(rig.host.read(rig.unet, inputs), expected)
+    with pytest.raises(AttachError, match=r"already attached.*detach\(\)"):
+        rig.adapter.attach(build("tiny", "base", tmp_path).unet)
     rig.adapter.detach()
     rig.adapter.detach()  # harmless
     snapshot.check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from imageprompt.adapter.attachment import AttachedDenoiser
 from imageprompt.adapter.build import new_module, read_module
 from imageprompt.adapter.compatibility import (
     check_base,
+    check_free,
     check_lora,
     check_prompt,
     checked_encoder,
@@ -54,6 +56,11 @@ class _Attachment:
     state: AttentionState
     kv_cache: KVCache
     lora: InstalledLora | None
+    lora_mode: LoraMode
+
+    def is_current(self, lora_mode: LoraMode) -> bool:
+        """Is everything still in place, with LoRA in this mode?"""
+        return self.denoiser.intact() and self.lora_mode == lora_mode
 
     def update_lora(self) -> None:
         if self.lora is not None:
@@ -72,6 +79,21 @@ class Adapter:
         self.module = module
         self.encoding = ReferenceEncoder(spec, module.image_proj)
         self._attachment: _Attachment | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Adapter:
+        """An unattached copy, which shares nothing with this one that can change.
+
+        The image encoder is copied too; a face encoder, which never changes, is shared.
+        """
+        made = _restored(
+            self.spec, copy.deepcopy(self.module, memo), copy.deepcopy(self.encoder, memo)
+        )
+        made.encoding.face_encoder = self.encoding.face_encoder
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle restores it unattached, with its image encoder and without a face encoder."""
+        return _restored, (self.spec, self.module, self.encoder)
 
     @property
     def encoder(self) -> Encoder | None:
@@ -141,7 +163,8 @@ class Adapter:
 
         Of a pipeline only the denoiser is used. `encoder` (a model, a folder or one of ours) is
         needed to encode pictures. Everything is checked before anything changes: AttachError,
-        WrongBaseError, EncoderError and OptionError leave the base as it was.
+        WrongBaseError, EncoderError and OptionError leave the base as it was. Where it is attached
+        already, to this denoiser, a new encoder or new faces replace the old ones.
 
         `faces` finds the faces in pictures, for FaceID adapters and portrait: insightface's model
         pack (a folder, or a name in ~/.insightface/models) or a prepared FaceAnalysis.
@@ -150,31 +173,36 @@ class Adapter:
         image prompt is in use, and restores them afterwards, bit for bit: steps then cost what
         they cost the base, but a change of strength takes time. "live" changes no weight.
         """
-        if self._attachment is not None:
-            raise AttachError(
-                "this adapter", reason="already attached", hint="Call detach() first."
-            )
         base = AttachedDenoiser.of(pipe)
+        check_free(None if self._attachment is None else self._attachment.denoiser, base)
         check_base(self.spec, self.module, base.spec)
         image_encoder = None if encoder is None else checked_encoder(self.spec, encoder)
         face_encoder = None if faces is None else checked_faces(self.spec, faces)
         loras = self.module.loras
         check_lora(lora, 1.0, has_lora=bool(loras))
-        if loras:
-            from imageprompt.adapter.lora import install_lora, pair_with_layers
-
-            pairs = pair_with_layers(loras, base.linears(loras), lora, base.denoiser)
-        if base.device.type != "meta":
-            self.module.to(base.device)  # may run out of memory: so before anything is installed
-        state = base.install()
-        installed = install_lora(lora, state, self, pairs, base.denoiser) if loras else None
-        self._attachment = _Attachment(base, state, KVCache(self.module, base), installed)
+        if self._attachment is None:
+            self._attachment = self._install(base, lora)
+        elif not self._attachment.is_current(lora):
+            self.detach()
+            self._attachment = self._install(base, lora)
         self.encoding.base = pipe
         if image_encoder is not None:
             self.encoding.set_encoder(image_encoder)
         if face_encoder is not None:
             self.encoding.face_encoder = face_encoder
         return self
+
+    def _install(self, base: AttachedDenoiser, lora: LoraMode) -> _Attachment:
+        """Install everything, or nothing; raises AttachError."""
+        loras = self.module.loras
+        if loras:
+            from imageprompt.adapter.lora import install_lora, pair_with_layers
+
+            pairs = pair_with_layers(loras, base.linears(loras), lora, base.denoiser)
+        self.module.to(base.execution_device)  # may run out of memory: so before all else
+        state = base.install()
+        installed = install_lora(lora, state, self, pairs, base.denoiser) if loras else None
+        return _Attachment(base, state, KVCache(self.module, base), installed, lora)
 
     def detach(self) -> None:
         """Undo `attach`: the base is bit for bit what it was. Does nothing if not attached.
@@ -431,6 +459,13 @@ class Adapter:
                 call, reason="the adapter is not attached", hint="Call attach(pipe) first."
             )
         return self._attachment
+
+
+def _restored(spec: AdapterSpec, module: AdapterModule, encoder: Encoder | None) -> Adapter:
+    adapter = Adapter(spec, module)
+    if encoder is not None:
+        adapter.encoding.set_encoder(encoder)
+    return adapter
 
 
 def _open_masks(mask: Any, prompts: int) -> Any:

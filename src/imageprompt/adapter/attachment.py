@@ -11,7 +11,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from imageprompt.adapter.hooks import Hook
+from imageprompt.adapter.hooks import Hook, drop_copies
+from imageprompt.adapter.offloading import offloaded_to
 from imageprompt.attention.state import AttentionState
 from imageprompt.core.errors import AttachError
 from imageprompt.core.spec import HostSpec
@@ -61,6 +62,14 @@ class AttachedDenoiser:
         """The device of its weights; the meta device while they are offloaded."""
         return next(self.denoiser.parameters()).device
 
+    @property
+    def execution_device(self) -> torch.device:
+        """The device it computes on; while offloaded, that to which its hooks bring the weights.
+
+        Raises AttachError for weights on the meta device that nothing brings back.
+        """
+        return self.device if self.device.type != "meta" else offloaded_to(self.denoiser)
+
     def linears(self, file_ids: Container[str]) -> dict[str, Mapping[str, nn.Module]]:
         """The linear layers of these attention layers: file id -> kind (q, k, v, out) -> layer."""
         return {
@@ -72,6 +81,7 @@ class AttachedDenoiser:
     def install(self) -> AttentionState:
         """Let the sites read a state, which is returned. All sites or none; raises AttachError."""
         if self.denoiser not in _installations:
+            drop_copies(self.denoiser)
             state = AttentionState()
             undo = self.host.install(self.denoiser, self.spec, state)
             state.check = partial(_check_intact, self.host, undo)
@@ -96,6 +106,10 @@ class AttachedDenoiser:
                 hook.remove()
             self.host.remove(installation.undo)
             del _installations[self.denoiser]
+
+    def intact(self) -> bool:
+        """Are the attention processors still those of `install`?"""
+        return self.host.intact(_installations[self.denoiser].undo)
 
     def check(self) -> None:
         """Raises AttachError if the attention processors were replaced since `install`."""

@@ -8,6 +8,7 @@ import torch
 
 from imageprompt.adapter.attachment import AttachedDenoiser
 from imageprompt.adapter.compatibility import check_options, feature_dim_of
+from imageprompt.adapter.offloading import StoredWeights
 from imageprompt.adapter.weights import AdapterModule, new_lora
 from imageprompt.checkpoint.identify.identify import read_adapter
 from imageprompt.checkpoint.read.open import locate_adapter
@@ -48,8 +49,10 @@ def new_module(
         feature_dim_of(kind.feature, encoder), base.spec.cross_attention_dim, options
     )
     weights = new_lora(site_shapes(kind, base.spec, projector))
+    stored, device = StoredWeights(base.denoiser), base.execution_device
     for site in base.spec.sites:
-        key, value = base.host.text_weights(base.denoiser, site.name)
+        text_weights = base.host.text_weights(base.denoiser, site.name)
+        key, value = (stored.read(weight) for weight in text_weights)
         value = torch.zeros_like(value) if init == "zero" else value
         for name, weight in (("k", key), ("v", value)):
             weights[f"{site.file_id}.to_{name}_ip.weight"] = weight.detach().float().clone()
@@ -60,5 +63,6 @@ def new_module(
         null_rule=kind.null_rule,
         projector=projector,
     )
-    with torch.device(base.device):
-        return spec, AdapterModule.of(kind.build(projector), weights)
+    with torch.device(device):
+        module = AdapterModule.of(kind.build(projector), weights)
+    return spec, module.to(device)

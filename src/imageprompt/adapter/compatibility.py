@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, cast
 
 from imageprompt.adapter.weights import AdapterModule
 from imageprompt.checkpoint.identify.identify import likely_families
-from imageprompt.core.errors import EncoderError, OptionError, PromptError, WrongBaseError
+from imageprompt.core.errors import (
+    AttachError,
+    EncoderError,
+    OptionError,
+    PromptError,
+    WrongBaseError,
+)
 from imageprompt.core.spec import (
     AdapterSpec,
     Feature,
@@ -24,7 +30,19 @@ from imageprompt.variants import VARIANTS, site_shapes
 from imageprompt.variants.tensor_shapes import FACE_DIM, LORA_RANK
 
 if TYPE_CHECKING:
+    from imageprompt.adapter.attachment import AttachedDenoiser
     from imageprompt.encoding.face_encoder import FaceEncoder
+
+
+def check_free(attached: AttachedDenoiser | None, base: AttachedDenoiser) -> None:
+    """Raises AttachError for an adapter that is attached to another denoiser than `base`'s."""
+    if attached is not None and attached.denoiser is not base.denoiser:
+        raise AttachError(
+            "this adapter",
+            reason=f"already attached, to another {type(attached.denoiser).__name__} than that "
+            f"of this pipeline",
+            hint="Call detach() first, or attach a copy: copy.deepcopy(adapter).attach(pipe).",
+        )
 
 
 def check_base(spec: AdapterSpec, module: AdapterModule, sites: HostSpec) -> None:

@@ -11,11 +11,12 @@ import warnings
 import weakref
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from imageprompt.adapter.hooks import Hook
 from imageprompt.adapter.weights import Lora
 from imageprompt.attention.state import AttentionState
 from imageprompt.core.errors import AttachError
@@ -77,23 +78,26 @@ class LiveLora:
     """Adds strength x LoRA(x) to the output of linear layers: no weight of the base changes."""
 
     def __init__(self, state: AttentionState, owner: object, pairs: Pairs) -> None:
-        self._state, self._owner = state, owner
+        self._state, self._owner, self._pairs = state, owner, pairs
         self._handles = [
-            linear.register_forward_hook(partial(self._add, lora)) for linear, lora in pairs
+            linear.register_forward_hook(Hook(partial(self._add, lora))) for linear, lora in pairs
         ]
 
     def update(self) -> None:
-        """Nothing to do: the hooks read the strength at every call."""
+        """The hooks read the strength at every call; only copies of the weights may be stale."""
+        for _, lora in self._pairs:
+            lora.forget()
 
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
+        self.update()
 
     def _add(self, lora: Lora, _: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
         strength = self._state.lora_strength(self._owner)
         if strength is None:
             return None
-        return torch.addcmul(out, lora(args[0]), strength.to(out.dtype))
+        return torch.addcmul(out, lora(args[0]), strength.to(out.device, out.dtype))
 
 
 # ── merged ──────────────────────────────────────────────────────────────────────────────────────
@@ -103,7 +107,8 @@ class MergedLora:
     """Writes W + strength x up @ down into the weights while `owner` is in use, and W back after.
 
     Before every call of the denoiser the weights are brought to the current strength. At strength
-    or scale 0, and outside `use()`, they are the base's own, bit for bit.
+    or scale 0, and outside `use()`, they are the base's own, bit for bit. An exception or an
+    interrupt while they are written puts every one of them back.
     """
 
     def __init__(
@@ -112,8 +117,9 @@ class MergedLora:
         self._state, self._owner, self._pairs = state, owner, pairs
         self._denoiser = weakref.ref(denoiser)
         self._last: tuple[Tensor | None, object] = (None, ())
-        self._strength = 0.0
-        self._hook = denoiser.register_forward_pre_hook(self._before_forward)
+        self._strength: float | None = 0.0  # of every weight; None while they are written
+        hook = Hook(self._before_forward, check=self._check_copy)
+        self._hook = denoiser.register_forward_pre_hook(hook)
 
     def _before_forward(self, *_: object) -> None:
         if torch.compiler.is_compiling():
@@ -123,12 +129,23 @@ class MergedLora:
         else:
             self.update()
 
+    def _check_copy(self) -> None:
+        if self._strength != 0:
+            raise AttachError(
+                "a copy of this denoiser",
+                reason="a LoRA is merged into its weights while an image prompt is in use, so the "
+                "copy would keep it",
+                hint="Copy or save it outside use(), or attach with lora='live'.",
+            )
+
     def update(self) -> None:
         strength = self._state.lora_strength(self._owner)
         version = () if strength is None else versions([strength])
-        if self._last[0] is not strength or self._last[1] != version:
-            self._last = (strength, version)  # reading the number would wait for the device
+        last = (strength, version)
+        if self._strength is None or self._last[0] is not strength or self._last[1] != version:
+            # reading the number would wait for the device
             self._write(0.0 if strength is None else float(strength))
+            self._last = last
 
     def remove(self) -> None:
         self._hook.remove()
@@ -140,12 +157,15 @@ class MergedLora:
         denoiser = self._denoiser()
         if strength and denoiser is not None:  # it may have been offloaded since attach()
             _check_mergeable(self._pairs, denoiser)
+        self._strength = None
+        try:
+            changed = self._write_all(strength)
+        except BaseException:
+            self._last = (None, ())
+            self._write_all(0.0)  # if this is interrupted too, the next update() does it
+            self._strength = 0.0
+            raise
         self._strength = strength
-        with torch.no_grad():
-            changed = [
-                _merged.setdefault(linear, _MergedWeight(linear)).write(self, strength, lora)
-                for linear, lora in self._pairs
-            ]
         if any(changed):
             warnings.warn(
                 f"{sum(changed)} weights were changed while a LoRA was merged into them (by fusing "
@@ -153,15 +173,33 @@ class MergedLora:
                 stacklevel=2,
             )
 
+    def _write_all(self, strength: float) -> list[bool]:
+        with torch.no_grad():
+            return [
+                _merged.setdefault(linear, _MergedWeight(linear)).write(self, strength, lora)
+                for linear, lora in self._pairs
+            ]
+
+
+class _Merged(NamedTuple):
+    """What the weight of a layer holds: its own bits, what was added, and the sum's bits."""
+
+    original: Tensor
+    added: dict[int, tuple[float, Lora]]
+    bit_sum: int | None
+    """None while the weight is written: its content is then unknown."""
+
 
 class _MergedWeight:
-    """The weight of one linear layer: its original bits, and the LoRA that was added to it."""
+    """The weight of one linear layer: its original bits, and the LoRA that was added to it.
+
+    The original is kept from before the first write until after the last, and what is known of the
+    weight changes in one step: an interrupt at any point leaves enough to restore it.
+    """
 
     def __init__(self, linear: Any) -> None:
         self._linear = weakref.ref(linear)
-        self._original: Tensor | None = None  # no copy while nothing is added
-        self._written = 0
-        self._added: dict[int, tuple[float, Lora]] = {}
+        self._now: _Merged | None = None  # no copy while nothing is added
 
     def write(self, owner: object, strength: float, lora: Lora) -> bool:
         """Write the weight with `owner`'s LoRA at this strength; 0 removes it.
@@ -170,33 +208,43 @@ class _MergedWeight:
         """
         linear: Any = self._linear()
         weight: Tensor = linear.weight
-        original = (
-            weight.clone()
-            if self._original is None
-            else self._original.to(weight.device, weight.dtype)
-        )
-        same_dtype = self._original is not None and self._original.dtype == weight.dtype
-        changed = same_dtype and _bit_sum(weight) != self._written
-        if changed:
-            original += (weight.float() - self._sum(original).float()).to(original.dtype)
-        self._added.pop(id(owner), None)
+        now = self._now
+        if now is None and not strength:
+            return False
+        changed = False
+        if now is None:
+            original, added = weight.clone(), dict[int, tuple[float, Lora]]()
+        else:
+            original, added = now.original.to(weight.device, weight.dtype), dict(now.added)
+            changed = (
+                now.bit_sum is not None
+                and now.original.dtype == weight.dtype
+                and _bit_sum(weight) != now.bit_sum
+            )
+            if changed:
+                difference = weight.float() - _sum(original, now.added).float()
+                original = original + difference.to(original.dtype)
+        before = dict(added)
+        added.pop(id(owner), None)
         if strength:
-            self._added[id(owner)] = (strength, lora)
-        weight.copy_(self._sum(original))
-        self._original = original if self._added else None
-        self._written = _bit_sum(weight)
+            added[id(owner)] = (strength, lora)
+        total = _sum(original, added)
+        self._now = _Merged(original, before, None)
+        weight.copy_(total)
+        self._now = _Merged(original, added, _bit_sum(weight)) if added else None
         return changed
 
-    def _sum(self, original: Tensor) -> Tensor:
-        """original + every strength x up @ down, summed in float32 or wider and rounded once."""
-        if not self._added:
-            return original
-        wide = torch.promote_types(original.dtype, torch.float32)
-        total = original.to(wide)
-        for strength, lora in self._added.values():
-            down, up = (part.weight.to(original.device, wide) for part in (lora.down, lora.up))
-            total = total.addmm(up, down, alpha=strength)
-        return total.to(original.dtype)
+
+def _sum(original: Tensor, added: Mapping[int, tuple[float, Lora]]) -> Tensor:
+    """original + every strength x up @ down, summed in float32 or wider and rounded once."""
+    if not added:
+        return original
+    wide = torch.promote_types(original.dtype, torch.float32)
+    total = original.to(wide)
+    for strength, lora in added.values():
+        down, up = (part.weight.to(original.device, wide) for part in (lora.down, lora.up))
+        total = total.addmm(up, down, alpha=strength)
+    return total.to(original.dtype)
 
 
 _merged: weakref.WeakKeyDictionary[nn.Module, _MergedWeight] = weakref.WeakKeyDictionary()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imageprompt.attention.decoupled import KeyValue
+from imageprompt.core.fingerprint import versions
 
 LORA_KINDS = ("q", "k", "v", "out")
 """The linear layers of an attention layer that published adapters add LoRA to."""
@@ -17,17 +19,40 @@ LORA_KINDS = ("q", "k", "v", "out")
 class Lora(nn.Module):
     """A low-rank addition to a linear layer: x -> up(down(x)), without alpha.
 
-    Computes in the dtype of x, which is the base's; the weights keep their own.
+    Computes on the device and in the dtype of x, which are the base's; the weights keep their own.
+    A copy of them there is kept as long as they do not change.
     """
 
     def __init__(self, down: Tensor, up: Tensor) -> None:
         super().__init__()
         self.down = _linear(down)
         self.up = _linear(up)
+        self._cast: tuple[Any, tuple[Tensor, Tensor]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        down, up = (layer.weight.to(x.dtype) for layer in (self.down, self.up))
+        down, up = self._weights_like(x)
         return F.linear(F.linear(x, down), up)
+
+    def forget(self) -> None:
+        """Drop the copy of the weights: they may have been written to in a way nothing counts."""
+        self._cast = None
+
+    def _weights_like(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        down, up = self.down.weight, self.up.weight
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+            return down.to(x.device, x.dtype), up.to(x.device, x.dtype)
+        if (down.device, down.dtype, up.device, up.dtype) == (x.device, x.dtype) * 2:
+            self._cast = None
+            return down, up
+        key = (x.device, x.dtype, versions((down, up)))
+        if self._cast is None or self._cast[0] != key:
+            with torch.inference_mode(False), torch.no_grad():  # usable in every grad mode
+                self._cast = (key, (down.to(x.device, x.dtype), up.to(x.device, x.dtype)))
+        return self._cast[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave the copy of the weights out."""
+        return {**vars(self), "_cast": None}
 
 
 class LayerWeights(nn.Module):
