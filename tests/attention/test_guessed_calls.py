@@ -6,6 +6,7 @@ import asyncio
 import copy
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -175,28 +176,39 @@ def test_two_calls_are_refused_unless_the_branch_is_stated(copies: bool, rig: Ri
                 assert torch.allclose(rows[row], apart[2 * step + row][0], atol=1e-5)
 
 
-class GuiderBatch:
-    """What diffusers' modular loops hold for each call."""
+def test_the_guider_of_a_modular_loop_tells_the_branch(tmp_path: Path) -> None:
+    """diffusers' own block of its modular SDXL pipeline, with its guider."""
+    from diffusers import ClassifierFreeGuidance
+    from diffusers.modular_pipelines import BlockState
+    from diffusers.modular_pipelines.stable_diffusion_xl.denoise import (
+        StableDiffusionXLLoopDenoiser,
+    )
 
-    def __init__(self, name: str) -> None:
-        self.__guidance_identifier__ = name
-        self.__guidance_identifier__ = name
-
-
-def test_the_guider_of_a_modular_loop_tells_the_branch(rig: Rig) -> None:
-    inputs = {**rig.host.inputs(1), "timestep": TIMES[0]}
-
-    def denoise(name: str) -> Tensor:
-        guider_state_batch = GuiderBatch(name)
-        assert guider_state_batch is not None
-        return rig.host.read(rig.unet, inputs)
-
+    rig = build("sdxl", "base", tmp_path)
+    rig.adapter.attach(rig.unet)
+    batch = rig.host.inputs(2)
+    added = batch["added_cond_kwargs"]
+    negative, positive = batch["encoder_hidden_states"].chunk(2)
+    pooled, ids = added["text_embeds"].chunk(2), added["time_ids"].chunk(2)
+    state = BlockState(
+        scaled_latents=batch["sample"][:1],
+        num_inference_steps=3,
+        timestep_cond=None,
+        cross_attention_kwargs=None,
+        prompt_embeds=positive,
+        negative_prompt_embeds=negative,
+        pooled_prompt_embeds=pooled[1],
+        negative_pooled_prompt_embeds=pooled[0],
+        add_time_ids=ids[1],
+        negative_add_time_ids=ids[0],
+    )
+    parts = SimpleNamespace(guider=ClassifierFreeGuidance(guidance_scale=5.0), unet=rig.unet)
     with rig.adapter.use(rig.prompt(1)):
-        uncond, cond = denoise("pred_uncond"), denoise("pred_cond")
-    with rig.adapter.use(rig.prompt(1), guidance="negative"):
-        assert torch.equal(rig.host.read(rig.unet, inputs), uncond)
-    with rig.adapter.use(rig.prompt(1), guidance="none"):
-        assert torch.equal(rig.host.read(rig.unet, inputs), cond)
+        found = StableDiffusionXLLoopDenoiser()(parts, state, 0, TIMES[0])[1].noise_pred
+    with rig.adapter.use(rig.prompt(1), guidance="negative-positive"):
+        uncond, cond = rig.host.read(rig.unet, {**batch, "timestep": TIMES[0]}).chunk(2)
+    assert torch.allclose(found, uncond + 5.0 * (cond - uncond), atol=1e-4)
+    assert not torch.allclose(cond, uncond, atol=1e-2)
 
 
 # ── 4: a denoiser that is never called ──────────────────────────────────────────────────────────

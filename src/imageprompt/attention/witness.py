@@ -50,7 +50,7 @@ def find_witness(denoiser: object) -> Witness:
         if frame is None:
             break
         names = frame.f_code.co_varnames
-        if _GUIDER_BATCH in names:
+        if _GUIDER_BATCH in names or _GUIDER_BATCH in frame.f_code.co_cellvars:
             branch = _guider_branch(frame.f_locals.get(_GUIDER_BATCH))
             if branch is not None:
                 return Witness("the modular pipeline's guider", True, branch=branch)
