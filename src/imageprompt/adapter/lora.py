@@ -116,7 +116,7 @@ class MergedLora:
     ) -> None:
         self._state, self._owner, self._pairs = state, owner, pairs
         self._denoiser = weakref.ref(denoiser)
-        self._last: tuple[Tensor | None, object] = (None, ())
+        self._last: tuple[Tensor | None, object] | None = (None, ())  # None while they are written
         self._strength: float | None = 0.0  # of every weight; None while they are written
         hook = Hook(self._before_forward, check=self._check_copy)
         self._hook = denoiser.register_forward_pre_hook(hook)
@@ -142,8 +142,10 @@ class MergedLora:
         strength = self._state.lora_strength(self._owner)
         version = () if strength is None else versions([strength])
         last = (strength, version)
-        if self._strength is None or self._last[0] is not strength or self._last[1] != version:
-            # reading the number would wait for the device
+        known = self._last
+        if known is None or known[0] is not strength or known[1] != version:
+            self._last = None
+            # reading the number waits for the device
             self._write(0.0 if strength is None else float(strength))
             self._last = last
 
@@ -161,7 +163,6 @@ class MergedLora:
         try:
             changed = self._write_all(strength)
         except BaseException:
-            self._last = (None, ())
             self._write_all(0.0)  # if this is interrupted too, the next update() does it
             self._strength = 0.0
             raise
