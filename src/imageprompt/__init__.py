@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from imageprompt.evaluation.image_quality.picture import check
     from imageprompt.evaluation.probing import probe
     from imageprompt.generation import GenerationResult, generate, repeat
+    from imageprompt.generation.engine import Engine, release
     from imageprompt.generation.reference import Reference
+    from imageprompt.generation.request import Request
+    from imageprompt.generation.run import Progress
     from imageprompt.library import Library
     from imageprompt.loading.recipe import Recipe
     from imageprompt.training.config.config import TrainingConfig
@@ -35,14 +38,17 @@ _HOME = {
     "Adapter": "imageprompt.adapter.adapter",
     "AdapterReport": "imageprompt.checkpoint.inspect",
     "Controls": "imageprompt.control",
+    "Engine": "imageprompt.generation.engine",
     "FaceEncoder": "imageprompt.encoding.face_encoder",
     "GenerationResult": "imageprompt.generation",
     "ImagePrompt": "imageprompt.encoding.image_prompt",
     "ImagePromptError": "imageprompt.core.errors",
     "Library": "imageprompt.library",
     "Framing": "imageprompt.encoding.images.framing",
+    "Progress": "imageprompt.generation.run",
     "Recipe": "imageprompt.loading.recipe",
     "Reference": "imageprompt.generation.reference",
+    "Request": "imageprompt.generation.request",
     "Schedule": "imageprompt.control",
     "TrainResult": "imageprompt.training.train",
     "TrainingConfig": "imageprompt.training.config.config",
@@ -55,6 +61,7 @@ _HOME = {
     "open_picture": "imageprompt.encoding.images.open_image",
     "probe": "imageprompt.evaluation.probing",
     "read_embeddings": "imageprompt.encoding.face_embeddings",
+    "release": "imageprompt.generation.engine",
     "repeat": "imageprompt.generation",
     "sliders": "imageprompt.control",
     "tiled": "imageprompt.encoding.images.framing",
@@ -66,14 +73,17 @@ __all__ = [
     "Adapter",
     "AdapterReport",
     "Controls",
+    "Engine",
     "FaceEncoder",
     "Framing",
     "GenerationResult",
     "ImagePrompt",
     "ImagePromptError",
     "Library",
+    "Progress",
     "Recipe",
     "Reference",
+    "Request",
     "Schedule",
     "TrainResult",
     "TrainingConfig",
@@ -87,6 +97,7 @@ __all__ = [
     "open_picture",
     "probe",
     "read_embeddings",
+    "release",
     "repeat",
     "sliders",
     "tiled",

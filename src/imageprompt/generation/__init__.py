@@ -12,6 +12,7 @@ from imageprompt.generation.result import GenerationResult
 
 if TYPE_CHECKING:
     from imageprompt.encoding.images.open_image import PictureSource
+    from imageprompt.generation.run import Progress
 
 __all__ = ["GenerationResult", "Reference", "generate", "repeat"]
 
@@ -42,6 +43,7 @@ def generate(
     progress: bool = True,
     on_progress: Callable[[str, int, int], object] | None = None,
     on_image: Callable[[GenerationResult], object] | None = None,
+    on_step: Callable[[Progress], object] | None = None,
     **reference_options: Any,
 ) -> GenerationResult:
     """Generate pictures from reference pictures and, optionally, a text prompt.
@@ -63,8 +65,13 @@ def generate(
       together; only rounding can depend on that number.
     - `progress` shows one progress bar; without it nothing is printed. `on_progress` is called
       with ("picture 5 of 60", steps done, all steps) instead.
+    - `on_step` is called with a `Progress` after every denoising step: its `preview()` is a small
+      picture of what the step predicts, its `cancel()` ends the call with the pictures so far.
     - `on_image` is called with a `GenerationResult` of one picture as soon as it is finished, for
       example to save it: `on_image=lambda one: one.save("outputs")`.
+
+    Base, adapters, encoders and encoded references stay loaded for the next call, until their files
+    change: see `Engine`, and `release` to free them.
 
     Raises an ImagePromptError, before anything is loaded wherever possible.
     """
@@ -97,6 +104,6 @@ def repeat(picture: str | os.PathLike[str], **changes: Any) -> GenerationResult:
 
 def _run(request: Request) -> GenerationResult:
     request.check()
-    from imageprompt.generation.run import run
+    from imageprompt.generation.engine import run_request
 
-    return run(request)
+    return run_request(request)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imageprompt import loading
 from imageprompt.core.errors import PromptError
+from imageprompt.generation.models import KeptAdapter, Models, content_key
 from imageprompt.generation.reference import Reference, as_list
 from imageprompt.generation.request import Request
 from imageprompt.loading import LoadedAdapter, LoadedPipeline, LocatedAdapter
@@ -134,72 +136,98 @@ def _locate_adapter(
 
 @contextmanager
 def apply_references(
-    opened: Sequence[OpenedReference], request: Request, base: LoadedPipeline, pipe: Any
+    opened: Sequence[OpenedReference],
+    request: Request,
+    base: LoadedPipeline,
+    pipe: Any,
+    models: Models,
 ) -> Iterator[list[tuple[ReferenceMetadata, ImagePrompt]]]:
     """Inside the block, `pipe` uses all references; afterwards it is as it was."""
-    loaded: dict[tuple[object, ...], LoadedAdapter] = {}
     applied = []
     with ExitStack() as stack:
+        kept = attach_references(stack, opened, request, base, pipe, models)
         for one in opened:
-            if one.attachment not in loaded:
-                sharing = [other for other in opened if other.attachment == one.attachment]
-                loaded[one.attachment] = _attach(sharing, request, base, pipe)
-                stack.callback(loaded[one.attachment].adapter.detach)
-        for one in opened:
-            adapter = loaded[one.attachment].adapter
-            prompt = _image_prompt(one, adapter, request)
+            loaded, owner = kept[one.attachment]
+            adapter = loaded.adapter
+            prompt = image_prompt(one, owner, request)
             controls = one.reference.effective_controls
             stack.enter_context(
                 adapter.use(prompt, guidance=request.layout, controls=controls, mask=one.mask)
             )
-            metadata = one.metadata(loaded[one.attachment], prompt)
+            metadata = one.metadata(loaded, prompt)
             one.check_replay(metadata, request)
             applied.append((metadata, prompt))
         yield applied
 
 
+Attached = tuple[LoadedAdapter, KeptAdapter]
+
+
+def attach_references(
+    stack: ExitStack,
+    opened: Sequence[OpenedReference],
+    request: Request,
+    base: LoadedPipeline,
+    pipe: Any,
+    models: Models,
+) -> dict[tuple[object, ...], Attached]:
+    """Load and attach the adapters, by `attachment`; the stack detaches them."""
+    attached: dict[tuple[object, ...], Attached] = {}
+    for one in opened:
+        if one.attachment not in attached:
+            sharing = [other for other in opened if other.attachment == one.attachment]
+            attached[one.attachment] = _attach(sharing, request, base, pipe, models)
+            stack.callback(attached[one.attachment][0].adapter.detach)
+    return attached
+
+
 def _attach(
-    sharing: Sequence[OpenedReference], request: Request, base: LoadedPipeline, pipe: Any
-) -> LoadedAdapter:
+    sharing: Sequence[OpenedReference],
+    request: Request,
+    base: LoadedPipeline,
+    pipe: Any,
+    models: Models,
+) -> Attached:
     """Load and attach the adapter that these references share."""
     first = sharing[0]
     reference = first.reference
-    adapter, record = loading.load_adapter(first.adapter, pipe, reference.variant)
+    kept = models.adapter(first.attachment, first.adapter, pipe, reference)
     if reference.replayed_from is not None:
-        request.check_same_hash("adapter", reference.replayed_from.adapter, record)
-    return loading.attach_adapter(
-        adapter,
-        record,
+        request.check_same_hash("adapter", reference.replayed_from.adapter, kept.record)
+    reads_pictures = any(one.pictures or one.negative for one in sharing)
+    own = kept.prompts is not None
+    loaded = loading.attach_adapter(
+        kept.adapter,
+        kept.record,
         base,
         pipe,
-        encoder=reference.encoder,
-        faces=reference.faces,
+        encoder=None if own and kept.adapter.encoder is not None else reference.encoder,
+        faces=None if own and kept.adapter.encoding.face_encoder is not None else reference.faces,
         lora_mode=reference.lora_mode,
-        reads_pictures=any(one.pictures or one.negative for one in sharing),
+        reads_pictures=reads_pictures,
         quiet=not request.progress,
+        open_encoder=partial(models.encoder, kept),
     )
+    if own and reads_pictures:
+        kept.encoder = loaded.encoder or kept.encoder
+        loaded = replace(loaded, encoder=kept.encoder)
+    return loaded, kept
 
 
-def _image_prompt(opened: OpenedReference, adapter: Adapter, request: Request) -> ImagePrompt:
+def image_prompt(opened: OpenedReference, kept: KeptAdapter, request: Request) -> ImagePrompt:
+    """The image prompt of a reference: encoded, unless the same was before."""
     from imageprompt.encoding.image_prompt import ImagePrompt
 
-    reference = opened.reference
+    reference, adapter = opened.reference, kept.adapter
     if opened.style is not None:
         from imageprompt.library import Library
 
         return Library(request.library).open(opened.style.name, adapter)
     if reference.image_prompt is None:
-        options = reference.encode_options
-        if opened.negative:
-            options = replace(options, negative=list(opened.negative))
-        return adapter.encoding.encode(
-            list(opened.pictures) or None,
-            None,
-            None,
-            options,
-            embeddings=reference.embeddings or None,
-            face=reference.face,
-        )
+        key = None if kept.prompts is None else _content(opened)
+        if kept.prompts is None or key is None:
+            return _encode(opened, adapter)
+        return _copy(kept.prompts.get(key, lambda: _encode(opened, adapter)))
     given = reference.image_prompt
     prompt = given if isinstance(given, ImagePrompt) else ImagePrompt.load(given)
     if len(prompt) != 1:
@@ -209,3 +237,43 @@ def _image_prompt(opened: OpenedReference, adapter: Adapter, request: Request) -
             hint="Call the pipeline yourself, inside adapter.use().",
         )
     return prompt
+
+
+def _encode(opened: OpenedReference, adapter: Adapter) -> ImagePrompt:
+    reference = opened.reference
+    options = reference.encode_options
+    if opened.negative:
+        options = replace(options, negative=list(opened.negative))
+    return adapter.encoding.encode(
+        list(opened.pictures) or None,
+        None,
+        None,
+        options,
+        embeddings=reference.embeddings or None,
+        face=reference.face,
+    )
+
+
+def _content(opened: OpenedReference) -> Hashable | None:
+    """Equal for references that are encoded to the same; None where that cannot be told."""
+    options = replace(opened.reference.encode_options, reference_mask=None, negative=None)
+    pictures = tuple((one.mode, one.size) for one in (*opened.pictures, *opened.negative))
+    names = ("pictures", "negative_reference", "face_embeddings", "reference_mask")
+    hashes = tuple(tuple(record.hash for record in opened.records[name]) for name in names)
+    try:
+        return pictures, hashes, content_key(options), content_key(opened.reference.face)
+    except TypeError:
+        return None
+
+
+def _copy(prompt: ImagePrompt) -> ImagePrompt:
+    """Its own tensors: writes to them do not reach the one that is kept."""
+    from imageprompt.encoding.image_prompt import ImagePrompt
+
+    null = prompt.null_tokens
+    return ImagePrompt(
+        prompt.tokens.clone(),
+        None if null is None else null.clone(),
+        prompt.metadata,
+        features=prompt.features,
+    )

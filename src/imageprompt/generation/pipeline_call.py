@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from imageprompt.core import bundled
 from imageprompt.core.errors import OptionError
+from imageprompt.generation.models import Models
 from imageprompt.generation.request import Request
 from imageprompt.loading import vae_scale_factor
 
@@ -32,7 +33,7 @@ class StartImages:
     records: Mapping[str, Any] = field(default_factory=dict)
 
 
-def pipeline_for(pipe: Any, start: StartImages, controlnet: Any) -> Any:
+def pipeline_for(pipe: Any, start: StartImages, controlnet: Any, models: Models) -> Any:
     """`pipe`, or another pipeline of the same parts that takes these images. Raises OptionError."""
     import diffusers
 
@@ -46,7 +47,7 @@ def pipeline_for(pipe: Any, start: StartImages, controlnet: Any) -> Any:
         kind, what = diffusers.AutoPipelineForText2Image, "text"
     added = {} if controlnet is None else {"controlnet": controlnet}
     try:
-        return kind.from_pipe(pipe, **added)
+        return models.variant(pipe, what, controlnet, lambda: kind.from_pipe(pipe, **added))
     except ValueError as error:
         net = " with a ControlNet" if added else ""
         raise OptionError(

@@ -144,9 +144,19 @@ class Request:
     progress: Annotated[bool, PYTHON_ONLY] = True
     on_progress: Annotated[Callable[[str, int, int], object] | None, PYTHON_ONLY] = None
     on_image: Annotated[Callable[..., object] | None, PYTHON_ONLY] = None
+    on_step: Annotated[Callable[..., object] | None, PYTHON_ONLY] = None
     replayed_from: Annotated[Recipe | None, PYTHON_ONLY] = None
     changed: Annotated[frozenset[str], PYTHON_ONLY] = frozenset()
     """The options that the user replaced in the recipe."""
+
+    @classmethod
+    def of(cls, prompt: str = "", reference: Any = None, **arguments: Any) -> Request:
+        """From the arguments of `generate`: `Request.of("a star", "ref.png", scale=0.6, seed=3)`.
+
+        Raises OptionError, PictureError.
+        """
+        check_names(arguments)
+        return cls.from_arguments({**arguments, "prompt": prompt, "reference": reference})
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any], **more: Any) -> Request:
@@ -259,7 +269,7 @@ _NEEDS = (
     ("controlnet", "control_image"),
     ("control_scale", "controlnet"),
 )
-_CALLBACKS = ("on_progress", "on_image")
+_CALLBACKS = ("on_progress", "on_image", "on_step")
 _INTERNAL = ("references", "replayed_from", "changed", *_CALLBACKS)
 REQUEST_FIELDS = tuple(item.name for item in fields(Request) if item.name not in _INTERNAL)
 """The options of a whole request; `generate` also takes `also` and the fields of `Reference`."""

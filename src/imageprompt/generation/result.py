@@ -31,6 +31,10 @@ class GenerationResult:
     recipes: list[Recipe]
     image_prompts: tuple[ImagePrompt, ...] = ()
     """One for each of `recipe.references`."""
+    cancelled: bool = False
+    """Did `Progress.cancel()` end the call before all pictures were finished?"""
+    request: int = 0
+    """Position of its request in `Engine.generate_many`."""
 
     @property
     def recipe(self) -> Recipe:

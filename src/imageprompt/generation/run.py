@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from imageprompt import loading
 from imageprompt.attention.cfg_layout import named_layout
 from imageprompt.core.errors import OptionError
 from imageprompt.generation.apply_references import OpenedReference, apply_references
+from imageprompt.generation.models import Models, turn_of
 from imageprompt.generation.pipeline_call import (
     Size,
     StartImages,
@@ -35,41 +36,42 @@ if TYPE_CHECKING:
     from imageprompt.loading import LoadedPipeline
 
 
-def run(request: Request) -> GenerationResult:
-    """The pictures of a checked request. Raises an ImagePromptError."""
+def run(request: Request, models: Models) -> GenerationResult:
+    """The pictures of a checked request, by models that stay loaded. Raises an ImagePromptError."""
     named_layout(request.layout)  # raises for an unknown name
     # all files are found and opened before anything large is loaded
     start = _open_start_images(request)
     folder = loading.base_folder(request.base, cached_only=request.cached_only("base"))
     opened = [OpenedReference.open(one, request, folder) for one in request.active_references]
     net_folder = _find_controlnet(request)
-    base = loading.load_base(
-        request.base, folder, dtype=request.dtype, device=request.device, bars=request.progress
-    )
+    base = models.base(request.base, folder, request.dtype, request.device, request.progress)
     recorded = request.replayed_from
     request.check_same_hash("base", None if recorded is None else recorded.base, base.record)
-    net, net_record = _load_controlnet(request, net_folder, base)
+    net, net_record = _load_controlnet(request, net_folder, base, models)
     request = replace(request, **with_own_defaults(request, base.name))
-    pipe = pipeline_for(base.pipe, start, net)
+    pipe = pipeline_for(base.pipe, start, net, models)
     size, start = _fit(request, start, pipe)
     options = options_of(request, pipe, start, size)
     _warn_unguided(request, options)
-    with loading.few_threads(base), _configured(pipe, request):
+    with turn_of(pipe), loading.few_threads(base), configured(pipe, request):
         recipe = _recipe(request, base, pipe, options, size)
         recipe = replace(recipe, controlnet=net_record, **start.records).check()
         with (
-            apply_references(opened, request, base, pipe) as applied,
+            apply_references(opened, request, base, pipe, models) as applied,
             inpainting_latents(pipe, start),
         ):
             recipe = replace(recipe, references=tuple(metadata for metadata, _ in applied))
             prompts = tuple(prompt for _, prompt in applied)
             result = GenerationResult([], [], prompts)
-            for index, image in _denoise(pipe, request, options):
+            steps = Steps(pipe, request, models)
+            for index, image in _denoise(pipe, request, options, steps):
                 width, height = image.size
                 result.images.append(image)
                 result.recipes.append(replace(recipe, index=index, width=width, height=height))
                 if request.on_image is not None:
                     request.on_image(GenerationResult([image], result.recipes[-1:], prompts))
+            if steps.cancelled:
+                result = replace(result, cancelled=True)
     return result
 
 
@@ -103,13 +105,11 @@ def _find_controlnet(request: Request) -> Path | None:
 
 
 def _load_controlnet(
-    request: Request, folder: Path | None, base: LoadedPipeline
+    request: Request, folder: Path | None, base: LoadedPipeline, models: Models
 ) -> tuple[Any, AssetRecord | None]:
     if request.controlnet is None:
         return None, None
-    from imageprompt.loading.controlnet import load_controlnet
-
-    net, record = load_controlnet(request.controlnet, folder, base.pipe, bars=request.progress)
+    net, record = models.controlnet(request.controlnet, folder, base.pipe, request.progress)
     recorded = request.replayed_from
     request.check_same_hash("controlnet", None if recorded is None else recorded.controlnet, record)
     return net, record
@@ -135,26 +135,127 @@ def _warn_unguided(request: Request, options: Mapping[str, Any]) -> None:
         )
 
 
+# ── steps ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class Cancelled(BaseException):
+    """Ends the loop of a pipeline; never reaches the user."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What `on_step` gets: which pictures, and how many of their denoising steps are done."""
+
+    request: Request
+    index: int
+    """Position of the request in `Engine.generate_many`; 0 in `generate`."""
+    pictures: range
+    """Indices of the request's pictures that are denoised together."""
+    step: int
+    """Steps that are done, 1 to `total`."""
+    total: int
+    _steps: Steps = field(repr=False)
+    _rows: range = field(repr=False)
+
+    @property
+    def picture(self) -> int:
+        """The first of `pictures`."""
+        return self.pictures[0]
+
+    def preview(self) -> list[Image]:
+        """A small picture of each of `pictures`, as this step predicts it; made when asked for."""
+        return self._steps.preview(self._rows)
+
+    def cancel(self) -> None:
+        """End this request after this step. Its finished pictures are returned."""
+        self._steps.cancelled.add(self.index)
+
+
+class Steps:
+    """The step hook of a pipeline: reports progress, and ends its loop when it is cancelled."""
+
+    def __init__(
+        self,
+        pipe: Any,
+        requests: Request | Sequence[Request],
+        models: Models,
+        on_step: Callable[[Progress], object] | None = None,
+    ) -> None:
+        self._requests = [requests] if isinstance(requests, Request) else requests
+        self._on_step = self._requests[0].on_step if on_step is None else on_step
+        self._pipe, self._models = pipe, models
+        known = inspect.signature(type(pipe).__call__).parameters
+        self._by_step = "callback_on_step_end" in known
+        self.cancelled: set[int] = set()
+        if self._on_step is not None and not self._by_step:
+            raise OptionError(
+                f"on_step with a {type(pipe).__name__}",
+                reason="this pipeline has no callback for steps (callback_on_step_end)",
+                hint="Leave on_step out; on_image tells of each finished picture.",
+            )
+
+    def __enter__(self) -> Steps:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None or self.cancelled:  # the pipeline's own end was not reached
+            getattr(self._pipe, "maybe_free_model_hooks", lambda: None)()
+
+    def options(
+        self, parts: Sequence[tuple[int, range]], done: Callable[[int, int], None] | None
+    ) -> dict[str, Any]:
+        """The pipeline's arguments that report its steps; `parts` are (request, its pictures)."""
+        if not self._by_step or (done is None and self._on_step is None):
+            return {}
+
+        def step_end(pipe: Any, step: int, _: Any, outputs: dict[str, Any]) -> dict[str, Any]:
+            total = max(getattr(pipe, "num_timesteps", None) or 1, step + 1)
+            if done is not None:
+                done(step + 1, total)
+            self._tell(parts, step + 1, total)
+            return outputs
+
+        return {"callback_on_step_end": step_end}
+
+    def _tell(self, parts: Sequence[tuple[int, range]], step: int, total: int) -> None:
+        if self._on_step is None:
+            return
+        first = 0
+        for index, pictures in parts:
+            rows = range(first, first + len(pictures))
+            first = rows.stop
+            if index not in self.cancelled:
+                request = self._requests[index]
+                self._on_step(Progress(request, index, pictures, step, total, self, rows))
+        if all(index in self.cancelled for index, _ in parts):
+            raise Cancelled
+
+    def preview(self, rows: range) -> list[Image]:
+        raise NotImplementedError
+
+
 # ── denoising ───────────────────────────────────────────────────────────────────────────────────
 
 
 def _denoise(
-    pipe: Any, request: Request, options: Mapping[str, Any]
+    pipe: Any, request: Request, options: Mapping[str, Any], steps: Steps
 ) -> Iterator[tuple[int, Image]]:
     """Each requested picture with its index, as soon as its batch is finished."""
     import torch
 
-    with _Progress(pipe, request) as progress:
+    with steps, _Progress(pipe, request) as progress:
         for number, batch in enumerate(request.batches()):
             # generators on the CPU draw the same noise for every device
             generators = [torch.Generator().manual_seed(request.seed + i) for i in batch]
             try:
                 images = pipe(
                     **options,
-                    **progress.options(number, batch),
+                    **steps.options([(0, batch)], progress.step(number, batch)),
                     num_images_per_prompt=len(batch),
                     generator=generators,
                 ).images
+            except Cancelled:
+                return
             except torch.OutOfMemoryError as error:
                 raise OptionError(
                     f"{len(batch)} pictures in one batch",
@@ -171,14 +272,13 @@ class _Progress:
     """Reports `picture i of n` and the denoising steps done to `on_progress`, or in one bar."""
 
     def __init__(self, pipe: Any, request: Request) -> None:
-        self._request, self._batches = request, len(list(request.batches()))
+        self._pipe, self._request = pipe, request
+        self._batches = len(list(request.batches()))
         self._report = request.on_progress
         if self._report is None and request.progress:
             self._report = self._show
         self._bar: Any = None
         self._steps = 1
-        known = inspect.signature(type(pipe).__call__).parameters
-        self._by_step = self._report is not None and "callback_on_step_end" in known
 
     def __enter__(self) -> _Progress:
         return self
@@ -187,17 +287,16 @@ class _Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def options(self, number: int, batch: range) -> dict[str, Any]:
-        """The pipeline's arguments that report the steps of this batch."""
-        if not self._by_step:
-            return {}
+    def step(self, number: int, batch: range) -> Callable[[int, int], None] | None:
+        """To be called with (steps done, all steps) of this batch."""
+        if self._report is None:
+            return None
 
-        def step_end(pipe: Any, step: int, _: Any, outputs: dict[str, Any]) -> dict[str, Any]:
-            self._steps = max(getattr(pipe, "num_timesteps", None) or 1, step + 1)
-            self._tell(batch, number * self._steps + step + 1)
-            return outputs
+        def done(step: int, total: int) -> None:
+            self._steps = total
+            self._tell(batch, number * total + step)
 
-        return {"callback_on_step_end": step_end}
+        return done
 
     def finish(self, number: int, batch: range) -> None:
         self._tell(batch, (number + 1) * self._steps)
@@ -221,7 +320,7 @@ class _Progress:
 
 
 @contextmanager
-def _configured(pipe: Any, request: Request) -> Iterator[None]:
+def configured(pipe: Any, request: Request) -> Iterator[None]:
     """The pipeline with the recipe's scheduler and without its own bar; restored afterwards."""
     scheduler, bar = pipe.scheduler, getattr(pipe, "_progress_bar_config", {})
     try:

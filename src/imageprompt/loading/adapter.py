@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,11 +105,13 @@ def attach_adapter(
     lora_mode: Any = "live",
     reads_pictures: bool = True,
     quiet: bool = True,
+    open_encoder: Callable[[Any], Any] | None = None,
 ) -> LoadedAdapter:
     """Attach an adapter to `pipe` (default: the base's own pipeline) with an image encoder.
 
     The encoder is the one given, the adapter's own, or one that `find_encoder` finds; none is
-    searched for unless `reads_pictures`. Raises what `find_encoder` and `Adapter.attach` raise.
+    searched for unless `reads_pictures`. `open_encoder` opens what was found. Raises what
+    `find_encoder` and `Adapter.attach` raise.
     """
     name = None
     lacks = adapter.encoder is None and not adapter.spec.feature.faces_only
@@ -124,6 +127,8 @@ def attach_adapter(
     else:
         encoder = None
     with quiet_loading(quiet):
+        if encoder is not None and open_encoder is not None:
+            encoder = open_encoder(encoder)
         adapter.attach(
             base.pipe if pipe is None else pipe, encoder=encoder, faces=faces, lora=lora_mode
         )

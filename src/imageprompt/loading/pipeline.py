@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -133,6 +134,11 @@ def vae_scale_factor(pipe: Any) -> int:
     return factor
 
 
+_few_threads_lock = threading.Lock()
+_few_threads: list[int] = []
+"""The number before, once for every block that runs: blocks of several threads may overlap."""
+
+
 @contextmanager
 def few_threads(base: LoadedPipeline) -> Iterator[None]:
     """One CPU thread for the bundled stack; the number before is restored afterwards.
@@ -141,13 +147,19 @@ def few_threads(base: LoadedPipeline) -> Iterator[None]:
     """
     import torch
 
-    before = torch.get_num_threads()
-    if base.name == bundled.NAME:
+    if base.name != bundled.NAME:
+        yield
+        return
+    with _few_threads_lock:
+        before = _few_threads[0] if _few_threads else torch.get_num_threads()
+        _few_threads.append(before)
         torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with _few_threads_lock:
+            _few_threads.pop()
+            torch.set_num_threads(before)
 
 
 @contextmanager

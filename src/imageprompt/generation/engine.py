@@ -1,0 +1,257 @@
+"""Engine: one base with its adapters, encoders and image prompts kept loaded."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imageprompt import loading
+from imageprompt.core import bundled
+from imageprompt.core.errors import OptionError
+from imageprompt.generation.models import Models
+from imageprompt.generation.reference import Reference
+from imageprompt.generation.request import Request, check_names
+
+if TYPE_CHECKING:
+    from imageprompt.generation.result import GenerationResult
+    from imageprompt.generation.run import Progress
+
+_OWN = ("base", "dtype", "device")
+LIMIT = 2
+"""How many bases `generate` keeps in a process."""
+
+
+class Engine:
+    """One base, loaded once, with the adapters, encoders and image prompts that it was asked for.
+
+    `base`, `dtype` and `device` are those of `generate`; `adapter` and `encoder` are for references
+    that name none (a style has its own). The base is loaded here, the rest when it is first asked
+    for. What is kept is bounded, the least recently used leaves, and files that changed on disk are
+    loaded again. Between calls nothing is attached to the base.
+
+    Calls from several threads queue up, in order; also those of two engines on one loaded pipeline.
+    A call from a callback of the engine's own is an OptionError.
+
+    Raises NotFoundError, WrongBaseError, OptionError.
+    """
+
+    def __init__(
+        self,
+        base: Any = None,
+        adapter: Any = None,
+        encoder: Any = None,
+        dtype: str | None = None,
+        device: str | None = None,
+    ) -> None:
+        self._given = {"base": base, "dtype": dtype, "device": device}
+        self._defaults = {"adapter": adapter, "encoder": encoder}
+        self._models = _models_of(base)
+        Request(references=(Reference(scale=0),), **self._given).check()
+        folder = loading.base_folder(base)
+        self._models.base(base, folder, dtype, device, bars=False)
+
+    def __repr__(self) -> str:
+        base = self._given["base"]
+        shown = bundled.NAME if base is None else base
+        name = shown if isinstance(shown, str | os.PathLike) else type(shown).__name__
+        return f"Engine({os.fspath(name)!r})"
+
+    def generate(
+        self,
+        prompt: str = "",
+        reference: Any = None,
+        *,
+        on_step: Callable[[Progress], object] | None = None,
+        on_image: Callable[[GenerationResult], object] | None = None,
+        **arguments: Any,
+    ) -> GenerationResult:
+        """Generate pictures: all arguments of `imageprompt.generate` but base, dtype and device.
+
+        `on_step` gets a `Progress` after every denoising step, `on_image` a GenerationResult of
+        each picture as soon as it is finished. `progress.cancel()` ends the call after that step:
+        it returns the pictures that are finished, with `cancelled=True`.
+
+        Raises an ImagePromptError; OptionError for `on_step` on a pipeline without step callbacks.
+        """
+        arguments |= {"prompt": prompt, "reference": reference}
+        return self.run(self.request(arguments | {"on_step": on_step, "on_image": on_image}))
+
+    def generate_many(
+        self,
+        requests: Sequence[Request | Mapping[str, Any]],
+        *,
+        batch_size: int = 8,
+        on_step: Callable[[Progress], object] | None = None,
+        on_image: Callable[[GenerationResult], object] | None = None,
+        progress: bool = True,
+    ) -> list[GenerationResult]:
+        """Generate the pictures of many requests; results come in the order of the requests.
+
+        A request is a mapping of `generate`'s arguments, or a `Request`. Those that agree in size,
+        steps, guidance, adapters and controls are denoised together, `batch_size` pictures at a
+        time, each with its own reference, text, seed and mask; the others in groups. If memory runs
+        out, the batch is halved. A picture is that of the request alone up to rounding.
+
+        `on_step` gets a `Progress` per request and step (`progress.index` tells which), `on_image`
+        each picture when it is finished (`result.request` tells of which request). `cancel()` ends
+        that request only.
+
+        Raises an ImagePromptError that names the request, before anything is made.
+        """
+        from imageprompt.generation.many import run_many
+
+        checked = []
+        for index, one in enumerate(requests):
+            with _Named(index):
+                checked.append(self.request(one))
+        with self._models.turn:
+            return run_many(
+                [replace(one, progress=progress) for one in checked],
+                self._models,
+                batch_size=batch_size,
+                on_step=on_step,
+                on_image=on_image,
+            )
+
+    def repeat(self, picture: str | os.PathLike[str], **changes: Any) -> GenerationResult:
+        """Make a picture again from the recipe in its PNG file; see `imageprompt.repeat`.
+
+        Raises WrongBaseError if the recipe's base is another than the engine's.
+        """
+        from imageprompt.generation.replay import request_from_recipe
+        from imageprompt.loading.recipe import read_picture
+
+        self._refuse_own(changes)
+        recipe, tokens = read_picture(picture)
+        base = {} if self._given["base"] is None else {"base": self._given["base"]}
+        request = request_from_recipe(recipe, tokens, changes | base)
+        changed = request.changed - {"base"}
+        return self.run(replace(request, **self._given, changed=changed))
+
+    def request(self, arguments: Request | Mapping[str, Any]) -> Request:
+        """A checked request with the engine's base, adapter and encoder. Raises OptionError ..."""
+        if isinstance(arguments, Request):
+            given = {name: getattr(arguments, name) for name in _OWN}
+            self._refuse_own({name: value for name, value in given.items() if value is not None})
+            request = replace(arguments, **self._given)
+        else:
+            self._refuse_own(arguments)
+            check_names(arguments)
+            request = Request.from_arguments({**arguments, **self._given})
+        references = tuple(map(self._with_defaults, request.references))
+        request = replace(request, references=references)
+        request.check()
+        return request
+
+    def _with_defaults(self, reference: Any) -> Any:
+        if reference.empty or reference.style is not None:
+            return reference
+        missing = {
+            name: value
+            for name, value in self._defaults.items()
+            if value is not None
+            and getattr(reference, name) is None
+            and not (name == "encoder" and reference.encoded)
+        }
+        return replace(reference, **missing) if missing else reference
+
+    def _refuse_own(self, arguments: Mapping[str, Any]) -> None:
+        for name in _OWN:
+            if name in arguments:
+                raise OptionError(
+                    f"{name}={arguments[name]!r} in a call of an engine",
+                    reason=f"the engine has its own {name}, and the call asks for another",
+                    hint=f"Leave it out for the engine's, or use imageprompt.Engine({name}=...).",
+                )
+
+    def run(self, request: Request) -> GenerationResult:
+        """The pictures of a request of `request()`."""
+        from imageprompt.generation.run import run
+
+        with self._models.turn:
+            return run(request, self._models)
+
+    def release(self) -> None:
+        """Free all that is kept. The next call loads it again."""
+        with self._models.turn:
+            self._models.clear()
+
+
+class _Named:
+    """Errors in the block say which request they belong to."""
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _: object, error: object, __: object) -> None:
+        from imageprompt.core.errors import ImagePromptError
+
+        if isinstance(error, ImagePromptError):
+            what = f"request {self._index}: {error.what}"
+            raise type(error)(what, reason=error.reason, hint=error.hint) from error
+
+
+# ── engines of the process ──────────────────────────────────────────────────────────────────────
+
+_kept: OrderedDict[tuple[str, str | None, str | None], Models] = OrderedDict()
+_lock = threading.Lock()
+_of_pipelines: weakref.WeakKeyDictionary[Any, Models] = weakref.WeakKeyDictionary()
+
+
+def _models_of(base: Any) -> Models:
+    """New ones; for a loaded pipeline those that it had before, as long as it lives."""
+    if isinstance(base, str | os.PathLike | None):
+        return Models()
+    with _lock:
+        return _of_pipelines.setdefault(base, Models())
+
+
+def run_request(request: Request) -> GenerationResult:
+    """A checked request, with the models of its base, dtype and device kept for the next call."""
+    from imageprompt.generation.run import run
+
+    models = _models_for(request)
+    with models.turn:
+        return run(request, models)
+
+
+def _models_for(request: Request) -> Models:
+    if not isinstance(request.base, str | os.PathLike | None):
+        return _models_of(request.base)
+    key = (_place(request.base), request.dtype, request.device)
+    with _lock:
+        models = _kept.setdefault(key, Models())
+        _kept.move_to_end(key)
+        while len(_kept) > LIMIT:
+            _kept.popitem(last=False)
+    return models
+
+
+def _place(base: Any) -> str:
+    """One name for one base, also after a change of the working directory."""
+    name = bundled.NAME if base is None else os.fspath(base)
+    return str(Path(name).absolute()) if name != bundled.NAME and Path(name).exists() else name
+
+
+def release(base: Any = None) -> None:
+    """Free what `generate` keeps loaded: of one base (as it was given to `generate`), or all.
+
+    A call that is running goes on, and keeps its own until it ends.
+    """
+    with _lock:
+        if base is None:
+            _kept.clear()
+            _of_pipelines.clear()
+        elif isinstance(base, str | os.PathLike):
+            for key in [key for key in _kept if key[0] == _place(base)]:
+                del _kept[key]
+        else:
+            _of_pipelines.pop(base, None)
