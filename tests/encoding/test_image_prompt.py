@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import imageprompt as ip
 from imageprompt.core.errors import PromptError
-from imageprompt.core.fingerprint import versions
+from imageprompt.core.fingerprint import contents
 from imageprompt.encoding.image_prompt import KIND, ImagePrompt, PrecomputedKV
 
 TOKENS = torch.arange(24.0).reshape(2, 3, 4)
@@ -49,7 +49,7 @@ def test_a_file_keeps_tokens_metadata_and_precomputed_kv(tmp_path: Path) -> None
     path = tmp_path / "prompt.safetensors"
     prompt = ImagePrompt(TOKENS, TOKENS + 1, {"variant": "base", "encoder": "abc"})
     pair = (torch.ones(2, 3, 8), torch.zeros(2, 3, 8))
-    prompt.precomputed_kv = PrecomputedKV("weights", {"1": pair}, versions([prompt.tokens]))
+    prompt.precomputed_kv = PrecomputedKV("weights", {"1": pair}, contents([prompt.tokens]))
     prompt.save(path)
     # the names that every version of the file has had
     assert set(load_file(path)) == {"tokens", "null_tokens", "k.1", "v.1"}

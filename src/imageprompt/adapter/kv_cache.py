@@ -12,16 +12,17 @@ from torch import Tensor
 from imageprompt.adapter.attachment import AttachedDenoiser
 from imageprompt.adapter.weights import AdapterModule
 from imageprompt.attention.decoupled import KeyValue, split_heads
-from imageprompt.core.fingerprint import fingerprint, versions
+from imageprompt.core.fingerprint import ContentWatch, contents, fingerprint
 from imageprompt.encoding.image_prompt import ImagePrompt, PrecomputedKV
 
 
 class KVCache:
     """Projects prompts with one adapter's K', V' weights, for the denoiser it is attached to.
 
-    Cached per prompt for as long as the prompt lives and no weight changes. K', V' of the null
-    tokens are the same for every prompt and computed once. Where gradients are needed nothing is
-    cached: every use gets its own graph.
+    Cached per prompt for as long as the prompt lives and neither its tokens nor a weight change,
+    also through `.data` (see `ContentWatch` for which writes to weights are noticed). K', V' of the
+    null tokens are the same for every prompt and computed once. Where gradients are needed nothing
+    is cached: every use gets its own graph. Those made under autocast are cached for it alone.
     """
 
     def __init__(self, module: AdapterModule, attached: AttachedDenoiser) -> None:
@@ -31,6 +32,7 @@ class KVCache:
             ImagePrompt, tuple[Any, list[Tensor], list[KeyValue]]
         ] = weakref.WeakKeyDictionary()
         self._null: tuple[Tensor, list[KeyValue]] | None = None
+        self._watch = ContentWatch()
         self._state: tuple[Any, ...] = ()
         self._made_by = ""
 
@@ -44,10 +46,11 @@ class KVCache:
         self._drop_stale()
         # the tensors are stored as well, so that no new tensor can take over their memory
         tensors = [t for t in (prompt.tokens, prompt.null_tokens) if t is not None]
-        if prompt not in self._cache or self._cache[prompt][0] != versions(tensors):
+        state = contents(tensors)
+        if prompt not in self._cache or self._cache[prompt][0] != state:
             with torch.inference_mode(False), torch.no_grad():  # usable in every grad mode
                 key_values = _with_null_rows(self._positive(prompt), self._negative(prompt))
-            self._cache[prompt] = (versions(tensors), tensors, key_values)
+            self._cache[prompt] = (state, tensors, key_values)
         return self._cache[prompt][2]
 
     def precompute(self, prompt: ImagePrompt) -> None:
@@ -56,20 +59,28 @@ class KVCache:
             key_values = self._project_flat(prompt.tokens)
         ids = [site.file_id for site in self._sites]
         named = dict(zip(ids, key_values, strict=True))
-        prompt.precomputed_kv = PrecomputedKV(self.made_by(), named, versions([prompt.tokens]))
+        prompt.precomputed_kv = PrecomputedKV(self.made_by(), named, contents([prompt.tokens]))
 
     def made_by(self) -> str:
         """Identifies the weights, their precision and that of the denoiser."""
         self._drop_stale()
+        return self._weights_made_by()
+
+    def _weights_made_by(self) -> str:
         if not self._made_by:
             weights = self._module.ip_adapter.state_dict()
             precision = next(iter(weights.values())).dtype
-            self._made_by = f"{fingerprint(weights)} {precision} {self._attached.dtype}"
+            autocast = _autocast(next(iter(weights.values())).device)
+            self._made_by = f"{fingerprint(weights)} {precision} {self._attached.dtype}" + (
+                f" autocast {autocast}" if autocast else ""
+            )
         return self._made_by
 
     def _drop_stale(self) -> None:
-        """Drop everything if the weights or the precision have changed."""
-        state = (self._attached.dtype, *versions(self._module.ip_adapter.parameters()))
+        """Drop everything if the weights, the precision or autocast have changed."""
+        weights = list(self._module.ip_adapter.parameters())
+        autocast = _autocast(weights[0].device)
+        state = (self._attached.dtype, autocast, *self._watch.state(weights))
         if self._state != state:
             self._cache.clear()
             self._null, self._state, self._made_by = None, state, ""
@@ -80,7 +91,7 @@ class KVCache:
         shapes = {site.file_id: (*prompt.tokens.shape[:2], site.inner_dim) for site in self._sites}
         if (
             precomputed is None
-            or not precomputed.matches(self.made_by(), prompt.tokens)
+            or not precomputed.matches(self._weights_made_by(), prompt.tokens)
             or precomputed.shapes() != shapes
         ):
             return self._project(prompt.tokens)
@@ -117,6 +128,12 @@ class KVCache:
             (split_heads(k, site.heads), split_heads(v, site.heads))
             for (k, v), site in zip(key_values, self._sites, strict=True)
         ]
+
+
+def _autocast(device: torch.device) -> torch.dtype | None:
+    """The dtype that autocast computes in on a device; None where it is off."""
+    on = torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if on else None
 
 
 def _with_null_rows(positive: list[KeyValue], negative: list[KeyValue] | None) -> list[KeyValue]:

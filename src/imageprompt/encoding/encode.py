@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from imageprompt.core.errors import EncoderError, PromptError
-from imageprompt.core.fingerprint import fingerprint, versions
+from imageprompt.core.fingerprint import ContentWatch, fingerprint
 from imageprompt.core.spec import AdapterSpec, ImageFeature
 from imageprompt.encoding.encoders import Encoder
 from imageprompt.encoding.encoders.contract import LARGEST, FaceChoice
@@ -50,6 +50,7 @@ class ReferenceEncoder:
         self._encoded_null: Tensor | None = None  # the encoder's features of the null picture
         self._null: tuple[Any, Tensor] | None = None  # weights' versions, and the null tokens
         self._fingerprint: tuple[Any, str] | None = None
+        self._watch = ContentWatch()
 
     def set_encoder(self, encoder: Encoder) -> None:
         """Use this image encoder from now on."""
@@ -113,7 +114,7 @@ class ReferenceEncoder:
 
     def fingerprint(self) -> str:
         """See `Adapter.fingerprint`."""
-        state = versions(self.projector.parameters())
+        state = self._watch.state(self.projector.parameters())
         if self._fingerprint is None or self._fingerprint[0] != state:
             self._fingerprint = (state, fingerprint(self.projector.state_dict()))
         return self._fingerprint[1]
@@ -232,7 +233,7 @@ class ReferenceEncoder:
         state = (
             strength,
             tuple(part.shape for part in parts),
-            *versions(self.projector.parameters()),
+            *self._watch.state(self.projector.parameters()),
         )
         if self._null is None or self._null[0] != state:
             self._null = (state, self.project(features, strength=strength))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from imageprompt.core.errors import AdapterFileError, PromptError
-from imageprompt.core.fingerprint import versions
+from imageprompt.core.fingerprint import contents
 
 if TYPE_CHECKING:
     from imageprompt.attention.decoupled import KeyValue
@@ -33,10 +33,10 @@ class PrecomputedKV:
     made_by: str
     key_values: Mapping[str, KeyValue]
     tokens: tuple[Any, ...]
-    """Version of the tokens they were computed from."""
+    """Content of the tokens they were computed from."""
 
     def matches(self, made_by: str, tokens: Tensor) -> bool:
-        return self.made_by == made_by and self.tokens == versions([tokens])
+        return self.made_by == made_by and self.tokens == contents([tokens])
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape that K' and V' of each site share; empty if they differ."""
@@ -155,5 +155,5 @@ class ImagePrompt:
         prompt = cls(tensors["tokens"], tensors.get("null_tokens"), metadata)
         if sites:
             pairs = {site: (tensors[f"k.{site}"], tensors[f"v.{site}"]) for site in sites}
-            prompt.precomputed_kv = PrecomputedKV(made_by, pairs, versions([prompt.tokens]))
+            prompt.precomputed_kv = PrecomputedKV(made_by, pairs, contents([prompt.tokens]))
         return prompt
