@@ -104,19 +104,20 @@ class Engine:
 
         Raises an ImagePromptError that names the request, before anything is made.
         """
-        from imageprompt.generation.many import run_many
+        from imageprompt.generation.many import Named, run_many
 
         checked = []
         for index, one in enumerate(requests):
-            with _Named(index):
+            with Named(index):
                 checked.append(self.request(one))
         with self._models.turn:
             return run_many(
-                [replace(one, progress=progress) for one in checked],
+                [replace(one, progress=False) for one in checked],
                 self._models,
                 batch_size=batch_size,
                 on_step=on_step,
                 on_image=on_image,
+                progress=progress,
             )
 
     def repeat(self, picture: str | os.PathLike[str], **changes: Any) -> GenerationResult:
@@ -181,22 +182,6 @@ class Engine:
         """Free all that is kept. The next call loads it again."""
         with self._models.turn:
             self._models.clear()
-
-
-class _Named:
-    """Errors in the block say which request they belong to."""
-
-    def __init__(self, index: int) -> None:
-        self._index = index
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _: object, error: object, __: object) -> None:
-        from imageprompt.core.errors import ImagePromptError
-
-        if isinstance(error, ImagePromptError):
-            what = f"request {self._index}: {error.what}"
-            raise type(error)(what, reason=error.reason, hint=error.hint) from error
 
 
 # ── engines of the process ──────────────────────────────────────────────────────────────────────

@@ -36,8 +36,27 @@ if TYPE_CHECKING:
     from imageprompt.loading import LoadedPipeline
 
 
-def run(request: Request, models: Models) -> GenerationResult:
-    """The pictures of a checked request, by models that stay loaded. Raises an ImagePromptError."""
+@dataclass(frozen=True)
+class Prepared:
+    """A request whose files are open and whose base is loaded."""
+
+    request: Request
+    base: LoadedPipeline
+    pipe: Any
+    opened: Sequence[OpenedReference]
+    start: StartImages
+    size: Size | None
+    options: Mapping[str, Any]
+    net_record: AssetRecord | None
+
+    def recipe(self) -> Recipe:
+        """The recipe, still without references. Asks the pipeline as `configured` leaves it."""
+        recipe = _recipe(self.request, self.base, self.pipe, self.options, self.size)
+        return replace(recipe, controlnet=self.net_record, **self.start.records).check()
+
+
+def prepare(request: Request, models: Models) -> Prepared:
+    """Open the files of a checked request, then load what is not loaded."""
     named_layout(request.layout)  # raises for an unknown name
     # all files are found and opened before anything large is loaded
     start = _open_start_images(request)
@@ -53,18 +72,21 @@ def run(request: Request, models: Models) -> GenerationResult:
     size, start = _fit(request, start, pipe)
     options = options_of(request, pipe, start, size)
     _warn_unguided(request, options)
-    with turn_of(pipe), loading.few_threads(base), configured(pipe, request):
-        recipe = _recipe(request, base, pipe, options, size)
-        recipe = replace(recipe, controlnet=net_record, **start.records).check()
-        with (
-            apply_references(opened, request, base, pipe, models) as applied,
-            inpainting_latents(pipe, start),
-        ):
+    return Prepared(request, base, pipe, opened, start, size, options, net_record)
+
+
+def run(request: Request, models: Models) -> GenerationResult:
+    """The pictures of a checked request, by models that stay loaded. Raises an ImagePromptError."""
+    prepared = prepare(request, models)
+    request, pipe = prepared.request, prepared.pipe
+    with turn_of(pipe), loading.few_threads(prepared.base), configured(pipe, request):
+        recipe = prepared.recipe()
+        with _applied(prepared, models) as applied:
             recipe = replace(recipe, references=tuple(metadata for metadata, _ in applied))
             prompts = tuple(prompt for _, prompt in applied)
             result = GenerationResult([], [], prompts)
-            steps = Steps(pipe, request, models)
-            for index, image in _denoise(pipe, request, options, steps):
+            steps = Steps(pipe, [request], models)
+            for index, image in _denoise(prepared, steps, 0):
                 width, height = image.size
                 result.images.append(image)
                 result.recipes.append(replace(recipe, index=index, width=width, height=height))
@@ -73,6 +95,25 @@ def run(request: Request, models: Models) -> GenerationResult:
             if steps.cancelled:
                 result = replace(result, cancelled=True)
     return result
+
+
+def run_prepared(
+    prepared: Prepared, models: Models, steps: Steps, number: int
+) -> Iterator[tuple[int, Image]]:
+    """The pictures of request `number` of several, with their indices."""
+    with configured(prepared.pipe, prepared.request), _applied(prepared, models):
+        yield from _denoise(prepared, steps, number)
+
+
+@contextmanager
+def _applied(prepared: Prepared, models: Models) -> Iterator[list[Any]]:
+    """The pipeline with the request's references and init image."""
+    request, base, pipe = prepared.request, prepared.base, prepared.pipe
+    with (
+        apply_references(prepared.opened, request, base, pipe, models) as applied,
+        inpainting_latents(pipe, prepared.start),
+    ):
+        yield applied
 
 
 def _open_start_images(request: Request) -> StartImages:
@@ -177,17 +218,19 @@ class Steps:
     def __init__(
         self,
         pipe: Any,
-        requests: Request | Sequence[Request],
+        requests: Sequence[Request],
         models: Models,
         on_step: Callable[[Progress], object] | None = None,
+        cancelled: set[int] | None = None,
     ) -> None:
-        self._requests = [requests] if isinstance(requests, Request) else requests
-        self._on_step = self._requests[0].on_step if on_step is None else on_step
+        self._requests = requests
+        self._hooks = [one.on_step if on_step is None else on_step for one in requests]
+        self._wanted = any(hook is not None for hook in self._hooks)
         self._pipe, self._models = pipe, models
         known = inspect.signature(type(pipe).__call__).parameters
         self._by_step = "callback_on_step_end" in known
-        self.cancelled: set[int] = set()
-        if self._on_step is not None and not self._by_step:
+        self.cancelled: set[int] = set() if cancelled is None else cancelled
+        if self._wanted and not self._by_step:
             raise OptionError(
                 f"on_step with a {type(pipe).__name__}",
                 reason="this pipeline has no callback for steps (callback_on_step_end)",
@@ -205,7 +248,7 @@ class Steps:
         self, parts: Sequence[tuple[int, range]], done: Callable[[int, int], None] | None
     ) -> dict[str, Any]:
         """The pipeline's arguments that report its steps; `parts` are (request, its pictures)."""
-        if not self._by_step or (done is None and self._on_step is None):
+        if not self._by_step or (done is None and not self._wanted):
             return {}
 
         def step_end(pipe: Any, step: int, _: Any, outputs: dict[str, Any]) -> dict[str, Any]:
@@ -218,15 +261,13 @@ class Steps:
         return {"callback_on_step_end": step_end}
 
     def _tell(self, parts: Sequence[tuple[int, range]], step: int, total: int) -> None:
-        if self._on_step is None:
-            return
         first = 0
         for index, pictures in parts:
             rows = range(first, first + len(pictures))
             first = rows.stop
-            if index not in self.cancelled:
-                request = self._requests[index]
-                self._on_step(Progress(request, index, pictures, step, total, self, rows))
+            hook, request = self._hooks[index], self._requests[index]
+            if index not in self.cancelled and hook is not None:
+                hook(Progress(request, index, pictures, step, total, self, rows))
         if all(index in self.cancelled for index, _ in parts):
             raise Cancelled
 
@@ -237,12 +278,11 @@ class Steps:
 # ── denoising ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _denoise(
-    pipe: Any, request: Request, options: Mapping[str, Any], steps: Steps
-) -> Iterator[tuple[int, Image]]:
+def _denoise(prepared: Prepared, steps: Steps, number_of: int) -> Iterator[tuple[int, Image]]:
     """Each requested picture with its index, as soon as its batch is finished."""
     import torch
 
+    pipe, request, options = prepared.pipe, prepared.request, prepared.options
     with steps, _Progress(pipe, request) as progress:
         for number, batch in enumerate(request.batches()):
             # generators on the CPU draw the same noise for every device
@@ -250,7 +290,7 @@ def _denoise(
             try:
                 images = pipe(
                     **options,
-                    **steps.options([(0, batch)], progress.step(number, batch)),
+                    **steps.options([(number_of, batch)], progress.step(number, batch)),
                     num_images_per_prompt=len(batch),
                     generator=generators,
                 ).images
