@@ -72,6 +72,7 @@ class ContentWatch:
 
 
 _PLACES = 16
+_TOGETHER = 32  # tensors; more would wake the other threads of torch, which costs their time
 
 
 def _samples(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
@@ -85,7 +86,11 @@ def _samples(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
             step = (view.numel() - _PLACES) // (_PLACES - 1)
             view = view.as_strided((_PLACES, _PLACES), (step, 1))
         groups.setdefault((view.shape, view.dtype, view.device), []).append(view)
-    return list(groups.values())
+    return [
+        group[start : start + _TOGETHER]
+        for group in groups.values()
+        for start in range(0, len(group), _TOGETHER)
+    ]
 
 
 def _read(samples: list[list[Tensor]]) -> list[Tensor]:
