@@ -195,6 +195,8 @@ def _models_of(base: Any) -> Models:
     """New ones; for a loaded pipeline those that it had before, as long as it lives."""
     if isinstance(base, str | os.PathLike | None):
         return Models()
+    if not hasattr(base, "components"):
+        return Models()  # not a pipeline; what loads it says so
     with _lock:
         return _of_pipelines.setdefault(base, Models())
 

@@ -99,6 +99,18 @@ def run_many(
         raise OptionError(f"batch_size={batch_size!r}", reason="not a whole number above 0")
     if not requests:
         return []
+    with turn_of(requests[0].base):
+        return _run_in_turn(requests, models, batch_size, on_step, on_image, progress)
+
+
+def _run_in_turn(
+    requests: Sequence[Request],
+    models: Models,
+    batch_size: int,
+    on_step: Callable[[Progress], object] | None,
+    on_image: Callable[[GenerationResult], object] | None,
+    progress: bool,
+) -> list[GenerationResult]:
     prepared = []
     for index, request in enumerate(requests):
         with Named(index):
@@ -108,7 +120,7 @@ def run_many(
         id(one.pipe): Steps(one.pipe, requests, models, on_step, cancelled) for one in prepared
     }
     base = prepared[0].base
-    with turn_of(base.pipe), loading.few_threads(base):
+    with loading.few_threads(base):
         jobs = [_ready(index, one, models) for index, one in enumerate(prepared)]
         results = [GenerationResult([], [], job.prompts, request=job.index) for job in jobs]
         groups: dict[Hashable, list[_Job]] = {}

@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -127,9 +128,14 @@ _turns: weakref.WeakKeyDictionary[Any, Turn] = weakref.WeakKeyDictionary()
 _turns_lock = threading.Lock()
 
 
-def turn_of(pipe: Any) -> Turn:
-    """The turn of a pipeline: that of its denoiser, which several pipelines may share."""
-    model = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None) or pipe
+def turn_of(base: Any) -> Turn | nullcontext[None]:
+    """The turn of a loaded pipeline: that of its denoiser, which several pipelines may share.
+
+    A base that is loaded from a folder belongs to its engine, whose own turn is enough.
+    """
+    model = getattr(base, "unet", None) or getattr(base, "transformer", None)
+    if model is None:
+        return nullcontext()
     with _turns_lock:
         return _turns.setdefault(model, Turn())
 

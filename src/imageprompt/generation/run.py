@@ -77,9 +77,13 @@ def prepare(request: Request, models: Models) -> Prepared:
 
 def run(request: Request, models: Models) -> GenerationResult:
     """The pictures of a checked request, by models that stay loaded. Raises an ImagePromptError."""
-    prepared = prepare(request, models)
+    with turn_of(request.base):
+        return _run(prepare(request, models), models)
+
+
+def _run(prepared: Prepared, models: Models) -> GenerationResult:
     request, pipe = prepared.request, prepared.pipe
-    with turn_of(pipe), loading.few_threads(prepared.base), configured(pipe, request):
+    with loading.few_threads(prepared.base), configured(pipe, request):
         recipe = prepared.recipe()
         with _applied(prepared, models) as applied:
             recipe = replace(recipe, references=tuple(metadata for metadata, _ in applied))
@@ -417,7 +421,7 @@ def _recipe(
         height=height,
         dtype=loading.dtype_name(pipe),
         device=str(loading.device_of(pipe)),
-        scheduler=_plain(pipe.scheduler.config),
+        scheduler=_plain(pipe.scheduler),
         base=base.record,
         references=(),
         strength=options.get("strength"),
@@ -426,9 +430,10 @@ def _recipe(
     )
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A scheduler's configuration with arrays as lists, for JSON."""
-    return {
+def _plain(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's class and configuration with arrays as lists, for JSON."""
+    config = {
         name: value.tolist() if hasattr(value, "tolist") else value
-        for name, value in config.items()
+        for name, value in scheduler.config.items()
     }
+    return config | {"_class_name": type(scheduler).__name__}  # missing if it was built in memory
