@@ -20,6 +20,7 @@ from imageprompt.control.scales import (
 )
 from imageprompt.control.schedules import Schedule
 from imageprompt.core.errors import OptionError
+from imageprompt.core.numbers import plain_numbers
 from imageprompt.core.spec import Site
 
 PENALTY_WIDTH = 1280.0
@@ -58,6 +59,7 @@ class Controls:
             schedule = parts.pop("schedule", None)
             return cls(**parts, schedule=None if schedule is None else Schedule.of(schedule))
         default = cls()
+        parts = {name: plain_numbers(value) for name, value in parts.items()}
         changed = [name for name, value in parts.items() if value != getattr(default, name)]
         if not isinstance(controls, cls) or changed:
             raise OptionError(
@@ -69,6 +71,8 @@ class Controls:
 
     def __post_init__(self) -> None:
         """Check everything that can be checked without a base; a preset gets its own spelling."""
+        for name in ("scale", "composition", "boost", "lora"):
+            object.__setattr__(self, name, plain_numbers(getattr(self, name)))
         check_scale(self.scale)
         one_scale(self.lora, "lora")
         if self.scaling not in get_args(Scaling):

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from imageprompt.core.errors import ScaleError
+from imageprompt.core.numbers import plain_number
 from imageprompt.core.spec import Site
 
 Scaling = Literal["V only", "K+V", "K+V w/ C penalty", "K+mean(V) w/ C penalty"]
@@ -26,7 +27,7 @@ MAX_SCALE = 2.0
 Scale = float | str | Mapping[Any, Any] | Sequence[str]
 """How strongly the image prompt acts at each site:
 
-- a number 0..2: the same at all sites;
+- a number 0..2: the same at all sites (a numpy scalar or an array or tensor of one number too);
 - numbers by site: a site's name, a prefix of it (`up_blocks.1`) or a role (`style`, `layout`,
   `other`), of which the longest match counts; or the number of its transformer in sampling order;
 - diffusers' `{"down": {"block_2": [0.0, 1.0]}, "mid": 1.0, "up": ...}`: what is left out is 0;
@@ -72,6 +73,7 @@ def check_scale(scale: Scale) -> None:
 
 def one_scale(value: object, name: str) -> float:
     """`value` as a float if it is a number 0..2. Raises ScaleError that calls it `name`."""
+    value = plain_number(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ScaleError(f"{name} = {value!r}", reason="a scale is a number from 0 to 2")
     if not (math.isfinite(value) and 0.0 <= value <= MAX_SCALE):

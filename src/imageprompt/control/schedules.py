@@ -11,6 +11,7 @@ from difflib import get_close_matches
 
 from imageprompt.control.scales import one_scale
 from imageprompt.core.errors import OptionError, ScaleError
+from imageprompt.core.numbers import plain_number
 
 Curve = str | tuple[float, ...] | Callable[[float], float]
 
@@ -93,8 +94,10 @@ class Schedule:
             return value
         if isinstance(value, str):
             return cls.parse(value)
+        if hasattr(value, "tolist"):  # an array or a tensor
+            value = value.tolist()
         if isinstance(value, Sequence):
-            return cls(curve=(*value,))
+            return cls(curve=tuple(map(plain_number, value)))
         if callable(value):
             return cls(curve=value)
         raise OptionError(f"schedule {value!r}", reason="not a schedule", hint=_HINT)

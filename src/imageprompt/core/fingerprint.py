@@ -39,7 +39,7 @@ def versions(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
 def contents(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
     """Like `versions`, and it changes with every bit of their content: for small tensors."""
     tensors = list(tensors)
-    return versions(tensors), tuple(zlib.crc32(_bits(t).cpu().numpy()) for t in tensors)
+    return versions(tensors), tuple(zlib.crc32(_bits(t).cpu().numpy().tobytes()) for t in tensors)
 
 
 class ContentWatch:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.errors import OptionError, PromptError
+from imageprompt.core.numbers import plain_number, plain_numbers
 from imageprompt.core.spec import AdapterSpec
 from imageprompt.encoding import fusion as fusions
 from imageprompt.encoding.encoders.contract import LARGEST, FaceChoice, check_face_choice
@@ -52,6 +53,10 @@ class EncodeOptions:
     ) -> EncodeOptions:
         """Parse and check what a user writes. Raises OptionError."""
         fusion = fusions.parse_fusion(fusion)
+        others = {
+            name: plain_number(value) if name in _NUMBERS else value
+            for name, value in others.items()
+        }
         options = cls(
             fusion=fusion,
             weights=_parse_weights(weights, fusion),
@@ -243,6 +248,9 @@ class EncodeOptions:
         return {name: text for name, text in texts.items() if text}
 
 
+_NUMBERS = ("noise_seed", "subtract_strength", "face_strength")
+
+
 def _check_number(name: str, value: object, hint: str) -> None:
     number = isinstance(value, float | int) and not isinstance(value, bool)
     if not number or not math.isfinite(value):  # type: ignore[arg-type]
@@ -260,6 +268,7 @@ def _parse_framing(framing: object) -> Framing:
 
 
 def _parse_noise(noise: Noise | float | str) -> Noise | None:
+    noise = plain_number(noise)
     if type(noise) in (int, float) and noise == 0:
         return None
     from imageprompt.encoding.images.noise import Noise
@@ -268,6 +277,7 @@ def _parse_noise(noise: Noise | float | str) -> Noise | None:
 
 
 def _parse_weights(weights: object, fusion: str) -> Weights | None:
+    weights = weights.tolist() if hasattr(weights, "tolist") else plain_numbers(weights)
     nested = isinstance(weights, list | tuple) and any(
         isinstance(row, list | tuple) for row in weights
     )

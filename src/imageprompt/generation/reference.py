@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from imageprompt.control import DEFAULT_SCALE, Controls, Scale, Scaling
 from imageprompt.core.errors import OptionError, PictureError
+from imageprompt.core.numbers import plain_numbers
 from imageprompt.core.schema import PYTHON_ONLY, Option
 from imageprompt.encoding.options import EncodeOptions
 from imageprompt.generation import option_values as values
@@ -271,6 +272,12 @@ class Reference:
         changed = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._changed(*_DEFAULTS))
         return f"Reference({changed})"
 
+    def __post_init__(self) -> None:
+        for name in _NUMBERS:
+            object.__setattr__(self, name, plain_numbers(getattr(self, name)))
+        if hasattr(self.weights, "tolist"):
+            object.__setattr__(self, "weights", self.weights.tolist())
+
     # ── parts ───────────────────────────────────────────────────────────────────────────────────
 
     @property
@@ -455,6 +462,10 @@ class Reference:
         return copy
 
 
+_NUMBERS = (
+    *("scale", "composition", "boost", "lora"),
+    *("weights", "noise", "noise_seed", "subtract_strength", "face_strength"),
+)
 _DEFAULTS: Mapping[str, Any] = {item.name: item.default for item in fields(Reference)}
 REPLAY_FIELDS = ("replayed_from", "tokens_from_recipe")
 REFERENCE_FIELDS = tuple(name for name in _DEFAULTS if name not in REPLAY_FIELDS)

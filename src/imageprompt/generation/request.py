@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from typing import Annotated, Any
 
 from imageprompt.core.errors import OptionError, PictureError, WrongBaseError
+from imageprompt.core.numbers import plain_numbers
 from imageprompt.core.schema import PYTHON_ONLY, Option
 from imageprompt.generation import option_values as values
 from imageprompt.generation.option_values import FILE, STRING
@@ -172,6 +173,10 @@ class Request:
             name: arguments[name] for name in (*REQUEST_FIELDS, *_CALLBACKS) if name in arguments
         }
         return cls(**rest, references=_all_references(first, also), **more)
+
+    def __post_init__(self) -> None:
+        for name in _LIMITS:
+            object.__setattr__(self, name, plain_numbers(getattr(self, name)))
 
     def check(self) -> None:
         """All that can be checked before loading. Raises OptionError, ScaleError ..."""
