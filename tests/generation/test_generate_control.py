@@ -135,6 +135,7 @@ def test_the_same_adapter_twice_is_loaded_once(
 ) -> None:
     loaded = []
     load = ip.Adapter.load
+    ip.release()
     monkeypatch.setattr(
         ip.Adapter, "load", lambda *a, **k: loaded.append(a) or load(*a, **k), raising=True
     )

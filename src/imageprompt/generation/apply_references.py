@@ -196,6 +196,8 @@ def _attach(
         request.check_same_hash("adapter", reference.replayed_from.adapter, kept.record)
     reads_pictures = any(one.pictures or one.negative for one in sharing)
     own = kept.prompts is not None
+    if own and not reads_pictures:
+        kept.adapter.encoding.encoder = None  # as newly loaded: encoded ones are not compared to it
     loaded = loading.attach_adapter(
         kept.adapter,
         kept.record,

@@ -12,6 +12,7 @@ from imageprompt import loading
 from imageprompt.core.errors import ImagePromptError, OptionError
 from imageprompt.generation.apply_references import attach_references, image_prompt
 from imageprompt.generation.models import Models, turn_of
+from imageprompt.generation.pipeline_call import configured
 from imageprompt.generation.request import Request
 from imageprompt.generation.result import GenerationResult
 from imageprompt.generation.run import (
@@ -19,7 +20,6 @@ from imageprompt.generation.run import (
     Prepared,
     Progress,
     Steps,
-    configured,
     prepare,
     run_prepared,
 )

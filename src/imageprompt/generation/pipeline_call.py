@@ -143,6 +143,38 @@ def inpainting_latents(pipe: Any, start: StartImages) -> Iterator[None]:
         unet.register_to_config(in_channels=channels)
 
 
+@contextmanager
+def configured(pipe: Any, request: Request) -> Iterator[None]:
+    """The pipeline with the recipe's scheduler and without its own bar; restored afterwards."""
+    scheduler, bar = pipe.scheduler, getattr(pipe, "_progress_bar_config", {})
+    try:
+        pipe.set_progress_bar_config(**{**bar, "disable": True})
+        if request.replayed_from is not None:
+            pipe.scheduler = _scheduler(request.replayed_from.scheduler)
+        yield
+    finally:
+        pipe.scheduler = scheduler
+        pipe.set_progress_bar_config(**bar)
+
+
+def _scheduler(config: Mapping[str, Any]) -> Any:
+    import diffusers
+
+    name = config["_class_name"]
+    kind: Any = getattr(diffusers, name, None)
+    known = inspect.isclass(kind) and issubclass(kind, diffusers.SchedulerMixin)
+    if not known:
+        raise OptionError(
+            f"scheduler {name!r} of the recipe", reason="diffusers has no such scheduler"
+        )
+    try:
+        return kind.from_config(dict(config))
+    except Exception as error:  # a stranger may have written any value into it
+        raise OptionError(
+            f"scheduler {name!r} of the recipe", reason=f"invalid configuration ({error})"
+        ) from error
+
+
 def _pictures(
     request: Request, start: StartImages, known: Mapping[str, inspect.Parameter], steps: int
 ) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from imageprompt.generation.pipeline_call import (
     Size,
     StartImages,
     check_size,
+    configured,
     inpainting_latents,
     options_of,
     pipeline_for,
@@ -361,38 +362,6 @@ class _Progress:
         self._bar.total = total
         self._bar.set_description(what, refresh=False)
         self._bar.update(done - self._bar.n)
-
-
-@contextmanager
-def configured(pipe: Any, request: Request) -> Iterator[None]:
-    """The pipeline with the recipe's scheduler and without its own bar; restored afterwards."""
-    scheduler, bar = pipe.scheduler, getattr(pipe, "_progress_bar_config", {})
-    try:
-        pipe.set_progress_bar_config(**{**bar, "disable": True})
-        if request.replayed_from is not None:
-            pipe.scheduler = _scheduler(request.replayed_from.scheduler)
-        yield
-    finally:
-        pipe.scheduler = scheduler
-        pipe.set_progress_bar_config(**bar)
-
-
-def _scheduler(config: Mapping[str, Any]) -> Any:
-    import diffusers
-
-    name = config["_class_name"]
-    kind: Any = getattr(diffusers, name, None)
-    known = inspect.isclass(kind) and issubclass(kind, diffusers.SchedulerMixin)
-    if not known:
-        raise OptionError(
-            f"scheduler {name!r} of the recipe", reason="diffusers has no such scheduler"
-        )
-    try:
-        return kind.from_config(dict(config))
-    except Exception as error:  # a stranger may have written any value into it
-        raise OptionError(
-            f"scheduler {name!r} of the recipe", reason=f"invalid configuration ({error})"
-        ) from error
 
 
 # ── recipe ──────────────────────────────────────────────────────────────────────────────────────

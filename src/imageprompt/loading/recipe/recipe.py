@@ -6,6 +6,7 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 from imageprompt.control import DEFAULT_SCALE, Scale
@@ -174,6 +175,11 @@ def _names(kind: type) -> list[str]:
 
 def library_versions() -> dict[str, str]:
     """Versions of imageprompt and of the libraries that a picture's bits depend on."""
+    return dict(_library_versions())
+
+
+@cache
+def _library_versions() -> dict[str, str]:
     from importlib import metadata
 
     names = ("torch", "diffusers", "transformers")
