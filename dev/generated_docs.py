@@ -177,6 +177,7 @@ def _help(words: tuple[str, ...]) -> str:
 
 PUBLIC = {
     "Generate": ("generate", "repeat", "Reference", "GenerationResult", "Recipe"),
+    "Engine": ("Engine", "Request", "Progress", "release"),
     "Adapters and image prompts": ("Adapter", "ImagePrompt"),
     "Control": ("Controls", "Schedule", "sliders"),
     "Reference pictures": ("open_picture", "Framing", "tiled", "check"),

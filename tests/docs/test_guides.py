@@ -68,8 +68,10 @@ def test_start(folder: Path) -> None:
         assert cli.main([*command, *extra]) == 0, command
     first, again = (Image.open(folder / name / "0001.png") for name in ("out", "again"))
     assert np.array_equal(first, again)
-    (snippet,) = blocks(DOCS / "start.md", "python")
-    exec(compile(snippet, "docs/start.md", "exec"), {})
+    names: dict[str, Any] = {}
+    for snippet in blocks(DOCS / "start.md", "python"):
+        exec(compile(snippet, "docs/start.md", "exec"), names)
+    assert [len(one) for one in names["results"]] == [1, 1]
 
 
 def test_training(folder: Path) -> None:
