@@ -29,7 +29,10 @@ def open_mask(source: Any, *, if_black: str = "") -> Weights:
     """
     from PIL import Image
 
-    if isinstance(source, str | os.PathLike | bytes | Image.Image):
+    from imageprompt.encoding.images.arrays import is_file
+
+    files = str | os.PathLike | bytes | bytearray | memoryview  # type: ignore[type-arg]
+    if isinstance(source, files | Image.Image) or is_file(source):
         weights = _from_picture(source)
     else:
         weights = _from_array(source)

@@ -336,7 +336,7 @@ class Reference:
     def check(self) -> None:
         """Check what needs no file to be opened. Raises OptionError, ScaleError, PictureError."""
         controls = self.effective_controls
-        sources = [name for name in SOURCES if getattr(self, name) not in (None, [], ())]
+        sources = [name for name in SOURCES if as_list(getattr(self, name))]
         if len(sources) > 1 or (self.encoded and self.embeddings):
             names = [*sources, *(["face_embeddings"] if self.embeddings else [])]
             raise OptionError(

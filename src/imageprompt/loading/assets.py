@@ -51,6 +51,11 @@ def record_of(source: Any) -> AssetRecord:
         return AssetRecord(name=os.fspath(source), hash=file_hash(Path(source)))
     import numpy
 
+    if hasattr(source, "read"):  # an open file
+        from imageprompt.encoding.images.arrays import read_file
+        from imageprompt.encoding.images.open_image import MAX_FILE_BYTES, describe
+
+        source = read_file(source, describe(source), MAX_FILE_BYTES + 1)
     if hasattr(source, "detach"):  # a tensor on any device
         source = source.detach().cpu().numpy()
     if isinstance(source, list | tuple):  # an array written as lists

@@ -11,15 +11,24 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from imageprompt.core.errors import PictureError
+from imageprompt.encoding.images.arrays import is_array, is_file, picture_of, read_file
 
-PictureSource = str | os.PathLike[str] | bytes | Image.Image
-"""A path, the bytes of a picture file, or a PIL image."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PictureSource: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image "
+    "| NDArray[Any] | Tensor"
+)
+"""A path, the bytes of a picture file, such a file open for reading, a PIL image, or the pixels as
+an array or tensor: [H, W], [H, W, C] or [C, H, W] with uint8 (0..255) or floats (0..1)."""
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 """Always opened. AVIF needs a Pillow with its decoder (the usual), HEIC needs pillow-heif."""
@@ -84,11 +93,13 @@ def open_picture(source: PictureSource) -> Image.Image:
 def open_with_hash(source: PictureSource) -> tuple[Image.Image, str]:
     """`open_picture` and the SHA-256 (hex) of what was read; a file is read and decoded once.
 
-    The hash is that of the file's bytes, or of a PIL image's raw pixels. Raises PictureError.
+    The hash is that of the file's bytes, or of the raw pixels of a PIL image or array. Raises
+    PictureError.
     """
+    label = describe(source)
+    source = _in_memory(source, label)
     if isinstance(source, Image.Image):
         return open_picture(source), hashlib.sha256(source.tobytes()).hexdigest()
-    label = describe(source)
     with _stream(source, label) as stream:
         data = _read_all(stream, label)
     stored = _decoded(io.BytesIO(data), label)
@@ -103,6 +114,7 @@ def open_upright(source: PictureSource) -> Image.Image:
 def open_stored(source: PictureSource) -> Image.Image:
     """Like `open_upright`, but not turned, and with the metadata of its file format."""
     label = describe(source)
+    source = _in_memory(source, label)
     if isinstance(source, Image.Image):
         return _loaded(source, label)
     with _stream(source, label) as stream:
@@ -116,6 +128,7 @@ def picture_size(source: PictureSource) -> tuple[int, int]:
     unnoticed.
     """
     label = describe(source)
+    source = _in_memory(source, label)
     with ExitStack() as stack:
         if isinstance(source, Image.Image):
             image = source
@@ -132,13 +145,26 @@ def picture_size(source: PictureSource) -> tuple[int, int]:
 
 def describe(source: object) -> str:
     """How an error message names `source`."""
-    if isinstance(source, bytes):
+    if isinstance(source, bytes | bytearray | memoryview):
         return f"picture of {len(source)} bytes"
+    if is_array(source):
+        return f"picture of shape {list(source.shape)}"  # type: ignore[attr-defined]
     if isinstance(source, Image.Image):
         return f"picture {getattr(source, 'filename', '') or 'in memory'}"
     if isinstance(source, str | os.PathLike):
         return f"picture {os.fspath(source)!r}"
     return f"picture of type {type(source).__name__}"
+
+
+def _in_memory(source: Any, label: str) -> Any:
+    """Open files and other bytes as bytes, arrays and tensors as PIL images; others as they are."""
+    if isinstance(source, bytearray | memoryview):
+        return bytes(source)
+    if is_array(source):
+        return picture_of(source, label)
+    if is_file(source):
+        return read_file(source, label, MAX_FILE_BYTES + 1)
+    return source
 
 
 @contextmanager
@@ -151,7 +177,7 @@ def _stream(source: object, label: str) -> Iterator[BinaryIO]:
         raise PictureError(
             label,
             reason="not a picture",
-            hint="Pass a path, the bytes of a picture file, or a PIL image.",
+            hint="Pass a path, the bytes of a picture file, a PIL image, or an array of pixels.",
         )
     path = Path(source)
     try:
