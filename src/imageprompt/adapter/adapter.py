@@ -119,11 +119,12 @@ class Adapter:
         """Load a file: a path, or a Hub id `owner/repo/sub/file`. Its tensors tell what it is.
 
         `variant` is needed only where neither tensors nor metadata decide: between "faceid-plus"
-        and "faceid-plus-v2". dtype None keeps that of the file. Raises NotFoundError, OptionError,
-        and AdapterFileError, also for a known variant that cannot run yet.
+        and "faceid-plus-v2". dtype None keeps that of the file; float8 becomes float16, with a
+        warning. Raises NotFoundError, OptionError, and AdapterFileError, also for a known variant
+        that cannot run yet, for weights that are not finite and for whole numbers (int8).
         """
-        spec, module = read_module(source, variant)
-        return cls(spec, module.to(device=device, dtype=dtype).requires_grad_(False))
+        spec, module = read_module(source, variant, dtype)
+        return cls(spec, module.to(device=device).requires_grad_(False))
 
     @classmethod
     def create(

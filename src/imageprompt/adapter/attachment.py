@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from imageprompt.adapter.hooks import Hook, drop_copies
-from imageprompt.adapter.offloading import offloaded_to
 from imageprompt.attention.state import AttentionState
 from imageprompt.core.errors import AttachError
 from imageprompt.core.spec import HostSpec
@@ -68,7 +67,11 @@ class AttachedDenoiser:
 
         Raises AttachError for weights on the meta device that nothing brings back.
         """
-        return self.device if self.device.type != "meta" else offloaded_to(self.denoiser)
+        if self.device.type != "meta":
+            return self.device
+        from imageprompt.adapter.offloading import offloaded_to
+
+        return offloaded_to(self.denoiser)
 
     def linears(self, file_ids: Container[str]) -> dict[str, Mapping[str, nn.Module]]:
         """The linear layers of these attention layers: file id -> kind (q, k, v, out) -> layer."""

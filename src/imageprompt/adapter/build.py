@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from imageprompt.adapter.attachment import AttachedDenoiser
 from imageprompt.adapter.compatibility import check_options, feature_dim_of
-from imageprompt.adapter.offloading import StoredWeights
+from imageprompt.adapter.weight_checks import check_finite, computable
 from imageprompt.adapter.weights import AdapterModule, new_lora
 from imageprompt.checkpoint.identify.identify import read_adapter
 from imageprompt.checkpoint.read.open import locate_adapter
@@ -19,8 +21,10 @@ from imageprompt.variants import VARIANTS, pending, site_shapes
 Built = tuple[AdapterSpec, AdapterModule]
 
 
-def read_module(source: str | os.PathLike[str], variant: str | None) -> Built:
-    """The adapter in a file, on the CPU and in the file's dtype; see `Adapter.load`."""
+def read_module(
+    source: str | os.PathLike[str], variant: str | None, dtype: torch.dtype | None = None
+) -> Built:
+    """The adapter in a file, on the CPU; see `Adapter.load`. dtype None keeps that of the file."""
     spec, parts = read_adapter(locate_adapter(source), variant)
     if reason := pending(VARIANTS[spec.variant]):
         raise AdapterFileError(
@@ -28,10 +32,23 @@ def read_module(source: str | os.PathLike[str], variant: str | None) -> Built:
             reason=reason,
             hint="Use imageprompt inspect, validate or convert on it.",
         )
+    name = os.fspath(source)
+    weights = {
+        **{f"image_proj.{key}": value for key, value in parts.projector.items()},
+        **{f"ip_adapter.{key}": value for key, value in parts.sites.items()},
+    }
+    check_finite(name, weights)
+    weights = computable(name, weights, dtype)
     with torch.device("meta"):
         projector = VARIANTS[spec.variant].build(spec.projector)
-    projector.load_state_dict(dict(parts.projector), assign=True)
-    return spec, AdapterModule.of(projector, parts.sites)
+    projector.load_state_dict(_part(weights, "image_proj."), assign=True)
+    module = AdapterModule.of(projector, _part(weights, "ip_adapter."))
+    return spec, module if dtype is None else module.to(dtype)
+
+
+def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    found = ((name, weight) for name, weight in weights.items() if name.startswith(prefix))
+    return {name.removeprefix(prefix): weight for name, weight in found}
 
 
 def new_module(
@@ -49,6 +66,8 @@ def new_module(
         feature_dim_of(kind.feature, encoder), base.spec.cross_attention_dim, options
     )
     weights = new_lora(site_shapes(kind, base.spec, projector))
+    from imageprompt.adapter.offloading import StoredWeights
+
     stored, device = StoredWeights(base.denoiser), base.execution_device
     for site in base.spec.sites:
         text_weights = base.host.text_weights(base.denoiser, site.name)

@@ -60,7 +60,7 @@ def check_counts(groups: Sequence[Group]) -> None:
 
 
 def check_shapes(groups: Sequence[Group], spec: AdapterSpec) -> None:
-    """Raises EncoderError for features of the wrong kind, PromptError if there are none."""
+    """Raises EncoderError for features of the wrong kind or not finite, PromptError for none."""
     expected = _shapes(spec)
     for group in groups:
         parts = (group,) if isinstance(group, Tensor) else group
@@ -75,8 +75,20 @@ def check_shapes(groups: Sequence[Group], spec: AdapterSpec) -> None:
                 reason=f"this adapter reads {spec.feature} of shape {names}",
                 hint=encoder_hint(spec),
             )
+        for part in parts:
+            if wrong := not_finite(part):
+                raise EncoderError(
+                    f"features of shape {list(part.shape)}",
+                    reason=f"{wrong} of {part.numel()} numbers are NaN or infinite",
+                    hint="Half precision may overflow in an encoder: load it in float32.",
+                )
     if not groups or not all(map(reference_count, groups)):
         check_counts([])
+
+
+def not_finite(tensor: Tensor) -> int:
+    """How many numbers are NaN or infinite."""
+    return 0 if torch.isfinite(tensor).all() else int((~torch.isfinite(tensor)).sum())
 
 
 def _shapes(spec: AdapterSpec) -> tuple[tuple[str | int, ...], ...]:

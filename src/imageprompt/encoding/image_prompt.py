@@ -13,6 +13,7 @@ from torch import Tensor
 
 from imageprompt.core.errors import AdapterFileError, PromptError
 from imageprompt.core.fingerprint import contents
+from imageprompt.encoding.features import not_finite
 
 if TYPE_CHECKING:
     from imageprompt.attention.decoupled import KeyValue
@@ -55,7 +56,7 @@ class ImagePrompt:
     fingerprints. `features` are the projector's inputs, one group [n, ...] for each prompt (not
     saved; None if unknown). `precomputed_kv` holds K' and V' after `Adapter.precompute_kv`.
 
-    Raises PromptError for tokens of the wrong shape.
+    Raises PromptError for tokens of the wrong shape, and for tokens that are not finite.
     """
 
     def __init__(
@@ -78,6 +79,13 @@ class ImagePrompt:
                 reason=f"not the shape of the tokens, {list(tokens.shape)}",
                 hint="Make both with adapter.encode().",
             )
+        for each in (tokens, null_tokens):
+            if each is not None and (wrong := not_finite(each)):
+                raise PromptError(
+                    f"tokens of shape {list(each.shape)}",
+                    reason=f"{wrong} of {each.numel()} numbers are NaN or infinite",
+                    hint="Half precision may overflow: load encoder and adapter in float32.",
+                )
         self.tokens = tokens
         self.null_tokens = null_tokens
         self.metadata = dict(metadata or {})
