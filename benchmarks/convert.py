@@ -79,7 +79,8 @@ def measured(command: list[str], caches: Path | None) -> tuple[float, float]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
-    if os.waitstatus_to_exitcode(status) != 0:
+    process.returncode = os.waitstatus_to_exitcode(status)  # it is waited for already
+    if process.returncode != 0:
         raise SystemExit(f"failed: {' '.join(command[:4])} ...")
     return seconds, usage.ru_maxrss / 1000
 
@@ -130,7 +131,7 @@ def main() -> None:
                 subprocess.run([*make, *(["--quick"] if options.quick else [])], check=True)
                 os.sync()  # writing back would disturb the measurement
                 rounds = 1 if options.quick else options.rounds
-                measured_rows += rows(source, rounds, Path(caches))
+                measured_rows += rows(source, rounds, None if options.quick else Path(caches))
             print(*measured_rows[-4:], sep="\n", flush=True)
     load = os.getloadavg()[0]
     print(f"{os.cpu_count()} cores, load {load:.1f}, files in the page cache")

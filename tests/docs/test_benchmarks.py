@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import convert
+import learning
 import masks
 import step_time
+import style
 import switch
 import train_memory
 import train_step
@@ -20,6 +23,7 @@ import training_parts
 from bases import BASES, SD15, Base, fill, meta_unet
 from conftest import ROOT
 from hosts_table import CASES
+from imageprompt import cli
 
 TINY = Base(
     name="tiny",
@@ -86,6 +90,16 @@ def test_convert(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["rows.json"]
 
 
+def test_convert_stores_compiled_modules_apart(tmp_path: Path) -> None:
+    """One round more than asked for fills the store."""
+    (tmp_path / "small.py").write_text("")
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import small"
+    seconds, peak = convert.measured([sys.executable, "-c", script], tmp_path / "caches")
+    assert seconds > 0
+    assert peak > 0
+    assert list((tmp_path / "caches").rglob("small.*.pyc"))
+
+
 TINY_PARTS = training_parts.Parts(
     TINY,
     vae={
@@ -131,28 +145,49 @@ def test_train_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(set(row["losses"])) == 2
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("script", "options", "rows"),
-    [
-        (
-            "learning.py",
-            ["--steps", "8", "--scenes", "24", "--references", "1", "--set", "warm_start_steps=10"],
-            10,
-        ),
-        ("style.py", ["--steps", "2", "--pictures", "8", "--references", "2"], 4),
-    ],
-)
-def test_training_on_the_tiny_stack(
-    script: str, options: list[str], rows: int, tmp_path: Path
-) -> None:
+def _report(
+    module: object, options: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> object:
     path = tmp_path / "report.json"
-    command = [sys.executable, str(ROOT / "benchmarks" / script), *options, "--json", str(path)]
-    subprocess.run(command, check=True, capture_output=True)
-    report = json.loads(path.read_text())["rows"]
-    assert len(report) == rows
-    shares = report if isinstance(report, list) else report.values()
-    assert all(0 <= row["all"] <= row["colour"] <= 1 for row in shares)
+    monkeypatch.setattr(sys, "argv", ["x", *options, "--json", str(path)])
+    module.main()
+    return json.loads(path.read_text())["rows"]
+
+
+@pytest.mark.slow
+def test_learning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its commands run in this process, which has imported everything."""
+
+    def command(*words: str, folder: Path) -> str:
+        capsys.readouterr()
+        with monkeypatch.context() as here:
+            here.chdir(folder)
+            assert cli.main(list(words)) == 0
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(learning, "command", command)
+    monkeypatch.setattr(learning, "CHECKPOINTS", 2)
+    options = ["--steps", "4", "--scenes", "24", "--references", "1"]
+    options += ["--set", "warm_start_steps=10"]
+    rows = _report(learning, options, monkeypatch, tmp_path)
+    assert len(rows) == 4
+    assert all(0 <= row["all"] <= row["colour"] <= 1 for row in rows)
+
+
+def test_a_command_of_learning_is_a_process(tmp_path: Path) -> None:
+    assert learning.command("--version", folder=tmp_path).startswith("imageprompt ")
+    with pytest.raises(subprocess.CalledProcessError):
+        learning.command("inspect", "no-such-file", folder=tmp_path)
+
+
+@pytest.mark.slow
+def test_style(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    options = ["--steps", "2", "--pictures", "8", "--references", "2"]
+    rows = _report(style, options, monkeypatch, tmp_path)
+    assert len(rows) == 4
+    assert all(0 <= row["all"] <= row["colour"] <= 1 for row in rows.values())
 
 
 def test_random_weights_are_realistic() -> None:
