@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -232,6 +232,8 @@ class Steps:
         self._hooks = [one.on_step if on_step is None else on_step for one in requests]
         self._wanted = any(hook is not None for hook in self._hooks)
         self._pipe, self._models = pipe, models
+        self._observer: Any = None
+        self._observing = ExitStack()
         known = inspect.signature(type(pipe).__call__).parameters
         self._by_step = "callback_on_step_end" in known
         self.cancelled: set[int] = set() if cancelled is None else cancelled
@@ -243,9 +245,15 @@ class Steps:
             )
 
     def __enter__(self) -> Steps:
+        if self._wanted:
+            from imageprompt.generation.preview import Observer
+
+            self._observer = Observer(self._pipe)
+            self._observing.enter_context(self._observer.observing())
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
+        self._observing.close()
         if kind is not None or self.cancelled:  # the pipeline's own end was not reached
             getattr(self._pipe, "maybe_free_model_hooks", lambda: None)()
 
@@ -277,7 +285,12 @@ class Steps:
             raise Cancelled
 
     def preview(self, rows: range) -> list[Image]:
-        raise NotImplementedError
+        from imageprompt.generation.preview import LatentPreview
+
+        vae = getattr(self._pipe, "vae", None)
+        fitted = self._models.previews.get(id(vae), lambda: LatentPreview.fit(self._pipe))
+        predicted: list[Image] = fitted.pictures(self._observer.predicted(rows))
+        return predicted
 
 
 # ── denoising ───────────────────────────────────────────────────────────────────────────────────
