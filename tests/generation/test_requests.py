@@ -237,28 +237,29 @@ def test_each_check_runs_once_and_each_file_is_read_once(
 
 
 MODULES = """
-import sys
+import json, sys
 from imageprompt import cli
-assert cli.main(["generate", "--steps", "1", "--output", sys.argv[2], *sys.argv[3:],
-                 "--base", sys.argv[1]]) == 0
-print(*(name for name in sys.modules if name.startswith("imageprompt")))
+base, output, *runs = sys.argv[1:]
+for flags in runs:
+    command = ["generate", "--steps", "1", "--output", output, "--base", base]
+    assert cli.main([*command, *json.loads(flags)]) == 0
+    print("loaded:", *(name for name in sys.modules if name.startswith("imageprompt")))
 """
 
 
 def test_a_run_loads_only_what_it_needs(tiny_folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
-
-    def loaded(*flags: str) -> set[str]:
-        script = [sys.executable, "-c", MODULES, str(tiny_folder), str(tmp_path / "out"), *flags]
-        done = subprocess.run(script, capture_output=True, text=True, timeout=120, check=True)
-        return set(done.stdout.split())
-
-    found = loaded("--reference", str(tmp_path / "a.png"))
-    assert len(found) <= 95
+    out = tmp_path / "out"
+    runs = [["--reference", str(tmp_path / "a.png")], ["--recipe", str(out / "0001.png")]]
+    script = [sys.executable, "-c", MODULES, str(tiny_folder), str(out), *map(json.dumps, runs)]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=120, check=True)
+    lines = done.stdout.splitlines()
+    found, replayed = (set(line.split()) for line in lines if line.startswith("loaded:"))
+    assert 20 < len(found - {"loaded:"}) <= 95
     unneeded = ("library", "training", "evaluation", "demo", "generation.replay")
     unneeded += ("generation.start_images", "loading.controlnet", "loading.recipe.reading")
     assert not {name for name in found for one in unneeded if name.startswith(f"imageprompt.{one}")}
-    assert "imageprompt.generation.replay" in loaded("--recipe", str(tmp_path / "out" / "0001.png"))
+    assert "imageprompt.generation.replay" in replayed
 
 
 def test_reprs() -> None:
