@@ -52,7 +52,7 @@ def test_a_preview_in_a_batch_of_requests_is_of_its_own_request() -> None:
     made = engine.generate_many(requests, on_step=note, progress=False)
     for index in range(3):
         own = likeness(last[index], made[index][0])
-        assert own > 0.7
+        assert own > 0.5
         assert all(own > likeness(last[index], made[i][0]) for i in range(3) if i != index)
 
 

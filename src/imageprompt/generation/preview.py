@@ -139,7 +139,8 @@ class Observer:
         scheduler = self._pipe.scheduler
         kept = getattr(scheduler, "alphas_cumprod", None)
         if kept is None:  # flow matching
-            return sample - time / scheduler.config.num_train_timesteps * output
+            sigma = time / float(scheduler.config.num_train_timesteps)
+            return sample - sigma * output
         alpha = float(kept[min(max(round(time), 0), len(kept) - 1)])
         kind = scheduler.config.prediction_type
         if kind == "sample":
