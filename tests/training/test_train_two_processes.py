@@ -11,7 +11,7 @@ from multiprocessing import Queue
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -193,6 +193,65 @@ def test_an_error_of_another_library_on_the_first_process_ends_all(tmp_path: Pat
     )
     assert first_next == (0, "next", "works")
     assert second_next == (1, "next", "works")
+
+
+def breaks(run: Any) -> dict[str, float]:
+    raise ForeignError("the VAE is on fire")
+
+
+class Unreadable(Toy):
+    """Process 1 cannot read its third batch."""
+
+    read = 0
+
+    def batch(self, indices: Tensor, streams: RandomStreams) -> Batch:
+        self.read += 1
+        if self.read == 3 and os.environ["RANK"] == "1":
+            raise ForeignError("the shard is on fire")
+        return super().batch(indices, streams)
+
+
+def fails_in(folder: str, until: str, options: dict[str, Any], answers: Any) -> None:
+    """Training in which one place fails, in one process; both report what they got."""
+    more: dict[str, Any] = {}
+    if until == "validation":
+        more, options = {"validate": breaks}, options | {"validate_every": 1}
+    elif until == "reading":
+        options = options | {"samples": Unreadable()}
+    run = trainer(Path(folder), more=more, **OPTIONS | options)
+    if run.processes.main and until == "metrics":
+        run.metrics.path.mkdir(parents=True)
+    elif run.processes.main and until == "saving":
+        run.root.write_text("a file where a folder should be")
+    try:
+        run.run()
+    except Exception as error:
+        answers.put((run.processes.rank, type(error).__name__, str(error)))
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "message"),
+    [
+        ("validation", "ForeignError", "the VAE is on fire (5)"),
+        ("metrics", "IsADirectoryError", "metrics.jsonl"),
+        ("saving", "OptionError", "checkpoint of step 2"),
+    ],
+)
+def test_an_error_of_the_first_process_alone_ends_all(
+    tmp_path: Path, place: Any, error: str, message: str
+) -> None:
+    first, second = run_two(fails_in, tmp_path, place, batch_size=1)
+    assert first[1] == error
+    assert second[1] == "OptionError"
+    assert message in first[2]
+    assert message in second[2]
+
+
+def test_an_error_of_another_process_is_told_by_the_first(tmp_path: Path) -> None:
+    first, second = run_two(fails_in, tmp_path, cast("Any", "reading"), batch_size=1)
+    assert second == (1, "ForeignError", "the shard is on fire (5)")
+    assert first[1] == "OptionError"
+    assert "process 1 failed: ForeignError: the shard is on fire (5)" in first[2]
 
 
 def gradients(folder: Path, until: None, options: dict[str, Any], answers: Any) -> None:

@@ -87,7 +87,11 @@ def train(
     started = time.monotonic()
     processes = Processes(config.device)
     processes.assert_same("the config", config.identity())
-    with _locked_output(config, processes, resume):
+    hint = "Start it again; --resume continues from the newest checkpoint."
+    with (
+        processes.distributed_errors(lambda: hint),
+        _locked_output(config, processes, resume),
+    ):
         trainer, validation = _open_run(config, processes, allow_changes, progress)
         ending = trainer.run()
         adapter = _write_adapter(config, trainer, processes) if ending.finished else None
@@ -156,14 +160,18 @@ def _open_run(
 
         with Bars(visible and sys.stderr.isatty()) as bars:
             caption_warm_start(config, adapter, samples, log=log_line, on_progress=bars.update)
-    validation = None
-    if config.validate_every and processes.main:
-        from imageprompt.training.loop.validation import Validation
+    validations: list[Validation] = []
 
-        sheets = config.folder / "validation"
-        validation = Validation(
-            base, encoders, config.validation, config.resolution, sheets, log=log_line
-        )
+    def open_validation() -> None:
+        if config.validate_every:
+            from imageprompt.training.loop.validation import Validation
+
+            sheets = config.folder / "validation"
+            options = (config.validation, config.resolution, sheets)
+            validations.append(Validation(base, encoders, *options, log=log_line))
+
+    processes.on_main(open_validation)
+    validation = validations[0] if validations else None
     trainer = Trainer(
         adapter,
         base.denoiser,

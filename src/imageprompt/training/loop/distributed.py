@@ -118,25 +118,56 @@ class Processes:
 
     @contextmanager
     def distributed_errors(self, hint: Callable[[], str]) -> Iterator[None]:
-        """Inside the block, the loss of another process is an OptionError that ends in `hint`."""
+        """Inside the block, the loss of another process is an OptionError that ends in `hint`.
+
+        It has the other's message, if that one ended by an error and not by a kill: each process
+        leaves its own error in the store that all of them were started with.
+        """
         try:
             yield
-        except RuntimeError as error:
-            if self.count == 1 or not _is_lost_peer(error):
+        except Exception as error:
+            if self.count == 1:
                 raise
+            if not (isinstance(error, RuntimeError) and _is_lost_peer(error)):
+                _leave_message(f"process {self.rank} failed: {_told(error)}")
+                raise
+            reason = _left_message() or f"another process is gone ({_first_sentence(error)})"
             raise OptionError(
-                f"training with {self.count} processes",
-                reason=f"another process is gone ({_first_sentence(error)})",
-                hint=hint(),
+                f"training with {self.count} processes", reason=reason, hint=hint()
             ) from error
+
+
+_MESSAGE = "imageprompt/error"
+
+
+def _leave_message(text: str) -> None:
+    """For the other processes; the first message stays. Never raises."""
+    try:
+        store = torch.distributed.distributed_c10d._get_default_store()
+        store.compare_set(_MESSAGE, "", text)
+    except (RuntimeError, ValueError):  # the store may be gone with the process that had it
+        return
+
+
+def _left_message() -> str | None:
+    try:
+        store = torch.distributed.distributed_c10d._get_default_store()
+        return store.get(_MESSAGE).decode() if store.check([_MESSAGE]) else None
+    except (RuntimeError, ValueError):
+        return None
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, ImagePromptError):
+        return str(error)
+    return f"{type(error).__name__}: {error}".rstrip(": ")
 
 
 def _as_message(error: BaseException) -> tuple[type[ImagePromptError], str]:
     """An error as (type, message) that another process can raise."""
     if isinstance(error, ImagePromptError):
         return type(error), str(error)
-    message = f"{type(error).__name__}: {error}".rstrip(": ")
-    return OptionError, f"the first process failed: {message}"
+    return OptionError, f"the first process failed: {_told(error)}"
 
 
 def _first_sentence(error: RuntimeError) -> str:

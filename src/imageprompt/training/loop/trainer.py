@@ -106,13 +106,12 @@ class Trainer:
         died; only the steps since the last checkpoint are lost then.
         """
         last = self.config.steps if until is None else min(until, self.config.steps)
-        if self.processes.main:
-            self.metrics.start(self.step, self.identity.config)
         with (
             StopRequest() as stop_request,
             self.processes.distributed_errors(self._resume_hint),
             Bars(self.progress and sys.stderr.isatty()) as bars,
         ):
+            self.processes.on_main(lambda: self.metrics.start(self.step, self.identity.config))
             throughput = Throughput(self.step, self.config.batch_size * self.config.accumulate)
             stop = False
             steps = self.config.steps
@@ -122,8 +121,7 @@ class Trainer:
                 self._after_step(throughput)
             bars.update(f"step {self.step} of {steps}", self.step, steps)
             self.save()
-        if self.processes.main:
-            self.metrics.close()
+            self.processes.on_main(self.metrics.close)
         return RunResult(self.step, self.step >= self.config.steps, stop_request.signal)
 
     def _train_step(self, stop_request: StopRequest) -> bool:
@@ -198,22 +196,26 @@ class Trainer:
         metrics |= {"rate": self.config.rate_at(self.step - 1), "grad_norm": self.grad_norm}
         speed = throughput.at(self.step, self.config.steps)
         speed["pictures_per_second"] *= self.processes.count
-        if self.processes.main:
-            epoch = {"epoch": self.position / len(self.samples)}
-            self.metrics.write(self.step, metrics | epoch | speed)
+        epoch = {"epoch": self.position / len(self.samples)}
+        line = metrics | epoch | speed
+        self.processes.on_main(lambda: self.metrics.write(self.step, line))
         if self.progress:
             log(progress_line(self.step, self.config.steps, metrics | speed))
 
     def _validate(self) -> None:
         """Validate the EMA weights in the first process; the best ones are saved as a file."""
-        if self.validate is not None and self.processes.main:
+
+        def validate() -> None:
+            if self.validate is None:
+                return
             with self.ema_weights():
                 metrics = dict(self.validate(self))
                 if metrics.get("score", -math.inf) > self.best:
                     self.best = metrics["score"]
                     self.adapter.save(self.folder / BEST)
             self.metrics.write(self.step, metrics)
-        self.processes.accelerator.wait_for_everyone()
+
+        self.processes.on_main(validate)
 
     # ── checkpoints ─────────────────────────────────────────────────────────────────────────────
 
