@@ -386,10 +386,10 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
+from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 
 def save(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}.store", rank=rank, world_size=2)
-    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
     mesh = init_device_mesh("cpu", (2,))
     rows, columns = torch.arange(20.0).reshape(5, 4), torch.arange(18.0).reshape(3, 6)
     state = {
@@ -401,7 +401,7 @@ def save(rank, folder):
     dist.destroy_process_group()
 
 if __name__ == "__main__":
-    mp.spawn(save, args=(sys.argv[1],), nprocs=2)
+    mp.start_processes(save, args=(sys.argv[1],), nprocs=2, start_method="fork")
 """
 
 
