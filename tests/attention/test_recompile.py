@@ -177,5 +177,40 @@ def test_compiled_in_place_and_by_block(tmp_path: Path) -> None:
         assert len(set(counts)) == 1, (whole, counts)
 
 
+def test_blocks_need_no_more_graphs(tmp_path: Path) -> None:
+    """`compile_repeated_blocks(fullgraph=True)`: one graph per kind of block, whatever changes."""
+    rig, eager = build("sdxl", "base", tmp_path), build("sdxl", "base", tmp_path)
+    inputs = rig.host.inputs(2)
+    counter = CompileCounter()
+    plain: Any = copy.deepcopy(rig.unet)
+    plain.compile_repeated_blocks(fullgraph=True, backend=counter)
+    rig.host.read(plain, inputs)
+    without = counter.frame_count
+    torch._dynamo.reset()
+    uses: list[tuple[Any, dict[str, Any]]] = [
+        (rig.prompt(1), {}),
+        (rig.prompt(1, seed=9), {"scale": 0.3}),
+        (rig.prompt(1), {"scale": {"up_blocks": 0.5, "down_blocks": 0.0}}),
+        (rig.prompt(1), {"schedule": "0.5-1", "mask": torch.eye(8)}),
+        (rig.prompt(1), {"mask": torch.ones(16, 48).tril()}),
+        (rig.prompt(2), {"preset": "style transfer precise"}),
+        (rig.prompt(1), {"scaling": "K+V", "guidance": "none"}),
+    ]
+    counter = CompileCounter()
+    rig.adapter.attach(rig.unet)
+    eager.adapter.attach(eager.unet)
+    unet: Any = rig.unet
+    unet.compile_repeated_blocks(fullgraph=True, backend=counter)
+    steps = torch.arange(900, 0, -400)
+    for prompt, use in uses:
+        found = []
+        for side in (rig, eager):
+            with side.adapter.use(prompt, **{"guidance": "negative-positive", **use}):
+                found.append([side.host.read(side.unet, {**inputs, "timestep": t}) for t in steps])
+        for ours, wanted in zip(*found, strict=True):
+            assert difference(ours, wanted) <= TOLERANCE, use
+        assert counter.frame_count == without, use
+
+
 def _blocks(unet: nn.Module) -> list[nn.Module]:
     return [m for m in unet.modules() if type(m).__name__ == "BasicTransformerBlock"]

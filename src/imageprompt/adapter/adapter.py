@@ -418,7 +418,6 @@ class Adapter:
             masks=[torch.from_numpy(weights)[None, None] for weights in masks],
             timesteps=parse_timesteps(timesteps),
         )
-        state.detect_step_caches(base.denoiser)
         state.enter(handle)
         try:
             attachment.update_lora()

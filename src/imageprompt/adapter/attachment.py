@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from imageprompt.adapter.hooks import Hook, drop_copies
+from imageprompt.adapter.hooks import drop_copies, eager_hook
 from imageprompt.attention.state import AttentionState
 from imageprompt.core.errors import AttachError
 from imageprompt.core.spec import HostSpec
@@ -90,9 +90,11 @@ class AttachedDenoiser:
             state.check = partial(_check_intact, self.host, undo)
             hooks = (
                 self.denoiser.register_forward_pre_hook(
-                    Hook(state.before_forward), with_kwargs=True
+                    eager_hook(state.before_forward), with_kwargs=True
                 ),
-                self.denoiser.register_forward_hook(Hook(state.after_forward), always_call=True),
+                self.denoiser.register_forward_hook(
+                    eager_hook(state.after_forward), always_call=True
+                ),
             )
             _installations[self.denoiser] = _Installation(state, undo, hooks)
         self.check()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -40,6 +42,26 @@ class Hook:
         if self._check is not None:
             self._check()
         return Hook()
+
+
+def eager_hook(
+    call: Callable[..., Any] | None = None, check: Callable[[], None] | None = None
+) -> Hook:
+    """A hook that no graph traces: torch runs it in Python before or after a compiled module.
+
+    Loads torch._dynamo, as the models of diffusers do.
+    """
+    return _eager_type()(call, check)
+
+
+@cache
+def _eager_type() -> type[Hook]:
+    class EagerHook(Hook):
+        __call__ = torch.compiler.disable(  # type: ignore[no-untyped-call]
+            Hook.__call__, reason="adapters read a call of their denoiser in Python"
+        )
+
+    return EagerHook
 
 
 def drop_copies(denoiser: nn.Module) -> None:

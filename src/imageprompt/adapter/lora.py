@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from imageprompt.adapter.hooks import Hook
+from imageprompt.adapter.hooks import Hook, eager_hook
 from imageprompt.adapter.weights import Lora
 from imageprompt.attention.state import AttentionState
 from imageprompt.core.errors import AttachError
@@ -78,7 +78,10 @@ class LiveLora:
     """Adds strength x LoRA(x) to the output of linear layers: no weight of the base changes."""
 
     def __init__(self, state: AttentionState, owner: object, pairs: Pairs) -> None:
-        self._state, self._owner, self._pairs = state, owner, pairs
+        self._state, self.owner, self._pairs = state, owner, pairs
+        self.strength: Tensor | None = None
+        """What compiled graphs read; set before each call."""
+        state.strength_readers = [*state.strength_readers, self]
         self._handles = [
             linear.register_forward_hook(Hook(partial(self._add, lora))) for linear, lora in pairs
         ]
@@ -91,10 +94,15 @@ class LiveLora:
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
+        readers = self._state.strength_readers
+        self._state.strength_readers = [one for one in readers if one is not self]
         self.update()
 
     def _add(self, lora: Lora, _: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
-        strength = self._state.lora_strength(self._owner)
+        if torch.compiler.is_compiling():
+            strength = self.strength
+        else:
+            strength = self._state.lora_strength(self.owner)
         if strength is None:
             return None
         return torch.addcmul(out, lora(args[0]), strength.to(out.device, out.dtype))
@@ -118,16 +126,11 @@ class MergedLora:
         self._denoiser = weakref.ref(denoiser)
         self._last: tuple[Tensor | None, object] | None = (None, ())  # None while they are written
         self._strength: float | None = 0.0  # of every weight; None while they are written
-        hook = Hook(self._before_forward, check=self._check_copy)
+        hook = eager_hook(self._before_forward, check=self._check_copy)
         self._hook = denoiser.register_forward_pre_hook(hook)
 
     def _before_forward(self, *_: object) -> None:
-        if torch.compiler.is_compiling():
-            from imageprompt.attention.graph_break import run_outside_graph
-
-            run_outside_graph(self.update)
-        else:
-            self.update()
+        self.update()
 
     def _check_copy(self) -> None:
         if self._strength != 0:

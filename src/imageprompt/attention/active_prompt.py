@@ -18,6 +18,7 @@ from torch import Tensor
 
 from imageprompt.attention.batched_kv import BatchedKV
 from imageprompt.attention.cfg_layout import Branch, CFGLayout, named_layout
+from imageprompt.attention.compiled import Slot, level_size, new_slot
 from imageprompt.attention.decoupled import ImageTerm, KeyValue, scale_key_value
 from imageprompt.attention.step_tracker import StepPosition
 from imageprompt.control.controls import Controls, ScaleTable, compile_scales, penalties
@@ -177,8 +178,8 @@ class ActivePrompt:
 
     @property
     def adds_lora(self) -> bool:
-        """Does LoRA act? Inside a compiled graph its strength alone decides."""
-        return torch.compiler.is_compiling() or (self._controls.lora != 0 and self._acts)
+        """Does LoRA act?"""
+        return self._controls.lora != 0 and self._acts
 
     @property
     def contribution(self) -> tuple[Any, ...]:
@@ -229,12 +230,11 @@ class ActivePrompt:
     def term(self, index: int, q: Tensor) -> ImageTerm | None:
         """The image term of site `index` for queries [B * frames, H, Q, D]; None where it is off.
 
-        A scale of exactly 0 switches the site off. Inside a compiled graph it does not: the value
-        stays a tensor there, so that a new one costs no recompilation.
+        A scale of exactly 0 switches the site off.
         """
         if not self._table.included[index] or self._lacks_negative_rows(index):
             return None
-        if not torch.compiler.is_compiling() and self._values[index] == 0.0:
+        if self._values[index] == 0.0:
             return None
         key, value = self._scaled_key_value(index)
         rows = int(key.shape[0])
@@ -254,6 +254,21 @@ class ActivePrompt:
         weights = self._scale_row if self._controls.scaling == "V only" else self._switch_row
         return ImageTerm(key.to(q.dtype), value.to(q.dtype), weights[index], mask)
 
+    def slots(self, levels: Sequence[int], latents: tuple[int, int]) -> list[Slot]:
+        """What compiled graphs read at each site, which is at that level of the denoiser.
+
+        A site that is off has weights of 0: so no scale, step, mask or preset is another graph.
+        """
+        sizes = [level_size(*latents, level) for level in range(max(levels) + 1)]
+        masks = [self._batch.level_mask(size) for size in sizes]
+        weights = self._scale_row if self._controls.scaling == "V only" else self._switch_row
+        found = []
+        for index, level in enumerate(levels):
+            on = self._table.included[index] and not self._lacks_negative_rows(index)
+            weight = masks[level] * weights[index] if on else torch.zeros_like(masks[level])
+            found.append(new_slot(*self._scaled_key_value(index), weight))
+        return found
+
     def _lacks_negative_rows(self, index: int) -> bool:
         return self._table.on_negative[index] and "negative" not in self._batch.layout
 
@@ -263,7 +278,7 @@ class ActivePrompt:
         if scaling == "V only":
             return key_value
         mean = scaling.startswith("K+mean")
-        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        if torch.is_grad_enabled():
             return scale_key_value(*key_value, self._scale_row[index], mean=mean)
         number, scaled = self._scaled.get(index, (-1.0, key_value))
         if number != self._values[index]:

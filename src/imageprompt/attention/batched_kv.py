@@ -55,8 +55,7 @@ class BatchedKV:
         # rows that were built without gradients cannot be used where gradients are wanted
         grad = torch.is_grad_enabled()
         key = (layout, images_per_prompt, size, like.device, like.dtype, grad, tuple(on_negative))
-        # a compiled graph builds its rows itself: whatever it kept would guard its next call
-        if not torch.compiler.is_compiling() and key == self.key:
+        if key == self.key:
             return False
         if "negative" in layout and not self.has_negative:
             raise GuidanceError(
@@ -95,11 +94,16 @@ class BatchedKV:
         if not self._masks:
             return None
         queries = int(q.shape[2])
-        if torch.compiler.is_compiling():
-            return self._resize(queries, q)
         if queries not in self._resized_masks:
             self._resized_masks[queries] = self._resize(queries, q)
         return self._resized_masks[queries]
+
+    def level_mask(self, size: tuple[int, int]) -> Tensor:
+        """The mask [B, 1, Q, 1] in float32 at a level of that size; ones without a mask."""
+        like, queries = self.rows[0][0], size[0] * size[1]
+        weights = torch.ones(like.shape[0], 1, queries, 1, device=like.device)
+        # in place, so that a mask does not change the strides, which are part of a graph
+        return weights.mul_(self._resize(queries, weights)) if self._masks else weights
 
     def _resize(self, queries: int, q: Tensor) -> Tensor:
         masks = (mask.to(q.device) for mask in self._masks)

@@ -56,7 +56,7 @@ def decoupled_attention(
     z = kernel(q, k, v, mask)
     for term in image_terms:
         weight = term.scale if term.mask is None else term.scale * term.mask
-        z = torch.addcmul(z, kernel(q, term.key, term.value, None), weight)
+        z = torch.addcmul(z, kernel(q, term.key, term.value, None), weight).to(z.dtype)
     return z
 
 

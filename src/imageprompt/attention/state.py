@@ -11,7 +11,6 @@ those whose `use()` block it is in, and no others.
 from __future__ import annotations
 
 import ctypes
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -22,11 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from imageprompt.attention.active_prompt import ActivePrompt
-from imageprompt.attention.cfg_layout import (
-    CFGLayout,
-    count_images_per_prompt,
-    layout_from_batch_size,
-)
+from imageprompt.attention.cfg_layout import CFGLayout, count_images_per_prompt
+from imageprompt.attention.compiled import Reader, StrengthReader, is_compiled
 from imageprompt.attention.decoupled import ImageTerm
 from imageprompt.attention.step_tracker import StepTracker
 from imageprompt.attention.witness import Witness, find_witness
@@ -42,13 +38,21 @@ class AttentionState:
         self.open: list[ActivePrompt] = []
         """The prompts in use in any context."""
         self.current: list[ActivePrompt] = []
-        """Those of the call that runs, for compiled graphs, which cannot read a context."""
+        """Those of the call that runs."""
+        self.readers: list[Reader] = []
+        """The sites in order: what of them a graph reads."""
+        self.strength_readers: list[StrengthReader] = []
+        """The LoRA of adapters in live mode."""
+        self.levels: tuple[int, ...] = ()
+        """The level of the denoiser that each site is at; level 0 has the size of the latents."""
+        self.parts: list[nn.Module] = []
+        """The denoiser and the modules between it and its sites: each may be compiled alone."""
+        self._published: tuple[Any, ...] = ()
         self.epoch = 0
         """Changes when a new loop begins or the text was written to: what was cached is stale."""
         self._tracker = StepTracker()
         self._text = TextWatch()
         self._contributions: list[tuple[Any, ...]] = []
-        self._has_step_caches = False
         self._running = threading.RLock()  # one call at a time among those with a prompt in use
         self._holder: int | None = None
         self.check: Callable[[], None] = _no_check
@@ -62,9 +66,7 @@ class AttentionState:
 
     @property
     def active(self) -> list[ActivePrompt]:
-        """The prompts in use in this context; inside a compiled graph those of the call."""
-        if torch.compiler.is_compiling():
-            return self.current
+        """The prompts in use in this context."""
         found = [prompt for prompt in _in_use.get() if prompt.state is self]
         if not found and self.open and torch._C._current_graph_task_id() != -1:
             return self.open  # gradient checkpointing runs a part again, in a thread of autograd
@@ -83,6 +85,8 @@ class AttentionState:
         self.current = self.open
         self.epoch += 1
         _in_use.set(tuple(prompt for prompt in _in_use.get() if prompt not in prompts))
+        if not self.open:
+            self._publish(None, compiled=False)
         self._release()
 
     # ── a call ──────────────────────────────────────────────────────────────────────────────────
@@ -90,23 +94,23 @@ class AttentionState:
     def before_forward(
         self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        """Forward pre-hook: read batch and timestep of the call and prepare the prompts for it."""
-        if torch.compiler.is_compiling():
-            self._before_compiled_forward(denoiser, args, kwargs)
-            return
-        active = self.active
-        if active:
+        """Forward pre-hook: read batch and timestep of the call and prepare the prompts for it.
+
+        No graph traces it.
+        """
+        active, compiled = self.active, is_compiled(self.parts)
+        if active or compiled:  # graphs of every thread read the same slots
             self._acquire()
         try:
             self._prepare(denoiser, active, args, kwargs)
+            self._publish(_argument(args, kwargs, 0, "sample"), compiled)
         except BaseException:
             self._release()
             raise
 
     def after_forward(self, *_: object) -> None:
-        """Forward hook, also called after an error."""
-        if not torch.compiler.is_compiling():
-            self._release()
+        """Forward hook, also called after an error; no graph traces it."""
+        self._release()
 
     def _prepare(
         self,
@@ -150,28 +154,30 @@ class AttentionState:
         prompt.unsure = layouts.unsure and self._tracker.scheduled
         return layout
 
-    def _before_compiled_forward(
-        self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        """The same, traced into a graph of the whole denoiser."""
-        if self._has_step_caches or any(prompt.is_timed for prompt in self.open):
-            from imageprompt.attention.graph_break import run_outside_graph
+    def _publish(self, sample: Tensor | None, compiled: bool) -> None:
+        """Hand every site and LoRA what a graph reads there; None where there should be no graph.
 
-            run_outside_graph(self._update_step, _argument(args, kwargs, 1, "timestep"))
-            if self._has_step_caches:
-                run_outside_graph(self._void_step_caches, denoiser)
-        sample = _argument(args, kwargs, 0, "sample")
-        for prompt in self.open:
-            layout = prompt.layout or layout_from_batch_size(sample.shape[0], prompt.prompts)
-            self._bind(prompt, layout, sample)
-
-    def _update_step(self, timestep: object) -> None:
-        if not self._tracker.update(timestep):
-            self.epoch += 1
-        self.check()
-        for prompt in self.open:
-            if prompt.is_timed:
-                prompt.go_to(self._tracker.position(prompt.timesteps))
+        It stays until the next call, because gradient checkpointing runs parts of this one again.
+        """
+        prompts = self.current if self.open else []
+        if sample is None or not compiled or not prompts:
+            key: tuple[Any, ...] = (bool(prompts),)
+            if key != self._published:
+                self._published = key
+                for reader in self.readers:
+                    reader.slots = None if prompts else ()
+                for lora in self.strength_readers:
+                    lora.strength = None
+            return
+        size = (int(sample.shape[-2]), int(sample.shape[-1]))
+        key = tuple(prompt.contribution for prompt in prompts)
+        if key != self._published or torch.is_grad_enabled():
+            self._published = key
+            by_prompt = [prompt.slots(self.levels, size) for prompt in prompts]
+            for reader, *slots in zip(self.readers, *by_prompt, strict=True):
+                reader.slots = tuple(slots)
+        for lora in self.strength_readers:
+            lora.strength = self.lora_strength(lora.owner, always=True)
 
     def _acquire(self) -> None:
         """Wait until no other thread runs this denoiser with a prompt in use."""
@@ -190,26 +196,23 @@ class AttentionState:
         terms = (prompt.term(index, q) for prompt in self.active)
         return [term for term in terms if term is not None]
 
-    def lora_strength(self, owner: object) -> Tensor | None:
+    def lora_strength(self, owner: object, *, always: bool = False) -> Tensor | None:
         """The LoRA strength of an adapter: the largest of its active prompts; None if LoRA is off.
+
+        With `always` there is one wherever the adapter is in use: 0 if LoRA is off.
 
         Two uses of one adapter share its LoRA, so their strengths are not added.
         """
         strengths = [
             prompt.lora_strength
             for prompt in self.active
-            if prompt.owner is owner and prompt.adds_lora
+            if prompt.owner is owner and (always or prompt.adds_lora)
         ]
         if len(strengths) > 1:
             return torch.stack(strengths).amax()
         return strengths[0] if strengths else None
 
     # ── diffusers' caches over steps ────────────────────────────────────────────────────────────
-
-    def detect_step_caches(self, denoiser: nn.Module) -> None:
-        """Note whether the denoiser has step caches, for compiled calls; eager calls look again."""
-        if "torch._dynamo" in sys.modules:
-            self._has_step_caches = any(True for _ in _stateful_hooks(denoiser))
 
     def _void_step_caches(self, denoiser: nn.Module) -> None:
         """Reset the step caches if the sites now add something else than at the last call."""

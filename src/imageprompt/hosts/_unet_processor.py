@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from imageprompt.attention.compiled import Slots, slot_terms
 from imageprompt.attention.decoupled import (
     Kernel,
     KeyValue,
@@ -50,6 +51,8 @@ class SiteProcessor:
         self.state, self.index, self.original = state, index, original
         self._fused = not _is_plain_processor(original)
         self._text_cache = TextCache()
+        self.slots: Slots = ()
+        """What a graph reads here: plain tensors, the same for every site of a kind."""
 
     def __call__(
         self,
@@ -61,7 +64,8 @@ class SiteProcessor:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        if not self.state.active:
+        compiling = torch.compiler.is_compiling()
+        if self.slots == () if compiling else not self.state.active:
             plain: Tensor = self.original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs
             )
@@ -81,11 +85,11 @@ class SiteProcessor:
             x = attn.group_norm(x.transpose(1, 2)).transpose(1, 2)
 
         q = split_heads(attn.to_q(x), attn.heads)
-        k, v = self._text_cache.key_value(attn, encoder_hidden_states, self.state.epoch)
+        k, v = self._text_key_value(attn, encoder_hidden_states)
         if attn.norm_q is not None:
             q = attn.norm_q(q)
         mask = _additive_mask(attn, attention_mask, encoder_hidden_states)
-        terms = self.state.terms(self.index, q)
+        terms = slot_terms(self.slots, q) if compiling else self.state.terms(self.index, q)
         kernel = fused_kernel if self._fused else _plain_kernel(attn)
         x = decoupled_attention(q, k, v, terms, mask=mask, kernel=kernel)
 
@@ -97,6 +101,12 @@ class SiteProcessor:
         if attn.rescale_output_factor != 1:  # dividing by 1 changes no bit, so it is left out
             x = x / attn.rescale_output_factor
         return cast(Tensor, x)
+
+    def _text_key_value(self, attn: Any, text: Tensor) -> KeyValue:
+        """A graph computes K and V of the text itself, as without an adapter."""
+        if torch.compiler.is_compiling():
+            return _text_key_value(attn, text)
+        return self._text_cache.key_value(attn, text, self.state.epoch)
 
 
 def _plain_kernel(attn: Any) -> Kernel:
@@ -162,8 +172,6 @@ class TextCache:
 
     def key_value(self, attn: Any, text: Tensor, epoch: int) -> KeyValue:
         """K and V [B, H, T, D] of text states [B, T, C]; those of another `epoch` are stale."""
-        if torch.compiler.is_compiling():
-            return _text_key_value(attn, text)
         if not _is_cacheable(attn, text):
             self._forget()
             return _text_key_value(attn, text)

@@ -105,7 +105,7 @@ class UNetHost:
         return {"q": layer.to_q, "k": layer.to_k, "v": layer.to_v, "out": layer.to_out[0]}
 
     def install(
-        self, denoiser: nn.Module, spec: HostSpec, state: AttentionState
+        self, denoiser: Any, spec: HostSpec, state: AttentionState
     ) -> list[tuple[Any, Any]]:
         from imageprompt.hosts._unet_processor import SiteProcessor, check_replaceable
 
@@ -115,6 +115,9 @@ class UNetHost:
         originals = [(layer, layer.processor) for layer in attention]
         for index, (layer, processor) in enumerate(originals):
             layer.processor = SiteProcessor(state, index, processor)
+        state.readers = [layer.processor for layer in attention]
+        state.levels = tuple(_level(site.name, len(denoiser.down_blocks)) for site in spec.sites)
+        state.parts = [denoiser, *_parts(denoiser, [site.name for site in spec.sites])]
         return originals
 
     def intact(self, installed: list[tuple[Any, Any]]) -> bool:
@@ -141,6 +144,20 @@ def _live_layers(denoiser: Any) -> Iterator[Layer]:
             layer = denoiser.get_submodule(name)
             cross = name.endswith("attn2") and layer.is_cross_attention
             yield Layer(name, layer.inner_dim, layer.heads, layer.cross_attention_dim, cross)
+
+
+def _level(name: str, levels: int) -> int:
+    """The level of a site: 0 has the size of the latents, each further one half of it."""
+    part, number, *_ = name.split(".")
+    if part == "mid_block":
+        return levels - 1
+    return int(number) if part == "down_blocks" else levels - 1 - int(number)
+
+
+def _parts(denoiser: nn.Module, names: list[str]) -> list[nn.Module]:
+    """The modules between a denoiser and the sites of these names, the sites included."""
+    paths = {name.rsplit(".", cut)[0] for name in names for cut in range(name.count(".") + 1)}
+    return [denoiser.get_submodule(path) for path in sorted(paths)]
 
 
 def _projects_text(config: Any) -> bool:

@@ -1,0 +1,104 @@
+"""What compiled graphs read: the image terms of every site, as plain tensors.
+
+A graph guards every Python value that it reads, so a site inside one reads nothing but `slots`,
+which the forward pre-hook fills by ordinary Python: a new prompt, scale, step, mask or guidance is
+another tensor in the same graph, and the sites of one kind of block share it.
+
+Shapes: B batch, H heads, Q query positions, N image tokens, D head width.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from imageprompt.attention.decoupled import ImageTerm
+from imageprompt.core.errors import GuidanceError
+
+Slot = tuple[Tensor, Tensor, Tensor]
+"""What one image prompt adds at a site: K', V' [B, H, N, D] and weights [B, 1, Q, 1] in float32."""
+
+_DEEPEST = 200
+Slots = tuple[Slot, ...] | None
+"""Those of a site: a slot for each prompt in use; None in calls that no graph should run in."""
+
+
+class Reader(Protocol):
+    """A site, as compiled graphs see it."""
+
+    slots: Slots
+
+
+class StrengthReader(Protocol):
+    """The LoRA of an adapter, as compiled graphs see it."""
+
+    owner: object
+    strength: Tensor | None
+
+
+def is_compiled(parts: Sequence[nn.Module]) -> bool:
+    """Will a site of this call run inside a graph?
+
+    Either one of `parts`, the denoiser and what lies between it and its sites, is compiled in place
+    (`compile()`, `compile_repeated_blocks()`), or a function on the call stack is
+    (`torch.compile(unet)`). Asked in a hook that torch.compiler.disable keeps out of graphs.
+    """
+    if any(part.__dict__.get("_compiled_call_impl") is not None for part in parts):
+        return True
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    frame, own_wrapper = sys._getframe(1), True
+    for _ in range(_DEEPEST if dynamo is not None else 0):
+        if frame.f_code.co_filename == dynamo.__file__:  # type: ignore[union-attr]
+            if not own_wrapper:
+                return True
+            own_wrapper = False
+        if frame.f_back is None:
+            return False
+        frame = frame.f_back
+    return False
+
+
+def level_size(height: int, width: int, level: int) -> tuple[int, int]:
+    """The size of a UNet's level for latents of that size: half of the one before, rounded up."""
+    for _ in range(level):
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return height, width
+
+
+def new_slot(key: Tensor, value: Tensor, weight: Tensor) -> Slot:
+    """A slot; prompts with another number of tokens share a graph, which is told here."""
+    from torch._dynamo import maybe_mark_dynamic
+
+    maybe_mark_dynamic(key, 2)
+    maybe_mark_dynamic(value, 2)
+    return key, value, weight
+
+
+def slot_terms(slots: Slots, q: Tensor) -> list[ImageTerm]:
+    """The image terms of one site, for queries [B * frames, H, Q, D]. Traced into graphs.
+
+    Raises GuidanceError where the slots do not fit the queries.
+    """
+    if slots is None:
+        raise GuidanceError(
+            "a compiled denoiser",
+            reason="this way of compiling it was not noticed before the call",
+            hint="Use torch.compile(unet), unet.compile() or unet.compile_repeated_blocks().",
+        )
+    terms = []
+    for key, value, weight in slots:
+        frames, rest = divmod(q.shape[0], key.shape[0])
+        if rest or weight.shape[2] != q.shape[2]:
+            raise GuidanceError(
+                f"{q.shape[0]} rows of {q.shape[2]} positions at a compiled site",
+                reason=f"the call began with {key.shape[0]} rows, of {weight.shape[2]} positions "
+                "there (something cuts the batch or changes sizes inside the denoiser)",
+                hint="Use this base without torch.compile.",
+            )
+        if frames > 1:  # video: frames are flattened into the batch
+            key, value, weight = (x.repeat_interleave(frames, 0) for x in (key, value, weight))
+        terms.append(ImageTerm(key.to(q.dtype), value.to(q.dtype), weight))
+    return terms
