@@ -69,3 +69,16 @@ def test_a_map_is_fitted_without_touching_the_global_generator() -> None:
     pipe.vae = None
     with pytest.raises(errors.OptionError, match="no VAE"):
         LatentPreview.fit(pipe)
+
+
+def test_flow_is_known_by_its_prediction_type_too() -> None:
+    """Of a scheduler that has DDPM's table beside it."""
+    from types import SimpleNamespace
+
+    from diffusers import UniPCMultistepScheduler
+
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    observer = Observer(SimpleNamespace(scheduler=scheduler, unet=None, transformer=None))
+    picture, noise = torch.ones(1, 4, 2, 2), torch.full((1, 4, 2, 2), 3.0)
+    found = observer._x0((picture + noise) / 2, noise - picture, 500.0)
+    assert torch.allclose(found, picture)

@@ -138,7 +138,7 @@ class Observer:
         """From the denoiser's own input: the scaled one, so that Euler's is DDIM's."""
         scheduler = self._pipe.scheduler
         kept = getattr(scheduler, "alphas_cumprod", None)
-        if kept is None:  # flow matching
+        if kept is None or scheduler.config.prediction_type == "flow_prediction":
             sigma = time / float(scheduler.config.num_train_timesteps)
             return sample - sigma * output
         alpha = float(kept[min(max(round(time), 0), len(kept) - 1)])
