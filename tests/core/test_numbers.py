@@ -10,7 +10,7 @@ import torch
 
 from imageprompt.control import Controls
 from imageprompt.core.errors import ImagePromptError, OptionError, ScaleError
-from imageprompt.core.numbers import plain_number, plain_numbers
+from imageprompt.core.schema import plain_number, plain_numbers
 from imageprompt.encoding.options import EncodeOptions
 from imageprompt.generation.request import Request
 

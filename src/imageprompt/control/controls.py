@@ -20,7 +20,7 @@ from imageprompt.control.scales import (
 )
 from imageprompt.control.schedules import Schedule
 from imageprompt.core.errors import OptionError
-from imageprompt.core.numbers import plain_numbers
+from imageprompt.core.schema import plain_numbers
 from imageprompt.core.spec import Site
 
 PENALTY_WIDTH = 1280.0

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from imageprompt.core.errors import ScaleError
-from imageprompt.core.numbers import plain_number
+from imageprompt.core.schema import plain_number
 from imageprompt.core.spec import Site
 
 Scaling = Literal["V only", "K+V", "K+V w/ C penalty", "K+mean(V) w/ C penalty"]

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 
 from imageprompt.control.scales import one_scale
 from imageprompt.core.errors import OptionError, ScaleError
-from imageprompt.core.numbers import plain_number
+from imageprompt.core.schema import plain_number
 
 Curve = str | tuple[float, ...] | Callable[[float], float]
 

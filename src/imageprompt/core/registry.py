@@ -39,17 +39,21 @@ class Registry(Generic[T]):
 
     @cached_property
     def _members(self) -> dict[str, T]:
-        found: dict[str, T] = {}
+        return dict(sorted(((one.name, one) for one in self._load()), key=lambda pair: pair[0]))
+
+    def _load(self) -> Iterator[T]:
+        """The members in the order of their files; each file is loaded when its turn comes."""
+        names = set()
         for stem in sorted(self._stems):
             if stem.startswith("_"):
                 continue
             module = importlib.import_module(f"{self._package}.{stem}")
             if hasattr(module, self._constant):
                 member = cast(T, getattr(module, self._constant))
-                if member.name in found:
+                if member.name in names:
                     raise ValueError(f"two modules of {self._package} are named {member.name!r}")
-                found[member.name] = member
-        return dict(sorted(found.items()))
+                names.add(member.name)
+                yield member
 
     def reload(self) -> None:
         """Look at the files of the package again, for plug-ins that came or went."""
@@ -71,7 +75,10 @@ class Registry(Generic[T]):
         return self._members.get(name)
 
     def __iter__(self) -> Iterator[T]:
-        return iter(self._members.values())
+        """The members by name. A search that ends early loads no files beyond its end."""
+        if "_members" in vars(self):
+            return iter(self._members.values())
+        return self._load()
 
     def __getitem__(self, name: str) -> T:
         """The member of that name. Raises OptionError that suggests the nearest name."""

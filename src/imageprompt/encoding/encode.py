@@ -17,12 +17,13 @@ from imageprompt.encoding.features import (
     Features,
     Group,
     as_groups,
+    check_counts,
     check_shapes,
     concatenate,
     first_reference,
     reference_count,
 )
-from imageprompt.encoding.fuse_references import fuse_references
+from imageprompt.encoding.fusion import CONCAT
 from imageprompt.encoding.image_prompt import ImagePrompt
 from imageprompt.encoding.options import EncodeOptions
 from imageprompt.encoding.references import Pictures, References
@@ -83,7 +84,7 @@ class ReferenceEncoder:
             else:
                 groups, references = self._encode_pictures(pictures, options)
             check_shapes(groups, self.spec)
-            fused, weights = fuse_references(groups, references, options, self.encoder, self.base)
+            fused, weights = self._fuse(groups, references, options)
             tokens = self._project_groups(fused, options)
             null = self._null_tokens_like(fused, null_features, references, options)
             if weights is not None:
@@ -139,6 +140,17 @@ class ReferenceEncoder:
         """The feature of the image encoder that the projector reads, if it reads one."""
         assert self.spec.feature.image is not None
         return self.spec.feature.image
+
+    def _fuse(
+        self, groups: list[Group], references: References | None, options: EncodeOptions
+    ) -> tuple[list[Group], Tensor | None]:
+        """See `fuse_references`, which side by side and without weights has nothing to do."""
+        if options.fusion == CONCAT and options.weights is options.subtract_text is None:
+            check_counts(groups)
+            return groups, None
+        from imageprompt.encoding.fuse_references import fuse_references
+
+        return fuse_references(groups, references, options, self.encoder, self.base)
 
     def _encode_pictures(
         self, pictures: Pictures | None, options: EncodeOptions

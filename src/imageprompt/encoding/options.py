@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.errors import OptionError, PromptError
-from imageprompt.core.numbers import plain_number, plain_numbers
+from imageprompt.core.schema import plain_number, plain_numbers
 from imageprompt.core.spec import AdapterSpec
 from imageprompt.encoding import fusion as fusions
 from imageprompt.encoding.encoders.contract import LARGEST, FaceChoice, check_face_choice

@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 from imageprompt.control import DEFAULT_SCALE, Controls, Scale, Scaling
 from imageprompt.core.errors import OptionError, PictureError
-from imageprompt.core.numbers import plain_numbers
-from imageprompt.core.schema import PYTHON_ONLY, Option
+from imageprompt.core.schema import PYTHON_ONLY, Option, plain_numbers
 from imageprompt.encoding.options import EncodeOptions
 from imageprompt.generation import option_values as values
 from imageprompt.generation.option_values import FILE, FILES, NUMBERS, STRING, TEXTS, or_null

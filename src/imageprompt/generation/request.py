@@ -10,8 +10,7 @@ from functools import cached_property, partial
 from typing import Annotated, Any
 
 from imageprompt.core.errors import OptionError, PictureError, WrongBaseError
-from imageprompt.core.numbers import plain_numbers
-from imageprompt.core.schema import PYTHON_ONLY, Option
+from imageprompt.core.schema import PYTHON_ONLY, Option, plain_numbers
 from imageprompt.generation import option_values as values
 from imageprompt.generation.option_values import FILE, STRING
 from imageprompt.generation.reference import REFERENCE_FIELDS, REPLAY_FIELDS, Reference, flag_of

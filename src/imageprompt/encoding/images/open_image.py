@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from imageprompt.core.errors import PictureError
-from imageprompt.encoding.images.arrays import is_array, is_file, picture_of, read_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,12 +146,14 @@ def describe(source: object) -> str:
     """How an error message names `source`."""
     if isinstance(source, bytes | bytearray | memoryview):
         return f"picture of {len(source)} bytes"
-    if is_array(source):
-        return f"picture of shape {list(source.shape)}"  # type: ignore[attr-defined]
     if isinstance(source, Image.Image):
         return f"picture {getattr(source, 'filename', '') or 'in memory'}"
     if isinstance(source, str | os.PathLike):
         return f"picture {os.fspath(source)!r}"
+    from imageprompt.encoding.images.arrays import is_array
+
+    if is_array(source):
+        return f"picture of shape {list(source.shape)}"  # type: ignore[attr-defined]
     return f"picture of type {type(source).__name__}"
 
 
@@ -160,6 +161,10 @@ def _in_memory(source: Any, label: str) -> Any:
     """Open files and other bytes as bytes, arrays and tensors as PIL images; others as they are."""
     if isinstance(source, bytearray | memoryview):
         return bytes(source)
+    if isinstance(source, str | os.PathLike | bytes | Image.Image):
+        return source
+    from imageprompt.encoding.images.arrays import is_array, is_file, picture_of, read_file
+
     if is_array(source):
         return picture_of(source, label)
     if is_file(source):
