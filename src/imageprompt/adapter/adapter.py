@@ -376,8 +376,7 @@ class Adapter:
         "auto" asks the pipeline that runs whether it is guided; in a loop of your own the latents
         tell, which guidance repeats. Where two readings are left, that is a GuidanceError, or a
         warning if there was a single step. In a loop that calls the denoiser once for each side,
-        set `.guidance` of the handle to "negative" or "positive" before the calls. State it for a
-        denoiser that is compiled as a whole.
+        set `.guidance` of the handle to "negative" or "positive" before the calls.
 
         The prompt is in use in this thread or asyncio task (and in tasks started inside the
         block), nowhere else. If the denoiser was never called in the block, a warning says so.
