@@ -265,7 +265,7 @@ def test_a_loop_may_be_entered_in_its_middle(tmp_path: Path) -> None:
     timesteps = torch.arange(1000, 0, -250)
     for t in timesteps[:2]:
         rig.host.read(rig.unet, {**inputs, "timestep": t})
-    with rig.adapter.use(prompt, scale=1.0, schedule="0.5-1") as handle:
+    with rig.adapter.use(prompt, 1.0, "negative-positive", schedule="0.5-1") as handle:
         rig.host.read(rig.unet, {**inputs, "timestep": timesteps[2]})
         assert handle._values[0] == 1.0
         assert handle._steps == 4
@@ -332,7 +332,7 @@ def test_every_step_as_its_number_says(rig: Rig) -> None:
     numbers = (1.0, 0.5, 0.0, 0.25, 0.0, 1.5)
     expected = []
     for number, t in zip(numbers, schedule(), strict=True):
-        with rig.adapter.use(rig.prompt(1), scale=0.8 * number):
+        with rig.adapter.use(rig.prompt(1), 0.8 * number, "negative-positive"):
             expected += loop(rig, [t])
     with rig.adapter.use(rig.prompt(1), scale=0.8, schedule=numbers):
         for _ in range(2):  # the second run begins at the first step again
@@ -524,7 +524,7 @@ def test_caches_over_steps(apply: Callable[[Any], None], rig: Rig) -> None:
         handle.scale = 0.5
         assert torch.equal(loop(rig, schedule()[2:3])[0], half[2])
     assert torch.equal(loop(rig, schedule()[3:4])[0], base[3])
-    with rig.adapter.use(rig.prompt(1)):
+    with rig.adapter.use(rig.prompt(1), guidance="negative-positive"):
         assert torch.equal(loop(rig, schedule()[4:5])[0], full[4])
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from imageprompt.adapter.hooks import Hook, eager_hook
+from imageprompt.adapter.attachment import Hook, eager_hook
 from imageprompt.adapter.weights import Lora
 from imageprompt.attention.state import AttentionState
 from imageprompt.core.errors import AttachError

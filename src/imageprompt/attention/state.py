@@ -130,6 +130,7 @@ class AttentionState:
             self.epoch += self._text.changed(text)
             witness = None
             for prompt in active:
+                prompt.called = True
                 if prompt.is_timed:
                     prompt.go_to(self._tracker.position(prompt.timesteps))
                 layout = prompt.layout
@@ -142,7 +143,6 @@ class AttentionState:
     def _bind(self, prompt: ActivePrompt, layout: CFGLayout, sample: Tensor) -> None:
         images = count_images_per_prompt(sample.shape[0], layout, prompt.prompts)
         prompt.bind(layout, images, sample)
-        prompt.called = True
 
     def _infer_layout(
         self, sample: Tensor, text: Tensor | None, prompt: ActivePrompt, witness: Witness
