@@ -219,12 +219,17 @@ def test_an_interrupted_use_leaves_the_base(when: str) -> None:
     pipe, adapter, prompt = frozen()
     before = bits(pipe.unet)
     adapter.attach(pipe, lora="merged")
-    with pytest.raises(KeyboardInterrupt), adapter.use(prompt):
-        read(pipe.unet, inputs("sd15"))
-        if when == "in use":
-            raise KeyboardInterrupt
-        mode = Interrupts(40)
-        mode.__enter__()
+    mode = Interrupts(40)
+
+    def use() -> None:
+        with adapter.use(prompt):
+            read(pipe.unet, inputs("sd15"))
+            if when == "in use":
+                raise KeyboardInterrupt
+            mode.__enter__()
+
+    with pytest.raises(KeyboardInterrupt):
+        use()
     if when == "at its end":
         mode.__exit__(None, None, None)
     assert all(torch.equal(tensor, before[n]) for n, tensor in pipe.unet.state_dict().items())
