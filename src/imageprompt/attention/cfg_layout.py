@@ -57,22 +57,6 @@ def named_layout(guidance: str | Sequence[Branch]) -> CFGLayout | None:
     )
 
 
-def layout_from_batch_size(batch: int, prompts: int) -> CFGLayout:
-    """The layout, from the batch size alone: one row per prompt, or two.
-
-    Raises GuidanceError for any other batch size.
-    """
-    if batch == prompts:
-        return LAYOUTS["none"]
-    if batch == 2 * prompts:
-        return LAYOUTS["negative-positive"]
-    raise GuidanceError(
-        f"a compiled call with batch {batch} and {prompts} image prompt(s)",
-        reason="the guidance layout cannot be inferred inside a compiled graph",
-        hint="Pass guidance='negative-positive' or guidance='none' to use().",
-    )
-
-
 @dataclass(frozen=True)
 class Reading:
     """A layout, and whether the latents of the next step must confirm it.
