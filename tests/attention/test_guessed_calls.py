@@ -104,6 +104,23 @@ def test_no_guidance_on_one_noise(rows: int, rig: Rig) -> None:
     assert all(torch.allclose(row, one[0], atol=1e-5) for row in together)
 
 
+@pytest.mark.parametrize("how", ["wrapped", "in place"])
+def test_no_guidance_on_one_noise_compiled(how: str, rig: Rig) -> None:
+    """The pipeline is asked outside of the graph of its denoiser."""
+    torch._dynamo.reset()
+    pipe = bare_pipeline(rig.unet)
+    if how == "wrapped":
+        pipe.unet = torch.compile(rig.unet, backend="eager", fullgraph=True)
+    else:
+        rig.unet.compile(backend="eager", fullgraph=True)
+    with rig.adapter.use(rig.prompt(1)):
+        noise = same_noise(rig, 2)
+        found = run(rig, pipe=pipe, num_images_per_prompt=2, latents=noise, guidance_scale=1.0)
+        one = run(rig, pipe=pipe, latents=noise[:1], guidance_scale=1.0)
+    assert all(torch.allclose(row, one[0], atol=1e-5) for row in found)
+    torch._dynamo.reset()
+
+
 def loop(rig: Rig, words: Tensor, noise: Tensor, *, guided: bool) -> None:
     """A loop of the user's own: the pictures differ after the first step."""
     for t in TIMES:
