@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bases import BASES, Base, random_unet
+from imageprompt.attention.state import _in_use
 from peer import diffusers_embeds, diffusers_load, flat, published_adapter, published_features
 from step_time import shared_copy
 from timing import conditions, cpu_seconds
@@ -107,25 +108,21 @@ def steps_of(base: Base, latent: int) -> Iterator[dict[str, tuple[nn.Module, Ste
         save_file({k: v.contiguous() for k, v in flat(state).items()}, path)
         adapter = ip.Adapter.load(path, dtype=DTYPE).attach(mine)
     prompt = adapter.encode(features=features, null_features=torch.zeros_like(features))
-    with adapter.use(prompt) as plain:
-        pass
-    with adapter.use(prompt, mask=mask) as masked:
-        pass
-    state: Any = adapter._attachment.state
 
     def ours(handle: Any) -> Step:
         def step(t: Tensor) -> object:
-            state.active[:] = [handle]  # both keep their rows while they take turns
+            _in_use.set((handle,))  # both keep their rows while they take turns
             return mine(**{**inputs, "timestep": t})
 
         return step
 
-    yield {
-        "imageprompt": (mine, ours(plain)),
-        "imageprompt, mask": (mine, ours(masked)),
-        "diffusers": (theirs, peer(None)),
-        "diffusers, mask": (theirs, peer([mask[None, None]])),
-    }
+    with adapter.use(prompt) as plain, adapter.use(prompt, mask=mask) as masked:
+        yield {
+            "imageprompt": (mine, ours(plain)),
+            "imageprompt, mask": (mine, ours(masked)),
+            "diffusers": (theirs, peer(None)),
+            "diffusers, mask": (theirs, peer([mask[None, None]])),
+        }
 
 
 def measure(base: Base, *, latent: int, rounds: int, steps: int) -> list[dict[str, Any]]:

@@ -79,8 +79,8 @@ def ours(unet: nn.Module, state: Any, variant: str, count: int, folder: Path) ->
         adapter.precompute_kv(prompt).save(precomputed[-1])
 
     def use(prompt: Any) -> None:
-        with torch.no_grad(), adapter.use(prompt):
-            pass
+        with torch.no_grad(), adapter.use(prompt) as handle:
+            handle.called = True  # only the switch is timed
 
     use(ip.ImagePrompt.load(files[-1]))  # the prompt before the first switch
     rows = [
@@ -114,8 +114,8 @@ def library(unet: nn.Module, state: Any, variant: str, count: int, folder: Path)
         styles.add(f"style {i}", adapter, features=features, null_features=null)
 
     def use(name: str) -> None:
-        with torch.no_grad(), adapter.use(styles.open(name, adapter)):
-            pass
+        with torch.no_grad(), adapter.use(styles.open(name, adapter)) as handle:
+            handle.called = True
 
     *names, last = styles.names()
     use(last)  # the prompt before the first switch

@@ -12,6 +12,8 @@ from torch import Tensor
 
 import imageprompt as ip
 from hostile import header, write
+from imageprompt.adapter.attachment import AttachedDenoiser
+from imageprompt.adapter.compatibility import check_base
 from imageprompt.checkpoint.formats import FORMATS, Parts
 from imageprompt.checkpoint.identify.identify import identify
 from imageprompt.checkpoint.identify.published import PUBLISHED as KNOWN
@@ -216,8 +218,8 @@ def test_a_small_flux_adapter_in_xlabs_layout(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["ip-adapter_sd15", "ip-adapter-plus_sd15"])
-def test_published_shapes_load_and_attach(name: str, tmp_path: Path) -> None:
-    """A file of the published shapes is loaded as SD1.5's and attaches to its denoiser."""
+def test_published_shapes_load_and_fit(name: str, tmp_path: Path) -> None:
+    """A file of the published shapes is loaded as SD1.5's and fits its denoiser."""
     from bases import SD15, meta_unet
 
     file: File = PUBLISHED[name]
@@ -226,9 +228,8 @@ def test_published_shapes_load_and_attach(name: str, tmp_path: Path) -> None:
     assert adapter.spec.variant == file.variants[0]
     assert adapter.spec.host == "sd15"
     assert set(adapter.module.state_dict()) == set(file.shapes())
-    unet = meta_unet(SD15)
-    adapter.attach(unet)
-    adapter.detach()
+    base = AttachedDenoiser.of(meta_unet(SD15))
+    check_base(adapter.spec, adapter.module, base.spec)
 
 
 def test_files_that_cannot_run_yet_say_so(tmp_path: Path) -> None:

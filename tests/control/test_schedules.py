@@ -514,7 +514,7 @@ def test_caches_over_steps(apply: Callable[[Any], None], rig: Rig) -> None:
     apply(rig.unet)
     plain = loop(rig, schedule()[:2])
     assert difference(plain[1], base[1]) > 1e-6  # the cache is at work
-    with rig.adapter.use(rig.prompt(1), schedule="0-0.5") as handle:
+    with rig.adapter.use(rig.prompt(1), 0.8, "negative-positive", schedule="0-0.5") as handle:
         found = loop(rig, schedule())
         assert torch.equal(found[0], full[0])
         assert difference(found[1], full[1]) > 1e-6  # and stays so where nothing changes

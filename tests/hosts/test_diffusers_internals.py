@@ -25,10 +25,18 @@ RELIED_ON = {
     "_base": "Tensor._base: attention/step_tracker",
     "_context": "StateManager._context: attention/state",
     "_diffusers_hook": "HookRegistry of a module: attention/state, adapter/{attachment,lora}",
+    "_C": "torch: attention/state",
+    "_compiled_call_impl": "nn.Module: attention/compiled",
+    "_current_graph_task_id": "torch._C: attention/state",
     "_execution_device": "DiffusionPipeline: loading/pipeline",
     "_foreach_lerp_": "torch: training/loop/ema",
     "_forward_hooks": "nn.Module: hosts/_unet_processor",
+    "_forward_hooks_always_called": "nn.Module: adapter/attachment",
+    "_forward_hooks_with_kwargs": "nn.Module: adapter/attachment",
     "_forward_pre_hooks": "nn.Module: hosts/_unet_processor",
+    "_forward_pre_hooks_with_kwargs": "nn.Module: adapter/attachment",
+    "_get_default_store": "torch.distributed: training/loop/distributed",
+    "_hf_hook": "accelerate: adapter/offloading",
     "_is_stateful": "ModelHook: attention/state",
     "_keep_in_fp32_modules": "ModelMixin: adapter/attachment",
     "_modules": "nn.Module: adapter/attachment",
@@ -39,8 +47,10 @@ RELIED_ON = {
     "_use_default_values": "a config of diffusers: training/frozen_pipeline",
     "_version": "Tensor._version: core/fingerprint, hosts/_unet_processor",
 }
-STANDARD_LIBRARY = {"_actions", "_option_string_actions", "_SubParsersAction", "_Hash"}
-"""Names of argparse and hashlib that the command line and annotations use."""
+STANDARD_LIBRARY = {
+    *("_actions", "_option_string_actions", "_SubParsersAction", "_Hash", "_getframe")
+}
+"""Names of argparse, hashlib and sys that the command line and annotations use."""
 
 
 def unet() -> Any:
