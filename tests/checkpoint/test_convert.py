@@ -429,8 +429,14 @@ def bad_weights(value: float) -> dict[str, Tensor]:
         ({"ip_adapter.5.to_x_ip.weight": torch.ones(3)}, "ip_adapter.5.to_x_ip.weight"),
         ({"ip_adapter.5.to_v_ip.weight": torch.ones(3, 4)}, "[3, 4]"),
         ({"something.else": torch.ones(3)}, "something.else"),
-        (bad_weights(float("nan")), "NaN or infinite values (ip_adapter.5.to_v_ip.weight)"),
-        (bad_weights(float("-inf")), "NaN or infinite values (ip_adapter.5.to_v_ip.weight)"),
+        (
+            bad_weights(float("nan")),
+            "contains 1 NaN or infinite value (ip_adapter.5.to_v_ip.weight)",
+        ),
+        (
+            bad_weights(float("-inf")),
+            "contains 1 NaN or infinite value (ip_adapter.5.to_v_ip.weight)",
+        ),
     ],
 )
 def test_adapters_that_are_not_whole(
@@ -531,16 +537,24 @@ def test_nothing_is_overwritten_unless_it_is_forced(
     target.write_text("precious")
     with monkeypatch.context() as patched:
         patched.setattr(job, "locate_source", lambda *_: pytest.fail("the source was located"))
-        with pytest.raises(ip.ImagePromptError, match=r"exists already.*--force \(force=True"):
+        with pytest.raises(
+            ip.ImagePromptError, match=r"exists already.*--overwrite \(overwrite=True"
+        ):
             ip.convert("owner/repo/file.safetensors", target, base=tmp_path / "none")
         assert convert(tmp_path / "none", target) == 2
-    assert "--force" in capsys.readouterr().err
+    assert "--overwrite" in capsys.readouterr().err
     assert target.read_text() == "precious"
     path = source(tmp_path)
-    assert convert(path, target, "--force") == 0
+    assert convert(path, target, "--overwrite") == 0
     assert equal(load_file(path), load_file(target))
+    assert ip.convert(path, target, overwrite=True).forced == ()
     assert ip.convert(path, target, force=True).forced == ()
-    assert convert(path, path, "--force") == 2
+    (tmp_path / "diverged").mkdir()
+    bad = source(tmp_path / "diverged", **bad_weights(float("nan")))
+    assert convert(bad, target, "--overwrite") == 2
+    assert "NaN" in capsys.readouterr().err
+    assert equal(load_file(path), load_file(target))
+    assert convert(path, path, "--overwrite") == 2
     assert "the file to be converted" in capsys.readouterr().err
     assert equal(load_file(path), load_file(target))
 

@@ -295,6 +295,10 @@ PUBLISHED: dict[str, File] = {
 """The 19 files of the reference's table."""
 
 OTHERS: dict[str, File] = {
+    "InstantID": File(
+        **_SDXL, projector=resampler(512, 1280, 20, 2048), keys=51, total=422_765_824,
+        variants=("portrait-unnorm",), feature="raw face_embeds", width=512, tokens=16,
+    ),
     "Kolors-IP-Adapter-Plus": File(
         host="kolors", **{**_PLUS, "width": 1024}, projector=resampler(1024, 2048, 12, 2048),
         total=506_552_320,
@@ -316,4 +320,4 @@ OTHERS: dict[str, File] = {
         variants=("instantx-sd3",), feature="hidden_states[-2]", width=1152, tokens=64,
     ),
 }  # fmt: skip
-"""Files outside of that table: Kolors, FLUX and SD3.5."""
+"""Files outside of that table: InstantID, Kolors, FLUX and SD3.5."""

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, cast
 
 from imageprompt.adapter.weights import AdapterModule
+from imageprompt.checkpoint.identify.counted_ids import counted_ids
 from imageprompt.checkpoint.identify.identify import likely_families
 from imageprompt.core.errors import (
     AttachError,
@@ -51,6 +52,14 @@ def check_base(spec: AdapterSpec, module: AdapterModule, sites: HostSpec) -> Non
     base = site_shapes(VARIANTS[spec.variant], sites, spec.projector, module.rank or LORA_RANK)
     if adapter == base:
         return
+    keys = {n: shape for n, shape in adapter.items() if "_ip." in n}
+    counted = counted_ids(keys, sites)
+    if counted:
+        raise WrongBaseError(
+            f"this {spec.variant} adapter on a {sites.family} base",
+            reason=counted.problem().message,
+            hint="Convert the file, with --base naming this base if it is your own.",
+        )
     families = likely_families({n: shape for n, shape in adapter.items() if "_ip." in n})
     made_for = " or ".join(families) if families else spec.host
     misfits = [n for n in {**adapter, **base} if adapter.get(n) != base.get(n)]

@@ -93,18 +93,22 @@ def convert(
     *,
     variant: str | None = None,
     base: Location | None = None,
+    renumber: bool = False,
+    overwrite: bool = False,
     force: bool = False,
     progress: bool = False,
 ) -> Conversion:
     """Write the adapter in `src` to `dst`, in the layout `to` (standard) and `dtype` (unchanged).
 
     `variant` settles what the tensors leave open; `base` gives the sites of an unpublished base.
-    `force` overwrites an existing `dst`, and writes NaN, infinite and untrained weights too.
+    `renumber` gives sites that were counted 0, 1, 2, ... or 0, 2, 4, ... the ids of their base, in
+    the order that the shapes allow. `overwrite` replaces an existing `dst`; `force` does, too, and
+    writes NaN, infinite and untrained weights.
     Raises NotFoundError, OptionError, and AdapterFileError if the source is not a complete adapter.
     """
     target = Path(dst).expanduser()
     layout = _layout(target, to)
-    _check_target(target, src, force=force)
+    _check_target(target, src, overwrite=overwrite or force)
     cast, against = _cast(dtype), None
     if base is not None:
         from imageprompt.checkpoint.identify.base_config import open_base
@@ -112,7 +116,7 @@ def convert(
         against = open_base(base)
     source = open_source(locate_source(src))
     _check_not_source(target, source.files)
-    found = identify(source, against.spec if against else None)
+    found = identify(source, against.spec if against else None, renumber=renumber)
     _check_complete(found, source)
     tensors = canonical(found.parts)
     planned = {name: cast(tensor) for name, tensor in layout.write(found.parts).items()}
@@ -144,7 +148,7 @@ def convert(
         copies_compared=len(found.copies),
         source_hash=source_hash,
         forced=tuple(forced),
-        notes=source.notes,
+        notes=(*source.notes, *found.notes),
     )
 
 
@@ -168,7 +172,7 @@ def _layout(target: Path, to: str | None) -> Format:
     return layout
 
 
-def _check_target(target: Path, src: Location, *, force: bool) -> None:
+def _check_target(target: Path, src: Location, *, overwrite: bool) -> None:
     """Can a file be written there? Checked before any work. Raises NotFoundError, OptionError."""
     if not target.parent.is_dir():
         raise NotFoundError(str(target.parent), reason="no such folder", hint="Create it first.")
@@ -178,11 +182,11 @@ def _check_target(target: Path, src: Location, *, force: bool) -> None:
         return
     source = os.path.expanduser(src)  # noqa: PTH111 - never raises
     _check_not_source(target, (Path(source),) if os.path.exists(source) else ())  # noqa: PTH110
-    if not force:
+    if not overwrite:
         raise OptionError(
             f"target {str(target)!r}",
             reason="the file exists already",
-            hint="Choose another name, or overwrite it with --force (force=True in Python).",
+            hint="Choose another name, or replace it: --overwrite (overwrite=True in Python).",
         )
 
 

@@ -13,9 +13,10 @@ from imageprompt.checkpoint.identify.checks import (
     constants,
     copies_differ,
     not_finite,
+    stored_numbers,
     untrained,
 )
-from imageprompt.checkpoint.identify.identify import Identification, identify
+from imageprompt.checkpoint.identify.identify import Identification, identify, needs_of
 from imageprompt.checkpoint.identify.problems import PROJECTOR, SITES
 from imageprompt.checkpoint.identify.published import POSITIONS, likely_encoder
 from imageprompt.checkpoint.read.open import locate_source, open_source
@@ -139,7 +140,8 @@ def inspect(path: Location, deep: bool = False, base: Location | None = None) ->
     source = open_source(locate_source(path))
     found = identify(source, against.spec if against else None)
     tensors = canonical(found.parts)
-    problems = list(found.problems)
+    whole, told = stored_numbers(tensors)
+    problems = [*found.problems, *whole]
     if deep:
         problems += copies_differ(found) + not_finite(tensors) + constants(tensors)
         problems += untrained(found, against)
@@ -163,7 +165,7 @@ def inspect(path: Location, deep: bool = False, base: Location | None = None) ->
         hashes=hashes,
         metadata=found.metadata,
         problems=tuple(problems),
-        notes=source.notes,
+        notes=(*source.notes, *told, *needs_of(found)),
         remedies=tuple(advice_on(found, source, problems)),
     )
 

@@ -62,6 +62,24 @@ def _finite(dtype: str, piece: bytes) -> bool:
     )
 
 
+def not_finite_count(tensor: TensorBytes) -> int:
+    """How many values are NaN or infinite; slow, for tensors that have some."""
+    special, size = _SPECIAL.get(tensor.dtype), ITEM_SIZES[tensor.dtype]
+    if special is None:
+        return 0
+    count = 0
+    for piece in pieces(tensor):
+        tops = piece[size - 1 :: size]
+        if not special.next_at_least:
+            count += sum(tops.count(top) for top in special.tops)
+            continue
+        count += sum(
+            top in special.tops and second >= special.next_at_least
+            for top, second in zip(tops, piece[size - 2 :: size], strict=True)
+        )
+    return count
+
+
 def constant(tensor: TensorBytes) -> bool:
     """True if there are several values, all the same; stops at the first that differs."""
     size = ITEM_SIZES[tensor.dtype]

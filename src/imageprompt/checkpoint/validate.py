@@ -12,9 +12,10 @@ from imageprompt.checkpoint.identify.checks import (
     constants,
     copies_differ,
     not_finite,
+    stored_numbers,
     untrained,
 )
-from imageprompt.checkpoint.identify.identify import Identification, identify
+from imageprompt.checkpoint.identify.identify import Identification, identify, needs_of
 from imageprompt.checkpoint.identify.published import encoder_name
 from imageprompt.checkpoint.read.open import locate_source, open_source
 from imageprompt.checkpoint.read.stored_tensor import TensorSource
@@ -30,6 +31,8 @@ class ValidationResult:
     path: str
     checked: tuple[str, ...]
     findings: tuple[Problem, ...]
+    notes: tuple[str, ...] = ()
+    """What is no fault, but good to know: float8 weights, what else an adapter needs."""
 
     @property
     def ok(self) -> bool:
@@ -40,7 +43,8 @@ class ValidationResult:
 
     def __str__(self) -> str:
         lines = [f"{self.path}: {finding.code}: {finding.message}" for finding in self.findings]
-        return "\n".join(lines or [f"{self.path}: no problems found ({', '.join(self.checked)})"])
+        lines = lines or [f"{self.path}: no problems found ({', '.join(self.checked)})"]
+        return "\n".join([*lines, *(f"{self.path}: note: {note}" for note in self.notes)])
 
 
 def validate(
@@ -58,22 +62,27 @@ def validate(
     checked = ["complete", "finite", "not constant"]
     checked += ["fits the base"] if against else []
     checked += ["fits the encoder"] if widths else []
+    notes: list[str] = []
     try:
-        findings = _findings(open_source(local), against, widths)
+        findings, notes = _findings(open_source(local), against, widths)
     except AdapterFileError as error:
         findings = [Problem("no-adapter", f"{error.reason}. {error.hint}")]
-    return ValidationResult(path=str(local), checked=tuple(checked), findings=tuple(findings))
+    return ValidationResult(
+        path=str(local), checked=tuple(checked), findings=tuple(findings), notes=tuple(notes)
+    )
 
 
 def _findings(
     source: TensorSource, against: BaseConfig | None, widths: Mapping[str, int] | None
-) -> list[Problem]:
-    """Raises AdapterFileError if the source is not an adapter."""
+) -> tuple[list[Problem], list[str]]:
+    """Findings and notes. Raises AdapterFileError if the source is not an adapter."""
     found = identify(source, against.spec if against else None)
     tensors = canonical(found.parts)
-    problems = [*found.problems, *copies_differ(found), *not_finite(tensors), *constants(tensors)]
-    problems += untrained(found, against)
-    return problems if widths is None else problems + _wrong_encoder(found, widths)
+    whole, told = stored_numbers(tensors)
+    problems = [*found.problems, *whole, *copies_differ(found), *not_finite(tensors)]
+    problems += [*constants(tensors), *untrained(found, against)]
+    problems += [] if widths is None else _wrong_encoder(found, widths)
+    return problems, [*told, *needs_of(found)]
 
 
 def _wrong_encoder(found: Identification, widths: Mapping[str, int]) -> list[Problem]:

@@ -112,10 +112,17 @@ def add_convert(command: Parser) -> None:
     )
     flags.add_base(command, "for a training checkpoint of a base that is not published")
     add(
+        "--renumber",
+        action="store_true",
+        default=absent,
+        help="give sites that were counted 0, 1, 2, ... or 0, 2, 4, ... the ids of their base",
+    )
+    add("--overwrite", action="store_true", default=absent, help="replace DST if it exists")
+    add(
         "--force",
         action="store_true",
         default=absent,
-        help="overwrite DST, and write NaN, infinite and untrained weights too",
+        help="write NaN, infinite and untrained weights too (and replace DST)",
     )
     _add_report(command)
     add_json(command)
@@ -125,7 +132,9 @@ def _convert(options: argparse.Namespace) -> int:
     from imageprompt.checkpoint.convert import convert
 
     _check_report(options)
-    arguments = provided(options, "to", "dtype", "variant", "base", "force")
+    arguments = provided(
+        options, "to", "dtype", "variant", "base", "renumber", "overwrite", "force"
+    )
     conversion = convert(
         options.source, options.target, **arguments, progress=wants_progress(options)
     )

@@ -32,6 +32,8 @@ class ParsedNames(Generic[T]):
     """Names that do not exist in this layout: a fault of the file."""
     ignored: Mapping[str, T] = field(default_factory=dict)
     """Tensors that belong in the file but not to the adapter, such as the frozen base."""
+    copies: tuple[tuple[T, T], ...] = ()
+    """Tensors that two names of the file call alike: (the one in `parts`, the other)."""
 
 
 class Format(Protocol):

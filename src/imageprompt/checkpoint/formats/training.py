@@ -10,12 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from imageprompt.checkpoint.formats.contract import ParsedNames, Parts, T
+from imageprompt.checkpoint.formats.names import (
+    DENOISER,
+    PROCESSOR,
+    Placed,
+    layer_name,
+    of_a_site,
+    plain_name,
+    split_parts,
+)
 
 PROJECTOR = "image_proj_model"
 MODULES = "adapter_modules"
-DENOISER = "unet"
-PROCESSOR = ".processor."
-_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_LAYERS = (DENOISER, "down_blocks", "up_blocks", "mid_block")  # with or without its name
 
 
 class TrainingFormat:
@@ -30,26 +37,28 @@ class TrainingFormat:
 
     def read(self, tensors: Mapping[str, T]) -> ParsedNames[T]:
         root = _root(tensors)
-        parts: dict[str, dict[str, T]] = {PROJECTOR: {}, MODULES: {}, DENOISER: {}}
-        named: dict[str, T] = {}
-        unplaced, ignored = [], {}
+        projector, sites, named = Placed[T](), Placed[T](), Placed[T]()
+        ignored: dict[str, T] = {}
         for name, tensor in tensors.items():
-            plain = _plain(name)
-            part, _, rest = plain.removeprefix(root).partition(".")
-            if not plain.startswith(root) or part not in parts:
+            plain = plain_name(name)
+            inside = plain.removeprefix(root)
+            parts, rest = split_parts(inside, (PROJECTOR, MODULES))
+            layer = layer_name(rest)
+            first = rest.partition(".")[0]
+            if not plain.startswith(root):
                 ignored[name] = tensor  # optimiser state, frozen encoders
-            elif rest in parts[part]:
-                unplaced.append(name)  # the same name with and without a wrapper's segment
+            elif parts and parts[-1] == PROJECTOR:
+                projector.put(rest, tensor)
+            elif parts and layer.partition(".")[0].isdecimal():
+                sites.put(layer, tensor)
+            elif parts or (first in _LAYERS and (of_a_site(rest) or _processors(rest))):
+                named.put(layer, tensor)
             else:
-                parts[part][rest] = tensor
-        for name, tensor in parts[DENOISER].items():
-            layer, processor, rest = name.partition(PROCESSOR)
-            if processor:
-                named[f"{layer}.{rest}"] = tensor
-            else:
-                ignored[name] = tensor
+                ignored[layer if first == DENOISER else name] = tensor
         return ParsedNames(
-            Parts(parts[PROJECTOR], parts[MODULES], named=named), tuple(unplaced), ignored
+            Parts(projector.tensors, sites.tensors, named=named.tensors),
+            ignored=ignored,
+            copies=(*projector.copies, *sites.copies, *named.copies),
         )
 
     def write(self, parts: Parts[T]) -> dict[str, T]:
@@ -57,16 +66,15 @@ class TrainingFormat:
         return flat | {f"{MODULES}.{name}": tensor for name, tensor in parts.sites.items()}
 
 
-def _plain(name: str) -> str:
-    """The name without the segments of wrappers."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-
-
 def _is_ours(name: str) -> bool:
     parts = name.split(".")
     if PROJECTOR in parts or MODULES in parts:
         return True
-    return DENOISER in parts and PROCESSOR in name and ("_ip." in name)
+    return DENOISER in parts and "_ip." in name and (of_a_site(name) or _processors(name))
+
+
+def _processors(name: str) -> bool:
+    return f".{PROCESSOR}." in name
 
 
 def _root(names: Iterable[str]) -> str:
@@ -74,7 +82,7 @@ def _root(names: Iterable[str]) -> str:
     roots = []
     for name in names:
         if _is_ours(name):
-            parts = _plain(name).split(".")
+            parts = plain_name(name).split(".")
             start = min(parts.index(p) for p in (PROJECTOR, MODULES, DENOISER) if p in parts)
             roots.append("".join(f"{part}." for part in parts[:start]))
     return min(roots, key=lambda root: root.count("."))

@@ -57,6 +57,8 @@ _REPAIRS = {
     "untrained": "use a later checkpoint: training starts from weights like these",
     "copies-differ": "save the checkpoint again: nothing shows which of the two copies is right",
     "unknown-layers": "name the base that it was trained on: --base DIR",
+    "counted-ids": f"imageprompt convert --renumber FILE {_CONVERTED}",
+    "whole-numbers": "use the file that it was quantised from",
     "mismatched": "take both halves from the same adapter",
     "wrong-base": "use it with the base that it was made for",
 }

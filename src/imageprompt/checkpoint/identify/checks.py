@@ -8,10 +8,21 @@ from typing import TYPE_CHECKING
 
 from imageprompt.checkpoint.formats import Parts
 from imageprompt.checkpoint.identify.identify import Identification
-from imageprompt.checkpoint.identify.problems import PROJECTOR, SITES
-from imageprompt.checkpoint.read.stored_tensor import ITEM_SIZES, StoredTensor, TensorBytes
+from imageprompt.checkpoint.identify.problems import PROJECTOR, SITES, differing_copies
+from imageprompt.checkpoint.read.stored_tensor import (
+    ITEM_SIZES,
+    StoredTensor,
+    TensorBytes,
+    dtype_names,
+)
 from imageprompt.checkpoint.report import Problem, tensors_that
-from imageprompt.checkpoint.tensor_bytes import constant, finite, same_bytes
+from imageprompt.checkpoint.tensor_bytes import (
+    FLOATS,
+    constant,
+    finite,
+    not_finite_count,
+    same_bytes,
+)
 from imageprompt.core.spec import HostSpec
 
 if TYPE_CHECKING:
@@ -28,18 +39,24 @@ def canonical(parts: Parts[StoredTensor]) -> dict[str, StoredTensor]:
 
 def copies_differ(found: Identification) -> list[Problem]:
     """Training checkpoints store tensors twice; both copies must be equal to the bit."""
-    names = [
-        name
-        for name, one, other in found.copies
-        if one.storage != other.storage and not same_bytes(one, other)
-    ]
-    what = "stored twice, and the copies differ"
-    return _problem("copies-differ", names, f"is {what}", f"are {what}")
+    return differing_copies(found.copies, found.stored_as)
+
+
+def stored_numbers(tensors: Mapping[str, TensorBytes]) -> tuple[list[Problem], list[str]]:
+    """What dtypes mean for loading: whole numbers are a problem, float8 is a note."""
+    whole = [name for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
+    kinds = " and ".join(dtype_names(tensors[name] for name in whole))
+    what = f"{kinds} without scales: it cannot be loaded"
+    problems = _problem("whole-numbers", whole, f"is {what}", f"are {what.replace('it', 'they')}")
+    small = [t for t in tensors.values() if t.dtype in FLOATS and ITEM_SIZES[t.dtype] == 1]
+    told = f"weights are {' and '.join(dtype_names(small))}: loaded as float16"
+    return problems, [told] if small else []
 
 
 def not_finite(tensors: Mapping[str, TensorBytes]) -> list[Problem]:
     names = [name for name, tensor in tensors.items() if not finite(tensor)]
-    what = "NaN or infinite values"
+    count = sum(not_finite_count(tensors[name]) for name in names)
+    what = f"{count:,} NaN or infinite value{'s' * (count > 1)}"
     return _problem("not-finite", names, f"contains {what}", f"contain {what}")
 
 

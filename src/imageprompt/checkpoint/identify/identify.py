@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imageprompt.checkpoint.formats import FORMATS, Parts
-from imageprompt.checkpoint.identify.layer_ids import number_sites
+from imageprompt.checkpoint.formats import ParsedNames, Parts, parse_names
+from imageprompt.checkpoint.identify.layer_ids import NumberedSites, number_sites
 from imageprompt.checkpoint.identify.match import Match, best_matches, lora_rank, plausible
-from imageprompt.checkpoint.identify.problems import SITES, problems_of, wrong_base
-from imageprompt.checkpoint.identify.published import PublishedAdapter, published_as
+from imageprompt.checkpoint.identify.problems import (
+    PROJECTOR,
+    SITES,
+    differing_copies,
+    problems_of,
+    wrong_base,
+)
+from imageprompt.checkpoint.identify.published import PUBLISHED, PublishedAdapter, published_as
 from imageprompt.checkpoint.read.open import open_source
 from imageprompt.checkpoint.read.stored_tensor import StoredTensor, TensorSource
 from imageprompt.checkpoint.report import Problem
-from imageprompt.checkpoint.tensor_bytes import same_bytes
 from imageprompt.core.errors import AdapterFileError, OptionError
 from imageprompt.core.spec import OWN_BASE, AdapterSpec, HostSpec, Shape, Shapes
 from imageprompt.hosts import HOSTS
@@ -23,6 +28,10 @@ from imageprompt.variants import VARIANTS, more_general, twins
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from imageprompt.checkpoint.identify.counted_ids import CountedIds
+
+FIRST_COUNTED = "0.to_k_ip.weight"  # of sites that are counted: a UNet's first site is 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +53,8 @@ class Identification:
     """One copy of every tensor, all sites by file id."""
     copies: tuple[tuple[str, StoredTensor, StoredTensor], ...]
     """Tensors that are stored twice: canonical name, the one in `parts`, the other."""
+    stored_as: Mapping[int, str]
+    """`id` of a stored tensor -> its name in the file."""
     ignored: Mapping[str, StoredTensor]
     """Tensors that are not the adapter's, such as the frozen base."""
     lora_rank: int | None
@@ -51,19 +62,23 @@ class Identification:
     metadata: Mapping[str, str]
     matches: tuple[Match, ...]
     """The templates that fit it equally well."""
+    notes: tuple[str, ...] = ()
 
 
-def identify(source: TensorSource, base: HostSpec | None = None) -> Identification:
+def identify(
+    source: TensorSource, base: HostSpec | None = None, *, renumber: bool = False
+) -> Identification:
     """Say what a file is, complete or damaged; `base` is the base to compare it with, if known.
 
     A file that clearly belongs to another base than `base` is described for its own base, and its
-    first problem is "wrong-base". Raises AdapterFileError, which says what the file is instead, if
-    it is not an adapter at all.
+    first problem is "wrong-base". Sites that were counted otherwise than in the file format are a
+    problem, unless `renumber` asks for their own ids; they are described under those. Raises
+    AdapterFileError, which says what the file is instead, if it is not an adapter at all.
     """
-    found = _identify(source, base)
+    found = _identify(source, base, renumber)
     if base is None or not found.problems or plausible(*_key_values(found)):
         return found
-    alone = _identify(source, None)
+    alone = _identify(source, None, renumber)
     if alone.base is None or any(problem.code == "unknown-layers" for problem in alone.problems):
         return found
     return replace(alone, problems=(wrong_base(alone.base, base), *alone.problems))
@@ -79,15 +94,17 @@ def _key_values(found: Identification) -> tuple[Shapes, Shapes]:
     return template, ours
 
 
-def _identify(source: TensorSource, base: HostSpec | None) -> Identification:
-    layout = next((one for one in FORMATS if one.claims(source.tensors)), None)
-    if layout is None:
+def _identify(source: TensorSource, base: HostSpec | None, renumber: bool) -> Identification:
+    understood = parse_names(source.tensors)
+    if understood is None:
         from imageprompt.checkpoint.read.refusals import explain_names
 
         explain_names(source.path, source.tensors)
-    parsed = layout.read(source.tensors)
+    layout, parsed = understood
     numbered = number_sites(parsed, base)
-    parts = Parts(parsed.parts.projector, numbered.sites, source.metadata)
+    counted = _counted(numbered)
+    sites = counted.renumbered(numbered.sites) if counted else numbered.sites
+    parts = Parts(parsed.parts.projector, sites, source.metadata)
     shapes = Parts(_shapes(parts.projector), _shapes(parts.sites))
     own = source.metadata.get("host") == OWN_BASE
     tied = best_matches(
@@ -99,8 +116,12 @@ def _identify(source: TensorSource, base: HostSpec | None) -> Identification:
     known = (
         published_as(variants, best.host.family, best.projector) if best and best.projector else ()
     )
+    problems = tuple(problems_of(parsed, numbered, best, shapes, source.metadata))
+    asked = counted is not None and renumber and counted.order is not None
+    if counted and not asked:
+        problems = (counted.problem(), *problems)
     return Identification(
-        format=layout.name,
+        format=layout,
         variants=variants,
         differences=_differences(variants, known),
         published=tuple(one.name for one in known),
@@ -109,13 +130,39 @@ def _identify(source: TensorSource, base: HostSpec | None) -> Identification:
         base=best.host if best else None,
         template=best.template if best else Parts({}, {}),
         parts=parts,
-        copies=tuple((f"{SITES}.{name}", one, two) for name, one, two in numbered.copies),
+        copies=tuple(_copies(parsed, numbered, parts)),
+        stored_as={id(tensor): name for name, tensor in source.tensors.items()},
         ignored=parsed.ignored,
         lora_rank=lora_rank(shapes.sites),
-        problems=tuple(problems_of(parsed, numbered, best, shapes, source.metadata)),
+        problems=problems,
         metadata=source.metadata,
         matches=tuple(tied),
+        notes=(counted.note(),) if counted and asked else (),
     )
+
+
+def _counted(numbered: NumberedSites[StoredTensor]) -> CountedIds | None:
+    if FIRST_COUNTED not in numbered.sites:
+        return None
+    from imageprompt.checkpoint.identify.counted_ids import counted_ids  # for few files
+
+    return counted_ids(_shapes(numbered.sites), numbered.host)
+
+
+def _copies(
+    parsed: ParsedNames[StoredTensor],
+    numbered: NumberedSites[StoredTensor],
+    parts: Parts[StoredTensor],
+) -> Iterator[tuple[str, StoredTensor, StoredTensor]]:
+    """Tensors stored under two names: of a layer and of its id, or with and without a wrapper."""
+    names = {id(tensor): f"{PROJECTOR}.{name}" for name, tensor in parts.projector.items()}
+    names |= {id(tensor): f"{SITES}.{name}" for name, tensor in parts.sites.items()}
+    for name, one, other in numbered.copies:
+        names[id(other)] = f"{SITES}.{name}"
+        yield f"{SITES}.{name}", one, other
+    for one, other in parsed.copies:
+        if id(one) in names:
+            yield names[id(one)], one, other
 
 
 def read_adapter(path: Path, variant: str | None = None) -> tuple[AdapterSpec, Parts[Tensor]]:
@@ -127,23 +174,22 @@ def read_adapter(path: Path, variant: str | None = None) -> tuple[AdapterSpec, P
     from imageprompt.checkpoint.torch_io import tensor_of
 
     found = identify(open_source(path))
-    problems = [problem.message for problem in found.problems]
-    if any(not same_bytes(one, other) for _, one, other in found.copies):
-        problems.append("the two copies of its tensors differ")
+    faults = [*found.problems, *differing_copies(found.copies, found.stored_as)]
+    problems = [problem.message for problem in faults]
     if problems or found.spec is None:
         raise AdapterFileError(
             str(path),
             reason="; ".join(problems),
             hint="`imageprompt inspect` says more. Download it again, or use another file.",
         )
-    return _run_as(path, found, variant), Parts(
+    return run_as(path, found, variant), Parts(
         {name: tensor_of(stored) for name, stored in found.parts.projector.items()},
         {name: tensor_of(stored) for name, stored in found.parts.sites.items()},
         found.metadata,
     )
 
 
-def _run_as(path: Path, found: Identification, variant: str | None) -> AdapterSpec:
+def run_as(path: Path, found: Identification, variant: str | None) -> AdapterSpec:
     """The architecture to run a file as: stated by the file or by the user, never guessed."""
     if variant is not None and variant not in found.variants:
         raise OptionError(
@@ -152,6 +198,15 @@ def _run_as(path: Path, found: Identification, variant: str | None) -> AdapterSp
             hint="Choose one of these, or give another file.",
         )
     names = architectures(found.variants if variant is None else (variant,))
+    others = needs_of(found) if variant is None else ()
+    if others:
+        raise AdapterFileError(
+            str(path),
+            reason=f"these are the tensors of {' and of '.join(found.published)}; {others[0]}",
+            hint="InstantID as a whole does not run here. If this is the other adapter, or to use "
+            f'this half alone, choose variant="{names[0]}" in Python, --variant {names[0]} on the '
+            "command line.",
+        )
     if len(names) > 1:
         raise AdapterFileError(
             str(path),
@@ -163,6 +218,13 @@ def _run_as(path: Path, found: Identification, variant: str | None) -> AdapterSp
     spec = _spec(found.matches, names)
     assert spec is not None
     return spec
+
+
+def needs_of(found: Identification) -> tuple[str, ...]:
+    """What the published adapters that this may be need besides, if no metadata tells which."""
+    if "variant" in found.metadata:
+        return ()
+    return tuple(one.needs for one in PUBLISHED if one.name in found.published and one.needs)
 
 
 def architectures(variants: Iterable[str]) -> list[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from imageprompt.checkpoint.formats import ParsedNames, Parts
 from imageprompt.checkpoint.identify.layer_ids import NumberedSites
 from imageprompt.checkpoint.identify.match import KEY, VALUE, Match, ShapeDifference
 from imageprompt.checkpoint.read.stored_tensor import StoredTensor
 from imageprompt.checkpoint.report import Problem, base_name, first_names, tensors_that
+from imageprompt.checkpoint.tensor_bytes import same_bytes
 from imageprompt.core.spec import HostSpec, Shape, Shapes
 from imageprompt.variants import VARIANTS, tensor_shapes, twins
 
@@ -48,6 +49,23 @@ def problems_of(
     if difference.misshapen:
         yield _misshapen(difference.misshapen, template, found)
     yield from _contradictions(best, shapes, metadata)
+
+
+def differing_copies(
+    copies: Iterable[tuple[str, StoredTensor, StoredTensor]], stored_as: Mapping[int, str]
+) -> list[Problem]:
+    """Tensors that a file stores under two names must be equal to the bit."""
+    differing = [
+        (stored_as.get(id(one), name), stored_as.get(id(other), name))
+        for name, one, other in copies
+        if one.storage != other.storage and not same_bytes(one, other)
+    ]
+    if not differing:
+        return []
+    first, second = differing[0]
+    what = "1 tensor is" if len(differing) == 1 else f"{len(differing)} tensors are"
+    message = f"{what} stored twice, and the copies differ ({first} and {second}"
+    return [Problem("copies-differ", message + (", ...)" if len(differing) > 1 else ")"))]
 
 
 def wrong_base(made_for: HostSpec, base: HostSpec) -> Problem:

@@ -41,6 +41,8 @@ class PublishedAdapter:
     options: ProjectorOptions = _DEFAULT
     note: str = ""
     """How it differs from files with the same tensors."""
+    needs: str = ""
+    """What it needs besides, where that does not run here."""
 
     @property
     def architecture(self) -> Variant:
@@ -59,6 +61,10 @@ class PublishedAdapter:
         return variant.propose(width, self.host_spec.cross_attention_dim, self.options)
 
 
+_INSTANTID = (
+    "also needs its own ControlNet",
+    "an InstantID adapter needs its own ControlNet (IdentityNet) with keypoint pictures",
+)
 _FACE = f"{ARCFACE} and {VIT_H}"
 PUBLISHED = (
     PublishedAdapter("ip-adapter_sd15", "base", "sd15", VIT_H),
@@ -84,6 +90,7 @@ PUBLISHED = (
     ),
     PublishedAdapter("ip-adapter-faceid-portrait_sdxl", "portrait", "sdxl", ARCFACE),
     PublishedAdapter("ip-adapter-faceid-portrait_sdxl_unnorm", "portrait-unnorm", "sdxl", ARCFACE),
+    PublishedAdapter("InstantID", "portrait-unnorm", "sdxl", ARCFACE, _DEFAULT, *_INSTANTID),
     PublishedAdapter(
         "Kolors-IP-Adapter-Plus",
         "plus",

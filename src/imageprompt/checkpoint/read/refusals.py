@@ -51,7 +51,7 @@ _MERGE = (
 )
 _LORA = "Load it with pipe.load_lora_weights()."
 _BASE = "Use it as part of the base."
-_CONTROL = "Load it with diffusers' ControlNetModel."
+_CONTROL = "Load it with diffusers' ControlNetModel (InstantID's IdentityNet, too)."
 _LOADED = "a denoiser with an adapter loaded into it"
 _INSIDE = "Give the adapter file that was loaded; diffusers cannot extract it again."
 _MODELS = (

@@ -26,6 +26,8 @@ MAX_DEPTH = 32
 MAX_VALUES = 50_000
 WRAPPERS = ("module", "state_dict", "model", "model_state_dict")  # what trainers put weights under
 
+ADAPTER_PARTS = ("image_proj", "image_proj_model", "ip_adapter", "adapter_modules")
+
 
 @dataclass(frozen=True)
 class UnpickledFile:
@@ -106,7 +108,9 @@ def _refuse_partition(path: Path, value: Any, tensors: Mapping[str, StoredTensor
 
 def _unwrap(value: Any) -> tuple[Any, list[str]]:
     """What a trainer keeps under ["module"], ["state_dict"] ..., and a note on the rest."""
-    for name in WRAPPERS if isinstance(value, dict) else ():
+    if not isinstance(value, dict) or _several_candidates(value):
+        return value, []
+    for name in WRAPPERS:
         inner = value.get(name)
         values = inner.values() if isinstance(inner, dict) else ()
         if any(isinstance(one, TensorView | dict) for one in values):
@@ -114,6 +118,13 @@ def _unwrap(value: Any) -> tuple[Any, list[str]]:
             note = f"reading the tensors under [{name!r}]"
             return inner, [f"{note}; ignoring {', '.join(others[:5])}" if others else note]
     return value, []
+
+
+def _several_candidates(value: dict[Any, Any]) -> bool:
+    """Whether an adapter may be in several of these tables: then names tell which is what."""
+    inner = [key for key in WRAPPERS if isinstance(value.get(key), dict)]
+    heads = {str(key).split(".", 1)[0] for key in value}
+    return len(inner) > 1 or (bool(inner) and not heads.isdisjoint(ADAPTER_PARTS))
 
 
 def _leaves(path: Path, root: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
