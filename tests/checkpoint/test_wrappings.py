@@ -306,6 +306,7 @@ def test_instantid_is_named(tmp_path: Path) -> None:
     report = ip.inspect(path)
     assert "InstantID" in report.published
     assert "IdentityNet" in str(report)
+    assert 'variant="portrait-unnorm"' in str(report)
     found = identify(open_source(path))
     from imageprompt.checkpoint.identify.identify import run_as
 

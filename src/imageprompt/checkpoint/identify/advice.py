@@ -6,7 +6,7 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imageprompt.checkpoint.identify.identify import Identification, architectures
+from imageprompt.checkpoint.identify.identify import Identification, architectures, needs_of
 from imageprompt.checkpoint.identify.published import (
     SIGLIP,
     VIT_G,
@@ -96,7 +96,7 @@ def advice_on(
         base,
         Advice("encoder", _encoder(spec, encoder)),
         *convert,
-        Advice("imageprompt", _imageprompt(spec, path, encoder, found.variants)),
+        Advice("imageprompt", _imageprompt(spec, path, encoder, found)),
         Advice("diffusers", _diffusers(spec, path, found.parts.projector)),
         Advice("ComfyUI", _comfyui(found.variants)),
     ]
@@ -109,14 +109,14 @@ def _encoder(spec: AdapterSpec, name: str | None) -> str:
     return f"{name}: its {spec.feature}{folder}"
 
 
-def _imageprompt(
-    spec: AdapterSpec, path: Path, encoder: str | None, variants: Sequence[str]
-) -> str:
+def _imageprompt(spec: AdapterSpec, path: Path, encoder: str | None, found: Identification) -> str:
     why = pending(VARIANTS[spec.variant])
     if why:
         return f"can be inspected and converted, but {why}"
     if str(spec.feature) not in _ENCODED:
-        choice = f', variant="{spec.variant}"' if len(architectures(variants)) > 1 else ""
+        variants = found.variants
+        open_choice = len(architectures(variants)) > 1 or needs_of(found)
+        choice = f', variant="{spec.variant}"' if open_choice else ""
         others = "".join(f', or variant="{name}"' for name in variants[1:] if choice)
         faces = "[face], embeddings=..." if spec.projector.face_dim else "embeddings=..."
         line = f'adapter = imageprompt.Adapter.load("{path}"{choice}); adapter.encode({faces})'
