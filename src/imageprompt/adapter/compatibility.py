@@ -7,7 +7,6 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, cast
 
 from imageprompt.adapter.weights import AdapterModule
-from imageprompt.checkpoint.identify.counted_ids import counted_ids
 from imageprompt.checkpoint.identify.identify import likely_families
 from imageprompt.core.errors import (
     AttachError,
@@ -52,6 +51,8 @@ def check_base(spec: AdapterSpec, module: AdapterModule, sites: HostSpec) -> Non
     base = site_shapes(VARIANTS[spec.variant], sites, spec.projector, module.rank or LORA_RANK)
     if adapter == base:
         return
+    from imageprompt.checkpoint.identify.counted_ids import counted_ids  # for few files
+
     keys = {n: shape for n, shape in adapter.items() if "_ip." in n}
     counted = counted_ids(keys, sites)
     if counted:

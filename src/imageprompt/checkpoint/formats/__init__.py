@@ -7,8 +7,7 @@ variant: they only rename.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from imageprompt.checkpoint.formats.contract import Format, ParsedNames, Parts, T
-from imageprompt.checkpoint.formats.names import without_wrappers
+from imageprompt.checkpoint.formats.contract import Format, ParsedNames, Parts, T, without_wrappers
 from imageprompt.core.registry import Registry
 
 FORMATS: Registry[Format] = Registry(__name__, "FORMAT")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from imageprompt.checkpoint.formats.contract import ParsedNames, Parts, T
-from imageprompt.checkpoint.formats.names import (
+from imageprompt.checkpoint.formats.contract import (
     DENOISER,
+    ParsedNames,
+    Parts,
     Placed,
+    T,
     layer_name,
     of_a_site,
     split_parts,
