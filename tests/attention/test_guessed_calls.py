@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor
 
+from imageprompt.attention.state import AttentionState
+from imageprompt.attention.step_tracker import StepTracker
 from imageprompt.core.errors import GuidanceError
 from rigs import Rig, bare_pipeline, build
 
@@ -121,9 +125,9 @@ def test_no_guidance_on_one_noise_compiled(how: str, rig: Rig) -> None:
     torch._dynamo.reset()
 
 
-def loop(rig: Rig, words: Tensor, noise: Tensor, *, guided: bool) -> None:
+def loop(rig: Rig, words: Tensor, noise: Tensor, *, guided: bool, times: Tensor = TIMES) -> None:
     """A loop of the user's own: the pictures differ after the first step."""
-    for t in TIMES:
+    for t in times:
         out = rig.host.read(
             rig.unet, {"sample": noise, "timestep": t, "encoder_hidden_states": words}
         )
@@ -149,11 +153,21 @@ def test_two_prompts_in_a_guided_batch_of_two(rig: Rig) -> None:
         loop(rig, words, same_noise(rig, 2), guided=True)
 
 
-def test_a_single_step_is_not_decided_in_silence(rig: Rig) -> None:
+@pytest.mark.parametrize("t", [TIMES[0], torch.tensor(900), 900], ids=["view", "tensor", "number"])
+def test_a_single_step_is_not_decided_in_silence(t: Any, rig: Rig) -> None:
+    """One picture in one step (Turbo): also if loops that were confirmed come after it."""
     words = torch.randn(2, 7, width_of(rig), generator=torch.Generator().manual_seed(4))
-    inputs = {"sample": same_noise(rig, 2), "timestep": TIMES[0], "encoder_hidden_states": words}
-    with pytest.warns(UserWarning, match="one single step"), rig.adapter.use(rig.prompt(1)):
-        rig.host.read(rig.unet, inputs)
+    inputs = {"sample": same_noise(rig, 2), "timestep": t, "encoder_hidden_states": words}
+
+    def use(*, more: bool) -> None:
+        with rig.adapter.use(rig.prompt(1)):
+            rig.host.read(rig.unet, inputs)
+            if more:
+                loop(rig, words, same_noise(rig, 2), guided=True, times=TIMES.clone())
+
+    for more in (False, True):
+        with pytest.warns(UserWarning, match="one single step"):
+            use(more=more)
 
 
 # ── 3: guidance in two calls ────────────────────────────────────────────────────────────────────
@@ -191,6 +205,33 @@ def test_two_calls_are_refused_unless_the_branch_is_stated(copies: bool, rig: Ri
             rows = rig.host.read(rig.unet, {**both, "timestep": t})
             for row in range(2):
                 assert torch.allclose(rows[row], apart[2 * step + row][0], atol=1e-5)
+
+
+def test_two_calls_of_a_guided_pipeline_are_refused(rig: Rig) -> None:
+    """A pipeline says that it is guided, but not which of its two calls is which."""
+    from diffusers import DiffusionPipeline
+
+    class TwoCalls(DiffusionPipeline):  # type: ignore[misc]
+        do_classifier_free_guidance = True
+
+        def __init__(self, unet: Any) -> None:
+            super().__init__()
+            self.register_modules(unet=unet)
+
+        def __call__(self) -> None:
+            noise = same_noise(rig, 1)
+            for t in TIMES:
+                for seed in (1, 2):
+                    words = rig.host.inputs(1, seed=seed)["encoder_hidden_states"]
+                    inputs = {"sample": noise, "timestep": t, "encoder_hidden_states": words}
+                    rig.host.read(self.unet, inputs)
+
+    pipe = TwoCalls(rig.unet)
+    with (
+        pytest.raises(GuidanceError, match="two calls at one step"),
+        rig.adapter.use(rig.prompt(1)),
+    ):
+        pipe()
 
 
 def test_the_guider_of_a_modular_loop_tells_the_branch(tmp_path: Path) -> None:
@@ -271,9 +312,10 @@ def alone(rig: Rig, seed: int, **use: Any) -> list[Tensor]:
         return [rig.host.read(rig.unet, {**inputs, "timestep": t}) for t in TIMES.clone()]
 
 
-def test_threads_hear_their_own_references(rig: Rig) -> None:
-    """Six threads on one denoiser, one of them without a reference."""
-    expected = [alone(rig, seed) for seed in range(5)]
+@pytest.mark.parametrize("schedule", [None, "0-0.5"])
+def test_threads_hear_their_own_references(schedule: str | None, rig: Rig) -> None:
+    """Six threads on one denoiser, one of them without a reference, but with steps of its own."""
+    expected = [alone(rig, seed, schedule=schedule) for seed in range(5)]
     inputs = rig.host.inputs(2, seed=9)
     plain = rig.host.read(rig.unet, {**inputs, "timestep": TIMES[0]})
     found: dict[int, list[list[Tensor]]] = {}
@@ -281,7 +323,7 @@ def test_threads_hear_their_own_references(rig: Rig) -> None:
 
     def work(seed: int) -> None:
         start.wait()
-        found[seed] = [alone(rig, seed) for _ in range(4)]
+        found[seed] = [alone(rig, seed, schedule=schedule) for _ in range(4)]
 
     def work_plain() -> None:
         start.wait()
@@ -298,6 +340,58 @@ def test_threads_hear_their_own_references(rig: Rig) -> None:
         for outputs in found[seed]:
             assert all(torch.equal(*pair) for pair in zip(outputs, wanted, strict=True)), seed
     assert all(torch.equal(made[0], plain) for made in found[9])
+
+
+def test_no_prompt_is_lost_where_threads_begin_together() -> None:
+    """Between reading and writing what is in use, another thread may come."""
+    state, lost = AttentionState(), list[object]()
+    start = threading.Barrier(4)
+
+    def work() -> None:
+        start.wait()
+        for _ in range(2000):
+            prompt: Any = Mock(state=state)  # equal to itself only
+            state.enter(prompt)
+            if prompt not in state.open:
+                lost.append(prompt)
+            state.leave(prompt)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        sys.setswitchinterval(before)
+    assert not lost
+    assert not state.open
+
+
+def test_a_call_without_a_prompt_does_not_move_the_clock_of_another(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes between reading the timestep of a call and asking which step that is."""
+    expected = alone(rig, 1, schedule="0-0.5")
+    times = torch.arange(800, 0, -100)
+    inputs = {**rig.host.inputs(2, seed=9), "timestep": times[7]}
+    others: list[threading.Thread] = []
+    position = StepTracker.position
+
+    def interrupted(tracker: StepTracker, *args: Any) -> Any:
+        others.append(threading.Thread(target=rig.host.read, args=(rig.unet, inputs)))
+        others[-1].start()
+        others[-1].join(0.2)
+        return position(tracker, *args)
+
+    monkeypatch.setattr(StepTracker, "position", interrupted)
+    found = alone(rig, 1, schedule="0-0.5")
+    for other in others:
+        other.join(60)
+    assert len(others) == len(TIMES)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
 def test_tasks_hear_their_own_references(rig: Rig) -> None:
@@ -403,3 +497,34 @@ def test_backward_in_another_thread_hears_the_prompt(tmp_path: Path) -> None:
 
     pairs = zip(gradients(thread=False), gradients(thread=True), strict=True)
     assert all(torch.equal(*pair) and pair[0].any() for pair in pairs)
+
+
+def test_backward_beside_another_threads_prompt_is_refused(tmp_path: Path) -> None:
+    rig = build("tiny", "base", tmp_path)
+    rig.unet.enable_gradient_checkpointing()
+    rig.unet.train()
+    for weight in rig.adapter.parameters():
+        weight.requires_grad_(True)
+    rig.adapter.attach(rig.unet)
+    errors: list[BaseException] = []
+
+    def in_a_thread(target: Any, *args: Any) -> None:
+        thread = threading.Thread(target=target, args=args)
+        thread.start()
+        thread.join(60)
+
+    def backward(loss: Tensor) -> None:
+        try:
+            loss.backward()
+        except GuidanceError as error:
+            errors.append(error)
+
+    def use_beside(loss: Tensor) -> None:
+        with rig.adapter.use(rig.prompt(1), guidance="none") as handle:
+            handle.called = True
+            in_a_thread(backward, loss)
+
+    with rig.adapter.use(rig.prompt(1), guidance="none"):
+        in_a_thread(use_beside, rig.unet(**rig.host.inputs(1)).sample.square().sum())
+    assert len(errors) == 1
+    assert "several threads" in str(errors[0])

@@ -283,6 +283,7 @@ def test_float8_is_told_and_whole_numbers_are_a_problem(tmp_path: Path) -> None:
     save_file({**state, **{name: tensor.to(torch.int8) for name, tensor in small.items()}}, path)
     assert [problem.code for problem in ip.inspect(path).problems] == ["whole-numbers"]
     assert "whole-numbers" in [finding.code for finding in ip.validate(path).findings]
+    assert "int8 without scales, and cannot be loaded" in str(ip.validate(path))
     with pytest.raises(ip.ImagePromptError, match="without scales"):
         ip.Adapter.load(path)
 

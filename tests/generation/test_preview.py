@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,17 @@ from PIL import Image
 import imageprompt as ip
 from conftest import ROOT
 from imageprompt.core import errors
-from imageprompt.generation.preview import LatentPreview, Observer
+from imageprompt.generation.preview import LatentPreview, Observer, _at, _normalised
 
 
 def likeness(small: Image.Image, picture: Image.Image) -> float:
-    """The share of the picture's variance that the preview explains (R2)."""
-    target = np.asarray(picture.resize(small.size, Image.Resampling.BOX), float)
-    return float(1 - ((np.asarray(small, float) - target) ** 2).mean() / target.var())
+    """The share of the picture's variance that the preview explains (R2), a value per latent."""
+    cells = (picture.width // 8, picture.height // 8)
+    assert small.size == picture.size  # 8 x 8 latents, enlarged 8 times
+    found, target = (
+        np.asarray(one.resize(cells, Image.Resampling.BOX), float) for one in (small, picture)
+    )
+    return float(1 - ((found - target) ** 2).mean() / target.var())
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -65,7 +70,7 @@ def test_a_map_is_fitted_without_touching_the_global_generator() -> None:
     assert LatentPreview.fit(pipe).r2 > 0.9
     assert torch.equal(torch.get_rng_state(), before)
     with pytest.raises(errors.OptionError, match="a preview"):
-        Observer(pipe).predicted(range(1))
+        Observer(pipe).predicted(range(1), 1)
     pipe.vae = None
     with pytest.raises(errors.OptionError, match="no VAE"):
         LatentPreview.fit(pipe)
@@ -82,3 +87,36 @@ def test_flow_is_known_by_its_prediction_type_too() -> None:
     picture, noise = torch.ones(1, 4, 2, 2), torch.full((1, 4, 2, 2), 3.0)
     found = observer._x0((picture + noise) / 2, noise - picture, 500.0)
     assert torch.allclose(found, picture)
+
+
+def test_a_call_with_three_branches_has_no_preview() -> None:
+    """Perturbed attention with guidance: the first rows would be the negative side."""
+    pipe = SimpleNamespace(
+        unet=None,
+        transformer=None,
+        vae=SimpleNamespace(config=SimpleNamespace(latent_channels=4)),
+        do_classifier_free_guidance=True,
+    )
+    observer = Observer(pipe)
+    rows = torch.zeros(6, 4, 8, 8)
+    observer._call = rows, torch.tensor(5), rows
+    with pytest.raises(errors.OptionError, match="6 rows into 2 picture"):
+        observer.predicted(range(2), 2)
+
+
+def test_timesteps_between_two_are_interpolated() -> None:
+    values = torch.tensor([1.0, 0.5, 0.25])
+    assert [_at(values, place) for place in (-1, 0, 0.5, 1, 1.5, 2, 7)] == [
+        *(1.0, 1.0, 0.75, 0.5, 0.375, 0.25, 0.25)
+    ]
+
+
+def test_normalised_latents_decode_as_the_pipelines_do() -> None:
+    latents = torch.randn(2, 2, 3, 3)
+    stats = {"latents_mean": [0.5, -1.0], "latents_std": [2.0, 3.0]}
+    config = SimpleNamespace(scaling_factor=0.5, **stats)
+    mean, std = (torch.tensor(one).view(1, 2, 1, 1) for one in stats.values())
+    decoded = _normalised(latents, config) * std / 0.5 + mean  # diffusers' SDXL
+    assert torch.allclose(decoded, latents, atol=1e-6)
+    shifted = _normalised(latents, SimpleNamespace(scaling_factor=0.5, shift_factor=0.1))
+    assert torch.allclose(shifted / 0.5 + 0.1, latents, atol=1e-6)

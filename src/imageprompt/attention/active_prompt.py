@@ -6,6 +6,7 @@ Shapes: P prompts, B batch, H heads, Q query positions, N image tokens, D head w
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -28,7 +29,7 @@ from imageprompt.core.spec import Site
 
 LIVE = ("scale", "lora", "controls", "guidance")
 """The attributes of a handle that may be set while it is in use."""
-_FIXED = ("owner", "state", "prompts", "layout", "timesteps", "called", "unsure")
+_FIXED = ("owner", "state", "thread", "prompts", "layout", "timesteps", "called", "unsure")
 
 _versions = count(1)
 
@@ -57,8 +58,9 @@ class ActivePrompt:
         timesteps: Sequence[float] | None = None,
     ) -> None:
         self.owner, self.state = owner, state
+        self.thread = threading.get_ident()
         self.called = False  # was the denoiser called?
-        self.unsure = False  # a layout that nothing has confirmed
+        self.unsure: set[int] = set()  # loops whose layout nothing has confirmed
         self.prompts = prompts
         self.layout = layout
         self.timesteps = timesteps

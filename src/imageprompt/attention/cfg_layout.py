@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -182,6 +183,9 @@ def _alternates(sample: Tensor | None, text: Tensor | None, parts: int | None = 
     return alternates and (sample is None or torch.equal(sample[::2, :4], sample[1::2, :4]))
 
 
+_loops = count()
+
+
 class LayoutCache:
     """Reads each layout of a denoise loop once, because that compares latents.
 
@@ -195,14 +199,17 @@ class LayoutCache:
         self._texts: dict[int, tuple[weakref.ref[Tensor], CFGLayout]] = {}
         self._last: tuple[Tensor, int, Tensor, object] | None = None
         self._first_step: object = None
+        self.loop = next(_loops)
+        """The number of the loop, unique in the process."""
 
     def reset(self) -> None:
         """Forget the layouts: a new loop begins."""
+        self.loop = next(_loops)
         self._layouts, self._unsure, self._last = {}, {}, None
 
     @property
     def unsure(self) -> bool:
-        """Was a layout read that no second step has confirmed?"""
+        """Was a layout of this loop read that no second step has confirmed?"""
         return bool(self._unsure)
 
     def layout(
@@ -233,7 +240,8 @@ class LayoutCache:
         layout = self._layouts[key]
         if text is not None and len(layout) > 1:
             self._texts[prompts] = (weakref.ref(text), layout)
-        if text is not None and len(layout) == 1 and (witness is None or witness.guided is None):
+        guided = None if witness is None else witness.guided
+        if text is not None and len(layout) == 1 and guided is not False:
             self._refuse_two_passes(sample, text, step)
         if witness is not None:
             check_prompts(prompts, sample.shape[0], layout, witness)

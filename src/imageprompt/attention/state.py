@@ -26,6 +26,7 @@ from imageprompt.attention.compiled import Reader, StrengthReader, is_compiled
 from imageprompt.attention.decoupled import ImageTerm
 from imageprompt.attention.step_tracker import StepTracker
 from imageprompt.attention.witness import Witness, find_witness
+from imageprompt.core.errors import GuidanceError
 
 _in_use: ContextVar[tuple[ActivePrompt, ...]] = ContextVar("imageprompt_in_use", default=())
 """The prompts in use in this context, on whatever denoiser, in order of use."""
@@ -53,6 +54,7 @@ class AttentionState:
         self._tracker = StepTracker()
         self._text = TextWatch()
         self._contributions: list[tuple[Any, ...]] = []
+        self._lock = threading.RLock()  # held while what threads share here is changed
         self._running = threading.RLock()  # one call at a time among those with a prompt in use
         self._holder: int | None = None
         self.check: Callable[[], None] = _no_check
@@ -69,24 +71,38 @@ class AttentionState:
         """The prompts in use in this context."""
         found = [prompt for prompt in _in_use.get() if prompt.state is self]
         if not found and self.open and torch._C._current_graph_task_id() != -1:
-            return self.open  # gradient checkpointing runs a part again, in a thread of autograd
+            return self._in_backward()
         return [prompt for prompt in found if prompt in self.open] if found else found
+
+    def _in_backward(self) -> list[ActivePrompt]:
+        """Those of a block that gradient checkpointing runs again, in a thread of autograd.
+
+        Raises GuidanceError where prompts of several threads are in use: which of them is it?
+        """
+        if len({prompt.thread for prompt in self.open}) > 1:
+            raise GuidanceError(
+                "gradient checkpointing on a denoiser with image prompts of several threads in use",
+                reason="a block that runs again for backward() can belong to either",
+                hint="Run them one after the other, or without gradient checkpointing.",
+            )
+        return self.open
 
     def enter(self, prompt: ActivePrompt) -> None:
         """Take a prompt into use in this context."""
-        self.open = [*self.open, prompt]
-        self.current = self.open
-        self.epoch += 1
+        with self._lock:
+            self.open = [*self.open, prompt]
+            self.epoch += 1
         _in_use.set((*_in_use.get(), prompt))
 
     def leave(self, *prompts: ActivePrompt) -> None:
         """End the use of prompts, in every context."""
-        self.open = [prompt for prompt in self.open if prompt not in prompts]
-        self.current = self.open
-        self.epoch += 1
+        with self._lock:
+            self.open = [prompt for prompt in self.open if prompt not in prompts]
+            self.epoch += 1
+            if not self.open:
+                self.current = []
+                self._publish(None, compiled=False)
         _in_use.set(tuple(prompt for prompt in _in_use.get() if prompt not in prompts))
-        if not self.open:
-            self._publish(None, compiled=False)
         self._release()
 
     # ── a call ──────────────────────────────────────────────────────────────────────────────────
@@ -102,8 +118,9 @@ class AttentionState:
         if active or compiled:  # graphs of every thread read the same slots
             self._acquire()
         try:
-            self._prepare(denoiser, active, args, kwargs)
-            self._publish(_argument(args, kwargs, 0, "sample"), compiled)
+            with self._lock:  # calls without a prompt, too, move the clock
+                self._prepare(denoiser, active, args, kwargs)
+                self._publish(_argument(args, kwargs, 0, "sample"), compiled)
         except BaseException:
             self._release()
             raise
@@ -151,7 +168,10 @@ class AttentionState:
         layout = layouts.layout(
             sample, text, prompt.prompts, witness=witness, step=self._tracker.step
         )
-        prompt.unsure = layouts.unsure and self._tracker.scheduled
+        if layouts.unsure:
+            prompt.unsure.add(layouts.loop)
+        else:
+            prompt.unsure.discard(layouts.loop)
         return layout
 
     def _publish(self, sample: Tensor | None, compiled: bool) -> None:
@@ -262,6 +282,8 @@ class TextWatch:
         """Was this text written to since the last call with it?"""
         if not isinstance(text, Tensor) or torch.is_grad_enabled() or text.is_inference():
             return False  # nothing is cached there
+        if text.device.type == "cpu" and text.untyped_storage().nbytes() > _LARGEST_TEXT:
+            return True  # a view into something large: not worth comparing
         reference, version, before = self._seen.get(id(text), (None, -1, None))
         known = reference is not None and reference() is text and version == text._version
         if known and _same_content(text, before):
@@ -273,6 +295,7 @@ class TextWatch:
 
 
 _MOST_TEXTS = 4
+_LARGEST_TEXT = 2**26  # bytes
 
 
 def _content(text: Tensor) -> Any:

@@ -92,11 +92,6 @@ class StepTracker:
         return self._unscheduled if self._loop is None else self._loop.layouts
 
     @property
-    def scheduled(self) -> bool:
-        """Was the last timestep a view into a schedule?"""
-        return self._loop is not None
-
-    @property
     def step(self) -> object:
         """What the step of the last call is known by; None if it cannot be read."""
         return self._number if self._loop is None else self._loop.offset

@@ -140,7 +140,7 @@ def inspect(path: Location, deep: bool = False, base: Location | None = None) ->
     source = open_source(locate_source(path))
     found = identify(source, against.spec if against else None)
     tensors = canonical(found.parts)
-    whole, told = stored_numbers(tensors)
+    whole, dtype_notes = stored_numbers(tensors)
     problems = [*found.problems, *whole]
     if deep:
         problems += copies_differ(found) + not_finite(tensors) + constants(tensors)
@@ -165,7 +165,7 @@ def inspect(path: Location, deep: bool = False, base: Location | None = None) ->
         hashes=hashes,
         metadata=found.metadata,
         problems=tuple(problems),
-        notes=(*source.notes, *told, *needs_of(found)),
+        notes=(*source.notes, *dtype_notes, *needs_of(found)),
         remedies=tuple(advice_on(found, source, problems)),
     )
 

@@ -78,11 +78,11 @@ def _findings(
     """Findings and notes. Raises AdapterFileError if the source is not an adapter."""
     found = identify(source, against.spec if against else None)
     tensors = canonical(found.parts)
-    whole, told = stored_numbers(tensors)
+    whole, dtype_notes = stored_numbers(tensors)
     problems = [*found.problems, *whole, *copies_differ(found), *not_finite(tensors)]
     problems += [*constants(tensors), *untrained(found, against)]
     problems += [] if widths is None else _wrong_encoder(found, widths)
-    return problems, [*told, *needs_of(found)]
+    return problems, [*dtype_notes, *needs_of(found)]
 
 
 def _wrong_encoder(found: Identification, widths: Mapping[str, int]) -> list[Problem]:

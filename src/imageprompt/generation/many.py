@@ -100,43 +100,32 @@ def run_many(
     if not requests:
         return []
     with turn_of(requests[0].base):
-        return _run_in_turn(requests, models, batch_size, on_step, on_image, progress)
-
-
-def _run_in_turn(
-    requests: Sequence[Request],
-    models: Models,
-    batch_size: int,
-    on_step: Callable[[Progress], object] | None,
-    on_image: Callable[[GenerationResult], object] | None,
-    progress: bool,
-) -> list[GenerationResult]:
-    prepared = []
-    for index, request in enumerate(requests):
-        with Named(index):
-            prepared.append(prepare(request, models))
-    cancelled: set[int] = set()
-    hooks = {
-        id(one.pipe): Steps(one.pipe, requests, models, on_step, cancelled) for one in prepared
-    }
-    base = prepared[0].base
-    with loading.few_threads(base):
-        jobs = [_ready(index, one, models) for index, one in enumerate(prepared)]
-        results = [GenerationResult([], [], job.prompts, request=job.index) for job in jobs]
-        groups: dict[Hashable, list[_Job]] = {}
-        for job in jobs:
-            groups.setdefault(job.shared, []).append(job)
-        with _Bar(sum(len(one.indices) for one in requests), progress) as bar:
-            for group in groups.values():
-                steps = hooks[id(group[0].prepared.pipe)]
-                for job, index, image in _pictures(group, models, steps, batch_size):
-                    bar.update()
-                    if job.index not in cancelled:
-                        _deliver(results[job.index], job, index, image, on_image)
-    return [
-        replace(result, cancelled=len(result) < len(request.indices))
-        for result, request in zip(results, requests, strict=True)
-    ]
+        prepared = []
+        for index, request in enumerate(requests):
+            with Named(index):
+                prepared.append(prepare(request, models))
+        cancelled: set[int] = set()
+        hooks = {
+            id(one.pipe): Steps(one.pipe, requests, models, on_step, cancelled) for one in prepared
+        }
+        base = prepared[0].base
+        with loading.few_threads(base):
+            jobs = [_ready(index, one, models) for index, one in enumerate(prepared)]
+            results = [GenerationResult([], [], job.prompts, request=job.index) for job in jobs]
+            groups: dict[Hashable, list[_Job]] = {}
+            for job in jobs:
+                groups.setdefault(job.shared, []).append(job)
+            with _Bar(sum(len(one.indices) for one in requests), progress) as bar:
+                for group in groups.values():
+                    steps = hooks[id(group[0].prepared.pipe)]
+                    for job, index, image in _pictures(group, models, steps, batch_size):
+                        bar.update()
+                        if job.index not in cancelled:
+                            _deliver(results[job.index], job, index, image, on_image)
+        return [
+            replace(result, cancelled=len(result) < len(request.indices))
+            for result, request in zip(results, requests, strict=True)
+        ]
 
 
 def _deliver(

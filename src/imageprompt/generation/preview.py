@@ -17,6 +17,7 @@ from imageprompt.core.errors import OptionError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_LONGEST = 256  # pixels, unless there are more latents
 _PICTURES, _CELLS = 24, 16
 """How many pictures a map is fitted to, and their side in latents."""
 
@@ -44,8 +45,7 @@ class LatentPreview:
             device = getattr(pipe, "_execution_device", pipe.device)
             encoded = [vae.encode(one.to(device, vae.dtype)) for one in torch.split(pictures, 4)]
         latents = torch.cat([one.latent_dist.mode().float().cpu() for one in encoded])
-        shift = getattr(vae.config, "shift_factor", None) or 0.0
-        latents = (latents - shift) * vae.config.scaling_factor
+        latents = _normalised(latents, vae.config)
         inputs = _rows(latents)
         colours = functional.interpolate(pictures, size=latents.shape[-2:], mode="area")
         targets = colours.movedim(1, -1).flatten(0, 2)
@@ -60,13 +60,25 @@ class LatentPreview:
         return cls(weights, 1 - float(left))
 
     def pictures(self, latents: Tensor) -> list[Image]:
-        """Latents [n, C, h, w] -> n pictures of w x h pixels."""
+        """Latents [n, C, h, w] -> n pictures, enlarged up to 8 times and to 256 pixels."""
         from PIL import Image
 
         count, _, height, width = latents.shape
+        times = max(1, min(8, _LONGEST // max(height, width)))
+        size = (width * times, height * times)
         colours = (_rows(latents.float().cpu()) @ self.weights).view(count, height, width, 3)
         values = ((colours / 2 + 0.5).clamp(0, 1) * 255).round().byte().numpy()
-        return [Image.fromarray(one) for one in values]
+        return [Image.fromarray(one).resize(size, Image.Resampling.BICUBIC) for one in values]
+
+
+def _normalised(latents: Tensor, config: Any) -> Tensor:
+    """Latents of the VAE as the denoiser knows them, by the VAE's config."""
+    scale = float(config.scaling_factor)
+    mean, std = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
+    if mean is not None and std is not None:  # as diffusers' SDXL pipelines decode them
+        shift, spread = (torch.tensor(one).view(1, -1, 1, 1) for one in (mean, std))
+        return (latents - shift) * scale / spread
+    return (latents - float(getattr(config, "shift_factor", None) or 0.0)) * scale
 
 
 def _rows(latents: Tensor) -> Tensor:
@@ -115,8 +127,11 @@ class Observer:
         time = args[1] if len(args) > 1 else kwargs.get("timestep")
         self._call = sample, time, output[0] if isinstance(output, tuple) else output.sample
 
-    def predicted(self, rows: range) -> Tensor:
-        """The predicted x0 of these pictures, [n, C, h, w]. Raises OptionError."""
+    def predicted(self, rows: range, count: int) -> Tensor:
+        """The predicted x0 of these pictures of a batch of `count`, [n, C, h, w].
+
+        Raises OptionError.
+        """
         if self._call is None or self._call[0].ndim != 4:
             raise OptionError(
                 f"a preview of a {type(self._pipe).__name__}",
@@ -127,10 +142,16 @@ class Observer:
         channels = self._pipe.vae.config.latent_channels
         sample, output = sample[:, :channels].float(), output[:, :channels].float()
         guided = bool(getattr(self._pipe, "do_classifier_free_guidance", False))
-        if guided and len(output) % 2 == 0 and len(output) > rows.stop:
+        if len(output) == 2 * count and guided:
             negative, positive = output.chunk(2)
             output = negative + self._pipe.guidance_scale * (positive - negative)
-            sample = sample[-len(output) :]
+            sample = sample[-count:]
+        elif len(output) != count:
+            raise OptionError(
+                f"a preview of a {type(self._pipe).__name__}",
+                reason=f"how it combines {len(output)} rows into {count} picture(s) is not known",
+                hint="Use on_image.",
+            )
         time = torch.as_tensor(time).reshape(-1)[0].float().cpu()
         return self._x0(sample, output, float(time))[rows.start : rows.stop]
 
@@ -141,7 +162,7 @@ class Observer:
         if kept is None or scheduler.config.prediction_type == "flow_prediction":
             sigma = time / float(scheduler.config.num_train_timesteps)
             return sample - sigma * output
-        alpha = float(kept[min(max(round(time), 0), len(kept) - 1)])
+        alpha = _at(kept, time)
         kind = scheduler.config.prediction_type
         if kind == "sample":
             return output
@@ -149,3 +170,11 @@ class Observer:
         if kind == "v_prediction":
             return signal * sample - noise * output
         return (sample - noise * output) / signal
+
+
+def _at(values: Tensor, place: float) -> float:
+    """The value at a place between two entries; Euler's timesteps are not whole numbers."""
+    place = min(max(place, 0.0), len(values) - 1.0)
+    low = int(place)
+    high = min(low + 1, len(values) - 1)
+    return float(values[low]) + (place - low) * float(values[high] - values[low])

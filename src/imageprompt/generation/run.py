@@ -202,6 +202,7 @@ class Progress:
     total: int
     _steps: Steps = field(repr=False)
     _rows: range = field(repr=False)
+    _count: int = field(repr=False)
 
     @property
     def picture(self) -> int:
@@ -210,7 +211,7 @@ class Progress:
 
     def preview(self) -> list[Image]:
         """A small picture of each of `pictures`, as this step predicts it; made when asked for."""
-        return self._steps.preview(self._rows)
+        return self._steps.preview(self._rows, self._count)
 
     def cancel(self) -> None:
         """End this request after this step. Its finished pictures are returned."""
@@ -274,22 +275,23 @@ class Steps:
         return {"callback_on_step_end": step_end}
 
     def _tell(self, parts: Sequence[tuple[int, range]], step: int, total: int) -> None:
-        first = 0
+        first, count = 0, sum(len(pictures) for _, pictures in parts)
         for index, pictures in parts:
             rows = range(first, first + len(pictures))
             first = rows.stop
             hook, request = self._hooks[index], self._requests[index]
             if index not in self.cancelled and hook is not None:
-                hook(Progress(request, index, pictures, step, total, self, rows))
+                hook(Progress(request, index, pictures, step, total, self, rows, count))
         if all(index in self.cancelled for index, _ in parts):
             raise Cancelled
 
-    def preview(self, rows: range) -> list[Image]:
+    def preview(self, rows: range, count: int) -> list[Image]:
         from imageprompt.generation.preview import LatentPreview
 
         vae = getattr(self._pipe, "vae", None)
-        fitted = self._models.previews.get(id(vae), lambda: LatentPreview.fit(self._pipe))
-        predicted: list[Image] = fitted.pictures(self._observer.predicted(rows))
+        # the VAE is kept beside its map, so that no other can take over its id
+        fitted, _ = self._models.previews.get(id(vae), lambda: (LatentPreview.fit(self._pipe), vae))
+        predicted: list[Image] = fitted.pictures(self._observer.predicted(rows, count))
         return predicted
 
 

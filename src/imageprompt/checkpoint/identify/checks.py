@@ -46,11 +46,11 @@ def stored_numbers(tensors: Mapping[str, TensorBytes]) -> tuple[list[Problem], l
     """What dtypes mean for loading: whole numbers are a problem, float8 is a note."""
     whole = [name for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
     kinds = " and ".join(dtype_names(tensors[name] for name in whole))
-    what = f"{kinds} without scales: it cannot be loaded"
-    problems = _problem("whole-numbers", whole, f"is {what}", f"are {what.replace('it', 'they')}")
+    what = f"{kinds} without scales, and cannot be loaded"
+    problems = _problem("whole-numbers", whole, f"is {what}", f"are {what}")
     small = [t for t in tensors.values() if t.dtype in FLOATS and ITEM_SIZES[t.dtype] == 1]
-    told = f"weights are {' and '.join(dtype_names(small))}: loaded as float16"
-    return problems, [told] if small else []
+    note = f"weights are {' and '.join(dtype_names(small))}: loaded as float16"
+    return problems, [note] if small else []
 
 
 def not_finite(tensors: Mapping[str, TensorBytes]) -> list[Problem]:

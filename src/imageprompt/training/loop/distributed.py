@@ -129,7 +129,7 @@ class Processes:
             if self.count == 1:
                 raise
             if not (isinstance(error, RuntimeError) and _is_lost_peer(error)):
-                _leave_message(f"process {self.rank} failed: {_told(error)}")
+                _leave_message(f"process {self.rank} failed: {_describe(error)}")
                 raise
             reason = _left_message() or f"another process is gone ({_first_sentence(error)})"
             raise OptionError(
@@ -157,7 +157,7 @@ def _left_message() -> str | None:
         return None
 
 
-def _told(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     if isinstance(error, ImagePromptError):
         return str(error)
     return f"{type(error).__name__}: {error}".rstrip(": ")
@@ -167,7 +167,7 @@ def _as_message(error: BaseException) -> tuple[type[ImagePromptError], str]:
     """An error as (type, message) that another process can raise."""
     if isinstance(error, ImagePromptError):
         return type(error), str(error)
-    return OptionError, f"the first process failed: {_told(error)}"
+    return OptionError, f"the first process failed: {_describe(error)}"
 
 
 def _first_sentence(error: RuntimeError) -> str:
