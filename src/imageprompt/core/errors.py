@@ -13,11 +13,14 @@ class ImagePromptError(Exception):
         self.what, self.reason, self.hint = what, reason, hint
         head = f"{what}: {reason}" if reason else what
         message = f"{head.rstrip('.')}. {hint}" if hint else head
-        super().__init__(_printable(" ".join(message.split())))
+        super().__init__(printable(" ".join(message.split())))
 
 
-def _printable(text: str) -> str:
-    """Escape unprintable characters: names read from files may contain terminal commands."""
+def printable(text: str) -> str:
+    """`text` with control characters, line ends, bidi marks and lone surrogates escaped.
+
+    The one door to a terminal, log, table or JSON for what a stranger may have named.
+    """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

@@ -1,0 +1,1 @@
+"""What strangers send, as a table of generators: `python -m tests.attacks` runs it at length."""
