@@ -12,8 +12,9 @@ import math
 import os
 import stat
 import time
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 # ── limits ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -27,6 +28,7 @@ class Budget:
 
     `depth` is how deeply values may be nested, `seconds` CPU time of this thread. Each method is
     called before the work it stands for, and raises LimitError where that would exceed the budget.
+    What is spent counts in the budget `within`, too: that of a folder, for one of its files.
     """
 
     def __init__(
@@ -37,9 +39,10 @@ class Budget:
         items: int = 500_000,
         depth: int = 64,
         seconds: float = 30.0,
+        within: Budget | None = None,
     ) -> None:
         self.nbytes, self.unpacked, self.items, self.depth = nbytes, unpacked, items, depth
-        self.seconds = seconds
+        self.seconds, self.within = seconds, within
         self._left = {"bytes": nbytes, "unpacked bytes": unpacked, "items": items}
         self._limits = dict(self._left)
         self._start = time.thread_time()
@@ -57,6 +60,18 @@ class Budget:
         self._spend("items", count)
         self.check_time()
 
+    @property
+    def items_left(self) -> int:
+        """How many items `add` still takes."""
+        left = self._left["items"]
+        return left if self.within is None else min(left, self.within.items_left)
+
+    def allow(self, unpacked: int) -> None:
+        """One more file was opened, whose data may unpack to this many bytes besides."""
+        self.unpacked += unpacked
+        self._limits["unpacked bytes"] += unpacked
+        self._left["unpacked bytes"] += unpacked
+
     def check_depth(self, depth: int) -> None:
         if depth > self.depth:
             raise LimitError(f"nested more than {self.depth} deep")
@@ -68,22 +83,27 @@ class Budget:
     def _spend(self, kind: str, count: int) -> None:
         if count < 0 or count > self._left[kind]:
             raise LimitError(f"more than {self._limits[kind]} {kind}")
+        if self.within is not None:
+            self.within._spend(kind, count)
         self._left[kind] -= count
 
 
 # ── files ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def open_regular(path: str | os.PathLike[str], *, inside: Path | None = None) -> BinaryIO:
+_HUB_REPOSITORIES = ("models--", "datasets--", "spaces--")
+
+
+def open_regular(path: str | os.PathLike[str], *, inside: Path | None = None) -> BufferedReader:
     """A regular file, opened for reading; pipes, devices and folders are never opened or waited on.
 
-    With `inside`, a link that leads out of that folder is refused. Raises OSError, whose
-    `strerror` says what is wrong, and ValueError for a NUL in the path.
+    With `inside`, a link that leads out of that folder is refused (see `is_inside`). Raises
+    OSError, whose `strerror` says what is wrong, and ValueError for a NUL in the path.
     """
-    before = os.stat(path)  # noqa: PTH116 - a pipe or device must not even be opened
-    _check_regular(before, path)
     if inside is not None and not is_inside(path, inside):
         raise OSError(errno.EPERM, f"it leads out of {str(inside)!r}", os.fspath(path))
+    before = os.stat(path)  # noqa: PTH116 - a pipe or device must not even be opened
+    _check_regular(before, path)
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     stream = open(os.open(path, flags | os.O_CLOEXEC), "rb")  # noqa: PTH123, SIM115
     try:
@@ -111,15 +131,29 @@ def read_regular(path: str | os.PathLike[str], limit: int, *, inside: Path | Non
 
 
 def is_inside(path: str | os.PathLike[str], folder: Path) -> bool:
-    """Does `path`, with every link followed, lie in `folder`?"""
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+    """Does `path`, with every link followed, lie in `folder`?
+
+    The files of a folder in a Hub cache are links to the blobs of the same repository: these count
+    as inside.
+    """
+    real, root = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    return real.is_relative_to(root) or real.parent == _hub_blobs(root)
+
+
+def _hub_blobs(folder: Path) -> Path | None:
+    """The `blobs` beside models--owner--name/snapshots/commit, in which `folder` lies."""
+    for commit in (folder, *folder.parents):
+        repository = commit.parent.parent
+        if commit.parent.name == "snapshots" and repository.name.startswith(_HUB_REPOSITORIES):
+            return repository / "blobs"
+    return None
 
 
 def _check_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise OSError(errno.EISDIR, "it is a folder, not a file", os.fspath(path))
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is a pipe or device, not a file", os.fspath(path))
+        raise OSError(errno.EINVAL, "it is a pipe or device, not a regular file", os.fspath(path))
 
 
 # ── JSON ────────────────────────────────────────────────────────────────────────────────────────
