@@ -12,9 +12,10 @@ import math
 import os
 import stat
 import time
+from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 # ── limits ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -154,6 +155,29 @@ def _check_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None
         raise OSError(errno.EISDIR, "it is a folder, not a file", os.fspath(path))
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "it is a pipe or device, not a regular file", os.fspath(path))
+
+
+# ── PNG ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def png_chunks(stream: BinaryIO, budget: Budget) -> Iterator[tuple[bytes, int]]:
+    """Kind and length of each chunk of a PNG up to its end, the stream standing at the content.
+
+    Spends an item for each; what lengths claim is not checked. Raises LimitError.
+    """
+    position = 8
+    while len(head := _read_at(stream, position, 8)) == 8:
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        budget.add()
+        yield kind, length
+        if kind == b"IEND":
+            return
+        position += 12 + length
+
+
+def _read_at(stream: BinaryIO, position: int, count: int) -> bytes:
+    stream.seek(position)
+    return stream.read(count)
 
 
 # ── JSON ────────────────────────────────────────────────────────────────────────────────────────
