@@ -394,7 +394,7 @@ UNREADABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "ragged JSON": (lambda p: text(p / "a.json", [[1.0] * 512, [1.0]]), "equal length"),
     "words in JSON": (lambda p: text(p / "a.json", ["a"] * 512), "not a JSON list of numbers"),
     "broken JSON": (lambda p: written(p / "a.json", b"[1, 2"), "not a JSON list"),
-    "deep JSON": (lambda p: written(p / "a.json", b"[" * 100_000), "not a JSON list"),
+    "deep JSON": (lambda p: written(p / "a.json", b"[" * 100_000), "nested more than 4 deep"),
     "a picture": (lambda p: written(p / "a.npy", b"\x89PNG\r\n\x1a\n" + b"\1" * 600), "a picture"),
     "empty": (lambda p: written(p / "a.npy", b""), "empty"),
     "a folder": (lambda p: p, "a folder"),

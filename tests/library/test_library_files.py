@@ -117,11 +117,11 @@ HOSTILE: dict[str, tuple[Callable[[Parts], Parts], str]] = {
     ),
     "nested description": (
         lambda parts: replace(parts, metadata={"style": "[" * 5000}),
-        "the description is not valid JSON",
+        "the description is too large: nested more than 64 deep",
     ),
     "a key twice": (
         lambda parts: replace(parts, metadata={"style": '{"format": 1, "format": 2}'}),
-        "the description contains the same name twice",
+        "in the description, the same name appears twice",
     ),
     "a later format": (about(format=2), "format 2; this version reads 1"),
     "an unknown key": (about(run="rm"), "has an unknown key 'run'"),
@@ -245,7 +245,7 @@ NOT_SAFETENSORS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda path: torch.save({"tokens": torch.zeros(1, 4, 32)}, path),
         "its metadata does not say so",
     ),
-    "a folder": (lambda path: path.mkdir(), "not a regular file but a folder"),
+    "a folder": (lambda path: path.mkdir(), "it is a folder, not a file"),
     "a pipe": (os.mkfifo, "not a regular file"),
     "terabytes claimed": (claims_terabytes, "the file is cut off"),
 }

@@ -280,7 +280,7 @@ HOSTILE: dict[str, Hostile] = {
     "trailing bytes": Hostile(headed(lambda entries: None, 10_000), "follow the last tensor"),
     "truncated": Hostile(cut("file.safetensors", 0.5), "bytes are missing"),
     "truncated in the header": Hostile(cut("file.safetensors", 0.00001), "cut off"),
-    "duplicate names": Hostile(headed(twice), "the same name twice"),
+    "duplicate names": Hostile(headed(twice), "the same name appears twice"),
     "no JSON": Hostile(headed(lambda entries: b"{not json}"), "not valid JSON"),
     "nested without end": Hostile(headed(lambda entries: b'{"a":' + DEEP), "header"),
     "a million items": Hostile(

@@ -24,15 +24,16 @@ from imageprompt.checkpoint.read.stored_tensor import dtype_names
 from imageprompt.checkpoint.report import (
     Problem,
     base_name,
-    printable,
     problem_dicts,
     rows,
+    shown,
     size_text,
 )
 from imageprompt.checkpoint.tensor_bytes import FULL, QUICK, full_hash, quick_hash
 from imageprompt.core.hub import Location
 
-MAX_METADATA = 16  # entries of the metadata in the text; the JSON has all
+MAX_METADATA = 16  # entries of the metadata in the text; the JSON has more
+MAX_ENTRIES, MAX_VALUE = 1000, 100_000  # entries, and characters of each, in the JSON
 HASH_INPUT = {QUICK: "first and last 4 KiB of every tensor", FULL: "all bytes"}
 """What the hashes cover besides names, dtypes and shapes: only the adapter's own tensors, so they
 are the same in every layout."""
@@ -70,6 +71,7 @@ class AdapterReport:
     hashes: Mapping[str, str]
     """By name, see `HASH_INPUT`: the quick one, and with `deep` the full one."""
     metadata: Mapping[str, str]
+    """On lines that can be shown; what is very long is cut."""
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
     remedies: tuple[Advice, ...]
@@ -96,7 +98,7 @@ class AdapterReport:
     def _facts(self) -> list[tuple[str, str]]:
         encoder, base = self.encoder, base_name(self.host)
         dtypes = (f"{part} {' and '.join(names)}" for part, names in self.dtypes.items())
-        entries = [f"{printable(key)}={printable(text)}" for key, text in self.metadata.items()]
+        entries = [f"{shown(key)}={shown(text)}" for key, text in self.metadata.items()]
         rest = len(entries) - MAX_METADATA
         metadata = entries[:MAX_METADATA] + ([f"and {rest} more"] if rest > 0 else [])
         return [
@@ -163,11 +165,16 @@ def inspect(path: Location, deep: bool = False, base: Location | None = None) ->
         bytes=sum(tensor.nbytes for tensor in tensors.values()),
         dtypes=_dtypes(found),
         hashes=hashes,
-        metadata=found.metadata,
+        metadata=_metadata(found.metadata),
         problems=tuple(problems),
         notes=(*source.notes, *dtype_notes, *needs_of(found)),
         remedies=tuple(advice_on(found, source, problems)),
     )
+
+
+def _metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    entries = list(metadata.items())[:MAX_ENTRIES]
+    return {shown(key): shown(text, MAX_VALUE) for key, text in entries}
 
 
 def _projector(found: Identification) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from imageprompt.core.errors import printable
 from imageprompt.core.spec import OWN_BASE
 
 MAX_NAMES = 5  # names in a message
@@ -51,10 +52,9 @@ def size_text(count: int) -> str:
     return f"{size:.2f} GB"
 
 
-def printable(text: str) -> str:
-    """The start of a text as one line that a terminal does not take for a command."""
-    safe = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[: MAX_TEXT + 1])
-    return safe if len(text) <= MAX_TEXT else f"{safe[:MAX_TEXT]}..."
+def shown(text: str, limit: int = MAX_TEXT) -> str:
+    """The start of a text out of a file, on one line that a terminal takes for nothing else."""
+    return printable(text[:limit]) + ("..." if len(text) > limit else "")
 
 
 def rows(table: Iterable[tuple[str, str]]) -> list[str]:

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from imageprompt.checkpoint.read.file import WEIGHT_SUFFIXES
+from imageprompt.checkpoint.read.file import WEIGHT_SUFFIXES, open_safetensors
 from imageprompt.checkpoint.read.open import open_source
 from imageprompt.checkpoint.read.stored_tensor import (
     CHUNK,
@@ -43,13 +43,14 @@ class LoadedTensors:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-def read_file(path: Path) -> LoadedTensors:
+def read_file(path: Path, *, container: Literal["any", "safetensors"] = "any") -> LoadedTensors:
     """All tensors of a file or checkpoint folder, on the CPU, in the file's dtypes.
 
-    Raises NotFoundError for a missing file and AdapterFileError for anything that does not contain
+    `container="safetensors"` refuses folders and pickles: for prompts, recipes and styles. Raises
+    NotFoundError for a missing file and AdapterFileError for anything that does not contain
     complete tensors.
     """
-    source = open_source(path)
+    source = open_safetensors(path) if container == "safetensors" else open_source(path)
     tensors = {name: tensor_of(stored) for name, stored in source.tensors.items()}
     return LoadedTensors(tensors, dict(source.metadata))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from imageprompt.core import bundled
 from imageprompt.core.errors import NotFoundError, OptionError
 from imageprompt.core.hub import Location
 from imageprompt.core.spec import HostSpec
+from imageprompt.core.untrusted import LimitError, parse_json, read_regular
 from imageprompt.hosts import HOSTS
 
 DENOISERS = ("unet", "transformer", "")  # subfolders of a pipeline; "": the folder itself
@@ -25,6 +25,9 @@ WEIGHTS = (
     "diffusion_pytorch_model.bin",
 )
 ENCODERS = ("image_encoder", "")
+MAX_CONFIG = 2**20  # bytes
+MAX_LIST = 1000  # values of one list in a config: blocks, or what special tokens stand for
+MAX_LAYERS = 10_000  # SDXL's numbers multiply to 20, those of the largest transformers to 2,000
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class BaseConfig:
         names = WEIGHTS if self.folder is not None else ()
         paths = [self.folder / name for name in names if self.folder is not None]
         found = next((path for path in paths if path.is_file()), None)
-        return None if found is None else open_source(found)
+        return None if found is None else open_source(found, inside=self.folder)
 
 
 def open_base(base: Location) -> BaseConfig:
@@ -55,9 +58,10 @@ def open_base(base: Location) -> BaseConfig:
         spec = host.from_config(config)
         if spec is not None:
             return BaseConfig(spec, folder)
+    kind = str(config.get("_class_name", "model of this config"))[:80]
     raise OptionError(
         f"base {os.fspath(base)!r}",
-        reason=f"no host describes a {config.get('_class_name', 'model of this config')}",
+        reason=f"no host describes a {kind}",
         hint=f"Known: {'; '.join(host.summary for host in HOSTS)}.",
     )
 
@@ -86,19 +90,40 @@ def _config(
 ) -> tuple[Mapping[str, Any], Path]:
     """The first config.json in one of these subfolders, and its folder."""
     named = reference == bundled.NAME
-    root = bundled.folder() if named else Path(reference).expanduser()
+    root = bundled.folder() if named else Path(os.path.expanduser(reference))  # noqa: PTH111
     for subfolder in subfolders:
         path = root / subfolder / "config.json"
-        if os.path.isfile(path):  # noqa: PTH113 - never raises
-            try:
-                config = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError, RecursionError) as error:
-                config = str(error)
-            if isinstance(config, dict):
-                return config, path.parent
-            raise OptionError(str(path), reason="not a JSON object", hint="Download it again.")
+        if os.path.exists(path):  # noqa: PTH110 - never raises
+            return _read_config(path, root), path.parent
     raise NotFoundError(
         f"{os.fspath(reference)!r}",
         reason="no config.json there",
         hint=f"Give a folder with one, {alternatives}.",
     )
+
+
+def _read_config(path: Path, inside: Path) -> dict[str, Any]:
+    """Raises OptionError for anything but a JSON object that describes a model of usual size."""
+    try:
+        config = parse_json(read_regular(path, MAX_CONFIG, inside=inside))
+        if not isinstance(config, dict):
+            raise ValueError("not a JSON object")
+        _check_sizes(config)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OptionError(str(path), reason=reason, hint="Download it again.") from None
+    return config
+
+
+def _check_sizes(config: Mapping[str, Any]) -> None:
+    """What multiplies to the number of a denoiser's layers; every layer becomes an object."""
+    layers = 1
+    for name, value in config.items():
+        numbers = value if isinstance(value, list) else [value]
+        if len(numbers) > MAX_LIST:
+            raise LimitError(f"{len(numbers)} values for {name[:40]!r}")
+        if "layers" in name:
+            inner = (n for one in numbers for n in (one if isinstance(one, list) else [one]))
+            layers *= max((n for n in inner if isinstance(n, int)), default=1) or 1
+    if not 0 <= layers <= MAX_LAYERS:
+        raise LimitError(f"numbers of layers that multiply to more than {MAX_LAYERS}")

@@ -11,16 +11,18 @@ from typing import Any, TypeGuard
 
 from imageprompt.checkpoint.read.file import check_names
 from imageprompt.checkpoint.read.pickle.machine import MAX_PICKLE, Global, Opaque, PickleError
-from imageprompt.checkpoint.read.pickle.torch_objects import TensorView, TorchPickle
+from imageprompt.checkpoint.read.pickle.torch_objects import TensorView, TorchPickle, natural
 from imageprompt.checkpoint.read.pickle.torch_tensors import WRAPPERS, refuse_pickle, slow_notes
 from imageprompt.checkpoint.read.pickle.torch_zip import read_torch_zip
-from imageprompt.checkpoint.read.raw import RawFile, refuse
+from imageprompt.checkpoint.read.raw import RawFile, check_files, is_file_name, refuse
 from imageprompt.checkpoint.read.stored_tensor import (
     ITEM_SIZES,
+    MAX_DIMENSIONS,
     TORCH_DTYPES,
     StoredTensor,
     TensorSource,
 )
+from imageprompt.core.untrusted import Budget
 
 METADATA = ".metadata"
 _COPY = "Copy the whole folder, with the files of all ranks."
@@ -38,27 +40,35 @@ class _Piece:
     length: int
 
 
-def read_dcp(folder: Path) -> TensorSource:
-    """The weights of a torch.distributed.checkpoint folder, from the files of all ranks."""
-    index = folder / METADATA
-    with RawFile(index) as raw:
+def read_dcp(folder: Path, *, inside: Path | None = None, budget: Budget) -> TensorSource:
+    """The weights of a torch.distributed.checkpoint folder, from the files of all ranks.
+
+    `inside`: the folder that they must lie in, links followed (`folder` itself if None).
+    """
+    index, inside = folder / METADATA, inside or folder
+    with RawFile(index, inside=inside, budget=budget) as raw:
         if raw.size > MAX_PICKLE:
             refuse(index, f"the file has {raw.size} bytes; the limit is {MAX_PICKLE}")
-        content = raw.read_at(0, raw.size)
-    try:
-        value, _ = TorchPickle().read(content)
-    except PickleError as error:
-        refuse_pickle(index, error)
+        try:
+            value, _ = TorchPickle(budget=budget).read(raw.read_at(0, raw.size))
+        except PickleError as error:
+            refuse_pickle(index, error)
+        return _source(raw, folder, inside, value)
+
+
+def _source(raw: RawFile, folder: Path, inside: Path, value: Any) -> TensorSource:
+    index = raw.path
     state = _state(index, value)
     described, notes = _weights(_table(index, state.get("state_dict_metadata")))
     pieces = _pieces(folder, _table(index, state.get("storage_data")))
-    files = dict.fromkeys(piece.file for parts in pieces.values() for piece in parts)
+    files = list(dict.fromkeys(piece.file for parts in pieces.values() for piece in parts))
     lost = [file.name for file in files if not file.exists()]
     if lost:
         refuse(folder, f"{len(lost)} of its files are missing ({', '.join(lost[:5])})", _COPY)
+    check_files(folder, files, inside)
     _check_apart(index, pieces)
     tensors = {
-        short: _tensor(index, entry, pieces.get(full, []))
+        short: _tensor(raw, entry, pieces.get(full, []))
         for short, (full, entry) in described.items()
     }
     if not tensors:
@@ -101,13 +111,7 @@ def _pieces(folder: Path, storage: dict[Any, Any]) -> dict[str, list[_Piece]]:
         offsets = where.get("offset") or ()
         if place.get("transform_descriptors"):
             refuse(index, "the pieces are compressed or encrypted", "Save it again without.")
-        if not (
-            isinstance(name, str)
-            and isinstance(file, str)
-            and Path(file).name == file
-            and _sizes(offsets)
-            and _sizes(span)
-        ):
+        if not (isinstance(name, str) and is_file_name(file) and _sizes(offsets) and _sizes(span)):
             refuse(index, _DAMAGED)
         pieces.setdefault(name, []).append(_Piece(offsets, folder / file, *span))
     return pieces
@@ -122,31 +126,45 @@ def _check_apart(index: Path, pieces: dict[str, list[_Piece]]) -> None:
         ends[piece.file] = piece.begin + piece.length
 
 
-def _tensor(index: Path, entry: Opaque, pieces: list[_Piece]) -> StoredTensor:
-    state = _state(index, entry)
+def _tensor(raw: RawFile, entry: Opaque, pieces: list[_Piece]) -> StoredTensor:
+    index, state = raw.path, _state(raw.path, entry)
     shape, properties = state.get("size"), state.get("properties")
     kind = properties.state if isinstance(properties, Opaque) else None
     dtype = kind[0] if isinstance(kind, tuple) and kind else None
     if not isinstance(dtype, Global) or dtype.name not in TORCH_DTYPES or not _sizes(shape):
         refuse(index, _DAMAGED)
-    parts = [(piece.offsets or (0,) * len(shape), _stored(piece)) for piece in pieces]
+    parts = [(piece.offsets or (0,) * len(shape), _stored(piece, raw.budget)) for piece in pieces]
     name = TORCH_DTYPES[dtype.name]
     for offsets, part in parts:
         ends = [o + n for o, n in zip(offsets, part.shape, strict=False)]
         fits = len(offsets) == len(part.shape) == len(shape) and part.dtype == name
         if not fits or any(end > size for end, size in zip(ends, shape, strict=True)):
             refuse(index, "a piece of a tensor does not fit the tensor")
-    if sum(prod(part.shape) for _, part in parts) != prod(shape):
+    if not parts or sum(prod(part.shape) for _, part in parts) != prod(shape):
         refuse(index, "pieces of a tensor are missing", _COPY)
+    _check_disjoint(index, [(o, part.shape) for o, part in parts], raw.budget)
     if len(parts) == 1:
         return parts[0][1]
     whole = replace(parts[0][1], shape=shape, read_slowly=None)
     return replace(whole, read_slowly=partial(_join, whole, parts), storage=(whole.storage, shape))
 
 
-def _stored(piece: _Piece) -> StoredTensor:
+def _check_disjoint(index: Path, boxes: list[tuple[Sizes, Sizes]], budget: Budget) -> None:
+    """No two pieces may hold the same part of a tensor, or another part would have no value."""
+    before: list[tuple[Sizes, Sizes]] = []
+    for begin, shape in sorted(boxes):
+        before = [(b, n) for b, n in before if begin and b[0] + n[0] > begin[0]]
+        budget.add(len(before))
+        for b, n in before:
+            spans = zip(begin, shape, b, n, strict=True)
+            if all(max(x, y) < min(x + nx, y + ny) for x, nx, y, ny in spans):
+                refuse(index, "two pieces of a tensor overlap", _COPY)
+        before.append((begin, shape))
+
+
+def _stored(piece: _Piece, budget: Budget) -> StoredTensor:
     """The one tensor in a piece, which is itself a torch file inside the larger one."""
-    with RawFile(piece.file, piece.begin, piece.length) as raw:
+    with RawFile(piece.file, piece.begin, piece.length, budget=budget) as raw:
         if raw.read_at(0, 2) != b"PK":
             refuse(piece.file, "the pieces are not torch files", "Save it in torch's own format.")
         unpickled = read_torch_zip(raw)
@@ -161,11 +179,11 @@ def _join(
     import numpy as np
 
     dtype = np.dtype(f"u{ITEM_SIZES[whole.dtype]}")
-    joined = np.empty(whole.shape, dtype)
+    joined = np.zeros(whole.shape, dtype)
     for offsets, part in parts:
         place = tuple(slice(o, o + n) for o, n in zip(offsets, part.shape, strict=True))
         joined[place] = np.frombuffer(part.read(), dtype).reshape(part.shape)
-    content = memoryview(joined.tobytes())
+    content = joined.reshape(-1).view(np.uint8).data
     for begin in range(0, len(content), size):
         yield content[begin : begin + size]
 
@@ -181,4 +199,4 @@ def _table(index: Path, value: Any) -> dict[Any, Any]:
 
 
 def _sizes(value: Any) -> TypeGuard[Sizes]:
-    return isinstance(value, tuple) and all(type(n) is int and 0 <= n < 2**63 for n in value)
+    return isinstance(value, tuple) and len(value) <= MAX_DIMENSIONS and all(map(natural, value))

@@ -8,6 +8,7 @@ from pathlib import Path
 from imageprompt.checkpoint.read.raw import DOWNLOAD_AGAIN, RawFile, refuse
 from imageprompt.checkpoint.read.safetensors import looks_like_safetensors, read_safetensors
 from imageprompt.checkpoint.read.stored_tensor import MAX_NAME, TensorSource
+from imageprompt.core.untrusted import Budget
 
 INDEX_SUFFIX = ".index.json"  # of the list of a sharded file's parts
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
@@ -15,9 +16,14 @@ _START = 512
 _OLD_PICKLE = re.compile(rb"c[\w.]+\n[\w.]+\n|\((dp|lp|i|S|c)|[}\]]q")
 
 
-def open_file(path: Path) -> TensorSource:
-    """The tensors of one file. Raises NotFoundError, AdapterFileError."""
-    with RawFile(path) as raw:
+def open_file(
+    path: Path, *, inside: Path | None = None, budget: Budget | None = None
+) -> TensorSource:
+    """The tensors of one file. Raises NotFoundError, AdapterFileError.
+
+    `inside`: the folder that it must lie in, links followed; `budget` is shared by several files.
+    """
+    with RawFile(path, inside=inside, budget=budget) as raw:
         if raw.size < 8:
             refuse(path, f"the file has only {raw.size} bytes", DOWNLOAD_AGAIN)
         start = raw.read_at(0, min(raw.size, _START))
@@ -37,6 +43,20 @@ def open_file(path: Path) -> TensorSource:
             from imageprompt.checkpoint.read.refusals import explain_bytes
 
             explain_bytes(path, start, raw.size)
+    check_names(source)
+    return source
+
+
+def open_safetensors(path: Path) -> TensorSource:
+    """The tensors of one safetensors file; anything else is refused by its first bytes.
+
+    For small files that strangers exchange, which nobody but this program writes.
+    """
+    with RawFile(path) as raw:
+        start = raw.read_at(0, min(raw.size, _START))
+        if not looks_like_safetensors(start, raw.size):
+            refuse(path, "it is not a safetensors file", "Give one that imageprompt has saved.")
+        source = read_safetensors(raw)
     check_names(source)
     return source
 

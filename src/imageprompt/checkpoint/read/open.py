@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 from imageprompt.checkpoint.read.file import INDEX_SUFFIX, open_file
 from imageprompt.checkpoint.read.raw import refuse
 from imageprompt.checkpoint.read.stored_tensor import TensorSource
-from imageprompt.core.errors import OptionError
+from imageprompt.core.errors import OptionError, printable
 from imageprompt.core.hub import Location, locate_file
+
+_MAX_NOTE = 400  # characters
 
 
 def locate_source(reference: Location, *, cached_only: bool = False) -> Path:
@@ -52,18 +55,30 @@ def locate_adapter(
     return file
 
 
-def open_source(path: Path) -> TensorSource:
+def open_source(path: Path, *, inside: Path | None = None) -> TensorSource:
     """The tensors of a file or folder; only the structure is read, no weights.
 
+    `inside`: the folder that a file must lie in, links followed; what is found in a folder must
+    always lie in that one.
     Raises NotFoundError, or AdapterFileError that says what the path holds instead of tensors, or
-    what is wrong with it. Tensor names in the result are printable and short.
+    what is wrong with it. Tensor names and notes in the result are printable and short.
     """
     try:
-        if path.is_dir() or path.name.endswith(INDEX_SUFFIX):
-            # what reads folders is loaded for them only
-            from imageprompt.checkpoint.read.folders import open_folder, read_sharded
-
-            return open_folder(path) if path.is_dir() else read_sharded(path)
-        return open_file(path)
+        source = _open(path, inside)
     except OSError as error:  # a parent folder without access, a name that is too long
         refuse(path, f"cannot be read ({error.strerror})", "Check its name and permissions.")
+    return replace(source, notes=tuple(map(_shown, source.notes)))
+
+
+def _open(path: Path, inside: Path | None) -> TensorSource:
+    if path.is_dir() or path.name.endswith(INDEX_SUFFIX):
+        # what reads folders is loaded for them only
+        from imageprompt.checkpoint.read.folders import open_folder, read_sharded
+
+        return open_folder(path) if path.is_dir() else read_sharded(path, inside=inside)
+    return open_file(path, inside=inside)
+
+
+def _shown(note: str) -> str:
+    """Notes name keys, classes and files as a stranger called them."""
+    return printable(note[:_MAX_NOTE] + ("..." if len(note) > _MAX_NOTE else ""))

@@ -44,6 +44,7 @@ _ZIPS = (
     (r"^\[Content_Types\]\.xml$", "an office document", GIVE_AN_ADAPTER),
     (r"^META-INF/", "a Java archive", GIVE_AN_ADAPTER),
 )
+_MAX_TOLD = 5000  # names that are looked at
 ZERO_3 = "DeepSpeed's ZeRO-3 splits the weights into one partition per process"
 _MERGE = (
     "Run `python zero_to_fp32.py . merged` in the checkpoint folder (DeepSpeed puts the script "
@@ -106,7 +107,7 @@ def explain_zip(path: Path, names: Iterable[str]) -> NoReturn:
     """Refuse a zip archive without a torch pickle, by its records."""
     names = list(names)
     for pattern, what, hint in _ZIPS:
-        if any(re.search(pattern, name) for name in names):
+        if any(re.search(pattern, name) for name in names[:_MAX_TOLD]):
             refuse(path, f"this is {what}", hint)
     first = ", ".join(repr(name[:60]) for name in names[:3])
     refuse(path, f"this is a zip archive that torch did not write ({first or 'empty'})")
@@ -116,9 +117,9 @@ def explain_names(path: Path, names: Iterable[str]) -> NoReturn:
     """Refuse a file of other tensors: say what they belong to, as far as their names tell."""
     names = list(names)
     for pattern, what, hint in _MODELS:
-        if any(re.search(pattern, name) for name in names):
+        if any(re.search(pattern, name) for name in names[:_MAX_TOLD]):
             refuse(path, f"this is {what}, not an adapter", hint)
-    first = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    first = ", ".join(name[:80] for name in names[:5]) + (", ..." if len(names) > 5 else "")
     if not names:
         refuse(path, "the file contains no tensors")
     refuse(path, f"none of its {len(names)} tensors belongs to an adapter ({first})")

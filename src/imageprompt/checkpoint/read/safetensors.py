@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeGuard
 
 from imageprompt.checkpoint.read.raw import (
@@ -12,9 +13,12 @@ from imageprompt.checkpoint.read.raw import (
     parse_json_object,
     refuse,
 )
-from imageprompt.checkpoint.read.stored_tensor import ITEM_SIZES, StoredTensor, TensorSource
-
-MAX_DIMENSIONS = 32
+from imageprompt.checkpoint.read.stored_tensor import (
+    ITEM_SIZES,
+    MAX_DIMENSIONS,
+    StoredTensor,
+    TensorSource,
+)
 
 
 def looks_like_safetensors(start: bytes, size: int) -> bool:
@@ -35,15 +39,25 @@ def read_safetensors(raw: RawFile) -> TensorSource:
         refuse(path, f"the header claims {length} bytes; the limit is {MAX_JSON}", DOWNLOAD_AGAIN)
     if length > raw.size - 8:
         refuse(path, "the header is cut off", DOWNLOAD_AGAIN)
-    entries = parse_json_object(path, raw.read_at(8, length), "header")
+    entries = parse_json_object(path, raw.read_at(8, length), "header", raw.budget)
     metadata = entries.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        refuse(path, "the metadata is not a table of strings", DOWNLOAD_AGAIN)
+    _check_metadata(path, metadata)
     start = 8 + length
     tensors = [(name, _tensor(raw, name, entry, start)) for name, entry in entries.items()]
     tensors.sort(key=lambda item: (item[1].offset, item[1].nbytes))
     _check_layout(raw, tensors, start)
     return TensorSource(path, (path,), "safetensors", dict(tensors), metadata)
+
+
+def _check_metadata(path: Path, metadata: object) -> None:
+    """A table of strings that can be written again: the library of safetensors refuses others."""
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        refuse(path, "the metadata is not a table of strings", DOWNLOAD_AGAIN)
+    try:
+        for text in (*metadata, *metadata.values()):
+            text.encode()
+    except UnicodeEncodeError:
+        refuse(path, "the metadata contains half a character (a lone surrogate)", DOWNLOAD_AGAIN)
 
 
 def _tensor(raw: RawFile, name: str, entry: object, start: int) -> StoredTensor:

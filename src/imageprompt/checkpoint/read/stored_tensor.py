@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Protocol
 
 from imageprompt.core.errors import AdapterFileError
+from imageprompt.core.untrusted import open_regular
 
 CHUNK = 1 << 20
+MAX_DIMENSIONS = 32
 MAX_NAME = 512
 """Length in characters of the longest tensor name that is accepted."""
 ITEM_SIZES: Mapping[str, int] = {
@@ -139,7 +141,7 @@ def read_range(
 ) -> Iterator[memoryview]:
     """Bytes [offset, offset + nbytes) of a file, by plain reads: a memory map could fault."""
     try:
-        with file.open("rb", buffering=0) as handle:
+        with open_regular(file).detach() as handle:
             if stamp is not None and FileStamp.of(os.fstat(handle.fileno())) != stamp:
                 raise _unreadable(file, "the file changed after it was opened")
             handle.seek(offset)

@@ -2,7 +2,7 @@
 
 Names of classes and functions go to `find`, which returns a `Global` of ours or raises; applying
 one runs its `make`, which is our own code, or leaves an `Opaque` record of the call. Work and
-memory are bounded by the length of the pickle and `MAX_OPERATIONS`.
+memory are bounded by the length of the pickle and the items of a budget: one for each operation.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from imageprompt.core.untrusted import Budget
+
 MAX_PICKLE = 32 * 2**20  # bytes; the structure of a checkpoint takes about 200 per tensor
-MAX_OPERATIONS = 1_000_000
 _MAX_KEY = 2**60  # smaller integers are their own hash
 MAX_ARGUMENTS = 16  # of a call: a memoised tuple may be applied a million times
+MAX_GLOBAL = 512  # characters of a class's name: a memoised text may be joined a million times
 
 
 class PickleError(Exception):
@@ -64,6 +66,7 @@ class PickleMachine:
     data: bytes
     find: Callable[[str, str], Global]
     load: Callable[[Any], Any]
+    budget: Budget
     position: int = 0
     stack: list[Any] = field(default_factory=list)
     marks: list[list[Any]] = field(default_factory=list)
@@ -72,8 +75,9 @@ class PickleMachine:
     def run(self) -> Any:
         """The pickled value. Raises PickleError, or what `find` and `load` raise."""
         data, end = self.data, len(self.data)
+        limit, done = self.budget.items_left, 0
         try:
-            for _ in range(MAX_OPERATIONS):
+            for done in range(1, limit + 1):  # noqa: B007 - counted below
                 if self.position >= end:
                     raise PickleCut("the pickle is cut off")
                 code = data[self.position]
@@ -88,7 +92,9 @@ class PickleMachine:
                 operation(self)
         except (IndexError, KeyError, ValueError, TypeError, OverflowError, struct.error):
             raise PickleDamaged("the pickle is damaged") from None
-        raise PickleRefused(f"the pickle takes more than {MAX_OPERATIONS} operations")
+        finally:
+            self.budget.add(done)
+        raise PickleRefused(f"the pickle takes more than {limit} operations")
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────
 
@@ -145,6 +151,8 @@ class PickleMachine:
     def find_global(self, module: Any, name: Any) -> Global:
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError
+        if len(module) + len(name) > MAX_GLOBAL:
+            raise PickleRefused(f"the pickle asks for {module[:60]}..., a name without end")
         return self.find(module, name)
 
     def apply(self, function: Any, args: Any) -> None:

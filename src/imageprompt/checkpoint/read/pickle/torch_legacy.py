@@ -30,7 +30,7 @@ def read_torch_legacy(raw: RawFile) -> UnpickledFile:
 
 
 def _read(raw: RawFile, data: bytes) -> UnpickledFile:
-    pickle = TorchPickle()
+    pickle = TorchPickle(budget=raw.budget)
     magic, position = pickle.read(data)
     if magic != MAGIC:
         what = type(magic).__name__
@@ -46,7 +46,7 @@ def _read(raw: RawFile, data: bytes) -> UnpickledFile:
         storage = storages.get(view.storage.key)
         if storage is None:
             refuse(raw.path, f"its storage {view.storage.key[:20]!r} is missing", DOWNLOAD_AGAIN)
-        return storage.tensor(view)
+        return storage.tensor(view, raw.budget)
 
     return UnpickledFile(value, "torch legacy", locate, pickle.unopened)
 

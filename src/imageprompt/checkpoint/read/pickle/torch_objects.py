@@ -20,9 +20,10 @@ from imageprompt.checkpoint.read.pickle.machine import (
     PickleMachine,
     PickleRefused,
 )
-from imageprompt.checkpoint.read.stored_tensor import ITEM_SIZES, TORCH_DTYPES
+from imageprompt.checkpoint.read.raw import reading_budget
+from imageprompt.checkpoint.read.stored_tensor import ITEM_SIZES, MAX_DIMENSIONS, TORCH_DTYPES
+from imageprompt.core.untrusted import Budget
 
-MAX_DIMENSIONS = 32
 STORAGES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
@@ -126,10 +127,11 @@ class TorchPickle:
 
     unopened: dict[str, int] = field(default_factory=dict)
     storages: dict[str, TorchStorage] = field(default_factory=dict)
+    budget: Budget = field(default_factory=reading_budget)
 
     def read(self, data: bytes, position: int = 0) -> tuple[Any, int]:
         """The value of the pickle at `position`, and where it ends. Raises PickleError."""
-        machine = PickleMachine(data, self._find, self._load, position)
+        machine = PickleMachine(data, self._find, self._load, self.budget, position)
         return machine.run(), machine.position
 
     def _find(self, module: str, name: str) -> Global:
@@ -153,8 +155,9 @@ class TorchPickle:
             raise PickleError("it stores a value in an unsupported way")
         kind, of, name, _, count, *view = persistent_id
         dtype = STORAGES.get(of.name) if isinstance(of, Global) else None
-        if kind != "storage" or not isinstance(name, str) or not _natural(count) or any(view):
-            raise PickleError(f"it stores a {str(kind)[:20]} in an unsupported way")
+        if kind != "storage" or not isinstance(name, str) or not natural(count) or any(view):
+            what = kind[:20] if isinstance(kind, str) else type(kind).__name__
+            raise PickleError(f"it stores a {what} in an unsupported way")
         if dtype is None:
             raise PickleError("it contains values of an unsupported type")
         storage = TorchStorage(name, dtype, count * ITEM_SIZES[dtype])
@@ -169,7 +172,7 @@ def _view(storage: Any, offset: Any, shape: Any, stride: Any, dtype: str | None)
         isinstance(storage, TorchStorage)
         and sizes
         and len(shape) <= MAX_DIMENSIONS
-        and all(map(_natural, (offset, *shape, *stride)))
+        and all(map(natural, (offset, *shape, *stride)))
     ):
         raise PickleDamaged("it contains a malformed tensor")
     view = TensorView(storage, dtype or storage.dtype, offset, shape, stride)
@@ -180,7 +183,8 @@ def _view(storage: Any, offset: Any, shape: Any, stride: Any, dtype: str | None)
     return view
 
 
-def _natural(value: Any) -> bool:
+def natural(value: Any) -> bool:
+    """Is it a whole number from 0 to 2^63? (True and 1.0 are not.)"""
     return type(value) is int and 0 <= value < 2**63
 
 

@@ -11,7 +11,12 @@ from typing import Any, NoReturn
 
 from imageprompt.checkpoint.read.pickle.machine import Global, Opaque, PickleError
 from imageprompt.checkpoint.read.pickle.torch_objects import TensorView
-from imageprompt.checkpoint.read.raw import DOWNLOAD_AGAIN, refuse
+from imageprompt.checkpoint.read.raw import (
+    DOWNLOAD_AGAIN,
+    UNPACKED,
+    UNPACKED_PER_BYTE,
+    refuse,
+)
 from imageprompt.checkpoint.read.stored_tensor import (
     CHUNK,
     ITEM_SIZES,
@@ -21,11 +26,13 @@ from imageprompt.checkpoint.read.stored_tensor import (
     TensorSource,
     read_range,
 )
+from imageprompt.core.untrusted import Budget, LimitError
 
 MAX_DEPTH = 32
 MAX_VALUES = 50_000
 WRAPPERS = ("module", "state_dict", "model", "model_state_dict")  # what trainers put weights under
 
+_SAVE_AGAIN = "Save it again with torch.save, each tensor by itself."
 ADAPTER_PARTS = ("image_proj", "image_proj_model", "ip_adapter", "adapter_modules")
 
 
@@ -123,7 +130,7 @@ def _unwrap(value: Any) -> tuple[Any, list[str]]:
 def _several_candidates(value: dict[Any, Any]) -> bool:
     """Whether an adapter may be in several of these tables: then names tell which is what."""
     inner = [key for key in WRAPPERS if isinstance(value.get(key), dict)]
-    heads = {str(key).split(".", 1)[0] for key in value}
+    heads = {key.split(".", 1)[0] for key in value if isinstance(key, str)}
     return len(inner) > 1 or (bool(inner) and not heads.isdisjoint(ADAPTER_PARTS))
 
 
@@ -184,10 +191,11 @@ class StorageBytes:
             return read_range(self.file, self.offset + begin, end - begin, size, self.stamp)
         return self._inflate(begin, end, size)
 
-    def tensor(self, view: TensorView) -> StoredTensor:
-        """The tensor that `view` describes."""
-        begin, _ = view.span
+    def tensor(self, view: TensorView, budget: Budget) -> StoredTensor:
+        """The tensor that `view` describes; what reading it takes is taken from `budget`."""
         contiguous = view.contiguous
+        self._check_cost(view, contiguous, budget)
+        begin, _ = view.span
         plain = contiguous and not self.deflated and not self.big_endian
         place = (
             str(self.file),
@@ -206,6 +214,18 @@ class StorageBytes:
             None if plain else partial(self._slow, view),
         )
 
+    def _check_cost(self, view: TensorView, contiguous: bool, budget: Budget) -> None:
+        """A deflated storage is unpacked from its start for each of its tensors."""
+        begin, end = view.span
+        if not contiguous and end - begin > UNPACKED + UNPACKED_PER_BYTE * view.nbytes:
+            reason = f"a tensor of {view.nbytes} bytes is spread over {end - begin}"
+            refuse(self.file, reason, _SAVE_AGAIN)
+        try:
+            budget.unpack(max(view.nbytes, end if self.deflated else end - begin))
+        except LimitError:
+            reason = f"reading its tensors would unpack more than {budget.unpacked} bytes"
+            refuse(self.file, f"{reason}: they repeat what is stored", _SAVE_AGAIN)
+
     def _slow(self, view: TensorView, size: int) -> Iterator[memoryview]:
         if view.contiguous and not self.big_endian:
             yield from self.read(*view.span, size)
@@ -222,7 +242,7 @@ class StorageBytes:
             buffer=touched,
             strides=[step * item for step in view.stride],
         )
-        content = memoryview(strided.astype(f"<u{item}", order="C").tobytes())
+        content = strided.astype(f"<u{item}", order="C").reshape(-1).view(np.uint8).data
         for begin in range(0, len(content), size):
             yield content[begin : begin + size]
 

@@ -50,8 +50,8 @@ def read_torch_zip(raw: RawFile) -> UnpickledFile:
         explain_zip(raw.path, records)
     prefix = pickles[0].removesuffix("data.pkl")
     order = records.get(f"{prefix}byteorder")
-    big_endian = order is not None and _content(raw, order) == b"big"
-    pickle = TorchPickle()
+    big_endian = order is not None and order.size < 16 and _content(raw, order) == b"big"
+    pickle = TorchPickle(budget=raw.budget)
     try:
         value, _ = pickle.read(_content(raw, records[pickles[0]]))
     except PickleError as error:
@@ -65,7 +65,7 @@ def read_torch_zip(raw: RawFile) -> UnpickledFile:
             if record is None or record.size != view.storage.nbytes:
                 refuse(raw.path, f"its storage {key[:20]!r} is missing or cut off", DOWNLOAD_AGAIN)
             storages[key] = _storage_bytes(raw, record, big_endian)
-        return storages[key].tensor(view)
+        return storages[key].tensor(view, raw.budget)
 
     return UnpickledFile(value, "torch zip", locate, pickle.unopened)
 
@@ -92,6 +92,7 @@ def _content(raw: RawFile, record: ZipRecord) -> bytes:
     if record.size > MAX_PICKLE:
         what = f"its record {record.name[:80]!r} has {record.size} bytes"
         refuse(raw.path, f"{what}; the limit is {MAX_PICKLE}")
+    raw.budget.read(record.size)
     return b"".join(_storage_bytes(raw, record).read(0, record.size))
 
 
@@ -104,6 +105,7 @@ def _read_records(raw: RawFile) -> dict[str, ZipRecord]:
     if size > MAX_DIRECTORY:
         refuse(raw.path, f"its zip directory claims {size} bytes", DOWNLOAD_AGAIN)
     directory = raw.read_at(offset, size)
+    raw.budget.add(size // _ENTRY.size)
     records: dict[str, ZipRecord] = {}
     position = 0
     while position < size:
@@ -128,8 +130,11 @@ def _data_offset(raw: RawFile, record: ZipRecord) -> int:
 
 def _directory(raw: RawFile) -> tuple[int, int]:
     """Offset and size of the directory, from the record at the end of the file."""
-    tail_size = min(raw.size, _TAIL.size + 0xFFFF)
+    tail_size = min(raw.size, _TAIL.size)
     tail = raw.read_at(raw.size - tail_size, tail_size)
+    if not (tail.startswith(b"PK\5\6") and tail.endswith(b"\0\0")):  # a comment follows it
+        tail_size = min(raw.size, _TAIL.size + 0xFFFF)
+        tail = raw.read_at(raw.size - tail_size, tail_size)
     found = tail.rfind(b"PK\5\6")
     if found < 0 or len(tail) - found < _TAIL.size:
         fault = "the file is cut off: the zip directory at its end is missing"
