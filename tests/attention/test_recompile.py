@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
-from hosts_table import HostCase
+from hosts_table import SMALLEST, HostCase
 from rigs import Rig, build, difference
 
 SCALES = (0.5, 1.2, 0.0, 0.8, 0.0, 2.0)
@@ -30,7 +30,7 @@ def fresh_dynamo() -> Iterator[None]:
 @pytest.fixture
 def rig(tmp_path: Path) -> Rig:
     """A small denoiser; its graph compiles in seconds."""
-    return build("tiny", "base", tmp_path)
+    return build(SMALLEST, "base", tmp_path)
 
 
 def expected(rig: Rig, inputs: dict[str, Any], scales: Any = SCALES) -> list[Tensor]:
@@ -156,7 +156,7 @@ def test_detaching_from_a_compiled_denoiser(rig: Rig) -> None:
 
 def test_compiled_in_place_and_by_block(tmp_path: Path) -> None:
     """`unet.compile()`, and only the transformer blocks compiled, as diffusers recommends."""
-    rig = build("tiny", "plus", tmp_path)
+    rig = build(SMALLEST, "plus", tmp_path)
     inputs = rig.host.inputs(2)
     wanted = expected(rig, inputs, (0.5, 0.0, 1.5))
     for whole in (True, False):

@@ -218,6 +218,23 @@ CASES: dict[str, HostCase] = {
 }
 
 
+SMALLEST = HostCase(
+    name="smallest",
+    config={
+        "down_block_types": ("CrossAttnDownBlock2D",),
+        "up_block_types": ("CrossAttnUpBlock2D",),
+        "block_out_channels": (16,),
+        "layers_per_block": 1,
+        "attention_head_dim": 4,
+        "cross_attention_dim": 32,
+    },
+    cross_attention_dim=32,
+    sites=1 + 2 + 1,
+)
+"""A site in every part of the denoiser and nothing more, for `torch.compile`: it takes seconds per
+level."""
+
+
 # ── adapter files ────────────────────────────────────────────────────────────────────────────────
 @dataclass(frozen=True, kw_only=True)
 class AdapterCase:

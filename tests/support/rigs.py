@@ -76,7 +76,7 @@ class Rig:
 
 
 def build(
-    host: str,
+    host: str | HostCase,
     kind: str | AdapterCase,
     folder: Path,
     *,
@@ -85,7 +85,7 @@ def build(
     seed: int = 3,
 ) -> Rig:
     """Make a rig; files go to `folder`."""
-    case = CASES[host]
+    case = CASES[host] if isinstance(host, str) else host
     adapter_case = ADAPTERS[kind] if isinstance(kind, str) else kind
     unet = case.unet(dtype=dtype)
     state = adapter_state(unet, adapter_case, case.cross_dim, seed=seed)
