@@ -215,8 +215,8 @@ def test_the_picture_and_its_hash_in_one_read(
     path = tmp_path / "picture.png"
     path.write_bytes(data)
     opens: list[Any] = []
-    real_open = Path.open
-    monkeypatch.setattr(Path, "open", lambda *a, **k: opens.append("file") or real_open(*a, **k))
+    real_open = open_image.open_regular
+    monkeypatch.setattr(open_image, "open_regular", lambda p: opens.append("file") or real_open(p))
     for source in (path, str(path), data):
         picture, digest = open_with_hash(source)
         assert picture.tobytes() == two_tone().tobytes()
@@ -269,7 +269,7 @@ def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "large.png"
     with path.open("wb") as stream:
         stream.truncate(open_image.MAX_FILE_BYTES + 1)
-    with pytest.raises(PictureError, match="128 MiB"):
+    with pytest.raises(PictureError, match="more than 64 MiB"):
         open_picture(path)
 
 
@@ -292,5 +292,5 @@ def test_sources_that_are_not_pictures(source: Any, reason: str) -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(PictureError, match="no such file"):
+    with pytest.raises(PictureError, match="it is a pipe or device"):
         open_picture(tmp_path / "pipe")

@@ -15,6 +15,7 @@ from PIL import Image, ImageFilter
 import check as known  # benchmarks/check.py: pictures of known quality and blur
 from imageprompt.cli import main
 from imageprompt.core.errors import EncoderError, PictureError
+from imageprompt.encoding.images import open_image
 from imageprompt.evaluation.image_quality import blur, jpeg
 from imageprompt.evaluation.image_quality.picture import PATCH, WHOLE, PictureQuality, check
 from imageprompt.evaluation.image_quality.report import (
@@ -252,8 +253,8 @@ def test_each_picture_is_opened_once(
     for path in paths:
         leaves[0].save(path)
     opened: list[str] = []
-    real = Path.open
-    monkeypatch.setattr(Path, "open", lambda p, *a, **k: opened.append(p.name) or real(p, *a, **k))
+    real = open_image.open_regular
+    monkeypatch.setattr(open_image, "open_regular", lambda p: opened.append(p.name) or real(p))
     check_pictures(paths, Fixed([1.0, 0.0], [1.0, 0.0], [1.0, 0.0]))
     assert opened == ["0.png", "1.png", "2.png"]
 

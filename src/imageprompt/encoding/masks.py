@@ -59,12 +59,11 @@ def open_masks(source: Any, prompts: int) -> list[Weights]:
 
 
 def _from_picture(source: Any) -> Weights:
-    from imageprompt.encoding.images.open_image import open_picture, open_upright
+    from imageprompt.encoding.images.open_image import alpha_of, open_picture, open_upright
 
     image = open_upright(source)
     if image.has_transparency_data:
-        whole = image.convert("LA") if image.mode == "La" else image
-        alpha = np.asarray(whole.convert("RGBA").getchannel("A"))
+        alpha = np.asarray(alpha_of(image))
         if alpha.min() < 255:
             return _scaled(alpha, 255)
     return _scaled(np.asarray(open_picture(image).convert("L")), 255)
@@ -91,7 +90,8 @@ def _from_array(source: Any) -> Weights:
 
 
 def _scaled(values: NDArray[Any], maximum: float) -> Weights:
-    weights: Weights = values.astype(np.float32) / np.float32(maximum)
+    weights: Weights = values.astype(np.float32)
+    weights /= np.float32(maximum)
     return weights
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imageprompt.core.errors import PictureError
+from imageprompt.encoding.images.open_image import MAX_IN_MEMORY
 
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_BLOCK = 2**20  # bytes that are read, and pixels that are converted, at a time
 
 
 def is_array(source: object) -> bool:
@@ -31,16 +35,30 @@ def read_file(source: Any, label: str, limit: int) -> bytes:
         position = source.tell()
         source.seek(0)
         try:
-            data = source.read(limit)
+            data = _read_up_to(source, limit, label)
         finally:
             source.seek(position)
     except (OSError, ValueError) as error:  # ValueError: it is closed; OSError: a pipe
         raise PictureError(
             label, reason=f"cannot be read ({error})", hint="Give its path, or its bytes."
         ) from error
-    if not isinstance(data, bytes):
-        raise PictureError(label, reason="is open as text", hint="Open it with mode 'rb'.")
     return data
+
+
+def _read_up_to(source: Any, limit: int, label: str) -> bytes:
+    """A file may give less than it is asked for; one that gives more might never end."""
+    kept = io.BytesIO()
+    while left := limit - kept.tell():
+        asked = min(left, _BLOCK)
+        part = source.read(asked)
+        if not isinstance(part, bytes):
+            raise PictureError(label, reason="is open as text", hint="Open it with mode 'rb'.")
+        if len(part) > asked:
+            raise PictureError(label, reason="gives more bytes than it is asked for")
+        if not part:
+            break
+        kept.write(part)
+    return kept.getvalue()
 
 
 def picture_of(source: Any, label: str) -> Image.Image:
@@ -53,7 +71,17 @@ def picture_of(source: Any, label: str) -> Image.Image:
     if hasattr(source, "detach"):
         tensor = source.detach().cpu()
         source = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-    return Image.fromarray(_eight_bit(_channels_last(source, label), label))
+    array = _channels_last(source, label)
+    height, width = array.shape[:2]
+    if height * width > MAX_IN_MEMORY:
+        reason = f"{width}x{height} is more than {MAX_IN_MEMORY // 10**6} million pixels"
+        raise PictureError(label, reason=reason, hint="Scale the picture down.")
+    _check_values(array, label)
+    mode = _MODES[array.shape[2] if array.ndim == 3 else 1]
+    picture, rows = Image.new(mode, (width, height)), max(1, _BLOCK // max(1, width))
+    for top in range(0, height if width else 0, rows):
+        picture.paste(Image.fromarray(_eight_bit(array[top : top + rows])), (0, top))
+    return picture
 
 
 def _channels_last(array: NDArray[Any], label: str) -> NDArray[Any]:
@@ -81,11 +109,10 @@ def _channels_last(array: NDArray[Any], label: str) -> NDArray[Any]:
     return array[:, :, 0] if array.shape[2] == 1 else array
 
 
-def _eight_bit(array: NDArray[Any], label: str) -> NDArray[np.uint8]:
-    if array.dtype == np.uint8 or array.size == 0:
-        return np.ascontiguousarray(array, np.uint8)
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * np.uint8(255)
+def _check_values(array: NDArray[Any], label: str) -> None:
+    """Raises PictureError for values that do not say what is black and what is white."""
+    if array.dtype in (np.uint8, np.bool_) or array.size == 0:
+        return
     if array.dtype.kind != "f":
         raise PictureError(
             label,
@@ -103,4 +130,11 @@ def _eight_bit(array: NDArray[Any], label: str) -> NDArray[np.uint8]:
         raise PictureError(
             label, reason=f"its values go from {low:g} to {high:g}, not from 0 to 1", hint=hint
         )
+
+
+def _eight_bit(array: NDArray[Any]) -> NDArray[np.uint8]:
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array, np.uint8)
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
     return np.round(array.astype(np.float64) * 255).astype(np.uint8)

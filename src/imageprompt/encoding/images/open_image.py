@@ -1,4 +1,7 @@
-"""Open whatever a user calls a picture as one plain RGB image; limits are checked before pixels."""
+"""Open whatever a user calls a picture as one plain RGB image; limits are checked before pixels.
+
+Opening a file takes at most about 300 MB and 2 s of CPU time, whatever is in it.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,8 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from imageprompt.core.errors import PictureError
+from imageprompt.core.untrusted import Budget, LimitError, open_regular, png_chunks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,8 +34,15 @@ an array or tensor: [H, W], [H, W, C] or [C, H, W] with uint8 (0..255) or floats
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 """Always opened. AVIF needs a Pillow with its decoder (the usual), HEIC needs pillow-heif."""
-MAX_FILE_BYTES = 128 * 2**20
+MAX_FILE_BYTES = 64 * 2**20  # photographs of 50 megapixels take 30
 MAX_PIXELS = 64_000_000  # 8000 x 8000; compared with the header, before anything is decoded
+MAX_PIXELS_OF = {"PNG": 44_000_000, "WEBP": 16_000_000, "AVIF": 16_000_000, "HEIF": 50_000_000}
+"""A JPEG can be decoded at half its size. The others cannot: a pixel takes 5 bytes in a PNG, 16 in
+WebP and AVIF, 9 in HEIC."""
+MAX_IN_MEMORY = 50_000_000
+KEPT_PIXELS = 26_000_000
+"""A picture of more pixels is opened at half its width and height: no encoder and no canvas has as
+many, and turning or converting one whole would take twice its memory."""
 MIN_SIDE = 8  # px; an encoder patch of a smaller picture is one flat colour
 MAX_ASPECT = 50
 
@@ -52,6 +62,11 @@ _ON_ITS_SIDE = (5, 6, 7, 8)
 _USE_ONE = "Use PNG, JPEG or WEBP."
 _GET_AGAIN = "Download or export the picture again."
 _SCALE_DOWN = "Scale the picture down."
+_SAVE_AGAIN = "Open it in an image editor and save it again."
+
+# Of a PNG, besides its pixels. Each compressed text or profile unpacks to at most 1 MiB in Pillow.
+_PNG_EXTRA_BYTES, _PNG_CHUNKS, _PNG_COMPRESSED = 16 * 2**20, 100_000, 32
+_STRIP = 2**20  # pixels that are converted at a time
 
 # What a file in none of FORMATS most likely is, by its first bytes.
 _LOOKALIKES = (
@@ -68,6 +83,7 @@ _LOOKALIKES = (
 )
 
 # Brands in the `ftyp` box of a file (ISO/IEC 23008-12, annex B; AV1 Image File Format).
+_PNG_START = b"\x89PNG\r\n\x1a\n"
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 
@@ -80,11 +96,12 @@ def open_picture(source: PictureSource) -> Image.Image:
 
     Transparent pixels become white, 16-bit grey is scaled to 8 bit, CMYK and palettes are
     converted, and an animation gives its first frame (with a warning). Embedded colour profiles are
-    not applied. The result carries no metadata, so opening it again changes nothing.
+    not applied. A picture of more than KEPT_PIXELS is opened at half its width and height. The
+    result carries no metadata, so opening it again changes nothing.
 
     Raises PictureError for a file in no supported format (`FORMATS`), a damaged one, one larger
-    than MAX_FILE_BYTES or MAX_PIXELS, smaller than MIN_SIDE on a side, or narrower than
-    1:MAX_ASPECT.
+    than MAX_FILE_BYTES or MAX_PIXELS (of PNG, WebP, AVIF and HEIC: MAX_PIXELS_OF; of an image or
+    array in memory: MAX_IN_MEMORY), smaller than MIN_SIDE on a side, or narrower than 1:MAX_ASPECT.
     """
     return _opaque_rgb(open_upright(source), describe(source))
 
@@ -102,22 +119,26 @@ def open_with_hash(source: PictureSource) -> tuple[Image.Image, str]:
     with _stream(source, label) as stream:
         data = _read_all(stream, label)
     stored = _decoded(io.BytesIO(data), label)
-    return _opaque_rgb(_upright(stored, label), label), hashlib.sha256(data).hexdigest()
+    return _opaque_rgb(_upright(_kept(stored), label), label), hashlib.sha256(data).hexdigest()
 
 
 def open_upright(source: PictureSource) -> Image.Image:
     """Like `open_picture`, but colours and transparency stay as stored."""
-    return _upright(open_stored(source), describe(source))
+    label = describe(source)
+    return _upright(_kept(_open(source, label)), label)
 
 
 def open_stored(source: PictureSource) -> Image.Image:
-    """Like `open_upright`, but not turned, and with the metadata of its file format."""
-    label = describe(source)
+    """As stored: not turned, not halved, and with the metadata of its file format."""
+    return _open(source, describe(source), whole=True)
+
+
+def _open(source: Any, label: str, *, whole: bool = False) -> Image.Image:
     source = _in_memory(source, label)
     if isinstance(source, Image.Image):
         return _loaded(source, label)
     with _stream(source, label) as stream:
-        return _decoded(stream, label)
+        return _decoded(stream, label, whole=whole)
 
 
 def picture_size(source: PictureSource) -> tuple[int, int]:
@@ -134,12 +155,24 @@ def picture_size(source: PictureSource) -> tuple[int, int]:
         else:
             image = _identify(stack.enter_context(_stream(source, label)), label)
         _check_size(image, label)
-        try:
-            turned = image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
-        except _DAMAGE:
-            turned = False
-        width, height = image.size
-        return (height, width) if turned else (width, height)
+        width, height = upright_size(image)
+        halved = width * height > KEPT_PIXELS
+        return (-(-width // 2), -(-height // 2)) if halved else (width, height)
+
+
+def alpha_of(image: Image.Image) -> Image.Image:
+    """How opaque each pixel is, in mode "L"."""
+    return _in_strips(image, lambda part: _with_alpha(part).getchannel("A"))
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened file when it is turned as its EXIF data say."""
+    try:
+        turned = _orientation(image) in _ON_ITS_SIDE
+    except _DAMAGE:
+        turned = False
+    width, height = image.size
+    return (height, width) if turned else (width, height)
 
 
 def describe(source: object) -> str:
@@ -184,19 +217,18 @@ def _stream(source: object, label: str) -> Iterator[BinaryIO]:
             reason="not a picture",
             hint="Pass a path, the bytes of a picture file, a PIL image, or an array of pixels.",
         )
-    path = Path(source)
     try:
-        if not path.is_file():  # also refuses pipes and devices, which may never end
-            reason = "is a folder, not a file" if path.is_dir() else "no such file"
-            raise PictureError(label, reason=reason, hint="Give the path of a picture file.")
-        _check_bytes(path.stat().st_size, label)
-        stream = path.open("rb")
+        stream = open_regular(source)  # pipes and devices may never end
+    except FileNotFoundError as error:
+        hint = "Give the path of a picture file."
+        raise PictureError(label, reason="no such file", hint=hint) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         cause = getattr(error, "strerror", None) or error
         raise PictureError(
             label, reason=f"cannot be read ({cause})", hint="Check the path and its permissions."
         ) from error
     with stream:
+        _check_bytes(os.fstat(stream.fileno()).st_size, label)
         yield stream
 
 
@@ -221,8 +253,12 @@ def _check_bytes(count: int, label: str) -> None:
         )
 
 
-def _decoded(stream: BinaryIO, label: str) -> Image.Image:
-    return _loaded(_identify(stream, label), label)
+def _decoded(stream: BinaryIO, label: str, *, whole: bool = False) -> Image.Image:
+    image = _identify(stream, label, whole=whole)
+    _check_size(image, label)
+    if image.format in ("JPEG", "MPO") and not whole and image.width * image.height > KEPT_PIXELS:
+        image.draft(None, (image.width // 2, image.height // 2))
+    return _loaded(image, label)
 
 
 def _loaded(image: Image.Image, label: str) -> Image.Image:
@@ -244,11 +280,16 @@ def _loaded(image: Image.Image, label: str) -> Image.Image:
     return image
 
 
-def _identify(stream: BinaryIO, label: str) -> Image.Image:
-    """Read the header only."""
+def _identify(stream: BinaryIO, label: str, *, whole: bool = False) -> Image.Image:
+    """Read the header only; `whole` says that a JPEG will be decoded at its full size."""
     head = stream.read(512)
     stream.seek(0)
     formats = (*FORMATS, *_extra_formats(head, label))
+    try:
+        _check_structure(stream, head, whole=whole)
+    except LimitError as error:
+        raise PictureError(label, reason=str(error), hint=_SAVE_AGAIN) from error
+    stream.seek(0)
     try:
         with warnings.catch_warnings():
             # Pillow only warns at its own pixel limit; ours is lower anyway.
@@ -311,11 +352,41 @@ def _extra_formats(head: bytes, label: str) -> tuple[str, ...]:
     return ()
 
 
+def _check_structure(stream: BinaryIO, head: bytes, *, whole: bool) -> None:
+    """Raises LimitError for a file whose parts take too long or too much memory to decode."""
+    if head.startswith(_PNG_START):
+        _check_png(stream)
+    elif head.startswith((b"\xff\xd8", b"RIFF")) or head[4:8] == b"ftyp":
+        # most references are PNG files; what reads the others is loaded for them only
+        from imageprompt.encoding.images import file_limits
+
+        stream.seek(0)
+        file_limits.check(stream, head, halved_above=0 if whole else KEPT_PIXELS)
+
+
+def _check_png(stream: BinaryIO) -> None:
+    extra = Budget(nbytes=_PNG_EXTRA_BYTES, items=_PNG_CHUNKS)
+    compressed = 0
+    pixels = False
+    for kind, length in png_chunks(stream, extra):
+        if kind == b"fcTL" and pixels:
+            return  # the second frame of an animation is not read
+        pixels = pixels or kind == b"IDAT"
+        compressed += kind in (b"zTXt", b"iTXt", b"iCCP")
+        if compressed > _PNG_COMPRESSED:
+            raise LimitError(f"it has more than {_PNG_COMPRESSED} compressed texts")
+        if kind not in (b"IDAT", b"fdAT"):
+            extra.read(length)
+
+
 def _check_size(image: Image.Image, label: str) -> None:
     width, height = image.size
+    kind = image.format or ""
+    most = MAX_PIXELS_OF.get(kind, MAX_PIXELS if kind else MAX_IN_MEMORY)
     reason, hint = "", ""
-    if width * height > MAX_PIXELS:
-        reason = f"{width}x{height} is more than {MAX_PIXELS // 10**6} million pixels"
+    if width * height > most:
+        reason = f"{width}x{height} is more than {most // 10**6} million pixels"
+        reason += f", the limit for {kind}" if kind in MAX_PIXELS_OF else ""
         hint = _SCALE_DOWN
     elif min(width, height) < MIN_SIDE:
         reason = f"{width}x{height} is less than {MIN_SIDE} pixels on a side"
@@ -327,14 +398,70 @@ def _check_size(image: Image.Image, label: str) -> None:
         raise PictureError(label, reason=reason, hint=hint)
 
 
+# ── pixels ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _in_strips(image: Image.Image, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """`change` applied to one strip of the picture after another, so that no step takes the memory
+    of a whole picture; it may halve them."""
+    width, height = image.size
+    rows = max(1, _STRIP // width) * 2
+    if rows >= height:
+        return change(image)
+    whole: Image.Image | None = None
+    top = 0
+    for start in range(0, height, rows):
+        part = change(image.crop((0, start, width, min(start + rows, height))))
+        if whole is None:
+            halved = part.width < width
+            whole = Image.new(part.mode, (part.width, -(-height // 2) if halved else height))
+        whole.paste(part, (0, top))
+        top += part.height
+    assert whole is not None
+    return whole
+
+
+def _kept(image: Image.Image) -> Image.Image:
+    """The picture, or half of it if it has more than KEPT_PIXELS; with its metadata."""
+    if image.width * image.height <= KEPT_PIXELS:
+        return image
+    half = _in_strips(image, _half)
+    half.info = {key: value for key, value in image.info.items() if key != "transparency"}
+    return half
+
+
+def _half(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        image = _grey_8_bit(image)
+    if image.has_transparency_data:
+        image = _with_alpha(image)
+    elif image.mode in ("1", "P", "PA"):
+        image = image.convert("RGB")
+    return image.reduce(2)
+
+
 def _upright(image: Image.Image, label: str) -> Image.Image:
     try:
-        orientation = image.getexif().get(_ORIENTATION)
+        orientation = _orientation(image)
+    except LimitError as error:
+        raise PictureError(label, reason=str(error), hint=_SAVE_AGAIN) from error
     except _DAMAGE as error:
         warnings.warn(f"{label}: ignoring its damaged EXIF data ({error})", stacklevel=3)
         return image
     turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> object:
+    """Its EXIF tag. Raises LimitError for a table that claims too much, and others of _DAMAGE."""
+    stored = image.info.get("exif") or image.info.get("Raw profile type exif")
+    if stored:
+        from imageprompt.encoding.images import file_limits
+
+        if isinstance(stored, str):  # as ImageMagick writes it: three lines, then hex digits
+            stored = bytes.fromhex("".join(stored.split("\n")[3:]))
+        file_limits.check_exif(stored)
+    return image.getexif().get(_ORIENTATION)
 
 
 def _opaque_rgb(image: Image.Image, label: str) -> Image.Image:
@@ -344,14 +471,24 @@ def _opaque_rgb(image: Image.Image, label: str) -> Image.Image:
             reason=f"mode {image.mode!r} does not define which value is white",
             hint="Convert it to 'L' or 'RGB' first.",
         )
+    plain = image.mode == "RGB" and not image.has_transparency_data
+    opaque = image.convert("RGB") if plain else _in_strips(image, _opaque)
+    opaque.info = {}
+    return opaque
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """RGB on white."""
     if image.mode.startswith("I;16"):
         image = _grey_8_bit(image)
     if image.has_transparency_data:
-        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        image = _with_alpha(image)
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-    image.info = {}
-    return image
+    return image.convert("RGB")
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
 
 
 def _grey_8_bit(image: Image.Image) -> Image.Image:

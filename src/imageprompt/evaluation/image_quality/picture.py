@@ -10,9 +10,10 @@ import numpy as np
 
 from imageprompt.encoding.images.open_image import (
     PictureSource,
+    alpha_of,
     open_picture,
     open_stored,
-    picture_size,
+    upright_size,
 )
 from imageprompt.evaluation.image_quality import blur, jpeg
 
@@ -136,7 +137,7 @@ def check(source: PictureSource) -> PictureQuality:
 
 def measure(stored: Image, name: str) -> PictureQuality:
     """Measure an opened picture (see `open_stored`). Raises PictureError."""
-    width, height = picture_size(stored)
+    width, height = upright_size(stored)
     tables = getattr(stored, "quantization", None) if stored.format in ("JPEG", "MPO") else None
     quality = jpeg.from_tables(tables) if tables else None
     patches = _patches(stored)
@@ -183,7 +184,7 @@ def _transparency(stored: Image) -> float:
     """Mean transparency of the picture, 0..1."""
     if not stored.has_transparency_data:
         return 0.0
-    counts = stored.convert("RGBA").getchannel("A").histogram()
+    counts = alpha_of(stored).histogram()
     return round(sum(n * (255 - alpha) for alpha, n in enumerate(counts)) / 255 / sum(counts), 3)
 
 
