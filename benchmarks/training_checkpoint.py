@@ -83,20 +83,25 @@ def write_safetensors(path: Path, state: dict[str, Tensor]) -> None:
             file.write(memoryview(state[name].numpy()).cast("B"))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("path", type=Path)
-    parser.add_argument("--quick", action="store_true")
-    options = parser.parse_args()
-    path = options.path
+def write(path: Path, base: Base) -> None:
+    """The checkpoint in the format of the path's suffix."""
     is_pickle = path.suffix == ".bin"
-    state = checkpoint(QUICK if options.quick else SD15, path.parent, twice=is_pickle)
+    state = checkpoint(base, path.parent, twice=is_pickle)
     if is_pickle:
         torch.save(state, path)
     else:
         write_safetensors(path, state)
     for noise in path.parent.glob("*.noise"):
         os.unlink(noise)  # noqa: PTH108 - still mapped until this process ends
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("paths", type=Path, nargs="+", metavar="path")
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    for path in options.paths:
+        write(path, QUICK if options.quick else SD15)
 
 
 if __name__ == "__main__":

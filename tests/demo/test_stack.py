@@ -36,8 +36,8 @@ def drawn() -> list[scenes.Scene]:
 
 @pytest.fixture(scope="module")
 def text_alone(pipe: Any) -> list[Any]:
-    """What the base makes of a text that says nothing, before any adapter is attached."""
-    return pipeline.sample(pipe, ["a shape"] * COUNT, range(COUNT))
+    """What the base makes of a text that says nothing, before any adapter is attached: a batch."""
+    return pipeline.sample(pipe, ["a shape"] * pipeline.BATCH, range(pipeline.BATCH))
 
 
 @pytest.fixture(params=["base", "plus"])
@@ -128,14 +128,20 @@ def test_a_reference_has_its_effect(
     pictures = pipeline.sample(pipe, prompts, range(COUNT), adapter=adapter, references=references)
     found = shares(judge.classify(pictures), [scene.words() for scene in drawn])
     assert min(found.values()) >= 0.75, found
-    chance = shares(judge.classify(text_alone), [scene.words() for scene in drawn])
-    assert all(found[name] > chance[name] for name in ("shape", "colour", "texture", "background"))
-    off = pipeline.sample(  # one batch, and so the same batch as the first of `text_alone`
-        pipe,
-        prompts[: pipeline.BATCH],
-        range(pipeline.BATCH),
-        adapter=adapter,
-        references=references[: pipeline.BATCH],
-        scale=0.0,
+    chance = shares(
+        judge.classify(text_alone), [scene.words() for scene in drawn[: pipeline.BATCH]]
     )
-    assert [a.tobytes() for a in off] == [b.tobytes() for b in text_alone[: pipeline.BATCH]]
+    assert all(found[name] > chance[name] for name in ("shape", "colour", "texture", "background"))
+
+
+@pytest.mark.slow
+def test_a_reference_at_scale_zero_has_none(
+    pipe: Any, adapter: Any, drawn: list[scenes.Scene]
+) -> None:
+    prompts, references = ["a shape"] * 2, [scenes.draw(scene) for scene in drawn[:2]]
+    off = pipeline.sample(
+        pipe, prompts, range(2), adapter=adapter, references=references, scale=0.0
+    )
+    adapter.detach()
+    plain = pipeline.sample(pipe, prompts, range(2))
+    assert [a.tobytes() for a in off] == [b.tobytes() for b in plain]
