@@ -70,10 +70,18 @@ def _from_picture(source: Any) -> Weights:
 
 
 def _from_array(source: Any) -> Weights:
+    from imageprompt.encoding.images.open_image import MAX_IN_MEMORY
+
     array = _as_array(source)
     shape = array.shape
     if array.ndim == 3 and 1 in (shape[0], shape[2]):
         array = array[0] if shape[0] == 1 else array[:, :, 0]
+    if array.size > MAX_IN_MEMORY:
+        raise OptionError(
+            f"a mask of shape {list(shape)}",
+            reason=f"more than {MAX_IN_MEMORY // 10**6} million numbers",
+            hint="Scale it down.",
+        )
     if array.ndim != 2 or 0 in array.shape:
         raise OptionError(
             f"a mask of shape {list(shape)}",

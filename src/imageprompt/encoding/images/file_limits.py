@@ -109,7 +109,8 @@ class _Jpeg:
     def add_scan(self, components: bytes) -> None:
         self.scans += 1
         self.kept = self.kept or self.scans > 1 or components != bytes([self.components])
-        if self.scans > MAX_SCANS or self.scans * self.pixels > MAX_SCANNED_PIXELS:
+        scanned = self.scans * self.pixels
+        if self.scans > MAX_SCANS or (self.scans > 1 and scanned > MAX_SCANNED_PIXELS):
             raise LimitError(f"it has {self.scans} or more scans of {self.pixels} pixels each")
 
     def add_note(self, length: int) -> None:
@@ -119,8 +120,8 @@ class _Jpeg:
 
     def check_memory(self, halved_above: int) -> None:
         decoded = self.pixels if 0 < halved_above < self.pixels else 4 * self.pixels
-        needed = decoded + (self.coefficients if self.kept else 0)
-        if needed > MAX_DECODED_BYTES:
+        needed = decoded + self.coefficients
+        if self.kept and needed > MAX_DECODED_BYTES:
             raise LimitError(
                 f"decoding its {self.pixels / 10**6:.0f} million pixels, stored in several scans, "
                 f"would take {needed >> 20} MiB, more than {MAX_DECODED_BYTES >> 20}"

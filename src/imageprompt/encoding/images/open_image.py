@@ -8,9 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import struct
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
@@ -87,8 +85,9 @@ _PNG_START = b"\x89PNG\r\n\x1a\n"
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 
-# Everything that Pillow's decoders raise on damaged data.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+# Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, AssertionError
+# and others on damaged data.
+_DAMAGE = Exception
 
 
 def open_picture(source: PictureSource) -> Image.Image:
@@ -119,13 +118,14 @@ def open_with_hash(source: PictureSource) -> tuple[Image.Image, str]:
     with _stream(source, label) as stream:
         data = _read_all(stream, label)
     stored = _decoded(io.BytesIO(data), label)
-    return _opaque_rgb(_upright(_kept(stored), label), label), hashlib.sha256(data).hexdigest()
+    opened = _opaque_rgb(_upright(_kept(stored, label), label), label)
+    return opened, hashlib.sha256(data).hexdigest()
 
 
 def open_upright(source: PictureSource) -> Image.Image:
     """Like `open_picture`, but colours and transparency stay as stored."""
     label = describe(source)
-    return _upright(_kept(_open(source, label)), label)
+    return _upright(_kept(_open(source, label), label), label)
 
 
 def open_stored(source: PictureSource) -> Image.Image:
@@ -182,7 +182,7 @@ def describe(source: object) -> str:
     if isinstance(source, Image.Image):
         return f"picture {getattr(source, 'filename', '') or 'in memory'}"
     if isinstance(source, str | os.PathLike):
-        return f"picture {os.fspath(source)!r}"
+        return f"picture {os.fspath(source)!r:.300}"
     from imageprompt.encoding.images.arrays import is_array
 
     if is_array(source):
@@ -263,8 +263,16 @@ def _decoded(stream: BinaryIO, label: str, *, whole: bool = False) -> Image.Imag
 
 def _loaded(image: Image.Image, label: str) -> Image.Image:
     _check_size(image, label)
-    try:
+    with _decoding(image, label):
         image.load()
+    return image
+
+
+@contextmanager
+def _decoding(image: Image.Image, label: str) -> Iterator[None]:
+    """Whatever Pillow raises inside becomes a PictureError."""
+    try:
+        yield
     except MemoryError as error:
         raise PictureError(
             label,
@@ -272,12 +280,12 @@ def _loaded(image: Image.Image, label: str) -> Image.Image:
             hint=_SCALE_DOWN,
         ) from error
     except _DAMAGE as error:
+        why = f" ({error})" if str(error) else ""
         raise PictureError(
             label,
-            reason=f"the {image.format or 'picture'} data is damaged or cut short ({error})",
+            reason=f"the {image.format or 'picture'} data is damaged or cut short{why}",
             hint=_GET_AGAIN,
         ) from error
-    return image
 
 
 def _identify(stream: BinaryIO, label: str, *, whole: bool = False) -> Image.Image:
@@ -421,11 +429,12 @@ def _in_strips(image: Image.Image, change: Callable[[Image.Image], Image.Image])
     return whole
 
 
-def _kept(image: Image.Image) -> Image.Image:
+def _kept(image: Image.Image, label: str) -> Image.Image:
     """The picture, or half of it if it has more than KEPT_PIXELS; with its metadata."""
     if image.width * image.height <= KEPT_PIXELS:
         return image
-    half = _in_strips(image, _half)
+    with _decoding(image, label):
+        half = _in_strips(image, _half)
     half.info = {key: value for key, value in image.info.items() if key != "transparency"}
     return half
 
@@ -471,8 +480,9 @@ def _opaque_rgb(image: Image.Image, label: str) -> Image.Image:
             reason=f"mode {image.mode!r} does not define which value is white",
             hint="Convert it to 'L' or 'RGB' first.",
         )
-    plain = image.mode == "RGB" and not image.has_transparency_data
-    opaque = image.convert("RGB") if plain else _in_strips(image, _opaque)
+    with _decoding(image, label):
+        plain = image.mode == "RGB" and not image.has_transparency_data
+        opaque = image.convert("RGB") if plain else _in_strips(image, _opaque)
     opaque.info = {}
     return opaque
 
