@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from imageprompt.cli.failures import explain, traceback_wanted
 from imageprompt.core import __version__
-from imageprompt.core.console import PROGRAM, USAGE_ERROR, Parser, aligned, did_you_mean, examples
-from imageprompt.core.errors import ImagePromptError
+from imageprompt.core.console import (
+    PROGRAM,
+    Parser,
+    abandon_streams,
+    aligned,
+    did_you_mean,
+    examples,
+    log_record,
+    note,
+    open_streams,
+    warn,
+)
 
+FAILED = 2
 INTERRUPTED = 128 + signal.SIGINT
 BROKEN_PIPE = 128 + 13  # SIGPIPE, which does not exist on every platform
 
@@ -42,31 +56,47 @@ COMMANDS = {
 The module has a function `add_<command>` that adds the command's arguments to a parser.
 """
 
+_EXIT_CODES = """exit codes:
+    0    done
+    1    done, and problems were found (inspect, validate, diff, check, faces, doctor)
+    2    an error: one line says what is wrong
+    130  interrupted
+    141  the reader of the output has left"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code. Every error a user can cause is one line."""
+    """Run a command; returns the exit code. Every error is one line, whatever happens."""
+    open_streams()
     try:
-        options = _parse(sys.argv[1:] if arguments is None else arguments)
-        _configure()
-        code: int = options.run(options)
-        sys.stdout.flush()
-        return code
-    except ImagePromptError as error:
-        return _fail(str(error))
-    except BrokenPipeError:
-        # The reader has left: nothing may be flushed into the pipe at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        try:
+            return _run(sys.argv[1:] if arguments is None else arguments)
+        except KeyboardInterrupt:
+            note(f"{PROGRAM}: interrupted")
+            return INTERRUPTED
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            note(f"{PROGRAM}: error: {explain(error)}")
+            return FAILED
+    except BrokenPipeError:  # the reader has left
         return BROKEN_PIPE
-    except OSError as error:  # a full disk, a folder that disappeared: the system's own words
-        return _fail(" ".join(str(error).split()))
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt:  # again
         return INTERRUPTED
+    except OSError:  # stderr cannot be written to either
+        return FAILED
+    finally:
+        abandon_streams()
 
 
-def _fail(message: str) -> int:
-    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
-    return USAGE_ERROR
+def _run(arguments: Sequence[str]) -> int:
+    """Run a command, and print all that it has to say."""
+    try:
+        _configure()
+        options = _parse(arguments)
+        code: int = options.run(options)
+    finally:
+        sys.stdout.flush()
+    return code
 
 
 # ── arguments ───────────────────────────────────────────────────────────────────────────────────
@@ -95,7 +125,7 @@ def top_parser() -> Parser:
         description="Image prompts for diffusion models: pictures from pictures and text.",
         epilog="commands:\n"
         + "\n".join(commands)
-        + f"\n\n{PROGRAM} COMMAND --help explains a command.\n\n"
+        + f"\n\n{PROGRAM} COMMAND --help explains a command.\n\n{_EXIT_CODES}\n\n"
         + examples(
             "imageprompt demo",
             'imageprompt generate --reference cat.jpg --prompt "in the snow" --num-images 4',
@@ -126,13 +156,23 @@ def sentence(text: str) -> str:
 
 
 def _configure() -> None:
-    """Set up the process: one-line warnings without notes for developers, and sleeping threads."""
-
-    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        print(f"{PROGRAM}: warning: {' '.join(str(message).split())}", file=sys.stderr)
-
+    """Set up the process: warnings, logs and what goes wrong unseen on one line each, for users."""
     # Read when torch is first loaded: its threads sleep instead of spinning while they wait for one
     # another, which costs nothing here and saves a factor of five on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    warnings.showwarning = show
+    warnings.showwarning = warn
     warnings.simplefilter("ignore", FutureWarning)
+    logging.setLogRecordFactory(log_record)
+    threading.excepthook = _ended_thread
+    sys.unraisablehook = _ignored
+
+
+def _ended_thread(ended: threading.ExceptHookArgs) -> None:
+    if ended.exc_value is not None:
+        note(f"{PROGRAM}: warning: a thread ended: {explain(ended.exc_value)}")
+
+
+def _ignored(ignored: Any) -> None:
+    """An exception while an object was deleted: nothing that a user can act on."""
+    if traceback_wanted():
+        note(f"{PROGRAM}: warning: ignored: {ignored.exc_value!r} in {ignored.object!r}")

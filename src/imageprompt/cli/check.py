@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from imageprompt.core import bundled
-from imageprompt.core.console import Parser, add_json, describe, print_json
+from imageprompt.core.console import Parser, add_json, describe, print_json, print_text
 
 UNREADABLE = 1
 
@@ -43,7 +43,7 @@ def _check(options: argparse.Namespace) -> int:
     if options.json:
         print_json(report.as_dict())
     else:
-        print(report)
+        print_text(report)
     return UNREADABLE if report.unreadable else 0
 
 

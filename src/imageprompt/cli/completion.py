@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from imageprompt.cli import COMMANDS, add_arguments, sentence, top_parser
-from imageprompt.core.console import Parser, describe
+from imageprompt.core.console import Parser, describe, print_text
 
 SHELLS = ("bash", "zsh", "tcsh")
 _FILES = ("PIC", "FILE", "CONFIG", "SRC", "DST", "PACK", "PATH", "A", "B")
@@ -34,7 +34,7 @@ def _completion(options: argparse.Namespace) -> int:
         kind = _kind(action)
         if kind is not None:
             action.complete = getattr(shtab, kind)  # type: ignore[attr-defined]
-    print(shtab.complete(parser, options.shell))
+    print_text(shtab.complete(parser, options.shell))
     return 0
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from imageprompt.core.console import Parser, add_json, describe, provided, wants_progress
+from imageprompt.core.console import (
+    Parser,
+    add_json,
+    describe,
+    print_lines,
+    provided,
+    wants_progress,
+)
 from imageprompt.core.errors import OptionError
 
 
@@ -66,5 +73,5 @@ def _draw(options: argparse.Namespace) -> int:
     arguments = provided(options, "seed")
     if "num_scenes" in options:
         arguments["count"] = options.num_scenes
-    print(*draw_folder(options.draw, **arguments), sep="\n")
+    print_lines(*draw_folder(options.draw, **arguments))
     return 0

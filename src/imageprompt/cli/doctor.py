@@ -11,7 +11,15 @@ from importlib import metadata
 from typing import Any
 
 from imageprompt.core import bundled
-from imageprompt.core.console import Parser, add_json, cell, describe, print_aligned, print_json
+from imageprompt.core.console import (
+    Parser,
+    add_json,
+    cell,
+    describe,
+    print_aligned,
+    print_json,
+    print_lines,
+)
 from imageprompt.core.errors import ImagePromptError
 
 REQUIRED = (
@@ -40,9 +48,9 @@ def _doctor(options: argparse.Namespace) -> int:
     else:
         for part, entries in report.items():
             if isinstance(entries, dict):
-                print(part)
+                print_lines(part)
                 print_aligned((name, cell(value)) for name, value in entries.items())
-        print("everything works" if report["ok"] else "something does not work: see above")
+        print_lines("everything works" if report["ok"] else "something does not work: see above")
     return 0 if report["ok"] else 1
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,9 @@ from imageprompt.core.console import (
     Parser,
     add_json,
     describe,
+    json_text,
     print_json,
+    print_text,
     provided,
     wants_progress,
 )
@@ -184,7 +185,7 @@ def _print(options: argparse.Namespace, result: Any) -> None:
     if options.json:
         print_json(result.as_dict())
     else:
-        print(result)
+        print_text(result)
 
 
 def _check_report(options: argparse.Namespace) -> None:
@@ -204,5 +205,4 @@ def _write_report(options: argparse.Namespace, result: Any) -> None:
 
     _check_report(options)
     with write_atomically(options.report) as temporary:
-        text = json.dumps(result.as_dict(), ensure_ascii=False, indent=1)
-        temporary.write_text(f"{text}\n", encoding="utf-8")
+        temporary.write_text(f"{json_text(result.as_dict())}\n", encoding="utf-8")

@@ -13,6 +13,7 @@ from imageprompt.core.console import (
     add_json,
     describe,
     print_json,
+    print_lines,
     provided,
     wants_progress,
 )
@@ -112,7 +113,7 @@ def _print(options: argparse.Namespace, saved: list[tuple[Path, Recipe]]) -> Non
         ]
         print_json({"pictures": pictures})
     elif saved:
-        print(*(path for path, _ in saved), sep="\n")
+        print_lines(*(path for path, _ in saved))
 
 
 def _arguments(options: argparse.Namespace) -> dict[str, Any]:

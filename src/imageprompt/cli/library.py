@@ -18,6 +18,7 @@ from imageprompt.core.console import (
     examples,
     print_aligned,
     print_json,
+    print_lines,
     print_table,
     provided,
 )
@@ -149,7 +150,9 @@ def _list(options: argparse.Namespace) -> int:
         print_table([_row(style) for style in styles], as_json=False)
     else:
         tagged = "" if options.tag is None else f" with the tag {options.tag!r}"
-        print(f"no styles{tagged} in {library.folder}; add some with `imageprompt library add`")
+        print_lines(
+            f"no styles{tagged} in {library.folder}; add some with `imageprompt library add`"
+        )
     return 0
 
 
@@ -216,10 +219,10 @@ def _search(options: argparse.Namespace) -> int:
     if results.hits:
         rows = [hit.as_dict() | {"tags": hit.style.tags} for hit in results.hits]
         print_table(rows, as_json=False)
-    print(f"{len(results.hits)} found; compared: {results.used}")
+    print_lines(f"{len(results.hits)} found; compared: {results.used}")
     if results.skipped:
         names = ", ".join(results.skipped)
-        print(f"{len(results.skipped)} skipped, made with other encoders: {names}")
+        print_lines(f"{len(results.skipped)} skipped, made with other encoders: {names}")
     return 0
 
 
@@ -295,7 +298,7 @@ def _add_export(group: Any) -> None:
 
 def _export(options: argparse.Namespace) -> int:
     path = _library(options).export(options.name, options.file, replace=options.force)
-    print_json({"path": str(path)}) if options.json else print(path)
+    print_json({"path": str(path)}) if options.json else print_lines(path)
     return 0
 
 
@@ -329,7 +332,7 @@ def _remove(options: argparse.Namespace) -> int:
         library.show(name)  # raises before anything is removed
     for name in options.names:
         library.remove(name)
-    print_json({"removed": options.names}) if options.json else print(*options.names, sep="\n")
+    print_json({"removed": options.names}) if options.json else print_lines(*options.names)
     return 0
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +12,11 @@ from imageprompt.core.console import (
     Parser,
     add_json,
     describe,
+    json_text,
+    note,
     print_json,
+    print_lines,
+    print_text,
     provided,
     wants_progress,
 )
@@ -89,13 +91,13 @@ def _probe(options: argparse.Namespace) -> int:
     else:
         arguments = _drawn(options) | arguments
     progress = wants_progress(options)
-    log = None if options.json else lambda line: print(line, file=sys.stderr)
+    log = None if options.json else note
     result = probe(**arguments, log=log, progress=progress)
-    print_json(result.as_dict()) if options.json else print(result)
+    print_json(result.as_dict()) if options.json else print_text(result)
     if output is not None:
         paths = _write(result, output)
         if not options.json:
-            print("", *paths, sep="\n")
+            print_lines("", *paths)
     return 0
 
 
@@ -131,5 +133,5 @@ def _write(result: ProbeResult, folder: Path) -> list[Path]:
         draw_sheet(result).save(temporary, format="PNG", optimize=True)
     for path, data in zip(paths[1:], texts.values(), strict=True):
         with write_atomically(path) as temporary:
-            temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(f"{json_text(data)}\n", encoding="utf-8")
     return paths

@@ -6,7 +6,15 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from imageprompt.cli import flags
-from imageprompt.core.console import Parser, add_json, describe, print_json, print_table, provided
+from imageprompt.core.console import (
+    Parser,
+    add_json,
+    describe,
+    print_json,
+    print_lines,
+    print_table,
+    provided,
+)
 from imageprompt.core.errors import OptionError
 
 if TYPE_CHECKING:
@@ -141,9 +149,15 @@ def _numbers(options: argparse.Namespace) -> int:
     if options.json:
         print_json(numbers)
         return 0
-    print(f"{options.name} on {base.family}\n")
-    print(f"ComfyUI layer_weights:\n  {numbers['comfyui']}")
-    print(f"diffusers set_ip_adapter_scale:\n  {diffusers}\n")
+    print_lines(
+        f"{options.name} on {base.family}",
+        "",
+        "ComfyUI layer_weights:",
+        f"  {numbers['comfyui']}",
+        "diffusers set_ip_adapter_scale:",
+        f"  {diffusers}",
+        "",
+    )
     return print_table(numbers["transformers"], as_json=False)
 
 

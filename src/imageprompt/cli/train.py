@@ -7,7 +7,16 @@ import os
 from difflib import get_close_matches
 from pathlib import Path
 
-from imageprompt.core.console import Bars, Parser, add_json, describe, print_json, wants_progress
+from imageprompt.core.console import (
+    Bars,
+    Parser,
+    add_json,
+    describe,
+    print_json,
+    print_lines,
+    print_text,
+    wants_progress,
+)
 from imageprompt.core.errors import OptionError
 
 SIGNAL = 128  # plus the number of the signal that stopped the run, as shells do
@@ -45,7 +54,7 @@ def add_train(command: Parser) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     if options.example is not None:
-        print(_example(options.example), end="")
+        print_text(_example(options.example))
         return 0
     if options.config is None:
         raise OptionError(
@@ -68,7 +77,7 @@ def _train(options: argparse.Namespace) -> int:
         if options.json:
             print_json(result.as_dict())
         elif result.adapter is not None:
-            print(result.adapter)
+            print_lines(result.adapter)
     return 0 if result.signal is None else SIGNAL + result.signal
 
 
@@ -77,7 +86,7 @@ def _dry_run(options: argparse.Namespace) -> int:
     from imageprompt.training.estimate import estimate_run
 
     estimate = estimate_run(TrainingConfig.load(options.config, options.set))
-    print_json(estimate.as_dict()) if options.json else print(estimate)
+    print_json(estimate.as_dict()) if options.json else print_text(estimate)
     return 0
 
 
@@ -138,11 +147,11 @@ def _build_cache(options: argparse.Namespace) -> int:
     for kind, name in KIND_NAMES.items():
         if kind in report.existing:
             encoded, present = report.encoded.get(kind, 0), report.existing[kind]
-            print(f"{name}: {encoded:,} encoded, {present:,} already there")
+            print_lines(f"{name}: {encoded:,} encoded, {present:,} already there")
     for line in [*report.damaged, *report.broken]:
-        print(f"  {line}")
+        print_lines(f"  {line}")
     broken = len(report.broken)
-    print(f"{report.samples:,} samples, {broken:,} broken, in {report.seconds:.1f} s")
+    print_lines(f"{report.samples:,} samples, {broken:,} broken, in {report.seconds:.1f} s")
     return 0
 
 

@@ -1,16 +1,24 @@
-"""The terminal: a parser with helpful errors, JSON, tables, and one progress bar."""
+"""The terminal: a parser with helpful errors, all that is printed, and one progress bar."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
+import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
+from imageprompt.core.errors import printable, shortened
+
 PROGRAM = "imageprompt"
 USAGE_ERROR = 2
+MAX_WORD = 100
+"""Characters of a word that is compared with those that are known."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,6 +39,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         end = "" if message.endswith("?") else "."
+        message = printable(shortened(" ".join(message.split())))
         self.exit(USAGE_ERROR, f"{self.prog}: {message}{end} See {self.prog} --help\n")
 
     def _unknown(self, arguments: Sequence[str]) -> str:
@@ -46,7 +55,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     bare = word.lstrip("-")
     words = {other.lstrip("-"): other for other in known}
     begun = [other for other in words if bare and other.startswith(bare)]
-    near = begun[:1] or get_close_matches(bare, words, n=1)
+    near = begun[:1] or get_close_matches(bare[:MAX_WORD], words, n=1)
     return f". Did you mean {words[near[0]]}?" if near else ""
 
 
@@ -110,27 +119,79 @@ class Bars:
             bar = tqdm(
                 total=total,
                 initial=done,  # what was done before does not count as speed
-                desc=phase,
+                desc=printable(phase),
                 bar_format=self.FORMAT,
                 dynamic_ncols=True,
             )
         bar.phase, bar.total, self._bar = phase, total, bar
-        bar.set_description_str(phase, refresh=False)
+        bar.set_description_str(printable(phase), refresh=False)
         bar.update(done - bar.n)
 
     def log(self, line: str) -> None:
         """Print a line on stderr, above the bar if there is one; also if bars are not shown."""
-        if self._bar is None:
-            print(line, file=sys.stderr)
-        else:
-            self._bar.write(line, file=sys.stderr)
+        note(line)
 
 
 # ── output ──────────────────────────────────────────────────────────────────────────────────────
+# The only place of the package that writes to stdout and stderr. What is printed may have been
+# named by a stranger: nothing reaches a terminal but characters that it only shows.
+
+
+def print_lines(*lines: object) -> None:
+    """Print each of `lines` on one line of stdout."""
+    for line in lines:
+        print(printable(str(line)))
+
+
+def print_text(text: object) -> None:
+    """Print a text of several lines on stdout; its author made sure that they are its own."""
+    print_lines(*str(text).removesuffix("\n").split("\n"))
 
 
 def print_json(data: Any) -> None:
-    print(json.dumps(data, ensure_ascii=False, indent=1))
+    print(json_text(data))
+
+
+def json_text(data: Any) -> str:
+    """`data` as JSON that is safe to show and to write: see `printable`.
+
+    A parser reads back what `data` has, lone surrogates included.
+    """
+    return _BEYOND_ASCII.sub(_as_json, json.dumps(data, ensure_ascii=False, indent=1))
+
+
+_BEYOND_ASCII = re.compile(r"[^\n -~]")
+
+
+def _as_json(found: re.Match[str]) -> str:
+    character = found[0]
+    if character.isprintable():
+        return character
+    return r"\u007f" if character == "\x7f" else json.dumps(character)[1:-1]
+
+
+def note(line: str) -> None:
+    """Print one line on stderr, above a progress bar if there is one."""
+    if sys.stderr is None:  # a process without a console
+        return
+    tqdm = sys.modules.get("tqdm")
+    write = print if tqdm is None else tqdm.tqdm.write
+    write(printable(line), file=sys.stderr)
+    sys.stderr.flush()
+
+
+def warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Print a warning as one line on stderr: for `warnings.showwarning`."""
+    note(f"{PROGRAM}: warning: {shortened(' '.join(str(message).split()))}")
+
+
+def log_record(*arguments: Any, **more: Any) -> logging.LogRecord:
+    """A record of any library's log, as one line that is safe to show."""
+    record = logging.LogRecord(*arguments, **more)
+    with suppress(Exception):  # arguments that do not fit are the handler's to report
+        record.msg, record.args = printable(record.getMessage()), None
+    record.exc_info = None
+    return record
 
 
 def print_table(rows: list[dict[str, Any]], as_json: bool) -> int:
@@ -149,13 +210,12 @@ def with_head(head: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> list[tupl
 
 
 def print_aligned(rows: Iterable[tuple[str, ...]], indent: str = "  ") -> None:
-    for line in aligned(rows, indent):
-        print(line)
+    print_lines(*aligned(rows, indent))
 
 
 def aligned(rows: Iterable[tuple[str, ...]], indent: str = "  ") -> Iterator[str]:
-    """The rows as lines with aligned columns."""
-    table = list(rows)
+    """The rows as lines with aligned columns, safe to show."""
+    table = [tuple(map(printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         cells = (text.ljust(width) for text, width in zip(row, widths, strict=True))
@@ -167,3 +227,41 @@ def cell(value: Any) -> str:
     if value is None:
         return "-"
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+# ── streams ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def open_streams() -> None:
+    """Make stdout and stderr usable, whatever the process was started with.
+
+    Characters that their encoding lacks are escaped. A closed one leads nowhere, and its number
+    cannot become that of a file that is opened later.
+    """
+    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            with suppress(OSError):
+                os.fstat(number)
+                continue
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+        reconfigure = getattr(getattr(sys, name), "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def abandon_streams() -> None:
+    """Let stdout and stderr lead nowhere: their reader has left, or their disk is full.
+
+    Nothing that is still in a buffer may be flushed when the process ends.
+    """
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

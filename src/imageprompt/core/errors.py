@@ -1,5 +1,8 @@
 """The typed errors: each names the thing, what is wrong with it and what to do, on one line."""
 
+MAX_PART = 1500
+"""Characters of one part of a message: a path of a stranger can have a million."""
+
 
 class ImagePromptError(Exception):
     """Base of every error a user can cause.
@@ -11,9 +14,10 @@ class ImagePromptError(Exception):
 
     def __init__(self, what: str, *, reason: str = "", hint: str = "") -> None:
         self.what, self.reason, self.hint = what, reason, hint
+        what, reason, hint = (shortened(" ".join(part.split())) for part in (what, reason, hint))
         head = f"{what}: {reason}" if reason else what
         message = f"{head.rstrip('.')}. {hint}" if hint else head
-        super().__init__(printable(" ".join(message.split())))
+        super().__init__(printable(message))
 
 
 def printable(text: str) -> str:
@@ -21,7 +25,15 @@ def printable(text: str) -> str:
 
     The one door to a terminal, log, table or JSON for what a stranger may have named.
     """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def shortened(text: str, limit: int = MAX_PART) -> str:
+    """`text` without its middle if it has more than `limit` characters."""
+    half = limit // 2
+    return text if len(text) <= limit else f"{text[:half]} ... {text[-half:]}"
 
 
 class AdapterFileError(ImagePromptError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import numpy as np
 
 from imageprompt.core.atomic_files import check_folder, write_atomically
 from imageprompt.core.bundled import DEFAULT_ADAPTER
-from imageprompt.core.console import Bars
+from imageprompt.core.console import Bars, json_text, print_json, print_text
 from imageprompt.core.contact_sheet import INK, PALE, Page, text_width
 from imageprompt.core.errors import OptionError
 from imageprompt.demo import scenes
@@ -97,8 +96,8 @@ def run(
         draw_sheet(rows).save(temporary, format="PNG", optimize=True)
     report = _report(rows, output, sheet, seed, time.monotonic() - started)
     with write_atomically(output / "recipe.json") as temporary:
-        temporary.write_text(json_module.dumps(report, indent=1) + "\n")
-    print(json_module.dumps(report, indent=1) if json else _summary(report))
+        temporary.write_text(f"{json_text(report)}\n", encoding="utf-8")
+    print_json(report) if json else print_text(_summary(report))
     return report
 
 

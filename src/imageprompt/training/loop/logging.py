@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from imageprompt.core.atomic_files import write_atomically
+from imageprompt.core.console import note
 
 BUCKETS = 4
 """Equal parts of the timestep range whose losses are reported separately."""
@@ -135,6 +135,9 @@ class Throughput:
 
 # ── console ─────────────────────────────────────────────────────────────────────────────────────
 
+log = note
+"""Where a run prints its lines: stderr, above a progress bar if there is one."""
+
 
 def progress_line(step: int, last: int, metrics: Mapping[str, float]) -> str:
     """For example "step 300/3000  loss 0.1234  41.2 pictures/s  2 min 10 s left"."""
@@ -157,17 +160,6 @@ def format_duration(seconds: float) -> str:
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60} min"
     return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
-
-
-def log(text: str) -> None:
-    """Print a line to stderr, above a progress bar if there is one."""
-    if "tqdm" in sys.modules:
-        from tqdm import tqdm
-
-        tqdm.write(text, file=sys.stderr)
-    else:
-        print(text, file=sys.stderr)
-    sys.stderr.flush()
 
 
 def _rounded(value: float) -> float:
