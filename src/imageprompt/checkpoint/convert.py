@@ -30,7 +30,7 @@ from imageprompt.checkpoint.report import (
 from imageprompt.checkpoint.tensor_bytes import QUICK, quick_hash, same_bytes
 from imageprompt.checkpoint.write import converted_metadata, write_safetensors
 from imageprompt.core.atomic_files import write_atomically
-from imageprompt.core.errors import AdapterFileError, NotFoundError, OptionError
+from imageprompt.core.errors import AdapterFileError, NotFoundError, OptionError, as_text
 from imageprompt.core.hub import Location
 from imageprompt.core.spec import HostSpec
 
@@ -82,7 +82,7 @@ class Conversion:
             *(("forced", problem.message) for problem in self.forced),
             *(("note", note) for note in self.notes),
         ]  # fmt: skip
-        return "\n".join([f"{self.target}: written in the {self.layout} layout", *rows(facts)])
+        return as_text([f"{self.target}: written in the {self.layout} layout", *rows(facts)])
 
 
 def convert(

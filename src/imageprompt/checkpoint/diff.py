@@ -12,6 +12,7 @@ from imageprompt.checkpoint.read.open import locate_source, open_source
 from imageprompt.checkpoint.read.stored_tensor import CHUNK, ITEM_SIZES, StoredTensor
 from imageprompt.checkpoint.report import base_name, rows
 from imageprompt.checkpoint.tensor_bytes import pieces, same_bytes
+from imageprompt.core.errors import as_text
 from imageprompt.core.hub import Location
 from imageprompt.core.spec import HostSpec
 
@@ -86,7 +87,7 @@ class Difference:
         lines += rows(listed[:MAX_LISTED])
         if len(listed) > MAX_LISTED:
             lines.append(f"  and {len(listed) - MAX_LISTED} more; --json has all")
-        return "\n".join(lines)
+        return as_text(lines)
 
 
 def diff(a: Location, b: Location, base: Location | None = None) -> Difference:

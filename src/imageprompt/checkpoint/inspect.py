@@ -30,6 +30,7 @@ from imageprompt.checkpoint.report import (
     size_text,
 )
 from imageprompt.checkpoint.tensor_bytes import FULL, QUICK, full_hash, quick_hash
+from imageprompt.core.errors import as_text
 from imageprompt.core.hub import Location
 
 MAX_METADATA = 16  # entries of the metadata in the text; the JSON has more
@@ -93,7 +94,7 @@ class AdapterReport:
         if self.problems:
             lines += ["problems", *rows((found.code, found.message) for found in self.problems)]
         lines += ["what to do", *rows((advice.where, advice.line) for advice in self.remedies)]
-        return "\n".join(lines)
+        return as_text(lines)
 
     def _facts(self) -> list[tuple[str, str]]:
         encoder, base = self.encoder, base_name(self.host)

@@ -20,7 +20,7 @@ from imageprompt.checkpoint.identify.published import encoder_name
 from imageprompt.checkpoint.read.open import locate_source, open_source
 from imageprompt.checkpoint.read.stored_tensor import TensorSource
 from imageprompt.checkpoint.report import Problem, problem_dicts
-from imageprompt.core.errors import AdapterFileError
+from imageprompt.core.errors import AdapterFileError, as_text
 from imageprompt.core.hub import Location
 
 
@@ -44,7 +44,7 @@ class ValidationResult:
     def __str__(self) -> str:
         lines = [f"{self.path}: {finding.code}: {finding.message}" for finding in self.findings]
         lines = lines or [f"{self.path}: no problems found ({', '.join(self.checked)})"]
-        return "\n".join([*lines, *(f"{self.path}: note: {note}" for note in self.notes)])
+        return as_text([*lines, *(f"{self.path}: note: {note}" for note in self.notes)])
 
 
 def validate(

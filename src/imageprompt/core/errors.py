@@ -1,5 +1,7 @@
 """The typed errors: each names the thing, what is wrong with it and what to do, on one line."""
 
+from collections.abc import Iterable
+
 MAX_PART = 1500
 """Characters of one part of a message: a path of a stranger can have a million."""
 
@@ -28,6 +30,11 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def as_text(lines: Iterable[str]) -> str:
+    """A report of these lines: each stays one line, and is printable."""
+    return "\n".join(map(printable, lines))
 
 
 def shortened(text: str, limit: int = MAX_PART) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from imageprompt.core.atomic_files import check_folder
+from imageprompt.core.errors import as_text
 from imageprompt.training.cache.build import open_dataset
 from imageprompt.training.config.config import TrainingConfig
 from imageprompt.training.data.dataset import Batch, Dataset
@@ -72,7 +73,7 @@ class RunEstimate:
             "disk": f"{_size(self.output_bytes)} for the output, {_size(self.cache_bytes)} more "
             "for the cache",
         }
-        return "\n".join(f"{name:<8} {line}" for name, line in lines.items())
+        return as_text(f"{name:<8} {line}" for name, line in lines.items())
 
 
 def estimate_run(config: TrainingConfig) -> RunEstimate:

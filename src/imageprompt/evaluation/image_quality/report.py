@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from imageprompt.core.bundled import NAME as BUNDLED
 from imageprompt.core.console import aligned
-from imageprompt.core.errors import PictureError
+from imageprompt.core.errors import PictureError, as_text
 from imageprompt.encoding.images.open_image import PictureSource, open_picture, open_stored
 from imageprompt.evaluation.image_quality.picture import (
     PROBLEMS,
@@ -114,7 +114,7 @@ class QualityReport:
         lines += [f"not read: {error}" for error in self.unreadable[:MAX_TABLE]]
         if len(self.unreadable) > MAX_TABLE:
             lines.append(f"not read: {len(self.unreadable) - MAX_TABLE} more")
-        return "\n".join(lines)
+        return as_text(lines)
 
     @property
     def _encoder(self) -> str:

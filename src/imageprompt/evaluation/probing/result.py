@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.console import aligned
+from imageprompt.core.errors import as_text
 from imageprompt.evaluation.probing.shares import MIN_SHARE, Interval
 from imageprompt.hosts.contract import ROLES_KEY
 
@@ -90,7 +91,7 @@ class ProbeResult:
         }
 
     def __str__(self) -> str:
-        return "\n".join(self._lines())
+        return as_text(self._lines())
 
     def _lines(self) -> Iterator[str]:
         count = self.settings["references"]
