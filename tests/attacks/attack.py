@@ -13,7 +13,19 @@ from typing import Any, Literal
 
 Outcome = Literal["refused", "quarantined", "read"]
 """refused: a typed error of one printable line (a command: exit code 2 and that line on stderr).
-quarantined: skipped, and said (a warning or a list of problems). read: opened, and harmless."""
+quarantined: skipped, and said (a warning, a list of problems, or exit code 1 of a command that
+checks). read: opened, and harmless."""
+
+SECRET = "the text that nobody outside may read"
+"""Content of `outside(folder) / "secret.txt"`; it must not appear in what a row prints."""
+
+
+def outside(folder: Path) -> Path:
+    """The folder beside an attack's own that its door must neither read nor write.
+
+    It holds secret.txt, secret.json, secret.png and an empty folder `empty`.
+    """
+    return folder.parent / "outside"
 
 
 @dataclass(frozen=True)
@@ -33,14 +45,18 @@ class Attack:
 class Door:
     """A way in: `use(what the attack made, an empty folder for output)`, and its attacks.
 
-    `use` returns anything printable (its text is searched for `says`); it may raise. `imports` are
-    the modules that a process has loaded before it meets a stranger.
+    `use` returns anything printable (its text is searched for `says`; if it is a string, it must
+    be lines that a terminal only shows); it may raise. `imports` are the modules that a process has
+    loaded before it meets a stranger; what a row loads beyond them is loaded and the row run again,
+    so that no import counts as an attack's cost. `errors` are typed errors of an inner room that
+    count as refused, beside ImagePromptError.
     """
 
     name: str
     use: Callable[[Any, Path], object]
     attacks: Sequence[Attack]
     imports: tuple[str, ...] = ()
+    errors: tuple[type[Exception], ...] = ()
 
 
 def content(data: bytes | str, name: str = "file") -> Callable[[Path], Path]:
