@@ -17,8 +17,8 @@ from imageprompt.training.config.reader import (
     bad_key,
     check_ranges,
     read_config,
-    read_yaml,
 )
+from imageprompt.training.config.yaml_file import brief, expand_user, read_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -189,10 +189,10 @@ class TrainingConfig:
         Literal["copy", "zero"],
         Key("K', V' start as copies of the text's K, V; `zero`: V' starts at zero"),
     ] = "copy"
-    tokens: Annotated[int | None, Key("image tokens; default: the variant's")] = None
-    depth: Annotated[int | None, Key("projector blocks; default: the variant's")] = None
-    heads: Annotated[int | None, Key("projector heads; default: the variant's")] = None
-    width: Annotated[int | None, Key("projector width; default: the variant's")] = None
+    tokens: Annotated[int | None, Key("image tokens; default: the variant's", le=4096)] = None
+    depth: Annotated[int | None, Key("projector blocks; default: the variant's", le=256)] = None
+    heads: Annotated[int | None, Key("projector heads; default: the variant's", le=1024)] = None
+    width: Annotated[int | None, Key("projector width; default: the variant's", le=65536)] = None
     warm_start: Annotated[
         Literal["none", "captions"],
         Key("`captions`: the projector first learns the captions' text states"),
@@ -230,13 +230,14 @@ class TrainingConfig:
         if isinstance(source, Mapping):
             where, plain = "the config", dict(source)
         else:
-            where, plain = f"config {os.fspath(source)!r}", read_yaml(Path(source))
+            where, plain = f"config {brief(os.fspath(source))}", read_yaml(Path(source))
         return read_config(cls, apply_overrides(plain, overrides), where)
 
     def __post_init__(self) -> None:
         check_ranges(self)
         if not self.output.strip():
             raise bad_key("output", self.output, "must name a folder")
+        _ = self.folder, self.cache_folder  # raise OptionError for a user that does not exist
         if self.base == "tiny":
             raise OptionError(
                 "config key 'base': 'tiny'",
@@ -255,12 +256,12 @@ class TrainingConfig:
     @property
     def folder(self) -> Path:
         """`output` as a path."""
-        return Path(self.output).expanduser()
+        return expand_user(self.output, f"output folder {brief(self.output)}")
 
     @property
     def cache_folder(self) -> Path | None:
         """`cache` as a path."""
-        return None if self.cache is None else Path(self.cache).expanduser()
+        return None if self.cache is None else expand_user(self.cache, f"cache {brief(self.cache)}")
 
     @property
     def loss_scaling(self) -> bool:

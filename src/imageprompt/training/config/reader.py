@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache, partial
-from pathlib import Path
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -20,8 +19,9 @@ from typing import (
     get_type_hints,
 )
 
-from imageprompt.core.errors import NotFoundError, OptionError
+from imageprompt.core.errors import OptionError
 from imageprompt.core.schema import Option, options
+from imageprompt.training.config.yaml_file import MAX_DEPTH, MAX_WHOLE, brief, parse_yaml
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
@@ -48,6 +48,7 @@ _EXPECTED = {
     "tuple_type": "a list",
 }
 
+_COMPARED = 100  # characters of an unknown key
 _UNKNOWN = ("unexpected_keyword_argument", "invalid_key")
 
 
@@ -62,69 +63,19 @@ class Key(Option):
         return core_schema.no_info_before_validator_function(partial(_from_yaml, source), inner)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises NotFoundError, OptionError (also for a repeated key)."""
-    import yaml
-
-    path = path.expanduser()
-    if not path.is_file():
-        raise NotFoundError(
-            f"config {str(path)!r}",
-            reason="there is no such file",
-            hint="Write one with `imageprompt train --example tiny-base > config.yaml`.",
-        )
-    try:
-        text = path.read_text(encoding="utf-8")
-        _check_repeated(yaml.compose(text, Loader=yaml.SafeLoader), path)
-        plain = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OptionError(
-            f"config {str(path)!r}",
-            reason=f"not valid YAML ({' '.join(str(error).split())})",
-            hint="Correct the file.",
-        ) from error
-    if not isinstance(plain, dict):
-        raise OptionError(
-            f"config {str(path)!r}", reason="contains no keys", hint="Write `key: value` lines."
-        )
-    return plain
-
-
-def _check_repeated(node: Any, path: Path) -> None:
-    """YAML itself would silently take the last value of a repeated key."""
-    pairs = node.value if getattr(node, "id", "") == "mapping" else []
-    seen: set[str] = set()
-    for key, value in pairs:
-        if key.value in seen:
-            raise OptionError(
-                f"config {str(path)!r}",
-                reason=f"key {key.value!r} appears twice (line {key.start_mark.line + 1})",
-                hint="Remove one of them.",
-            )
-        seen.add(key.value)
-        _check_repeated(value, path)
-
-
 def apply_overrides(plain: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """`plain` with each "key=value" or "key.inner=value" applied; values are parsed as YAML."""
-    import yaml
-
     result = dict(plain)
     for override in overrides:
         name, sign, text = override.partition("=")
         if not sign or not name.strip():
             raise OptionError(
-                f"--set {override!r}",
+                f"--set {brief(override)}",
                 reason="not of the form key=value",
                 hint="Write it like --set learning_rate=1e-5.",
             )
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise OptionError(
-                f"--set {override!r}", reason="the value is not valid YAML", hint="Quote it."
-            ) from error
-        *outer, last = name.strip().split(".")
+        value = parse_yaml(text, f"--set {brief(override)}")
+        *outer, last = name.strip().split(".", MAX_DEPTH)
         inner = result
         for key in outer:
             nested = inner.get(key)
@@ -175,7 +126,7 @@ def check_ranges(config: Any, prefix: str = "") -> None:
 
 def bad_key(name: str, value: object, reason: str) -> OptionError:
     """The error for a key whose value cannot be used."""
-    return OptionError(f"config key {name!r}: {value!r}", reason=reason, hint="Change it.")
+    return OptionError(f"config key {name!r}: {brief(value)}", reason=reason, hint="Change it.")
 
 
 def _from_yaml(hint: Any, value: Any) -> Any:
@@ -189,7 +140,9 @@ def _from_yaml(hint: Any, value: Any) -> Any:
     if numeric and isinstance(value, bool) and bool not in choices:
         raise ValueError(f"must be {'a number' if float in choices else 'a whole number'}")
     if numeric and isinstance(value, str) and str not in choices:
-        return _number(value)
+        value = _number(value)
+    if numeric and isinstance(value, int) and abs(value) > MAX_WHOLE:
+        raise ValueError("must be below 2^63")
     rows = next((get_args(one) for one in choices if get_origin(one) is tuple), None)
     if rows is not None and isinstance(value, list | tuple):
         if rows[-1] is not Ellipsis and len(value) != len(rows):
@@ -209,7 +162,7 @@ def _number(text: str) -> Any:
         number = float(text)
     except ValueError:
         return text
-    return int(number) if number.is_integer() else number
+    return int(number) if number.is_integer() and abs(number) < MAX_WHOLE else number
 
 
 def _required(kind: type) -> set[str]:
@@ -225,7 +178,7 @@ def _explain(
     unknown = [one for one in errors if one["type"] in _UNKNOWN]
     first = (unknown or errors)[0]
     path = _key_path(plain, first)
-    what = f"{where}: key {prefix + '.'.join(map(str, path))!r}"
+    what = f"{where}: key {brief(prefix + '.'.join(map(str, path)))}"
     if unknown:
         return _unknown_key(kind, path, what, prefix)
     if first["type"] == "missing":
@@ -236,7 +189,7 @@ def _explain(
     for part in path:
         value = value[part]
     reason = "must be " + " or ".join(dict.fromkeys(reasons))
-    return OptionError(f"{what}: {value!r}", reason=reason, hint="Change it.")
+    return OptionError(f"{what}: {brief(value)}", reason=reason, hint="Change it.")
 
 
 def _unknown_key(kind: type, path: Sequence[Any], what: str, prefix: str) -> OptionError:
@@ -244,7 +197,7 @@ def _unknown_key(kind: type, path: Sequence[Any], what: str, prefix: str) -> Opt
         kind = get_type_hints(kind)[name]
     names = [one.name for one in fields(kind)]
     outer = prefix + "".join(f"{name}." for name in path[:-1])
-    near = get_close_matches(str(path[-1]), names, n=1)
+    near = get_close_matches(str(path[-1])[:_COMPARED], names, n=1)
     if near:
         hint = f"Did you mean {outer + near[0]!r}?"
     else:
