@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import forked
 from forge import header, write
 from imageprompt.checkpoint.read.open import open_source
 from imageprompt.checkpoint.read.stored_tensor import TensorSource
@@ -408,9 +409,8 @@ if __name__ == "__main__":
 @pytest.mark.slow
 def test_torch_dcp_folders_of_two_processes(tmp_path: Path) -> None:
     """Tensors split over ranks, by rows and by columns, are put together again."""
-    script = tmp_path / "save.py"
-    script.write_text(SHARDED)
-    subprocess.run([sys.executable, str(script), str(tmp_path / "dcp")], check=True, timeout=300)
+    done = forked.run(SHARDED, str(tmp_path / "dcp"))
+    assert done.returncode == 0, done.stderr
     source = open_source(tmp_path / "dcp")
     rows, columns = torch.arange(20.0).reshape(5, 4), torch.arange(18.0).reshape(3, 6)
     expected = {"rows": rows, "columns": columns, "whole": torch.arange(3.0)}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import forked
 from guides import ROOT, blocks, commands, commands_of, pages, run
 from ids import stable
 from imageprompt import cli, loading
@@ -102,9 +103,7 @@ def test_commands(text: str, folder: Path) -> None:
 def test_the_snippet_in_a_process_of_its_own(folder: Path) -> None:
     (snippet,) = SNIPPETS
     quick = snippet.replace("num_inference_steps=20", "num_inference_steps=2")
-    done = subprocess.run(
-        [sys.executable, "-c", quick], cwd=folder, capture_output=True, text=True, check=False
-    )
+    done = forked.run(quick, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert (folder / "reference.safetensors").is_file()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import forked
 import imageprompt as ip
 from imageprompt.core.errors import PromptError
 from imageprompt.core.fingerprint import contents
@@ -90,5 +89,5 @@ def test_adapters_load_only_the_modules_that_they_need() -> None:
     unused = ("face_embeddings", "face_encoder", "text_encoder", "images.noise", "images.framing")
     names = [f"imageprompt.encoding.{name}" for name in (*unused, "masks")]
     code = f"import imageprompt.adapter.adapter, sys; print(set({names}) & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    done = forked.run(code)
+    assert (done.returncode, done.stdout.strip()) == (0, "set()"), done.stderr

@@ -1,19 +1,10 @@
-"""Builds caches in separate processes: one that has loaded everything forks the others.
-
-A line of standard input is JSON [data, cache, result]: a child is forked, its process id is
-printed, and the numbers of entries that it encoded are written to `result`.
-"""
+"""Builds a training cache, here or in a process of its own."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sys
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from imageprompt.training.cache import encode
 from imageprompt.training.cache.build import CacheReport, build_cache
@@ -34,24 +25,12 @@ def run(parts: Parts, data: Path, cache: Path, **options: Any) -> CacheReport:
     return build_cache(open_data(str(data)), extractors, pictures, cache, **options)
 
 
-def serve() -> None:
-    """Fork a child for every line. Small shards, so that there are many moments for a kill."""
-    torch.set_num_threads(1)
+def prepare(data: Path, cache: Path, result: Path) -> None:
+    """Build a cache; the numbers of encoded entries go to `result`.
+
+    Small shards, so that there are many moments for a kill.
+    """
     encode.SHARD_ENTRIES, scan.UNIT = 3, 8
-    parts = Parts()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the dead are forgotten at once
-    print("ready", flush=True)
-    for line in sys.stdin:
-        data, cache, result = map(Path, json.loads(line))
-        number = os.fork()
-        if number:
-            print(number, flush=True)
-            continue
-        done = run(parts, data, cache)
-        result.with_suffix(".part").write_text(json.dumps(done.encoded))
-        result.with_suffix(".part").rename(result)
-        os._exit(0)
-
-
-if __name__ == "__main__":
-    serve()
+    done = run(Parts(), data, cache)
+    result.with_suffix(".part").write_text(json.dumps(done.encoded))
+    result.with_suffix(".part").rename(result)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import time
 from functools import lru_cache
-from multiprocessing import forkserver, get_context
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -124,18 +121,14 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-@lru_cache
-def server() -> ForkServerContext:
-    """Starts processes in milliseconds, by forking one that has imported everything."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["toy_server"])
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # it does not inherit sys.path
-    try:
-        forkserver.ensure_running()
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
-    return context
+def import_all() -> None:
+    """Import what a run imports when it needs it: in each process that is forked from this one,
+    it would take seconds."""
+    import accelerate.tracking  # noqa: F401
+    import torch.distributed
+    import torch.nn.parallel
+    import torch.utils.tensorboard  # noqa: F401
+
+    import imageprompt.checkpoint.write  # noqa: F401
+
+    new_adapter(denoiser())

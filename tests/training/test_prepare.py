@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from test_train_data import assert_same, batches
 
+import forked
 from imageprompt.core.errors import OptionError
 from imageprompt.encoding.images import open_image
 from imageprompt.training.cache import encode
@@ -32,7 +30,7 @@ from imageprompt.training.data import scan
 from imageprompt.training.data.feature_extractors import FeatureExtractors
 from imageprompt.training.data.views import PictureOptions
 from imageprompt.variants import VARIANTS
-from prepare_worker import PICTURES, run
+from prepare_worker import PICTURES, prepare, run
 from training_data import CAPTIONS, Parts, picture_bytes, write_folder
 
 
@@ -392,43 +390,6 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
 # ── processes ───────────────────────────────────────────────────────────────────────────────────
 
 
-class Worker:
-    """A process that has loaded everything and forks others that prepare."""
-
-    def __init__(self) -> None:
-        here = Path(__file__).parents[1] / "support"
-        self._process = subprocess.Popen(
-            [sys.executable, str(here / "prepare_worker.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        assert self._line() == "ready"
-
-    def start(self, data: Path, cache: Path, result: Path) -> int:
-        """The number of a process that has begun to prepare."""
-        assert self._process.stdin is not None
-        print(
-            json.dumps([str(data), str(cache), str(result)]), file=self._process.stdin, flush=True
-        )
-        return int(self._line())
-
-    def close(self) -> None:
-        self._process.communicate(timeout=60)
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
-    found = Worker()
-    yield found
-    found.close()
-
-
 def finished(result: Path, seconds: float = 120) -> dict[str, int]:
     """What a process has encoded, once it is done."""
     end = time.monotonic() + seconds
@@ -439,13 +400,10 @@ def finished(result: Path, seconds: float = 120) -> dict[str, int]:
     return found
 
 
-def kill(process: int) -> None:
+def kill(process: BaseProcess) -> None:
     """End a process, which may have ended, and wait until it has."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process, signal.SIGKILL)
-        while True:
-            os.kill(process, 0)
-            time.sleep(0.005)
+    process.kill()
+    process.join()
 
 
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -456,14 +414,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_two_processes_make_the_same_cache_without_duplicates(
-    worker: Worker, parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small(monkeypatch)
     data, cache = write_wide(tmp_path / "data", 60), tmp_path / "two"
     alone = run(parts, data, tmp_path / "alone").encoded
     results = [tmp_path / "a.json", tmp_path / "b.json"]
     for result in results:
-        worker.start(data, cache, result)
+        forked.start(prepare, data, cache, result)
     shares = [finished(result) for result in results]
     assert shards(cache) == shards(tmp_path / "alone")
     assert set(entries(cache).values()) == {1}
@@ -474,7 +432,7 @@ def test_two_processes_make_the_same_cache_without_duplicates(
 
 @pytest.mark.slow
 def test_kills_at_thirty_random_moments_leave_a_cache_like_any_other(
-    worker: Worker, parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small(monkeypatch)
     data, cache = write_wide(tmp_path / "data", 60), tmp_path / "killed"
@@ -483,10 +441,10 @@ def test_kills_at_thirty_random_moments_leave_a_cache_like_any_other(
     whole = time.monotonic() - began
     rng = random.Random(0)
     for _ in range(30):
-        process = worker.start(data, cache, tmp_path / "killed.json")
+        process = forked.start(prepare, data, cache, tmp_path / "killed.json")
         time.sleep(rng.uniform(0, whole / 6))
         kill(process)
-    worker.start(data, cache, tmp_path / "last.json")
+    forked.start(prepare, data, cache, tmp_path / "last.json")
     finished(tmp_path / "last.json")
     assert shards(cache) == shards(tmp_path / "alone")
     assert set(entries(cache).values()) == {1}
@@ -495,15 +453,15 @@ def test_kills_at_thirty_random_moments_leave_a_cache_like_any_other(
 
 @pytest.mark.slow
 def test_a_process_that_dies_leaves_its_part_to_the_other(
-    worker: Worker, parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small(monkeypatch)
     data, cache = write_wide(tmp_path / "data", 60), tmp_path / "two"
     run(parts, data, tmp_path / "alone")
-    dying = worker.start(data, cache, tmp_path / "dying.json")
-    worker.start(data, cache, tmp_path / "living.json")
+    dying = forked.start(prepare, data, cache, tmp_path / "dying.json")
+    forked.start(prepare, data, cache, tmp_path / "living.json")
     time.sleep(0.2)
-    os.kill(dying, signal.SIGSTOP)  # as it is, most likely with a lock in its hand
+    os.kill(dying.pid or 0, signal.SIGSTOP)  # as it is, most likely with a lock in its hand
     time.sleep(0.5)
     kill(dying)
     finished(tmp_path / "living.json")

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+import forked
 from imageprompt.training.loop import checkpoints
-from toy_training import Toy, metrics, same, server, trainer
+from toy_training import Toy, import_all, metrics, same, trainer
 
 KILLS = 30
 STEPS = 16
@@ -28,15 +29,11 @@ def train(folder: str) -> None:
 
 def time_run(folder: Path) -> float:
     """Seconds of a run that is not killed."""
-    for place in (
-        folder.with_name("first"),
-        folder,
-    ):  # the first one includes the start of the server
-        started = time.monotonic()
-        process = server().Process(target=train, args=(str(place),))
-        process.start()
-        process.join()
-        assert process.exitcode == 0
+    import_all()
+    started = time.monotonic()
+    process = forked.start(train, str(folder))
+    process.join()
+    assert process.exitcode == 0
     return time.monotonic() - started
 
 
@@ -61,8 +58,7 @@ def survive(folder: Path, kills: int, rng: random.Random) -> tuple[int, int]:
     longest = time_run(folder / "warm")
     for _ in range(kills):
         here = folder / str(number)
-        process = server().Process(target=train, args=(str(here),))
-        process.start()
+        process = forked.start(train, str(here))
         killed = kill_after(process, rng.uniform(0, 0.7 * longest))
         root = here / "checkpoints"
         unfinished = list(root.glob(".step-*")) if root.exists() else []

@@ -6,8 +6,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import forked
 import imageprompt as ip
 from imageprompt import cli
 from imageprompt.core.errors import OptionError
@@ -89,15 +88,14 @@ def interrupt(arguments: list[str], output: Path) -> int:
     A training run loads only the modules that it uses.
     """
     modules = output.with_suffix(".modules")
-    program = [sys.executable, "-c", COUNT_MODULES, str(modules)]
-    with subprocess.Popen([*program, *arguments]) as process:
-        deadline = time.monotonic() + TIMEOUT
-        while max(steps_in(output / "checkpoints"), default=0) < 2:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
-        code = process.wait(TIMEOUT)
+    program = forked.Program(COUNT_MODULES, str(modules), *arguments)
+    deadline = time.monotonic() + TIMEOUT
+    while max(steps_in(output / "checkpoints"), default=0) < 2:
+        assert program.process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    program.process.terminate()
+    code = program.wait().returncode
     assert len(modules.read_text().splitlines()) <= MAX_MODULES
     return code
 

@@ -7,21 +7,21 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
-from multiprocessing import Queue
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, cast
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
+import forked
 from imageprompt.core.errors import OptionError
 from imageprompt.training.data.dataset import Batch
 from imageprompt.training.data.random_streams import RandomStreams
 from imageprompt.training.loop.distributed import Processes
-from toy_training import Toy, metrics, server, trainer, weights
+from toy_training import Toy, import_all, metrics, trainer, weights
 
 OPTIONS: dict[str, Any] = {"steps": 6, "checkpoint_every": 2, "log_every": 2, "ema": 0.9}
 TIMEOUT = 60
@@ -86,22 +86,19 @@ def entry(rank: int, port: int, job: Any, arguments: tuple[Any, ...]) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    AcceleratorState._reset_state(reset_partial_state=True)  # an earlier test was one process
     job(*arguments)
 
 
 def run_two(job: Any, folder: Path, until: int | None = None, **options: Any) -> list[Any]:
     """Run a job in two processes; their answers, in the order of their ranks."""
-    context = server()
-    answers: Queue[Any] = context.Queue()
+    import_all()
+    answers = forked.CONTEXT.Queue()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = (str(folder), until, options, answers)
-    running: list[BaseProcess] = [
-        context.Process(target=entry, args=(rank, port, job, arguments)) for rank in range(2)
-    ]
-    for process in running:
-        process.start()
+    running = [forked.start(entry, rank, port, job, arguments) for rank in range(2)]
     received, deadline = [], time.monotonic() + TIMEOUT
     while any(process.is_alive() for process in running) or not answers.empty():
         if time.monotonic() > deadline:
