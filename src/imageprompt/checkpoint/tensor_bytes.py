@@ -30,6 +30,46 @@ class _Exponents:
     next_at_least: int = 0
 
 
+@dataclass(frozen=True)
+class TensorLimit:
+    """The largest size of each dimension, the fewest dimensions, the most bytes, and the dtypes."""
+
+    largest: tuple[int, ...]
+    min_ndim: int
+    nbytes: int
+    dtypes: tuple[str, ...] = ("F32", "F16", "BF16")
+
+    def allows(self, tensor: TensorBytes) -> bool:
+        return (
+            tensor.dtype in self.dtypes
+            and self.min_ndim <= len(tensor.shape) <= len(self.largest)
+            and all(
+                1 <= size <= high for size, high in zip(tensor.shape, self.largest, strict=False)
+            )
+            and tensor.nbytes <= self.nbytes
+        )
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"1..{high}" if high > 1 else "1" for high in self.largest)
+        return f"at most [{sizes}] of {' or '.join(self.dtypes)}, {self.nbytes / 2**20:g} MiB"
+
+
+def beyond_limits(
+    tensors: Mapping[str, TensorBytes], limits: Mapping[str, TensorLimit], whole: str
+) -> str:
+    """Why a file of these tensors is not read as a `whole` ("a style"); "" if nothing is wrong."""
+    for name, tensor in tensors.items():
+        limit = limits.get(name)
+        if limit is None or not limit.allows(tensor):
+            rule = limit or f"not part of {whole}"
+            return f"its tensor {name!r:.60} is {list(tensor.shape)}, {tensor.dtype}: {rule}"
+    return ""
+
+
+TOKENS = TensorLimit((1000, 4096, 16_384), 3, 64 * 2**20)
+"""Of image tokens: prompts, tokens, width."""
+
+
 _HALF = (0x7C, 0x7D, 0x7E, 0x7F, 0xFC, 0xFD, 0xFE, 0xFF)
 _SPECIAL = {
     "F64": _Exponents((0x7F, 0xFF), 0xF0),

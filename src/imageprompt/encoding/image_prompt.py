@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,16 +11,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from imageprompt.checkpoint.tensor_bytes import TOKENS, TensorLimit, beyond_limits
 from imageprompt.core.errors import AdapterFileError, PromptError
 from imageprompt.core.fingerprint import contents
 from imageprompt.encoding.features import not_finite
 
 if TYPE_CHECKING:
     from imageprompt.attention.decoupled import KeyValue
+    from imageprompt.checkpoint.read.stored_tensor import TensorSource
     from imageprompt.encoding.features import Group
 
 KIND = "image-prompt"
-_TOKENS = {"tokens", "null_tokens"}
+MAX_BYTES = 192 * 2**20  # of a file; K', V' for SDXL Plus take 5.6 MB a prompt in half precision
+_MAX_METADATA = 256_000  # characters
+_KV = TensorLimit(TOKENS.largest, 3, 32 * 2**20)
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class ImagePrompt:
         prompts, tokens, width = self.tokens.shape
         parts = [f"prompts={prompts}", f"tokens={tokens}", f"width={width}"]
         if "variant" in self.metadata:
-            parts.append(f"adapter={self.metadata['variant']!r}")
+            parts.append(f"adapter={self.metadata['variant']!r:.60}")
         if self.null_tokens is None:
             parts.append("null_tokens=None")
         return f"ImagePrompt({', '.join(parts)})"
@@ -141,27 +145,47 @@ class ImagePrompt:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ImagePrompt:
         """Read what `save` wrote. Raises PromptError for any other file."""
-        from imageprompt.checkpoint.torch_io import read_file
+        from imageprompt.checkpoint.read.file import open_safetensors
+        from imageprompt.checkpoint.torch_io import tensor_of
 
         try:
-            stored = read_file(Path(path))
+            stored = open_safetensors(Path(path))
+            if fault := _fault(stored):
+                raise PromptError(
+                    str(path),
+                    reason=f"not a saved image prompt: {fault}",
+                    hint="Give a file written by ImagePrompt.save().",
+                )
+            tensors = {name: tensor_of(tensor) for name, tensor in stored.tensors.items()}
         except AdapterFileError as error:
+            reason = error.reason.removeprefix("not an adapter file: ")
             raise PromptError(
-                str(path), reason="not a saved image prompt", hint=error.hint
+                str(path), reason=f"not a saved image prompt: {reason}", hint=error.hint
             ) from None
-        metadata, tensors = dict(stored.metadata), stored.tensors
-        sites = [name[2:] for name in tensors if name.startswith("k.")]
-        known = _TOKENS | {f"{kind}.{site}" for site in sites for kind in "kv"}
-        complete = known - {"null_tokens"} <= set(tensors) <= known
-        if metadata.pop("kind", None) != KIND or not complete:
-            raise PromptError(
-                str(path),
-                reason="not a saved image prompt",
-                hint="Give a file written by ImagePrompt.save().",
-            )
+        metadata = {key: value for key, value in stored.metadata.items() if key != "kind"}
         made_by = metadata.pop("prepared", "")
         prompt = cls(tensors["tokens"], tensors.get("null_tokens"), metadata)
-        if sites:
+        if sites := _sites(tensors):
             pairs = {site: (tensors[f"k.{site}"], tensors[f"v.{site}"]) for site in sites}
             prompt.precomputed_kv = PrecomputedKV(made_by, pairs, contents([prompt.tokens]))
         return prompt
+
+
+def _sites(tensors: Iterable[str]) -> list[str]:
+    """The sites with precomputed K' and V'."""
+    return [name[2:] for name in tensors if name.startswith("k.")]
+
+
+def _fault(stored: TensorSource) -> str:
+    """Why a file is not a saved prompt, by its header alone; "" if nothing is wrong."""
+    limits = {"tokens": TOKENS, "null_tokens": TOKENS}
+    limits |= {f"{kind}.{site}": _KV for site in _sites(stored.tensors) for kind in "kv"}
+    if stored.metadata.get("kind") != KIND:
+        return "its metadata does not say so"
+    if sum(len(key) + len(value) for key, value in stored.metadata.items()) > _MAX_METADATA:
+        return f"more than {_MAX_METADATA // 1000} kB of metadata"
+    if missing := limits.keys() - stored.tensors.keys() - {"null_tokens"}:
+        return f"it has no {min(missing)!r:.60}"
+    if sum(tensor.nbytes for tensor in stored.tensors.values()) > MAX_BYTES:
+        return f"more than {MAX_BYTES // 2**20} MiB"
+    return beyond_limits(stored.tensors, limits, "a prompt")

@@ -14,7 +14,7 @@ import torch
 
 from imageprompt.checkpoint.torch_io import tensor_of
 from imageprompt.core.errors import EncoderError, OptionError, PromptError
-from imageprompt.encoding.image_prompt import ImagePrompt
+from imageprompt.encoding.image_prompt import MAX_BYTES, ImagePrompt
 from imageprompt.library.paths import PRECOMPUTED, precomputed_files, write_lock
 from imageprompt.library.style import Style
 from imageprompt.library.style_file import check_tokens
@@ -22,7 +22,6 @@ from imageprompt.library.style_file import check_tokens
 if TYPE_CHECKING:
     from imageprompt.adapter.adapter import Adapter
 
-MAX_BYTES = 256 * 2**20  # SDXL Plus: 5.6 MB in half precision
 PER_STYLE = 4  # files of K', V' per style: one per adapter, base and precision
 
 

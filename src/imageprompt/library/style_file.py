@@ -8,10 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from imageprompt.checkpoint.read.file import open_file
+from imageprompt.checkpoint.read.file import open_safetensors
 from imageprompt.checkpoint.read.raw import parse_json_object
 from imageprompt.checkpoint.read.stored_tensor import CHUNK, TORCH_DTYPES, TensorBytes, TensorSource
-from imageprompt.checkpoint.tensor_bytes import finite, full_hash
+from imageprompt.checkpoint.tensor_bytes import (
+    TOKENS,
+    TensorLimit,
+    beyond_limits,
+    finite,
+    full_hash,
+)
 from imageprompt.checkpoint.torch_io import tensor_of
 from imageprompt.checkpoint.write import write_safetensors
 from imageprompt.core.atomic_files import write_atomically
@@ -28,43 +34,18 @@ KIND = "image-style"
 MAX_DESCRIPTION = 256_000  # bytes
 MAX_THUMBNAIL = 512 * 1024  # bytes
 _HINT = "Get the file again, or add the style again."
-_FLOATS = ("F32", "F16", "BF16")
 
 
-@dataclass(frozen=True)
-class _TensorLimit:
-    """The largest size of each dimension, the fewest dimensions, the most bytes, and the dtypes."""
-
-    largest: tuple[int, ...]
-    min_ndim: int
-    nbytes: int
-    dtypes: tuple[str, ...] = _FLOATS
-
-    def allows(self, tensor: TensorBytes) -> bool:
-        return (
-            tensor.dtype in self.dtypes
-            and self.min_ndim <= len(tensor.shape) <= len(self.largest)
-            and all(
-                1 <= size <= high for size, high in zip(tensor.shape, self.largest, strict=False)
-            )
-            and tensor.nbytes <= self.nbytes
-        )
-
-    def __str__(self) -> str:
-        sizes = ", ".join(f"1..{high}" if high > 1 else "1" for high in self.largest)
-        return f"at most [{sizes}] of {' or '.join(self.dtypes)}, {self.nbytes / 2**20:g} MiB"
-
-
-_TOKENS = _TensorLimit((1, 4096, 16_384), 3, 64 * 2**20)
-_FEATURES = _TensorLimit((1000, 16_384, 16_384, 16_384), 2, 256 * 2**20)
-_LIMITS: Mapping[str, _TensorLimit] = {
+_TOKENS = replace(TOKENS, largest=(1, *TOKENS.largest[1:]))
+_FEATURES = TensorLimit((1000, 16_384, 16_384, 16_384), 2, 256 * 2**20)
+_LIMITS: Mapping[str, TensorLimit] = {
     "tokens": _TOKENS,
     "null_tokens": _TOKENS,
     "features": _FEATURES,
     "features.0": _FEATURES,
     "features.1": _FEATURES,
-    "embedding": _TensorLimit((1000, 16_384), 2, 64 * 2**20),
-    "thumbnail": _TensorLimit((MAX_THUMBNAIL,), 1, MAX_THUMBNAIL, ("U8",)),
+    "embedding": TensorLimit((1000, 16_384), 2, 64 * 2**20),
+    "thumbnail": TensorLimit((MAX_THUMBNAIL,), 1, MAX_THUMBNAIL, ("U8",)),
 }
 
 
@@ -122,17 +103,11 @@ def read_style(path: Path, name: str | None = None) -> Style:
     Raises NotFoundError, and PromptError for a file that is not a style, too large or inconsistent.
     """
     try:
-        source = open_file(path)
+        source = open_safetensors(path)
         description = _description(source)
     except AdapterFileError as error:
         _refuse(path, error.reason.removeprefix("not an adapter file: "))
-    for key, tensor in source.tensors.items():
-        if key not in _LIMITS or not _LIMITS[key].allows(tensor):
-            limit = _LIMITS.get(key, "not part of a style")
-            _refuse(
-                path, f"its tensor {key!r:.60} is {list(tensor.shape)}, {tensor.dtype}: {limit}"
-            )
-    if fault := _inconsistent(source.tensors):
+    if fault := beyond_limits(source.tensors, _LIMITS, "a style") or _inconsistent(source.tensors):
         _refuse(path, fault)
     try:
         named = {} if name is None else {"name": name}
@@ -190,7 +165,7 @@ def in_memory(style: Style) -> Style:
 
 
 def _description(source: TensorSource) -> dict[str, Any]:
-    if source.container != "safetensors" or source.metadata.get("kind") != KIND:
+    if source.metadata.get("kind") != KIND:
         _refuse(source.path, "its metadata does not say so")
     text = source.metadata.get("style", "").encode()
     if len(text) > MAX_DESCRIPTION:
