@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from dataclasses import asdict
 
 from .harness import Result, run
@@ -34,6 +35,10 @@ def main() -> int:
 
 def print_table(results: list[Result]) -> None:
     """A line for each door."""
+    names = Counter((result.door, result.attack) for result in results)
+    for (door, attack), count in names.items():
+        if count > 1:
+            print(f"{door} | {attack}: {count} rows have this name")
     doors: dict[str, list[Result]] = {}
     for result in results:
         doors.setdefault(result.door, []).append(result)

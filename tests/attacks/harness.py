@@ -35,6 +35,9 @@ HERE = Path(__file__).resolve().parent
 MAX_TEXT = 20_000
 """Characters of what a row says that are looked at and kept."""
 
+_PATIENCE = 60.0
+"""Seconds beyond its time that a child may compute, where others use the machine."""
+
 
 @dataclass
 class Result:
@@ -60,33 +63,38 @@ class Result:
 # ── the table ───────────────────────────────────────────────────────────────────────────────────
 
 
-def table() -> list[Door]:
-    """The doors of all modules `at_*` beside this one."""
+def table(modules: str = "at_*") -> list[Door]:
+    """The doors of the modules beside this one whose names match."""
     doors: list[Door] = []
-    for path in sorted(HERE.glob("at_*.py")):
+    for path in sorted(HERE.glob(f"{modules}.py")):
         doors += importlib.import_module(f"{__package__}.{path.stem}").DOORS
     return doors
 
 
-def run(door: str = "", attack: str = "") -> Iterator[Result]:
-    """Run the rows whose door and attack have these words in their names, in a server process."""
-    for line in serve(f"{__package__}.harness", door, attack):
+def run(
+    door: str = "", attack: str = "", modules: str = "at_*", wall: float = limits.WALL_SECONDS
+) -> Iterator[Result]:
+    """Run the rows whose door and attack have these words in their names, in a server process.
+
+    A row that takes longer than `wall` seconds hangs.
+    """
+    for line in serve("attacks.harness", door, attack, modules, str(wall)):
         yield Result(**json.loads(line))
 
 
 def serve(module: str, *arguments: str) -> Iterator[str]:
     """The lines that a module prints, run as a process with one thread and no network."""
-    with tempfile.TemporaryDirectory(prefix="attacks-") as home:
+    with tempfile.TemporaryDirectory(prefix="attacks-") as place:
+        Path(place, "home").mkdir()
         server = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             stdout=subprocess.PIPE,
             text=True,
-            env=_environment(home),
+            env=_environment(place),
         )
         assert server.stdout is not None
         try:
-            for line in server.stdout:
-                yield line
+            yield from server.stdout
         finally:
             server.stdout.close()
             if server.poll() is None and sys.exc_info()[0] is not None:
@@ -96,7 +104,7 @@ def serve(module: str, *arguments: str) -> Iterator[str]:
         raise RuntimeError(f"the server of {module} ended with {code}")
 
 
-def _environment(home: str) -> dict[str, str]:
+def _environment(place: str) -> dict[str, str]:
     paths = (HERE.parents[1], HERE.parent, HERE.parent / "support")
     threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
     return {
@@ -105,10 +113,10 @@ def _environment(home: str) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(map(str, paths)),
         "PYTHONIOENCODING": "utf-8",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "HOME": home,
-        "TMPDIR": home,
-        "XDG_CACHE_HOME": f"{home}/.cache",
-        "HF_HOME": f"{home}/huggingface",
+        "TMPDIR": place,
+        "HOME": f"{place}/home",
+        "XDG_CACHE_HOME": f"{place}/home/.cache",
+        "HF_HOME": f"{place}/home/huggingface",
         "HF_HUB_OFFLINE": "1",
         "COLUMNS": "100",
     }
@@ -122,16 +130,22 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("door")
     parser.add_argument("attack")
+    parser.add_argument("modules")
+    parser.add_argument("wall", type=float)
     options = parser.parse_args()
     results = own_stdout()
-    for door in table():
+    for door in table(options.modules):
         if options.door not in door.name:
             continue
         for name in door.imports:
             importlib.import_module(name)
         for attack in door.attacks:
             if options.attack in attack.name:
-                print(json.dumps(asdict(run_warm(door, attack))), file=results, flush=True)
+                print(
+                    json.dumps(asdict(run_warm(door, attack, options.wall))),
+                    file=results,
+                    flush=True,
+                )
 
 
 def own_stdout() -> Any:
@@ -141,10 +155,10 @@ def own_stdout() -> Any:
     return results
 
 
-def run_warm(door: Door, attack: Attack) -> Result:
+def run_warm(door: Door, attack: Attack, wall: float) -> Result:
     """Run a row; again, if it had to load modules."""
     for _ in range(3):
-        result = run_row(door, attack)
+        result = run_row(door, attack, wall)
         if not load(result.modules):
             break
     result.modules = []
@@ -160,13 +174,13 @@ def load(modules: list[str]) -> bool:
     return len(sys.modules) > known
 
 
-def run_row(door: Door, attack: Attack) -> Result:
+def run_row(door: Door, attack: Attack, wall: float) -> Result:
     """Run one row in a child process."""
     result = Result(door.name, attack.name)
     folder = Path(tempfile.mkdtemp(prefix="row-"))
     try:
         start = time.monotonic()
-        answer, died = in_child(lambda send: _child(door, attack, folder, send), folder)
+        answer, died = in_child(lambda send: _child(door, attack, folder, send), folder, wall)
         result.wall = time.monotonic() - start
         if answer is None:
             result.problems, result.cpu = [died.why], died.cpu
@@ -189,14 +203,14 @@ class End:
 
 
 def in_child(
-    work: Callable[[Callable[[str], None]], None], folder: Path, seconds: float | None = None
+    work: Callable[[Callable[[str], None]], None], folder: Path, wall: float
 ) -> tuple[str | None, End]:
     """Fork, do the work in the child, and return what it sent last, or None if it died before.
 
-    The child is stopped after `seconds`, with everything that it started.
+    The child is stopped after `wall` seconds, with everything that it started.
     """
-    if len(threads := os.listdir("/proc/self/task")) > 1:
-        raise RuntimeError(f"{len(threads)} threads, {threading.enumerate()}: no fork is safe")
+    if len(list(Path("/proc/self/task").iterdir())) > 1:
+        raise RuntimeError(f"a fork is not safe beside other threads: {threading.enumerate()}")
     gc.collect()
     gc.freeze()
     sys.stdout.flush()
@@ -209,12 +223,13 @@ def in_child(
     os.close(write)
     with contextlib.suppress(OSError):
         os.setpgid(child, child)
-    answer, late = _receive(read, seconds or limits.WALL_SECONDS)
+    answer, late = _receive(read, child, wall)
     with contextlib.suppress(OSError):
         os.killpg(child, signal.SIGKILL)
     _, code, usage = os.wait4(child, 0)
     cpu = usage.ru_utime + usage.ru_stime
-    return answer, End(_why(code, cpu, late), cpu)
+    why = f"hung: killed after {wall:g} s" if late else _why(code)
+    return answer, End(f"{why} ({cpu:.1f} s of CPU)", cpu)
 
 
 def _run_child(work: Callable[[Callable[[str], None]], None], folder: Path, write: int) -> None:
@@ -242,14 +257,18 @@ def _run_child(work: Callable[[Callable[[str], None]], None], folder: Path, writ
         os._exit(code)
 
 
-def _receive(read: int, seconds: float) -> tuple[str | None, bool]:
-    """The last whole line of a pipe, and whether the time was up before its end."""
-    data, until, late = b"", time.monotonic() + seconds, False
+def _receive(read: int, child: int, wall: float) -> tuple[str | None, bool]:
+    """The last whole line of a pipe, and whether the child waited when its time was up.
+
+    A child that is computing has a limit of CPU time instead: the machine may be busy.
+    """
+    data, until, late = b"", time.monotonic() + wall, False
     while True:
-        ready, _, _ = select.select([read], [], [], max(0.0, until - time.monotonic()))
+        ready, _, _ = select.select([read], [], [], max(0.1, until - time.monotonic()))
         if not ready:
-            late = True
-            break
+            if late := not _is_computing(child) or time.monotonic() > until + _PATIENCE:
+                break
+            continue
         part = os.read(read, 1 << 16)
         data += part
         if not part or data.endswith(b"\n"):
@@ -259,14 +278,17 @@ def _receive(read: int, seconds: float) -> tuple[str | None, bool]:
     return (lines[-1].decode() if lines else None), late
 
 
-def _why(code: int, cpu: float, late: bool) -> str:
-    if late:
-        return f"hung: killed after {limits.WALL_SECONDS} s, of which {cpu:.1f} s of CPU"
+def _is_computing(child: int) -> bool:
+    state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
+    return state == "R"
+
+
+def _why(code: int) -> str:
     if os.WIFSIGNALED(code):
         name = signal.Signals(os.WTERMSIG(code)).name
         if name in ("SIGXCPU", "SIGPROF"):
             return f"took more than {limits.CPU_SECONDS} s of CPU"
-        return f"died by {name} after {cpu:.1f} s of CPU"
+        return f"died by {name}"
     return f"ended with {os.WEXITSTATUS(code)}"
 
 

@@ -1,0 +1,46 @@
+"""The table holds; and what holds it notices everything that a door may not do."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from attacks import misdeeds
+from attacks.harness import Result, run, table
+
+MIN_ROWS = 500
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, list[Result]]:
+    """What came of every row, by door."""
+    doors: dict[str, list[Result]] = {}
+    for result in run():
+        doors.setdefault(result.door, []).append(result)
+    return doors
+
+
+def test_there_are_many_attacks_and_each_has_a_name_of_its_own() -> None:
+    doors = table()
+    names = Counter((door.name, attack.name) for door in doors for attack in door.attacks)
+    assert [name for name, count in names.items() if count > 1] == []
+    assert [door.name for door in doors if not door.attacks] == []
+    assert len(names) >= MIN_ROWS
+
+
+@pytest.mark.slow
+def test_every_row_holds(results: dict[str, list[Result]]) -> None:
+    failed = [row.line for rows in results.values() for row in rows if row.problems]
+    assert not failed, "\n" + "\n".join(failed)
+    expected = {door.name: len(door.attacks) for door in table()}
+    assert {name: len(rows) for name, rows in results.items()} == expected
+
+
+@pytest.mark.slow
+def test_every_misdeed_is_noticed() -> None:
+    found = {(row.door, row.attack): row for row in run(modules="misdeeds", wall=3)}
+    for outcome, deeds in misdeeds.ALL.items():
+        for name, (_, says) in deeds.items():
+            row = found[outcome, name]
+            assert any(says in problem for problem in row.problems), (name, row)
