@@ -103,6 +103,9 @@ class FilesOnlyHost:
         if config.get("_class_name") != self.denoiser_class:
             return None
         try:
+            for name, value in self.published.items():
+                if type(value) is int and type(config.get(name, value)) is not int:
+                    raise TypeError(f"{name} is no whole number")
             sites = tuple(self.sites({**self.published, **config}))
         except (TypeError, ValueError) as error:
             raise AttachError(

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from imageprompt.checkpoint.read.open import open_source
 from imageprompt.checkpoint.read.stored_tensor import TensorSource
@@ -72,17 +72,21 @@ def encoder_widths(encoder: Location) -> dict[str, int]:
     Raises NotFoundError, or OptionError for a config that is not an image encoder's.
     """
     config, _ = _config(encoder, ENCODERS, "the folder of an image encoder")
-    vision: Mapping[str, Any] = config.get("vision_config") or config
-    hidden = vision.get("hidden_size")
-    projected = vision.get("projection_dim", config.get("projection_dim"))
-    if not isinstance(hidden, int) or "patch_size" not in vision:
+    vision: Any = config.get("vision_config") or config
+    hidden = vision.get("hidden_size") if isinstance(vision, dict) else None
+    if not _is_width(hidden) or "patch_size" not in vision:
         raise OptionError(
             f"encoder {os.fspath(encoder)!r}",
             reason="its config.json does not describe an image encoder",
             hint="Give the folder of a vision tower, such as image_encoder.",
         )
+    projected = vision.get("projection_dim", config.get("projection_dim"))
     widths = {"hidden_states[-2]": hidden, "pooler_output": hidden}
-    return widths | ({"image_embeds": projected} if isinstance(projected, int) else {})
+    return widths | ({"image_embeds": projected} if _is_width(projected) else {})
+
+
+def _is_width(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 < value < 2**31
 
 
 def _config(

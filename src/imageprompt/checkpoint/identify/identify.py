@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from imageprompt.checkpoint.identify.counted_ids import CountedIds
 
+MAX_TENSORS = 5000  # FaceID for SDXL, with its LoRA, has 1,300
 FIRST_COUNTED = "0.to_k_ip.weight"  # of sites that are counted: a UNet's first site is 1
 
 
@@ -101,6 +102,10 @@ def _identify(source: TensorSource, base: HostSpec | None, renumber: bool) -> Id
 
         explain_names(source.path, source.tensors)
     layout, parsed = understood
+    count = len(parsed.parts.projector) + len(parsed.parts.sites)
+    if count > MAX_TENSORS:
+        reason = f"it contains {count} tensors of an adapter; the limit is {MAX_TENSORS}"
+        raise AdapterFileError(str(source.path), reason=reason, hint="Use another file.")
     numbered = number_sites(parsed, base)
     counted = _counted(numbered)
     sites = counted.renumbered(numbered.sites) if counted else numbered.sites
