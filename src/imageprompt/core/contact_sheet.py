@@ -1,4 +1,4 @@
-"""Contact sheets: a page with pictures, captions and bars. Text is wrapped, never cut.
+"""Contact sheets: a page with pictures, captions and bars. Text is wrapped, and cut if it is huge.
 
 Latin (diacritics included), Greek and Cyrillic are drawn with Noto Sans, which the package
 depends on. Characters of other scripts come from a font of the system; if no font has them, a
@@ -20,11 +20,16 @@ from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
+from imageprompt.core.errors import shortened
+
 Colour = tuple[int, int, int]
 PAPER: Colour = (252, 252, 250)
 INK: Colour = (32, 32, 36)
 PALE: Colour = (120, 120, 126)
 LINE: Colour = (222, 222, 218)
+
+MAX_TEXT = 1000
+"""Characters of one text: a stranger's prompt may have a million, each of another script."""
 
 EDGE = 4  # px between text without a width and the edge of the page
 
@@ -79,7 +84,7 @@ class Page:
         Lines longer than `width` (default: up to the edge of the page) are wrapped. Returns the
         height in pixels.
         """
-        _warn_of_boxes(text)
+        _warn_of_boxes(shown(text))
         lines = wrap(text, size, self._room(x, at) if width is None else width)
         step = line_height(size)
         self._grow(y + len(lines) * step)
@@ -124,11 +129,26 @@ def line_height(size: int) -> int:
     return round(1.3 * size)
 
 
+def shown(text: str) -> str:
+    """`text` as it is drawn: what turns lines round, erases or cannot be seen is escaped."""
+    short = shortened(" ".join(text.split()), MAX_TEXT)
+    return "".join(ascii(c)[1:-1] if _hidden(c) else c for c in short)
+
+
+def _hidden(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category in ("Cc", "Cs", "Cf") and character not in _JOINERS
+
+
+_JOINERS = "\u200c\u200d"  # which Persian, Hindi and others need
+
+
 def wrap(text: str, size: int, width: int) -> list[str]:
     """The fewest lines of at most `width` pixels, and these of about the same length.
 
     Breaks between words, and within a word only if it is wider than `width`.
     """
+    text = shown(text)
     fewest = len(_fill(text, size, width))
     longest = max((text_width(word, size) for word in text.split()), default=0)
     low, high = min(math.ceil(longest), width), width  # the narrowest width with so few lines
@@ -216,8 +236,6 @@ def _runs(line: str, size: int) -> Iterator[tuple[str, Font]]:
     """
     run, current = "", _file(" ")
     for character in line:
-        if unicodedata.category(character) == "Cc":
-            continue
         neutral = unicodedata.category(character)[0] in "ZPMC"
         path = current if neutral and _has(current, character) else _file(character)
         if path != current and run:
@@ -245,7 +263,12 @@ def _noto() -> str:
 
 @cache
 def _has(path: str, character: str) -> bool:
-    return _glyph(path, character) != _glyph(path, _NOT_A_CHARACTER)
+    return _glyph(path, character) != _missing(path)
+
+
+@cache
+def _missing(path: str) -> tuple[tuple[int, int], bytes]:
+    return _glyph(path, _NOT_A_CHARACTER)
 
 
 def _glyph(path: str, character: str) -> tuple[tuple[int, int], bytes]:
@@ -319,7 +342,7 @@ def _preference(path: str) -> tuple[bool, bool, bool, str]:
 
 
 def _font_folders() -> list[Path]:
-    home = Path.home()
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - raises nothing where there is none
     if sys.platform == "win32":
         local = Path(os.environ.get("LOCALAPPDATA", home)) / "Microsoft" / "Windows" / "Fonts"
         return [Path(os.environ.get("WINDIR", "C:/Windows")) / "Fonts", local]
