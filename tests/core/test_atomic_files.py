@@ -7,10 +7,12 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from imageprompt.core.atomic_files import check_folder, write_atomically
+import forked
+from imageprompt.core.atomic_files import BusyError, check_folder, locked, write_atomically
 from imageprompt.core.errors import OptionError
 
 
@@ -74,3 +76,46 @@ def test_check_folder_refuses_what_can_hold_no_files(name: str, tmp_path: Path) 
     (tmp_path / "file").touch()
     with pytest.raises(OptionError, match="cannot be written to"):
         check_folder(tmp_path / name)
+
+
+# ── locks ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def hold(path: Path, ready: Any, end: Any) -> None:
+    with locked(path):
+        ready.set()
+        end.wait(20)
+
+
+def test_a_lock_has_one_holder_and_is_freed_by_a_kill(tmp_path: Path) -> None:
+    ready, end = forked.CONTEXT.Event(), forked.CONTEXT.Event()
+    process = forked.start(hold, tmp_path / ".lock", ready, end)
+    assert ready.wait(20)
+    words = "folder 'a': two at once. Wait."
+    with (
+        pytest.raises(BusyError, match=words),
+        locked(tmp_path / ".lock", "folder 'a'", timeout=0, reason="two at once", hint="Wait."),
+    ):
+        pass
+    process.kill()
+    process.join()
+    with locked(tmp_path / ".lock", timeout=0):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "folder"])
+def test_a_lock_that_is_not_a_regular_file_is_refused_and_untouched(
+    kind: str, tmp_path: Path
+) -> None:
+    private, lock = tmp_path / "private", tmp_path / ".lock"
+    private.write_text("mine")
+    {
+        "link": lambda: lock.symlink_to(private),
+        "dangling link": lambda: lock.symlink_to(tmp_path / "new"),
+        "pipe": lambda: os.mkfifo(lock),
+        "folder": lock.mkdir,
+    }[kind]()
+    with pytest.raises(OptionError, match="stands in its place"), locked(lock, timeout=0):
+        pass
+    assert private.read_text() == "mine"
+    assert not (tmp_path / "new").exists()

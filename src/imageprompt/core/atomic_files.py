@@ -1,10 +1,11 @@
-"""Atomic file writes: readers see either the old file or the complete new one."""
+"""How files are written: readers see the old file or the complete new one, one writer at a time."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,3 +83,52 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
             hint="Choose another folder.",
         )
     return path
+
+
+# ── locks ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class BusyError(OptionError):
+    """Another process holds the lock."""
+
+
+@contextlib.contextmanager
+def locked(
+    path: Path,
+    what: str = "",
+    *,
+    timeout: float | None = None,
+    reason: str = "in use by another process",
+    hint: str = "Try again when that process has finished.",
+) -> Iterator[None]:
+    """Hold the lock file `path` inside the block, which is created; a killed process frees it.
+
+    Waits for another holder up to `timeout` seconds, None for as long as it takes. Raises BusyError
+    with the given words, and OptionError if the file is a link, a pipe or a folder: a stranger put
+    it there, and opening it could change or wait for something else.
+    """
+    from filelock import FileLock, Timeout
+
+    _check_lock(path)
+    lock = FileLock(path, timeout=-1 if timeout is None else timeout)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise BusyError(what or f"lock {str(path)!r}", reason=reason, hint=hint) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_lock(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        raise OptionError(
+            f"lock {str(path)!r}",
+            reason="a link, pipe, device or folder stands in its place",
+            hint="Delete it.",
+        )
