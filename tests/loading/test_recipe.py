@@ -402,7 +402,7 @@ def test_files_without_a_recipe_are_refused(tmp_path: Path) -> None:
         (plain, "no imageprompt recipe"),
         (text, "cannot be read as a PNG"),
         (tmp_path / "missing.png", "no such file"),
-        (tmp_path, "no such file"),
+        (tmp_path, "it is a folder, not a file"),
     ):
         with pytest.raises(OptionError, match=reason):
             read_picture(path)

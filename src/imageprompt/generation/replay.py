@@ -17,6 +17,7 @@ from imageprompt.loading.recipe import (
     Recipe,
     ReferenceMetadata,
     library_versions,
+    limits,
 )
 
 if TYPE_CHECKING:
@@ -55,9 +56,25 @@ def request_from_recipe(
         first = {"scale": 0, **first}
     others = {name: value for name, value in changes.items() if name not in REFERENCE_FIELDS}
     _compare_versions(recipe)
-    return Request.from_arguments(
+    request = Request.from_arguments(
         {**arguments, **others, **first}, replayed_from=recipe, changed=frozenset(changes)
     )
+    _tell_batch(request)
+    return request
+
+
+def _tell_batch(request: Request) -> None:
+    """Rounding depends on the batch, so all pictures of a recipe's batch are made for one of them.
+
+    Says so where these need more than a picture of the largest size.
+    """
+    batch, (width, height) = next(request.batches(), range(0)), request.size or (0, 0)
+    if len(batch) > len(request.indices) and len(batch) * width * height > limits.MAX_PIXELS:
+        warnings.warn(
+            f"the recipe's picture was made in a batch of {len(batch)} of {width}x{height}, which "
+            "are all denoised again; a batch size of 1 takes less memory and differs a little",
+            stacklevel=4,
+        )
 
 
 def _request_arguments(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,14 @@ from imageprompt.core.schema import PYTHON_ONLY, Option, plain_numbers
 from imageprompt.generation import option_values as values
 from imageprompt.generation.option_values import FILE, STRING
 from imageprompt.generation.reference import REFERENCE_FIELDS, REPLAY_FIELDS, Reference, flag_of
-from imageprompt.loading.recipe import AssetRecord, Recipe, check_limit, check_size, limits
+from imageprompt.loading.recipe import (
+    AssetRecord,
+    Recipe,
+    check_batch,
+    check_limit,
+    check_size,
+    limits,
+)
 
 _text = partial(Option, group=values.TEXT)
 _start = partial(Option, group=values.START)
@@ -185,6 +192,7 @@ class Request:
                 check_limit(name, limit, value)
         if self.size is not None:
             check_size(*self.size)
+            check_batch(self.batch_size, self.num_images, *self.size)
         for name, needed in _NEEDS:
             if getattr(self, name) is not None and getattr(self, needed) is None:
                 raise OptionError(

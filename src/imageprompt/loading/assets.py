@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.errors import PictureError
+from imageprompt.core.untrusted import open_regular
 from imageprompt.loading.recipe import AssetRecord
 
 if TYPE_CHECKING:
@@ -75,14 +77,24 @@ def resolve_file(record: AssetRecord, what: str, flag: str) -> str:
     hint = f"Give it again: {flag} FILE."
     if record.name is None:
         raise PictureError(shown, reason="was an object in memory, not a file", hint=hint)
-    if not Path(record.name).is_file():
-        raise PictureError(shown, reason="no such file", hint=hint)
-    if file_hash(Path(record.name)) != record.hash:
+    try:
+        now = file_hash(Path(record.name))
+    except FileNotFoundError:
+        raise PictureError(shown, reason="no such file", hint=hint) from None
+    except (OSError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise PictureError(shown, reason=f"cannot be read ({cause})", hint=hint) from None
+    if now != record.hash:
         raise PictureError(shown, reason="the file has changed", hint=hint)
     return record.name
 
 
+MAX_ASSET_BYTES = 512 * 2**20  # face embeddings may be larger than any picture
+
+
 def file_hash(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    with path.open("rb") as stream:
+    """The SHA-256 of a regular file, in hex. Raises OSError, ValueError for a NUL in the path."""
+    with open_regular(path) as stream:
+        if os.fstat(stream.fileno()).st_size > MAX_ASSET_BYTES:
+            raise OSError(errno.EFBIG, f"it has more than {MAX_ASSET_BYTES // 2**20} MiB")
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -19,6 +19,8 @@ from imageprompt.encoding.options import EncodeOptions
 MIN_SIDE, MAX_SIDE = 8, 8192
 MAX_PIXELS = 16_000_000
 MAX_BATCH = 64
+MAX_BATCH_PIXELS = MAX_BATCH * 1024**2
+"""Of the pictures that are denoised together, in sum: 64 of SDXL's, or 4 of the largest."""
 MAX_REFERENCES = 16
 DTYPES = ("float32", "float16", "bfloat16")
 ENCODE_OPTIONS = (

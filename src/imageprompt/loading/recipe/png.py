@@ -5,15 +5,15 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-import struct
-import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, BinaryIO
 
 from imageprompt.core.atomic_files import write_atomically
 from imageprompt.core.errors import OptionError
+from imageprompt.core.untrusted import Budget, LimitError, open_regular, png_chunks
+from imageprompt.loading.recipe.limits import MAX_REFERENCES
 from imageprompt.loading.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ RECIPE_KEY = "imageprompt"
 TOKENS_KEY = "imageprompt-tokens"
 # Readers refuse text chunks that unpack to more than 1 MiB; base64 turns 3 bytes into 4.
 MAX_TOKEN_BYTES = 700_000
+_MAX_TEXT = 2**20
+_MAX_BYTES = (1 + MAX_REFERENCES) * _MAX_TEXT  # a recipe and the tokens of its references
+_MAX_CHUNKS = 1000
 
 Tokens = Sequence[bytes | None]
 """One file for each entry of `Recipe.references`."""
@@ -76,25 +79,65 @@ def _key(index: int) -> str:
     return f"{TOKENS_KEY}-{index}" if index else TOKENS_KEY
 
 
-def _text_chunks(path: Path, where: str) -> dict[Any, Any]:
-    from PIL import Image
-
-    if not path.is_file():
-        raise OptionError(where, reason="no such file", hint="Check the path.")
+def _text_chunks(path: Path, where: str) -> dict[str, str]:
+    """The texts of a recipe by their keys."""
+    reason, hint = "", "Give a PNG written by imageprompt."
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nothing is decoded
-            with Image.open(path, formats=["PNG"]) as image:
-                return dict(image.info)
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
-        raise OptionError(
-            where, reason="cannot be read as a PNG", hint="Give a PNG written by imageprompt."
-        ) from error
+        with open_regular(path) as stream:
+            return _our_texts(stream)
+    except FileNotFoundError:
+        reason, hint = "no such file", "Check the path."
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror or error})"
+    except (ValueError, zlib.error) as error:
+        reason = f"cannot be read as a PNG ({error})"
+    raise OptionError(where, reason=reason, hint=hint)
+
+
+def _our_texts(stream: BinaryIO) -> dict[str, str]:
+    """The text chunks before the pixels whose keys are ours. Raises ValueError, zlib.error."""
+    if stream.read(8) != b"\x89PNG\r\n\x1a\n":
+        raise ValueError("it does not begin like one")
+    budget = Budget(nbytes=_MAX_BYTES, unpacked=_MAX_BYTES, items=_MAX_CHUNKS)
+    found: dict[str, str] = {}
+    for kind, length in png_chunks(stream, budget):
+        if kind == b"IDAT":
+            break
+        if kind not in (b"tEXt", b"zTXt", b"iTXt"):
+            continue
+        start = stream.read(min(length, len(RECIPE_KEY)))
+        if start != RECIPE_KEY.encode():
+            continue
+        budget.read(length)
+        content = start + stream.read(length - len(start))
+        if len(content) < length or zlib.crc32(kind + content) != _number(stream.read(4)):
+            raise ValueError("a text chunk is damaged")
+        key, text = _text(kind, content, budget)
+        if key in found:
+            raise ValueError(f"it has two texts called {key:.60}")
+        found[key] = text
+    return found
+
+
+def _text(kind: bytes, content: bytes, budget: Budget) -> tuple[str, str]:
+    """Key and text of a chunk (PNG specification, 11.3.3)."""
+    key, _, rest = content.partition(b"\0")
+    packed = kind == b"zTXt"
+    if kind == b"iTXt":
+        packed = rest[:1] == b"\1"
+        rest = rest[2:].partition(b"\0")[2].partition(b"\0")[2]  # past language and translated key
+    elif packed:
+        rest = rest[1:]
+    if packed:
+        unpacker = zlib.decompressobj()
+        rest = unpacker.decompress(rest, _MAX_TEXT + 1)
+        budget.unpack(len(rest))
+        if len(rest) <= _MAX_TEXT and not unpacker.eof:
+            raise ValueError("a text chunk is cut short")
+    if len(rest) > _MAX_TEXT:
+        raise LimitError(f"a text of more than {_MAX_TEXT} bytes")
+    return key.decode("latin-1"), rest.decode("utf-8" if kind == b"iTXt" else "latin-1")
+
+
+def _number(content: bytes) -> int:
+    return int.from_bytes(content, "big")

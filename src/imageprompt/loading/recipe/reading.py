@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
 from imageprompt.core.errors import OptionError
+from imageprompt.core.untrusted import Budget, parse_json
 from imageprompt.loading.recipe.recipe import FORMAT, Recipe, ReferenceMetadata, validate_recipe
 
 MAX_JSON_BYTES = 256_000
+MAX_DEPTH = 16  # of lists and objects; a scheduler's own numbers are the deepest, at 5
 
 
 def read_recipe(text: str, where: str) -> Recipe:
     """The recipe in a JSON text. Raises OptionError that names `where` and the key."""
     try:
         return validate_recipe(_parse(text))
-    except (ValueError, RecursionError) as error:
-        raise OptionError(f"recipe in {where}", reason=str(error) or "nested too deeply") from error
+    except ValueError as error:
+        raise OptionError(f"recipe in {where}", reason=str(error)) from error
     except OptionError as error:
         raise OptionError(f"recipe in {where}: {error.what}", reason=error.reason) from error
 
@@ -28,7 +29,7 @@ def _parse(text: str) -> dict[str, Any]:
     """JSON of any format to the data of format 3. Raises ValueError."""
     if len(text) > MAX_JSON_BYTES:
         raise ValueError(f"more than {MAX_JSON_BYTES // 1000} kB")
-    data: Any = json.loads(text, parse_constant=_refuse_constant)
+    data = parse_json(text, Budget(depth=MAX_DEPTH), unique=True)
     if not isinstance(data, dict):
         raise ValueError("not a JSON object")
     version = data.get("format")
@@ -40,10 +41,6 @@ def _parse(text: str) -> dict[str, Any]:
     if isinstance(data.get("guidance"), list):
         data["guidance"] = tuple(data["guidance"])
     return dict(data)
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number in JSON")
 
 
 # ── earlier formats ─────────────────────────────────────────────────────────────────────────────

@@ -139,6 +139,8 @@ def validate_recipe(data: Mapping[str, Any]) -> Recipe:
         recipe: Recipe = type_adapter(Recipe).validate_python(data)
     except ValidationError as error:
         raise _first(error) from None
+    check_size(recipe.width, recipe.height)
+    check_batch(recipe.batch_size, recipe.num_images, recipe.width, recipe.height)
     if recipe.index >= recipe.num_images:
         raise OptionError(
             f"index {recipe.index}", reason=f"only {recipe.num_images} pictures were made"
@@ -203,6 +205,17 @@ def check_size(width: int, height: int) -> None:
         raise OptionError(
             f"size {width}x{height}",
             reason=f"more than {limits.MAX_PIXELS // 10**6} million pixels",
+        )
+
+
+def check_batch(batch_size: int, num_images: int, width: int, height: int) -> None:
+    """Raises OptionError for a batch whose pictures have too many pixels in sum."""
+    count = min(batch_size, num_images)
+    if count * width * height > limits.MAX_BATCH_PIXELS:
+        raise OptionError(
+            f"batch of {count} pictures of {width}x{height}",
+            reason=f"more than {limits.MAX_BATCH_PIXELS // 10**6} million pixels at once",
+            hint="Use a smaller batch size.",
         )
 
 
