@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import forked
 import imageprompt as ip
 from imageprompt import cli
 from imageprompt.cli import tables
@@ -300,18 +302,20 @@ def test_an_interruption_is_quiet(
 
 def test_control_c_while_working(tiny_folder: Path, tmp_path: Path, reference: str) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "imageprompt", "generate", "--reference", reference]
-    command += ["--base", str(tiny_folder), "--num-images", "100000", "--output", str(out)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        time.sleep(4)  # somewhere in loading or denoising
-        process.send_signal(signal.SIGINT)
-        printed, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in errors
-    kept = sorted(out.glob("*")) if out.exists() else []
-    assert [Path(line) for line in printed.splitlines()] == kept
+    code = "import sys; from imageprompt.cli import main; sys.exit(main())"
+    flags = ["--reference", reference, "--base", str(tiny_folder), "--output", str(out)]
+    program = forked.Program(code, "generate", *flags, "--num-images", "100000")
+    deadline = time.monotonic() + 120
+    while not list(out.glob("*.png")):  # one is done, the next has begun
+        assert program.process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(program.process.pid or 0, signal.SIGINT)
+    done = program.wait()
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    kept = sorted(out.glob("*"))
+    assert [Path(line) for line in done.stdout.splitlines()] == kept
     for path in kept:  # whole pictures, each with its recipe
         with Image.open(path) as picture:
             picture.load()

@@ -32,7 +32,10 @@ def start(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
 
 
 class Program:
-    """A running Python program, given as text. It imports this package's modules anew."""
+    """A running Python program, given as text. It imports this package's modules anew.
+
+    One that still runs when its test ends is killed.
+    """
 
     def __init__(self, code: str, *arguments: str, cwd: Path | None = None) -> None:
         self._command = ["-c", *arguments]
@@ -53,6 +56,10 @@ class Program:
 def run(code: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a program to its end."""
     return Program(code, *arguments, cwd=cwd).wait()
+
+    def __del__(self) -> None:
+        if self.process.is_alive():
+            self.process.kill()
 
 
 def _content(stream: IO[str]) -> str:

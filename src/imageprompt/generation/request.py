@@ -238,9 +238,10 @@ class Request:
 
     def batches(self) -> Iterator[range]:
         """The batches that hold any of `indices`; whole, because rounding depends on the size."""
+        indices = self.indices
         for start in range(0, self.num_images, self.batch_size):
             batch = range(start, min(start + self.batch_size, self.num_images))
-            if set(batch) & set(self.indices):
+            if batch.start < indices.stop and indices.start < batch.stop:
                 yield batch
 
     def cached_only(self, name: str) -> bool:
