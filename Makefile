@@ -39,6 +39,8 @@ $(VENV)/.tools: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/imageprompt demo
 
+# Compiled modules are stored, whatever the environment says: many tests start processes.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.tools
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
