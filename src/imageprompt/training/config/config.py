@@ -111,7 +111,7 @@ class TrainingConfig:
         str | dict[str, Any],
         Key(
             "folder, JSON list or tar shards; or a mapping with path, format, images, caption, "
-            "max_broken, storage"
+            "max_broken, allow_outside, storage"
         ),
     ]
     output: Annotated[str, Key("folder for everything the run writes")]

@@ -10,6 +10,7 @@ from typing import Any
 
 from imageprompt.core.errors import OptionError
 from imageprompt.core.registry import Registry
+from imageprompt.training.config.yaml_file import brief
 from imageprompt.training.data.sources.contract import DataOptions, Record, Records, Source
 
 SOURCES: Registry[Source] = Registry(__name__, "SOURCE")
@@ -26,7 +27,7 @@ def open_data(data: str | Mapping[str, Any] | DataOptions) -> Records:
         matching = [one for one in SOURCES if one.claims(options.path)]
         if not matching:
             raise OptionError(
-                f"data {options.path!r}",
+                f"data {brief(options.path)}",
                 reason="not a folder, and not named like a list or like shards",
                 hint=f"Give one of: {'; '.join(one.summary for one in SOURCES)}.",
             )
@@ -35,7 +36,7 @@ def open_data(data: str | Mapping[str, Any] | DataOptions) -> Records:
     if not len(records):
         problems = "; ".join(f"{name}: {why}" for name, why in records.problems().items())
         raise OptionError(
-            f"data {options.path!r}",
+            f"data {brief(options.path)}",
             reason=f"contains no samples{f' ({problems})' if problems else ''}",
             hint=f"It is read as: {source.summary}.",
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from array import array
 from collections.abc import Iterable, Iterator
@@ -11,12 +10,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from imageprompt.core.errors import NotFoundError, OptionError, PictureError
+from imageprompt.core.untrusted import open_regular, parse_json
 
 CHUNK = 2**20
 """Bytes of a list read at a time."""
-_MAX_OBJECT = 2**24  # bytes of one object; a longer one is the sign of a missing bracket
-# a whole string, the quote of one that continues in the next chunk, or a bracket
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|"|[{}\[\]]', re.DOTALL)
+MAX_ENTRY = 2**20
+"""Bytes of one object, or of one string; a longer one is the sign of a missing bracket or quote."""
+# a whole string, the quote of one that continues in the next chunk, or a bracket; nothing that
+# was matched is tried again (*+), which would take memory for every escape of a string
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|"|[{}\[\]]', re.DOTALL)
 
 
 class Names:
@@ -77,20 +79,25 @@ class JsonObjects:
     One pass finds where objects begin and end, without parsing them.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Raises NotFoundError, and OptionError for a list that ends inside an object."""
-        self.path = path
+    def __init__(self, path: Path, *, inside: Path | None = None) -> None:
+        """`inside`: the folder that a link must not lead out of.
+
+        Raises NotFoundError, and OptionError for a list that ends inside an object.
+        """
+        self.path, self._inside = path, inside
         self._digest = hashlib.sha256()
         try:
-            with path.open("rb") as stream:
+            with open_regular(path, inside=inside) as stream:
                 self._ranges = self._scan(stream)
         except FileNotFoundError as error:
             raise NotFoundError(
                 f"data {str(path)!r}", reason="there is no such file", hint="Check the path."
             ) from error
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise OptionError(
-                f"data {str(path)!r}", reason=f"cannot be read ({error.strerror})"
+                f"data {str(path)!r}",
+                reason=f"cannot be read ({getattr(error, 'strerror', None) or error})",
+                hint="Give a regular file.",
             ) from error
 
     def __len__(self) -> int:
@@ -101,24 +108,30 @@ class JsonObjects:
         return self._digest.digest()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One object. Raises PictureError if it is not valid JSON."""
+        """One object. Raises PictureError if it is not valid JSON, or too large."""
         offset, length = self._ranges[index]
-        with self.path.open("rb") as stream:
-            stream.seek(offset)
-            text = stream.read(length)
-        try:
-            found = json.loads(text)
-        except ValueError as error:
+        label = f"entry {index + 1} of {str(self.path)!r}"
+        if length > MAX_ENTRY:
             raise PictureError(
-                f"entry {index + 1} of {str(self.path)!r}",
-                reason=f"not valid JSON ({error})",
-                hint="Correct the file.",
+                label, reason=f"larger than {MAX_ENTRY} bytes", hint="Correct the file."
+            )
+        try:
+            with open_regular(self.path, inside=self._inside) as stream:
+                stream.seek(offset)
+                text = stream.read(length)
+            return dict(parse_json(text))
+        except OSError as error:
+            raise PictureError(
+                label, reason=f"cannot be read ({error.strerror})", hint="Check the file."
             ) from error
-        return dict(found)
+        except (ValueError, TypeError) as error:  # TypeError: the file was replaced meanwhile
+            raise PictureError(
+                label, reason=f"not valid JSON ({error})", hint="Correct the file."
+            ) from error
 
     def _scan(self, stream: BinaryIO) -> Ranges:
         brackets, buffer, base = _Brackets(), b"", 0
-        while len(buffer) <= _MAX_OBJECT and (chunk := stream.read(CHUNK)):
+        while len(buffer) <= MAX_ENTRY and (chunk := stream.read(CHUNK)):
             self._digest.update(chunk)
             buffer += chunk
             end = len(buffer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 from imageprompt.core.errors import AdapterFileError, NotFoundError, OptionError, PictureError
-from imageprompt.training.config.reader import STRICT_KEYS, Key, read_config
+from imageprompt.core.untrusted import is_inside, open_regular
+from imageprompt.training.config.reader import STRICT_KEYS, Key, bad_key, read_config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+MAX_PATH = 4096
+"""Characters of a path: PATH_MAX of Linux."""
+MAX_CAPTION = 16_384
+"""Characters of a caption; text encoders read a few thousand at most."""
+MAX_CAPTION_BYTES = 4 * MAX_CAPTION
 MAX_EMBEDDING_NUMBERS = 256 * 512
 _EMBEDDING_HINT = "Save it with numpy.save as 512 numbers, or as [faces, 512]."
 
@@ -107,15 +114,16 @@ class DataFile(Protocol):
     def source(self) -> Path | bytes:
         """What a picture is opened from. Raises PictureError."""
 
-    def read(self) -> bytes:
-        """All its bytes. Raises PictureError."""
+    def read(self, limit: int | None = None) -> bytes:
+        """All its bytes, at most `limit` (default: those of a picture). Raises PictureError."""
 
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file on the local disk."""
+    """A file on the local disk; with `inside`, one that lies in that folder, links followed."""
 
     path: Path
+    inside: Path | None = None
 
     @property
     def label(self) -> str:
@@ -129,26 +137,53 @@ class LocalFile:
         return f"{self.path}:{status.st_size}:{status.st_mtime_ns}"
 
     def source(self) -> Path:
-        return self.path
-
-    def read(self) -> bytes:
+        """Raises PictureError for a path that leads out of the folder."""
         try:
-            if not self.path.is_file():
-                reason = "is a folder" if self.path.is_dir() else "there is no such file"
-                raise PictureError(self.label, reason=reason, hint="Check the path.")
-            check_size(self.path.stat().st_size, self.label)
-            return self.path.read_bytes()
+            if self.inside is None or is_inside(self.path, self.inside):
+                return self.path
+        except (OSError, ValueError) as error:
+            raise unreadable(self.label, error) from error
+        raise PictureError(
+            self.label,
+            reason=f"leads out of the data's folder {str(self.inside)!r}",
+            hint="Move it there, or write allow_outside: true under data.",
+        )
+
+    def read(self, limit: int | None = None) -> bytes:
+        path = self.source()
+        try:
+            with open_regular(path) as stream:
+                size = os.fstat(stream.fileno()).st_size
+                check_size(size, self.label, limit)
+                return stream.read(size)
+        except FileNotFoundError:
+            raise PictureError(
+                self.label, reason="there is no such file", hint="Check the path."
+            ) from None
         except (OSError, ValueError) as error:
             raise unreadable(self.label, error) from error
 
 
-def check_size(size: int, label: str) -> None:
-    """Raises PictureError for a file that is too large to be a picture."""
+def check_size(size: int, label: str, limit: int | None = None) -> None:
+    """Raises PictureError for a file of more than `limit` bytes (default: those of a picture)."""
     from imageprompt.encoding.images.open_image import MAX_FILE_BYTES
 
-    if size > MAX_FILE_BYTES:
-        limit = f"{MAX_FILE_BYTES // 2**20} MiB"
-        raise PictureError(label, reason=f"larger than {limit}", hint="Scale it down.")
+    limit = MAX_FILE_BYTES if limit is None else limit
+    if size > limit:
+        most = f"{limit // 2**20} MiB" if limit >= 2**20 else f"{limit // 2**10} KiB"
+        raise PictureError(label, reason=f"larger than {most}", hint="Scale or cut it down.")
+
+
+def check_caption(text: str, label: str) -> str:
+    """The caption to train on. Raises PictureError if it is too long to be one."""
+    text = text.encode("utf-8", "replace").decode().strip()  # JSON can have half characters
+    if len(text) > MAX_CAPTION:
+        raise PictureError(
+            label,
+            reason=f"a caption of {len(text)} characters; the limit is {MAX_CAPTION}",
+            hint="Shorten it.",
+        )
+    return text
 
 
 def unreadable(label: str, error: BaseException) -> PictureError:
@@ -237,6 +272,9 @@ class DataOptions:
     max_broken: Annotated[
         float, Key("share of unreadable samples above which the run stops", ge=0, le=1)
     ] = 0.02
+    allow_outside: Annotated[
+        bool, Key("read files that a list or a link names outside the data's own folder")
+    ] = False
     storage: Annotated[
         dict[str, Any], Key("options of fsspec's filesystem for URLs, such as `anon: true`")
     ] = field(default_factory=dict)
@@ -252,6 +290,8 @@ class DataOptions:
             raise OptionError(
                 "config key 'data.path'", reason="empty", hint="Name a folder, a list or shards."
             )
+        if max(len(options.path), len(options.images)) > MAX_PATH or "\0" in options.path:
+            raise bad_key("data.path", options.path, f"longer than {MAX_PATH}, or with a NUL")
         return options
 
 

@@ -8,13 +8,23 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from imageprompt.core.errors import NotFoundError, OptionError, PictureError
+from imageprompt.core.errors import NotFoundError, OptionError
+from imageprompt.training.config.yaml_file import brief, expand_user
 from imageprompt.training.data.sources._index import JsonObjects, Names, Ranges
-from imageprompt.training.data.sources.contract import DataOptions, LocalFile, Record, Records
+from imageprompt.training.data.sources.contract import (
+    MAX_CAPTION_BYTES,
+    DataOptions,
+    LocalFile,
+    Record,
+    Records,
+    check_caption,
+)
 from imageprompt.training.data.sources.json_list import read_entry
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 METADATA = "metadata.jsonl"
+MAX_DEPTH = 64
+"""Folders within folders."""
 _TEXT, _FACE, _REFERENCE = ".txt", ".npy", ".reference"
 _HAS_TEXT, _HAS_FACE = 1, 2
 
@@ -26,8 +36,9 @@ class SidecarRecords:
     to condition on in `a/b.reference.png`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, inside: Path | None) -> None:
+        """`inside`: the folder that links must not lead out of."""
+        self._folder, self._inside = folder, inside
         found = sorted(_files(folder))
         texts, faces = ({_stem(n) for n, _ in found if _ending(n) == e} for e in (_TEXT, _FACE))
         self._names, self._marks = Names(), Ranges()  # marks: size, and what is beside it
@@ -60,11 +71,19 @@ class SidecarRecords:
         reference = self._references.get(stem)
         return Record(
             name,
-            _caption(beside.with_name(beside.name + _TEXT)) if marks & _HAS_TEXT else "",
-            LocalFile(self._folder / name),
-            LocalFile(self._folder / reference) if reference else None,
-            LocalFile(beside.with_name(beside.name + _FACE)) if marks & _HAS_FACE else None,
+            self._caption(beside.with_name(beside.name + _TEXT)) if marks & _HAS_TEXT else "",
+            self._file(self._folder / name),
+            self._file(self._folder / reference) if reference else None,
+            self._file(beside.with_name(beside.name + _FACE)) if marks & _HAS_FACE else None,
         )
+
+    def _file(self, path: Path) -> LocalFile:
+        return LocalFile(path, self._inside)
+
+    def _caption(self, path: Path) -> str:
+        file = self._file(path)
+        text = file.read(MAX_CAPTION_BYTES).decode("utf-8", errors="replace")
+        return check_caption(text, file.label)
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self._names.digest() + self._marks.digest()).hexdigest()[:16]
@@ -76,16 +95,17 @@ class SidecarRecords:
 class MetadataRecords:
     """Only those pictures of a folder that its metadata.jsonl lists as {file_name, text}."""
 
-    def __init__(self, folder: Path, caption: str) -> None:
-        self._folder, self._caption = folder, caption
-        self._objects = JsonObjects(folder / METADATA)
+    def __init__(self, folder: Path, inside: Path | None, caption: str) -> None:
+        """`inside`: the folder that paths and links must not lead out of."""
+        self._folder, self._inside, self._caption = folder, inside, caption
+        self._objects = JsonObjects(folder / METADATA, inside=inside)
 
     def __len__(self) -> int:
         return len(self._objects)
 
     def record(self, index: int) -> Record:
         label = f"line {index + 1} of {str(self._folder / METADATA)!r}"
-        return read_entry(self._objects[index], self._folder, self._caption, label)
+        return read_entry(self._objects[index], self._folder, self._inside, self._caption, label)
 
     def fingerprint(self) -> str:
         return self._objects.digest().hex()[:16]
@@ -102,32 +122,41 @@ def _ending(name: str) -> str:
     return f".{name.rpartition('.')[2].lower()}"
 
 
-def _caption(path: Path) -> str:
-    try:
-        return path.read_text("utf-8", errors="replace").strip()
-    except OSError as error:
-        raise PictureError(
-            f"caption {str(path)!r}",
-            reason=f"cannot be read ({error.strerror})",
-            hint="Check its permissions.",
-        ) from error
-
-
 def _files(folder: Path) -> Iterator[tuple[str, int]]:
-    """Relative path and size of the files in `folder` and below; hidden ones are left out."""
+    """Relative path and size of the files in `folder` and below; hidden ones are left out.
+
+    Raises OptionError if folders are nested too deeply.
+    """
+    skipped = 0
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        if folders and len(Path(place).relative_to(folder).parts) >= MAX_DEPTH:
+            raise OptionError(
+                f"data {str(folder)!r}",
+                reason=f"folders are nested more than {MAX_DEPTH} deep",
+                hint="Flatten them.",
+            )
         for name in names:
             path = Path(place, name)
-            if not name.startswith(".") and path.is_file():
+            if name.startswith("."):
+                continue
+            if path.is_file():
                 yield path.relative_to(folder).as_posix(), path.stat().st_size
+            else:
+                skipped += _ending(name) in SUFFIXES
+    if skipped:
+        warnings.warn(
+            f"{skipped} files in {str(folder)!r} named like pictures are no files (broken links, "
+            "pipes or devices) and are left out",
+            stacklevel=4,
+        )
 
 
 def _open(options: DataOptions) -> Records:
-    folder = Path(options.path).expanduser()
-    if not folder.is_dir():
+    folder = expand_user(options.path, f"data {brief(options.path)}")
+    if not os.path.isdir(folder):  # noqa: PTH112 - never raises
         raise NotFoundError(
-            f"data {options.path!r}", reason="there is no such folder", hint="Check the path."
+            f"data {brief(options.path)}", reason="there is no such folder", hint="Check the path."
         )
     if options.images:
         raise OptionError(
@@ -135,9 +164,10 @@ def _open(options: DataOptions) -> Records:
             reason="pictures of a folder are always relative to it",
             hint="Remove the key.",
         )
-    if (folder / METADATA).is_file():
-        return MetadataRecords(folder, options.caption)
-    return SidecarRecords(folder)
+    inside = None if options.allow_outside else folder
+    if os.path.lexists(folder / METADATA):
+        return MetadataRecords(folder, inside, options.caption)
+    return SidecarRecords(folder, inside)
 
 
 class _FolderSource:
@@ -146,7 +176,7 @@ class _FolderSource:
     open: Callable[[DataOptions], Records] = staticmethod(_open)
 
     def claims(self, path: str) -> bool:
-        return Path(path).expanduser().is_dir()
+        return os.path.isdir(os.path.expanduser(path))  # noqa: PTH111, PTH112 - never raises
 
 
 SOURCE = _FolderSource()

@@ -7,8 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from imageprompt.core.errors import PictureError
+from imageprompt.training.config.yaml_file import brief, expand_user
 from imageprompt.training.data.sources._index import JsonObjects
-from imageprompt.training.data.sources.contract import DataOptions, LocalFile, Record, Records
+from imageprompt.training.data.sources.contract import (
+    MAX_PATH,
+    DataOptions,
+    LocalFile,
+    Record,
+    Records,
+    check_caption,
+)
 
 # the reference implementation's name first, then that of `metadata.jsonl`
 _PICTURE = ("image_file", "file_name")
@@ -19,10 +27,11 @@ class JsonRecords:
     """Entries of a list; their paths are relative to `images`, or to the list's own folder."""
 
     def __init__(self, options: DataOptions) -> None:
-        self._path = Path(options.path).expanduser()
+        self._path = expand_user(options.path, f"data {brief(options.path)}")
         self._objects = JsonObjects(self._path)
-        folder = Path(options.images).expanduser() if options.images else self._path.parent
-        self._folder, self._caption = folder, options.caption
+        images = options.images and expand_user(options.images, f"data {brief(options.images)}")
+        self._folder, self._caption = images or self._path.parent, options.caption
+        self._inside = None if options.allow_outside else self._folder
 
     def __len__(self) -> int:
         return len(self._objects)
@@ -31,6 +40,7 @@ class JsonRecords:
         return read_entry(
             self._objects[index],
             self._folder,
+            self._inside,
             self._caption,
             f"entry {index + 1} of {str(self._path)!r}",
         )
@@ -42,8 +52,14 @@ class JsonRecords:
         return {}
 
 
-def read_entry(entry: Mapping[str, Any], folder: Path, caption: str, label: str) -> Record:
-    """The record of a list entry. Raises PictureError if a key is missing or not a string."""
+def read_entry(
+    entry: Mapping[str, Any], folder: Path, inside: Path | None, caption: str, label: str
+) -> Record:
+    """The record of a list entry, whose paths are relative to `folder`.
+
+    `inside` is the folder that they must not lead out of. Raises PictureError if a key is missing
+    or not a string.
+    """
     name = next((entry[key] for key in _PICTURE if key in entry), None)
     if not isinstance(name, str) or not name:
         raise PictureError(label, reason=f"has no {_PICTURE[0]}", hint="Add it there.")
@@ -55,8 +71,18 @@ def read_entry(entry: Mapping[str, Any], folder: Path, caption: str, label: str)
             hint="Add it, or name its key in data.caption.",
         )
     others = {key: entry[key] for key in (_REFERENCE, _ID_EMBED) if entry.get(key)}
-    files = {key: LocalFile(folder / str(value)) for key, value in others.items()}
-    return Record(name, text, LocalFile(folder / name), files.get(_REFERENCE), files.get(_ID_EMBED))
+    for key, other in {_PICTURE[0]: name, **others}.items():
+        if not isinstance(other, str) or len(other) > MAX_PATH:
+            reason = f"its {key} is not a path of at most {MAX_PATH} characters"
+            raise PictureError(label, reason=reason, hint="Correct it.")
+    files = {key: LocalFile(folder / other, inside) for key, other in others.items()}
+    return Record(
+        name,
+        check_caption(text, label),
+        LocalFile(folder / name, inside),
+        files.get(_REFERENCE),
+        files.get(_ID_EMBED),
+    )
 
 
 class _JsonSource:

@@ -6,20 +6,30 @@ One pass over the headers of a shard finds its members; nothing is unpacked.
 from __future__ import annotations
 
 import hashlib
-import json
-import tarfile
 import warnings
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from imageprompt.core.errors import ImagePromptError, NotFoundError, OptionError, PictureError
-from imageprompt.training.data.sources._index import Names, Ranges
+from imageprompt.core.errors import (
+    ImagePromptError,
+    NotFoundError,
+    OptionError,
+    PictureError,
+    printable,
+)
+from imageprompt.core.untrusted import parse_json
+from imageprompt.training.config.yaml_file import brief
+from imageprompt.training.data.sources._index import MAX_ENTRY, Names, Ranges
+from imageprompt.training.data.sources._remote import expand_braces, filesystem, paths_at
+from imageprompt.training.data.sources._tar import DamagedTarError, Member, members
 from imageprompt.training.data.sources.contract import (
+    MAX_CAPTION_BYTES,
     DataOptions,
     Record,
     Records,
+    check_caption,
     check_size,
     unreadable,
 )
@@ -35,7 +45,6 @@ _KINDS = {
 _KIND_OF = {ending: kind for kind, endings in _KINDS.items() for ending in endings}
 _NONE = (0, -1)
 
-_BLOCK = 512
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 
 
@@ -44,20 +53,24 @@ class TarRecords:
 
     def __init__(self, options: DataOptions) -> None:
         self._caption = options.caption
-        self._shards = find_shards(options.path, options.storage)
+        self._shards = find_shards(options)
         self._stamps = [shard.stamp() for shard in self._shards]
         self._keys, self._shard_of = Names(), array("l")
         self._ranges = {kind: Ranges() for kind in _KINDS}
         self._problems: dict[str, str] = {}
-        self._no_picture = self._no_caption = 0
+        self._no_picture = self._no_caption = self._not_files = 0
         for number, shard in enumerate(self._shards):
             self._list(number, shard)
         for count, what in (
             (self._no_picture, "have no picture and are left out"),
             (self._no_caption, "have no .txt and no .json; their captions are empty"),
+            (
+                self._not_files,
+                "have parts that are links, devices or sparse files; these are left out",
+            ),
         ):
             if count:
-                warnings.warn(f"{count} samples in {options.path!r} {what}", stacklevel=2)
+                warnings.warn(f"{count} samples in {brief(options.path)} {what}", stacklevel=2)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -86,19 +99,23 @@ class TarRecords:
     def _list(self, number: int, shard: Shard) -> None:
         key, found = "", dict[str, tuple[int, int]]()
         try:
-            for name, offset, size in _members(shard):
-                folder, slash, plain = name.rpartition("/")
+            for member in _members(shard):
+                if not member.usable:
+                    self._not_files += 1
+                    continue
+                folder, slash, plain = member.name.rpartition("/")
                 stem, _, ending = plain.partition(".")
                 if (of := folder + slash + stem) != key:
                     self._add(number, key, found)
                     key, found = of, {}
                 if kind := _KIND_OF.get(ending.lower()):
-                    found[kind] = (offset, size)
+                    found[kind] = (member.offset, member.size)
         except DamagedShardError as error:
             if not found.keys() & {"text", "json"}:
                 found = {}  # the last one lacks its caption, which is beyond the damage
-            self._problems[shard.path] = f"{error.reason}; the samples before that are used"
-            warnings.warn(f"shard {shard.path}: {self._problems[shard.path]}", stacklevel=2)
+            problem = printable(f"{error.reason}; the samples before that are used")
+            self._problems[printable(shard.path)] = problem
+            warnings.warn(f"shard {printable(shard.path)}: {problem}", stacklevel=2)
         self._add(number, key, found)
 
     def _add(self, number: int, key: str, found: Mapping[str, tuple[int, int]]) -> None:
@@ -124,21 +141,22 @@ class TarRecords:
 
     def _text(self, files: Mapping[str, ShardMember | None]) -> str:
         if (plain := files["text"]) is not None:
-            return plain.read().decode("utf-8", errors="replace").strip()
+            text = plain.read(MAX_CAPTION_BYTES).decode("utf-8", errors="replace")
+            return check_caption(text, plain.label)
         if (metadata := files["json"]) is None:
             return ""
         try:
-            entry: Any = json.loads(metadata.read())
+            entry: Any = parse_json(metadata.read(MAX_ENTRY))
         except ValueError:
             entry = None
-        text = entry.get(self._caption) if isinstance(entry, dict) else None
-        if not isinstance(text, str):
+        caption = entry.get(self._caption) if isinstance(entry, dict) else None
+        if not isinstance(caption, str):
             raise PictureError(
                 metadata.label,
                 reason=f"has no caption {self._caption!r}",
                 hint="Correct it, or name the key in data.caption.",
             )
-        return text
+        return check_caption(caption, metadata.label)
 
 
 @dataclass(frozen=True)
@@ -162,8 +180,8 @@ class ShardMember:
     def source(self) -> bytes:
         return self.read()
 
-    def read(self) -> bytes:
-        check_size(self.size, self.label)
+    def read(self, limit: int | None = None) -> bytes:
+        check_size(self.size, self.label, limit)
         try:
             data: bytes = self.system.cat_file(
                 self.shard, start=self.offset, end=self.offset + self.size
@@ -190,8 +208,11 @@ class Shard:
         return int(self.system.info(self.path)["size"])
 
     def stamp(self) -> str:
-        """Size, and the time or hash that the filesystem reports, if any."""
-        info = self.system.info(self.path)
+        """Size, and the time or hash that the filesystem reports, if any. Raises OptionError."""
+        try:
+            info = self.system.info(self.path)
+        except Exception as error:  # every protocol has exceptions of its own
+            raise _unreachable(self.path, error) from error
         known = [info.get(key) for key in ("ETag", "etag", "md5Hash", "LastModified", "mtime")]
         return ":".join(str(value) for value in (info["size"], *known) if value is not None)
 
@@ -200,34 +221,30 @@ class DamagedShardError(ImagePromptError):
     """A shard that is damaged from some byte on; the members before it are usable."""
 
 
-def find_shards(url: str, storage: dict[str, Any]) -> list[Shard]:
+def find_shards(options: DataOptions) -> list[Shard]:
     """The shards named by a path or URL with `{000..009}`, `{a,b}` or `*`, in order.
 
     Raises NotFoundError, OptionError.
     """
-    import fsspec
-
     shards: list[Shard] = []
-    for one in expand_braces(url):
+    for one in expand_braces(options.path):
         try:
-            system, path = fsspec.core.url_to_fs(one, **storage)
-            paths = sorted(system.glob(path)) if "*" in path else [path]
+            system, path = filesystem(one, options.storage, allow_outside=options.allow_outside)
+            paths = paths_at(system, path, one)
             missing = [name for name in paths if not system.isfile(name)] or paths[:0]
+        except OptionError:
+            raise
         except ImportError as error:
             raise OptionError(
-                f"data {url!r}",
+                f"data {brief(options.path)}",
                 reason=f"the protocol needs another package ({error})",
                 hint="Install that package.",
             ) from error
         except Exception as error:  # every protocol has exceptions of its own
-            raise OptionError(
-                f"data {url!r}",
-                reason=f"cannot be reached ({type(error).__name__}: {error})",
-                hint="Check the URL and data.storage.",
-            ) from error
+            raise _unreachable(options.path, error) from error
         if missing or not paths:
             raise NotFoundError(
-                f"shard {missing[0] if missing else one!r}",
+                f"shard {brief(missing[0] if missing else one)}",
                 reason="there is no such file",
                 hint="Check data.path.",
             )
@@ -235,62 +252,40 @@ def find_shards(url: str, storage: dict[str, Any]) -> list[Shard]:
     return shards
 
 
-def expand_braces(text: str) -> list[str]:
-    """All names that `a{00..02}b` or `{x,y}` stands for; zeros are kept. Raises OptionError."""
-    head, opening, rest = text.partition("{")
-    inner, closing, tail = rest.partition("}")
-    if not opening:
-        return [text]
-    first, dots, last = inner.partition("..")
-    if dots and first.isdecimal() and last.isdecimal():
-        numbers = range(int(first), int(last) + 1)
-        choices = [str(number).zfill(len(first)) for number in numbers]
-    else:
-        choices = inner.split(",")
-    if not closing or not choices or (dots and not (first.isdecimal() and last.isdecimal())):
-        raise OptionError(
-            f"data {text!r}", reason="braces must be {000..099} or {a,b}", hint="Correct it."
-        )
-    return [head + choice + end for choice in choices for end in expand_braces(tail)]
+def _unreachable(url: str, error: Exception) -> OptionError:
+    return OptionError(
+        f"data {brief(url)}",
+        reason=f"cannot be reached ({type(error).__name__}: {error})",
+        hint="Check the URL and data.storage.",
+    )
 
 
-def _members(shard: Shard) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and size of every file in a shard. Raises DamagedShardError."""
+def _members(shard: Shard) -> Iterator[Member]:
+    """The members of a shard. Raises DamagedShardError, and OptionError if it is compressed."""
     try:
-        total = shard.size()
         with shard.system.open(shard.path, "rb") as stream:
-            _check_plain(stream, shard)
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                while (member := tar.next()) is not None:
-                    tar.members = []  # type: ignore[attr-defined]  # or it would keep all
-                    if member.offset_data + member.size > total:
-                        raise _damaged(shard, member.offset_data)
-                    if member.isfile():
-                        yield member.name, member.offset_data, member.size
-                end = tar.offset
-            stream.seek(end)
-            # tarfile takes a damaged header for the end; the true end is a block of zeros
-            if stream.read(_BLOCK) != bytes(_BLOCK):
-                raise _damaged(shard, end)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DamagedShardError(
-            f"shard {shard.path}", reason=f"cannot be read ({error})"
-        ) from error
+            try:
+                yield from members(stream, shard.size())
+            except DamagedTarError as error:
+                if error.offset == 0:
+                    _check_plain(stream, shard)
+                raise DamagedShardError(f"shard {shard.path}", reason=str(error)) from error
+    except ImagePromptError:
+        raise
+    except Exception as error:  # every protocol has exceptions of its own
+        reason = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        raise DamagedShardError(f"shard {shard.path}", reason=reason) from error
 
 
 def _check_plain(stream: Any, shard: Shard) -> None:
-    kind = _COMPRESSED.get(stream.read(2))
     stream.seek(0)
+    kind = _COMPRESSED.get(stream.read(2))
     if kind:
         raise OptionError(
             f"shard {shard.path}",
             reason=f"compressed with {kind}, so single samples cannot be read",
             hint="Decompress it; compression does not make pictures smaller.",
         )
-
-
-def _damaged(shard: Shard, offset: int) -> DamagedShardError:
-    return DamagedShardError(f"shard {shard.path}", reason=f"damaged or truncated at byte {offset}")
 
 
 class _TarSource:
