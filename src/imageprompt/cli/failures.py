@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import traceback
 
 from imageprompt.core.console import note
-from imageprompt.core.errors import ImagePromptError, shortened
+from imageprompt.core.errors import REMEDIES, ImagePromptError, shortened
 
 TRACEBACK = "IMAGEPROMPT_TRACEBACK"
 """The environment variable that shows where an error was raised."""
 
-_REMEDIES = {
-    errno.ENOSPC: "Free some space, or write to another disk.",
-    errno.EDQUOT: "Free some space, or write to another disk.",
-    errno.EMFILE: "Allow more open files: ulimit -n 4096.",
-    errno.EACCES: "Check its permissions.",
-    errno.EPERM: "Check its permissions.",
-    errno.EROFS: "Write to another folder.",
-    errno.ENAMETOOLONG: "Give a shorter path.",
-}
 _NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
 """How torch and the libraries below say it."""
 
@@ -38,33 +28,41 @@ def traceback_wanted() -> bool:
 
 
 def _explain(error: BaseException) -> str:
+    text = _text(error)
     if isinstance(error, ImagePromptError):
-        return str(error)
-    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY):
+        return text
+    if isinstance(error, MemoryError) or any(words in text.lower() for words in _NO_MEMORY):
         return "not enough memory. Use fewer or smaller pictures at once (--batch-size, --size)."
     if isinstance(error, RecursionError):
         return "the input is nested too deeply. Check where the file comes from."
     if isinstance(error, OSError):
         return _system_error(error)
     if isinstance(error, UnicodeError):
-        return f"a text or a name cannot be written or read as Unicode ({error})."
+        return f"a text or a name cannot be written or read as Unicode ({text})."
     if isinstance(error, ModuleNotFoundError):
         return f"the package {error.name} is not installed. Reinstall imageprompt with pip."
-    if "home directory" in str(error):  # RuntimeError of pathlib
+    if "home directory" in text:  # RuntimeError of pathlib
         return "no home folder is known here for a path with ~. Write the path in full."
-    if "null byte" in str(error) or "null character" in str(error):
+    if "null byte" in text or "null character" in text:
         return "a path contains a NUL character. Check the path."
     return _bug(error)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return shortened(str(error), 4 * MAX_PART)
+    except Exception:  # the error's own fault
+        return "it has no message"
 
 
 def _system_error(error: OSError) -> str:
     """The system's words, and what they are about."""
     reason = error.strerror or str(error) or type(error).__name__
-    if error.filename is None:
-        what = "" if _folder_exists() else "the current folder no longer exists: "
-    else:
+    if isinstance(error.filename, str | bytes):
         what = f"{os.fsdecode(error.filename)!r}: "
-    remedy = _REMEDIES.get(error.errno or 0, "")
+    else:
+        what = "" if _folder_exists() else "the current folder no longer exists: "
+    remedy = REMEDIES.get(error.errno or 0, "")
     return f"{what}{reason.rstrip('.')}. {remedy}".rstrip()
 
 
@@ -81,6 +79,6 @@ def _bug(error: BaseException) -> str:
     if frames := traceback.extract_tb(error.__traceback__):
         place = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})"  # noqa: PTH119
     return (
-        f"unexpected {type(error).__name__}: {error}{place}. This is a bug: please report it with"
+        f"unexpected {type(error).__name__}: {_text(error)}{place}. This is a bug: please report it with"
         f" what the same command prints with {TRACEBACK}=1."
     )

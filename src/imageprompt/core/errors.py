@@ -1,6 +1,7 @@
 """The typed errors: each names the thing, what is wrong with it and what to do, on one line."""
 
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Mapping
 
 MAX_PART = 1500
 """Characters of one part of a message: a path of a stranger can have a million."""
@@ -79,5 +80,25 @@ class NotFoundError(ImagePromptError):
     """A path or a Hub id that cannot be found."""
 
 
+class WriteError(ImagePromptError, OSError):
+    """A file that cannot be written: a full disk, a read-only or missing folder. Its `errno` says
+    which; what had its name before is unchanged."""
+
+
 class OptionError(ImagePromptError):
     """Any other invalid argument."""
+
+
+# ── what the system says ────────────────────────────────────────────────────────────────────────
+
+REMEDIES: Mapping[int, str] = {
+    errno.ENOSPC: "Free some space, or write to another disk.",
+    errno.EDQUOT: "Free some space, or write to another disk.",
+    errno.EFBIG: "Raise the limit of this process (ulimit -f), or write to another disk.",
+    errno.EMFILE: "Allow more open files: ulimit -n 4096.",
+    errno.EACCES: "Check its permissions.",
+    errno.EPERM: "Check its permissions.",
+    errno.EROFS: "Write to another folder.",
+    errno.ENAMETOOLONG: "Give a shorter path.",
+}
+"""The error number of an OSError -> what to do."""
