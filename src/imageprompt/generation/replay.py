@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imageprompt.core.errors import OptionError
+from imageprompt.core.errors import OptionError, PromptError
 from imageprompt.generation.reference import REFERENCE_FIELDS, TOKEN_FIELDS, Reference, flag_of
 from imageprompt.generation.request import Request, check_names
 from imageprompt.loading import resolve_file, usable_device
@@ -178,7 +178,11 @@ def _load_prompt(tokens: bytes) -> ImagePrompt:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "prompt.safetensors"
         path.write_bytes(tokens)
-        return ImagePrompt.load(path)
+        try:
+            return ImagePrompt.load(path)
+        except PromptError as error:
+            what = "the recipe's image prompt"
+            raise PromptError(what, reason=error.reason, hint=error.hint) from None
 
 
 # ── files, devices, versions ────────────────────────────────────────────────────────────────────

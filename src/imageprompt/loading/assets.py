@@ -73,7 +73,7 @@ def path_of(source: object) -> str | None:
 
 def resolve_file(record: AssetRecord, what: str, flag: str) -> str:
     """The path of a file in a recipe, if its content is unchanged. Raises PictureError."""
-    shown = f"{what} {record.name!r} of the recipe"
+    shown = f"{what} {record.name!r:.300} of the recipe"
     hint = f"Give it again: {flag} FILE."
     if record.name is None:
         raise PictureError(shown, reason="was an object in memory, not a file", hint=hint)
