@@ -1,14 +1,18 @@
-"""`python -m tests.attacks`: the table, and then random mutations of legitimate files."""
+"""`python -m tests.attacks`: the table, and then random mutations of sound files."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 
+from . import mutate
 from .harness import Result, run
+from .mutate import Tried
 
 
 def main() -> int:
@@ -16,9 +20,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.attacks", description=__doc__)
     parser.add_argument("--door", default="", metavar="WORDS", help="only doors with these words")
     parser.add_argument("--row", default="", metavar="WORDS", help="only attacks with these words")
-    parser.add_argument("--json", action="store_true", help="one line of JSON for each row")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of mutations; 0: none")
+    parser.add_argument("--format", default="", metavar="WORDS", help="only mutate these formats")
+    parser.add_argument("--seed", type=int, default=0, help="of the mutations")
+    parser.add_argument("--save", default="", metavar="FOLDER", help="keep mutants that fail")
+    parser.add_argument("--json", action="store_true", help="lines of JSON")
     options = parser.parse_args()
+    failed = False
+    if not options.format:
+        failed = _rows(options)
+    if options.seconds and not options.door and not options.row:
+        failed = _mutations(options) or failed
+    return failed
 
+
+# ── the table ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _rows(options: argparse.Namespace) -> bool:
     results = []
     for result in run(options.door, options.row):
         results.append(result)
@@ -29,12 +48,11 @@ def main() -> int:
         elif options.row:
             print(f"{result.door} | {result.attack}: {result.outcome}: {result.message}")
     if not options.json:
-        print_table(results)
+        _print_doors(results)
     return any(result.problems for result in results)
 
 
-def print_table(results: list[Result]) -> None:
-    """A line for each door."""
+def _print_doors(results: list[Result]) -> None:
     names = Counter((result.door, result.attack) for result in results)
     for (door, attack), count in names.items():
         if count > 1:
@@ -42,17 +60,66 @@ def print_table(results: list[Result]) -> None:
     doors: dict[str, list[Result]] = {}
     for result in results:
         doors.setdefault(result.door, []).append(result)
-    width = max(map(len, doors), default=4)
-    print(f"\n{'door':{width}}  rows  failed  CPU s  slowest  largest MB")
-    for name, rows in (doors | {"all": results}).items():
-        failed = sum(bool(row.problems) for row in rows)
-        slowest = max((row.cpu for row in rows), default=0.0)
-        largest = max((row.peak for row in rows), default=0) / 2**20
-        total = sum(row.cpu for row in rows)
-        print(
-            f"{name:{width}}  {len(rows):4}  {failed:6}  {total:5.1f}  {slowest:7.2f}"
-            f"  {largest:10.0f}"
+    head = ("door", "rows", "failed", "CPU s", "slowest", "largest MB")
+    _print_table(head, (_door(*item) for item in (doors | {"all": results}).items()))
+
+
+def _door(name: str, rows: list[Result]) -> tuple[str, ...]:
+    failed = sum(bool(row.problems) for row in rows)
+    cpu, peaks = [row.cpu for row in rows], [row.peak for row in rows]
+    slowest, largest = max(cpu, default=0), max(peaks, default=0) / 2**20
+    return name, f"{len(rows)}", f"{failed}", f"{sum(cpu):.1f}", f"{slowest:.2f}", f"{largest:.0f}"
+
+
+# ── mutations ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _mutations(options: argparse.Namespace) -> bool:
+    start = time.monotonic()
+    sums: dict[str, Tried] = {}
+    names = ("format", "seconds", "seed", "save")
+    for tried in mutate.run(**{name: getattr(options, name) for name in names}):
+        if options.json:
+            print(json.dumps(asdict(tried)), flush=True)
+        for fault in tried.faults:
+            print(f"{tried.format} {options.seed} {fault['index']}: {fault['problem']}", flush=True)
+        found = sums.setdefault(tried.format, Tried(tried.format))
+        found.count += tried.count
+        found.refused += tried.refused
+        found.seconds += tried.seconds
+        found.faults += tried.faults
+        if sys.stderr.isatty():
+            count = sum(one.count for one in sums.values())
+            print(f"\r{count:,} mutants, {time.monotonic() - start:.0f} s", end="", file=sys.stderr)
+    if not options.json:
+        print()
+        total = Tried(
+            "all", *(sum(getattr(one, name) for one in sums.values()) for name in _SUMMED)
         )
+        total.faults = [fault for one in sums.values() for fault in one.faults]
+        head = ("format", "mutants", "refused", "failed", "CPU s", "each ms")
+        _print_table(head, map(_format, (*sums.values(), total)))
+        print(f"{time.monotonic() - start:.0f} s, seed {options.seed}")
+    return any(one.faults for one in sums.values())
+
+
+_SUMMED = ("count", "refused", "seconds")
+
+
+def _format(one: Tried) -> tuple[str, ...]:
+    each = 1000 * one.seconds / max(one.count, 1)
+    counts = (f"{number:,}" for number in (one.count, one.refused, len(one.faults)))
+    return one.format, *counts, f"{one.seconds:.1f}", f"{each:.1f}"
+
+
+def _print_table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    """The first column to the left, numbers to the right."""
+    table = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    print()
+    for first, *numbers in table:
+        cells = (cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True))
+        print("  ".join((first.ljust(widths[0]), *cells)))
 
 
 if __name__ == "__main__":

@@ -209,8 +209,9 @@ def in_child(
 
     The child is stopped after `wall` seconds, with everything that it started.
     """
-    if len(list(Path("/proc/self/task").iterdir())) > 1:
-        raise RuntimeError(f"a fork is not safe beside other threads: {threading.enumerate()}")
+    threads = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
+    if len(threads) > 1:
+        raise RuntimeError(f"no fork is safe beside {threads}: {threading.enumerate()}")
     gc.collect()
     gc.freeze()
     sys.stdout.flush()
