@@ -45,7 +45,8 @@ def _stat(path: Path) -> Hashable:
         found = path.stat()
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns, found.st_ino
+    # the time of the last change of any kind cannot be set back, as that of the content can
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 V = TypeVar("V")
