@@ -70,8 +70,14 @@ def test_attach_use_detach(host: str, kind: str, tmp_path: Path) -> None:
     assert torch.equal(rig.host.read(rig.unet, inputs), before)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("host", CASES)
+@pytest.mark.parametrize(
+    ("host", "dtype"),
+    [
+        *((host, torch.float32) for host in CASES),
+        ("sd15", torch.bfloat16),
+        ("motion", torch.bfloat16),
+    ],
+)
 def test_scale_zero_is_the_base(host: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """Bit for bit, over several steps so that caches are used, and back again from scale 1."""
     rig = build(host, "base", tmp_path, dtype=dtype)

@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +124,17 @@ FLUX: dict[str, Any] = {
 # ── diffusers loads it ───────────────────────────────────────────────────────────────────────────
 
 
-def diffusers_output(host: str, kind: str, *load: Any, **options: Any) -> Tensor:
-    """A guided call of diffusers' denoiser after `pipe.load_ip_adapter(*load, **options)`."""
+@cache
+def shared_pipeline() -> Any:
+    """Parts round a denoiser that each caller sets."""
     from tiny_stack import make_pipeline
 
-    case = SITES[host]
-    pipe = make_pipeline()
+    return make_pipeline()
+
+
+def diffusers_output(host: str, kind: str, *load: Any, **options: Any) -> Tensor:
+    """A guided call of diffusers' denoiser after `pipe.load_ip_adapter(*load, **options)`."""
+    case, pipe = SITES[host], shared_pipeline()
     pipe.unet = unet = case.unet()
     pipe.load_ip_adapter(*load, subfolder="", image_encoder_folder=None, **options)
     projection = unet.encoder_hid_proj.image_projection_layers[0]

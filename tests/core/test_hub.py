@@ -266,18 +266,14 @@ def test_the_adapter_class_takes_hub_ids(hub: Hub) -> None:
 
 
 def test_the_command_honours_hf_endpoint(repositories: Path, tmp_path: Path) -> None:
-    reference = tmp_path / "reference.png"
-    Image.new("RGB", (16, 16), "red").save(reference)
     with serving(repositories) as hub:
         settings = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-        command = [sys.executable, "-m", "imageprompt", "generate", "--json", "--steps", "1"]
-        command += ["--reference", str(reference), "--output", str(tmp_path / "out")]
-        command += ["--base", "someone/tiny", "--adapter", ADAPTER]
+        command = [sys.executable, "-m", "imageprompt", "inspect", "--json", ADAPTER]
         done = subprocess.run(
             command, env={**os.environ, **settings}, capture_output=True, text=True, check=False
         )
     assert done.returncode == 0, done.stderr
-    assert [Path(p["path"]).name for p in json.loads(done.stdout)["pictures"]] == ["0001.png"]
+    assert json.loads(done.stdout)["variants"] == ["plus"]
     assert f"GET {ADAPTER.replace('/models', '/resolve/main/models')}" in hub.asked
 
 

@@ -33,6 +33,7 @@ def report(tiny_folder: Path, folder: Path) -> dict[str, object]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundled, "folder", lambda: tiny_folder)
         patch.setattr(judge, "classify", Oracle.classify)
+        patch.setattr(bundled, "STEPS", 4)
         return showcase.run(folder, seed=3, count=2, progress=False)
 
 
@@ -74,6 +75,7 @@ def test_the_same_seed_makes_the_same_pictures(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(judge, "classify", Oracle.classify)
+    monkeypatch.setattr(bundled, "STEPS", 4)
     showcase.run(tmp_path / "again", seed=3, count=2, progress=False)
     sheets = [place / "contact-sheet.png" for place in (folder, tmp_path / "again")]
     assert sheets[0].read_bytes() == sheets[1].read_bytes()
@@ -86,6 +88,7 @@ def test_json_is_all_that_is_printed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(judge, "classify", Oracle.classify)
+    monkeypatch.setattr(bundled, "STEPS", 4)
     made = showcase.run(tmp_path, count=1, json=True, progress=False)
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(made))
 

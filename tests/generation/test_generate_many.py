@@ -58,7 +58,7 @@ def test_random_requests_equal_those_alone(monkeypatch: pytest.MonkeyPatch) -> N
             "mask": draw.choice([None, LEFT, 1 - LEFT]),
             **QUICK,
         }
-        for _ in range(24)
+        for _ in range(16)
     ]
     sizes = batches(monkeypatch)
     engine = ip.Engine()
