@@ -31,7 +31,7 @@ CHANGES = {
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 OWN_CODE = (
     "dataclasses.py", "collections/__init__.py", "typing.py", "typing_extensions.py",
-    "imageprompt/core/schema.py",
+    "imageprompt/core/schema.py", "typing_inspection/typing_objects.py",
 )  # fmt: skip
 """Files that write code, or evaluate annotations, of modules."""
 

@@ -82,7 +82,7 @@ def _guarded(part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def _versions() -> dict[str, str | None]:
     versions: dict[str, str | None] = {
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
     for name in ("imageprompt", *REQUIRED, *OPTIONAL):
         try:

@@ -6,7 +6,7 @@ import os
 import traceback
 
 from imageprompt.core.console import note
-from imageprompt.core.errors import REMEDIES, ImagePromptError, shortened
+from imageprompt.core.errors import MAX_PART, REMEDIES, ImagePromptError, printable, shortened
 
 TRACEBACK = "IMAGEPROMPT_TRACEBACK"
 """The environment variable that shows where an error was raised."""
@@ -20,7 +20,7 @@ def explain(error: BaseException) -> str:
     if traceback_wanted():
         for line in "".join(traceback.format_exception(error)).splitlines():
             note(line)
-    return shortened(" ".join(_explain(error).split()), 4000)
+    return shortened(printable(" ".join(_explain(error).split())), 4 * MAX_PART)
 
 
 def traceback_wanted() -> bool:
@@ -79,6 +79,6 @@ def _bug(error: BaseException) -> str:
     if frames := traceback.extract_tb(error.__traceback__):
         place = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})"  # noqa: PTH119
     return (
-        f"unexpected {type(error).__name__}: {_text(error)}{place}. This is a bug: please report it with"
-        f" what the same command prints with {TRACEBACK}=1."
+        f"unexpected {type(error).__name__}: {_text(error)}{place}. This is a bug: please report"
+        f" it with what the same command prints with {TRACEBACK}=1."
     )

@@ -17,7 +17,7 @@ from imageprompt.core.console import (
     provided,
     wants_progress,
 )
-from imageprompt.core.errors import NotFoundError
+from imageprompt.core.errors import NotFoundError, OptionError
 
 GOOD, PROBLEMS = 0, 1
 
@@ -189,12 +189,18 @@ def _print(options: argparse.Namespace, result: Any) -> None:
 
 
 def _check_report(options: argparse.Namespace) -> None:
-    """Before the work starts. Raises NotFoundError."""
+    """Before the work starts. Raises NotFoundError, OptionError."""
     if options.report is not None and not options.report.parent.is_dir():
         raise NotFoundError(
             f"folder of --report {str(options.report)!r}",
             reason="no such folder",
             hint="Create it first.",
+        )
+    if options.report is not None and options.report.exists() and not options.report.is_file():
+        raise OptionError(
+            f"--report {str(options.report)!r}",
+            reason="a folder, pipe or device stands in its place",
+            hint="Choose another name.",
         )
 
 

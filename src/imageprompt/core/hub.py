@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from imageprompt.core import bundled
@@ -17,7 +18,7 @@ Location = str | os.PathLike[str]
 """A local path, "owner/repo[/sub/path]" on the Hub, or "bundled[/sub/path]" in the stack."""
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-_HUB_ID = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:/(?P<path>[^\0\\]+))?")
+_HUB_ID = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:/(?P<path>[^\\:]+))?")  # no drive of Windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class HubId:
 def hub_id(location: Location) -> HubId | None:
     """Parse "owner/repo[/sub/path]"; None if `location` can only be a local path."""
     text = os.fspath(location)
-    found = _HUB_ID.fullmatch(text) if isinstance(location, str) else None
+    found = _HUB_ID.fullmatch(text) if isinstance(location, str) and text.isprintable() else None
     if found is None or ".." in text.split("/"):
         return None
     return HubId(repo=found["repo"], path=(found["path"] or "").strip("/"))
@@ -139,14 +140,38 @@ def _fetch_file(remote: HubId, *, cached_only: bool) -> Path:
         raise unreachable or errors.LocalEntryNotFoundError("not in the cache") from None
 
 
+_SHARES = ("\\\\", "//?", "//.")
+"""How paths of Windows to other computers and devices begin."""
+
+MAX_NAME = 255  # characters of a file's name
+MAX_ENTRIES = 2000
+"""Names of a folder that are looked at for a suggestion: it may have millions."""
+
+
+def _entries(folder: Path) -> list[str]:
+    """Names in a folder; none if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in islice(entries, MAX_ENTRIES)]
+    except OSError:
+        return []
+
+
 def _not_a_file(path: Path) -> str:
     if not path.is_dir():
         return "not a regular file"
-    inside = sorted(entry.name for entry in path.iterdir())[:5]
+    inside = sorted(_entries(path))[:5]
     return "is a folder, not a file" + (f" (it contains {', '.join(inside)})" if inside else "")
 
 
 def _local(location: Location) -> Path | None:
+    text = os.fspath(location)
+    if not text or text.startswith(_SHARES):  # looking for it would log in there
+        raise NotFoundError(
+            f"{text!r}",
+            reason="a folder on another computer" if text else "no name was given",
+            hint="Give a path on this computer.",
+        )
     try:
         path = Path(location).expanduser()
         if path.exists():
@@ -155,9 +180,10 @@ def _local(location: Location) -> Path | None:
             raise no_such_file(path)
         return _in_bundled_stack(location)
     except (OSError, ValueError, RuntimeError) as error:  # NUL, name too long, no access, ~nobody
+        reason = getattr(error, "strerror", None) or str(error)
         raise NotFoundError(
-            f"{os.fspath(location)!r}",
-            reason=f"not a usable path ({error})",
+            f"{text!r}",
+            reason=f"not a usable path ({reason.rstrip('.')})",
             hint="Check the path.",
         ) from error
 
@@ -207,11 +233,8 @@ def _suggestion(location: Location) -> str:
     missing = path
     while not missing.parent.is_dir() and missing.parent != missing:
         missing = missing.parent
-    try:
-        names = [entry.name for entry in missing.parent.iterdir()]
-    except OSError:
-        return ""
-    close = difflib.get_close_matches(missing.name, names, n=3, cutoff=0.6)
+    names = _entries(missing.parent)
+    close = difflib.get_close_matches(missing.name[:MAX_NAME], names, n=3, cutoff=0.6)
     return _candidates([str(missing.with_name(name)) for name in close])
 
 

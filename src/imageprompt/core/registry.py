@@ -7,6 +7,7 @@ import pkgutil
 from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import cached_property
+from pathlib import Path
 from typing import Generic, Protocol, TypeVar, cast
 
 from imageprompt.core.errors import OptionError
@@ -35,7 +36,10 @@ class Registry(Generic[T]):
     def _stems(self) -> frozenset[str]:
         """The names of the package's modules; nothing is loaded."""
         path = importlib.import_module(self._package).__path__
-        return frozenset(info.name for info in pkgutil.iter_modules(path))
+        stems = frozenset(info.name for info in pkgutil.iter_modules(path))
+        if not stems:
+            next(Path(path[0]).iterdir())  # raises the reason, which iter_modules does not
+        return stems
 
     @cached_property
     def _members(self) -> dict[str, T]:
