@@ -98,7 +98,7 @@ class Watch:
     def _changed(self, event: str, path: Any, folder: int) -> None:
         if isinstance(path, int):
             return
-        place = Path(f"/proc/self/fd/{folder}").readlink() if folder >= 0 else Path()
+        place = Path(f"/proc/self/fd/{folder}").readlink() if (folder or -1) >= 0 else Path()
         real = _real(place / os.fsdecode(path), follow=event == "os.truncate")
         if not self._may_change(real):
             self._stop(f"outside: {event} {real}")
