@@ -15,7 +15,7 @@ from imageprompt.checkpoint import formats
 from imageprompt.checkpoint.formats import FORMATS
 from imageprompt.checkpoint.identify.identify import identify
 from imageprompt.checkpoint.read.open import open_source
-from imageprompt.checkpoint.write import write_safetensors
+from imageprompt.checkpoint.torch_io import write_safetensors
 from imageprompt.core.errors import OptionError
 from imageprompt.core.registry import Registry
 from imageprompt.variants import VARIANTS

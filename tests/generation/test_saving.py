@@ -47,9 +47,9 @@ def test_each_picture_is_handed_over_as_soon_as_its_batch_is_done(
     events: list[str] = []
     original = result.write_picture
 
-    def written(path: Path, *arguments: Any) -> None:
+    def written(path: Path, *arguments: Any, **options: Any) -> None:
         events.append(path.name)
-        original(path, *arguments)
+        original(path, *arguments, **options)
 
     monkeypatch.setattr(result, "write_picture", written)
     made = generate(

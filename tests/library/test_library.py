@@ -563,7 +563,7 @@ def test_processes_that_add_at_once(filled: Library, tmp_path: Path) -> None:
 def test_what_a_kill_leaves_is_swept(filled: Library, adapter: Any) -> None:
     kept = filled.folder / ".prepared"
     kept.mkdir()
-    left = [filled.folder / ".red.0a1b2c3d.tmp.safetensors", kept / ".tmpAbC123"]
+    left = [folder / ".red.0a1b2c3d.tmp.safetensors" for folder in (filled.folder, kept)]
     others = [filled.folder / ".tmpAbC123", filled.folder / ".mine.safetensors"]
     for path in (*left, *others):
         path.write_bytes(b"half a style")

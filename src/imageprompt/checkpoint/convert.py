@@ -28,7 +28,13 @@ from imageprompt.checkpoint.report import (
     size_text,
 )
 from imageprompt.checkpoint.tensor_bytes import QUICK, quick_hash, same_bytes
-from imageprompt.checkpoint.write import converted_metadata, write_safetensors
+from imageprompt.checkpoint.torch_io import (
+    CastTensor,
+    resolve_cast_dtype,
+    write_pickle,
+    write_safetensors,
+)
+from imageprompt.checkpoint.write import converted_metadata
 from imageprompt.core.atomic_files import write_atomically
 from imageprompt.core.errors import AdapterFileError, NotFoundError, OptionError, as_text
 from imageprompt.core.hub import Location
@@ -124,14 +130,16 @@ def convert(
     source_hash = f"{QUICK}:{quick_hash(tensors)}"
     metadata = converted_metadata(found, source, variant) | {"source_hash": source_hash}
     size = sum(tensor.nbytes for tensor in planned.values())
-    with write_atomically(target) as temporary, _bar(size, progress) as on_bytes:
-        if target.suffix == SAFETENSORS:
-            write_safetensors(temporary, planned, metadata, on_bytes)
-        else:
-            from imageprompt.checkpoint.torch_io import write_pickle
-
-            write_pickle(temporary, planned, nested=layout.nested)
-        _verify(temporary, planned, found.base)
+    new = not (overwrite or force)
+    try:
+        with write_atomically(target, new=new) as temporary, _bar(size, progress) as on_bytes:
+            if target.suffix == SAFETENSORS:
+                write_safetensors(temporary, planned, metadata, on_bytes)
+            else:
+                write_pickle(temporary, planned, nested=layout.nested)
+            _verify(temporary, planned, found.base)
+    except FileExistsError as error:  # since the check
+        raise _exists(target) from error
     return Conversion(
         source=str(source.path),
         container=source.container,
@@ -183,11 +191,15 @@ def _check_target(target: Path, src: Location, *, overwrite: bool) -> None:
     source = os.path.expanduser(src)  # noqa: PTH111 - never raises
     _check_not_source(target, (Path(source),) if os.path.exists(source) else ())  # noqa: PTH110
     if not overwrite:
-        raise OptionError(
-            f"target {str(target)!r}",
-            reason="the file exists already",
-            hint="Choose another name, or replace it: --overwrite (overwrite=True in Python).",
-        )
+        raise _exists(target)
+
+
+def _exists(target: Path) -> OptionError:
+    return OptionError(
+        f"target {str(target)!r}",
+        reason="the file exists already",
+        hint="Choose another name, or replace it: --overwrite (overwrite=True in Python).",
+    )
 
 
 def _check_not_source(target: Path, files: tuple[Path, ...]) -> None:
@@ -203,8 +215,6 @@ def _cast(dtype: str | None) -> Callable[[Any], TensorBytes]:
     """From a stored tensor to the one to be written. Raises OptionError."""
     if dtype is None:
         return lambda tensor: tensor
-    from imageprompt.checkpoint.torch_io import CastTensor, resolve_cast_dtype
-
     name = resolve_cast_dtype(dtype)
     return lambda tensor: CastTensor.of(tensor, name)
 

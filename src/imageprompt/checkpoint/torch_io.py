@@ -1,21 +1,23 @@
-"""Between stored tensors and torch: loading, casting, and files written by torch.
+"""Between stored tensors and torch: loading, casting, and writing files.
 
 What a file contains is read by `open_source`: no pickle is ever run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from imageprompt.checkpoint.read.file import WEIGHT_SUFFIXES, open_safetensors
 from imageprompt.checkpoint.read.open import open_source
 from imageprompt.checkpoint.read.stored_tensor import (
     CHUNK,
     ITEM_SIZES,
+    TORCH_DTYPES,
     StoredTensor,
     TensorBytes,
     torch_dtype_name,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SAFETENSORS = ".safetensors"
+ALIGNMENT = 8
 CAST_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -129,18 +132,15 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
 
     Raises NotFoundError for a missing folder, AdapterFileError for any other suffix.
     """
-    import torch
-    from safetensors.torch import save_file
-
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     if not path.parent.is_dir():
         raise NotFoundError(str(path.parent), reason="no such folder", hint="Create it first.")
     if path.suffix == SAFETENSORS:
         with write_atomically(path) as temporary:
-            save_file(on_cpu, temporary, dict(metadata))
+            stored = {name: TorchTensor(tensor.detach()) for name, tensor in tensors.items()}
+            write_safetensors(temporary, stored, metadata)
     elif path.suffix in WEIGHT_SUFFIXES:
         with write_atomically(path) as temporary:
-            torch.save(nest(on_cpu), temporary)
+            _save_pickle(temporary, nest({name: _on_cpu(one) for name, one in tensors.items()}))
     else:
         raise AdapterFileError(
             str(path), reason="an adapter file ends in .safetensors or .bin", hint="Rename it."
@@ -149,10 +149,87 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
 
 def write_pickle(path: Path, tensors: Mapping[str, TensorBytes], *, nested: bool) -> None:
     """Write a `torch.save` file in place, flat or with a dictionary for each part."""
+    loaded = {name: tensor_of(stored) for name, stored in tensors.items()}
+    _save_pickle(path, nest(loaded) if nested else loaded)
+
+
+def _save_pickle(path: Path, content: Mapping[str, object]) -> None:
+    """`torch.save`, which says RuntimeError if the disk is full, here OSError."""
     import torch
 
-    loaded = {name: tensor_of(stored) for name, stored in tensors.items()}
-    torch.save(nest(loaded) if nested else loaded, path)
+    try:
+        with path.open("wb") as stream:
+            torch.save(content, stream)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
+
+
+@dataclass(frozen=True)
+class TorchTensor:
+    """A tensor of torch, on any device, to be written."""
+
+    tensor: Tensor
+
+    @property
+    def dtype(self) -> str:
+        return TORCH_DTYPES[str(self.tensor.dtype).removeprefix("torch.")]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.nbytes
+
+    def chunks(self, size: int = CHUNK) -> Iterator[memoryview]:
+        import torch
+
+        content: Any = _on_cpu(self.tensor).reshape(-1).view(torch.uint8).numpy()
+        whole = memoryview(content)
+        return (whole[start : start + size] for start in range(0, len(whole), size))
+
+
+def write_safetensors(
+    path: Path,
+    tensors: Mapping[str, TensorBytes],
+    metadata: Mapping[str, str],
+    on_bytes: Callable[[int], object] = lambda _: None,
+) -> None:
+    """Write a whole file in place; `on_bytes` is called with the size of every chunk written.
+
+    Wider types come first, so that every tensor starts at a multiple of its item size.
+    """
+    order = sorted(tensors, key=lambda name: (-ITEM_SIZES[tensors[name].dtype], name))
+    with path.open("wb") as file:
+        file.write(_header({name: tensors[name] for name in order}, metadata))
+        for name in order:
+            for chunk in tensors[name].chunks():
+                file.write(chunk)
+                on_bytes(len(chunk))
+
+
+def _header(tensors: Mapping[str, TensorBytes], metadata: Mapping[str, str]) -> bytes:
+    """Length and JSON, padded with spaces so that the data starts at a multiple of 8."""
+    table: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, tensor in tensors.items():
+        end = offset + tensor.nbytes
+        table[name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
 
 
 def nest(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

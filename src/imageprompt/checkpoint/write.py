@@ -1,14 +1,11 @@
-"""Adapter files written without torch, chunk by chunk, and the metadata that they carry."""
+"""The metadata that written adapter files carry."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imageprompt.checkpoint.identify.published import likely_encoder
-from imageprompt.checkpoint.read.stored_tensor import ITEM_SIZES, TensorBytes, TensorSource
+from imageprompt.checkpoint.read.stored_tensor import TensorSource
 from imageprompt.core import __version__
 from imageprompt.core.errors import OptionError
 from imageprompt.core.spec import AdapterSpec
@@ -16,47 +13,6 @@ from imageprompt.variants import VARIANTS
 
 if TYPE_CHECKING:
     from imageprompt.checkpoint.identify.identify import Identification
-
-ALIGNMENT = 8
-
-
-def write_safetensors(
-    path: Path,
-    tensors: Mapping[str, TensorBytes],
-    metadata: Mapping[str, str],
-    on_bytes: Callable[[int], object] = lambda _: None,
-) -> None:
-    """Write a whole file in place; `on_bytes` is called with the size of every chunk written.
-
-    Wider types come first, so that every tensor starts at a multiple of its item size.
-    """
-    order = sorted(tensors, key=lambda name: (-ITEM_SIZES[tensors[name].dtype], name))
-    with path.open("wb") as file:
-        file.write(_header({name: tensors[name] for name in order}, metadata))
-        for name in order:
-            for chunk in tensors[name].chunks():
-                file.write(chunk)
-                on_bytes(len(chunk))
-
-
-def _header(tensors: Mapping[str, TensorBytes], metadata: Mapping[str, str]) -> bytes:
-    """Length and JSON, padded with spaces so that the data starts at a multiple of 8."""
-    table: dict[str, object] = {"__metadata__": dict(metadata)}
-    offset = 0
-    for name, tensor in tensors.items():
-        end = offset + tensor.nbytes
-        table[name] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
-
-
-# ── metadata ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def converted_metadata(

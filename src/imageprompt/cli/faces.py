@@ -41,7 +41,7 @@ def add_faces(command: Parser) -> None:
 
 
 def _faces(options: argparse.Namespace) -> int:
-    from imageprompt.core.atomic_files import check_folder
+    from imageprompt.core.atomic_files import check_folder, write_atomically
     from imageprompt.encoding.encoders.contract import check_face_choice
     from imageprompt.encoding.face_embeddings import save_embeddings
     from imageprompt.encoding.face_encoder import FaceEncoder
@@ -68,7 +68,8 @@ def _faces(options: argparse.Namespace) -> int:
     if options.crops is not None:
         options.crops.mkdir(parents=True, exist_ok=True)
         for number, face in enumerate(chosen, start=1):
-            face.crop().save(options.crops / f"{number:04d}.png")
+            with write_atomically(options.crops / f"{number:04d}.png") as temporary:
+                face.crop().save(temporary)
     rows = [
         {"picture": name, **row}
         for name, found in faces.items()

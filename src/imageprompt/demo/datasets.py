@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from imageprompt.core.atomic_files import check_folder
+from imageprompt.core.atomic_files import check_folder, sweep, write_atomically
 from imageprompt.core.errors import OptionError
 from imageprompt.demo import scenes
 from imageprompt.demo.scenes import Scene
@@ -58,6 +58,7 @@ def draw_folder(folder: Path, count: int = TRAIN_COUNT, *, seed: int = 0) -> lis
     parts = ((TRAIN, "train", count), (HELD_OUT, "validation", HELD_OUT_COUNT))
     for name, split, number in parts:
         (top / name).mkdir(parents=True, exist_ok=True)
+        sweep(top / name)
         for index, scene in enumerate(islice(scenes.stream(split, seed), number)):
             _write(scene, top / name / f"{index:06}.png")
     return [top / name for name, _, _ in parts]
@@ -70,7 +71,7 @@ def _write(scene: Scene, path: Path) -> None:
     """
     if path.exists():
         return
-    path.with_suffix(".txt").write_text(f"{scenes.caption(scene)}\n", encoding="utf-8")
-    temporary = path.with_suffix(".tmp")
-    scenes.draw(scene).save(temporary, format="PNG")
-    temporary.replace(path)
+    with write_atomically(path.with_suffix(".txt"), durable=False) as temporary:
+        temporary.write_text(f"{scenes.caption(scene)}\n", encoding="utf-8")
+    with write_atomically(path, durable=False) as temporary:
+        scenes.draw(scene).save(temporary, format="PNG")

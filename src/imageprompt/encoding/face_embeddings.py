@@ -6,6 +6,7 @@ read it at length 1, portrait-unnorm as the recogniser makes it.
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Sequence
@@ -81,8 +82,10 @@ def save_embeddings(path: Path, faces: Sequence[Face], *, raw: bool = False) -> 
     rows = rows if raw else torch.nn.functional.normalize(rows, dim=-1)
     if not path.parent.is_dir():
         raise NotFoundError(str(path.parent), reason="no such folder", hint="Create it first.")
-    with write_atomically(path) as temporary, temporary.open("wb") as stream:
-        np.save(stream, rows.numpy())
+    content = io.BytesIO()
+    np.save(content, rows.numpy())
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(content.getvalue())
 
 
 def prompt_embeddings(embeddings: Embeddings, spec: AdapterSpec) -> list[Tensor]:

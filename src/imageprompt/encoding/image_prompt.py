@@ -131,6 +131,17 @@ class ImagePrompt:
         path = Path(path)
         if path.suffix != ".safetensors":
             raise PromptError(str(path), reason="not a .safetensors file", hint="Use that suffix.")
+        write_file(path, *self._content())
+
+    def as_bytes(self) -> bytes:
+        """The file that `save` writes, in memory."""
+        from safetensors.torch import save
+
+        tensors, metadata = self._content()
+        return save({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, metadata)
+
+    def _content(self) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """The tensors and the metadata of its file."""
         tensors = {"tokens": self.tokens}
         if self.null_tokens is not None:
             tensors["null_tokens"] = self.null_tokens
@@ -140,7 +151,7 @@ class ImagePrompt:
             metadata["prepared"] = stored.made_by
             for site, pair in stored.key_values.items():
                 tensors |= {f"{kind}.{site}": x for kind, x in zip("kv", pair, strict=True)}
-        write_file(path, tensors, metadata)
+        return tensors, metadata
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ImagePrompt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import itertools
 import os
@@ -55,16 +56,14 @@ class GenerationResult:
         """
         folder = check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tokens = [_as_bytes(prompt) for prompt in self.image_prompts]
+        tokens = [prompt.to().as_bytes() for prompt in self.image_prompts]
         paths = []
         for image, recipe in zip(self.images, self.recipes, strict=True):
-            path = _claim_number(folder)
-            try:
-                write_picture(path, image, recipe, tokens)
-            except BaseException:
-                path.unlink(missing_ok=True)
-                raise
-            paths.append(path)
+            for path in _free_numbers(folder):
+                with contextlib.suppress(FileExistsError):  # another process was faster
+                    write_picture(path, image, recipe, tokens, new=True)
+                    paths.append(path)
+                    break
         return paths
 
     def __len__(self) -> int:
@@ -99,30 +98,13 @@ class GenerationResult:
         )
 
 
-def _claim_number(folder: Path) -> Path:
-    """The path of the next free number, created empty and exclusively (O_EXCL)."""
+def _free_numbers(folder: Path) -> Iterator[Path]:
+    """The paths of the numbers after those that are taken."""
     taken = [int(path.stem) for path in folder.glob("*.png") if path.stem.isdecimal()]
-    for number in itertools.count(max(taken, default=0) + 1):
-        path = folder / f"{number:04d}.png"
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        except FileExistsError:  # another process was faster
-            continue
-        return path
-    raise AssertionError("unreachable")
+    return (folder / f"{number:04d}.png" for number in itertools.count(max(taken, default=0) + 1))
 
 
 def _png(image: Image) -> str:
     stream = io.BytesIO()
     image.save(stream, format="PNG")
     return base64.b64encode(stream.getvalue()).decode()
-
-
-def _as_bytes(prompt: ImagePrompt) -> bytes:
-    """The file that `ImagePrompt.save` writes, without precomputed K', V'."""
-    from tempfile import TemporaryDirectory
-
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "prompt.safetensors"
-        prompt.to().save(path)
-        return path.read_bytes()

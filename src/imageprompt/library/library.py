@@ -216,9 +216,11 @@ class Library:
                 reason="not a .safetensors file in an existing folder",
                 hint=f"Write {paths.checked_name(name)}.safetensors, for example.",
             )
-        if target.exists() and not replace:
-            raise OptionError(f"file {os.fspath(path)!r}", reason="exists already", hint=_REPLACE)
-        style_file.write_style(target, style)
+        try:
+            style_file.write_style(target, style, new=not replace)
+        except FileExistsError as error:
+            what = f"file {os.fspath(path)!r}"
+            raise OptionError(what, reason="exists already", hint=_REPLACE) from error
         return target
 
     def remove(self, name: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from imageprompt.checkpoint.torch_io import tensor_of
-from imageprompt.core.errors import EncoderError, OptionError, PromptError
+from imageprompt.core.errors import EncoderError, ImagePromptError, OptionError, PromptError
 from imageprompt.encoding.image_prompt import MAX_BYTES, ImagePrompt
 from imageprompt.library.paths import PRECOMPUTED, precomputed_files, write_lock
 from imageprompt.library.style import Style
@@ -83,7 +83,7 @@ def precompute_kv(folder: Path, style: Style, prompt: ImagePrompt, adapter: Adap
             for old in newest[PER_STYLE:]:
                 old.unlink(missing_ok=True)
     except (OSError, OptionError) as error:
-        reason = error.reason if isinstance(error, OptionError) else error.strerror
+        reason = error.reason if isinstance(error, ImagePromptError) else error.strerror
         warnings.warn(
             f"K', V' of style {style.name!r} cannot be written to {folder} ({reason}); they are "
             "computed again at every use",

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from imageprompt.core.atomic_files import check_folder
+from imageprompt.core.atomic_files import check_folder, locked, sweep
 from imageprompt.core.errors import NotFoundError, OptionError
 
 MAX_NAME = 100  # characters
@@ -98,8 +98,6 @@ def no_such_style(name: str, names: Iterable[str], folder: object) -> NotFoundEr
 VARIABLE = "IMAGEPROMPT_LIBRARY"
 PRECOMPUTED = ".prepared"  # the folder of precomputed K', V' beside the styles
 _LOCK = ".lock"
-_TEMPORARY = ".*.????????.tmp.safetensors"  # as `write_atomically` names them
-_SAFETENSORS_TEMPORARY = ".tmp??????"
 _LOCK_TIMEOUT = 30.0  # seconds; a write takes milliseconds
 
 
@@ -123,23 +121,17 @@ def write_lock(folder: Path) -> Iterator[None]:
 
     Raises OptionError if it cannot be written, or another process holds the lock for too long.
     """
-    from filelock import FileLock, Timeout
-
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / _LOCK, timeout=_LOCK_TIMEOUT):
-            precomputed = folder / PRECOMPUTED
-            left = [*folder.glob(_TEMPORARY), *precomputed.glob(_TEMPORARY)]
-            for path in (*left, *precomputed.glob(_SAFETENSORS_TEMPORARY)):
-                path.unlink(missing_ok=True)
-            yield
-    except Timeout as error:
-        raise OptionError(
-            f"library {str(folder)!r}",
-            reason=f"locked by another process for {_LOCK_TIMEOUT:g} s",
-            hint="Try again when that process has finished.",
-        ) from error
+    sweep(folder)
+    sweep(folder / PRECOMPUTED)
+    with locked(
+        folder / _LOCK,
+        f"library {str(folder)!r}",
+        timeout=_LOCK_TIMEOUT,
+        reason=f"locked by another process for {_LOCK_TIMEOUT:g} s",
+    ):
+        yield
 
 
 def precomputed_files(folder: Path, style_hash: str) -> list[Path]:

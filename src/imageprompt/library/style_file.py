@@ -18,8 +18,7 @@ from imageprompt.checkpoint.tensor_bytes import (
     finite,
     full_hash,
 )
-from imageprompt.checkpoint.torch_io import tensor_of
-from imageprompt.checkpoint.write import write_safetensors
+from imageprompt.checkpoint.torch_io import tensor_of, write_safetensors
 from imageprompt.core.atomic_files import write_atomically
 from imageprompt.core.errors import AdapterFileError, OptionError, PromptError
 from imageprompt.library.style import Style, style_from_description
@@ -116,10 +115,11 @@ def read_style(path: Path, name: str | None = None) -> Style:
         _refuse(path, str(error))
 
 
-def write_style(path: Path, style: Style) -> Style:
-    """Write the style, replacing the file; returns it as read back.
+def write_style(path: Path, style: Style, *, new: bool = False) -> Style:
+    """Write the style, replacing the file unless it is to be `new`; returns it as read back.
 
-    Raises OptionError, before anything is written, if it exceeds a limit of reading.
+    Raises OptionError, before anything is written, if it exceeds a limit of reading;
+    FileExistsError.
     """
     for key, tensor in style.tensors.items():
         if not _LIMITS[key].allows(tensor):
@@ -129,7 +129,7 @@ def write_style(path: Path, style: Style) -> Style:
                 hint="Use fewer references.",
             )
     description = json.dumps(style.description(), ensure_ascii=False)
-    with write_atomically(path) as temporary:
+    with write_atomically(path, new=new) as temporary:
         write_safetensors(temporary, style.tensors, {"kind": KIND, "style": description})
     return read_style(path)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from imageprompt.core.atomic_files import check_folder
+from imageprompt.core.atomic_files import check_folder, sweep
 from imageprompt.core.console import Bars
 from imageprompt.core.errors import AdapterFileError, OptionError
 from imageprompt.training.cache.build import open_dataset
@@ -110,7 +110,7 @@ def _locked_output(config: TrainingConfig, processes: Processes, resume: bool) -
     def open_folder() -> None:
         check_folder(folder).mkdir(parents=True, exist_ok=True)
         locks.enter_context(run_lock(folder))
-        checkpoints.sweep(folder)
+        sweep(folder)
         steps = checkpoints.steps_in(folder / "checkpoints")
         if steps and not resume:
             raise OptionError(

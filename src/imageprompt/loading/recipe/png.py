@@ -32,8 +32,13 @@ Tokens = Sequence[bytes | None]
 """One file for each entry of `Recipe.references`."""
 
 
-def write_picture(path: Path, image: Image.Image, recipe: Recipe, tokens: Tokens) -> None:
-    """Write a PNG with its recipe and those `tokens` that are not larger than MAX_TOKEN_BYTES."""
+def write_picture(
+    path: Path, image: Image.Image, recipe: Recipe, tokens: Tokens, *, new: bool = False
+) -> None:
+    """Write a PNG with its recipe and those `tokens` that are not larger than MAX_TOKEN_BYTES.
+
+    `new` replaces nothing: FileExistsError if `path` exists.
+    """
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
@@ -41,7 +46,7 @@ def write_picture(path: Path, image: Image.Image, recipe: Recipe, tokens: Tokens
     for index, data in enumerate(tokens):
         if data is not None and len(data) <= MAX_TOKEN_BYTES:
             info.add_itxt(_key(index), base64.b64encode(data).decode(), zip=True)
-    with write_atomically(path) as temporary:
+    with write_atomically(path, new=new) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import torch
-from filelock import Timeout
 from torch import Tensor
 
+from imageprompt.core.atomic_files import BusyError
 from imageprompt.core.errors import PictureError
 from imageprompt.training.cache.plan import CachePlan, Pictures
 from imageprompt.training.cache.store import Addresses, CacheError, Store, partitions
@@ -115,7 +115,7 @@ class CacheEncoder:
                             locks.enter_context(store.writing(name, wait=wait))
                         work(name, members)
                     del waiting[name]
-                except Timeout:
+                except BusyError:
                     continue
         for store in stores:
             store.refresh()

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imageprompt.core.atomic_files import write_atomically
+from imageprompt.core.atomic_files import locked, sweep, write_atomically
 from imageprompt.core.errors import ImagePromptError, OptionError
 
 Addresses = NDArray[np.bytes_]
@@ -39,7 +39,7 @@ class Store:
 
     Work is divided into partitions; a process that writes to one holds its lock. A shard is named
     by its partition and its addresses and is written atomically, so a killed process leaves only a
-    temporary file, which the next holder of the lock removes.
+    temporary file, which the next one removes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -109,14 +109,11 @@ class Store:
 
     @contextmanager
     def writing(self, partition: str, *, wait: bool = True) -> Iterator[None]:
-        """Hold the lock of a partition, and see what others wrote before. Raises Timeout."""
-        from filelock import FileLock
-
+        """Hold the lock of a partition, and see what others wrote before. Raises BusyError."""
         locks = self.folder / "locks"
         locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / f"{partition}.lock", timeout=-1 if wait else 0):
-            for temporary in self.folder.glob(f".{partition}-*.tmp{_SUFFIX}"):
-                temporary.unlink(missing_ok=True)  # of a killed process: we hold the lock
+        with locked(locks / f"{partition}.lock", timeout=None if wait else 0):
+            sweep(self.folder)
             self.refresh()
             yield
 
@@ -193,10 +190,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
         with write_atomically(path) as temporary:
             # save_file writes a temporary file of its own, which a kill would leave behind
             temporary.write_bytes(save(dict(tensors), metadata))
-    except Exception as error:  # safetensors and the system raise their own
+    except Exception as error:  # safetensors raises its own
+        why = error.reason if isinstance(error, ImagePromptError) else error
         raise CacheError(
             f"cache file {path}",
-            reason=f"cannot be written ({error})",
+            reason=f"cannot be written ({why})",
             hint="Free disk space and run `imageprompt build-cache` again; it continues.",
         ) from error
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from imageprompt.core.atomic_files import BusyError, locked, sweep
 from imageprompt.core.errors import PictureError
 from imageprompt.training.cache.store import save_tensors
 from imageprompt.training.data.sources import Records
@@ -156,7 +156,7 @@ class Scan:
                 continue
             columns = {name: column[rows] for name, column in result.columns.items()}
             broken = {i - unit.start: why for i, why in result.broken.items() if i in unit}
-            with FileLock(self._path(unit).with_suffix(".lock")):
+            with locked(self._path(unit).with_suffix(".lock")):
                 _write(self._path(unit), ScanResult(columns, broken))
 
     def _path(self, unit: range) -> Path:
@@ -166,9 +166,8 @@ class Scan:
         """A unit, from the disk if it is up to date; None if another process is scanning it."""
         path = self._path(unit)
         try:
-            with FileLock(path.with_suffix(".lock"), timeout=-1 if wait else 0):
-                for temporary in self._folder.glob(f".{path.stem}.*.tmp.safetensors"):
-                    temporary.unlink(missing_ok=True)  # of a killed process: we hold the lock
+            with locked(path.with_suffix(".lock"), timeout=None if wait else 0):
+                sweep(self._folder)
                 threads = min(8, os.cpu_count() or 1)  # decoders release the interpreter lock
                 with ThreadPoolExecutor(threads) as pool:
                     stamps = list(pool.map(self._stamp, unit))
@@ -179,7 +178,7 @@ class Scan:
                     result = _table(list(rows), self._faces)
                 _write(path, result)
                 return result
-        except Timeout:
+        except BusyError:
             return None
 
     def _stamp(self, index: int) -> bytes:

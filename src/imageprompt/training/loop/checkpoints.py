@@ -3,7 +3,7 @@
 `ROOT/step-N/` holds adapter.safetensors (the current weights, a standard file), state.safetensors
 (optimiser and EMA) and, written last, manifest.json with the SHA-256 of both. A folder is written
 under another name, synced, then renamed, and read back only when every hash is right. A kill at
-any moment leaves whole checkpoints and at most one `.step-N.tmp`, which the next save removes.
+any moment leaves whole checkpoints and a temporary folder, which the next save removes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imageprompt.core.atomic_files import sync_folder, write_atomically
-from imageprompt.core.errors import OptionError
+from imageprompt.checkpoint.torch_io import write_file
+from imageprompt.core.atomic_files import remove, write_atomically, write_folder_atomically
+from imageprompt.core.errors import OptionError, WriteError
 from imageprompt.training.loop.ema import Ema
 from imageprompt.training.loop.logging import log
 
@@ -41,11 +41,8 @@ class TrainingState:
 
     def save(self, folder: Path) -> None:
         """Write the weights and the state into a folder."""
-        from safetensors.torch import save_file
-
         self.adapter.save(folder / ADAPTER)
-        with write_atomically(folder / STATE) as temporary:
-            save_file(self.tensors(), temporary)
+        write_file(folder / STATE, self.tensors(), {})
 
     def tensors(self) -> dict[str, Tensor]:
         """`optimiser.NAME.KEY` and `ema.NAME`, on the CPU."""
@@ -117,22 +114,19 @@ def write(
     root: Path, step: int, state: TrainingState, metadata: Mapping[str, Any], keep: int
 ) -> Path:
     """Write `step-N`, then remove all but the newest `keep`. Raises OptionError."""
-    target, temporary = root / f"step-{step}", root / f".step-{step}.tmp"
+    target = root / f"step-{step}"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(root)
-        temporary.mkdir()
-        state.save(temporary)
-        files = {name: _digest(temporary / name) for name in (ADAPTER, STATE)}
-        # the key "facts" belongs to format 1
-        manifest = {"format": FORMAT, "step": step, "facts": dict(metadata), "files": files}
-        with write_atomically(temporary / MANIFEST) as path:
-            path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        _publish(temporary, target)
-    except Exception as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with write_folder_atomically(target) as temporary:
+            state.save(temporary)
+            files = {name: _digest(temporary / name) for name in (ADAPTER, STATE)}
+            # the key "facts" belongs to format 1
+            manifest = {"format": FORMAT, "step": step, "facts": dict(metadata), "files": files}
+            with write_atomically(temporary / MANIFEST) as path:
+                path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        _prune(root, step, keep)
+    except OSError as error:
         raise _write_error(step, root, error) from error
-    _prune(root, step, keep)
     return target
 
 
@@ -165,16 +159,6 @@ def read(folder: Path) -> Checkpoint:
     return Checkpoint(folder, metadata)
 
 
-def sweep(folder: Path) -> None:
-    """Remove the leftovers of killed writes from a folder that this process has locked.
-
-    The names are those of `write_atomically` and of safetensors' own temporary files.
-    """
-    for pattern in (".*.tmp.safetensors", ".tmp??????"):
-        for leftover in folder.glob(pattern):
-            leftover.unlink(missing_ok=True)
-
-
 def steps_in(root: Path) -> list[int]:
     """Steps of the checkpoints in a folder, newest first, intact or not."""
     return [step_of(folder) for folder in _newest_first(root)]
@@ -190,30 +174,7 @@ def _prune(root: Path, step: int, keep: int) -> None:
     earlier = [folder for folder in _newest_first(root) if step_of(folder) < step]
     later = [folder for folder in _newest_first(root) if step_of(folder) > step]
     for folder in (*later, *earlier[keep - 1 :]):
-        _remove(folder)
-
-
-def _publish(temporary: Path, target: Path) -> None:
-    """Rename; a damaged checkpoint of the same step is removed first."""
-    sync_folder(temporary)
-    if target.exists():
-        _remove(target)
-    temporary.rename(target)
-    sync_folder(target.parent)
-
-
-def _remove(folder: Path) -> None:
-    """Rename to a name that is never read, then delete: a kill leaves no half checkpoint."""
-    aside = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
-    folder.rename(aside)
-    shutil.rmtree(aside)
-
-
-def _remove_leftovers(root: Path) -> None:
-    for pattern in (".step-*.tmp", ".step-*.old"):
-        for leftover in root.glob(pattern):
-            shutil.rmtree(leftover)
+        remove(folder)
 
 
 def _digest(path: Path) -> dict[str, Any]:
@@ -222,17 +183,13 @@ def _digest(path: Path) -> dict[str, Any]:
     return {"sha256": digest, "bytes": path.stat().st_size}
 
 
-def _write_error(step: int, root: Path, error: Exception) -> Exception:
-    """One line for a system error (safetensors raises a type of its own); others unchanged."""
-    from safetensors import SafetensorError
-
-    if not isinstance(error, OSError | SafetensorError):
-        return error
+def _write_error(step: int, root: Path, error: OSError) -> OptionError:
     steps = steps_in(root)
     left = f"the newest is step {steps[0]}" if steps else "there is none yet"
+    why = error.reason if isinstance(error, WriteError) else str(error)
     return OptionError(
         f"checkpoint of step {step} in {root}",
-        reason=f"could not be written ({' '.join(str(error).split())}); {left}",
+        reason=f"could not be written ({why}); {left}",
         hint="Free some space, then continue with --resume.",
     )
 

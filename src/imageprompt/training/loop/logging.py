@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imageprompt.core.atomic_files import write_atomically
+from imageprompt.core.atomic_files import append_line, write_atomically
 from imageprompt.core.console import note
 
 BUCKETS = 4
@@ -74,8 +74,7 @@ class Metrics:
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line."""
         line = {"step": step} | {name: _rounded(value) for name, value in metrics.items()}
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+        append_line(self.path, json.dumps(line))
         if self.tracked:
             self.accelerator.log(dict(metrics), step=step)
 

@@ -10,9 +10,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from imageprompt.core.errors import OptionError
+from imageprompt.core.atomic_files import locked
 
 LOCK = ".lock"
 
@@ -23,19 +21,14 @@ def run_lock(folder: Path) -> Iterator[None]:
 
     Raises OptionError if another run holds the lock.
     """
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise OptionError(
-            f"output folder {str(folder)!r}",
-            reason="another run is training there",
-            hint="Wait for it, stop it, or choose another output.",
-        ) from error
-    try:
+    with locked(
+        folder / LOCK,
+        f"output folder {str(folder)!r}",
+        timeout=0,
+        reason="another run is training there",
+        hint="Wait for it, stop it, or choose another output.",
+    ):
         yield
-    finally:
-        lock.release()
 
 
 class StopRequest:
