@@ -249,15 +249,15 @@ def style_file_named(text: str) -> Callable[[Path], Path]:
     return make
 
 
-PLACES = {
-    "adapter.name": "read",
-    "encoder.name": "read",
-    "adapter.spec.variant": "refused",
-    "references.0.name": "refused",
-    "tags.0": "refused",
-    "recipe.KEY": "refused",
-}
-"""Where a text is in the description of a style, and what becomes of the style."""
+PLACES = (
+    "adapter.name",
+    "encoder.name",
+    "adapter.spec.variant",
+    "references.0.name",
+    "tags.0",
+    "recipe.KEY",
+)
+"""Where a text is in the description of a style."""
 
 
 def _library(*arguments: str) -> Callable[[Any, Path], str]:
@@ -430,8 +430,8 @@ _TRAIN = ("imageprompt.cli.train", "imageprompt.training.estimate")
 
 DOORS: tuple[Door, ...] = (
     *(
-        Door(f"terminal: {command} {place}", _files(command, *more), texts(make), _FILES)
-        for command, *more in (("inspect",), ("inspect", "--json"))
+        Door(f"terminal: {' '.join(command)} {place}", _files(*command), texts(make), _FILES)
+        for command in (("inspect",), ("inspect", "--json"))
         for place, make in (("file names", named), ("metadata", metadata))
     ),
     Door(
@@ -442,19 +442,18 @@ DOORS: tuple[Door, ...] = (
     ),
     Door("terminal: validate tensor names", _files("validate"), texts(tensor_name), _FILES),
     *(
-        Door(f"terminal: check {place}", _files("check", *more), texts(make), _CHECK)
-        for more in ((), ("--json",))
+        Door(f"terminal: {' '.join(command)} {place}", _files(*command), texts(make), _CHECK)
+        for command in (("check",), ("check", "--json"))
         for place, make in (("file names", picture), ("unreadable pictures", unreadable_picture))
     ),
     *(
         Door(
-            f"terminal: library {arguments[0]} {place}",
-            _library(*arguments),
-            texts(style_with(place), outcome=outcome, says=MARK if outcome == "read" else "style"),
+            f"terminal: library show {place}",
+            _library("show", "porcelain"),
+            texts(style_with(place), outcome="refused", says="style"),
             ("imageprompt.library",),
         )
-        for place, outcome in PLACES.items()
-        for arguments in (("show", "porcelain"), ("show", "porcelain", "--json"))
+        for place in PLACES
     ),
     *(
         Door(
@@ -475,7 +474,7 @@ DOORS: tuple[Door, ...] = (
         Door(
             f"terminal: train config {place}",
             _files("train", "--dry-run"),
-            texts(config(place == "keys"), outcome="refused"),
+            texts(config(place == "keys"), outcome="refused", says="config"),
             _TRAIN,
         )
         for place in ("keys", "values")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import reprlib
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ _MERGE = "tag:yaml.org,2002:merge"
 _TEXT = "tag:yaml.org,2002:str"
 # a date or a `=` is text here
 _UNREAD = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value")
+_HALF = re.compile("[\ud800-\udfff]")
 _RESOLVERS = {
     first: [(tag, pattern) for tag, pattern in pairs if tag not in _UNREAD]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -98,6 +100,8 @@ class _Loader(yaml.SafeLoader):
             _check_keys(node)
         elif node.tag in _NUMBERS and len(node.value) > MAX_DIGITS:
             raise LimitError(f"a number of {len(node.value)} characters, line {_line(node)}")
+        elif isinstance(node, yaml.ScalarNode) and _HALF.search(node.value):
+            raise ValueError(f"half a character (a lone surrogate) in line {_line(node)}")
         if event.anchor is not None:
             self._sizes[event.anchor] = before - self._budget.items_left
         return node
