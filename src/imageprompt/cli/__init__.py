@@ -9,8 +9,10 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from types import FrameType
 from typing import Any
 
 from imageprompt.cli.failures import explain, traceback_wanted
@@ -30,6 +32,7 @@ from imageprompt.core.console import (
 
 FAILED = 2
 INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
 BROKEN_PIPE = 128 + 13  # SIGPIPE, which does not exist on every platform
 
 COMMANDS = {
@@ -61,6 +64,7 @@ _EXIT_CODES = """exit codes:
     1    done, and problems were found (inspect, validate, diff, check, faces, doctor)
     2    an error: one line says what is wrong
     130  interrupted
+    143  ended by SIGTERM
     141  the reader of the output has left"""
 
 
@@ -69,7 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     open_streams()
     try:
         try:
-            return _run(sys.argv[1:] if arguments is None else arguments)
+            with _sigterm_raises():
+                return _run(sys.argv[1:] if arguments is None else arguments)
+        except _Terminated:
+            note(f"{PROGRAM}: terminated")
+            return TERMINATED
         except KeyboardInterrupt:
             note(f"{PROGRAM}: interrupted")
             return INTERRUPTED
@@ -86,6 +94,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
     finally:
         abandon_streams()
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM. It ends a command as Ctrl-C does: what is half written is removed."""
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Raise _Terminated on SIGTERM, where its handler is the default; a second SIGTERM kills."""
+    process = os.getpid()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() != process:  # a child of this process
+            os.kill(os.getpid(), number)
+        raise _Terminated
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _run(arguments: Sequence[str]) -> int:
