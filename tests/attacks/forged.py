@@ -27,6 +27,11 @@ def pickled(value: Any) -> bytes:
     return b"\x80\x02" + code(value) + b"."
 
 
+def now(value: Any) -> Any:
+    """What is large is a function in the table: it is made when its row is run."""
+    return value() if callable(value) else value
+
+
 def code(value: Any) -> bytes:
     """The operations that push a value."""
     if isinstance(value, Code):

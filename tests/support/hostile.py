@@ -292,7 +292,7 @@ HOSTILE: dict[str, Hostile] = {
     "negative offsets": Hostile(headed(shift("image_proj.proj.weight", -99)), "does not say"),
     "shape unlike its bytes": Hostile(
         headed(lambda entries: entries["image_proj.norm.bias"].update(shape=[2**62, 2**62])),
-        "takes",
+        "does not say",
     ),
     "unknown dtype": Hostile(
         headed(lambda entries: entries["image_proj.norm.bias"].update(dtype="F3")), "dtype"
@@ -332,7 +332,7 @@ HOSTILE: dict[str, Hostile] = {
         pickled(tensor_pickle((5,), (1,), 4)), "claims more"
     ),
     "tensor that repeats one value": Hostile(
-        pickled(tensor_pickle((2**30, 2**30), (0, 0), 4)), "claims more"
+        pickled(tensor_pickle((2**30, 2**30), (0, 0), 4)), "malformed"
     ),
     "tensor before its storage": Hostile(
         pickled(tensor_pickle((1,), (1,), 4, offset=-1)), "malformed"

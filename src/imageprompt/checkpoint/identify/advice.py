@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from imageprompt.checkpoint.identify.identify import Identification, architectures, needs_of
 from imageprompt.checkpoint.identify.published import (
@@ -90,7 +92,7 @@ def advice_on(
     encoder = likely_encoder(spec.feature, spec.feature_dim, found.published)
     path, convert = source.path, []
     if found.format not in _LOADABLE or not path.is_file():
-        convert = [Advice("first", f"imageprompt convert {path} {_CONVERTED}")]
+        convert = [Advice("first", f"imageprompt convert {quote(str(path))} {_CONVERTED}")]
         path = _CONVERTED
     return [
         base,
@@ -119,10 +121,12 @@ def _imageprompt(spec: AdapterSpec, path: Path, encoder: str | None, found: Iden
         choice = f', variant="{spec.variant}"' if open_choice else ""
         others = "".join(f', or variant="{name}"' for name in variants[1:] if choice)
         faces = "[face], embeddings=..." if spec.projector.face_dim else "embeddings=..."
-        line = f'adapter = imageprompt.Adapter.load("{path}"{choice}); adapter.encode({faces})'
+        line = (
+            f"adapter = imageprompt.Adapter.load({_python(path)}{choice}); adapter.encode({faces})"
+        )
         return f"{line}  # {others[2:]}" if others else line
     _, base = _BASES.get(spec.host, ("", "BASE"))
-    command = f"imageprompt generate --reference picture.png --adapter {path}"
+    command = f"imageprompt generate --reference picture.png --adapter {quote(str(path))}"
     return f"{command} --base {base} --encoder {_FOLDERS.get(encoder or '', 'ENCODER')}"
 
 
@@ -136,12 +140,17 @@ def _diffusers(spec: AdapterSpec, path: Path, projector: Container[str]) -> str:
         return f"cannot load it: it assumes {' or '.join(map(str, tokens))} tokens"
     if "latents" in projector and spec.host != "sd3" and spec.depth != 4:
         return "cannot load it: it assumes a depth of 4"
-    arguments = f'"{path.parent}", weight_name="{path.name}"'
+    arguments = f"{_python(path.parent)}, weight_name={_python(path.name)}"
     if flux:
         encoder = "image_encoder_pretrained_model_name_or_path"
         return f'pipe.load_ip_adapter({arguments}, {encoder}="{_FOLDERS[VIT_L]}")'
     line = f'pipe.load_ip_adapter({arguments}, subfolder="", image_encoder_folder=None)'
     return line if spec.feature.reads_faces else f"{line}  # create pipe with image_encoder=..."
+
+
+def _python(path: Path | str) -> str:
+    """A path as text in a line of Python."""
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def _comfyui(variants: Iterable[str]) -> str:

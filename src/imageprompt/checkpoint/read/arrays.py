@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from imageprompt.checkpoint.read.file import looks_like_pickle
 from imageprompt.checkpoint.read.pickle.machine import Opaque
 from imageprompt.checkpoint.read.pickle.torch_legacy import read_torch_legacy
-from imageprompt.checkpoint.read.pickle.torch_objects import TensorView, natural
+from imageprompt.checkpoint.read.pickle.torch_objects import TensorView
 from imageprompt.checkpoint.read.pickle.torch_tensors import UnpickledFile
 from imageprompt.checkpoint.read.pickle.torch_zip import read_torch_zip
 from imageprompt.checkpoint.read.raw import RawFile, refuse
 from imageprompt.checkpoint.read.refusals import explain_bytes
 from imageprompt.checkpoint.read.safetensors import looks_like_safetensors, read_safetensors
-from imageprompt.checkpoint.read.stored_tensor import MAX_DIMENSIONS, StoredTensor
+from imageprompt.checkpoint.read.stored_tensor import StoredTensor, is_shape
 from imageprompt.core.untrusted import Budget, LimitError, parse_json
 
 Array = NDArray[np.float32]
@@ -89,8 +89,9 @@ def _npy_shape(path: Path, text: str) -> tuple[int, ...]:
     sizes = (
         [size.strip().removesuffix("L") for size in text.rstrip(" ,").split(",")] if text else []
     )
-    if len(sizes) > MAX_DIMENSIONS or not all(len(n) < 19 and n.isdecimal() for n in sizes):
-        refuse(path, "the header contains no shape of whole numbers")
+    shape = [int(n) if n.isdecimal() and len(n) < 19 else None for n in sizes]
+    if not is_shape(shape):
+        refuse(path, "the header contains no shape, or one beyond any limit")
     return tuple(map(int, sizes))
 
 
@@ -109,7 +110,7 @@ def _from_json(raw: RawFile, max_numbers: int) -> Array:
 
 def _from_torch(raw: RawFile, unpickled: UnpickledFile, max_numbers: int) -> list[Array]:
     path = raw.path
-    found = list(_leaves(raw, unpickled.value))
+    found = list(_leaves(path, unpickled.value, Budget(items=max_numbers, within=raw.budget)))
     sizes = [one.shape if isinstance(one, TensorView) else one.state[1] for one in found]
     _check_count(path, sum(prod(shape) for shape in sizes), max_numbers)
     return [
@@ -120,19 +121,19 @@ def _from_torch(raw: RawFile, unpickled: UnpickledFile, max_numbers: int) -> lis
     ]
 
 
-def _leaves(raw: RawFile, value: Any, depth: int = 0) -> Iterator[Any]:
+def _leaves(path: Path, value: Any, budget: Budget, depth: int = 0) -> Iterator[Any]:
     """The tensors and numpy arrays in a torch file's value, which may be a list or a table.
 
     A list may contain another one many times: every value takes one item of the budget.
     """
-    raw.budget.add()
+    budget.add()
     if isinstance(value, TensorView) or _is_numpy(value):
         yield value
     elif isinstance(value, dict | list | tuple) and depth < _MAX_DEPTH:
         for inner in value.values() if isinstance(value, dict) else value:
-            yield from _leaves(raw, inner, depth + 1)
+            yield from _leaves(path, inner, budget, depth + 1)
     else:
-        refuse(raw.path, "it contains something other than tensors")
+        refuse(path, "it contains something other than tensors")
 
 
 def _is_numpy(value: Any) -> bool:
@@ -141,7 +142,7 @@ def _is_numpy(value: Any) -> bool:
         return False
     state = value.state
     shape = state[1] if isinstance(state, tuple) and len(state) == 5 else None
-    return isinstance(shape, tuple) and len(shape) <= MAX_DIMENSIONS and all(map(natural, shape))
+    return isinstance(shape, tuple) and is_shape(shape)
 
 
 def _from_numpy(path: Path, array: Any) -> Array:

@@ -21,6 +21,7 @@ from imageprompt.checkpoint.read.stored_tensor import (
     TORCH_DTYPES,
     StoredTensor,
     TensorSource,
+    is_shape,
 )
 from imageprompt.core.untrusted import Budget
 
@@ -131,7 +132,7 @@ def _tensor(raw: RawFile, entry: Opaque, pieces: list[_Piece]) -> StoredTensor:
     shape, properties = state.get("size"), state.get("properties")
     kind = properties.state if isinstance(properties, Opaque) else None
     dtype = kind[0] if isinstance(kind, tuple) and kind else None
-    if not isinstance(dtype, Global) or dtype.name not in TORCH_DTYPES or not _sizes(shape):
+    if not isinstance(dtype, Global) or dtype.name not in TORCH_DTYPES or not _shape(shape):
         refuse(index, _DAMAGED)
     parts = [(piece.offsets or (0,) * len(shape), _stored(piece, raw.budget)) for piece in pieces]
     name = TORCH_DTYPES[dtype.name]
@@ -196,6 +197,10 @@ def _table(index: Path, value: Any) -> dict[Any, Any]:
     if not isinstance(value, dict):
         refuse(index, _DAMAGED)
     return value
+
+
+def _shape(value: Any) -> TypeGuard[Sizes]:
+    return isinstance(value, tuple) and is_shape(value)
 
 
 def _sizes(value: Any) -> TypeGuard[Sizes]:

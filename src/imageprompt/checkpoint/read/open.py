@@ -6,6 +6,7 @@ import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 
 from imageprompt.checkpoint.read.file import INDEX_SUFFIX, open_file
 from imageprompt.checkpoint.read.raw import refuse
@@ -44,7 +45,7 @@ def locate_adapter(
         raise OptionError(
             f"adapter {str(path)!r}",
             reason=f"its weights are spread over {len(source.files)} files",
-            hint=f"Convert it first: imageprompt convert {path} adapter.safetensors",
+            hint=f"Convert it first: imageprompt convert {quote(str(path))} adapter.safetensors",
         )
     if others:
         return path

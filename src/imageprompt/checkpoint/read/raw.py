@@ -17,7 +17,7 @@ from imageprompt.core.untrusted import Budget, LimitError, open_regular, parse_j
 
 MAX_JSON = 32 * 2**20  # bytes
 MAX_JSON_ITEMS = 500_000  # brackets and commas, each of which becomes an object: 50,000 tensors
-MAX_ITEMS = 1_000_000  # of all files of one path: JSON, steps of a pickle, records, entries
+MAX_ITEMS = 700_000  # of all files of one path: JSON, records, steps of pickles (35 a tensor)
 UNPACKED = 64 * 2**20  # bytes: small files of zeros deflate to nearly nothing
 UNPACKED_PER_BYTE = 8  # of a file; weights deflate to two thirds at best
 GIVE_AN_ADAPTER = "Give an image-prompt adapter file."

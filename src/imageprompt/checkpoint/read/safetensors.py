@@ -15,9 +15,9 @@ from imageprompt.checkpoint.read.raw import (
 )
 from imageprompt.checkpoint.read.stored_tensor import (
     ITEM_SIZES,
-    MAX_DIMENSIONS,
     StoredTensor,
     TensorSource,
+    is_shape,
 )
 
 
@@ -63,7 +63,7 @@ def _check_metadata(path: Path, metadata: object) -> None:
 def _tensor(raw: RawFile, name: str, entry: object, start: int) -> StoredTensor:
     fields: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if not (_sizes(shape) and _sizes(offsets) and len(offsets) == 2 and isinstance(dtype, str)):
+    if not (_is_shape(shape) and _are_offsets(offsets) and isinstance(dtype, str)):
         refuse(raw.path, f"the header does not say where {name[:80]!r} is", DOWNLOAD_AGAIN)
     if dtype not in ITEM_SIZES:
         refuse(raw.path, f"{name[:80]!r} has the dtype {dtype[:20]!r}, which no adapter uses")
@@ -81,11 +81,14 @@ def _tensor(raw: RawFile, name: str, entry: object, start: int) -> StoredTensor:
     return tensor
 
 
-def _sizes(value: object) -> TypeGuard[list[int]]:
-    """Is it a short list of natural numbers below 2^63? (JSON's true and 1.0 are not.)"""
+def _is_shape(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and is_shape(value)
+
+
+def _are_offsets(value: object) -> TypeGuard[list[int]]:
     return (
         isinstance(value, list)
-        and len(value) <= MAX_DIMENSIONS
+        and len(value) == 2
         and all(type(n) is int and 0 <= n < 2**63 for n in value)
     )
 

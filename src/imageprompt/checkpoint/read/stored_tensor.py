@@ -7,7 +7,7 @@ are read only by `chunks()` and `read()`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -25,6 +25,7 @@ ITEM_SIZES: Mapping[str, int] = {
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 """safetensors' name of a dtype -> bytes per element."""
+_MAX_ELEMENTS = 2**60
 TORCH_DTYPES: Mapping[str, str] = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "complex64": "C64",
     "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
@@ -33,6 +34,16 @@ TORCH_DTYPES: Mapping[str, str] = {
 }  # fmt: skip
 """torch's name of a dtype -> safetensors' name."""
 _TORCH_NAMES = {stored: torch for torch, stored in TORCH_DTYPES.items()}
+
+
+def is_shape(sizes: Collection[object]) -> bool:
+    """Are these the sizes of a tensor: a few whole numbers, and not many elements even if none of
+    the sizes were 0? (numpy and torch multiply them. JSON's true and 1.0 are no whole numbers.)"""
+    return (
+        len(sizes) <= MAX_DIMENSIONS
+        and all(type(n) is int and 0 <= n < _MAX_ELEMENTS for n in sizes)
+        and prod(n or 1 for n in sizes if isinstance(n, int)) < _MAX_ELEMENTS
+    )
 
 
 def torch_dtype_name(dtype: str) -> str:
@@ -63,15 +74,19 @@ def dtype_names(tensors: Iterable[TensorBytes]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class FileStamp:
-    """Identifies one state of a file, to notice when it changes after it was opened."""
+    """Identifies one state of a file, to notice when it changes after it was opened.
+
+    `ctime_ns`, the time of its last change of any kind, cannot be set back, as `mtime_ns` can.
+    """
 
     size: int
     mtime_ns: int
+    ctime_ns: int
     inode: int
 
     @classmethod
     def of(cls, status: os.stat_result) -> FileStamp:
-        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,12 @@ from imageprompt.checkpoint.read.pickle.machine import (
     PickleRefused,
 )
 from imageprompt.checkpoint.read.raw import reading_budget
-from imageprompt.checkpoint.read.stored_tensor import ITEM_SIZES, MAX_DIMENSIONS, TORCH_DTYPES
+from imageprompt.checkpoint.read.stored_tensor import (
+    ITEM_SIZES,
+    MAX_DIMENSIONS,
+    TORCH_DTYPES,
+    is_shape,
+)
 from imageprompt.core.untrusted import Budget
 
 STORAGES = {
@@ -171,8 +176,8 @@ def _view(storage: Any, offset: Any, shape: Any, stride: Any, dtype: str | None)
     if not (
         isinstance(storage, TorchStorage)
         and sizes
-        and len(shape) <= MAX_DIMENSIONS
-        and all(map(natural, (offset, *shape, *stride)))
+        and is_shape(shape)
+        and all(map(natural, (offset, *stride)))
     ):
         raise PickleDamaged("it contains a malformed tensor")
     view = TensorView(storage, dtype or storage.dtype, offset, shape, stride)
