@@ -469,7 +469,7 @@ _TOKENS = [
                 256,
             )
         ),
-        "null tokens",
+        "not the shape of the tokens",
     ),
     Attack("NaN", _tokens(_stored({"tokens": _FLOATS}) + b"\xff" * 128), "NaN"),
 ]

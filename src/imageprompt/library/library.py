@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.errors import NotFoundError, OptionError, PromptError
+from imageprompt.core.untrusted import is_inside
 from imageprompt.library import paths, style_file
 from imageprompt.library.search import (
     SearchResults,
@@ -35,10 +36,13 @@ class Library:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
-        self.folder = paths.default_folder() if folder is None else Path(folder).expanduser()
+        self.folder = paths.default_folder() if folder is None else paths.expanded(folder)
 
     def __repr__(self) -> str:
-        count = len(self.names())
+        try:
+            count = len(self.names())
+        except OptionError:
+            return f"Library({str(self.folder)!r}, not readable)"
         return f"Library({str(self.folder)!r}, {count} {'style' if count == 1 else 'styles'})"
 
     def _repr_png_(self) -> bytes | None:
@@ -51,25 +55,36 @@ class Library:
     # ── reading ─────────────────────────────────────────────────────────────────────────────────
 
     def names(self) -> list[str]:
-        """The names of all styles, in alphabetical order."""
-        stems = [path.stem for path in self.folder.glob(f"*{style_file.SUFFIX}")]
-        return sorted((stem for stem in stems if not stem.startswith(".")), key=paths.folded)
+        """The names of all styles, in alphabetical order. Raises OptionError for a folder that
+        cannot be read."""
+        return paths.names_in(self.folder)
 
     def show(self, name: str) -> Style:
         """A style by its name; its tensors are read later. Raises NotFoundError, PromptError."""
-        path = self._path(paths.checked_name(name))
-        if not path.is_file():
+        name = paths.checked_name(name)
+        path = self._path(name)
+        if not os.path.lexists(path):
             raise paths.no_such_style(name, self.names(), self.folder)
-        return style_file.read_style(path, path.stem)
+        if not is_inside(path, self.folder):
+            raise PromptError(
+                str(path),
+                reason="is a link that leads out of the library",
+                hint="Add the file itself: imageprompt library import FILE.",
+            )
+        return style_file.read_style(path, name)
 
     def styles(self, tag: str | None = None) -> list[Style]:
         """All styles, or those with a tag. Warns about files that are not styles and skips them."""
-        found = []
+        found, skipped = [], 0
         for name in self.names():
             try:
                 found.append(self.show(name))
             except (PromptError, NotFoundError, OptionError) as error:
-                warnings.warn(f"skipped: {error}", stacklevel=2)
+                skipped += 1
+                if skipped <= _TOLD:
+                    warnings.warn(f"skipped: {error}", stacklevel=2)
+        if skipped > _TOLD:
+            warnings.warn(f"skipped: {skipped - _TOLD} more files", stacklevel=2)
         return [style for style in found if tag is None or _has(style, tag)]
 
     def search(
@@ -197,9 +212,7 @@ class Library:
         """
         from imageprompt.library import thumbnail
 
-        style = style_file.check_whole(
-            style_file.read_style(Path(path).expanduser(), _checked(name))
-        )
+        style = style_file.check_whole(style_file.read_style(paths.expanded(path), _checked(name)))
         self._check_free(style.name, replace)
         thumbnail.read(style)
         return self._save(style_file.in_memory(style), replace)
@@ -209,8 +222,8 @@ class Library:
 
         Raises NotFoundError, PromptError, OptionError.
         """
-        style, target = style_file.check_whole(self.show(name)), Path(path).expanduser()
-        if target.suffix != style_file.SUFFIX or not target.parent.is_dir() or target.is_dir():
+        style, target = style_file.check_whole(self.show(name)), paths.expanded(path)
+        if target.suffix != paths.SUFFIX or not _is_dir(target.parent) or _is_dir(target):
             raise OptionError(
                 f"file {os.fspath(path)!r}",
                 reason="not a .safetensors file in an existing folder",
@@ -227,7 +240,7 @@ class Library:
         """Delete a style and its precomputed K', V'. Raises NotFoundError, PromptError."""
         path = self._path(paths.checked_name(name))
         with paths.write_lock(self.folder):
-            if not path.is_file():
+            if not os.path.lexists(path):
                 raise paths.no_such_style(name, self.names(), self.folder)
             self._delete_precomputed(path)
             path.unlink()
@@ -235,7 +248,7 @@ class Library:
     # ── writing ─────────────────────────────────────────────────────────────────────────────────
 
     def _path(self, name: str) -> Path:
-        return self.folder / f"{name}{style_file.SUFFIX}"
+        return self.folder / f"{name}{paths.SUFFIX}"
 
     def _check_free(self, name: str, replace: bool) -> None:
         taken = paths.same_name(name, self.names())
@@ -260,17 +273,26 @@ class Library:
 
         Raises PromptError for a file that is not a style: it may be somebody's adapter.
         """
-        if path.exists():
+        if path.exists() and is_inside(path, self.folder):
             style = style_file.read_style(path, path.stem)
             for file in paths.precomputed_files(self.folder, style.hash):
                 file.unlink(missing_ok=True)
 
 
+_TOLD = 20
+"""Files that are skipped with a warning each; of more, only the number is told."""
 _REPLACE = "Choose another name, or replace it with --force (replace=True in Python)."
 
 
 def _checked(name: str | None) -> str | None:
     return None if name is None else paths.checked_name(name)
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # its name is too long
+        return False
 
 
 def _has(style: Style, tag: str) -> bool:

@@ -15,7 +15,7 @@ import torch
 from imageprompt.checkpoint.torch_io import tensor_of
 from imageprompt.core.errors import EncoderError, ImagePromptError, OptionError, PromptError
 from imageprompt.encoding.image_prompt import MAX_BYTES, ImagePrompt
-from imageprompt.library.paths import PRECOMPUTED, precomputed_files, write_lock
+from imageprompt.library.paths import PRECOMPUTED, has_precomputed, precomputed_files, write_lock
 from imageprompt.library.style import Style
 from imageprompt.library.style_file import check_tokens
 
@@ -70,12 +70,14 @@ def precompute_kv(folder: Path, style: Style, prompt: ImagePrompt, adapter: Adap
     made_by = adapter.made_by()
     weights = hashlib.sha256(made_by.encode()).hexdigest()[:16]
     path = folder / PRECOMPUTED / f"{style.hash[:32]}-{weights}.safetensors"
-    if _read(path, prompt, made_by):
+    if has_precomputed(folder) and _read(path, prompt, made_by):
         return
     adapter.precompute_kv(prompt)
     try:
         with write_lock(folder):
             path.parent.mkdir(exist_ok=True)
+            if not has_precomputed(folder):
+                raise OptionError(str(path.parent), reason=f"{PRECOMPUTED} is a link")
             prompt.save(path)
             newest = sorted(
                 precomputed_files(folder, style.hash), key=lambda one: -one.stat().st_mtime

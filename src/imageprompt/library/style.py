@@ -54,6 +54,7 @@ class Style:
         _check_adapter(self.adapter)
         if self.encoder is not None:
             check_asset("encoder", self.encoder)
+            _check_plain("encoder", [self.encoder.name, self.encoder.spec])
         _check_plain("recipe", self.recipe)
         _check_text("hash", self.hash, "[0-9a-f]{64}", "64 hex digits")
         _check_text("version", self.version, r"[\w.+-]{1,40}", "a version number")
@@ -142,7 +143,7 @@ def _check_references(references: tuple[AssetRecord, ...]) -> None:
 
 def _check_adapter(adapter: AssetRecord) -> None:
     check_asset("adapter", adapter)
-    _check_plain("adapter", adapter.spec)
+    _check_plain("adapter", [adapter.name, adapter.spec])
     if not isinstance(adapter.spec.get("variant"), str):
         raise OptionError("adapter", reason="no variant")
 

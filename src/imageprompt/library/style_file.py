@@ -28,15 +28,16 @@ if TYPE_CHECKING:
 
     from imageprompt.encoding.features import Group
 
-SUFFIX = ".safetensors"
 KIND = "image-style"
 MAX_DESCRIPTION = 256_000  # bytes
 MAX_THUMBNAIL = 512 * 1024  # bytes
+MAX_BYTES = 128 * 2**20
+"""Of all tensors: the features of 100 references in float32."""
 _HINT = "Get the file again, or add the style again."
 
 
 _TOKENS = replace(TOKENS, largest=(1, *TOKENS.largest[1:]))
-_FEATURES = TensorLimit((1000, 16_384, 16_384, 16_384), 2, 256 * 2**20)
+_FEATURES = TensorLimit((1000, 16_384, 16_384, 16_384), 2, 128 * 2**20)
 _LIMITS: Mapping[str, TensorLimit] = {
     "tokens": _TOKENS,
     "null_tokens": _TOKENS,
@@ -106,7 +107,7 @@ def read_style(path: Path, name: str | None = None) -> Style:
         description = _description(source)
     except AdapterFileError as error:
         _refuse(path, error.reason.removeprefix("not an adapter file: "))
-    if fault := beyond_limits(source.tensors, _LIMITS, "a style") or _inconsistent(source.tensors):
+    if fault := _beyond_limits(source.tensors) or _inconsistent(source.tensors):
         _refuse(path, fault)
     try:
         named = {} if name is None else {"name": name}
@@ -121,13 +122,8 @@ def write_style(path: Path, style: Style, *, new: bool = False) -> Style:
     Raises OptionError, before anything is written, if it exceeds a limit of reading;
     FileExistsError.
     """
-    for key, tensor in style.tensors.items():
-        if not _LIMITS[key].allows(tensor):
-            raise OptionError(
-                f"style {style.name!r}: {key} of shape {list(tensor.shape)} in {tensor.dtype}",
-                reason=f"a style file stores {_LIMITS[key]}",
-                hint="Use fewer references.",
-            )
+    if fault := _beyond_limits(style.tensors):
+        raise OptionError(f"style {style.name!r}", reason=fault, hint="Use fewer references.")
     description = json.dumps(style.description(), ensure_ascii=False)
     with write_atomically(path, new=new) as temporary:
         write_safetensors(temporary, style.tensors, {"kind": KIND, "style": description})
@@ -171,6 +167,12 @@ def _description(source: TensorSource) -> dict[str, Any]:
     if len(text) > MAX_DESCRIPTION:
         _refuse(source.path, f"its description is longer than {MAX_DESCRIPTION // 1000} kB")
     return parse_json_object(source.path, text, "description")
+
+
+def _beyond_limits(tensors: Mapping[str, TensorBytes]) -> str:
+    if sum(tensor.nbytes for tensor in tensors.values()) > MAX_BYTES:
+        return f"its tensors have more than {MAX_BYTES // 2**20} MiB"
+    return beyond_limits(tensors, _LIMITS, "a style")
 
 
 def _inconsistent(tensors: Mapping[str, TensorBytes]) -> str:
