@@ -263,7 +263,7 @@ _FILES = [
     Attack("a pipe", lambda f: (os.mkfifo(f / "p"), f / "p")[1], "regular file"),
     Attack("/dev/zero", lambda _: Path("/dev/zero")),
     Attack("a folder", lambda f: f, "folder"),
-    Attack("a user that is not there", lambda _: "~nosuchuser/a.safetensors", "no such file"),
+    Attack("a user that is not there", lambda _: "~nosuchuser/a.safetensors", "home folder"),
     Attack("a name of 5000 letters", lambda _: "a" * 5000),
 ]
 
@@ -369,7 +369,7 @@ _FOLDERS = [
     ),
     Attack("a NUL in its path", lambda _: "a\0b", "cannot be read"),
     Attack("a path of 5000 letters", lambda _: "a" * 5000, "cannot be read"),
-    Attack("a user that is not there", lambda _: "~nosuchuser/library", "0 styles", "read"),
+    Attack("a user that is not there", lambda _: "~nosuchuser/library", "home folder"),
     Attack(
         "a style that says another name",
         lambda f: _style(f / "a.safetensors", {"name": "../b"}).parent,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -361,20 +360,8 @@ def _library(options: argparse.Namespace) -> Library:
     from imageprompt.library import Library
 
     library = Library(getattr(options, "library", None))
-    try:
-        with os.scandir(library.folder):
-            return library
-    except FileNotFoundError as error:
-        if not library.folder.is_symlink():
-            return library  # the first style will create it
-        reason = error.strerror
-    except (OSError, ValueError) as error:  # a file, a folder without access, NUL
-        reason = getattr(error, "strerror", None) or str(error)
-    raise OptionError(
-        f"library {str(library.folder)!r}",
-        reason=f"cannot be read ({reason})",
-        hint="Check its path and permissions.",
-    )
+    library.names()
+    return library
 
 
 def _row(style: Style) -> dict[str, Any]:

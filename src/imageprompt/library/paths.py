@@ -125,8 +125,15 @@ def default_folder() -> Path:
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """With the home folder for ~; the name of no user stays as it is."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises RuntimeError
+    """With the home folder for ~. Raises OptionError for a user that does not exist."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise OptionError(
+            f"path {os.fspath(path)!r}",
+            reason="nobody here has that home folder",
+            hint="Write the path in full.",
+        ) from error
 
 
 def _data_folder() -> Path:
@@ -147,13 +154,13 @@ def names_in(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
             files = [entry.name for entry in entries]
-    except FileNotFoundError:
-        return []
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        if isinstance(error, FileNotFoundError) and not folder.is_symlink():
+            return []  # the first style will create it
         raise OptionError(
             f"library {str(folder)!r}",
             reason=f"cannot be read ({getattr(error, 'strerror', None) or error})",
-            hint="Check the path and its permissions.",
+            hint="Check its path and permissions.",
         ) from error
     names = [file[: -len(SUFFIX)] for file in files if file.endswith(SUFFIX)]
     if len(names) > MAX_STYLES:
