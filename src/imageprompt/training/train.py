@@ -110,7 +110,9 @@ def _locked_output(config: TrainingConfig, processes: Processes, resume: bool) -
     def open_folder() -> None:
         check_folder(folder).mkdir(parents=True, exist_ok=True)
         locks.enter_context(run_lock(folder))
-        sweep(folder)
+        for place in (folder, folder / "validation"):
+            if place == folder or not place.is_symlink():
+                sweep(place)
         steps = checkpoints.steps_in(folder / "checkpoints")
         if steps and not resume:
             raise OptionError(

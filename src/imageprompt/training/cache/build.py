@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from imageprompt.core.atomic_files import check_folder
-from imageprompt.core.errors import OptionError
+from imageprompt.core.errors import OptionError, printable, shortened
 from imageprompt.training.cache.cached_dataset import (
     CachedDataset,
     CacheIndex,
@@ -25,6 +25,7 @@ from imageprompt.training.cache.encode import CacheEncoder, OnProgress
 from imageprompt.training.cache.plan import CachePlan
 from imageprompt.training.cache.store import Store, check_free_space
 from imageprompt.training.config.config import TrainingConfig
+from imageprompt.training.config.yaml_file import brief, expand_user
 from imageprompt.training.data.feature_extractors import FeatureExtractors, dataset_fingerprint
 from imageprompt.training.data.online_dataset import OnlineDataset
 from imageprompt.training.data.scan import Quarantine, Scan
@@ -137,7 +138,7 @@ def build_cache(
         _log_changes(report, extractors.max_tokens, log)
         fingerprint = dataset_fingerprint(records, extractors, options)
         report.index = plan.index(tokens, report.broken, fingerprint)
-        known = CacheIndex.load(path)
+        known = CacheIndex.load(path, records, extractors, options, online)
         if known is None or not known.equals(report.index):
             report.index.save(path)
     report.seconds = time.monotonic() - started
@@ -244,7 +245,7 @@ def _drop_damaged(store: Store, verify: bool) -> list[str]:
     for shard, reason in list(store.damaged.items()):
         with store.writing(shard.partition("-")[0]):
             if store.drop(shard, deep=verify):
-                lines.append(f"{store.folder / shard}: {reason}")
+                lines.append(printable(f"{store.folder / shard}: {shortened(reason)}"))
     return lines
 
 
@@ -268,11 +269,12 @@ def open_dataset(
     if cache is None:
         quarantine = Quarantine(len(records), source.max_broken, records.problems())
         return OnlineDataset(records, extractors, options, quarantine)
-    folder = Path(cache).expanduser()
-    encoded_online = (records, extractors) if online and extractors.reads_pictures else None
-    index = CacheIndex.load(index_path(folder, records, extractors, options, online))
+    folder = expand_user(cache, f"cache {brief(cache)}")
+    encoded_online = records if online and extractors.reads_pictures else None
+    path = index_path(folder, records, extractors, options, online)
+    index = CacheIndex.load(path, records, extractors, options, online)
     if index is not None:
-        dataset = CachedDataset(folder, index, encoded_online)
+        dataset = CachedDataset(folder, index, extractors, encoded_online)
         if dataset.complete():
             return dataset
     report = build_cache(
@@ -286,4 +288,4 @@ def open_dataset(
         on_progress=on_progress,
     )
     assert report.index is not None  # not a dry run
-    return CachedDataset(folder, report.index, encoded_online)
+    return CachedDataset(folder, report.index, extractors, encoded_online)

@@ -11,8 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imageprompt.core.atomic_files import sweep
+from imageprompt.core.errors import printable, shortened
 from imageprompt.core.spec import Feature
-from imageprompt.training.cache.store import Addresses, Store, save_tensors
+from imageprompt.core.untrusted import parse_json
+from imageprompt.training.cache.store import (
+    Addresses,
+    Kind,
+    Store,
+    check_inside,
+    open_tensors,
+    save_tensors,
+)
 from imageprompt.training.data.bucket_sampler import BucketSampler
 from imageprompt.training.data.dataset import Batch, Dataset, Features
 from imageprompt.training.data.feature_extractors import (
@@ -27,6 +37,7 @@ from imageprompt.training.data.sources import Records
 from imageprompt.training.data.views import PictureOptions
 
 _NULL = "null."
+_MAX_DIMENSIONS = 4  # of a condition: sample, layer, token, width
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,7 @@ class CacheIndex:
             "broken": self.broken,
             "fingerprint": self.fingerprint,
         }
+        sweep(path.parent)
         save_tensors(path, self.tensors, {"set": json.dumps(plain)})
 
     def equals(self, other: CacheIndex) -> bool:
@@ -65,24 +77,73 @@ class CacheIndex:
         return all(torch.equal(self.tensors[name], other.tensors[name]) for name in self.tensors)
 
     @classmethod
-    def load(cls, path: Path) -> CacheIndex | None:
-        """What `save` wrote; None if missing or damaged (rebuilt cheaply)."""
-        from safetensors import safe_open
-
+    def load(
+        cls,
+        path: Path,
+        records: Records,
+        extractors: FeatureExtractors,
+        options: PictureOptions,
+        online: bool,
+    ) -> CacheIndex | None:
+        """What `save` wrote; None if missing, damaged or not of these (rebuilt cheaply)."""
         try:
-            with safe_open(path, framework="pt") as handle:
+            with open_tensors(path) as handle:
                 tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-                plain: dict[str, Any] = json.loads(handle.metadata()["set"])
+                plain: dict[str, Any] = parse_json(handle.metadata()["set"])
+            if plain["recipes"] != extractors.model_ids:
+                return None
+            _check_index(tensors, len(records), extractors, options, online)
             return cls(
                 tensors,
-                plain["recipes"],
-                LatentScaling(**plain["latents"]),
-                Feature.parse(plain["feature"]),
-                plain["broken"],
-                plain["fingerprint"],
+                extractors.model_ids,
+                extractors.latents,
+                extractors.feature,
+                [printable(shortened(str(line))) for line in plain["broken"]],
+                dataset_fingerprint(records, extractors, options),
             )
-        except Exception:  # safetensors, JSON and the system raise their own
+        except Exception:  # safetensors, JSON, torch and the system raise their own
             return None
+
+
+def _check_index(
+    tensors: dict[str, Tensor],
+    count: int,
+    extractors: FeatureExtractors,
+    options: PictureOptions,
+    online: bool,
+) -> None:
+    """Raises ValueError (or KeyError) for tensors that are not those of `count` samples."""
+    views = options.fixed_views
+    kinds: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+        "moments": (torch.uint8, (count, views, HASH)),
+        "text": (torch.uint8, (count, HASH)),
+        "time_ids": (torch.int32, (count, views, 6)),
+        **dict.fromkeys(("group", "tokens"), (torch.int32, (count,))),
+        "origin": (torch.int64, (count,)),
+    }
+    if extractors.reads_pictures and not online:
+        kinds["features"] = (torch.uint8, (count, HASH))
+    for name, kind in kinds.items():
+        if (tensors[name].dtype, tuple(tensors[name].shape)) != kind:
+            raise ValueError(name)
+    names = {*kinds, "null.states", "null.text_embeds"}
+    names |= {"null.encoded"} if extractors.reads_pictures else set()
+    names |= {"face", "null.face"} if extractors.reads_faces else set()
+    if tensors.keys() not in (names, names - {"null.text_embeds"}):
+        raise ValueError("other tensors")
+    for name in names & tensors.keys() - kinds.keys():
+        rows = count if name == "face" else 1
+        tensor = tensors[name]
+        if len(tensor) != rows or tensor.ndim > _MAX_DIMENSIONS or not torch.isfinite(tensor).all():
+            raise ValueError(name)
+    group, origin = tensors["group"], tensors["origin"]
+    if not -1 <= int(group.min()) <= int(group.max()) < len(options.sizes):
+        raise ValueError("group")
+    if not 0 <= int(origin.min()) <= int(origin.max()) < count or int(group.max()) < 0:
+        raise ValueError("origin")
+    sizes = torch.tensor([(height, width) for width, height in options.sizes])[group.long()]
+    if not (tensors["time_ids"][:, :, 4:] == sizes[:, None])[group >= 0].all():
+        raise ValueError("time_ids")
 
 
 def index_path(
@@ -92,26 +153,32 @@ def index_path(
     options: PictureOptions,
     online: bool,
 ) -> Path:
-    """The file of the index for these records, encoded and cropped like this."""
+    """The file of the index for these records, encoded and cropped like this.
+
+    Raises CacheError for a link out of the cache.
+    """
+    check_inside(folder / "sets", folder)
     name = dataset_fingerprint(records, extractors, options)
     return folder / "sets" / f"{name}{'-online' if online else ''}.safetensors"
 
 
 def open_store(folder: Path, kind: str, model_id: str) -> Store:
-    """The entries of a kind made by one model."""
+    """The entries of a kind made by one model. Raises CacheError for a link out of the cache."""
+    check_inside(folder / kind / model_id, folder)
     return Store(folder / kind / model_id)
 
 
 class CachedDataset(Dataset):
-    """The samples of an index. `online` encodes image features from the records instead."""
+    """The samples of an index. `online` encodes image features from these records instead."""
 
     def __init__(
         self,
         folder: Path,
         index: CacheIndex,
-        online: tuple[Records, FeatureExtractors] | None = None,
+        extractors: FeatureExtractors,
+        online: Records | None = None,
     ) -> None:
-        self.index, self._online = index, online
+        self.index, self._extractors, self._online = index, extractors, online
         self._stores = {
             kind: open_store(folder, kind, model_id)
             for kind, model_id in index.model_ids.items()
@@ -136,15 +203,17 @@ class CachedDataset(Dataset):
 
     def batch(self, indices: Tensor, streams: RandomStreams) -> Batch:
         tensors, views = self.index.tensors, self.index.tensors["moments"].shape[1]
+        height, width = tensors["time_ids"][indices[0], 0, 4:].tolist()
+        kind = self._extractors.moment_kind((width, height))
         numbers = (
             streams.integers(views) if views > 1 else torch.zeros(len(indices), dtype=torch.long)
         )
-        moments = self._read("moments", tensors["moments"][indices, numbers], "moments")
+        moments = self._read("moments", tensors["moments"][indices, numbers], "moments", kind)
         noise = streams.randn(moments.shape[1] // 2, *moments.shape[2:])
         latents = self.index.latents.sample(moments, noise)
         added = {}
         if "null.text_embeds" in tensors:
-            added["text_embeds"] = self._read("text", tensors["text"][indices], "text_embeds")
+            added["text_embeds"] = self._of_null("text", tensors["text"][indices], "text_embeds")
             added["time_ids"] = tensors["time_ids"][indices, numbers].float()
         return Batch(latents, self._states(indices), self._features(indices), added)
 
@@ -183,26 +252,33 @@ class CachedDataset(Dataset):
         return self.index.broken
 
     def _states(self, indices: Tensor) -> Tensor:
-        return self._read("text", self.index.tensors["text"][indices], "states")
+        return self._of_null("text", self.index.tensors["text"][indices], "states")
 
     def _features(self, indices: Tensor) -> Features:
         tensors = self.index.tensors
         face = tensors["face"][indices] if "face" in tensors else None
         encoded = None
         if self._online is not None:
-            records, extractors = self._online
             rows = tensors["origin"][indices].tolist()
-            encoded = extractors.encode_references(
-                [records.record(row).open_reference() for row in rows]
+            encoded = self._extractors.encode_references(
+                [self._online.record(row).open_reference() for row in rows]
             )
         elif "features" in tensors:
-            encoded = self._read("features", tensors["features"][indices], "encoded")
+            encoded = self._of_null("features", tensors["features"][indices], "encoded")
         return combine_features(self.index.feature, encoded, face)
 
-    def _read(self, kind: str, addresses: Tensor, name: str) -> Tensor:
-        """One tensor of the entries at these addresses, uint8 [b, 16] -> [b, ...]."""
-        store = self._stores[kind]
-        return torch.stack([store.read(bytes(one), name) for one in addresses_of(addresses)])
+    def _of_null(self, store: str, addresses: Tensor, name: str) -> Tensor:
+        """`_read` of tensors that are shaped like that of the null condition."""
+        null = self.index.tensors[_NULL + name]
+        return self._read(store, addresses, name, (null.dtype, tuple(null.shape[1:])))
+
+    def _read(self, store: str, addresses: Tensor, name: str, kind: Kind) -> Tensor:
+        """One tensor of the entries at these addresses, uint8 [b, 16] -> [b, ...].
+
+        Raises CacheError for one of another type or shape than `kind`.
+        """
+        read = self._stores[store].read
+        return torch.stack([read(bytes(one), name, kind) for one in addresses_of(addresses)])
 
 
 def addresses_of(hashes: Tensor) -> Addresses:

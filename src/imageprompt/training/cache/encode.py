@@ -184,7 +184,8 @@ class CacheEncoder:
             picture, digest = record.open_with_hash(reference=job.is_reference)
         except PictureError as error:
             return error
-        if digest[:HASH].hex().encode() != job.digest:
+        known = None if job.is_reference else tuple(self._plan.scan["size"][job.sample].tolist())
+        if digest[:HASH].hex().encode() != job.digest or known not in (None, picture.size):
             raise _replaced(record)
         views = self._plan.views(job.sample) if job.views else []
         return picture, [views[number].apply(picture) for number in job.views]

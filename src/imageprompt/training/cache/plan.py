@@ -129,7 +129,8 @@ class CachePlan:
     def token_counts(self, store: Store) -> NDArray[np.int64]:
         """Number of tokens of every sample's caption."""
         entries = self.entries("text")
-        counts = np.array([int(store.read(bytes(one), "tokens")) for one in entries.addresses])
+        kind = (torch.int64, ())
+        counts = np.array([int(store.read(bytes(a), "tokens", kind)) for a in entries.addresses])
         captions = self.hashes("caption", self._sources)
         return counts[np.searchsorted(entries.addresses, captions)]
 

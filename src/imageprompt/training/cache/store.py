@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,21 @@ from torch import Tensor
 
 from imageprompt.core.atomic_files import locked, sweep, write_atomically
 from imageprompt.core.errors import ImagePromptError, OptionError
+from imageprompt.core.untrusted import is_inside, open_regular, parse_json
+
+if TYPE_CHECKING:
+    import torch
 
 Addresses = NDArray[np.bytes_]
 """Hashes of what entries were computed from, 32 hex digits each."""
 
+Kind = tuple["torch.dtype", tuple[int, ...]]
+"""Type and shape of a tensor."""
+
 _MAX_OPEN = 32  # shards
+_MAX_HEADER = 2**23  # bytes; that of a shard of 1024 entries has 300,000
+_SHARD = re.compile(r"[0-9a-f]{1,2}-[0-9a-f]{24}\.safetensors")
+_ENTRY = re.compile(r"[0-9a-f]{32}\.[a-z_]+")
 _SUFFIX = ".safetensors"
 
 
@@ -55,7 +66,8 @@ class Store:
 
     def refresh(self) -> None:
         """List the shards again; truncated ones count as damaged."""
-        found = sorted(path.name for path in self.folder.glob(f"[0-9a-f]*{_SUFFIX}"))
+        names = (path.name for path in self.folder.glob(f"*{_SUFFIX}"))
+        found = sorted(name for name in names if _SHARD.fullmatch(name))
         if found == self._names:
             return
         before = self._shards
@@ -77,8 +89,11 @@ class Store:
         found[inside] = self._addresses[positions[inside]] == addresses[inside]
         return found
 
-    def read(self, address: bytes, name: str) -> Tensor:
-        """One tensor of an entry, on the CPU. Raises CacheError, which names the shard."""
+    def read(self, address: bytes, name: str, kind: Kind | None = None) -> Tensor:
+        """One tensor of an entry, on the CPU. Raises CacheError, which names the shard.
+
+        `kind`: the type and shape that it must have.
+        """
         position = int(np.searchsorted(self._addresses, address))
         if position == len(self._addresses) or self._addresses[position] != address:
             raise CacheError(
@@ -87,7 +102,11 @@ class Store:
                 hint="Run `imageprompt build-cache` again.",
             )
         shard = self._names[int(self._shard_of[position])]
-        return self._tensor(shard, f"{address.decode()}.{name}")
+        found = self._tensor(shard, f"{address.decode()}.{name}")
+        if kind is not None and (found.dtype, tuple(found.shape)) != kind:
+            reason = f"{name} is {found.dtype} {list(found.shape)}, not {kind[0]} {list(kind[1])}"
+            raise self._damage(shard, reason)
+        return found
 
     def check(self) -> None:
         """Read everything, and add the shards that cannot be read to `damaged`."""
@@ -111,6 +130,7 @@ class Store:
     def writing(self, partition: str, *, wait: bool = True) -> Iterator[None]:
         """Hold the lock of a partition, and see what others wrote before. Raises BusyError."""
         locks = self.folder / "locks"
+        check_inside(locks, self.folder)
         locks.mkdir(parents=True, exist_ok=True)
         with locked(locks / f"{partition}.lock", timeout=None if wait else 0):
             sweep(self.folder)
@@ -131,11 +151,14 @@ class Store:
 
     def _open(self, shard: str) -> tuple[Any, dict[str, int]]:
         """The open file of a shard, and the checksums of its tensors."""
-        from safetensors import safe_open
-
         if shard not in self._handles:
-            handle: Any = safe_open(self.folder / shard, framework="pt")
-            self._handles[shard] = handle, json.loads(handle.metadata()["sums"])
+            handle = open_tensors(self.folder / shard)
+            names, sums = set(handle.keys()), parse_json((handle.metadata() or {}).get("sums", ""))
+            if not isinstance(sums, dict) or sums.keys() != names:
+                raise ValueError("its checksums are not those of its tensors")
+            if not all(map(_ENTRY.fullmatch, names)):
+                raise ValueError("it has a tensor that belongs to no entry")
+            self._handles[shard] = handle, sums
             if len(self._handles) > _MAX_OPEN:
                 self._handles.popitem(last=False)
         self._handles.move_to_end(shard)
@@ -178,6 +201,30 @@ class Store:
             reason=f"damaged ({reason})",
             hint="Run `imageprompt build-cache --verify` with the same config to encode it again, "
             "then continue with --resume.",
+        )
+
+
+def open_tensors(path: Path, framework: str = "pt") -> Any:
+    """A safetensors file that is open; its tensors are read when they are asked for.
+
+    Raises OSError, ValueError, and the errors of safetensors.
+    """
+    from safetensors import safe_open
+
+    with open_regular(path, inside=path.parent) as stream:
+        length = int.from_bytes(stream.read(8), "little")
+    if length > _MAX_HEADER:
+        raise ValueError(f"its header has {length} bytes; the limit is {_MAX_HEADER}")
+    return safe_open(path, framework=framework)
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Raises CacheError for a link in a cache that leads out of it."""
+    if not is_inside(path, folder):
+        raise CacheError(
+            f"cache {str(path)!r}",
+            reason="a link that leads out of the cache",
+            hint="Name the other folder as the cache, or delete the link.",
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -106,8 +107,13 @@ class FeatureExtractors:
 
     def moment_bytes(self, sizes: Sequence[Size]) -> int:
         """Bytes of the largest moments of pictures of these sizes in pixels."""
-        area = max(width * height for width, height in sizes) // self.vae_factor**2
-        return 2 * int(self._vae.config.latent_channels) * area * int(self._vae.dtype.itemsize)
+        kinds = map(self.moment_kind, sizes)
+        return max(dtype.itemsize * math.prod(shape) for dtype, shape in kinds)
+
+    def moment_kind(self, size: Size) -> tuple[torch.dtype, tuple[int, ...]]:
+        """Type and shape of the moments of a picture of this size in pixels."""
+        width, height = (side // self.vae_factor for side in size)
+        return self._vae.dtype, (2 * int(self._vae.config.latent_channels), height, width)
 
     @torch.no_grad()
     def encode_pictures(self, pictures: Sequence[Image]) -> Tensor:

@@ -16,14 +16,23 @@ import torch
 from numpy.typing import NDArray
 
 from imageprompt.core.atomic_files import BusyError, locked, sweep
-from imageprompt.core.errors import PictureError
-from imageprompt.training.cache.store import save_tensors
+from imageprompt.core.errors import PictureError, printable, shortened
+from imageprompt.core.untrusted import parse_json
+from imageprompt.training.cache.store import check_inside, open_tensors, save_tensors
 from imageprompt.training.data.sources import Records
 
 UNIT = 1024
 """Samples scanned under one lock and stored in one file."""
 HASH = 16
 """Bytes of a hash."""
+MAX_SIDE = 2**16
+"""Pixels of a picture's side; JPEG, the largest of the formats, has two bytes for it."""
+_COLUMNS: Mapping[str, tuple[type[np.generic], tuple[int, ...]]] = {
+    **dict.fromkeys(("stamp", "picture", "reference", "caption"), (np.uint8, (HASH,))),
+    "size": (np.int32, (2,)),
+    "good": (np.uint8, ()),
+    "decoded": (np.uint8, ()),
+}
 _LISTED = 5  # samples named in an error
 
 
@@ -114,6 +123,7 @@ class Scan:
     def __init__(self, records: Records, folder: Path, *, faces: bool) -> None:
         """`faces`: read the samples' face embeddings too."""
         self._records, self._faces = records, faces
+        self._cache = folder.parent
         self._folder = folder / f"{records.fingerprint()}{'-faces' if faces else ''}"
         count = len(records)
         self._units = [range(start, min(start + UNIT, count)) for start in range(0, count, UNIT)]
@@ -131,6 +141,7 @@ class Scan:
         `on_progress` receives the number of samples of each unit. Raises PictureError (too many
         broken).
         """
+        check_inside(self._folder, self._cache)
         self._folder.mkdir(parents=True, exist_ok=True)
         found: dict[int, ScanResult] = {}
         for wait in (False, True):  # first units that nobody else is scanning, then the others
@@ -171,7 +182,7 @@ class Scan:
                 threads = min(8, os.cpu_count() or 1)  # decoders release the interpreter lock
                 with ThreadPoolExecutor(threads) as pool:
                     stamps = list(pool.map(self._stamp, unit))
-                    stored = _read(path, stamps)
+                    stored = _read(path, stamps, self._faces)
                     if stored is not None and (stored["decoded"].all() or not decode):
                         return stored
                     rows = pool.map(lambda i, stamp: self._row(i, stamp, decode), unit, stamps)
@@ -188,7 +199,8 @@ class Scan:
         except PictureError as error:
             return content_hash(str(error).encode())
         files = [one for one in (record.picture, record.reference, record.id_embed) if one]
-        return content_hash("\n".join([record.text, *(one.stamp() for one in files)]).encode())
+        parts = "\n".join([record.text, *(one.stamp() for one in files)])
+        return content_hash(parts.encode("utf-8", "surrogatepass"))  # names can be any bytes
 
     def _row(self, index: int, stamp: bytes, decode: bool) -> _Row:
         row = _Row(stamp, decode)
@@ -267,18 +279,36 @@ def _write(path: Path, result: ScanResult) -> None:
     save_tensors(path, tensors, {"broken": json.dumps(result.broken)})
 
 
-def _read(path: Path, stamps: list[bytes]) -> ScanResult | None:
-    """A stored unit; None if it is missing, damaged or out of date."""
-    from safetensors import safe_open
-
+def _read(path: Path, stamps: list[bytes], faces: bool) -> ScanResult | None:
+    """A stored unit; None if it is missing, damaged or out of date: it is scanned again then."""
     try:
-        with safe_open(path, framework="numpy") as handle:
+        with open_tensors(path, "numpy") as handle:
             columns = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-            broken = json.loads(handle.metadata()["broken"])
-    except Exception:  # missing, truncated, or another file: the unit is scanned again
+            broken = parse_json(handle.metadata()["broken"])
+        # files of earlier versions have no such column: their pictures were all decoded
+        columns.setdefault("decoded", np.ones_like(columns["good"]))
+        if columns["stamp"].tobytes() != b"".join(stamps):
+            return None
+        return _checked(columns, broken, len(stamps), faces)
+    except Exception:  # safetensors, JSON, numpy and the system raise their own
         return None
-    if columns["stamp"].tobytes() != b"".join(stamps):
+
+
+def _checked(
+    columns: dict[str, NDArray[Any]], broken: Any, count: int, faces: bool
+) -> ScanResult | None:
+    """The result, if it is one of `count` samples that a scan can have."""
+    for name, (dtype, shape) in _COLUMNS.items():
+        if columns[name].dtype != dtype or columns[name].shape != (count, *shape):
+            return None
+    if columns.keys() != {*_COLUMNS, *(("face",) if faces else ())}:
         return None
-    # files of earlier versions have no such column: their pictures were all decoded
-    columns.setdefault("decoded", np.ones_like(columns["good"]))
-    return ScanResult(columns, {int(index): reason for index, reason in broken.items()})
+    if faces and (columns["face"].dtype != np.float32 or len(columns["face"]) != count):
+        return None
+    good, size = columns["good"] != 0, columns["size"]
+    if size.min() < 0 or size.max() > MAX_SIDE or size[good].min(initial=1) < 1:
+        return None
+    reasons = {int(index): printable(shortened(str(why))) for index, why in broken.items()}
+    if set(reasons) != set(np.flatnonzero(~good).tolist()):
+        return None
+    return ScanResult(columns, reasons)

@@ -10,83 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import torch
-from torch import Tensor, nn
-
-from imageprompt.checkpoint.torch_io import write_file
 from imageprompt.core.atomic_files import remove, write_atomically, write_folder_atomically
 from imageprompt.core.errors import OptionError, WriteError
-from imageprompt.training.loop.ema import Ema
-from imageprompt.training.loop.logging import log
+from imageprompt.core.untrusted import is_inside, open_regular, parse_json, read_regular
+from imageprompt.training.config.yaml_file import brief
+from imageprompt.training.loop.logging import BUCKETS, log
+from imageprompt.training.loop.training_state import ADAPTER, STATE, TrainingState
 
 MANIFEST = "manifest.json"
-ADAPTER, STATE = "adapter.safetensors", "state.safetensors"
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class TrainingState:
-    """What a checkpoint saves and restores: the adapter, its parameters, optimiser and EMA."""
-
-    adapter: Any
-    parameters: Mapping[str, nn.Parameter]
-    optimiser: Any
-    ema: Ema | None
-
-    def save(self, folder: Path) -> None:
-        """Write the weights and the state into a folder."""
-        self.adapter.save(folder / ADAPTER)
-        write_file(folder / STATE, self.tensors(), {})
-
-    def tensors(self) -> dict[str, Tensor]:
-        """`optimiser.NAME.KEY` and `ema.NAME`, on the CPU."""
-        tensors = {
-            f"optimiser.{name}.{key}": value
-            for name, parameter in self.parameters.items()
-            for key, value in self.optimiser.state.get(parameter, {}).items()
-        }
-        if self.ema is not None:
-            tensors |= {f"ema.{name}": value for name, value in self.ema.average.items()}
-        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-
-    def restore(self, folder: Path, ema_updates: int) -> None:
-        """Restore a checkpoint to the bit. Raises OptionError if it belongs to another adapter."""
-        from safetensors.torch import load_file
-
-        weights, state = load_file(folder / ADAPTER), load_file(folder / STATE)
-        shapes = {name: tuple(value.shape) for name, value in self.parameters.items()}
-        if {name: tuple(value.shape) for name, value in weights.items()} != shapes:
-            raise OptionError(
-                f"checkpoint {folder}",
-                reason="its tensors are not those of the adapter in this config",
-                hint="Use the config it was made with, or another output folder.",
-            )
-        averages = {name for name in state if name.startswith("ema.")}
-        if self.ema is not None and len(averages) != len(self.parameters):
-            raise OptionError(
-                f"checkpoint {folder}",
-                reason="has no running average (EMA), but the config asks for one",
-                hint="Resume with `ema: 0`, or start in another output folder.",
-            )
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(weights[name])
-                prefix = f"optimiser.{name}."
-                self.optimiser.state[parameter] = {
-                    key.removeprefix(prefix): value.to(parameter.device)
-                    for key, value in state.items()
-                    if key.startswith(prefix)
-                }
-                if self.ema is not None:
-                    self.ema.average[name].copy_(state[f"ema.{name}"])
-        if self.ema is not None:
-            self.ema.updates = ema_updates
+_MAX_MANIFEST = 2**21  # bytes; it holds the config
 
 
 # ── folders ─────────────────────────────────────────────────────────────────────────────────────
@@ -106,7 +46,7 @@ class Checkpoint:
 
 def step_of(folder: Path) -> int:
     """The step in a checkpoint's name, -1 for other folders."""
-    match = re.fullmatch(r"step-(\d+)", folder.name)
+    match = re.fullmatch(r"step-(0|[1-9][0-9]{0,14})", folder.name)
     return int(match[1]) if match else -1
 
 
@@ -115,6 +55,7 @@ def write(
 ) -> Path:
     """Write `step-N`, then remove all but the newest `keep`. Raises OptionError."""
     target = root / f"step-{step}"
+    _check_root(root)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with write_folder_atomically(target) as temporary:
@@ -132,6 +73,7 @@ def write(
 
 def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest intact checkpoint, and a line for each newer one that is damaged."""
+    _check_root(root)
     damaged: list[str] = []
     for folder in _newest_first(root):
         try:
@@ -144,19 +86,89 @@ def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
 def read(folder: Path) -> Checkpoint:
     """A checkpoint, after comparing every file with its hash. Raises OptionError."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        wrong = "" if manifest["format"] == FORMAT else f"has unknown format {manifest['format']}"
-        for name, digest in manifest["files"].items():
-            if not wrong and _digest(folder / name) != digest:
-                wrong = f"{name} has changed since it was written"
-        metadata = manifest["facts"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        wrong = f"{MANIFEST} or a file it lists cannot be read ({type(error).__name__})"
-    if wrong:
-        raise OptionError(
-            f"checkpoint {folder}", reason=wrong, hint="An older one is used instead."
+        if folder.is_symlink():
+            raise ValueError("it is a link")
+        manifest = parse_json(read_regular(folder / MANIFEST, _MAX_MANIFEST, inside=folder))
+        metadata = _checked_metadata(manifest, step_of(folder))
+        for name in (ADAPTER, STATE):
+            if _digest(folder / name) != manifest["files"][name]:
+                raise ValueError(f"{name} has changed since it was written")
+    except (OSError, ValueError) as error:
+        why = (
+            f"{MANIFEST} or a file it lists cannot be read: {error.strerror}"
+            if isinstance(error, OSError)
+            else f"cannot be used: {error}"
         )
+        raise OptionError(
+            f"checkpoint {folder}", reason=why, hint="An older one is used instead."
+        ) from error
     return Checkpoint(folder, metadata)
+
+
+def _checked_metadata(manifest: Any, step: int) -> dict[str, Any]:
+    """What a manifest says of a run, every value of its type. Raises ValueError."""
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("facts"), dict):
+        raise ValueError(f"{MANIFEST} is damaged")
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"it has the unknown format {brief(manifest.get('format'))}")
+    files, metadata = manifest.get("files"), manifest["facts"]
+    if manifest.get("step") != step or not isinstance(files, dict):
+        raise ValueError(f"{MANIFEST} is that of another step, or damaged")
+    if set(files) != {ADAPTER, STATE}:
+        raise ValueError(f"{MANIFEST} must list {ADAPTER} and {STATE}, and no others")
+    for name, is_valid in _METADATA.items():
+        if name not in metadata or not is_valid(metadata[name]):
+            raise ValueError(f"{name} in {MANIFEST} is {brief(metadata.get(name))}")
+    return dict(metadata)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(cast(float, value)) < _LARGEST
+
+
+def _is_window(value: object) -> bool:
+    """Two rows of as many numbers as LossWindow has parts."""
+    rows = value if isinstance(value, list) else []
+    return len(rows) == 2 and all(
+        isinstance(row, list) and len(row) == BUCKETS and all(map(_is_number, row)) for row in rows
+    )
+
+
+def _is_loss_scale(value: object) -> bool:
+    """GradScaler's state: empty if it is off."""
+    if not isinstance(value, dict) or (value and value.keys() != _LOSS_SCALE):
+        return False
+    counted = all(type(value[key]) is int for key in value if key in _COUNTED)
+    return counted and all(_is_number(one) and one >= 0 for one in value.values())
+
+
+_LARGEST = 1e300
+_COUNTED = {"growth_interval", "_growth_tracker"}
+_LOSS_SCALE = {"scale", "growth_factor", "backoff_factor", *_COUNTED}
+_METADATA: Mapping[str, Callable[[Any], bool]] = {
+    "config": lambda value: isinstance(value, dict),
+    "data": lambda value: isinstance(value, str),
+    "processes": lambda value: _is_count(value) and value > 0,
+    "position": _is_count,
+    "ema_updates": _is_count,
+    "window": _is_window,
+    "best": lambda value: value is None or _is_number(value),
+    "loss_scale": _is_loss_scale,
+}
+
+
+def _check_root(root: Path) -> None:
+    """Raises OptionError for a link out of the output folder: checkpoints are deleted there."""
+    if not is_inside(root, root.parent):
+        raise OptionError(
+            f"checkpoints {str(root)!r}",
+            reason="a link that leads out of the output folder",
+            hint="Name the other folder as output, or delete the link.",
+        )
 
 
 def steps_in(root: Path) -> list[int]:
@@ -178,9 +190,9 @@ def _prune(root: Path, step: int, keep: int) -> None:
 
 
 def _digest(path: Path) -> dict[str, Any]:
-    with path.open("rb") as stream:
+    with open_regular(path, inside=path.parent) as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"sha256": digest, "bytes": path.stat().st_size}
+        return {"sha256": digest, "bytes": os.fstat(stream.fileno()).st_size}
 
 
 def _write_error(step: int, root: Path, error: OSError) -> OptionError:
@@ -246,7 +258,7 @@ def _config_changes(before: Mapping[str, Any], now: Mapping[str, Any], step: int
     for name in sorted({*before, *now}):
         if before.get(name) == now.get(name):
             continue
-        change = f"{name}: {before.get(name)!r} became {now.get(name)!r}"
+        change = f"{brief(name)[1:-1]}: {brief(before.get(name))} became {brief(now.get(name))}"
         if name == "steps" and name in now and "schedule" in now:
             if now["schedule"] != "constant":
                 change += f", which the {now['schedule']} learning rate depends on"

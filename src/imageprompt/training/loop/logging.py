@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from torch import Tensor
 
 from imageprompt.core.atomic_files import append_line, write_atomically
 from imageprompt.core.console import note
+from imageprompt.core.errors import OptionError
+from imageprompt.core.untrusted import open_regular, parse_json
 
+_MAX_LINE = 2**16  # bytes; a line has a few hundred
 BUCKETS = 4
 """Equal parts of the timestep range whose losses are reported separately."""
 
@@ -60,10 +64,9 @@ class Metrics:
 
     def start(self, step: int, config: Mapping[str, Any]) -> None:
         """Remove lines of steps after `step`, which this run will write again."""
-        if self.path.exists():
-            earlier = [line for line in self._lines() if line["step"] <= step]
-            with write_atomically(self.path) as temporary:
-                temporary.write_text("".join(json.dumps(line) + "\n" for line in earlier))
+        if os.path.lexists(self.path):
+            with write_atomically(self.path) as temporary, temporary.open("w") as stream:
+                stream.writelines(json.dumps(one) + "\n" for one in self._lines(step))
         if self.tracked:
             plain = {key: v for key, v in config.items() if isinstance(v, int | float | str)}
             options = {"tensorboard": {"purge_step": step + 1}}
@@ -89,17 +92,32 @@ class Metrics:
         for tracker in self.accelerator.trackers if self.tracked else ():
             tracker.finish()  # accelerate's end_training would end the process group as well
 
-    def _lines(self) -> list[dict[str, Any]]:
-        """Complete lines; a kill may have truncated the last one."""
-        lines = []
-        for text in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict) and isinstance(line.get("step"), int):
-                lines.append(line)
-        return lines
+    def _lines(self, last: int) -> Iterator[dict[str, Any]]:
+        """Complete lines up to step `last`; a kill may have truncated the last one.
+
+        Raises OptionError if a pipe, device or link stands in the file's place.
+        """
+        try:
+            with open_regular(self.path, inside=self.path.parent) as stream:
+                while text := stream.readline(_MAX_LINE):
+                    if (line := _parsed(text)) is not None and line["step"] <= last:
+                        yield line
+        except OSError as error:
+            raise OptionError(
+                f"metrics {str(self.path)!r}",
+                reason=f"cannot be read ({error.strerror})",
+                hint="Delete it; a run begins a new one.",
+            ) from error
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    """A line that `write` could have written."""
+    try:
+        line = parse_json(text)
+    except ValueError:
+        return None
+    plain = isinstance(line, dict) and type(line.get("step")) is int
+    return line if plain and all(type(one) in (int, float) for one in line.values()) else None
 
 
 def usable_trackers(requested: Sequence[str]) -> list[str]:

@@ -20,12 +20,13 @@ from imageprompt.training.config.config import TrainingConfig
 from imageprompt.training.data.dataset import Dataset
 from imageprompt.training.data.random_streams import RandomStreams, mix_seeds
 from imageprompt.training.loop import checkpoints
-from imageprompt.training.loop.checkpoints import RunIdentity, TrainingState
+from imageprompt.training.loop.checkpoints import RunIdentity
 from imageprompt.training.loop.distributed import AdapterLoss, Processes
 from imageprompt.training.loop.ema import Ema, copy_into, decay_groups, ema_weights
 from imageprompt.training.loop.logging import LossWindow, Metrics, Throughput, log, progress_line
 from imageprompt.training.loop.objective import NullConditions, Objective
 from imageprompt.training.loop.run_control import StopRequest
+from imageprompt.training.loop.training_state import TrainingState
 
 BEST = "best.safetensors"
 MIN_LOSS_SCALE = 1.0
@@ -248,7 +249,7 @@ class Trainer:
             return
         self.identity.check(found, self.processes.count, self.folder)
         metadata = found.metadata
-        self._state().restore(found.folder, metadata["ema_updates"])
+        self._state().restore(found.folder, found.step, metadata["ema_updates"])
         self.step, self.position, self._saved = found.step, metadata["position"], found.step
         self.best = -math.inf if metadata["best"] is None else metadata["best"]
         if self.config.loss_scaling and metadata["loss_scale"]:
