@@ -59,7 +59,7 @@ def apart(library: Library, name: str = "red") -> Parts:
 def png(width: int, height: int) -> torch.Tensor:
     """A white picture: tiny as a file, whatever its size."""
     stream = io.BytesIO()
-    Image.new("1", (width, height), 1).save(stream, format="PNG")
+    Image.new("1", (width, height), 1).save(stream, format="PNG", compress_level=1)
     return as_bytes(stream.getvalue())
 
 
