@@ -474,7 +474,7 @@ DOORS: tuple[Door, ...] = (
         Door(
             f"terminal: train config {place}",
             _files("train", "--dry-run"),
-            texts(config(place == "keys"), outcome="refused", says="config"),
+            texts(config(place == "keys"), outcome="refused", says="imageprompt: error"),
             _TRAIN,
         )
         for place in ("keys", "values")

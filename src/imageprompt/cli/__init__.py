@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from types import FrameType
 from typing import Any
@@ -34,6 +34,7 @@ FAILED = 2
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 BROKEN_PIPE = 128 + 13  # SIGPIPE, which does not exist on every platform
+_SIGNALS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 COMMANDS = {
     "demo": ("demo", "generate with references on the bundled stack; one contact sheet"),
@@ -64,28 +65,28 @@ _EXIT_CODES = """exit codes:
     1    done, and problems were found (inspect, validate, diff, check, faces, doctor)
     2    an error: one line says what is wrong
     130  interrupted
-    143  ended by SIGTERM
-    141  the reader of the output has left"""
+    141  the reader of the output has left
+    143  ended by SIGTERM"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. Every error is one line, whatever happens."""
     open_streams()
+    code = FAILED
     try:
-        try:
-            with _sigterm_raises():
-                return _run(sys.argv[1:] if arguments is None else arguments)
-        except _Terminated:
-            note(f"{PROGRAM}: terminated")
-            return TERMINATED
-        except KeyboardInterrupt:
-            note(f"{PROGRAM}: interrupted")
-            return INTERRUPTED
-        except BrokenPipeError:
-            raise
-        except Exception as error:
-            note(f"{PROGRAM}: error: {explain(error)}")
-            return FAILED
+        with _signals_raise() as received:
+            try:
+                code = _run(sys.argv[1:] if arguments is None else arguments)
+            except KeyboardInterrupt:
+                received = received or [signal.SIGINT]
+            except BrokenPipeError:
+                raise
+            except Exception as error:  # of libraries that an interruption has upset, too
+                if not received:
+                    note(f"{PROGRAM}: error: {explain(error)}")
+        if received:
+            note(f"{PROGRAM}: {_SIGNALS[received[0]]}")
+            code = 128 + received[0]
     except BrokenPipeError:  # the reader has left
         return BROKEN_PIPE
     except KeyboardInterrupt:  # again
@@ -94,32 +95,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
     finally:
         abandon_streams()
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM. It ends a command as Ctrl-C does: what is half written is removed."""
+    return code
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Raise _Terminated on SIGTERM, where its handler is the default; a second SIGTERM kills."""
-    process = os.getpid()
+def _signals_raise() -> Iterator[list[int]]:
+    """SIGTERM ends a command as Ctrl-C does, so that what is half written is removed.
+
+    Yields the signals received: a library may turn the exception into another one, or lose it. A
+    second SIGTERM kills.
+    """
+    process, received = os.getpid(), list[int]()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        if os.getpid() != process:  # a child of this process
-            os.kill(os.getpid(), number)
-        raise _Terminated
+        if number == signal.SIGTERM:
+            signal.signal(number, signal.SIG_DFL)
+            if os.getpid() != process:  # a child of this process
+                os.kill(os.getpid(), number)
+        received.append(number)
+        raise KeyboardInterrupt
 
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with ExitStack() as handlers:
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                before = signal.getsignal(number)
+                if before in (signal.SIG_DFL, signal.default_int_handler):
+                    signal.signal(number, handle)
+                    handlers.callback(signal.signal, number, before)
+        yield received
 
 
 def _run(arguments: Sequence[str]) -> int:

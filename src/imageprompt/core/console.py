@@ -42,6 +42,11 @@ class Parser(argparse.ArgumentParser):
         message = printable(shortened(" ".join(message.split())))
         self.exit(USAGE_ERROR, f"{self.prog}: {message}{end} See {self.prog} --help\n")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Help and errors; a disk that is full is not passed over, as argparse does."""
+        stream = sys.stderr if file is None else file
+        stream.write(message)
+
     def _unknown(self, arguments: Sequence[str]) -> str:
         flag = next((a for a in arguments if a.startswith("-")), None)
         if flag is None:
