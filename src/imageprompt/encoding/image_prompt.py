@@ -135,10 +135,10 @@ class ImagePrompt:
 
     def as_bytes(self) -> bytes:
         """The file that `save` writes, in memory."""
-        from safetensors.torch import save
+        from imageprompt.checkpoint.torch_io import safetensors_content, torch_tensors
 
         tensors, metadata = self._content()
-        return save({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, metadata)
+        return b"".join(safetensors_content(torch_tensors(tensors), metadata))
 
     def _content(self) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """The tensors and the metadata of its file."""

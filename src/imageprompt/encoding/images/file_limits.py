@@ -39,9 +39,9 @@ _TIFF = re.compile(rb"(II|MM)(\0[*+]|[*+]\0)")
 _ITEM_SIZES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}  # others: 1
 
 
-def check(stream: BinaryIO, head: bytes, *, halved_above: int) -> None:
+def check(stream: BinaryIO, head: bytes, *, halved_above: int | None) -> None:
     """Raises LimitError. A JPEG of more than `halved_above` pixels will be decoded at half its
-    size; 0 if none is."""
+    size; 0 if none is, None if nothing is decoded."""
     if head.startswith(b"\xff\xd8"):
         _check_jpeg(stream, halved_above)
         return
@@ -60,12 +60,14 @@ def check(stream: BinaryIO, head: bytes, *, halved_above: int) -> None:
 # ── JPEG ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _check_jpeg(stream: BinaryIO, halved_above: int) -> None:
-    """Follows the markers as libjpeg does, without decoding."""
+def _check_jpeg(stream: BinaryIO, halved_above: int | None) -> None:
+    """Follows the markers as libjpeg does, without decoding; up to the pixels if that is enough."""
     found, exif = _Jpeg(), b""
     for count, (marker, length) in enumerate(_segments(stream)):
         if count >= MAX_SEGMENTS:
             raise LimitError(f"it has more than {MAX_SEGMENTS} segments")
+        if marker == _SOS and halved_above is None:
+            break
         if marker == _SOS:
             found.add_scan(stream.read(1))
         elif marker in _FRAMES:
@@ -78,7 +80,7 @@ def _check_jpeg(stream: BinaryIO, halved_above: int) -> None:
             elif start.startswith(b"MPF\0"):
                 check_exif(start[4:] + stream.read(length - 6))
     check_exif(exif)
-    found.check_memory(halved_above)
+    found.check_memory(halved_above or 0)
 
 
 @dataclass

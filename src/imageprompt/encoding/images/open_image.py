@@ -153,7 +153,7 @@ def picture_size(source: PictureSource) -> tuple[int, int]:
         if isinstance(source, Image.Image):
             image = source
         else:
-            image = _identify(stack.enter_context(_stream(source, label)), label)
+            image = _identify(stack.enter_context(_stream(source, label)), label, None)
         _check_size(image, label)
         width, height = upright_size(image)
         halved = width * height > KEPT_PIXELS
@@ -254,7 +254,7 @@ def _check_bytes(count: int, label: str) -> None:
 
 
 def _decoded(stream: BinaryIO, label: str, *, whole: bool = False) -> Image.Image:
-    image = _identify(stream, label, whole=whole)
+    image = _identify(stream, label, 0 if whole else KEPT_PIXELS)
     _check_size(image, label)
     if image.format in ("JPEG", "MPO") and not whole and image.width * image.height > KEPT_PIXELS:
         image.draft(None, (image.width // 2, image.height // 2))
@@ -288,13 +288,13 @@ def _decoding(image: Image.Image, label: str) -> Iterator[None]:
         ) from error
 
 
-def _identify(stream: BinaryIO, label: str, *, whole: bool = False) -> Image.Image:
-    """Read the header only; `whole` says that a JPEG will be decoded at its full size."""
+def _identify(stream: BinaryIO, label: str, halved_above: int | None) -> Image.Image:
+    """Read the header only; for `halved_above` see `file_limits.check`."""
     head = stream.read(512)
     stream.seek(0)
     formats = (*FORMATS, *_extra_formats(head, label))
     try:
-        _check_structure(stream, head, whole=whole)
+        _check_structure(stream, head, halved_above)
     except LimitError as error:
         raise PictureError(label, reason=str(error), hint=_SAVE_AGAIN) from error
     stream.seek(0)
@@ -360,7 +360,7 @@ def _extra_formats(head: bytes, label: str) -> tuple[str, ...]:
     return ()
 
 
-def _check_structure(stream: BinaryIO, head: bytes, *, whole: bool) -> None:
+def _check_structure(stream: BinaryIO, head: bytes, halved_above: int | None) -> None:
     """Raises LimitError for a file whose parts take too long or too much memory to decode."""
     if head.startswith(_PNG_START):
         _check_png(stream)
@@ -369,7 +369,7 @@ def _check_structure(stream: BinaryIO, head: bytes, *, whole: bool) -> None:
         from imageprompt.encoding.images import file_limits
 
         stream.seek(0)
-        file_limits.check(stream, head, halved_above=0 if whole else KEPT_PIXELS)
+        file_limits.check(stream, head, halved_above=halved_above)
 
 
 def _check_png(stream: BinaryIO) -> None:
