@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 
 from . import mutate
-from .harness import Result, run
+from .harness import TOGETHER, Result, run
 from .mutate import Tried
 
 
@@ -20,6 +20,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.attacks", description=__doc__)
     parser.add_argument("--door", default="", metavar="WORDS", help="only doors with these words")
     parser.add_argument("--row", default="", metavar="WORDS", help="only attacks with these words")
+    parser.add_argument("--alone", action="store_true", help="a process for each row")
     parser.add_argument("--seconds", type=float, default=60.0, help="of mutations; 0: none")
     parser.add_argument("--format", default="", metavar="WORDS", help="only mutate these formats")
     parser.add_argument("--seed", type=int, default=0, help="of the mutations")
@@ -39,7 +40,7 @@ def main() -> int:
 
 def _rows(options: argparse.Namespace) -> bool:
     results = []
-    for result in run(options.door, options.row):
+    for result in run(options.door, options.row, together=1 if options.alone else TOGETHER):
         results.append(result)
         if options.json:
             print(json.dumps(asdict(result)), flush=True)

@@ -1,42 +1,40 @@
-"""Runs the rows of the table, each in a child process of its own.
+"""Runs the rows of the table in child processes, with limits, a meter and a watch.
 
-A server process loads the modules of the doors once, and forks for each row. The child makes the
-attack in a folder of its own, takes its limits, turns the watch on, meets the attack, and reports.
+A child makes the attack in a folder of its own, meets it, and reports. Rows of a door may share a
+child, one after the other; a row that does not hold there is run again alone, and that counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import importlib
 import json
 import os
-import select
+import resource
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import limits
 from .attack import SECRET, Attack, Door, outside
+from .children import HERE, in_child, load, loaded_since, own_stdout, print_into, serve
 from .watch import Watch, plant
 
-HERE = Path(__file__).resolve().parent
+TOGETHER = 24
+"""Rows that share a child, unless each is to have its own."""
 MAX_TEXT = 20_000
 """Characters of what a row says that are looked at and kept."""
-
-_PATIENCE = 60.0
-"""Seconds beyond its time that a child may compute, where others use the machine."""
+_LARGE = 40 * 2**20
+"""A row that needed more ends its child: memory that the next one would use again hides its use."""
 
 
 @dataclass
@@ -65,272 +63,201 @@ class Result:
 
 def table(modules: str = "at_*") -> list[Door]:
     """The doors of the modules beside this one whose names match."""
-    doors: list[Door] = []
-    for path in sorted(HERE.glob(f"{modules}.py")):
-        doors += importlib.import_module(f"{__package__}.{path.stem}").DOORS
+    return [door for name in table_modules(modules) for door in doors_of(name)]
+
+
+def table_modules(modules: str = "at_*") -> list[str]:
+    return sorted(path.stem for path in HERE.glob(f"{modules}.py"))
+
+
+def doors_of(module: str) -> Sequence[Door]:
+    doors: Sequence[Door] = importlib.import_module(f"{__package__}.{module}").DOORS
     return doors
 
 
 def run(
-    door: str = "", attack: str = "", modules: str = "at_*", wall: float = limits.WALL_SECONDS
+    door: str = "",
+    attack: str = "",
+    modules: str = "at_*",
+    *,
+    together: int = TOGETHER,
+    wall: float = limits.WALL_SECONDS,
 ) -> Iterator[Result]:
-    """Run the rows whose door and attack have these words in their names, in a server process.
+    """Run the rows whose door and attack have these words in their names, in server processes.
 
-    A row that takes longer than `wall` seconds hangs.
+    `together` rows of a door share a child; a row that waits longer than `wall` seconds hangs.
     """
-    for line in serve("attacks.harness", door, attack, modules, str(wall)):
-        yield Result(**json.loads(line))
+    for module in table_modules(modules):
+        for line in serve("attacks.harness", module, door, attack, str(together), str(wall)):
+            yield Result(**json.loads(line))
 
 
-def serve(module: str, *arguments: str) -> Iterator[str]:
-    """The lines that a module prints, run as a process with one thread and no network."""
-    with tempfile.TemporaryDirectory(prefix="attacks-") as place:
-        Path(place, "home").mkdir()
-        server = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=_environment(place),
-        )
-        assert server.stdout is not None
-        try:
-            yield from server.stdout
-        finally:
-            server.stdout.close()
-            if server.poll() is None and sys.exc_info()[0] is not None:
-                server.terminate()
-            code = server.wait()
-    if code:
-        raise RuntimeError(f"the server of {module} ended with {code}")
-
-
-def _environment(place: str) -> dict[str, str]:
-    paths = (HERE.parents[1], HERE.parent, HERE.parent / "support")
-    threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
-    return {
-        **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
-        **dict.fromkeys(threads, "1"),
-        "PYTHONPATH": os.pathsep.join(map(str, paths)),
-        "PYTHONIOENCODING": "utf-8",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "TMPDIR": place,
-        "HOME": f"{place}/home",
-        "XDG_CACHE_HOME": f"{place}/home/.cache",
-        "HF_HOME": f"{place}/home/huggingface",
-        "HF_HUB_OFFLINE": "1",
-        "COLUMNS": "100",
-    }
-
-
-# ── the server ──────────────────────────────────────────────────────────────────────────────────
+# ── the server of a module ──────────────────────────────────────────────────────────────────────
 
 
 def main() -> None:
     """Run rows and print a line of JSON for each result."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("module")
     parser.add_argument("door")
     parser.add_argument("attack")
-    parser.add_argument("modules")
+    parser.add_argument("together", type=int)
     parser.add_argument("wall", type=float)
     options = parser.parse_args()
     results = own_stdout()
-    for door in table(options.modules):
-        if options.door not in door.name:
-            continue
-        for name in door.imports:
-            importlib.import_module(name)
-        for attack in door.attacks:
-            if options.attack in attack.name:
-                print(
-                    json.dumps(asdict(run_warm(door, attack, options.wall))),
-                    file=results,
-                    flush=True,
-                )
+    for door in doors_of(options.module):
+        attacks = [one for one in door.attacks if options.attack in one.name]
+        if options.door in door.name and attacks:
+            load(list(door.imports))
+            for result in run_rows(door, attacks, options.together, options.wall):
+                print(json.dumps(asdict(result)), file=results, flush=True)
 
 
-def own_stdout() -> Any:
-    """This process' stdout, for results alone: what others print goes to stderr."""
-    results = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
-    os.dup2(2, 1)
-    return results
+def run_rows(door: Door, attacks: Sequence[Attack], together: int, wall: float) -> Iterator[Result]:
+    """A result for each attack, in order."""
+    start = 0
+    while start < len(attacks):
+        batch = attacks[start : start + together]
+        found = _run(door, batch, wall) if together > 1 else []
+        load([name for result in found for name in result.modules])
+        for attack, result in zip(batch, found, strict=False):
+            yield run_alone(door, attack, wall) if result.problems else result
+        if len(found) < len(batch) and (together == 1 or not _was_large(found)):
+            yield run_alone(door, batch[len(found)], wall)
+            start += 1
+        start += len(found)
 
 
-def run_warm(door: Door, attack: Attack, wall: float) -> Result:
-    """Run a row; again, if it had to load modules."""
+def run_alone(
+    door: Door, attack: Attack, wall: float, prepare: Callable[[], None] = lambda: None
+) -> Result:
+    """Run a row in a child of its own; again, if it had to load modules.
+
+    `prepare` is called in the child, after the attack is made.
+    """
     for _ in range(3):
-        result = run_row(door, attack, wall)
+        result = _run(door, [attack], wall, prepare)[0]
         if not load(result.modules):
             break
     result.modules = []
     return result
 
 
-def load(modules: list[str]) -> bool:
-    """Load what a child had to load; is there anything new?"""
-    known = len(sys.modules)
-    for name in modules:
-        with contextlib.suppress(Exception):
-            importlib.import_module(name)
-    return len(sys.modules) > known
+def _was_large(found: list[Result]) -> bool:
+    """Did a batch end early because its last row was large?"""
+    return bool(found) and found[-1].peak > _LARGE
 
 
-def run_row(door: Door, attack: Attack, wall: float) -> Result:
-    """Run one row in a child process."""
-    result = Result(door.name, attack.name)
-    folder = Path(tempfile.mkdtemp(prefix="row-"))
+def _run(
+    door: Door,
+    attacks: Sequence[Attack],
+    wall: float,
+    prepare: Callable[[], None] = lambda: None,
+) -> list[Result]:
+    """Run rows in one child; those that it reported, and for a single one always a result."""
+    folder = Path(tempfile.mkdtemp(prefix="rows-"))
+    start = time.monotonic()
     try:
-        start = time.monotonic()
-        answer, died = in_child(lambda send: _child(door, attack, folder, send), folder, wall)
-        result.wall = time.monotonic() - start
-        if answer is None:
-            result.problems, result.cpu = [died.why], died.cpu
-        else:
-            vars(result).update(json.loads(answer))
+        rows = _Rows(door, attacks, folder, prepare)
+        lines, end = in_child(rows.run, folder, wall)
     finally:
         _remove(folder)
-    return result
+    found = [Result(door.name, **json.loads(line)) for line in lines]
+    if not found and len(attacks) == 1:
+        found = [Result(door.name, attacks[0].name, problems=[end.why], cpu=end.cpu)]
+    for result in found:
+        result.wall = result.wall or time.monotonic() - start
+    return found
 
 
-# ── a child process ─────────────────────────────────────────────────────────────────────────────
+def _remove(folder: Path) -> None:
+    """Delete a folder, whatever the modes in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        for path in (folder, *folder.rglob("*")):
+            if path.is_dir() and not path.is_symlink():
+                path.chmod(0o700)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# ── rows, in their child ────────────────────────────────────────────────────────────────────────
 
 
 @dataclass
-class End:
-    """How a child process ended."""
+class _Rows:
+    """Rows that share a child process."""
 
-    why: str
-    cpu: float
+    door: Door
+    attacks: Sequence[Attack]
+    folder: Path
+    prepare: Callable[[], None]
+
+    def run(self, send: Callable[[str], None]) -> None:
+        """Send a line of JSON for each row."""
+        watch = Watch()
+        limits.limit_memory()
+        for number, attack in enumerate(self.attacks):
+            with _restored():
+                report = self._row(attack, self.folder / str(number), watch)
+            send(json.dumps(report))
+            if report.get("peak", 0) > _LARGE:
+                return
+
+    def _row(self, attack: Attack, folder: Path, watch: Watch) -> dict[str, Any]:
+        start, known = time.monotonic(), len(sys.modules)
+        places = {name: folder / name for name in ("it", "out", "tmp", "here")}
+        folder.mkdir()
+        for place in places.values():
+            place.mkdir()
+        plant(outside(places["it"]))
+        os.chdir(places["here"])
+        tempfile.tempdir = str(places["tmp"])
+        print_into(folder)
+        try:
+            made = attack.make(places["it"])
+            self.prepare()
+        except BaseException as error:
+            problem = f"the attack could not be made: {named(error)}"
+            trace = traceback.format_exc()
+            return {"attack": attack.name, "problems": [problem], "trace": trace}
+        watch.guard((folder, Path(os.environ["HOME"])), outside(places["it"]))
+        meter = limits.Meter()
+        with warnings.catch_warnings(record=True) as caught, limits.inside():
+            warnings.simplefilter("always")
+            report = use(self.door, lambda: self.door.use(made, places["out"]), watch)
+        report |= {"attack": attack.name, "cpu": meter.cpu(), "peak": meter.peak()}
+        said = Said.of(report.pop("returned"), report["message"], caught)
+        problems = [
+            *report["problems"],
+            *watch.problems(),
+            *costs(report["cpu"], report["peak"]),
+            *(judge(attack, report["outcome"], said) if not report["problems"] else ()),
+            *said.problems(),
+        ]
+        report["message"] = (report["message"] or said.errors.strip() or said.all.strip())[:500]
+        report["problems"] = list(dict.fromkeys(problems))
+        report["modules"] = loaded_since(known, folder)
+        report["wall"] = time.monotonic() - start
+        return report
 
 
-def in_child(
-    work: Callable[[Callable[[str], None]], None], folder: Path, wall: float
-) -> tuple[str | None, End]:
-    """Fork, do the work in the child, and return what it sent last, or None if it died before.
-
-    The child is stopped after `wall` seconds, with everything that it started.
-    """
-    threads = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
-    if len(threads) > 1:
-        raise RuntimeError(f"no fork is safe beside {threads}: {threading.enumerate()}")
-    gc.collect()
-    gc.freeze()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    read, write = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(read)
-        _run_child(work, folder, write)
-    os.close(write)
-    with contextlib.suppress(OSError):
-        os.setpgid(child, child)
-    answer, late = _receive(read, child, wall)
-    with contextlib.suppress(OSError):
-        os.killpg(child, signal.SIGKILL)
-    _, code, usage = os.wait4(child, 0)
-    cpu = usage.ru_utime + usage.ru_stime
-    why = f"hung: killed after {wall:g} s" if late else _why(code)
-    return answer, End(f"{why} ({cpu:.1f} s of CPU)", cpu)
-
-
-def _run_child(work: Callable[[Callable[[str], None]], None], folder: Path, write: int) -> None:
-    """In the child: all that it prints goes to files of the row; it never returns."""
-
-    def send(text: str) -> None:
-        data = f"{text}\n".encode()
-        while data:
-            data = data[os.write(write, data) :]
-
-    code = 1
+@contextlib.contextmanager
+def _restored() -> Iterator[None]:
+    """What a row may change in its process is as before after it."""
+    environment, streams = dict(os.environ), (sys.stdin, sys.stdout, sys.stderr)
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        with contextlib.suppress(OSError):
-            os.setpgid(0, 0)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        for stream in (1, 2):
-            os.dup2(os.open(folder / f"stream-{stream}", os.O_RDWR | os.O_CREAT), stream)
-        work(send)
-        code = 0
-    except BaseException:
-        with contextlib.suppress(BaseException):
-            traceback.print_exc()
-            sys.stderr.flush()
+        yield
     finally:
-        os._exit(code)
-
-
-def _receive(read: int, child: int, wall: float) -> tuple[str | None, bool]:
-    """The last whole line of a pipe, and whether the child waited when its time was up.
-
-    A child that is computing has a limit of CPU time instead: the machine may be busy.
-    """
-    data, until, late = b"", time.monotonic() + wall, False
-    while True:
-        ready, _, _ = select.select([read], [], [], max(0.1, until - time.monotonic()))
-        if not ready:
-            if late := not _is_computing(child) or time.monotonic() > until + _PATIENCE:
-                break
-            continue
-        part = os.read(read, 1 << 16)
-        data += part
-        if not part or data.endswith(b"\n"):
-            break
-    os.close(read)
-    lines = data.split(b"\n")[:-1]
-    return (lines[-1].decode() if lines else None), late
-
-
-def _is_computing(child: int) -> bool:
-    state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
-    return state == "R"
-
-
-def _why(code: int) -> str:
-    if os.WIFSIGNALED(code):
-        name = signal.Signals(os.WTERMSIG(code)).name
-        if name in ("SIGXCPU", "SIGPROF"):
-            return f"took more than {limits.CPU_SECONDS} s of CPU"
-        return f"died by {name}"
-    return f"ended with {os.WEXITSTATUS(code)}"
-
-
-# ── a row, in its child ─────────────────────────────────────────────────────────────────────────
-
-
-def _child(door: Door, attack: Attack, folder: Path, send: Callable[[str], None]) -> None:
-    known = set(sys.modules)
-    places = {name: folder / name for name in ("it", "out", "tmp", "here")}
-    for place in places.values():
-        place.mkdir()
-    plant(outside(places["it"]))
-    os.chdir(places["here"])
-    tempfile.tempdir = str(places["tmp"])
-    try:
-        made = attack.make(places["it"])
-    except BaseException as error:
-        problem = f"the attack could not be made: {_named(error)}"
-        send(json.dumps({"problems": [problem], "trace": traceback.format_exc()}))
-        return
-    watch = Watch((folder, Path(os.environ["HOME"])), outside(places["it"]))
-    meter = limits.Meter()
-    limits.limit_memory()
-    limits.limit_cpu()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        report = use(door, lambda: door.use(made, places["out"]), watch)
-    report |= {"cpu": meter.cpu(), "peak": meter.peak()}
-    said = Said.of(report.pop("returned"), report["message"], caught)
-    problems = [
-        *report["problems"],
-        *watch.problems(),
-        *costs(report["cpu"], report["peak"]),
-        *(judge(attack, report["outcome"], said) if not report["problems"] else ()),
-        *said.problems(),
-    ]
-    report["message"] = report["message"] or said.errors.strip() or said.all.strip()
-    report["message"] = report["message"][:500]
-    report["problems"] = list(dict.fromkeys(problems))
-    report["modules"] = sorted(_loaded(known, folder))
-    send(json.dumps(report))
+        if environment != os.environ:
+            os.environ.clear()
+            os.environ.update(environment)
+        sys.stdin, sys.stdout, sys.stderr = streams
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, files)
 
 
 def use(door: Door, meet: Callable[[], object], watch: Watch) -> dict[str, Any]:
@@ -345,13 +272,12 @@ def use(door: Door, meet: Callable[[], object], watch: Watch) -> dict[str, Any]:
     except (ImagePromptError, *door.errors) as error:
         outcome, message = "refused", str(error)
     except SystemExit as stopped:
-        outcome = {None: "read", 0: "read", 1: "quarantined", 2: "refused"}.get(
-            stopped.code, "failed"
-        )
+        outcomes = {None: "read", 0: "read", 1: "quarantined", 2: "refused"}
+        outcome = outcomes.get(stopped.code, "failed")
         if outcome == "failed":
             problems.append(f"exit code {stopped.code!r}")
     except BaseException as error:
-        problems.append(_named(error))
+        problems.append(named(error))
         trace = "".join(traceback.format_exception(error, limit=-12))[-4000:]
     finally:
         watch.on = False
@@ -386,13 +312,9 @@ class Said:
     def problems(self) -> list[str]:
         """Nothing but lines that a terminal shows; an error is one; the secret is nowhere."""
         found = []
-        named = {
-            "returned": self.returned,
-            "message": self.message,
-            "stdout": self.output,
-            "stderr": self.errors,
-        }
-        for name, text in named.items() | {("warning", one) for one in self.warned}:
+        said = {"returned": self.returned, "message": self.message}
+        said |= {"stdout": self.output, "stderr": self.errors}
+        for name, text in (*said.items(), *(("warning", one) for one in self.warned)):
             raw = next((line for line in text.split("\n") if not line.isprintable()), None)
             if raw is not None:
                 found.append(f"{name} is not printable: {raw[:200]!r}")
@@ -432,42 +354,27 @@ def costs(cpu: float, peak: int) -> list[str]:
     return found
 
 
+def named(error: BaseException) -> str:
+    """Class, message and place of an error that is no typed one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "imageprompt" in frame.filename] or frames
+    place = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
+    return f"{type(error).__name__}: {str(error)[:200]!r}{place}"
+
+
 def _text(value: object) -> str:
     """A string as it is; anything else by its repr, in which nothing is raw."""
     return (value if isinstance(value, str) else "" if value is None else repr(value))[:MAX_TEXT]
-
-
-def _named(error: BaseException) -> str:
-    """Class, message and place of an error that is no typed one."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "imageprompt" in f.filename] or frames
-    place = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
-    return f"{type(error).__name__}: {str(error)[:200]!r}{place}"
 
 
 def _stream(number: int) -> str:
     """What this process has printed on stdout or stderr."""
     with contextlib.suppress(Exception):
         (sys.stdout if number == 1 else sys.stderr).flush()
-    size = min(os.lseek(number, 0, os.SEEK_END), MAX_TEXT)
-    return os.pread(number, size, 0).decode(errors="surrogateescape")
-
-
-def _loaded(known: set[str], folder: Path) -> Iterator[str]:
-    for name, module in list(sys.modules.items()):
-        place = getattr(module, "__file__", None) or ""
-        if name not in known and not place.startswith(str(folder)):
-            yield name
-
-
-def _remove(folder: Path) -> None:
-    """Delete the folder of a row, whatever its modes."""
-    shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists():
-        for path in (folder, *folder.rglob("*")):
-            if path.is_dir() and not path.is_symlink():
-                path.chmod(0o700)
-        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # closed, by a row about that
+        size = min(os.lseek(number, 0, os.SEEK_END), MAX_TEXT)
+        return os.pread(number, size, 0).decode(errors="surrogateescape")
+    return ""
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 CPU_SECONDS = 2
@@ -34,17 +36,24 @@ class Meter:
 
 
 def limit_memory() -> None:
-    """Memory and files beyond any reason are refused, whatever asks for them."""
+    """Memory beyond any reason is refused, whatever asks for it."""
     _set(resource.RLIMIT_DATA, status("VmData") + _BACKSTOP)
-    _set(resource.RLIMIT_FSIZE, _LARGEST_FILE)
     _set(resource.RLIMIT_CORE, 0)
 
 
-def limit_cpu() -> None:
-    """From now on, this process dies by SIGXCPU after CPU_SECONDS (whole seconds, rounded up)."""
-    used = int(cpu_time())
-    signal.signal(signal.SIGXCPU, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_CPU, (used + CPU_SECONDS + 1, used + CPU_SECONDS + 3))
+@contextlib.contextmanager
+def inside() -> Iterator[None]:
+    """Inside, no file grows beyond any reason, and this process dies by SIGPROF after
+    CPU_SECONDS and a little."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_LARGEST_FILE, hard))
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS + 0.3)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
 
 def cpu_time() -> float:

@@ -15,7 +15,6 @@ import json
 import mmap
 import os
 import shutil
-import signal
 import struct
 import sys
 import tempfile
@@ -31,7 +30,8 @@ from typing import Any
 
 from . import limits
 from .attack import outside
-from .harness import _loaded, _named, in_child, load, own_stdout, serve
+from .children import in_child, load, loaded_since, own_stdout, serve
+from .harness import named
 from .legitimate import FORMATS, Files, Format, files_in, write_files
 from .watch import Watch, plant
 
@@ -355,9 +355,10 @@ def _try(chosen: Format, sound: dict[str, Files], seed: int, indices: range, pla
     """In a child: read these mutants."""
     from imageprompt.core.errors import ImagePromptError
 
-    known = set(sys.modules)
+    known = len(sys.modules)
     limits.limit_memory()
-    watch = Watch((place.folder, Path(os.environ["HOME"])), outside(place.files))
+    watch = Watch()
+    watch.guard((place.folder, Path(os.environ["HOME"])), outside(place.files))
     os.chdir(place.here)
     tempfile.tempdir = str(place.here)
     tried = Tried(chosen.name)
@@ -369,26 +370,25 @@ def _try(chosen: Format, sound: dict[str, Files], seed: int, indices: range, pla
         place.write(mutant(chosen, sound, seed, index))
         said.clear()
         meter = limits.Meter()
-        signal.setitimer(signal.ITIMER_PROF, limits.CPU_SECONDS + 0.5)
         problem = ""
         watch.on = True
-        try:
-            chosen.read(place.files, place.out)
-        except ImagePromptError as error:
-            tried.refused += 1
-            said.append(str(error))
-        except BaseException as error:
-            problem = _named(error)
-        finally:
-            watch.on = False
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        with limits.inside():
+            try:
+                chosen.read(place.files, place.out)
+            except ImagePromptError as error:
+                tried.refused += 1
+                said.append(str(error))
+            except BaseException as error:
+                problem = named(error)
+            finally:
+                watch.on = False
         cpu, peak = meter.cpu(), meter.peak()
         tried.count += 1
         tried.seconds += cpu
         problem = problem or _problem(said, cpu, peak, watch)
         if problem:
             place.report(index, problem)
-    tried.modules = sorted(_loaded(known, place.folder))
+    tried.modules = loaded_since(known, place.folder)
     return json.dumps(asdict(tried))
 
 
@@ -452,16 +452,16 @@ def try_batch(
         rest = range(start, indices.stop)
         with Place() as place:
             place.at(start)
-            answer, end = in_child(
+            lines, end = in_child(
                 lambda send: send(_try(chosen, sound, seed, rest, place)),  # noqa: B023
                 place.folder,
                 30 + 3 * len(rest),
             )
-            if answer is None:
+            if not lines:
                 tried = Tried(chosen.name, place.index + 1 - start, seconds=end.cpu)
                 place.report(place.index, end.why + _streams(place.folder))
             else:
-                tried = Tried(**json.loads(answer))
+                tried = Tried(**json.loads(lines[-1]))
             tried.faults = place.faults()
         start += tried.count
         load(tried.modules)
@@ -480,21 +480,21 @@ def _streams(folder: Path) -> str:
 def sound_files() -> dict[str, Files]:
     """Those of every format, made and read once in a child process, which may have threads."""
     with Place() as place:
-        answer, end = in_child(lambda send: send(_make_sound(place)), place.folder, 300)
-        if answer is None:
+        lines, end = in_child(lambda send: send(_make_sound(place)), place.folder, 300)
+        if not lines:
             raise RuntimeError(f"sound files {end.why}{_streams(place.folder)}")
-        load(json.loads(answer))
+        load(json.loads(lines[-1]))
         return {one.name: files_in(place.here / one.name) for one in FORMATS}
 
 
 def _make_sound(place: Place) -> str:
-    known = set(sys.modules)
+    known = len(sys.modules)
     for one in FORMATS:
         files = one.make()
         place.write(files)
         one.read(place.files, place.out)
         write_files(place.here / one.name, files)
-    return json.dumps(sorted(_loaded(known, place.folder)))
+    return json.dumps(loaded_since(known, place.folder))
 
 
 def main() -> None:
