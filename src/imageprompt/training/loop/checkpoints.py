@@ -91,7 +91,7 @@ def read(folder: Path) -> Checkpoint:
         manifest = parse_json(read_regular(folder / MANIFEST, _MAX_MANIFEST, inside=folder))
         metadata = _checked_metadata(manifest, step_of(folder))
         for name in (ADAPTER, STATE):
-            if _digest(folder / name) != manifest["files"][name]:
+            if not _is_unchanged(folder / name, manifest["files"][name]):
                 raise ValueError(f"{name} has changed since it was written")
     except (OSError, ValueError) as error:
         why = (
@@ -109,10 +109,14 @@ def _checked_metadata(manifest: Any, step: int) -> dict[str, Any]:
     """What a manifest says of a run, every value of its type. Raises ValueError."""
     if not isinstance(manifest, dict) or not isinstance(manifest.get("facts"), dict):
         raise ValueError(f"{MANIFEST} is damaged")
-    if manifest.get("format") != FORMAT:
+    if type(manifest.get("format")) is not int or manifest["format"] != FORMAT:
         raise ValueError(f"it has the unknown format {brief(manifest.get('format'))}")
     files, metadata = manifest.get("files"), manifest["facts"]
-    if manifest.get("step") != step or not isinstance(files, dict):
+    if (
+        type(manifest.get("step")) is not int
+        or manifest["step"] != step
+        or not isinstance(files, dict)
+    ):
         raise ValueError(f"{MANIFEST} is that of another step, or damaged")
     if set(files) != {ADAPTER, STATE}:
         raise ValueError(f"{MANIFEST} must list {ADAPTER} and {STATE}, and no others")
@@ -193,6 +197,13 @@ def _digest(path: Path) -> dict[str, Any]:
     with open_regular(path, inside=path.parent) as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return {"sha256": digest, "bytes": os.fstat(stream.fileno()).st_size}
+
+
+def _is_unchanged(path: Path, stated: object) -> bool:
+    """Is it the file that a manifest states? One of another size is not hashed."""
+    if not isinstance(stated, dict) or path.stat().st_size != stated.get("bytes"):
+        return False
+    return _digest(path) == stated
 
 
 def _write_error(step: int, root: Path, error: OSError) -> OptionError:
