@@ -136,8 +136,7 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
         raise NotFoundError(str(path.parent), reason="no such folder", hint="Create it first.")
     if path.suffix == SAFETENSORS:
         with write_atomically(path) as temporary:
-            stored = {name: TorchTensor(tensor.detach()) for name, tensor in tensors.items()}
-            write_safetensors(temporary, stored, metadata)
+            write_safetensors(temporary, torch_tensors(tensors), metadata)
     elif path.suffix in WEIGHT_SUFFIXES:
         with write_atomically(path) as temporary:
             _save_pickle(temporary, nest({name: _on_cpu(one) for name, one in tensors.items()}))
@@ -196,23 +195,37 @@ class TorchTensor:
         return (whole[start : start + size] for start in range(0, len(whole), size))
 
 
+def torch_tensors(tensors: Mapping[str, Tensor]) -> dict[str, TorchTensor]:
+    return {name: TorchTensor(tensor.detach()) for name, tensor in tensors.items()}
+
+
 def write_safetensors(
     path: Path,
     tensors: Mapping[str, TensorBytes],
     metadata: Mapping[str, str],
     on_bytes: Callable[[int], object] = lambda _: None,
 ) -> None:
-    """Write a whole file in place; `on_bytes` is called with the size of every chunk written.
+    """Write a whole file in place; `on_bytes` is called with the size of every piece of a tensor
+    that is written."""
+    content = safetensors_content(tensors, metadata)
+    with path.open("wb") as file:
+        file.write(next(content))  # the header, which counts for nothing
+        for chunk in content:
+            file.write(chunk)
+            on_bytes(len(chunk))
+
+
+def safetensors_content(
+    tensors: Mapping[str, TensorBytes], metadata: Mapping[str, str]
+) -> Iterator[bytes | memoryview]:
+    """The file, piece by piece.
 
     Wider types come first, so that every tensor starts at a multiple of its item size.
     """
     order = sorted(tensors, key=lambda name: (-ITEM_SIZES[tensors[name].dtype], name))
-    with path.open("wb") as file:
-        file.write(_header({name: tensors[name] for name in order}, metadata))
-        for name in order:
-            for chunk in tensors[name].chunks():
-                file.write(chunk)
-                on_bytes(len(chunk))
+    yield _header({name: tensors[name] for name in order}, metadata)
+    for name in order:
+        yield from tensors[name].chunks()
 
 
 def _header(tensors: Mapping[str, TensorBytes], metadata: Mapping[str, str]) -> bytes:

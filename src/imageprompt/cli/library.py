@@ -414,6 +414,7 @@ def _step(name: str, value: Any) -> str:
 
 def _save_picture(picture: Image.Image, path: Path) -> None:
     from imageprompt.core.atomic_files import write_atomically
+    from imageprompt.library.thumbnail import image_bytes
 
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise OptionError(
@@ -425,5 +426,6 @@ def _save_picture(picture: Image.Image, path: Path) -> None:
             reason="its folder does not exist",
             hint="Create the folder first.",
         )
+    content = image_bytes(picture, format="PNG" if path.suffix.lower() == ".png" else "JPEG")
     with write_atomically(path) as temporary:
-        picture.save(temporary)
+        temporary.write_bytes(content)  # Pillow would take a short write for a whole one
