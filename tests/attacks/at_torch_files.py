@@ -228,13 +228,13 @@ PICKLES: list[Attack] = [
         "refused",
     ),
     Attack(
-        "five pickles of half a million steps",
+        "five pickles of 300,000 steps",
         lazily(
             lambda: legacy(
-                b"N0" * 400_000 + pickled({}),
+                b"N0" * 150_000 + pickled({}),
                 [],
-                protocol=b"N0" * 400_000 + pickled(1),
-                system=b"N0" * 400_000 + pickled({}),
+                protocol=b"N0" * 150_000 + pickled(1),
+                system=b"N0" * 150_000 + pickled({}),
             )
         ),
         "operations",
