@@ -293,6 +293,48 @@ def test_offloaded_after_it_was_attached(given: dict[str, Any]) -> None:
     adapter.detach()
 
 
+def test_offloaded_while_lora_is_merged(given: dict[str, Any]) -> None:
+    """Live changes are refused, and at the end the base has its own weights again."""
+    pipe, adapter = frozen()
+    before, base = bits(pipe.unet), read(pipe.unet, given)
+    adapter.attach(pipe, lora="merged")
+    with adapter.use(prompt_of(adapter)) as handle:
+        merged = read(pipe.unet, given)
+        pipe.unet.enable_group_offload("cpu", torch.device("cpu"), "leaf_level")
+        assert difference(read(pipe.unet, given), merged) <= 1e-6
+        handle.lora = 0.3
+        with pytest.raises(AttachError, match="offloaded"):
+            read(pipe.unet, given)
+    assert same_bits(pipe.unet, before)
+    assert torch.equal(read(pipe.unet, given), base)
+    adapter.detach()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_blocks_compiled_one_by_one(mode: str, given: dict[str, Any]) -> None:
+    """`compile_repeated_blocks(fullgraph=True)`: equal to eager; live changes recompile nothing."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    counter, found, counts = CompileCounterWithBackend("eager"), [], []
+    for compiled in (False, True):
+        pipe, adapter = frozen()
+        adapter.attach(pipe, lora=mode)
+        if compiled:
+            pipe.unet.compile_repeated_blocks(fullgraph=True, backend=counter)
+        with adapter.use(prompt_of(adapter), scale=0.7) as handle:
+            for handle.lora in (1.0, 0.3, 0.0, 0.6):
+                found.append(read(pipe.unet, given))
+                counts.append(counter.frame_count)
+        adapter.detach()
+    for eager, ours in zip(found[:4], found[4:], strict=True):
+        assert difference(ours, eager) <= 1e-5
+    assert difference(found[0], found[2]) > 1e-4
+    assert counts[4] > 0
+    assert len(set(counts[4:])) == 1
+    torch._dynamo.reset()
+
+
 def test_invalid_modes() -> None:
     import imageprompt as ip
 
