@@ -14,6 +14,8 @@ from imageprompt.adapter.compatibility import check_options, feature_dim_of
 from imageprompt.adapter.weights import AdapterModule, new_lora
 from imageprompt.checkpoint.identify.identify import read_adapter
 from imageprompt.checkpoint.read.open import locate_adapter
+from imageprompt.checkpoint.read.stored_tensor import TORCH_DTYPES
+from imageprompt.checkpoint.tensor_bytes import not_computable
 from imageprompt.core.errors import AdapterFileError, OptionError
 from imageprompt.core.spec import AdapterSpec, ProjectorOptions
 from imageprompt.variants import VARIANTS, pending, site_shapes
@@ -114,7 +116,8 @@ def computable(
 
     Warns about float8; raises AdapterFileError for whole numbers, whose scales a file would need.
     """
-    whole = [name for name, weight in weights.items() if not weight.dtype.is_floating_point]
+    dtypes = {name: str(weight.dtype).removeprefix("torch.") for name, weight in weights.items()}
+    whole, small = not_computable({name: TORCH_DTYPES[dtype] for name, dtype in dtypes.items()})
     if whole:
         raise AdapterFileError(
             source,
@@ -122,12 +125,11 @@ def computable(
             f"scales, the first is {whole[0]}",
             hint="Use the file it was quantised from.",
         )
-    small = [name for name, weight in weights.items() if weight.dtype.itemsize == 1]
     if small:
         wide = dtype or torch.float16
         warnings.warn(
             f"{source}: {len(small)} of {len(weights)} tensors are "
-            f"{str(weights[small[0]].dtype).removeprefix('torch.')}, read as "
+            f"{dtypes[small[0]]}, read as "
             f"{str(wide).removeprefix('torch.')}; the precision they have lost stays lost",
             stacklevel=4,
         )

@@ -82,6 +82,17 @@ _SPECIAL = {
 FLOATS = frozenset(_SPECIAL)
 
 
+def not_computable(dtypes: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Of tensors by name and safetensors dtype: those of whole numbers, and those of float8.
+
+    Whole numbers cannot be loaded, as their scales are missing; float8 is loaded as float16, which
+    holds each of its numbers.
+    """
+    whole = [name for name, dtype in dtypes.items() if dtype not in FLOATS]
+    float8 = [name for name, dtype in dtypes.items() if dtype in FLOATS and ITEM_SIZES[dtype] == 1]
+    return whole, float8
+
+
 def finite(tensor: TensorBytes) -> bool:
     """True if no value is NaN or infinite; integers are always finite."""
     return all(_finite(tensor.dtype, piece) for piece in pieces(tensor))

@@ -17,9 +17,9 @@ from imageprompt.checkpoint.read.stored_tensor import (
 )
 from imageprompt.checkpoint.report import Problem, tensors_that
 from imageprompt.checkpoint.tensor_bytes import (
-    FLOATS,
     constant,
     finite,
+    not_computable,
     not_finite_count,
     same_bytes,
 )
@@ -44,13 +44,12 @@ def copies_differ(found: Identification) -> list[Problem]:
 
 def stored_numbers(tensors: Mapping[str, TensorBytes]) -> tuple[list[Problem], list[str]]:
     """What dtypes mean for loading: whole numbers are a problem, float8 is a note."""
-    whole = [name for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
+    whole, float8 = not_computable({name: tensor.dtype for name, tensor in tensors.items()})
     kinds = " and ".join(dtype_names(tensors[name] for name in whole))
     what = f"{kinds} without scales, and cannot be loaded"
     problems = _problem("whole-numbers", whole, f"is {what}", f"are {what}")
-    small = [t for t in tensors.values() if t.dtype in FLOATS and ITEM_SIZES[t.dtype] == 1]
-    note = f"weights are {' and '.join(dtype_names(small))}: loaded as float16"
-    return problems, [note] if small else []
+    small = " and ".join(dtype_names(tensors[name] for name in float8))
+    return problems, [f"weights are {small}: loaded as float16"] if float8 else []
 
 
 def not_finite(tensors: Mapping[str, TensorBytes]) -> list[Problem]:
