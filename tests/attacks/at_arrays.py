@@ -407,6 +407,21 @@ TORCH: list[Attack] = [
         "the shape is",
     ),
     Attack(
+        "safetensors of 2^59 x 2^59 x 0 numbers",
+        lambda f: write(f / "a.safetensors", header({"a": (2**59, 2**59, 0)})),
+        "does not say",
+    ),
+    Attack(
+        "a tensor of 2^59 x 2^59 x 0 numbers",
+        torch_zip(tensor((2**59, 2**59, 0), (1, 1, 1), 4), {"0": bytes(16)}),
+        "malformed",
+    ),
+    Attack(
+        "an array of 2^59 x 2^59 x 0 numbers",
+        torch_zip(array((2**59, 2**59, 0), data=b"")),
+        "something other",
+    ),
+    Attack(
         "safetensors of 2^62 x 0 numbers",
         lambda f: write(f / "a.safetensors", header({"a": (2**62, 0)})),
         "does not say",

@@ -121,6 +121,7 @@ SAFETENSORS: list[Attack] = [
             ("9223372036854775808", "does not say"),
             ("-0", "takes 0 bytes"),
             ("[1]", "does not say"),
+            ("576460752303423488,576460752303423488,0", "does not say"),
             ("4611686018427387904,4", "does not say"),
         ]
     ),

@@ -381,6 +381,7 @@ PICKLES: list[Attack] = [
         for what, make, says in [
             ("33 dimensions", tensor((1,) * 33, (1,) * 33, 4), "malformed"),
             ("100,000 dimensions", lambda: tensor((1,) * 100_000, (1,) * 100_000, 4), "malformed"),
+            ("2^59 x 2^59 x 0 values", tensor((2**59, 2**59, 0), (1, 1, 1), 4), "malformed"),
             ("2^62 x 2^62 x 0 values", tensor((2**62, 2**62, 0), (1, 1, 1), 4), "malformed"),
             ("a negative size", tensor((-1,), (1,), 4), "malformed"),
             ("a negative stride", tensor((4,), (-1,), 4), "malformed"),

@@ -94,7 +94,7 @@ class PickleMachine:
             raise PickleDamaged("the pickle is damaged") from None
         finally:
             self.budget.add(done)
-        raise PickleRefused(f"the pickle takes more than {limit} operations")
+        raise PickleRefused(f"its pickles take more than {self.budget.items} operations")
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────
 
