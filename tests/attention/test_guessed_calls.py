@@ -115,15 +115,15 @@ def test_no_guidance_on_one_noise_compiled(how: str, tmp_path: Path) -> None:
     torch._dynamo.reset()
     rig = build(SMALLEST, "base", tmp_path)
     rig.adapter.attach(rig.unet)
-    pipe = bare_pipeline(rig.unet)
-    if how == "wrapped":
-        pipe.unet = torch.compile(rig.unet, backend="eager", fullgraph=True, dynamic=False)
-    else:
-        rig.unet.compile(backend="eager", fullgraph=True, dynamic=False)
+    pipe, noise = bare_pipeline(rig.unet), same_noise(rig, 2)
     with rig.adapter.use(rig.prompt(1)):
-        noise = same_noise(rig, 2)
-        found = run(rig, pipe=pipe, num_images_per_prompt=2, latents=noise, guidance_scale=1.0)
         one = run(rig, pipe=pipe, latents=noise[:1], guidance_scale=1.0)
+    if how == "wrapped":
+        pipe.unet = torch.compile(rig.unet, backend="eager", fullgraph=True)
+    else:
+        rig.unet.compile(backend="eager", fullgraph=True)
+    with rig.adapter.use(rig.prompt(1)):
+        found = run(rig, pipe=pipe, num_images_per_prompt=2, latents=noise, guidance_scale=1.0)
     assert all(torch.allclose(row, one[0], atol=1e-5) for row in found)
     torch._dynamo.reset()
 
