@@ -67,3 +67,4 @@ bundled-stack: $(VENV)/.installed
 
 clean:
 	rm -rf $(VENV) docs/_build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find benchmarks dev docs src tests -name __pycache__ -prune -exec rm -rf {} +
