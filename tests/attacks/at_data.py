@@ -131,9 +131,11 @@ def given(data: Any) -> Make:
 
 def _urls() -> Iterator[Attack]:
     for url in CHAINS:
-        yield Attack(f"the chain {url}", given({"path": url, "format": "webdataset"}), "")
+        yield Attack(
+            f"the chain {url}", given({"path": url, "format": "webdataset"}), "may not name"
+        )
     for name in PROTOCOLS:
-        yield Attack(f"the protocol {name!a}", given(f"{name}://x/y.tar"), "")
+        yield Attack(f"the protocol {name!a}", given(f"{name}://x/y.tar"), "may not name")
     for options in OPTIONS:
         data = {"path": "s3://bucket/x.tar", "storage": options}
         yield Attack(f"s3 with {options!a}", given(data), "data.storage")

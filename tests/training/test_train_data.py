@@ -24,8 +24,10 @@ from imageprompt.training.data.feature_extractors import FeatureExtractors, Late
 from imageprompt.training.data.random_streams import RandomStreams, indices_at
 from imageprompt.training.data.sources import SOURCES, DataOptions, open_data
 from imageprompt.training.data.sources._index import CHUNK
+from imageprompt.training.data.sources._remote import expand_braces
+from imageprompt.training.data.sources._tar import members
 from imageprompt.training.data.sources.contract import read_embedding
-from imageprompt.training.data.sources.webdataset import ShardMember, expand_braces
+from imageprompt.training.data.sources.webdataset import ShardMember
 from imageprompt.training.data.views import PictureOptions, aspect_sizes
 from imageprompt.variants import VARIANTS
 from training_data import (
@@ -276,6 +278,77 @@ def test_captions_of_shards_may_be_in_json(tmp_path: Path) -> None:
     with pytest.raises(PictureError, match="no caption 'caption'"):
         records.record(1)
     assert records.record(2).text == ""
+
+
+@pytest.mark.parametrize("kind", ["list", "link", "caption", "metadata", "shard"])
+def test_files_outside_the_folder_are_read_only_if_the_config_says_so(
+    kind: str, tmp_path: Path
+) -> None:
+    own, away = tmp_path / "own", write_folder(tmp_path / "away", 2)
+    folder = write_folder(own, 1)
+    data: dict[str, Any] = {"path": str(folder), "max_broken": 1.0}
+    if kind == "list":
+        entries = [{"image_file": str(away / "001.png"), "text": CAPTIONS[1]}]
+        (own / "list.json").write_text(json.dumps(entries))
+        data["path"] = str(own / "list.json")
+    elif kind == "metadata":
+        line = {"file_name": "../away/001.png", "text": CAPTIONS[1]}
+        (own / "metadata.jsonl").write_text(json.dumps(line))
+    elif kind == "shard":
+        write_shards(tmp_path / "away", 2, 1)
+        (own / "set.tar").symlink_to(away / "set-00.tar")
+        data["path"] = str(own / "*.tar")
+    else:
+        (own / "001.png").write_bytes(picture_bytes(1))
+        (own / "001.txt").write_text(CAPTIONS[1])
+        name = "001.png" if kind == "link" else "001.txt"
+        (own / name).unlink()
+        (own / name).symlink_to(away / name)
+    if kind == "shard":
+        refused = pytest.raises(OptionError, match="leads out of")
+        with refused, pytest.warns(UserWarning, match="leads out of"):
+            open_data(data)
+    else:
+        records = open_data(data)
+        with pytest.raises(PictureError, match=r"leads out of .* allow_outside: true"):
+            records.record(len(records) - 1).open_picture()
+    records = open_data(data | {"allow_outside": True})
+    found = records.record(len(records) - 1)
+    assert found.text == CAPTIONS[1]
+    assert np.array_equal(np.asarray(found.open_picture()), np.asarray(picture(1)))
+
+
+def test_only_listed_options_reach_a_filesystem() -> None:
+    data = {"path": "s3://bucket/x.tar", "storage": {"client_kwargs": {"verify": False}}}
+    with pytest.raises(OptionError, match=r"data\.storage\.client_kwargs\.verify.*region_name"):
+        open_data(data)
+    with pytest.raises(OptionError, match="chains protocols"):
+        open_data("simplecache::memory://x.tar")
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_are_found_where_tarfile_finds_them(form: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    names = ["a.png", "folder/" * 12 + "b.png", "n" * 150 + ".png", "ü" * 70 + ".png", "x/"]
+    with tarfile.open(path, "w", format=form) as tar:
+        for number, name in enumerate(names):
+            member = tarfile.TarInfo(name)
+            member.size = 0 if name.endswith("/") else 700 * number
+            member.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
+            member.mtime = 1.5 if form == tarfile.PAX_FORMAT else 1
+            if form == tarfile.USTAR_FORMAT and len(name.encode()) > 100 and "/" not in name:
+                continue
+            tar.addfile(member, io.BytesIO(bytes(member.size)))
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "a.png"
+        tar.addfile(link)
+    with path.open("rb") as stream:
+        found = list(members(stream, path.stat().st_size))
+    with tarfile.open(path) as tar:
+        expected = [
+            (one.name, one.offset_data, one.size, one.isfile()) for one in tar if not one.isdir()
+        ]
+    assert [(one.name, one.offset, one.size, one.usable) for one in found] == expected
 
 
 @pytest.mark.parametrize("damage", ["cut", "header", "empty", "data"])

@@ -269,8 +269,9 @@ def test_faces_train_from_a_list_with_identity_embeddings(
     rng, rows = np.random.default_rng(0), []
     for number in range(4):
         np.save(tmp_path / f"{number}.npy", rng.standard_normal(512).astype(np.float32))
-        picture = scenes / "train" / f"{number:06}.png"
-        rows.append({"image_file": str(picture), "text": "a", "id_embed_file": f"{number}.npy"})
+        name = f"{number:06}.png"
+        shutil.copy(scenes / "train" / name, tmp_path)
+        rows.append({"image_file": name, "text": "a", "id_embed_file": f"{number}.npy"})
     (tmp_path / "faces.json").write_text(json.dumps(rows))
     config: dict[str, Any] = {"base": str(tiny_folder), "variant": variant, "resolution": SIDE}
     config |= {"data": str(tmp_path / "faces.json"), "output": str(tmp_path / "out"), "steps": 4}

@@ -30,7 +30,7 @@ Kind = tuple["torch.dtype", tuple[int, ...]]
 """Type and shape of a tensor."""
 
 _MAX_OPEN = 32  # shards
-_MAX_HEADER = 2**23  # bytes; that of a shard of 1024 entries has 300,000
+_MAX_HEADER = 2**25  # bytes: of a shard 300,000, of a set a line for each broken sample
 _SHARD = re.compile(r"[0-9a-f]{1,2}-[0-9a-f]{24}\.safetensors")
 _ENTRY = re.compile(r"[0-9a-f]{32}\.[a-z_]+")
 _SUFFIX = ".safetensors"

@@ -71,8 +71,7 @@ PROTOCOLS: Mapping[str, _Options] = {
     "memory": {},
 }
 """Protocol -> the options of its filesystem that a config may set."""
-_LOCAL = ("file://", "local://")
-_PROTOCOL = re.compile(r"([A-Za-z0-9+._-]+)://")
+_LOCAL = ("file", "local")
 
 
 class LocalShards:
@@ -108,17 +107,15 @@ def filesystem(
 
     Raises OptionError for a protocol or an option that is not in PROTOCOLS.
     """
-    found = _PROTOCOL.match(url)
-    if found is None or url.startswith(_LOCAL):
+    protocol, remote, plain = url.partition("://")
+    if not remote or protocol in _LOCAL:
         if storage:
             raise _refused_option(url, next(iter(storage)), "storage is only for URLs")
-        plain = url.partition("://")[2] if found else url
-        path = os.path.abspath(os.path.expanduser(plain))  # noqa: PTH100, PTH111 - never raises
+        path = os.path.abspath(os.path.expanduser(plain or url))  # noqa: PTH100, PTH111 - never raises
         inside = None
         if "*" in path and not allow_outside:
             inside = Path(path.partition("*")[0] + "x").parent
         return LocalShards(inside), path
-    protocol = found[1]
     if protocol not in PROTOCOLS or "::" in url:
         reason = "chains protocols" if "::" in url else f"has the protocol {brief(protocol)}"
         raise OptionError(
