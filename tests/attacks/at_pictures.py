@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tests.attacks.attack import Attack, Door, content
 from tests.attacks.picture_files import (
     PNG_START,
@@ -91,6 +92,12 @@ def _notes(count: int, size: int, marker: int = 0xE1, start: bytes = b"") -> byt
 
 def _exif_jpeg(*arguments: Any, start: bytes = b"Exif\0\0", marker: int = 0xE1) -> bytes:
     return jpeg(segment(marker, start + exif(*arguments)))
+
+
+def _large_exif(entries: int, claimed: int) -> bytes:
+    """As `exif`, with numbers of 64 bits."""
+    table = b"".join(struct.pack("<HHQQ", tag, 7, claimed, 16) for tag in range(entries))
+    return b"II+\0" + struct.pack("<HHQQ", 8, 0, 16, entries) + table
 
 
 def _looping_exif() -> bytes:
@@ -188,8 +195,8 @@ _JPEG = [
     _data("a table in 18 parts", _split_exif, says="EXIF table"),
     _data(
         "EXIF for files above 4 GB",
-        lambda: jpeg(segment(0xE1, b"Exif\0\0II+\0" + bytes(64))),
-        says="4 GB",
+        lambda: jpeg(segment(0xE1, b"Exif\0\0" + _large_exif(2000, 30_000))),
+        says="EXIF table",
     ),
     _read("EXIF tables in a circle", _looping_exif),
     _read(
@@ -435,6 +442,20 @@ def _webp_exif() -> bytes:
     return riff(vp8x(64, 64, flags=8), webp_frame(), (b"EXIF", exif(60_000, 700_000, 730_000)))
 
 
+def _avif_of_frame(side: int, claimed: int) -> bytes:
+    """A grey picture of `side` pixels in a container that says `claimed`."""
+    stream = io.BytesIO()
+    Image.new("L", (side, side), 77).save(stream, "AVIF", speed=10, quality=10)
+    data = stream.getvalue()
+    sizes = struct.pack(">II", side, side), struct.pack(">II", claimed, claimed)
+    return _patched(data, b"ispe\0\0\0\0" + sizes[0], b"ispe\0\0\0\0" + sizes[1])
+
+
+def _avif_with(box: bytes) -> bytes:
+    """With another box at its end, as its size and content."""
+    return encoded("AVIF", speed=10) + struct.pack(">I", 4 + len(box)) + box
+
+
 def _avif_exif() -> bytes:
     harmless = exif(0, 0, 730_000)
     return _patched(
@@ -484,6 +505,28 @@ _OTHERS = [
     ),
     _read("AVIF of 64x64 that says 4000x4000", avif_of_size, 4000, 4000),
     _data("AVIF, EXIF entries that claim the same bytes", _avif_exif, says="EXIF table"),
+    _data(
+        "AVIF, a frame of 17 million pixels that says 64x64",
+        _avif_of_frame,
+        4130,
+        64,
+        says="million pixels",
+    ),
+    _data(
+        "AVIF, boxes 1000 deep",
+        lambda: _avif_with((b"meta" + bytes(4) + struct.pack(">I", 10**6)) * 1000),
+        says="deep",
+    ),
+    _data(
+        "AVIF, 200,000 boxes",
+        lambda: _avif_with(b"moov" + b"\0\0\0\x08free" * 200_000),
+        says="items",
+    ),
+    _data("AVIF, 10^6 EXIF tables", lambda: _avif_with(b"free" + b"II*\0" * 10**6), says="EXIF table"),
+    _read(
+        "AVIF, an index that claims 65,535 items",
+        lambda: _avif_with(b"iloc" + b"\0\0\0\0\x44\x40\xff\xff" + bytes(10**5)),
+    ),
     _data(
         "AVIF, 40 MB of padding",
         lambda: encoded("AVIF", speed=10) + bytes(4 * 10**7),

@@ -294,3 +294,70 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(PictureError, match="it is a pipe or device"):
         open_picture(tmp_path / "pipe")
+
+
+# ── large ones ──────────────────────────────────────────────────────────────────────────────────
+
+
+def modes() -> dict[str, bytes]:
+    """A picture with soft colours in every mode that is stored, 61 x 45."""
+    soft = Image.merge("RGB", [Image.radial_gradient("L").resize((61, 45))] * 3)
+    clear = soft.copy()
+    clear.putalpha(Image.linear_gradient("L").resize((61, 45)))
+    grey_16 = Image.fromarray(np.asarray(soft.convert("L"), np.uint16) * 257)
+    return {
+        "RGB": encoded(soft),
+        "RGBA": encoded(clear),
+        "LA": encoded(clear.convert("LA")),
+        "L": encoded(soft.convert("L")),
+        "1": encoded(soft.convert("1")),
+        "P": encoded(soft.quantize(200)),
+        "P with a transparent colour": encoded(soft.quantize(9), transparency=3),
+        "16-bit grey": encoded(grey_16),
+        "CMYK": encoded(soft.convert("CMYK"), "JPEG", quality=95),
+        "WebP": encoded(clear, "WEBP", lossless=True),
+    }
+
+
+@pytest.mark.parametrize("mode", modes())
+def test_strips_change_nothing(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = open_picture(modes()[mode])
+    monkeypatch.setattr(open_image, "_STRIP", 61 * 4)
+    assert open_picture(modes()[mode]).tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize("mode", modes())
+def test_a_large_picture_is_halved(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As averaging 2x2 pixels would; strips or not."""
+    data = modes()[mode]
+    wanted = np.asarray(open_picture(data).reduce(2), int)
+    monkeypatch.setattr(open_image, "KEPT_PIXELS", 1000)
+    opened, _ = open_with_hash(data)
+    assert opened.size == open_image.picture_size(data) == (31, 23)
+    difference = abs(np.asarray(opened, int) - wanted)
+    assert difference.max() <= (8 if mode == "CMYK" else 2)
+    monkeypatch.setattr(open_image, "_STRIP", 61 * 4)
+    assert open_picture(data).tobytes() == opened.tobytes()
+    assert open_image.open_stored(data).size == (61, 45)
+
+
+def test_a_large_photograph_that_lies_on_its_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_image, "KEPT_PIXELS", 1000)
+    exif = Image.Exif()
+    exif[274] = 6
+    for kind in ("JPEG", "PNG", "WEBP"):
+        data = encoded(Image.new("RGB", (61, 45), "red"), kind, exif=exif)
+        assert open_image.picture_size(data) == open_picture(data).size == (23, 31)
+        assert open_image.upright_size(open_image.open_stored(data)) == (45, 61)
+
+
+def test_the_frames_of_an_avif() -> None:
+    """What its AV1 data say: of a still picture, its alpha, an animation."""
+    from imageprompt.encoding.images.avif_frames import largest_frame
+
+    frames = [Image.new("RGB", (61, 45), colour) for colour in ("red", "blue")]
+    several = encoded(frames[0], "AVIF", save_all=True, append_images=frames[1:])
+    clear = encoded(Image.new("RGBA", (61, 45), (9, 9, 9, 99)), "AVIF")
+    for data in (encoded(frames[0], "AVIF"), clear, several):
+        assert largest_frame(data) == 61 * 45
+    assert largest_frame(b"ftyp" * 9) == 0

@@ -242,7 +242,7 @@ def _face_analysis() -> Any:
 
 def _pack_folder(pack: str | os.PathLike[str]) -> Path:
     """Raises NotFoundError, EncoderError."""
-    path = Path(pack).expanduser()
+    path = Path(os.path.expanduser(pack))  # noqa: PTH111 - never raises
     installed = (PACKS / path).expanduser()
     folder = next((folder for folder in (path, installed) if folder.is_dir()), None)
     if folder is None:

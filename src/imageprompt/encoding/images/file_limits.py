@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
-from imageprompt.core.untrusted import LimitError
+from imageprompt.core.untrusted import Budget, LimitError
 
 MAX_DECODED_BYTES = 256 * 2**20
 """What pixels take in memory, with the coefficients of a JPEG in several scans and with the file
@@ -35,6 +35,7 @@ _PROGRESSIVE = {0xC2, 0xC6}
 _ARITHMETIC = {0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 _NOTES = {*range(0xE0, 0xF0), 0xFE}
 
+_MAX_ENTRIES = 100_000  # of the tables of a file; each counts its own in 16 bits
 _TIFF = re.compile(rb"(II|MM)(\0[*+]|[*+]\0)")
 _ITEM_SIZES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}  # others: 1
 
@@ -53,8 +54,20 @@ def check(stream: BinaryIO, head: bytes, *, halved_above: int | None) -> None:
         raise LimitError(f"decoding {shown}, in {size / 2**20:.0f} MiB, takes too much memory")
     if not width:
         stream.seek(0)
-        for match in _TIFF.finditer(content := stream.read()):
-            check_exif(content[match.start() :])
+        content = stream.read()
+        budget = Budget(items=_MAX_ENTRIES)
+        for match in _TIFF.finditer(content):
+            budget.add()
+            _check_table(memoryview(content)[match.start() :], budget)
+        if b"av01" in content:
+            _check_avif(content)
+
+
+def _check_avif(content: bytes) -> None:
+    from imageprompt.encoding.images.avif_frames import largest_frame
+
+    if (pixels := largest_frame(content)) > MAX_DECODED_BYTES // 16:
+        raise LimitError(f"it holds a frame of {pixels / 10**6:.0f} million pixels")
 
 
 # ── JPEG ────────────────────────────────────────────────────────────────────────────────────────
@@ -169,18 +182,24 @@ def _next_marker(stream: BinaryIO, position: int) -> tuple[int, int] | None:
 def check_exif(content: bytes) -> None:
     """Raises LimitError if the first table of these EXIF data claims more than MAX_EXIF_BYTES."""
     content = content.removeprefix(b"Exif\0\0")
-    if not _TIFF.match(content):
-        return
-    order = "little" if content[:1] == b"I" else "big"
-    if b"+" in content[2:4]:
-        raise LimitError("its EXIF data are of a kind for files above 4 GB")
+    if _TIFF.match(content):
+        _check_table(memoryview(content), Budget(items=_MAX_ENTRIES))
+
+
+def _check_table(content: memoryview, budget: Budget) -> None:
+    order: Literal["little", "big"] = "little" if bytes(content[:1]) == b"I" else "big"
 
     def number(at: int, size: int) -> int:
-        return int.from_bytes(content[at : at + size], order)  # type: ignore[arg-type]
+        return int.from_bytes(content[at : at + size], order)
 
-    start, claimed = number(4, 4), 0
-    for entry in range(start + 2, min(start + 2 + 12 * number(start, 2), len(content)), 12):
-        size = number(entry + 4, 4) * _ITEM_SIZES.get(number(entry + 2, 2), 1)
+    large = b"+" in bytes(content[2:4])  # of a kind for files above 4 GB
+    wide, many, each = (8, 8, 20) if large else (4, 2, 12)
+    start, claimed = number(wide, wide), 0
+    first = start + many
+    entries = range(first, min(first + each * number(start, many), len(content)), each)
+    budget.add(len(entries))
+    for entry in entries:
+        size = number(entry + 4, wide) * _ITEM_SIZES.get(number(entry + 2, 2), 1)
         claimed += min(size, len(content))
     if claimed > MAX_EXIF_BYTES:
         raise LimitError(f"its EXIF table claims {claimed} bytes, more than {MAX_EXIF_BYTES}")
