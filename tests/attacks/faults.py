@@ -11,12 +11,14 @@ import contextlib
 import ctypes
 import hashlib
 import io
+import json
 import os
 import re
 import resource
 import shutil
 import signal
 import sys
+import tempfile
 import traceback
 import warnings
 from argparse import Namespace
@@ -138,8 +140,34 @@ def spread(count: int, most: int = 50) -> list[int]:
 def child(call: Callable[[], object]) -> tuple[int, str]:
     """Run `call` in a forked process: its exit code, negative for a signal, and what it returned.
 
-    The code is 3 after an exception that is not ours.
+    The code is 3 after an exception.
     """
+    return Child(call).wait()
+
+
+class Child:
+    """A forked process that runs `call`."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.pid, self._answer = _fork(call)
+
+    def wait(self) -> tuple[int, str]:
+        """Its exit code, negative for a signal, and the text of what `call` returned."""
+        with os.fdopen(self._answer, "rb") as stream:
+            answer = stream.read().decode()
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]), answer
+
+
+def together(*calls: Callable[[], object]) -> list[str]:
+    """Run `calls` at once, each in a process of its own; what they returned."""
+    children = [Child(call) for call in calls]
+    codes, answers = zip(*(one.wait() for one in children), strict=True)
+    assert set(codes) == {0}, codes
+    return list(answers)
+
+
+def _fork(call: Callable[[], object]) -> tuple[int, int]:
+    """The process's number, and a pipe with its answer."""
     reading, writing = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which the child lacks
@@ -156,19 +184,35 @@ def child(call: Callable[[], object]) -> tuple[int, str]:
         finally:
             os._exit(code)
     os.close(writing)
-    with os.fdopen(reading, "rb") as stream:
-        answer = stream.read().decode()
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), answer
+    return pid, reading
 
 
 def killed(write: Write, folder: Path, moment: int, number: int = signal.SIGKILL) -> int:
     """Write version 1, with a signal before this moment; the exit code."""
 
-    def run() -> None:
-        with Moments(moment, lambda: os.kill(os.getpid(), number)):
-            write.save(folder, 1)
+    return child(lambda: run_killed(write, folder, moment, number))[0]
 
-    return child(run)[0]
+
+def run_killed(write: Write, folder: Path, moment: int, number: int) -> Any:
+    """Write version 1 in this process, which gets a signal before this moment."""
+    with Moments(moment, lambda: os.kill(os.getpid(), number)):
+        return write.save(folder, 1)
+
+
+def said(call: Callable[[], Any]) -> tuple[int, str]:
+    """Run a command in a forked process: the code that it returned, and its stderr."""
+
+    def run() -> Any:
+        with tempfile.TemporaryFile("w+") as stream:
+            os.dup2(stream.fileno(), 2)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+            code = call()
+            stream.seek(0)
+            return json.dumps([code, stream.read()])
+
+    code, answer = child(run)
+    return tuple(json.loads(answer)) if code == 0 else (code, "")
 
 
 def killed_in_write(write: Write, folder: Path, size: int) -> int:
@@ -424,7 +468,7 @@ def save_metrics(folder: Path, version: int) -> None:
     path = folder / "metrics.jsonl"
     if version == 0:
         path.write_text('{"step": 1, "loss": 0.5}\n')
-    elif path.read_text().count("\n") == 1:
+    elif path.read_text().count("\n") < 2:
         append_line(path, '{"step": 2, "loss": 0.25}')
 
 
@@ -480,10 +524,16 @@ class Scene:
     calls: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, write: Write, place: Path) -> Scene:
-        """Everything is written once before the moments are counted: what is imported is."""
+    def of(cls, write: Write, place: Path, start: Path | None = None) -> Scene:
+        """Everything is written once before the moments are counted: what is imported is.
+
+        `start` is the folder before version 0, instead of an empty one.
+        """
         folder = place / "start"
-        folder.mkdir(parents=True)
+        if start is None:
+            folder.mkdir(parents=True)
+        else:
+            shutil.copytree(start, folder)
         write.prepare(folder)
         write.save(folder, 0)
         scene = cls(write, folder, view(folder))
