@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import stat
-import subprocess
-import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import forked
-from imageprompt.core.atomic_files import BusyError, check_folder, locked, write_atomically
-from imageprompt.core.errors import OptionError
+from imageprompt.core import atomic_files
+from imageprompt.core.atomic_files import (
+    BusyError,
+    append_line,
+    check_folder,
+    locked,
+    remove,
+    sweep,
+    write_atomically,
+    write_folder_atomically,
+)
+from imageprompt.core.errors import ImagePromptError, OptionError, WriteError
 
 
 def test_the_new_file_takes_the_place_of_the_old(tmp_path: Path) -> None:
@@ -51,18 +63,204 @@ def test_the_mode_is_that_of_an_ordinary_file(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == stat.S_IMODE(ordinary.stat().st_mode)
 
 
-def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_new_file_replaces_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
-    path.write_text("old")
-    code = (
-        "import os, signal, sys\n"
-        "from imageprompt.core.atomic_files import write_atomically\n"
-        "with write_atomically(sys.argv[1]) as temporary:\n"
-        "    temporary.write_text('half')\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    with write_atomically(path, new=True) as temporary:
+        temporary.write_text("first")
+    with pytest.raises(FileExistsError), write_atomically(path, new=True) as temporary:
+        temporary.write_text("second")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_new_file_where_there_are_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    test_a_new_file_replaces_nothing(tmp_path)
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    private, link = tmp_path / "private", tmp_path / "link"
+    private.write_text("mine")
+    link.symlink_to(private)
+    with write_atomically(link) as temporary:
+        temporary.write_text("ours")
+    assert not link.is_symlink()
+    assert (private.read_text(), link.read_text()) == ("mine", "ours")
+
+
+def test_a_folder_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
+    private, target = tmp_path / "private", tmp_path / "step-1"
+    private.mkdir()
+    (private / "file").write_text("mine")
+    for before in (lambda: target.symlink_to(private), target.mkdir, target.touch, list):
+        before()
+        with write_folder_atomically(target) as temporary:
+            (temporary / "file").write_text("ours")
+        assert not target.is_symlink()
+        assert (target / "file").read_text() == "ours"
+        remove(target)
+    with pytest.raises(KeyError), write_folder_atomically(target) as temporary:
+        raise KeyError
+    assert [path.name for path in tmp_path.iterdir()] == ["private"]
+    assert (private / "file").read_text() == "mine"
+
+
+def test_lines_are_appended_whole_and_never_through_a_link(tmp_path: Path) -> None:
+    path, link, pipe = tmp_path / "a.jsonl", tmp_path / "link", tmp_path / "pipe"
+    append_line(path, "ä")
+    append_line(path, "b")
+    assert path.read_text(encoding="utf-8") == "ä\nb\n"
+    link.symlink_to(path)
+    os.mkfifo(pipe)
+    for other in (link, pipe):
+        with pytest.raises(WriteError, match="stands in its place"):
+            append_line(other, "c")
+    assert path.read_text(encoding="utf-8") == "ä\nb\n"
+
+
+# ── errors ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_error_names_the_file_the_reason_and_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(WriteError) as caught, write_atomically(tmp_path / "a.bin"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.errno == errno.ENOSPC
+    assert isinstance(caught.value, OSError)
+    assert isinstance(caught.value, ImagePromptError)
+    text = str(caught.value)
+    assert text == (
+        f"{tmp_path / 'a.bin'}: No space left on device. Free some space, or write to another disk."
     )
-    subprocess.run([sys.executable, "-c", code, str(path)], check=False)
-    assert path.read_text() == "old"
+
+
+def test_an_error_about_another_file_stays_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="other"), write_atomically(tmp_path / "a.bin"):
+        (tmp_path / "other").read_text()
+
+
+@pytest.mark.parametrize("write", [write_atomically, write_folder_atomically])
+def test_a_folder_that_goes_away_meanwhile_is_said(write: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    words = "its folder does not exist. Create the folder"
+    with pytest.raises(WriteError, match=words), write(folder / "a"):
+        shutil.rmtree(folder)
+    with pytest.raises(WriteError, match=words), write(folder / "a"):
+        pass
+
+
+def test_a_folder_that_is_read_only_is_said() -> None:
+    """By an ordinary user: root may write anywhere."""
+
+    def write(folder: Path, queue: Any) -> None:
+        if os.getuid() == 0:
+            os.setuid(65534)
+        try:
+            with write_atomically(folder / "a.bin"):
+                pass
+        except WriteError as error:
+            queue.put(str(error))
+
+    with tempfile.TemporaryDirectory() as name:
+        folder, queue = Path(name), forked.CONTEXT.Queue()
+        folder.chmod(0o555)
+        forked.start(write, folder, queue)
+        assert "a.bin: Permission denied. Check its permissions" in queue.get(timeout=20)
+
+
+def test_a_folder_or_a_name_that_is_too_long_as_target_is_said(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(WriteError, match="Is a directory"), write_atomically(tmp_path / "folder"):
+        pass
+    with pytest.raises(WriteError, match="shorter"), write_atomically(tmp_path / ("a" * 300)):
+        pass
+    with write_atomically(tmp_path / ("ä" * 125 + ".bin")) as temporary:  # 254 bytes
+        temporary.write_text("whole")
+    assert sorted(len(path.name) for path in tmp_path.iterdir()) == [6, 129]
+
+
+# ── what a kill leaves ──────────────────────────────────────────────────────────────────────────
+
+
+def write_and_wait(path: Path, ready: Any, end: Any) -> None:
+    write = write_folder_atomically if path.suffix == "" else write_atomically
+    with write(path) as temporary:
+        (temporary / "x" if path.suffix == "" else temporary).write_text("half")
+        ready.set()
+        end.wait(20)
+
+
+@pytest.mark.parametrize("name", ["a.bin", "folder"])
+def test_a_sweep_removes_what_a_killed_process_left_and_not_what_a_living_one_writes(
+    name: str, tmp_path: Path
+) -> None:
+    ready, end = forked.CONTEXT.Event(), forked.CONTEXT.Event()
+    process = forked.start(write_and_wait, tmp_path / name, ready, end)
+    assert ready.wait(20)
+    sweep(tmp_path)
+    with write_atomically(tmp_path / "other") as temporary:
+        temporary.touch()
+    assert len(list(tmp_path.iterdir())) == 2
+    process.kill()
+    process.join()
+    assert len(list(tmp_path.iterdir())) == 2
+    with write_atomically(tmp_path / "other") as temporary:
+        temporary.touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_where_there_are_no_locks_only_old_leftovers_are_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(atomic_files, "_flock", lambda *_: None)
+    old, recent = tmp_path / ".a.0a1b2c3d.tmp.bin", tmp_path / ".b.0a1b2c3d.tmp"
+    for path, age in ((old, 25), (recent, 23)):
+        path.touch()
+        os.utime(path, (time.time() - 3600 * age,) * 2)
+    with write_atomically(tmp_path / "c") as temporary:
+        temporary.touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [recent.name, "c"]
+
+
+def test_a_sweep_touches_nothing_else(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.write_text("mine")
+    names = [".a.tmp", "a.0a1b2c3d.tmp", ".a.0a1b2c3.tmp", ".a.0A1B2C3D.tmp", ".tmpAbC123", ".lock"]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / ".link.0a1b2c3d.tmp").symlink_to(private)
+    os.mkfifo(tmp_path / ".pipe.0a1b2c3d.tmp")
+    before = sorted(tmp_path.iterdir())
+    sweep(tmp_path)
+    sweep(tmp_path / "missing")
+    assert sorted(tmp_path.iterdir()) == before
+    assert private.read_text() == "mine"
+
+
+def sweep_until(folder: Path, end: Any) -> None:
+    while not end.is_set():
+        sweep(folder)
+
+
+def test_writers_are_not_disturbed_by_sweeps(tmp_path: Path) -> None:
+    end = forked.CONTEXT.Event()
+    process = forked.start(sweep_until, tmp_path, end)
+    try:
+        for number in range(150):
+            with write_atomically(tmp_path / "a.bin") as temporary:
+                temporary.write_text(str(number))
+            assert (tmp_path / "a.bin").read_text() == str(number)
+    finally:
+        end.set()
+        process.join()
+
+
+# ── folders ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_check_folder_makes_nothing(tmp_path: Path) -> None:
