@@ -1,4 +1,4 @@
-"""Configs: YAML that is endless, tagged or recursive; data paths and storage that run something."""
+"""Configs: YAML that is endless, tagged or recursive, odd files, and --set."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.attacks.attack import Attack, Door, content
+from tests.attacks.attack import Attack, Door, command, content
 
 NEEDED = "data: pictures\noutput: out\n"
 
@@ -220,11 +220,12 @@ def _overrides() -> Iterator[Attack]:
     yield override("output=~nosuchuser/x", "an output of no user", "output")
 
 
-def _open_data(data: Any, out: Path) -> object:
-    from imageprompt.training.data.sources import open_data
-
-    records = open_data(data)
-    return [records.record(index).open_picture() for index in range(len(records))]
+def _of_a_command() -> Iterator[Attack]:
+    """A few of each kind, through the command that a person runs."""
+    yield from _files()
+    yield from list(_bombs())[::9]
+    yield from list(_tags())[::6]
+    yield from list(_shapes())[::8]
 
 
 IMPORTS = ("tests.attacks.loaded_config",)
@@ -235,5 +236,11 @@ DOORS = (
     Door("config: tags", _load, tuple(_tags()), IMPORTS),
     Door("config: bytes", _load, tuple(_bytes()), IMPORTS),
     Door("config: files", _load, tuple(_files()), IMPORTS),
+    Door(
+        "train --dry-run with a config",
+        command("train", "{it}", "--dry-run"),
+        tuple(_of_a_command()),
+        (*IMPORTS, "imageprompt.cli", "imageprompt.training.estimate"),
+    ),
     Door("--set", _override, tuple(_overrides()), IMPORTS),
 )
