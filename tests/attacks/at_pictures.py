@@ -174,7 +174,18 @@ _JPEG = [
         )
     ),
     _data("1000 colour profiles", _notes, 1000, 65_000, 0xE2, b"ICC_PROFILE\0\1\xff"),
-    _data("1000 EXIF tables, joined one by one", _notes, 1000, 65_000, 0xE1, b"Exif\0\0"),
+    *(
+        _data(
+            f"{count} EXIF segments, joined one by one",
+            _notes,
+            count,
+            65_000,
+            0xE1,
+            b"Exif\0\0",
+            says="EXIF data",
+        )
+        for count in (20, 200, 1000)
+    ),
     _data("100,000 quantisation tables", lambda: jpeg(*[segment(0xDB)] * 100_000), says="segments"),
     *(
         _data(
@@ -522,7 +533,9 @@ _OTHERS = [
         lambda: _avif_with(b"moov" + b"\0\0\0\x08free" * 200_000),
         says="items",
     ),
-    _data("AVIF, 10^6 EXIF tables", lambda: _avif_with(b"free" + b"II*\0" * 10**6), says="EXIF table"),
+    _data(
+        "AVIF, 10^6 EXIF tables", lambda: _avif_with(b"free" + b"II*\0" * 10**6), says="EXIF table"
+    ),
     _read(
         "AVIF, an index that claims 65,535 items",
         lambda: _avif_with(b"iloc" + b"\0\0\0\0\x44\x40\xff\xff" + bytes(10**5)),

@@ -75,7 +75,7 @@ def _check_avif(content: bytes) -> None:
 
 def _check_jpeg(stream: BinaryIO, halved_above: int | None) -> None:
     """Follows the markers as libjpeg does, without decoding; up to the pixels if that is enough."""
-    found, exif = _Jpeg(), b""
+    found, exif = _Jpeg(), bytearray()
     for count, (marker, length) in enumerate(_segments(stream)):
         if count >= MAX_SEGMENTS:
             raise LimitError(f"it has more than {MAX_SEGMENTS} segments")
@@ -90,9 +90,11 @@ def _check_jpeg(stream: BinaryIO, halved_above: int | None) -> None:
             start = stream.read(6)
             if start == b"Exif\0\0":
                 exif += stream.read(length - 6)
+                if len(exif) > MAX_EXIF_BYTES:  # Pillow joins the segments one by one
+                    raise LimitError(f"it has more than {MAX_EXIF_BYTES} bytes of EXIF data")
             elif start.startswith(b"MPF\0"):
                 check_exif(start[4:] + stream.read(length - 6))
-    check_exif(exif)
+    check_exif(bytes(exif))
     found.check_memory(halved_above or 0)
 
 
