@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import ctypes
 import io
 import os
 import socket
@@ -13,8 +15,6 @@ from typing import Any
 
 from .at_terminal import captured, checked, run
 from .attack import Attack, Door
-
-NOBODY = 65534
 
 # ── paths ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -73,7 +73,7 @@ def empty(folder: Path) -> Path:
 def sparse(folder: Path) -> Path:
     path = folder / "sparse"
     with path.open("wb") as stream:
-        stream.truncate(2**36)
+        stream.truncate(2**30 - 1)
     return path
 
 
@@ -84,11 +84,14 @@ def unreadable(folder: Path) -> Path:
 
 
 def _closed(path: Path) -> Path:
-    """Without permissions itself, in folders that everybody may enter."""
-    for folder in [*path.parents][:3]:
-        folder.chmod(0o755)
     path.chmod(0)
     return path
+
+
+def unreadable_folder(folder: Path) -> Path:
+    path = folder / "unreadable"
+    path.mkdir()
+    return _closed(path)
 
 
 def named(name: str) -> Callable[[Path], str]:
@@ -109,7 +112,7 @@ PATHS: dict[str, Callable[[Path], Any]] = {
     "a link to itself": link_to_itself,
     "a broken link": broken_link,
     "empty": empty,
-    "64 GB of nothing": sparse,
+    "a gigabyte of nothing": sparse,
     "unreadable": unreadable,
     "a name too long": named("n" * 300),
     "a path too long": named("/".join(["n" * 200] * 25)),
@@ -121,20 +124,48 @@ PATHS: dict[str, Callable[[Path], Any]] = {
     "a file URL": text("file:///etc/hostname"),
     "a Windows path": text(r"C:\Windows\x"),
 }
-FOLDER = {"a folder": a_folder}
+FOLDER = {"a folder": a_folder, "an unreadable folder": unreadable_folder}
+NAMES = {
+    "missing": "missing",
+    "a pipe": "pipe",
+    "a socket": "/s",
+    "/dev/zero": "/dev/zero",
+    "a link to /dev/zero": "link",
+    "a link to itself": "loop",
+    "a broken link": "broken",
+    "empty": "empty",
+    "a gigabyte of nothing": "sparse",
+    "unreadable": "unreadable",
+    "a name too long": "nnnnnn",
+    "a path too long": "nnnnnn",
+    "below a file": "below",
+    "NUL": r"a\x00b",
+    "nobody's home": "~nosuchuser",
+    "a URL": "localhost",
+    "a file URL": "hostname",
+    "a Windows path": "Windows",
+    "a folder": "folder",
+    "an unreadable folder": "unreadable",
+}
+"""What the error must name."""
 
 
 @contextlib.contextmanager
-def without_rights(path: object) -> Iterator[None]:
-    """For root no file is unreadable."""
-    if os.geteuid() or not str(path).endswith("unreadable"):
-        yield
-        return
-    os.seteuid(NOBODY)
+def without_rights() -> Iterator[None]:
+    """For root no file is unreadable: it reads and writes only what its modes allow (Linux)."""
+    head = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    kept = (ctypes.c_uint32 * 6)()
+    _LIBC.capget(head, kept)
+    less = (ctypes.c_uint32 * 6)(*kept)
+    less[0] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    _LIBC.capset(head, less)
     try:
         yield
     finally:
-        os.seteuid(0)
+        _LIBC.capset(head, kept)
+
+
+_LIBC = ctypes.CDLL(None)
 
 
 def use(*arguments: str) -> Callable[[Any, Path], str]:
@@ -144,7 +175,7 @@ def use(*arguments: str) -> Callable[[Any, Path], str]:
         from imageprompt.core import bundled
 
         known = {"it": made, "out": out, "adapter": bundled.adapter("base")}
-        with without_rights(made):
+        with without_rights():
             return run(*(argument.format(**known) for argument in arguments))
 
     return with_path
@@ -177,7 +208,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("generate", "--reference", "{it}", "--output", "{out}"): _GENERATE,
     ("generate", "--recipe", "{it}", "--output", "{out}"): _GENERATE,
     ("generate", "--image-prompt", "{it}", "--output", "{out}"): _GENERATE,
-    ("generate", "--prompt", "x", "--base", "{it}", "--output", "{out}"): _GENERATE,
+    ("generate", "--scale", "0", "--base", "{it}", "--output", "{out}"): _GENERATE,
     ("library", "import", "{it}", "--library", "{out}"): _LIBRARY,
     ("library", "add", "x", "{it}", "--library", "{out}"): _LIBRARY,
     ("train", "{it}", "--dry-run"): _TRAIN,
@@ -188,24 +219,19 @@ _MAY_BE_FOLDERS = ("--base", "--encoder", "--faces")
 
 
 def paths(arguments: tuple[str, ...]) -> tuple[Attack, ...]:
-    return tuple(Attack(name, make) for name, make in (PATHS | FOLDER).items())
+    known = (PATHS | FOLDER).items()
+    return tuple(Attack(name, make, NAMES.get(name, "")) for name, make in known)
 
 
 LIBRARIES = {
     name: PATHS[name]
     for name in (
         "a pipe", "a socket", "/dev/zero", "a link to /dev/zero", "a link to itself", "empty",
-        "64 GB of nothing", "a name too long", "a path too long", "below a file", "NUL",
+        "a gigabyte of nothing", "a name too long", "a path too long", "below a file", "NUL",
         "nobody's home",
     )
 }  # fmt: skip
 """What is no library; a path that is not there is an empty one."""
-
-
-def unreadable_folder(folder: Path) -> Path:
-    path = folder / "unreadable"
-    path.mkdir()
-    return _closed(path)
 
 
 USES_LIBRARY = (
@@ -237,6 +263,7 @@ def pipe_in_place(folder: Path) -> Path:
 OUTPUTS: dict[str, Callable[[Path], Any]] = {
     "a link to a device": full_device,
     "a pipe": pipe_in_place,
+    "in a folder without rights": lambda folder: unreadable_folder(folder) / "x.safetensors",
     "below a device": text("/dev/full/x.safetensors"),
     "below a file": lambda folder: empty(folder) / "below.safetensors",
     "a name too long": named("n" * 300 + ".safetensors"),
@@ -245,7 +272,7 @@ OUTPUTS: dict[str, Callable[[Path], Any]] = {
     "nobody's home": text("~nosuchuser/x.safetensors"),
 }
 WRITERS: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("generate", "--prompt", "x", "--output", "{it}"): _GENERATE,
+    ("generate", "--scale", "0", "--output", "{it}"): _GENERATE,
     ("probe", "--output", "{it}"): ("imageprompt.cli.probe", "imageprompt.evaluation.probing"),
     ("demo", "--output", "{it}"): ("imageprompt.demo.showcase",),
     ("demo", "--draw", "{it}", "--num-scenes", "1"): ("imageprompt.demo.datasets",),
@@ -582,7 +609,69 @@ def locate(text: Any, _: Path) -> str:
     return "\n".join(said)
 
 
+# ── values of flags ─────────────────────────────────────────────────────────────────────────────
+
+VALUES = {
+    "nothing": "",
+    "not a number": "nan",
+    "infinity": "-inf",
+    "1e999": "1e999",
+    "5000 digits": "9" * 5000,
+    "digits of another script": "\u0661\u0662",
+    "an underscore": "1_000",
+    "deep brackets": "[" * 5000,
+    "deep JSON": '{"a":' * 5000,
+    "colons": ":" * 5000,
+    "commas": "," * 5000,
+    "a million characters": "x" * 10**6,
+    "a million numbers": "1," * 500_000,
+    "half a character": "\udc9b",
+    "escape": "\x1b[2J",
+    "lines": "a\nb\r\nc",
+}
+FLAGGED = ("generate", "library add", "train", "presets", "probe", "demo", "validate", "convert")
+
+
+def every_flag(command: Any, _: Path) -> str:
+    """Every flag of a command with the value: taken as it is, or one line and exit code 2."""
+    from imageprompt.cli.completion import full_parser
+
+    name, value = command
+    parser = full_parser()
+    for part in name.split():
+        group = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+        parser = group.choices[part]
+    flags = [a for a in parser._actions if a.option_strings and a.nargs is None]
+    if len(flags) < 2:
+        raise AssertionError(flags)
+    from imageprompt.core.errors import ImagePromptError
+
+    for flag in flags:
+        with captured() as (_, err), contextlib.suppress(ImagePromptError):
+            try:
+                parser.parse_known_args([f"{flag.option_strings[0]}={value}"])
+            except SystemExit as stopped:
+                if stopped.code != 2:
+                    raise
+        lines = checked(err.getvalue()).splitlines()
+        if len(lines) > 1 or max(map(len, lines), default=0) > 5000:
+            raise AssertionError((flag.option_strings, lines))
+    return f"{len(flags)} flags"
+
+
 DOORS: tuple[Door, ...] = (
+    *(
+        Door(
+            f"command: {name} --FLAG=VALUE",
+            every_flag,
+            tuple(
+                Attack(value, lambda _, given=(name, VALUES[value]): given, "flags", "read")
+                for value in VALUES
+            ),
+            ("imageprompt.cli.completion",),
+        )
+        for name in FLAGGED
+    ),
     *(
         Door(f"command: {' '.join(arguments)}", use(*arguments), paths(arguments), imports)
         for arguments, imports in COMMANDS.items()
@@ -607,7 +696,7 @@ DOORS: tuple[Door, ...] = (
             f"command: {' '.join(arguments)} --library {{it}}",
             use(*arguments, "--library", "{it}"),
             tuple(
-                Attack(name, make)
+                Attack(name, make, NAMES[name])
                 for name, make in (LIBRARIES | {"unreadable": unreadable_folder}).items()
             ),
             _GENERATE if arguments[0] == "generate" else _LIBRARY,

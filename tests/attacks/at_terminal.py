@@ -389,6 +389,22 @@ def _trained(_: Any, text: str) -> None:
     log(f"could not be read: {text}")
 
 
+def _cached(_: Any, text: str) -> None:
+    """What an earlier scan has kept in the cache: pictures that cannot be read."""
+    from types import SimpleNamespace
+
+    from imageprompt.cli import train
+    from imageprompt.training.cache import build
+    from imageprompt.training.config.config import TrainingConfig
+
+    report = SimpleNamespace(
+        existing={}, encoded={}, damaged=[text], broken=[f"{text}: gone"], samples=1, seconds=0.0
+    )
+    build.build_cache_for = lambda *_, **__: report
+    TrainingConfig.load = lambda *_: None
+    train._build_cache(SimpleNamespace(config="x", set=[], json=False, verify=False, dry_run=False))
+
+
 def _label(text: str, _: Path) -> str:
     """On a contact sheet the text is drawn as it is printed."""
     from imageprompt.core.contact_sheet import Page
@@ -415,6 +431,7 @@ CONSOLE: dict[str, Callable[[Any, str], object]] = {
     "a log record": _logged,
     "a thread that ends": _thread,
     "a line of a training": _trained,
+    "broken samples in a cache": _cached,
 }
 
 

@@ -66,7 +66,7 @@ def test_hostile_references(name: str, refused: Callable[..., str], tmp_path: Pa
 def test_references_that_are_not_there(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "no such file" in refused(reference=str(tmp_path / "none.png"))
     assert "a folder" in refused(reference=str(tmp_path))
-    assert "a folder" in refused(reference="")
+    assert "no such file" in refused(reference="")
 
 
 # ── numbers and words ───────────────────────────────────────────────────────────────────────────

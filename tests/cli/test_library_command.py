@@ -152,7 +152,7 @@ WRONG = [
     (("add", "a", "vase.png", "--adapter", "nothing"), "no such path"),
     (("add", "a", "vase.png", "--faces", "pack"), "a face encoder for a plus adapter"),
     (("add", "a", "vase.png", "--tag", "a,b"), "without commas"),
-    (("import", "vase.png"), "not a style file: this is a picture"),
+    (("import", "vase.png"), "not a style file: it is not a safetensors file"),
     (("export", "nothing", "x.safetensors"), "style 'nothing': not in"),
     (("mix", "a:0.5", "b:0.5", "--as", "c"), "style 'a': not in"),
     (("mix", "a:1", "a:2", "--as", "c"), "one is named twice"),

@@ -109,7 +109,7 @@ def locate_pipeline(location: Location, *, cached_only: bool = False) -> Path:
 
         with _hub_errors(remote, location, cached_only), _silent_diffusers():
             folder = Path(DiffusionPipeline.download(remote.repo, local_files_only=cached_only))
-    if not (folder / "model_index.json").is_file():
+    if not os.path.isfile(folder / "model_index.json"):  # noqa: PTH113 - never raises
         raise NotFoundError(
             f"base {os.fspath(location)!r}",
             reason="not a diffusers pipeline folder (it has no model_index.json)",
