@@ -111,7 +111,7 @@ def test_metadata_cannot_write_to_the_terminal(tmp_path: Path) -> None:
     assert "\\x1b[2Jgone\\nformat" in text
     assert "\x1b" not in text
     assert max(len(line) for line in text.splitlines()) < 600
-    assert ip.inspect(path).as_dict()["metadata"]["title"].startswith("\x1b")
+    assert ip.inspect(path).as_dict()["metadata"]["title"].startswith("\\x1b[2Jgone\\n")
 
 
 # ── the remedy is true ───────────────────────────────────────────────────────────────────────────

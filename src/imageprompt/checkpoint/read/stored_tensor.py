@@ -155,6 +155,8 @@ def read_range(
     file: Path, offset: int, nbytes: int, size: int = CHUNK, stamp: FileStamp | None = None
 ) -> Iterator[memoryview]:
     """Bytes [offset, offset + nbytes) of a file, by plain reads: a memory map could fault."""
+    if not nbytes:
+        return
     try:
         with open_regular(file).detach() as handle:
             if stamp is not None and FileStamp.of(os.fstat(handle.fileno())) != stamp:
