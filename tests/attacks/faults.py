@@ -296,6 +296,13 @@ def save_adapter(suffix: str) -> Callable[[Path, int], object]:
     return save
 
 
+def save_large_pickle(folder: Path, version: int) -> None:
+    """Larger than the buffers between torch and the file."""
+    from imageprompt.checkpoint.torch_io import write_file
+
+    write_file(folder / "large.bin", {"part.name": torch.full((30_000,), float(version))}, {})
+
+
 def prepare_conversion(folder: Path) -> None:
     for version in (0, 1):
         with weights_of(version) as made:
@@ -493,6 +500,7 @@ def draw_data(folder: Path, version: int) -> None:
 WRITES = (
     Write("adapter .safetensors", save_adapter(".safetensors")),
     Write("adapter .bin", save_adapter(".bin")),
+    Write("large .bin", save_large_pickle),
     Write("converted .safetensors", convert(".safetensors"), prepare_conversion),
     Write("converted .bin", convert(".bin"), prepare_conversion),
     Write("image prompt", save_prompt),

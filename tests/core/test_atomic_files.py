@@ -242,6 +242,24 @@ def test_a_sweep_touches_nothing_else(tmp_path: Path) -> None:
     assert private.read_text() == "mine"
 
 
+def test_a_sweep_between_creating_and_locking_costs_one_more_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, swept = atomic_files._flock, list[Path]()
+
+    def after_sweep(descriptor: int, wait: bool) -> bool | None:
+        if wait and not swept:
+            swept.extend(tmp_path.iterdir())
+            swept[0].unlink()
+        return lock(descriptor, wait)
+
+    monkeypatch.setattr(atomic_files, "_flock", after_sweep)
+    with write_atomically(tmp_path / "a") as temporary:
+        temporary.write_text("whole")
+    assert len(swept) == 1
+    assert (tmp_path / "a").read_text() == "whole"
+
+
 def sweep_until(folder: Path, end: Any) -> None:
     while not end.is_set():
         sweep(folder)
