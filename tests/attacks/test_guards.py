@@ -1,0 +1,14 @@
+"""Every kind of guard taken away once: the table notices."""
+
+from __future__ import annotations
+
+import pytest
+
+from attacks.guards import GUARDS, run
+
+
+@pytest.mark.slow
+def test_the_table_notices_when_a_guard_is_missing() -> None:
+    found = list(run())
+    assert [one["kind"] for one in found] == [guard.kind for guard in GUARDS]
+    assert [one for one in found if not one["noticed"]] == []
