@@ -278,7 +278,22 @@ _NAMED: dict[str, tuple[Callable[[Path], str], str]] = {
     "a name of 4000 letters": (lambda _: "a" * 4000, "cannot be read"),
     "escapes": (lambda _: "\x1b]52;c;x\x07\u202egnp.\n", "no such file"),
 }
+_MODELS = {
+    "4000 letters": "a" * 4000,
+    "a NUL": "a\0b",
+    "a device": "/dev/zero",
+    "nobody's home": "~nosuchuser/x",
+    "a folder above": "../..",
+}
 _FILES = [
+    *(
+        Attack(
+            f"{field}: {name}",
+            _entry(pictures=[], **{field: {"name": path, "hash": "2" * 16, "spec": {}}}),
+        )
+        for field in ("encoder", "faces")
+        for name, path in _MODELS.items()
+    ),
     *(
         Attack(f"{field}: {name}", _names(make, field), says)
         for field in ("pictures", "mask", "init_image")

@@ -165,7 +165,7 @@ def _with_files(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _encoder_folder(record: AssetRecord | None) -> str | None:
     """A folder that the user named; an encoder inside the base is found again without a name."""
-    if record is None or record.name is None or not Path(record.name).is_dir():
+    if record is None or record.name is None or not os.path.isdir(record.name):  # noqa: PTH112
         return None
     return record.name
 
