@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -335,3 +337,52 @@ def test_a_lock_that_is_not_a_regular_file_is_refused_and_untouched(
         pass
     assert private.read_text() == "mine"
     assert not (tmp_path / "new").exists()
+
+
+# ── nobody writes otherwise ─────────────────────────────────────────────────────────────────────
+
+WRITERS = {"write_text", "write_bytes", "save_file", "tofile"}
+SOURCE = Path(atomic_files.__file__).parents[1]
+ALLOWED = {
+    "core/atomic_files.py",
+    "core/console.py",  # the null device
+    "checkpoint/torch_io.py",  # write_safetensors and write_pickle, into a given temporary file
+    "generation/replay.py",  # a folder of tempfile
+    "training/data/sources/contract.py",  # a folder of tempfile
+}
+
+
+def temporaries(tree: ast.AST) -> set[str]:
+    """The names that `with write_atomically(...) as NAME` gives."""
+    items = [item for node in ast.walk(tree) if isinstance(node, ast.With) for item in node.items]
+    return {
+        item.optional_vars.id
+        for item in items
+        if isinstance(item.optional_vars, ast.Name)
+        and "write_atomically" in ast.unparse(item.context_expr)
+    }
+
+
+def writes_in_place(call: ast.Call, temporary: set[str]) -> bool:
+    """Does it write to a file other than the temporary one of `write_atomically`?"""
+    function = call.func
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    owner = function.value if isinstance(function, ast.Attribute) else None
+    file = (call.args or [None])[0] if owner is None or name in ("save_file", "fdopen") else owner
+    if isinstance(file, ast.Name) and file.id in temporary:
+        return False
+    if name in ("open", "fdopen"):
+        values = [one.value for one in call.args[:2] if isinstance(one, ast.Constant)]
+        return any(isinstance(mode, str) and re.fullmatch("r?b?[wax+]b?", mode) for mode in values)
+    return name in WRITERS
+
+
+def test_every_file_is_written_atomically() -> None:
+    found = set()
+    for path in SOURCE.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        names = temporaries(tree)
+        calls = [one for one in ast.walk(tree) if isinstance(one, ast.Call)]
+        if any(writes_in_place(call, names) for call in calls):
+            found.add(path.relative_to(SOURCE).as_posix())
+    assert found == ALLOWED
