@@ -559,7 +559,9 @@ def _numbers() -> Iterator[Attack]:
     records = (b"99999999999999999999 a=b\n", b"9" * 30_000, b"0 a=b\n", b"-5 a=b\n", b"5 a=b")
     records += (b"6 ab=c", b"a=b\n", b"6 =bc\n", b"\n" * 500, b"7\xb2 a=b\n")
     for body in records:
-        yield after_good(f"the pax record {body[:12]!r}", file(b"pax", body, kind=b"x"), *GOOD)
+        yield after_good(
+            f"the pax record {body[:12]!r} of {len(body)}", file(b"pax", body, kind=b"x"), *GOOD
+        )
     yield after_good("a checksum one too high", header(wrong=1), png())
     yield after_good("a checksum of none", header()[:148] + b"\xff" * 8 + header()[156:])
 
@@ -632,7 +634,7 @@ def _cut() -> Iterator[Attack]:
     yield Attack("a name like bzip2's", shard(file(b"BZ.png", png()), file(b"BZ.txt", b"a")),
                  "good: 'BZ'", "read")  # fmt: skip
     for data in (b"", b"\0" * 100, b"\0" * 10_240, b"<html>" * 200, b"\xff" * 4_096, png()):
-        yield Attack(f"no tar: {data[:8]!r}", shard(data, end=b""), "no samples")
+        yield Attack(f"no tar: {data[:8]!r} of {len(data)}", shard(data, end=b""), "no samples")
 
 
 def _written_by_tarfile() -> Iterator[Attack]:
@@ -655,6 +657,8 @@ def _written_by_tarfile() -> Iterator[Attack]:
 IMPORTS = (
     "tests.attacks.loaded_config",
     "imageprompt.training.data.scan",
+    "imageprompt.training.data.sources._remote",
+    "imageprompt.training.data.sources._tar",
     "imageprompt.training.data.sources.webdataset",
     "imageprompt.checkpoint.read.arrays",
     "fsspec.implementations.memory",

@@ -195,7 +195,7 @@ def _states() -> Iterator[Attack]:
         for other in ("F64", "F16", "I64", "U8"):
             make = checkpoint(state=replaced(name, zeros(other, *shape)))
             yield Attack(f"{name} as {other}", make, "does not fit")
-        for sides in ((1,), (0,), (10_000,), (2, 2), (*shape, 1), (1, *shape)):
+        for sides in {(1,), (0,), (10_000,), (2, 2), (*shape, 1), (1, *shape)}:
             make = checkpoint(state=replaced(name, zeros("F32", *sides)))
             yield Attack(f"{name} of shape {sides}", make, "does not fit")
         count = len(data) // 4

@@ -10,7 +10,7 @@ import warnings
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.errors import (
     ImagePromptError,
@@ -22,8 +22,6 @@ from imageprompt.core.errors import (
 from imageprompt.core.untrusted import parse_json
 from imageprompt.training.config.yaml_file import brief
 from imageprompt.training.data.sources._index import MAX_ENTRY, Names, Ranges
-from imageprompt.training.data.sources._remote import expand_braces, filesystem, paths_at
-from imageprompt.training.data.sources._tar import DamagedTarError, Member, members
 from imageprompt.training.data.sources.contract import (
     MAX_CAPTION_BYTES,
     DataOptions,
@@ -33,6 +31,9 @@ from imageprompt.training.data.sources.contract import (
     check_size,
     unreadable,
 )
+
+if TYPE_CHECKING:
+    from imageprompt.training.data.sources._tar import Member
 
 # name endings (after the first dot) by what the member is
 _KINDS = {
@@ -226,6 +227,8 @@ def find_shards(options: DataOptions) -> list[Shard]:
 
     Raises NotFoundError, OptionError.
     """
+    from imageprompt.training.data.sources._remote import expand_braces, filesystem, paths_at
+
     shards: list[Shard] = []
     for one in expand_braces(options.path):
         try:
@@ -262,6 +265,8 @@ def _unreachable(url: str, error: Exception) -> OptionError:
 
 def _members(shard: Shard) -> Iterator[Member]:
     """The members of a shard. Raises DamagedShardError, and OptionError if it is compressed."""
+    from imageprompt.training.data.sources._tar import DamagedTarError, members
+
     try:
         with shard.system.open(shard.path, "rb") as stream:
             try:
