@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,6 @@ from .forged import (
     pickled,
     torch_file,
     vector,
-    zeros,
     zipped,
 )
 
@@ -254,6 +256,16 @@ def metadata_file(data: bytes) -> Make:
     return lambda folder: content(data, ".metadata")(folder).parent
 
 
+@cache
+def long_pickle() -> bytes:
+    """A torch file of one value, whose pickle takes 28 MB unpacked."""
+    unused = b"B" + struct.pack("<I", 28 * MIB) + bytes(28 * MIB) + b"0"
+    data = b"\x80\x02" + unused + vector(1).code + b"."
+    packer = zlib.compressobj(1, zlib.DEFLATED, -15)
+    pickle = Record(packer.compress(data) + packer.flush(), DEFLATED, len(data))
+    return zipped({"archive/data.pkl": pickle, "archive/data/0": Record(bytes(4))})
+
+
 DCP: list[Attack] = [
     *(
         Attack(
@@ -388,19 +400,11 @@ DCP: list[Attack] = [
         "unpack",
     ),
     Attack(
-        "20 pieces with pickles of 30 MB",
-        distributed(
-            (20,),
-            *(
-                Piece(
-                    (i,),
-                    (1,),
-                    content=lambda: zipped({"a/data.pkl": Record(zeros(30), DEFLATED, 30 * MIB)}),
-                )
-                for i in range(20)
-            ),
+        "20 pieces with pickles of 28 MB",
+        lambda folder: dcp(
+            folder, (20,), [Piece((i,), (1,), content=long_pickle()) for i in range(20)]
         ),
-        "opcode",
+        "bytes",
     ),
     Attack(
         "a tensor of 100,000 dimensions",
@@ -483,8 +487,8 @@ def steps(count: int, make: Callable[[Path, int], object]) -> Callable[[Path], o
     return lambda folder: [make(folder / f"step-{i}", i) for i in range(count)]
 
 
-def nested(folder: Path, levels: int = 4, each: int = 5) -> None:
-    """Checkpoints of checkpoints: 5^4 folders, none of which holds anything."""
+def nested(folder: Path, levels: int = 2, each: int = 40) -> None:
+    """Checkpoints of checkpoints: 1640 folders, none of which holds anything."""
     for i in range(each if levels else 0):
         inner = folder / f"step-{i}"
         inner.mkdir()
@@ -529,7 +533,7 @@ FOLDERS: list[Attack] = [
         folder_of(link("ip_adapter", ".."), lambda f: whole(f.parent / "a.safetensors")),
         "no weights",
     ),
-    Attack("625 folders in folders", folder_of(nested), ""),
+    Attack("1640 folders in folders", folder_of(nested), "too large to be searched"),
     Attack("300 broken checkpoints", folder_of(steps(300, broken)), ""),
     Attack(
         "a checkpoint with a number of 12 digits",
