@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from imageprompt.attention.state import AttentionState
 from imageprompt.attention.step_tracker import parse_timesteps
 from imageprompt.control import DEFAULT_SCALE, Controls, Scale, Scaling
 from imageprompt.core.errors import AttachError
-from imageprompt.core.spec import AdapterSpec, ProjectorOptions
+from imageprompt.core.spec import AdapterSpec, Entry, ProjectorOptions, Site
 from imageprompt.encoding.encode import ReferenceEncoder
 from imageprompt.encoding.encoders import Encoder
 from imageprompt.encoding.encoders.contract import LARGEST, FaceChoice
@@ -39,6 +39,7 @@ from imageprompt.encoding.features import Features, Group
 from imageprompt.encoding.image_prompt import ImagePrompt
 from imageprompt.encoding.options import EncodeOptions
 from imageprompt.encoding.references import Pictures
+from imageprompt.variants import VARIANTS, entry_at, key_norm
 
 if TYPE_CHECKING:
     from imageprompt.adapter.lora import InstalledLora, LoraMode
@@ -54,6 +55,10 @@ class _Attachment:
 
     denoiser: AttachedDenoiser
     state: AttentionState
+    sites: tuple[Site, ...]
+    """Those that the adapter acts at."""
+    places: tuple[int | None, ...]
+    """For every place where the denoiser can take image terms, the index of the site among them."""
     kv_cache: KVCache
     lora: InstalledLora | None
     lora_mode: LoraMode
@@ -203,7 +208,12 @@ class Adapter:
         self.module.to(base.execution_device)  # may run out of memory: so before all else
         state = base.install()
         installed = install_lora(lora, state, self, pairs, base.denoiser) if loras else None
-        return _Attachment(base, state, KVCache(self.module, base), installed, lora)
+        kind = VARIANTS[self.spec.variant]
+        entries = {site.name: entry_at(kind, site.kind) for site in base.spec.sites}
+        sites = tuple(site for site in base.spec.sites if entries[site.name] is not None)
+        places = _places(state, base.spec.sites, sites, entries)
+        kv_cache = KVCache(self.module, base, sites, key_norm(kind))
+        return _Attachment(base, state, sites, places, kv_cache, installed, lora)
 
     def detach(self) -> None:
         """Undo `attach`: the base is bit for bit what it was. Does nothing if not attached.
@@ -409,8 +419,9 @@ class Adapter:
         handle = ActivePrompt(
             self,
             state,
-            base.spec.sites,
+            attachment.sites,
             attachment.kv_cache.key_values(prompt),
+            places=attachment.places,
             prompts=len(prompt),
             controls=controls,
             layout=named_layout(guidance),
@@ -465,6 +476,21 @@ def _restored(spec: AdapterSpec, module: AdapterModule, encoder: Encoder | None)
     if encoder is not None:
         adapter.encoding.set_encoder(encoder)
     return adapter
+
+
+def _places(
+    state: AttentionState,
+    every: Sequence[Site],
+    sites: Sequence[Site],
+    entries: Mapping[str, Entry | None],
+) -> tuple[int | None, ...]:
+    """For every reader of a state, the index among `sites` of the one that acts there."""
+    own = {site.name: index for index, site in enumerate(sites)}
+    names = [every[reader.site].name for reader in state.readers]
+    return tuple(
+        own[name] if entries[name] == reader.entry else None
+        for name, reader in zip(names, state.readers, strict=True)
+    )
 
 
 def _open_masks(mask: Any, prompts: int) -> Any:

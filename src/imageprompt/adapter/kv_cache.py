@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from imageprompt.adapter.attachment import AttachedDenoiser
 from imageprompt.adapter.weights import AdapterModule
 from imageprompt.attention.decoupled import KeyValue, split_heads
 from imageprompt.core.fingerprint import ContentWatch, contents, fingerprint
+from imageprompt.core.spec import Site
 from imageprompt.encoding.image_prompt import ImagePrompt, PrecomputedKV
 
 
@@ -25,9 +27,16 @@ class KVCache:
     is cached: every use gets its own graph. Those made under autocast are cached for it alone.
     """
 
-    def __init__(self, module: AdapterModule, attached: AttachedDenoiser) -> None:
+    def __init__(
+        self,
+        module: AdapterModule,
+        attached: AttachedDenoiser,
+        sites: Sequence[Site],
+        key_norm: float | None = None,
+    ) -> None:
+        """For the sites that the adapter acts at; `key_norm` is that of its variant."""
         self._module, self._attached = module, attached
-        self._sites = attached.spec.sites
+        self._sites, self._key_norm = sites, key_norm
         self._cache: weakref.WeakKeyDictionary[
             ImagePrompt, tuple[Any, list[Tensor], list[KeyValue]]
         ] = weakref.WeakKeyDictionary()
@@ -123,11 +132,16 @@ class KVCache:
         return [(k.to(dtype), v.to(dtype)) for k, v in key_values]
 
     def _split(self, key_values: Iterable[KeyValue]) -> list[KeyValue]:
-        """[P, N, inner_dim] -> [P, H, N, D], views."""
+        """[P, N, inner_dim] -> [P, H, N, D], views; K' normalised where the variant does so."""
         return [
-            (split_heads(k, site.heads), split_heads(v, site.heads))
+            (self._normalised(split_heads(k, site.heads)), split_heads(v, site.heads))
             for (k, v), site in zip(key_values, self._sites, strict=True)
         ]
+
+    def _normalised(self, k: Tensor) -> Tensor:
+        if self._key_norm is None:
+            return k
+        return F.rms_norm(k, k.shape[-1:], eps=self._key_norm)
 
 
 def _autocast(device: torch.device) -> torch.dtype | None:

@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from imageprompt.adapter.attachment import Hook, eager_hook
 from imageprompt.adapter.weights import Lora
+from imageprompt.attention.hooks import Hook, eager_hook
 from imageprompt.attention.state import AttentionState
 from imageprompt.core.errors import AttachError
 from imageprompt.core.fingerprint import versions

@@ -58,7 +58,7 @@ class Lora(nn.Module):
 class LayerWeights(nn.Module):
     """The weights of an adapter at one attention layer, under their names in files.
 
-    `to_k_ip` and `to_v_ip` (cross_attention_dim -> inner_dim, no bias) where image tokens enter,
+    `to_k_ip` and `to_v_ip` (cross_attention_dim -> inner_dim) where image tokens enter,
     `to_{q,k,v,out}_lora` where the variant has LoRA.
     """
 
@@ -66,7 +66,8 @@ class LayerWeights(nn.Module):
         super().__init__()
         for kind in "kv":
             if (weight := tensors.get(f"to_{kind}_ip.weight")) is not None:
-                self.add_module(f"to_{kind}_ip", _linear(weight))
+                bias = tensors.get(f"to_{kind}_ip.bias")
+                self.add_module(f"to_{kind}_ip", _linear(weight, bias))
         for kind in LORA_KINDS:
             name = f"to_{kind}_lora"
             if f"{name}.down.weight" in tensors:
@@ -130,8 +131,11 @@ def new_lora(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     }
 
 
-def _linear(weight: Tensor) -> nn.Linear:
-    """A linear layer without bias whose weight is `weight` [out, in] itself."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """A linear layer whose weight [out, in] and bias [out] are these tensors themselves."""
+    out, width = weight.shape
+    layer = nn.Linear(width, out, bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias)
     return layer

@@ -41,7 +41,8 @@ class ActivePrompt:
     AttributeError.
 
     `key_values` and `masks` are those of `BatchedKV`; `layout` and `timesteps` are what the user
-    stated about the loop, None where they are inferred.
+    stated about the loop, None where they are inferred. `places` has for every place of the
+    denoiser where image terms are added the site that acts there; None: each site at its own.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class ActivePrompt:
         layout: CFGLayout | None = None,
         masks: Sequence[Tensor] = (),
         timesteps: Sequence[float] | None = None,
+        places: Sequence[int | None] | None = None,
     ) -> None:
         self.owner, self.state = owner, state
         self.thread = threading.get_ident()
@@ -65,6 +67,7 @@ class ActivePrompt:
         self.layout = layout
         self.timesteps = timesteps
         self._sites = sites
+        self._places = list(range(len(sites))) if places is None else list(places)
         self._batch = BatchedKV(key_values, prompts, masks)
         self._step, self._steps = 0, 1
         self._negative_seen = False
@@ -190,10 +193,12 @@ class ActivePrompt:
 
     # ── the batch ───────────────────────────────────────────────────────────────────────────────
 
-    def bind(self, layout: CFGLayout, images_per_prompt: int, like: Tensor) -> None:
-        """Prepare for a batch of latents `like`: a block per branch, `images_per_prompt` rows of
-        each prompt in it."""
-        if self._batch.bind(layout, images_per_prompt, like, self._table.on_negative):
+    def bind(
+        self, layout: CFGLayout, images_per_prompt: int, like: Tensor, size: tuple[int, int]
+    ) -> None:
+        """Prepare for a batch of latents `like` of a size: a block per branch, `images_per_prompt`
+        rows of each prompt in it."""
+        if self._batch.bind(layout, images_per_prompt, like, size, self._table.on_negative):
             self._scaled = {}
             self._move_to(like.device)
             if "negative" in layout:
@@ -229,11 +234,14 @@ class ActivePrompt:
 
     # ── at a site ───────────────────────────────────────────────────────────────────────────────
 
-    def term(self, index: int, q: Tensor) -> ImageTerm | None:
-        """The image term of site `index` for queries [B * frames, H, Q, D]; None where it is off.
+    def term(self, place: int, q: Tensor) -> ImageTerm | None:
+        """The image term at a place for queries [B * frames, H, Q, D]; None where it is off.
 
         A scale of exactly 0 switches the site off.
         """
+        index = self._places[place]
+        if index is None:
+            return None
         if not self._table.included[index] or self._lacks_negative_rows(index):
             return None
         if self._values[index] == 0.0:
@@ -256,16 +264,19 @@ class ActivePrompt:
         weights = self._scale_row if self._controls.scaling == "V only" else self._switch_row
         return ImageTerm(key.to(q.dtype), value.to(q.dtype), weights[index], mask)
 
-    def slots(self, levels: Sequence[int], latents: tuple[int, int]) -> list[Slot]:
-        """What compiled graphs read at each site, which is at that level of the denoiser.
+    def slots(self, levels: Sequence[int], latents: tuple[int, int]) -> list[Slot | None]:
+        """What compiled graphs read at each place, which is at that level of the denoiser.
 
         A site that is off has weights of 0: so no scale, step, mask or preset is another graph.
         """
         sizes = [level_size(*latents, level) for level in range(max(levels) + 1)]
         masks = [self._batch.level_mask(size) for size in sizes]
         weights = self._scale_row if self._controls.scaling == "V only" else self._switch_row
-        found = []
-        for index, level in enumerate(levels):
+        found: list[Slot | None] = []
+        for index, level in zip(self._places, levels, strict=True):
+            if index is None:
+                found.append(None)
+                continue
             on = self._table.included[index] and not self._lacks_negative_rows(index)
             weight = masks[level] * weights[index] if on else torch.zeros_like(masks[level])
             found.append(new_slot(*self._scaled_key_value(index), weight))

@@ -44,14 +44,18 @@ class BatchedKV:
         return self._key_values[0][0].shape[0] == 2 * self._prompts
 
     def bind(
-        self, layout: CFGLayout, images_per_prompt: int, like: Tensor, on_negative: Sequence[bool]
+        self,
+        layout: CFGLayout,
+        images_per_prompt: int,
+        like: Tensor,
+        size: tuple[int, int],
+        on_negative: Sequence[bool],
     ) -> bool:
-        """Build the rows for latents `like`; returns False where nothing had changed.
+        """Build the rows for latents `like` of a size; returns False where nothing had changed.
 
         `on_negative[s]` is True where site s shows the reference to the negative rows. Raises
         GuidanceError for a negative branch if there are no null tokens.
         """
-        size = (int(like.shape[-2]), int(like.shape[-1]))
         # rows that were built without gradients cannot be used where gradients are wanted
         grad = torch.is_grad_enabled()
         key = (layout, images_per_prompt, size, like.device, like.dtype, grad, tuple(on_negative))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from imageprompt.attention.decoupled import ImageTerm
 from imageprompt.core.errors import GuidanceError
+from imageprompt.core.spec import Entry
 
 Slot = tuple[Tensor, Tensor, Tensor]
 """What one image prompt adds at a site: K', V' [B, H, N, D] and weights [B, 1, Q, 1] in float32."""
@@ -27,8 +28,13 @@ Slots = tuple[Slot, ...] | None
 
 
 class Reader(Protocol):
-    """A site, as compiled graphs see it."""
+    """A place where image terms are added, as compiled graphs see it."""
 
+    site: int
+    """The index of its site among those of the host."""
+    entry: Entry
+    references: int
+    """`Call.references` of the call that runs."""
     slots: Slots
 
 

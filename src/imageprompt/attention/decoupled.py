@@ -60,6 +60,16 @@ def decoupled_attention(
     return z
 
 
+def image_attention(q: Tensor, image_terms: Sequence[ImageTerm]) -> Tensor | None:
+    """The sum of scale * mask * Attention(q, k', v') alone, [B, H, Q, D]; None without a term."""
+    total = None
+    for term in image_terms:
+        weight = term.scale if term.mask is None else term.scale * term.mask
+        added = fused_kernel(q, term.key, term.value, None) * weight.to(q.dtype)
+        total = added if total is None else total + added
+    return total
+
+
 def scale_key_value(key: Tensor, value: Tensor, scale: Tensor, *, mean: bool) -> KeyValue:
     """Scale K' and V' [B, H, N, D] instead of the attention result (see `Controls.scaling`).
 

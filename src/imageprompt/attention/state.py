@@ -15,18 +15,60 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from imageprompt.attention.active_prompt import ActivePrompt
-from imageprompt.attention.cfg_layout import CFGLayout, count_images_per_prompt
+from imageprompt.attention.cfg_layout import (
+    LAYOUTS,
+    CFGLayout,
+    check_prompts,
+    count_images_per_prompt,
+)
 from imageprompt.attention.compiled import Reader, StrengthReader, is_compiled
 from imageprompt.attention.decoupled import ImageTerm
-from imageprompt.attention.step_tracker import StepTracker
+from imageprompt.attention.step_tracker import StepTracker, is_view
 from imageprompt.attention.witness import Witness, find_witness
 from imageprompt.core.errors import GuidanceError
+
+Arguments = tuple[Any, ...]
+KeywordArguments = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a denoiser, as its host reads it."""
+
+    sample: Tensor
+    """The latents; the rows of the batch are dimension 0."""
+    timestep: object
+    text: Tensor | None
+    size: tuple[int, int]
+    """Height and width of the positions of the picture at level 0; (0, 0) if they are no grid."""
+    references: int = 0
+    """Positions after those of the picture that hold pictures to edit (FLUX Kontext)."""
+    separate: bool = False
+    """Does each side of guidance have a call of its own, instead of a part of the batch?"""
+
+
+def read_unet_call(args: Arguments, kwargs: KeywordArguments) -> Call:
+    """A call of a UNet: sample [B, C, (frames,) height, width], timestep, text states."""
+    sample = argument(args, kwargs, 0, "sample")
+    return Call(
+        sample,
+        argument(args, kwargs, 1, "timestep"),
+        argument(args, kwargs, 2, "encoder_hidden_states"),
+        (int(sample.shape[-2]), int(sample.shape[-1])),
+    )
+
+
+def argument(args: Arguments, kwargs: KeywordArguments, position: int, name: str) -> Any:
+    """An argument of a call, given by position or by name; None if it is not."""
+    return args[position] if len(args) > position else kwargs.get(name)
+
 
 _in_use: ContextVar[tuple[ActivePrompt, ...]] = ContextVar("imageprompt_in_use", default=())
 """The prompts in use in this context, on whatever denoiser, in order of use."""
@@ -41,11 +83,15 @@ class AttentionState:
         self.current: list[ActivePrompt] = []
         """Those of the call that runs."""
         self.readers: list[Reader] = []
-        """The sites in order: what of them a graph reads."""
+        """Where image terms are added, in order: what of them a graph reads."""
         self.strength_readers: list[StrengthReader] = []
         """The LoRA of adapters in live mode."""
         self.levels: tuple[int, ...] = ()
-        """The level of the denoiser that each site is at; level 0 has the size of the latents."""
+        """The level of the denoiser that each reader is at; level 0 has the size of the picture."""
+        self.read: Callable[[Arguments, KeywordArguments], Call] = read_unet_call
+        """How the host reads a call."""
+        self.references = 0
+        """`Call.references` of the call that runs."""
         self.parts: list[nn.Module] = []
         """The denoiser and the modules between it and its sites: each may be compiled alone."""
         self._published: tuple[Any, ...] = ()
@@ -119,8 +165,9 @@ class AttentionState:
             self._acquire()
         try:
             with self._lock:  # calls without a prompt, too, move the clock
-                self._prepare(denoiser, active, args, kwargs)
-                self._publish(_argument(args, kwargs, 0, "sample"), compiled)
+                call = self.read(args, kwargs)
+                self._prepare(denoiser, active, call)
+                self._publish(call, compiled)
         except BaseException:
             self._release()
             raise
@@ -129,44 +176,41 @@ class AttentionState:
         """Forward hook, also called after an error; no graph traces it."""
         self._release()
 
-    def _prepare(
-        self,
-        denoiser: nn.Module,
-        active: list[ActivePrompt],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
+    def _prepare(self, denoiser: nn.Module, active: list[ActivePrompt], call: Call) -> None:
         self.current = active
-        timestep = _argument(args, kwargs, 1, "timestep")
-        if not self._tracker.update(timestep):
+        if call.references != self.references:
+            self.references = call.references
+            for reader in self.readers:
+                reader.references = call.references
+        witness = None
+        if active and not is_view(call.timestep):  # FLUX passes a number of its own
+            witness = find_witness(denoiser, call.text)
+        told = None if witness is None else witness.timestep
+        if not self._tracker.update(call.timestep if told is None else told):
             self.epoch += 1
         if active:
             self.check()
-            sample = _argument(args, kwargs, 0, "sample")
-            text = _argument(args, kwargs, 2, "encoder_hidden_states")
-            self.epoch += self._text.changed(text)
-            witness = None
+            self.epoch += self._text.changed(call.text)
             for prompt in active:
                 prompt.called = True
                 if prompt.is_timed:
                     prompt.go_to(self._tracker.position(prompt.timesteps))
                 layout = prompt.layout
                 if layout is None:
-                    witness = witness or find_witness(denoiser)
-                    layout = self._infer_layout(sample, text, prompt, witness)
-                self._bind(prompt, layout, sample)
+                    witness = witness or find_witness(denoiser, call.text)
+                    layout = self._infer_layout(call, prompt, witness)
+                images = count_images_per_prompt(call.sample.shape[0], layout, prompt.prompts)
+                prompt.bind(layout, images, call.sample, call.size)
         self._void_step_caches(denoiser)
 
-    def _bind(self, prompt: ActivePrompt, layout: CFGLayout, sample: Tensor) -> None:
-        images = count_images_per_prompt(sample.shape[0], layout, prompt.prompts)
-        prompt.bind(layout, images, sample)
-
-    def _infer_layout(
-        self, sample: Tensor, text: Tensor | None, prompt: ActivePrompt, witness: Witness
-    ) -> CFGLayout:
+    def _infer_layout(self, call: Call, prompt: ActivePrompt, witness: Witness) -> CFGLayout:
+        if call.separate:
+            layout = LAYOUTS[witness.side or "positive"]
+            check_prompts(prompt.prompts, call.sample.shape[0], layout, witness)
+            return layout
         layouts = self._tracker.layouts
         layout = layouts.layout(
-            sample, text, prompt.prompts, witness=witness, step=self._tracker.step
+            call.sample, call.text, prompt.prompts, witness=witness, step=self._tracker.step
         )
         if layouts.unsure:
             prompt.unsure.add(layouts.loop)
@@ -174,13 +218,13 @@ class AttentionState:
             prompt.unsure.discard(layouts.loop)
         return layout
 
-    def _publish(self, sample: Tensor | None, compiled: bool) -> None:
+    def _publish(self, call: Call | None, compiled: bool) -> None:
         """Hand every site and LoRA what a graph reads there; None where there should be no graph.
 
         It stays until the next call, because gradient checkpointing runs parts of this one again.
         """
         prompts = self.current if self.open else []
-        if sample is None or not compiled or not prompts:
+        if call is None or not compiled or not prompts:
             key: tuple[Any, ...] = (bool(prompts),)
             if key != self._published:
                 self._published = key
@@ -189,13 +233,12 @@ class AttentionState:
                 for lora in self.strength_readers:
                     lora.strength = None
             return
-        size = (int(sample.shape[-2]), int(sample.shape[-1]))
         key = tuple(prompt.contribution for prompt in prompts)
         if key != self._published or torch.is_grad_enabled():
             self._published = key
-            by_prompt = [prompt.slots(self.levels, size) for prompt in prompts]
+            by_prompt = [prompt.slots(self.levels, call.size) for prompt in prompts]
             for reader, *slots in zip(self.readers, *by_prompt, strict=True):
-                reader.slots = tuple(slots)
+                reader.slots = tuple(slot for slot in slots if slot is not None)
         for lora in self.strength_readers:
             lora.strength = self.lora_strength(lora.owner, always=True)
 
@@ -211,9 +254,9 @@ class AttentionState:
             self._holder = None
             self._running.release()
 
-    def terms(self, index: int, q: Tensor) -> list[ImageTerm]:
-        """The image terms of one site, in order of use."""
-        terms = (prompt.term(index, q) for prompt in self.active)
+    def terms(self, place: int, q: Tensor) -> list[ImageTerm]:
+        """The image terms at one place, in order of use."""
+        terms = (prompt.term(place, q) for prompt in self.active)
         return [term for term in terms if term is not None]
 
     def lora_strength(self, owner: object, *, always: bool = False) -> Tensor | None:
@@ -313,7 +356,3 @@ def _same_content(text: Tensor, before: Any) -> bool:
 
 def _no_check() -> None:
     """A state without a denoiser has nothing to check."""
-
-
-def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str) -> Any:
-    return args[position] if len(args) > position else kwargs.get(name)

@@ -8,6 +8,7 @@ denoiser, and its properties are those of this very run. Nothing is patched or s
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -31,7 +32,11 @@ class Witness:
     perturbed: bool = False
     """Does it also run perturbed attention (PAG), a second positive branch?"""
     branch: Branch | None = None
-    """The branch of this call, where each has a call of its own."""
+    """The branch of this call, where a guider gives each a call of its own."""
+    side: Branch | None = None
+    """The branch whose text this call has, where the pipeline keeps the two texts apart."""
+    timestep: object = None
+    """The timestep of this step: a view into the schedule, or None."""
     texts: int | None = None
     """The number of text prompts."""
     images: int | None = None
@@ -41,8 +46,11 @@ class Witness:
 NOTHING = Witness()
 
 
-def find_witness(denoiser: object) -> Witness:
-    """Read the call stack: the nearest pipeline that holds this denoiser, or a guider's batch."""
+def find_witness(denoiser: object, text: object = None) -> Witness:
+    """Read the call stack: the nearest pipeline that holds this denoiser, or a guider's batch.
+
+    `text` is the text of the call.
+    """
     pipelines = sys.modules.get("diffusers.pipelines.pipeline_utils")
     kind: Any = getattr(pipelines, "DiffusionPipeline", ())
     frame: FrameType | None = sys._getframe(1)
@@ -57,7 +65,7 @@ def find_witness(denoiser: object) -> Witness:
         elif names and names[0] == "self":
             pipe = frame.f_locals.get("self")
             if isinstance(pipe, kind) and _holds(pipe, denoiser):
-                return _ask(pipe, frame)
+                return _ask(pipe, frame, text)
         frame = frame.f_back
     return NOTHING
 
@@ -74,7 +82,7 @@ def _holds(pipe: Any, denoiser: object) -> bool:
     return any(part is denoiser or getattr(part, "_orig_mod", None) is denoiser for part in parts)
 
 
-def _ask(pipe: Any, frame: FrameType) -> Witness:
+def _ask(pipe: Any, frame: FrameType, text: object) -> Witness:
     """The pipeline's properties in this run; local variables of its frame come first."""
     local = frame.f_locals
     guided = local.get(_GUIDED, _property(pipe, _GUIDED))
@@ -88,7 +96,17 @@ def _ask(pipe: Any, frame: FrameType) -> Witness:
         perturbed=pag is True,
         texts=_count(local.get("batch_size")),
         images=_count(images),
+        side=_side(local, text),
+        timestep=_property(pipe, "_current_timestep"),
     )
+
+
+def _side(local: Mapping[str, object], text: object) -> Branch | None:
+    if text is None or local.get("negative_prompt_embeds") is local.get("prompt_embeds"):
+        return None
+    if text is local.get("negative_prompt_embeds"):
+        return "negative"
+    return "positive" if text is local.get("prompt_embeds") else None
 
 
 def _property(pipe: Any, name: str) -> object:

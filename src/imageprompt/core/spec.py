@@ -68,6 +68,10 @@ NullRule = Literal["zero features", "zero pixels", "black picture"]
 SiteKind = Literal["cross", "joint", "joint double", "joint single"]
 """How text and picture meet: cross-attention, or the joint blocks of SD3 and FLUX."""
 
+Entry = Literal["attention", "all rows", "block"]
+"""Where image terms are added: to the rows of the picture before the out-projection of attention
+(cross-attention has no others), to those of the text as well, or to the picture after its block."""
+
 Role = Literal["style", "layout", "other"]
 
 Stage = Literal["input", "middle", "output"]

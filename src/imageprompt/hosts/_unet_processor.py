@@ -19,7 +19,7 @@ from imageprompt.attention.decoupled import (
     split_heads,
 )
 from imageprompt.core.errors import AttachError
-from imageprompt.core.spec import Site
+from imageprompt.core.spec import Entry, Site
 
 if TYPE_CHECKING:
     from imageprompt.attention.state import AttentionState
@@ -32,6 +32,9 @@ class SiteProcessor:
     is in use it calls the processor that it replaced. Its copy, and what its pickle restores, is a
     copy of that one: copies of a denoiser are not attached.
     """
+
+    entry: Entry = "attention"
+    references = 0
 
     def __new__(cls, *args: Any) -> Any:
         """Without arguments, diffusers' own processor: `unload_ip_adapter()` makes it so."""
@@ -48,7 +51,7 @@ class SiteProcessor:
         return copy.copy, (self.original,)
 
     def __init__(self, state: AttentionState, index: int, original: Any) -> None:
-        self.state, self.index, self.original = state, index, original
+        self.state, self.site, self.original = state, index, original
         self._fused = not _is_plain_processor(original)
         self._text_cache = TextCache()
         self.slots: Slots = ()
@@ -89,7 +92,7 @@ class SiteProcessor:
         if attn.norm_q is not None:
             q = attn.norm_q(q)
         mask = _additive_mask(attn, attention_mask, encoder_hidden_states)
-        terms = slot_terms(self.slots, q) if compiling else self.state.terms(self.index, q)
+        terms = slot_terms(self.slots, q) if compiling else self.state.terms(self.site, q)
         kernel = fused_kernel if self._fused else _plain_kernel(attn)
         x = decoupled_attention(q, k, v, terms, mask=mask, kernel=kernel)
 

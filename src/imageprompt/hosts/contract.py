@@ -81,10 +81,10 @@ class AttachableHost(Host, Protocol):
 
 
 @dataclass(frozen=True)
-class FilesOnlyHost:
-    """A transformer family whose adapters can be read, checked and converted, but not run yet.
+class ConfiguredHost:
+    """A transformer family, described by its class name and a function from config to sites.
 
-    Described by the class name of its config and a function from config to sites.
+    As it is, adapters for it can be read, checked and converted, but not run.
     """
 
     name: str

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from imageprompt.core.spec import Site
-from imageprompt.hosts.contract import FilesOnlyHost
+from imageprompt.hosts.contract import ConfiguredHost
 
 PUBLISHED = {
     "num_layers": 38,
@@ -34,7 +34,7 @@ def _sites(config: Mapping[str, Any]) -> Iterator[Site]:
         file_id += 2 if i in config["dual_attention_layers"] else 1
 
 
-HOST = FilesOnlyHost(
+HOST = ConfiguredHost(
     name="sd3",
     summary="SD3Transformer2DModel: SD3.5 Large; files only, not run yet",
     denoiser_class="SD3Transformer2DModel",

@@ -7,6 +7,8 @@ from imageprompt.core.registry import Registry
 from imageprompt.variants.contract import (
     Variant,
     encode_null,
+    entry_at,
+    key_norm,
     more_general,
     null_features,
     pending,
@@ -22,6 +24,8 @@ __all__ = [
     "VARIANTS",
     "Variant",
     "encode_null",
+    "entry_at",
+    "key_norm",
     "more_general",
     "null_features",
     "pending",

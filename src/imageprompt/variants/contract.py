@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from imageprompt.core.spec import (
+    Entry,
     Feature,
     HostSpec,
     ImageFeature,
@@ -93,6 +94,19 @@ def projector_shapes(variant: Variant, spec: ProjectorSpec) -> dict[str, Shape]:
 def site_kinds(variant: Variant) -> tuple[SiteKind, ...]:
     """The kinds of site where a variant adds image tokens."""
     return variant.site_kinds if isinstance(variant, Sited) else ("cross",)
+
+
+def entry_at(variant: Variant, kind: SiteKind) -> Entry | None:
+    """Where a variant adds image terms at a site of this kind; None if it leaves it alone."""
+    if kind not in site_kinds(variant):
+        return None
+    entries: Mapping[SiteKind, Entry] = getattr(variant, "entries", {})
+    return entries.get(kind, "attention")
+
+
+def key_norm(variant: Variant) -> float | None:
+    """The epsilon of the RMS norm that K' gets in every head; None if K' is used as it is."""
+    return getattr(variant, "key_norm", None)
 
 
 def site_shapes(

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from imageprompt.core.spec import Feature, HostSpec, ProjectorSpec, Shape, SiteKind
+from imageprompt.core.spec import Entry, Feature, HostSpec, ProjectorSpec, Shape, SiteKind
 from imageprompt.variants.faceid import FaceID
 
 
 @dataclass(frozen=True)
 class InstantX(FaceID):
     name: str = "instantx"
-    summary: str = "the picture on FLUX: SigLIP's pooled output, MLP, 128 tokens (files only yet)"
+    summary: str = "the picture on FLUX: SigLIP's pooled output, MLP, 128 tokens"
     feature = Feature("pooler_output")
     site_kinds: tuple[SiteKind, ...] = ("joint double", "joint single")
-    pending: str = "adapters for FLUX do not run yet"
+    entries: Mapping[SiteKind, Entry] = field(default_factory=lambda: {"joint single": "all rows"})
+    key_norm: float = 1e-5
 
     def site_shapes(self, host: HostSpec, spec: ProjectorSpec, lora_rank: int) -> dict[str, Shape]:
         return host.shapes(self.site_kinds)
