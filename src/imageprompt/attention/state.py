@@ -52,6 +52,11 @@ class Call:
     """Positions after those of the picture that hold pictures to edit (FLUX Kontext)."""
     separate: bool = False
     """Does each side of guidance have a call of its own, instead of a part of the batch?"""
+    positive_first: bool = False
+    """Are the positive rows the first of a batch with both sides of guidance (Z-Image)?"""
+
+
+CallReader = Callable[[Arguments, KeywordArguments], Call]
 
 
 def read_unet_call(args: Arguments, kwargs: KeywordArguments) -> Call:
@@ -88,12 +93,15 @@ class AttentionState:
         """The LoRA of adapters in live mode."""
         self.levels: tuple[int, ...] = ()
         """The level of the denoiser that each reader is at; level 0 has the size of the picture."""
-        self.read: Callable[[Arguments, KeywordArguments], Call] = read_unet_call
+        self.read: CallReader = read_unet_call
         """How the host reads a call."""
-        self.references = 0
-        """`Call.references` of the call that runs."""
+        self.positions = self.references = 0
+        """Positions of the picture at level 0, and `Call.references`, of the call that runs."""
         self.parts: list[nn.Module] = []
-        """The denoiser and the modules between it and its sites: each may be compiled alone."""
+        """The modules between the denoiser and its sites: each may be compiled alone.
+
+        Not the denoiser itself, which would then never be freed.
+        """
         self._published: tuple[Any, ...] = ()
         self.epoch = 0
         """Changes when a new loop begins or the text was written to: what was cached is stale."""
@@ -160,7 +168,7 @@ class AttentionState:
 
         No graph traces it.
         """
-        active, compiled = self.active, is_compiled(self.parts)
+        active, compiled = self.active, is_compiled([denoiser, *self.parts])
         if active or compiled:  # graphs of every thread read the same slots
             self._acquire()
         try:
@@ -178,6 +186,7 @@ class AttentionState:
 
     def _prepare(self, denoiser: nn.Module, active: list[ActivePrompt], call: Call) -> None:
         self.current = active
+        self.positions = call.size[0] * call.size[1]
         if call.references != self.references:
             self.references = call.references
             for reader in self.readers:
@@ -212,6 +221,8 @@ class AttentionState:
         layout = layouts.layout(
             call.sample, call.text, prompt.prompts, witness=witness, step=self._tracker.step
         )
+        if call.positive_first:
+            layout = layout[::-1]
         if layouts.unsure:
             prompt.unsure.add(layouts.loop)
         else:

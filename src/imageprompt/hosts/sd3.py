@@ -1,4 +1,4 @@
-"""sd3: SD3Transformer2DModel, joint blocks of SD3 and SD3.5 (files only, not run yet)."""
+"""sd3: SD3Transformer2DModel, joint blocks of SD3 and SD3.5."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from imageprompt.core.spec import Site
-from imageprompt.hosts.contract import ConfiguredHost
+from imageprompt.hosts._transformer import LatentCalls, Layer, TransformerHost
 
 PUBLISHED = {
     "num_layers": 38,
@@ -34,10 +34,12 @@ def _sites(config: Mapping[str, Any]) -> Iterator[Site]:
         file_id += 2 if i in config["dual_attention_layers"] else 1
 
 
-HOST = ConfiguredHost(
+HOST = TransformerHost(
     name="sd3",
-    summary="SD3Transformer2DModel: SD3.5 Large; files only, not run yet",
+    summary="SD3Transformer2DModel: SD3 and SD3.5",
     denoiser_class="SD3Transformer2DModel",
     published=PUBLISHED,
     sites=_sites,
+    layers={"joint": Layer(heads_first=True)},
+    reader=lambda config: LatentCalls(config, timestep=(3, "timestep")),
 )

@@ -117,7 +117,7 @@ class UNetHost:
             layer.processor = SiteProcessor(state, index, processor)
         state.readers = [layer.processor for layer in attention]
         state.levels = tuple(_level(site.name, len(denoiser.down_blocks)) for site in spec.sites)
-        state.parts = [denoiser, *_parts(denoiser, [site.name for site in spec.sites])]
+        state.parts = _parts(denoiser, [site.name for site in spec.sites])
         return originals
 
     def intact(self, installed: list[tuple[Any, Any]]) -> bool:

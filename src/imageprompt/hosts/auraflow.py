@@ -1,0 +1,46 @@
+"""auraflow: AuraFlowTransformer2DModel, joint blocks, and single blocks after them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from imageprompt.core.spec import Site
+from imageprompt.hosts._transformer import LatentCalls, Layer, TransformerHost, block_sites
+
+PUBLISHED = {
+    "num_mmdit_layers": 4,
+    "num_single_dit_layers": 32,
+    "attention_head_dim": 256,
+    "num_attention_heads": 12,
+    "caption_projection_dim": 3072,
+}
+
+
+def _sites(config: Mapping[str, Any]) -> Iterator[Site]:
+    """Every block, joint blocks first; text and its eight registers stand before the picture."""
+    joint, heads = config["num_mmdit_layers"], config["num_attention_heads"]
+    shape = {
+        "inner_dim": heads * config["attention_head_dim"],
+        "heads": heads,
+        "cross_attention_dim": config["caption_projection_dim"],
+    }
+    yield from block_sites("joint_transformer_blocks.{}.attn", joint, kind="joint double", **shape)
+    yield from block_sites(
+        "single_transformer_blocks.{}.attn",
+        config["num_single_dit_layers"],
+        kind="joint single",
+        first_id=joint,
+        **shape,
+    )
+
+
+HOST = TransformerHost(
+    name="auraflow",
+    summary="AuraFlowTransformer2DModel: AuraFlow",
+    denoiser_class="AuraFlowTransformer2DModel",
+    published=PUBLISHED,
+    sites=_sites,
+    layers={"joint double": Layer(), "joint single": Layer(rows="text first")},
+    reader=LatentCalls,
+)

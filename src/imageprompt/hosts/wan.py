@@ -1,0 +1,48 @@
+"""wan: WanTransformer3DModel, cross-attention in every block: Wan 2.1 and 2.2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from imageprompt.attention.state import Arguments, Call, KeywordArguments, argument
+from imageprompt.core.spec import Site
+from imageprompt.hosts._transformer import Layer, TransformerHost, block_sites
+
+PUBLISHED = {"num_layers": 40, "num_attention_heads": 40, "attention_head_dim": 128}
+"""Wan 14B."""
+
+
+def _sites(config: Mapping[str, Any]) -> Iterator[Site]:
+    heads = config["num_attention_heads"]
+    width = heads * config["attention_head_dim"]
+    return block_sites(
+        "blocks.{}.attn2",
+        config["num_layers"],
+        inner_dim=width,
+        heads=heads,
+        cross_attention_dim=width,
+        kind="cross",
+    )
+
+
+def _read(args: Arguments, kwargs: KeywordArguments) -> Call:
+    """Latents [B, C, frames, height, width]; a region mask has no frames, so there is no grid."""
+    return Call(
+        argument(args, kwargs, 0, "hidden_states"),
+        argument(args, kwargs, 1, "timestep"),
+        argument(args, kwargs, 2, "encoder_hidden_states"),
+        (0, 0),
+        separate=True,
+    )
+
+
+HOST = TransformerHost(
+    name="wan",
+    summary="WanTransformer3DModel: Wan 2.1 and 2.2",
+    denoiser_class="WanTransformer3DModel",
+    published=PUBLISHED,
+    sites=_sites,
+    layers={"cross": Layer()},
+    reader=lambda config: _read,
+)
