@@ -212,7 +212,8 @@ class Adapter:
         entries = {site.name: entry_at(kind, site.kind) for site in base.spec.sites}
         sites = tuple(site for site in base.spec.sites if entries[site.name] is not None)
         places = _places(state, base.spec.sites, sites, entries)
-        kv_cache = KVCache(self.module, base, sites, key_norm(kind))
+        norms = [key_norm(kind, site.kind) for site in sites]
+        kv_cache = KVCache(self.module, base, sites, norms)
         return _Attachment(base, state, sites, places, kv_cache, installed, lora)
 
     def detach(self) -> None:

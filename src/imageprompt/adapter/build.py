@@ -17,8 +17,8 @@ from imageprompt.checkpoint.read.open import locate_adapter
 from imageprompt.checkpoint.read.stored_tensor import TORCH_DTYPES
 from imageprompt.checkpoint.tensor_bytes import not_computable
 from imageprompt.core.errors import AdapterFileError, OptionError
-from imageprompt.core.spec import AdapterSpec, ProjectorOptions
-from imageprompt.variants import VARIANTS, pending, site_shapes
+from imageprompt.core.spec import AdapterSpec, ProjectorOptions, Site
+from imageprompt.variants import VARIANTS, entry_at, pending, site_shapes
 
 Built = tuple[AdapterSpec, AdapterModule]
 
@@ -72,9 +72,14 @@ def new_module(
 
     stored, device = StoredWeights(base.denoiser), base.execution_device
     for site in base.spec.sites:
+        if entry_at(kind, site.kind) is None:
+            continue
         text_weights = base.host.text_weights(base.denoiser, site.name)
-        key, value = (stored.read(weight) for weight in text_weights)
-        value = torch.zeros_like(value) if init == "zero" else value
+        if text_weights is None:
+            key, value = _first_weights(site)
+        else:
+            key, value = (stored.read(weight) for weight in text_weights)
+            value = torch.zeros_like(value) if init == "zero" else value
         for name, weight in (("k", key), ("v", value)):
             weights[f"{site.file_id}.to_{name}_ip.weight"] = weight.detach().float().clone()
     spec = AdapterSpec(
@@ -87,6 +92,15 @@ def new_module(
     with torch.device(device):
         module = AdapterModule.of(kind.build(projector), weights)
     return spec, module.to(device)
+
+
+def _first_weights(site: Site) -> tuple[Tensor, Tensor]:
+    """New K' and V' where there are no weights of the text to start from: V' is zero.
+
+    So the new adapter changes nothing; K' gets a gradient from the second step on.
+    """
+    key = torch.nn.Linear(site.cross_attention_dim, site.inner_dim, bias=False).weight
+    return key, torch.zeros_like(key)
 
 
 # ── weights at the door ────────────────────────────────────────────────────────────────────────

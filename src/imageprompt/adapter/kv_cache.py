@@ -32,11 +32,11 @@ class KVCache:
         module: AdapterModule,
         attached: AttachedDenoiser,
         sites: Sequence[Site],
-        key_norm: float | None = None,
+        key_norms: Sequence[float | None],
     ) -> None:
-        """For the sites that the adapter acts at; `key_norm` is that of its variant."""
+        """For the sites that the adapter acts at, each with the norm that its K' gets."""
         self._module, self._attached = module, attached
-        self._sites, self._key_norm = sites, key_norm
+        self._sites, self._key_norms = sites, key_norms
         self._cache: weakref.WeakKeyDictionary[
             ImagePrompt, tuple[Any, list[Tensor], list[KeyValue]]
         ] = weakref.WeakKeyDictionary()
@@ -134,14 +134,13 @@ class KVCache:
     def _split(self, key_values: Iterable[KeyValue]) -> list[KeyValue]:
         """[P, N, inner_dim] -> [P, H, N, D], views; K' normalised where the variant does so."""
         return [
-            (self._normalised(split_heads(k, site.heads)), split_heads(v, site.heads))
-            for (k, v), site in zip(key_values, self._sites, strict=True)
+            (_normalised(split_heads(k, site.heads), eps), split_heads(v, site.heads))
+            for (k, v), site, eps in zip(key_values, self._sites, self._key_norms, strict=True)
         ]
 
-    def _normalised(self, k: Tensor) -> Tensor:
-        if self._key_norm is None:
-            return k
-        return F.rms_norm(k, k.shape[-1:], eps=self._key_norm)
+
+def _normalised(k: Tensor, eps: float | None) -> Tensor:
+    return k if eps is None else F.rms_norm(k, k.shape[-1:], eps=eps)
 
 
 def _autocast(device: torch.device) -> torch.dtype | None:

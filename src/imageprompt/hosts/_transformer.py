@@ -94,6 +94,8 @@ class Layer:
     """The first of these modules that the layer has returns them."""
     heads_first: bool = False
     """Are they [B, H, S, D] there, as older processors have it, and not [B, S, H, D]?"""
+    in_place: bool = False
+    """Does the processor write to them afterwards?"""
     rows: Rows = "picture"
     output: str = "to_out.0"
     """The module whose input gets the terms; "": the layer's own output gets them."""
@@ -112,7 +114,9 @@ class LayerSite:
     def hear(self, _: nn.Module, args: Any, output: Tensor) -> None:
         """Hook after the module that returns the queries."""
         acts = any(place.acts for place in self.places.values())
-        self._queries = self._by_head(output) if acts else None
+        self._queries = None
+        if acts:
+            self._queries = self._by_head(output.clone() if self.layer.in_place else output)
 
     def _by_head(self, q: Tensor) -> Tensor:
         if q.ndim == 3:

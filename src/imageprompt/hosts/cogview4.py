@@ -31,6 +31,6 @@ HOST = TransformerHost(
     denoiser_class="CogView4Transformer2DModel",
     published=PUBLISHED,
     sites=_sites,
-    layers={"joint single": Layer(heads_first=True, rows="text first")},
+    layers={"joint single": Layer(heads_first=True, in_place=True, rows="text first")},
     reader=lambda config: LatentCalls(config, separate=True),
 )

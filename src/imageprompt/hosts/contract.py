@@ -61,8 +61,11 @@ class AttachableHost(Host, Protocol):
     def describe(self, denoiser: nn.Module) -> HostSpec:
         """The sites of a denoiser (its weights may be on the meta device)."""
 
-    def text_weights(self, denoiser: nn.Module, name: str) -> tuple[Any, Any]:
-        """The to_k and to_v weights [inner_dim, cross_attention_dim] of the site of that name."""
+    def text_weights(self, denoiser: nn.Module, name: str) -> tuple[Any, Any] | None:
+        """The weights [inner_dim, cross_attention_dim] of the text's K and V at a site.
+
+        None where the text has none of its own that new K' and V' could start from.
+        """
 
     def linears(self, denoiser: nn.Module, name: str) -> Mapping[str, nn.Module]:
         """The linear layers of the attention layer of that name: q, k, v and out.

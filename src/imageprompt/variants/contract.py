@@ -69,7 +69,7 @@ class Templated(Protocol):
 
 @runtime_checkable
 class Sited(Protocol):
-    """A variant with other weights at its sites than K' and V' of cross-attention, or with more."""
+    """A variant with other weights at its sites than K' and V', or not at every kind of site."""
 
     @property
     def site_kinds(self) -> tuple[SiteKind, ...]:
@@ -78,6 +78,10 @@ class Sited(Protocol):
     def site_shapes(
         self, host: HostSpec, spec: ProjectorSpec, lora_rank: int
     ) -> dict[str, Shape]: ...
+
+
+_JOINT: tuple[SiteKind, ...] = ("joint", "joint double", "joint single")
+_KEY_NORMS: Mapping[SiteKind, float] = dict.fromkeys(_JOINT, 1e-6)
 
 
 def projector_shapes(variant: Variant, spec: ProjectorSpec) -> dict[str, Shape]:
@@ -93,7 +97,7 @@ def projector_shapes(variant: Variant, spec: ProjectorSpec) -> dict[str, Shape]:
 
 def site_kinds(variant: Variant) -> tuple[SiteKind, ...]:
     """The kinds of site where a variant adds image tokens."""
-    return variant.site_kinds if isinstance(variant, Sited) else ("cross",)
+    return variant.site_kinds if isinstance(variant, Sited) else ("cross", *_JOINT)
 
 
 def entry_at(variant: Variant, kind: SiteKind) -> Entry | None:
@@ -104,9 +108,13 @@ def entry_at(variant: Variant, kind: SiteKind) -> Entry | None:
     return entries.get(kind, "attention")
 
 
-def key_norm(variant: Variant) -> float | None:
-    """The epsilon of the RMS norm that K' gets in every head; None if K' is used as it is."""
-    return getattr(variant, "key_norm", None)
+def key_norm(variant: Variant, kind: SiteKind) -> float | None:
+    """The epsilon of the RMS norm that K' gets in every head at such a site; None: K' as it is.
+
+    Joint blocks normalise their own keys, so by default K' is normalised there as well.
+    """
+    norms: Mapping[SiteKind, float] = getattr(variant, "key_norms", _KEY_NORMS)
+    return norms.get(kind)
 
 
 def site_shapes(

@@ -16,7 +16,9 @@ class InstantX(FaceID):
     feature = Feature("pooler_output")
     site_kinds: tuple[SiteKind, ...] = ("joint double", "joint single")
     entries: Mapping[SiteKind, Entry] = field(default_factory=lambda: {"joint single": "all rows"})
-    key_norm: float = 1e-5
+    key_norms: Mapping[SiteKind, float] = field(
+        default_factory=lambda: {"joint double": 1e-5, "joint single": 1e-5}
+    )
 
     def site_shapes(self, host: HostSpec, spec: ProjectorSpec, lora_rank: int) -> dict[str, Shape]:
         return host.shapes(self.site_kinds)

@@ -16,6 +16,7 @@ class XLabs(Base):
     null_rule: NullRule = "black picture"
     site_kinds: tuple[SiteKind, ...] = ("joint double",)
     entries: Mapping[SiteKind, Entry] = field(default_factory=lambda: {"joint double": "block"})
+    key_norms: Mapping[SiteKind, float] = field(default_factory=dict)
 
     def site_shapes(self, host: HostSpec, spec: ProjectorSpec, lora_rank: int) -> dict[str, Shape]:
         return host.shapes(self.site_kinds, bias=True)
