@@ -1,0 +1,313 @@
+"""FLUX: XLabs' adapters against diffusers' own, InstantX's equation, references, graphs."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import imageprompt as ip
+from transformers_table import CASES, DIM, HEADS, SIDE
+
+CASE = CASES["flux"]
+FEATURES = 24
+WIDTH = HEADS * DIM
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 0.3
+
+
+def xlabs(tokens: int = 4) -> dict[str, dict[str, Tensor]]:
+    projector = {
+        "proj.weight": noise(tokens * 32, FEATURES, seed=1),
+        "proj.bias": noise(tokens * 32, seed=2),
+        "norm.weight": noise(32, seed=3) + 1,
+        "norm.bias": noise(32, seed=4),
+    }
+    sites = {
+        f"{site}.to_{kind}_ip.{part}": noise(*shape, seed=10 + site)
+        for site in (0, 1)
+        for kind in "kv"
+        for part, shape in (("weight", (WIDTH, 32)), ("bias", (WIDTH,)))
+    }
+    return {"image_proj": projector, "ip_adapter": sites}
+
+
+def instantx(width: int = 16) -> dict[str, dict[str, Tensor]]:
+    projector = {
+        "proj.0.weight": noise(2 * FEATURES, FEATURES, seed=1),
+        "proj.0.bias": noise(2 * FEATURES, seed=2),
+        "proj.2.weight": noise(3 * 32, 2 * FEATURES, seed=3),
+        "proj.2.bias": noise(3 * 32, seed=4),
+        "norm.weight": noise(32, seed=5) + 1,
+        "norm.bias": noise(32, seed=6),
+    }
+    sites = {
+        f"{site}.to_{kind}_ip.weight": noise(WIDTH, 32, seed=20 + site + ord(kind))
+        for site in range(4)
+        for kind in "kv"
+    }
+    return {"image_proj": projector, "ip_adapter": sites}
+
+
+def write(path: Path, parts: dict[str, dict[str, Tensor]]) -> Path:
+    tensors = {f"{part}.{name}": x for part, found in parts.items() for name, x in found.items()}
+    save_file(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_xlabs_equals_diffusers(batch: int, tmp_path: Path) -> None:
+    """One picture for each row, of which diffusers makes the right ones only from embeddings."""
+    parts, inputs = xlabs(), CASE.inputs(batch)
+    peer = CASE.build()
+    peer._load_ip_adapter_weights(copy.deepcopy(parts))
+    for processor in peer.attn_processors.values():
+        if hasattr(processor, "scale"):
+            processor.scale = [0.7]
+    features = noise(batch, 1, FEATURES, seed=9)
+    kwargs = {"ip_adapter_image_embeds": [features]}
+    with torch.no_grad():
+        expected = peer(**inputs, joint_attention_kwargs=kwargs, return_dict=False)[0]
+    model = CASE.build()
+    plain = CASE.read(model, inputs)
+    adapter = ip.Adapter.load(write(tmp_path / "a.safetensors", parts)).attach(model)
+    assert adapter.spec.variant == "xlabs"
+    prompt = adapter.encode(features=list(features), null_features=torch.zeros(1, FEATURES))
+    with adapter.use(prompt, scale=0.7):
+        found = CASE.read(model, inputs)
+    assert (found - expected).abs().max() < 1e-5
+    assert (expected - plain).abs().max() > 0.1
+
+
+def test_instantx_adds_before_the_projection_to_the_text_rows_of_single_blocks_too(
+    tmp_path: Path,
+) -> None:
+    """q is normalised, not rotated; K' is normalised, V' is not (the line is commented out)."""
+    model, inputs = CASE.build(), CASE.inputs(2)
+    adapter = ip.Adapter.load(write(tmp_path / "a.safetensors", instantx())).attach(model)
+    assert adapter.spec.variant == "instantx"
+    prompt = adapter.encode(
+        features=[noise(1, FEATURES, seed=s) for s in (7, 8)],
+        null_features=torch.zeros(1, FEATURES),
+    )
+    weights = adapter.module.ip_adapter.state_dict()
+    for number, (path, _, output, _) in enumerate(CASE.layers):
+        layer, site = model.get_submodule(path), 2 * number
+        seen: list[Tensor] = []
+        queries: list[Tensor] = []
+        target: Any = layer.get_submodule(output) if output else layer
+        hooks = [layer.norm_q.register_forward_hook(lambda m, a, o, q=queries: q.append(o) or None)]
+        if output:
+            hooks.append(target.register_forward_pre_hook(lambda m, a, s=seen: s.append(a[0])))
+        else:
+            hooks.append(target.register_forward_hook(lambda m, a, o, s=seen: s.append(o) or None))
+        CASE.read(model, inputs)
+        with adapter.use(prompt, scale={path: 0.7}):
+            CASE.read(model, inputs)
+        for hook in hooks:
+            hook.remove()
+        k, v = (prompt.tokens @ weights[f"{site}.to_{kind}_ip.weight"].T for kind in "kv")
+        k, v = (x.unflatten(-1, (HEADS, DIM)).transpose(1, 2) for x in (k, v))
+        k = k / (k.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        scores = queries[0].transpose(1, 2) @ k.transpose(-1, -2) / DIM**0.5
+        term = (torch.softmax(scores, -1) @ v).transpose(1, 2).flatten(2)
+        assert torch.allclose(seen[1] - seen[0], 0.7 * term, atol=1e-5)
+
+
+def test_references_of_kontext_get_no_image_term(tmp_path: Path) -> None:
+    """Position ids (1, row, column) are a picture to edit: with a mask or without."""
+    model, inputs = CASE.build(), CASE.inputs(1)
+    rows = inputs["hidden_states"]
+    references = inputs["img_ids"] + torch.tensor([1.0, 0, 0])
+    inputs["hidden_states"] = torch.cat((rows, noise(1, SIDE * SIDE, 4, seed=3)), dim=1)
+    inputs["img_ids"] = torch.cat((inputs["img_ids"], references))
+    adapter = ip.Adapter.load(write(tmp_path / "a.safetensors", instantx())).attach(model)
+    seen: list[Tensor] = []
+    model.transformer_blocks[0].attn.to_out[0].register_forward_pre_hook(
+        lambda module, args: seen.append(args[0])
+    )
+    prompt = adapter.encode(
+        features=noise(1, FEATURES, seed=7), null_features=torch.zeros(1, FEATURES)
+    )
+    plain = CASE.read(model, inputs)
+    for mask in (None, torch.ones(8, 8).numpy()):
+        with adapter.use(prompt, scale=1.0, mask=mask):
+            assert not torch.equal(CASE.read(model, inputs), plain)
+    for changed in seen[1:]:
+        difference = (changed - seen[0]).abs()
+        assert difference[:, : SIDE * SIDE].amax(-1).min() > 1e-3
+        assert not difference[:, SIDE * SIDE :].any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["flux", "sd3", "pixart", "flux2"])
+def test_graphs_without_breaks(name: str) -> None:
+    """A whole graph, the same for any scale, mask and step; equal to eager."""
+    from torch._dynamo.testing import CompileCounter
+
+    torch._dynamo.reset()
+    case = CASES[name]
+    model, inputs = case.build(), case.inputs(2)
+    adapter = ip.Adapter.create("base", denoiser=model, encoder=_Encoder(), num_tokens=3)
+    for weight in adapter.parameters():
+        weight.data = noise(*weight.shape, seed=weight.numel())
+    adapter.attach(model)
+    prompt = adapter.encode(features=noise(1, FEATURES), null_features=torch.zeros(1, FEATURES))
+    counter = CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    half = torch.zeros(8, 8)
+    half[:4] = 1
+    with adapter.use(prompt, scale=1.0, guidance="none") as handle:
+        for scale in (1.0, 0.3, 0.0):
+            handle.scale = scale
+            assert torch.allclose(case.read(compiled, inputs), case.read(model, inputs), atol=1e-5)
+        count = counter.frame_count
+    with adapter.use(prompt, scale=1.0, guidance="none", mask=half.numpy()):
+        assert torch.allclose(case.read(compiled, inputs), case.read(model, inputs), atol=1e-5)
+    assert counter.frame_count == count
+    torch._dynamo.reset()
+
+
+class _Encoder:
+    fingerprint, image_size = "none", 8
+
+    def width(self, feature: object) -> int:
+        return FEATURES
+
+    def encode(self, pictures: Any, feature: Any) -> Tensor:
+        raise NotImplementedError
+
+    def encode_null(self, feature: Any) -> Tensor:
+        raise NotImplementedError
+
+
+# ── in diffusers' pipeline ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(ip.bundled.folder() / "tokenizer")
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        latent_channels=1,
+        shift_factor=0.0,
+    ).eval()
+    clip = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    t5 = T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=32, num_layers=1)
+    made = FluxPipeline(
+        FlowMatchEulerDiscreteScheduler(),
+        vae,
+        CLIPTextModel(clip).eval(),
+        tokenizer,
+        T5EncoderModel(t5).eval(),
+        tokenizer,
+        CASE.build(),
+    )
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def make(pipe: Any, *texts: str, steps: int = 4, **call: Any) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    images = pipe(
+        list(texts or ("a star",)),
+        num_inference_steps=steps,
+        height=16,
+        width=16,
+        max_sequence_length=8,
+        output_type="pt",
+        generator=generator,
+        **call,
+    ).images
+    assert isinstance(images, Tensor)
+    return images
+
+
+@pytest.fixture
+def attached(pipe: Any, tmp_path: Path) -> Any:
+    adapter = ip.Adapter.load(write(tmp_path / "a.safetensors", xlabs())).attach(pipe)
+    yield adapter
+    adapter.detach()
+
+
+def prompt_of(adapter: ip.Adapter, *seeds: int) -> ip.ImagePrompt:
+    return adapter.encode(
+        features=[noise(1, FEATURES, seed=s) * 9 for s in seeds],
+        null_features=noise(1, FEATURES, seed=77) * 9,
+    )
+
+
+def test_each_side_of_true_guidance_is_known(pipe: Any, attached: ip.Adapter) -> None:
+    """The pipeline calls the positive side first; the text of a call tells which it is."""
+    guided = {"negative_prompt": ["bad"], "true_cfg_scale": 2.0}
+    plain = make(pipe, **guided)
+    prompt = prompt_of(attached, 1)
+    with attached.use(prompt, scale=1.0):
+        found = make(pipe, **guided)
+    with attached.use(prompt, scale=1.0) as handle:
+        handle.guidance = "positive"
+        calls = iter(["negative", "positive"] * 4)
+        hook = pipe.transformer.register_forward_hook(
+            lambda *_: setattr(handle, "guidance", next(calls))
+        )
+        stated = make(pipe, **guided)
+        hook.remove()
+    assert torch.equal(found, stated)
+    assert not torch.equal(found, plain)
+    with attached.use(prompt, scale=0):
+        assert torch.equal(make(pipe, **guided), plain)
+
+
+def test_the_step_of_a_call_comes_from_the_pipeline(pipe: Any, attached: ip.Adapter) -> None:
+    """The transformer is called with a fresh number; the pipeline knows where it is."""
+
+    def stop_halfway(pipe: Any, step: int, time: Any, kwargs: Any) -> Any:
+        handle.scale = 1.0 if step + 1 < 2 else 0.0
+        return kwargs
+
+    prompt = prompt_of(attached, 1)
+    with attached.use(prompt, scale=1.0, schedule="0-0.5"):
+        scheduled = make(pipe)
+    with attached.use(prompt, scale=1.0) as handle:
+        by_hand = make(pipe, callback_on_step_end=stop_halfway)
+        whole = make(pipe)
+    assert torch.equal(scheduled, by_hand)
+    assert not torch.equal(scheduled, whole)
+
+
+def test_one_reference_for_each_text(pipe: Any, attached: ip.Adapter) -> None:
+    prompts = prompt_of(attached, 1, 2)
+    with attached.use(prompts, scale=1.0):
+        both = make(pipe, "a star", "a heart", steps=2)
+    with attached.use(prompt_of(attached, 1, 3), scale=1.0):
+        other = make(pipe, "a star", "a heart", steps=2)
+    assert torch.allclose(both[0], other[0], atol=1e-5)
+    assert not torch.allclose(both[1], other[1], atol=1e-4)
+    with (
+        pytest.raises(ip.ImagePromptError, match="2 image prompts for 1 text"),
+        attached.use(prompts),
+    ):
+        make(pipe)
