@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,7 +31,7 @@ from imageprompt.attention.cfg_layout import Branch, named_layout
 from imageprompt.attention.state import AttentionState
 from imageprompt.attention.step_tracker import parse_timesteps
 from imageprompt.control import DEFAULT_SCALE, Controls, Scale, Scaling
-from imageprompt.core.errors import AttachError
+from imageprompt.core.errors import AttachError, PromptError
 from imageprompt.core.spec import AdapterSpec, Entry, ProjectorOptions, Site
 from imageprompt.encoding.encode import ReferenceEncoder
 from imageprompt.encoding.encoders import Encoder
@@ -342,6 +343,12 @@ class Adapter:
         """
         attachment = self._need_attachment("precompute_kv()")
         check_prompt(self.spec, self.fingerprint, prompt)
+        if self.spec.is_timed:
+            raise PromptError(
+                f"K', V' of a {self.spec.variant} adapter",
+                reason="they depend on the timestep",
+                hint="Use the prompt as it is.",
+            )
         attachment.kv_cache.precompute(prompt)
         return prompt
 
@@ -416,13 +423,16 @@ class Adapter:
             scaling=scaling,
         )
         check_lora("live", controls.lora, has_lora=attachment.lora is not None)
+        cache, timed = attachment.kv_cache, self.spec.is_timed
         masks = [] if mask is None else _open_masks(mask, len(prompt))
         handle = ActivePrompt(
             self,
             state,
             attachment.sites,
-            attachment.kv_cache.key_values(prompt),
+            cache.placeholders(prompt) if timed else cache.key_values(prompt),
             places=attachment.places,
+            timed=partial(cache.key_values_at, prompt) if timed else None,
+            norms=cache.norms(),
             prompts=len(prompt),
             controls=controls,
             layout=named_layout(guidance),

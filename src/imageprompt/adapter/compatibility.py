@@ -115,10 +115,12 @@ def check_prompt(spec: AdapterSpec, projector: Callable[[], str], prompt: ImageP
             hint="Make one with adapter.encode().",
         )
     width = prompt.tokens.shape[-1]
-    if width != spec.cross_attention_dim:
+    expected = spec.feature_dim if spec.is_timed else spec.cross_attention_dim
+    if width != expected:
         raise PromptError(
             f"an image prompt {width} wide",
-            reason=f"this adapter's tokens are {spec.cross_attention_dim} wide",
+            reason=f"this adapter's {'features' if spec.is_timed else 'tokens'} are {expected} "
+            "wide",
             hint="Encode the pictures with this adapter.",
         )
     made_by = prompt.metadata.get("projector")

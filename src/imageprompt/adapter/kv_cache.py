@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imageprompt.adapter.attachment import AttachedDenoiser
-from imageprompt.adapter.weights import AdapterModule
+from imageprompt.adapter.weights import NORM_EPS, AdapterModule
 from imageprompt.attention.decoupled import KeyValue, split_heads
 from imageprompt.core.fingerprint import ContentWatch, contents, fingerprint
 from imageprompt.core.spec import Site
@@ -61,6 +61,35 @@ class KVCache:
                 key_values = _with_null_rows(self._positive(prompt), self._negative(prompt))
             self._cache[prompt] = (state, tensors, key_values)
         return self._cache[prompt][2]
+
+    def placeholders(self, prompt: ImagePrompt) -> list[KeyValue]:
+        """In the place of K', V' that depend on the timestep: as many rows, on their device."""
+        rows = len(prompt) * (1 if prompt.null_tokens is None else 2)
+        weight = next(self._module.ip_adapter.parameters())
+        return [(weight.new_empty(rows, 1, 1, 1),) * 2 for _ in self._sites]
+
+    def key_values_at(self, prompt: ImagePrompt, timestep: Tensor) -> list[KeyValue]:
+        """K', V' as `key_values` has them, at a timestep [1], from the features in a prompt."""
+        projector: Any = self._module.image_proj
+        weight = next(self._module.ip_adapter.parameters())
+        null = prompt.null_tokens
+        features = prompt.tokens if null is None else torch.cat((null, prompt.tokens))
+        rows, length, _ = features.shape
+        references = int(prompt.metadata.get("references", "1"))
+        features = features.reshape(rows * references, length // references, -1).to(weight)
+        time = timestep.to(weight.device)
+        tokens = projector(features, time.expand(len(features)))
+        tokens = tokens.reshape(rows, -1, tokens.shape[-1])
+        key_values = self._module.key_values(tokens, projector.time_embedding(time))
+        dtype = self._attached.dtype
+        return self._split((k.to(dtype), v.to(dtype)) for k, v in key_values)
+
+    def norms(self) -> list[tuple[Tensor, Tensor]] | None:
+        """The norms that the picture's own q and k get, for adapters that read them."""
+        layers: list[Any] = list(self._module.sites)
+        if not hasattr(layers[0], "norm_q"):
+            return None
+        return [(layer.norm_q.weight, layer.norm_k.weight) for layer in layers]
 
     def precompute(self, prompt: ImagePrompt) -> None:
         """Store K', V' of the prompt's tokens with the prompt, so that they are saved with it."""
@@ -133,13 +162,17 @@ class KVCache:
 
     def _split(self, key_values: Iterable[KeyValue]) -> list[KeyValue]:
         """[P, N, inner_dim] -> [P, H, N, D], views; K' normalised where the variant does so."""
+        layers = zip(self._sites, self._key_norms, self._module.sites, strict=True)
         return [
-            (_normalised(split_heads(k, site.heads), eps), split_heads(v, site.heads))
-            for (k, v), site, eps in zip(key_values, self._sites, self._key_norms, strict=True)
+            (_normalised(split_heads(k, site.heads), eps, layer), split_heads(v, site.heads))
+            for (k, v), (site, eps, layer) in zip(key_values, layers, strict=True)
         ]
 
 
-def _normalised(k: Tensor, eps: float | None) -> Tensor:
+def _normalised(k: Tensor, eps: float | None, layer: Any) -> Tensor:
+    norm = getattr(layer, "norm_ip_k", None)
+    if norm is not None:
+        return F.rms_norm(k, k.shape[-1:], norm.weight.to(k), NORM_EPS)
     return k if eps is None else F.rms_norm(k, k.shape[-1:], eps=eps)
 
 

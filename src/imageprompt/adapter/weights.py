@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from imageprompt.core.fingerprint import versions
 
 LORA_KINDS = ("q", "k", "v", "out")
 """The linear layers of an attention layer that published adapters add LoRA to."""
+NORM_EPS = 1e-6
 
 
 class Lora(nn.Module):
@@ -68,11 +69,32 @@ class LayerWeights(nn.Module):
             if (weight := tensors.get(f"to_{kind}_ip.weight")) is not None:
                 bias = tensors.get(f"to_{kind}_ip.bias")
                 self.add_module(f"to_{kind}_ip", _linear(weight, bias))
+        self._add_norms(tensors)
         for kind in LORA_KINDS:
             name = f"to_{kind}_lora"
             if f"{name}.down.weight" in tensors:
                 pair = (tensors[f"{name}.{part}.weight"] for part in ("down", "up"))
                 self.add_module(name, Lora(*pair))
+
+    def _add_norms(self, tensors: Mapping[str, Tensor]) -> None:
+        """Norms of q, k and K' over a head, and shift and scale of the tokens by the timestep."""
+        for name in ("norm_q", "norm_k", "norm_ip_k"):
+            if (weight := tensors.get(f"{name}.weight")) is not None:
+                norm = nn.RMSNorm(weight.shape, eps=NORM_EPS, device="meta")
+                norm.weight = nn.Parameter(weight)
+                self.add_module(name, norm)
+        if (weight := tensors.get("norm_ip.linear.weight")) is not None:
+            modulation = nn.ModuleDict({"linear": _linear(weight, tensors["norm_ip.linear.bias"])})
+            self.add_module("norm_ip", modulation)
+
+    def key_value(self, tokens: Tensor, time: Tensor | None = None) -> KeyValue:
+        """K' and V' [B, N, inner_dim] of tokens [B, N, W]; `time` [B, C] embeds the timestep."""
+        layers: Any = self
+        if time is not None:
+            modulation = layers.norm_ip["linear"](F.silu(time))[:, None]
+            shift, scale = modulation.chunk(2, dim=-1)
+            tokens = F.layer_norm(tokens, tokens.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
+        return layers.to_k_ip(tokens), layers.to_v_ip(tokens)
 
     @property
     def loras(self) -> dict[str, Lora]:
@@ -98,13 +120,15 @@ class AdapterModule(nn.Module):
             by_layer.setdefault(file_id, {})[rest] = tensor
         return cls(image_proj, {i: LayerWeights(by_layer[i]) for i in sorted(by_layer, key=int)})
 
-    def key_values(self, tokens: Tensor) -> list[KeyValue]:
+    @property
+    def sites(self) -> list[LayerWeights]:
+        """The layers where image tokens enter, in file order."""
+        layers = cast("list[LayerWeights]", list(self.ip_adapter.values()))
+        return [layer for layer in layers if hasattr(layer, "to_k_ip")]
+
+    def key_values(self, tokens: Tensor, time: Tensor | None = None) -> list[KeyValue]:
         """K', V' [B, N, inner_dim] of tokens [B, N, W], site by site in file order."""
-        return [
-            (layer.to_k_ip(tokens), layer.to_v_ip(tokens))  # type: ignore[operator]
-            for layer in self.ip_adapter.values()
-            if hasattr(layer, "to_k_ip")
-        ]
+        return [layer.key_value(tokens, time) for layer in self.sites]
 
     @property
     def loras(self) -> dict[str, dict[str, Lora]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from itertools import count
@@ -43,6 +43,8 @@ class ActivePrompt:
     `key_values` and `masks` are those of `BatchedKV`; `layout` and `timesteps` are what the user
     stated about the loop, None where they are inferred. `places` has for every place of the
     denoiser where image terms are added the site that acts there; None: each site at its own.
+    `timed` makes K', V' of a timestep, if they depend on it; `norms` are those of `ImageTerm`, for
+    each site.
     """
 
     def __init__(
@@ -58,6 +60,8 @@ class ActivePrompt:
         masks: Sequence[Tensor] = (),
         timesteps: Sequence[float] | None = None,
         places: Sequence[int | None] | None = None,
+        timed: Callable[[Tensor], Sequence[KeyValue]] | None = None,
+        norms: Sequence[tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         self.owner, self.state = owner, state
         self.thread = threading.get_ident()
@@ -68,6 +72,8 @@ class ActivePrompt:
         self.timesteps = timesteps
         self._sites = sites
         self._places = list(range(len(sites))) if places is None else list(places)
+        self._timed, self._norms = timed, norms
+        self._time: object = None
         self._batch = BatchedKV(key_values, prompts, masks)
         self._step, self._steps = 0, 1
         self._negative_seen = False
@@ -191,6 +197,17 @@ class ActivePrompt:
         """Equal for two calls if this prompt adds the same to both, given the same queries."""
         return (self._version, self._values, self._batch.key)
 
+    def set_time(self, timestep: object, step: object) -> None:
+        """Take on the K', V' of a timestep, where they depend on it; once in a step.
+
+        `step` is what is known of the step, None for nothing.
+        """
+        if self._timed is None or (step is not None and step == self._time):
+            return
+        time = timestep if isinstance(timestep, Tensor) else torch.tensor(timestep)
+        self._batch.replace(self._timed(time.flatten()[:1]))
+        self._time, self._scaled = step, {}
+
     # ── the batch ───────────────────────────────────────────────────────────────────────────────
 
     def bind(
@@ -262,7 +279,8 @@ class ActivePrompt:
             if mask is not None and mask.shape[0] > 1:
                 mask = mask.repeat_interleave(frames, dim=0)
         weights = self._scale_row if self._controls.scaling == "V only" else self._switch_row
-        return ImageTerm(key.to(q.dtype), value.to(q.dtype), weights[index], mask)
+        norms = None if self._norms is None else self._norms[index]
+        return ImageTerm(key.to(q.dtype), value.to(q.dtype), weights[index], mask, norms)
 
     def slots(self, levels: Sequence[int], latents: tuple[int, int]) -> list[Slot | None]:
         """What compiled graphs read at each place, which is at that level of the denoiser.
@@ -279,7 +297,8 @@ class ActivePrompt:
                 continue
             on = self._table.included[index] and not self._lacks_negative_rows(index)
             weight = masks[level] * weights[index] if on else torch.zeros_like(masks[level])
-            found.append(new_slot(*self._scaled_key_value(index), weight))
+            norms = None if self._norms is None else self._norms[index]
+            found.append(new_slot(*self._scaled_key_value(index), weight, norms))
         return found
 
     def _lacks_negative_rows(self, index: int) -> bool:

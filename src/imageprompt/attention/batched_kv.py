@@ -43,6 +43,10 @@ class BatchedKV:
     def has_negative(self) -> bool:
         return self._key_values[0][0].shape[0] == 2 * self._prompts
 
+    def replace(self, key_values: Sequence[KeyValue]) -> None:
+        """Take on K', V' of another timestep; `bind` builds their rows."""
+        self._key_values, self.key = list(key_values), ()
+
     def bind(
         self,
         layout: CFGLayout,

@@ -19,8 +19,9 @@ from imageprompt.attention.decoupled import ImageTerm
 from imageprompt.core.errors import GuidanceError
 from imageprompt.core.spec import Entry
 
-Slot = tuple[Tensor, Tensor, Tensor]
-"""What one image prompt adds at a site: K', V' [B, H, N, D] and weights [B, 1, Q, 1] in float32."""
+Slot = tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None]
+"""What one image prompt adds at a site: K', V' [B, H, N, D], weights [B, 1, Q, 1] in float32, and
+`ImageTerm.norms`."""
 
 _DEEPEST = 200
 Slots = tuple[Slot, ...] | None
@@ -74,13 +75,15 @@ def level_size(height: int, width: int, level: int) -> tuple[int, int]:
     return height, width
 
 
-def new_slot(key: Tensor, value: Tensor, weight: Tensor) -> Slot:
+def new_slot(
+    key: Tensor, value: Tensor, weight: Tensor, norms: tuple[Tensor, Tensor] | None
+) -> Slot:
     """A slot; prompts with another number of tokens share a graph, which is told here."""
     from torch._dynamo import maybe_mark_dynamic
 
     maybe_mark_dynamic(key, 2)
     maybe_mark_dynamic(value, 2)
-    return key, value, weight
+    return key, value, weight, norms
 
 
 def slot_terms(slots: Slots, q: Tensor) -> list[ImageTerm]:
@@ -95,7 +98,7 @@ def slot_terms(slots: Slots, q: Tensor) -> list[ImageTerm]:
             hint="Use torch.compile(unet), unet.compile() or unet.compile_repeated_blocks().",
         )
     terms = []
-    for key, value, weight in slots:
+    for key, value, weight, norms in slots:
         frames, rest = divmod(q.shape[0], key.shape[0])
         if rest or weight.shape[2] != q.shape[2]:
             raise GuidanceError(
@@ -106,5 +109,5 @@ def slot_terms(slots: Slots, q: Tensor) -> list[ImageTerm]:
             )
         if frames > 1:  # video: frames are flattened into the batch
             key, value, weight = (x.repeat_interleave(frames, 0) for x in (key, value, weight))
-        terms.append(ImageTerm(key.to(q.dtype), value.to(q.dtype), weight))
+        terms.append(ImageTerm(key.to(q.dtype), value.to(q.dtype), weight, norms=norms))
     return terms

@@ -7,7 +7,7 @@ Shapes: B batch, H heads, Q query positions, T text tokens, N image tokens, D he
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +32,9 @@ class ImageTerm:
     value: Tensor
     scale: Tensor
     mask: Tensor | None = None
+    norms: tuple[Tensor, Tensor] | None = None
+    """Weights [D] of the RMS norms that q and k of the rows get where they attend to one another
+    once more, beside k' (InstantX on SD3.5)."""
 
 
 def fused_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -67,6 +70,25 @@ def image_attention(q: Tensor, image_terms: Sequence[ImageTerm]) -> Tensor | Non
         weight = term.scale if term.mask is None else term.scale * term.mask
         added = fused_kernel(q, term.key, term.value, None) * weight.to(q.dtype)
         total = added if total is None else total + added
+    return total
+
+
+def attention_among_rows(
+    q: Tensor, k: Tensor, v: Tensor, image_terms: Sequence[ImageTerm], eps: float
+) -> Tensor | None:
+    """The sum of scale * mask * Attention(norm(q), [norm(k); k'], [v; v']); None without a term.
+
+    q, k, v [B, H, Q, D] are those of the picture's rows, as projected.
+    """
+    total = None
+    for term in image_terms:
+        assert term.norms is not None
+        norm_q, norm_k = (weight.to(q.dtype) for weight in term.norms)
+        queries = F.rms_norm(q, q.shape[-1:], norm_q, eps)
+        keys = torch.cat((F.rms_norm(k, k.shape[-1:], norm_k, eps), term.key), dim=2)
+        whole = replace(term, key=keys, value=torch.cat((v, term.value), dim=2))
+        added = image_attention(queries, [whole])
+        total = added if total is None or added is None else total + added
     return total
 
 

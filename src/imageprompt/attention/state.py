@@ -208,6 +208,9 @@ class AttentionState:
                 if layout is None:
                     witness = witness or find_witness(denoiser, call.text)
                     layout = self._infer_layout(call, prompt, witness)
+                step = self._tracker.step
+                known = None if step is None else (self._tracker.layouts.loop, step)
+                prompt.set_time(call.timestep, known)
                 images = count_images_per_prompt(call.sample.shape[0], layout, prompt.prompts)
                 prompt.bind(layout, images, call.sample, call.size)
         self._void_step_caches(denoiser)

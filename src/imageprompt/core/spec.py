@@ -68,9 +68,10 @@ NullRule = Literal["zero features", "zero pixels", "black picture"]
 SiteKind = Literal["cross", "joint", "joint double", "joint single"]
 """How text and picture meet: cross-attention, or the joint blocks of SD3 and FLUX."""
 
-Entry = Literal["attention", "all rows", "block"]
+Entry = Literal["attention", "all rows", "among rows", "block"]
 """Where image terms are added: to the rows of the picture before the out-projection of attention
-(cross-attention has no others), to those of the text as well, or to the picture after its block."""
+(cross-attention has no others), to those of the text as well, or to the picture after its block.
+"among rows": before the out-projection, and the rows attend to one another there once more."""
 
 Role = Literal["style", "layout", "other"]
 
@@ -194,6 +195,11 @@ class AdapterSpec:
     @property
     def feature_dim(self) -> int:
         return self.projector.feature_dim
+
+    @property
+    def is_timed(self) -> bool:
+        """Do the tokens depend on the timestep? Then a prompt holds features instead."""
+        return self.projector.time_dim > 0
 
     @property
     def depth(self) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from imageprompt.core.errors import EncoderError, PromptError
+from imageprompt.core.errors import EncoderError, OptionError, PromptError
 from imageprompt.core.fingerprint import ContentWatch, fingerprint
 from imageprompt.core.spec import AdapterSpec, ImageFeature
 from imageprompt.encoding.encoders import Encoder
@@ -87,6 +87,12 @@ class ReferenceEncoder:
             fused, weights = self._fuse(groups, references, options)
             tokens = self._project_groups(fused, options)
             null = self._null_tokens_like(fused, null_features, references, options)
+            if weights is not None and self.spec.is_timed:
+                raise OptionError(
+                    f"weights of references for a {self.spec.variant} adapter",
+                    reason="its tokens are made anew at every step",
+                    hint="Choose another fusion than 'concat', or leave the weights out.",
+                )
             if weights is not None:
                 per_reference = tokens.shape[1] // weights.shape[1]
                 factors = weights.to(tokens).repeat_interleave(per_reference, 1)[..., None]
@@ -104,6 +110,12 @@ class ReferenceEncoder:
             encoded = features if isinstance(features, Tensor) else features[-1]
             no_picture = null_features(self.spec.null_rule, features, encoded)
             features = features if no_picture is None else no_picture
+        if self.spec.is_timed:
+            if isinstance(features, Tensor):
+                return features
+            raise EncoderError(
+                f"features of a {self.spec.variant} adapter", reason="must be one tensor"
+            )
         weight = next(self.projector.parameters())
         parts = (features,) if isinstance(features, Tensor) else features
         inputs = [part.to(weight.device, weight.dtype) for part in parts]

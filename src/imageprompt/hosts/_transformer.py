@@ -18,7 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from imageprompt.attention.compiled import Slots, slot_terms
-from imageprompt.attention.decoupled import ImageTerm, image_attention, merge_heads, split_heads
+from imageprompt.attention.decoupled import (
+    ImageTerm,
+    attention_among_rows,
+    image_attention,
+    merge_heads,
+    split_heads,
+)
 from imageprompt.attention.hooks import Hook
 from imageprompt.attention.state import (
     Arguments,
@@ -32,6 +38,7 @@ from imageprompt.core.errors import AttachError
 from imageprompt.core.spec import Entry, HostSpec, Site, SiteKind
 from imageprompt.hosts.contract import ConfiguredHost
 
+NORM_EPS = 1e-6
 Rows = Literal["picture", "text first", "picture first"]
 """What an attention layer computes: rows of the picture, or those of the text as well."""
 
@@ -52,6 +59,12 @@ class Place:
             return self.slots != ()
         return bool(self.state.open) and bool(self.state.active)
 
+    def terms(self, q: Tensor) -> list[ImageTerm]:
+        """The image terms here for queries [B, H, Q, D] of the picture's rows."""
+        if torch.compiler.is_compiling():
+            return slot_terms(self.slots, q)
+        return self.state.terms(self.number, q)
+
     def added(self, q: Tensor, rows: Rows) -> Tensor | None:
         """What is added to rows whose queries are `q` [B, H, S, D]: [B, S, H * D], or None."""
         compiling = torch.compiler.is_compiling()
@@ -60,10 +73,7 @@ class Place:
         last = q.shape[2] - self.references if rows == "text first" else count
         first = last - count
         picture = q[:, :, first:last]
-        if compiling:
-            terms = slot_terms(self.slots, picture)
-        else:
-            terms = self.state.terms(self.number, picture)
+        terms = self.terms(picture)
         if self.entry == "all rows":
             terms = [_with_text_rows(term, first) for term in terms]
             picture, first = q[:, :, :last], 0
@@ -99,6 +109,8 @@ class Layer:
     rows: Rows = "picture"
     output: str = "to_out.0"
     """The module whose input gets the terms; "": the layer's own output gets them."""
+    own_keys: bool = False
+    """Are `to_k` and `to_v` those of the picture's rows alone, for adapters that read them?"""
     block: bool = False
     """Does the block return (text, picture), so that terms can be added to the latter as well?"""
 
@@ -110,6 +122,25 @@ class LayerSite:
         self.layer, self.heads = layer, heads
         self.places = {place.entry: place for place in places}
         self._queries: Tensor | None = None
+        self._own: dict[str, Tensor] = {}
+
+    def hear_own(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        """Hook after `to_q`, `to_k` or `to_v`: keep what an adapter reads of the rows."""
+
+        def hear(_: nn.Module, args: Any, output: Tensor) -> None:
+            if self.places["among rows"].acts:
+                self._own[name] = split_heads(output, self.heads)
+
+        return hear
+
+    def _among_rows(self) -> Tensor | None:
+        place = self.places.get("among rows")
+        if place is None or not place.acts or len(self._own) < 3:
+            return None
+        own, self._own = self._own, {}
+        terms = place.terms(own["to_q"])
+        added = attention_among_rows(own["to_q"], own["to_k"], own["to_v"], terms, NORM_EPS)
+        return None if added is None else merge_heads(added)
 
     def hear(self, _: nn.Module, args: Any, output: Tensor) -> None:
         """Hook after the module that returns the queries."""
@@ -131,6 +162,7 @@ class LayerSite:
 
     def _in_attention(self) -> Tensor | None:
         found = [self._added(entry) for entry in ("attention", "all rows")]
+        found.append(self._among_rows())
         added = [one for one in found if one is not None]
         if "block" not in self.places:
             self._queries = None
@@ -159,6 +191,10 @@ class LayerSite:
         """Register the hooks, which copies of the modules do not have; returns their handles."""
         name = next(n for n in self.layer.queries if getattr(module, n, None) is not None)
         handles = [getattr(module, name).register_forward_hook(Hook(self.hear))]
+        if self.layer.own_keys:
+            for own in ("to_q", "to_k", "to_v"):
+                hook = Hook(self.hear_own(own))
+                handles.append(getattr(module, own).register_forward_hook(hook))
         if self.layer.output:
             output = module.get_submodule(self.layer.output)
             handles.append(output.register_forward_pre_hook(Hook(self.before_output)))
@@ -210,6 +246,7 @@ class TransformerHost(ConfiguredHost):
             entries: list[Entry] = ["attention"]
             entries += ["block"] if layer.block else []
             entries += ["all rows"] if layer.rows == "text first" else []
+            entries += ["among rows"] if layer.own_keys else []
             first = len(state.readers)
             places = [Place(state, first + i, number, entry) for i, entry in enumerate(entries)]
             state.readers += places

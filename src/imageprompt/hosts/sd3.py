@@ -40,6 +40,6 @@ HOST = TransformerHost(
     denoiser_class="SD3Transformer2DModel",
     published=PUBLISHED,
     sites=_sites,
-    layers={"joint": Layer(heads_first=True)},
+    layers={"joint": Layer(heads_first=True, own_keys=True)},
     reader=lambda config: LatentCalls(config, timestep=(3, "timestep")),
 )

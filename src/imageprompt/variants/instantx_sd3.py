@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from imageprompt.core.spec import (
+    Entry,
     Feature,
     HostSpec,
     NullRule,
@@ -29,14 +30,13 @@ TIME_DIM = 320
 @dataclass(frozen=True)
 class InstantXSD3(Plus):
     name: str = "instantx-sd3"
-    summary: str = (
-        "the picture on SD3.5 Large: SigLIP patches, 64 tokens by timestep (files only yet)"
-    )
+    summary: str = "the picture on SD3.5 Large: SigLIP patches, 64 tokens by timestep"
     feature = Feature("hidden_states[-2]")
     null_rule: NullRule = "zero features"
     twins: Mapping[str, str] = field(default_factory=dict)
     site_kinds: tuple[SiteKind, ...] = ("joint",)
-    pending: str = "adapters for SD3 do not run yet"
+    entries: Mapping[SiteKind, Entry] = field(default_factory=lambda: {"joint": "among rows"})
+    key_norms: Mapping[SiteKind, float] = field(default_factory=dict)
 
     def read(self, shapes: Shapes) -> ProjectorSpec | None:
         time_dim = size(shapes, ("time_embedding.linear_1.weight", 1))
