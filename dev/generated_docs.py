@@ -29,20 +29,20 @@ PACKAGE = ROOT / "src" / "imageprompt"
 
 
 def hosts_table() -> str:
-    """One row per base family of every host, and one for the bases that are not listed."""
+    """One row per host: what it covers, and the sites of its published bases."""
     from imageprompt.hosts import HOSTS
 
-    rows = ["| base | host | attention sites | text width | what works |", "|---|---|---|---|---|"]
-    for host in sorted(HOSTS, key=lambda host: not host.attachable):
-        works = "generate, train, files" if host.attachable else "files"
-        rows += [
-            f"| {spec.family} | {host.name} | {len(spec.sites)} | {spec.cross_attention_dim} | "
-            f"{works} |"
-            for spec in host.families()
-        ]
-        rows.append(
-            f"| any other | {host.name}: {host.summary} | from its config | any | {works} |"
-        )
+    rows = [
+        "| host | bases | attention sites | token width | what works |",
+        "|---|---|---|---|---|",
+    ]
+    for host in sorted(HOSTS, key=lambda host: (not host.trainable, host.name)):
+        uses = ("generate", host.attachable), ("train", host.trainable), ("files", True)
+        works = ", ".join(name for name, possible in uses if possible)
+        published = host.published()
+        sites = ", ".join(dict.fromkeys(str(len(spec.sites)) for spec in published))
+        widths = ", ".join(dict.fromkeys(str(spec.cross_attention_dim) for spec in published))
+        rows.append(f"| {host.name} | {host.summary} | {sites} | {widths} | {works} |")
     return "\n".join(rows)
 
 

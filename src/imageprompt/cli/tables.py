@@ -34,15 +34,16 @@ def _hosts(options: argparse.Namespace) -> int:
 
     rows = [
         {
-            "host": host.name,
+            "name": host.name,
             "base": spec.family,
             "sites": len(spec.sites),
-            "text width": spec.cross_attention_dim,
+            "token width": spec.cross_attention_dim,
             "site widths": sorted({site.inner_dim for site in spec.sites}),
-            "use": "generate, train, files" if host.attachable else "files",
+            "runs": host.attachable,
+            "trains": host.trainable,
         }
         for host in HOSTS
-        for spec in host.families()
+        for spec in host.published()
     ]
     return print_table(rows, options.json)
 

@@ -39,7 +39,7 @@ HOST = TransformerHost(
     name="auraflow",
     summary="AuraFlowTransformer2DModel: AuraFlow",
     denoiser_class="AuraFlowTransformer2DModel",
-    published=PUBLISHED,
+    published_config=PUBLISHED,
     sites=_sites,
     layers={"joint double": Layer(), "joint single": Layer(rows="text first")},
     reader=LatentCalls,

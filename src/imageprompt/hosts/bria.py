@@ -9,7 +9,7 @@ HOST = TransformerHost(
     name="bria",
     summary="BriaTransformer2DModel: Bria 3.2",
     denoiser_class="BriaTransformer2DModel",
-    published=PUBLISHED,
+    published_config=PUBLISHED,
     sites=sites,
     layers=LAYERS,
     reader=lambda config: PackedCalls(timestep=3, ids=4, separate=False),

@@ -9,7 +9,7 @@ HOST = TransformerHost(
     name="chroma",
     summary="ChromaTransformer2DModel: Chroma1",
     denoiser_class="ChromaTransformer2DModel",
-    published=PUBLISHED,
+    published_config=PUBLISHED,
     sites=sites,
     layers=LAYERS,
     reader=lambda config: PackedCalls(timestep=2, ids=3),

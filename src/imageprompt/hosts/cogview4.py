@@ -29,7 +29,7 @@ HOST = TransformerHost(
     name="cogview4",
     summary="CogView4Transformer2DModel: CogView4",
     denoiser_class="CogView4Transformer2DModel",
-    published=PUBLISHED,
+    published_config=PUBLISHED,
     sites=_sites,
     layers={"joint single": Layer(heads_first=True, in_place=True, rows="text first")},
     reader=lambda config: LatentCalls(config, separate=True),

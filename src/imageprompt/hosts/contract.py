@@ -39,11 +39,21 @@ class Host(Protocol):
     def attachable(self) -> bool:
         """Can adapters run on it? If so it is an `AttachableHost`, else it is for files only."""
 
+    @property
+    def trainable(self) -> bool:
+        """Can adapters be trained on it?"""
+
     def claims(self, denoiser: object) -> bool:
         """Does this denoiser belong to the family?"""
 
     def families(self, cross_attention_dim: int | None = None) -> Iterator[HostSpec]:
-        """The published bases (of one text width, if given), derived from their configs."""
+        """The published bases (of one text width, if given), derived from their configs.
+
+        None where files of another host fit them: a file cannot tell which it was made for.
+        """
+
+    def published(self) -> list[HostSpec]:
+        """Every published base."""
 
     def from_config(self, config: Mapping[str, Any]) -> HostSpec | None:
         """The sites of a denoiser with this config; None if it is of another class.
@@ -93,11 +103,12 @@ class ConfiguredHost:
     name: str
     summary: str
     denoiser_class: str
-    published: Mapping[str, Any]
+    published_config: Mapping[str, Any]
     """The parts of the published config that decide the sites."""
     sites: Callable[[Mapping[str, Any]], Iterator[Site]]
     pipeline_attribute: str = "transformer"
     attachable: bool = False
+    trainable: bool = False
 
     def claims(self, denoiser: object) -> bool:
         return type(denoiser).__name__ == self.denoiser_class
@@ -106,10 +117,10 @@ class ConfiguredHost:
         if config.get("_class_name") != self.denoiser_class:
             return None
         try:
-            for name, value in self.published.items():
+            for name, value in self.published_config.items():
                 if type(value) is int and type(config.get(name, value)) is not int:
                     raise TypeError(f"{name} is no whole number")
-            sites = tuple(self.sites({**self.published, **config}))
+            sites = tuple(self.sites({**self.published_config, **config}))
         except (TypeError, ValueError) as error:
             raise AttachError(
                 f"a {self.denoiser_class} config",
@@ -125,6 +136,9 @@ class ConfiguredHost:
         if cross_attention_dim in (None, self._published_spec.cross_attention_dim):
             yield self._published_spec
 
+    def published(self) -> list[HostSpec]:
+        return [self._published_spec]
+
     @cached_property
     def _published_spec(self) -> HostSpec:
-        return HostSpec(family=self.name, sites=tuple(self.sites(self.published)))
+        return HostSpec(family=self.name, sites=tuple(self.sites(self.published_config)))

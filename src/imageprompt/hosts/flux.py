@@ -43,7 +43,7 @@ HOST = TransformerHost(
     name="flux",
     summary="FluxTransformer2DModel: FLUX.1 dev, schnell, Kontext, Fill and Control",
     denoiser_class="FluxTransformer2DModel",
-    published=PUBLISHED,
+    published_config=PUBLISHED,
     sites=sites,
     layers=LAYERS,
     reader=lambda config: PackedCalls(timestep=3, ids=4),

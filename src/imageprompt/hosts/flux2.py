@@ -36,7 +36,7 @@ HOST = TransformerHost(
     name="flux2",
     summary="Flux2Transformer2DModel: FLUX.2 dev and klein",
     denoiser_class="Flux2Transformer2DModel",
-    published=PUBLISHED,
+    published_config=PUBLISHED,
     sites=_sites,
     layers={
         "joint double": Layer(),

@@ -56,7 +56,7 @@ HOST = TransformerHost(
     name="hidream",
     summary="HiDreamImageTransformer2DModel: HiDream-I1",
     denoiser_class="HiDreamImageTransformer2DModel",
-    published=PUBLISHED,
+    published_config=PUBLISHED,
     sites=_sites,
     layers={
         "joint double": Layer(queries=("q_rms_norm",), output="to_out"),

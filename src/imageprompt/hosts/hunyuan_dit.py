@@ -33,7 +33,7 @@ HOST = TransformerHost(
     name="hunyuan-dit",
     summary="HunyuanDiT2DModel: Hunyuan-DiT",
     denoiser_class="HunyuanDiT2DModel",
-    published=PUBLISHED,
+    published_config=PUBLISHED,
     sites=_sites,
     layers={"cross": Layer(heads_first=True)},
     reader=lambda config: LatentCalls(

@@ -38,7 +38,7 @@ HOST = TransformerHost(
     name="sd3",
     summary="SD3Transformer2DModel: SD3 and SD3.5",
     denoiser_class="SD3Transformer2DModel",
-    published=PUBLISHED,
+    published_config=PUBLISHED,
     sites=_sites,
     layers={"joint": Layer(heads_first=True, own_keys=True)},
     reader=lambda config: LatentCalls(config, timestep=(3, "timestep")),

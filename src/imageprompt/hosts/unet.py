@@ -51,6 +51,7 @@ class UNetHost:
     summary = "UNet2DConditionModel and UNetMotionModel: SD1.5, SD2.x, SDXL, Kolors, tiny"
     pipeline_attribute = "unet"
     attachable = True
+    trainable = True
 
     def claims(self, denoiser: object) -> bool:
         from diffusers import UNet2DConditionModel, UNetMotionModel
@@ -89,6 +90,9 @@ class UNetHost:
         for family, config in FAMILIES.items():
             if cross_attention_dim in (None, config["cross_attention_dim"]):
                 yield _family_spec(family)
+
+    def published(self) -> list[HostSpec]:
+        return list(self.families())
 
     def text_weights(self, denoiser: nn.Module, name: str) -> tuple[Tensor, Tensor]:
         layer: Any = denoiser.get_submodule(name)

@@ -57,7 +57,7 @@ HOST = TransformerHost(
     name="z-image",
     summary="ZImageTransformer2DModel: Z-Image and Z-Image-Turbo",
     denoiser_class="ZImageTransformer2DModel",
-    published=PUBLISHED,
+    published_config=PUBLISHED,
     sites=_sites,
     layers={"joint single": Layer(rows="picture first")},
     reader=lambda config: _read,
