@@ -232,8 +232,11 @@ def test_published_shapes_load_and_fit(name: str, tmp_path: Path) -> None:
     check_base(adapter.spec, adapter.module, base.spec)
 
 
-def test_files_that_cannot_run_yet_say_so(tmp_path: Path) -> None:
+def test_an_adapter_for_flux_does_not_fit_a_unet(tmp_path: Path) -> None:
+    from bases import SD15, meta_unet
+
     state = FORMATS["xlabs"].write(FORMATS["standard"].read(xlabs_state()).parts)
     save_file(state, tmp_path / "flux.safetensors")
-    with pytest.raises(ip.ImagePromptError, match=r"flux\.safetensors.*FLUX do not run yet"):
-        ip.Adapter.load(tmp_path / "flux.safetensors")
+    adapter = ip.Adapter.load(tmp_path / "flux.safetensors")
+    with pytest.raises(ip.ImagePromptError, match="xlabs adapter on a sd15 base"):
+        adapter.attach(meta_unet(SD15))

@@ -24,15 +24,17 @@ from imageprompt.checkpoint.formats import FORMATS, Parts
 from imageprompt.core.spec import ProjectorOptions
 from imageprompt.encoding.encoders import ENCODERS
 from imageprompt.hosts import HOSTS, host_of
-from imageprompt.variants import VARIANTS, pending, projector_shapes, site_shapes
+from imageprompt.variants import VARIANTS, projector_shapes, site_kinds, site_shapes
 from peer import diffusers_embeds, diffusers_load
 from rigs import difference
+from transformers_table import CASES as TRANSFORMERS
 
+CLIP_FEATURES = ("image_embeds", "hidden_states[-2]")
 ALL_VARIANTS = [variant.name for variant in VARIANTS]
-VARIANT_NAMES = [  # those that run, on features of a CLIP encoder
+VARIANT_NAMES = [  # those for UNets, on features of a CLIP encoder
     variant.name
     for variant in VARIANTS
-    if not pending(variant) and str(variant.feature) in ("image_embeds", "hidden_states[-2]")
+    if "cross" in site_kinds(variant) and str(variant.feature) in CLIP_FEATURES
 ]
 FORMAT_NAMES = [layout.name for layout in FORMATS]
 SUFFIXES = (".safetensors", ".bin")
@@ -115,7 +117,7 @@ def test_unknown_members_are_named_with_the_nearest() -> None:
 
 def test_every_host_has_a_tiny_denoiser() -> None:
     claimed = {host_of(case.unet()).name for case in CASES.values()}
-    assert claimed == {host.name for host in HOSTS if host.attachable}
+    assert claimed | set(TRANSFORMERS) == {host.name for host in HOSTS}
 
 
 def test_hosts_describe_the_same_on_the_meta_device() -> None:
@@ -341,12 +343,12 @@ def test_reading_survives_missing_tensors(variant: str) -> None:
     assert known >= len(shapes) - 2
 
 
-def test_variants_that_cannot_run_yet_say_so() -> None:
+def test_variants_of_other_bases_say_so() -> None:
     case = CASES["tiny"]
-    waiting = [variant.name for variant in VARIANTS if pending(variant)]
-    assert waiting
-    for variant in waiting:
-        with pytest.raises(ip.ImagePromptError, match="not run yet"):
+    others = [variant.name for variant in VARIANTS if "cross" not in site_kinds(variant)]
+    assert others == ["instantx", "instantx-sd3", "xlabs"]
+    for variant in others:
+        with pytest.raises(ip.ImagePromptError, match=f"new {variant} adapter on a"):
             ip.Adapter.create(variant, denoiser=case.unet(), encoder=encoder())
 
 

@@ -93,4 +93,4 @@ def test_shapes_of_some_sites() -> None:
         "0.to_v_ip.bias": (6,),
     }
     assert len(host.shapes()) == 4
-    assert host.shapes(site_kinds(VARIANTS["plus"])) == {}
+    assert host.shapes(site_kinds(VARIANTS["faceid"])) == {}

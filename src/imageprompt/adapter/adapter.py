@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -207,12 +207,17 @@ class Adapter:
 
             pairs = pair_with_layers(loras, base.linears(loras), lora, base.denoiser)
         self.module.to(base.execution_device)  # may run out of memory: so before all else
-        state = base.install()
-        installed = install_lora(lora, state, self, pairs, base.denoiser) if loras else None
         kind = VARIANTS[self.spec.variant]
-        entries = {site.name: entry_at(kind, site.kind) for site in base.spec.sites}
-        sites = tuple(site for site in base.spec.sites if entries[site.name] is not None)
-        places = _places(state, base.spec.sites, sites, entries)
+        entries = [entry_at(kind, site.kind) for site in base.spec.sites]
+        state = base.install()
+        try:
+            places = _places(state, entries)
+        except AttachError:
+            base.uninstall()
+            raise
+        installed = install_lora(lora, state, self, pairs, base.denoiser) if loras else None
+        pairs_of = zip(base.spec.sites, entries, strict=True)
+        sites = tuple(site for site, entry in pairs_of if entry is not None)
         norms = [key_norm(kind, site.kind) for site in sites]
         kv_cache = KVCache(self.module, base, sites, norms)
         return _Attachment(base, state, sites, places, kv_cache, installed, lora)
@@ -489,19 +494,25 @@ def _restored(spec: AdapterSpec, module: AdapterModule, encoder: Encoder | None)
     return adapter
 
 
-def _places(
-    state: AttentionState,
-    every: Sequence[Site],
-    sites: Sequence[Site],
-    entries: Mapping[str, Entry | None],
-) -> tuple[int | None, ...]:
-    """For every reader of a state, the index among `sites` of the one that acts there."""
-    own = {site.name: index for index, site in enumerate(sites)}
-    names = [every[reader.site].name for reader in state.readers]
-    return tuple(
-        own[name] if entries[name] == reader.entry else None
-        for name, reader in zip(names, state.readers, strict=True)
+def _places(state: AttentionState, entries: Sequence[Entry | None]) -> tuple[int | None, ...]:
+    """For every reader of a state, the number of the adapter's site that acts there, or None.
+
+    `entries` says of every site of the denoiser where the adapter adds image terms, None for sites
+    that it leaves alone. Raises AttachError where the denoiser cannot take them there.
+    """
+    acting = [site for site, entry in enumerate(entries) if entry is not None]
+    numbers = {site: number for number, site in enumerate(acting)}
+    places = tuple(
+        numbers[reader.site] if entries[reader.site] == reader.entry else None
+        for reader in state.readers
     )
+    if len(set(places) - {None}) < len(acting):
+        raise AttachError(
+            "this adapter on this base",
+            reason="the base's layers do not take image tokens the way the adapter adds them",
+            hint="Use the base that it was made for.",
+        )
+    return places
 
 
 def _open_masks(mask: Any, prompts: int) -> Any:

@@ -16,9 +16,9 @@ from imageprompt.checkpoint.identify.identify import read_adapter
 from imageprompt.checkpoint.read.open import locate_adapter
 from imageprompt.checkpoint.read.stored_tensor import TORCH_DTYPES
 from imageprompt.checkpoint.tensor_bytes import not_computable
-from imageprompt.core.errors import AdapterFileError, OptionError
+from imageprompt.core.errors import AdapterFileError, OptionError, WrongBaseError
 from imageprompt.core.spec import AdapterSpec, ProjectorOptions, Site
-from imageprompt.variants import VARIANTS, entry_at, pending, site_shapes
+from imageprompt.variants import VARIANTS, entry_at, site_shapes
 
 Built = tuple[AdapterSpec, AdapterModule]
 
@@ -28,12 +28,6 @@ def read_module(
 ) -> Built:
     """The adapter in a file, on the CPU; see `Adapter.load`. dtype None keeps that of the file."""
     spec, parts = read_adapter(locate_adapter(source), variant)
-    if reason := pending(VARIANTS[spec.variant]):
-        raise AdapterFileError(
-            f"{os.fspath(source)} ({spec.variant} for {spec.host})",
-            reason=reason,
-            hint="Use imageprompt inspect, validate or convert on it.",
-        )
     name = os.fspath(source)
     weights = {
         **{f"image_proj.{key}": value for key, value in parts.projector.items()},
@@ -60,14 +54,19 @@ def new_module(
     if init not in ("copy", "zero"):
         raise OptionError(f"init={init!r}", reason="must be 'copy' or 'zero'")
     kind = VARIANTS[variant]
-    if reason := pending(kind):
-        raise OptionError(f"variant {variant!r}", reason=reason, hint="Choose another one.")
     check_options(variant, kind.options, options)
     base = AttachedDenoiser.of(denoiser)
+    if not any(entry_at(kind, site.kind) for site in base.spec.sites):
+        raise WrongBaseError(
+            f"a new {variant} adapter on a {base.spec.family} base",
+            reason="it adds image tokens at none of the base's attention layers",
+            hint="Choose another variant.",
+        )
     projector = kind.propose(
         feature_dim_of(kind.feature, encoder), base.spec.cross_attention_dim, options
     )
-    weights = new_lora(site_shapes(kind, base.spec, projector))
+    shapes = site_shapes(kind, base.spec, projector)
+    weights = {**_new_extras(shapes), **new_lora(shapes)}
     from imageprompt.adapter.offloading import StoredWeights
 
     stored, device = StoredWeights(base.denoiser), base.execution_device
@@ -92,6 +91,18 @@ def new_module(
     with torch.device(device):
         module = AdapterModule.of(kind.build(projector), weights)
     return spec, module.to(device)
+
+
+def _new_extras(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """What some variants have beside K' and V': biases are 0, norms 1, modulations 0."""
+    new: dict[str, Tensor] = {}
+    for name, shape in shapes.items():
+        kind = name.partition(".")[2]
+        if kind.endswith(".bias") or kind == "norm_ip.linear.weight":
+            new[name] = torch.zeros(shape)
+        elif kind.startswith("norm_"):
+            new[name] = torch.ones(shape)
+    return new
 
 
 def _first_weights(site: Site) -> tuple[Tensor, Tensor]:

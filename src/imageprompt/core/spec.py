@@ -66,7 +66,11 @@ NullRule = Literal["zero features", "zero pixels", "black picture"]
 """What replaces the picture on the negative branch of guidance, before the projector."""
 
 SiteKind = Literal["cross", "joint", "joint double", "joint single"]
-"""How text and picture meet: cross-attention, or the joint blocks of SD3 and FLUX."""
+"""How text and picture meet: in cross-attention, in joint attention with an out-projection of the
+picture's rows alone ("joint"; "joint double" in FLUX, whose blocks return text and picture), or in
+one sequence ("joint single")."""
+
+EVERY_KIND: tuple[SiteKind, ...] = ("cross", "joint", "joint double", "joint single")
 
 Entry = Literal["attention", "all rows", "among rows", "block"]
 """Where image terms are added: to the rows of the picture before the out-projection of attention

@@ -25,7 +25,7 @@ def _sites(config: Mapping[str, Any]) -> Iterator[Site]:
         "heads": heads,
         "cross_attention_dim": config["caption_projection_dim"],
     }
-    yield from block_sites("joint_transformer_blocks.{}.attn", joint, kind="joint double", **shape)
+    yield from block_sites("joint_transformer_blocks.{}.attn", joint, kind="joint", **shape)
     yield from block_sites(
         "single_transformer_blocks.{}.attn",
         config["num_single_dit_layers"],
@@ -41,6 +41,6 @@ HOST = TransformerHost(
     denoiser_class="AuraFlowTransformer2DModel",
     published_config=PUBLISHED,
     sites=_sites,
-    layers={"joint double": Layer(), "joint single": Layer(rows="text first")},
+    layers={"joint": Layer(), "joint single": Layer(rows="text first")},
     reader=LatentCalls,
 )

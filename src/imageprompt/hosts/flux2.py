@@ -22,7 +22,7 @@ def _sites(config: Mapping[str, Any]) -> Iterator[Site]:
     double, heads = config["num_layers"], config["num_attention_heads"]
     width = heads * config["attention_head_dim"]
     shape = {"inner_dim": width, "heads": heads, "cross_attention_dim": width}
-    yield from block_sites("transformer_blocks.{}.attn", double, kind="joint double", **shape)
+    yield from block_sites("transformer_blocks.{}.attn", double, kind="joint", **shape)
     yield from block_sites(
         "single_transformer_blocks.{}.attn",
         config["num_single_layers"],
@@ -39,7 +39,7 @@ HOST = TransformerHost(
     published_config=PUBLISHED,
     sites=_sites,
     layers={
-        "joint double": Layer(),
+        "joint": Layer(),
         "joint single": Layer(rows="text first", output="to_out"),
     },
     reader=lambda config: PackedCalls(timestep=2, ids=3),

@@ -21,9 +21,7 @@ def _sites(config: Mapping[str, Any]) -> Iterator[Site]:
     double, heads = config["num_layers"], config["num_attention_heads"]
     width = heads * config["attention_head_dim"]
     shape = {"inner_dim": width, "heads": heads, "cross_attention_dim": width}
-    yield from block_sites(
-        "double_stream_blocks.{}.block.attn1", double, kind="joint double", **shape
-    )
+    yield from block_sites("double_stream_blocks.{}.block.attn1", double, kind="joint", **shape)
     yield from block_sites(
         "single_stream_blocks.{}.block.attn1",
         config["num_single_layers"],
@@ -59,7 +57,7 @@ HOST = TransformerHost(
     published_config=PUBLISHED,
     sites=_sites,
     layers={
-        "joint double": Layer(queries=("q_rms_norm",), output="to_out"),
+        "joint": Layer(queries=("q_rms_norm",), output="to_out"),
         "joint single": Layer(queries=("q_rms_norm",), output="to_out", rows="picture first"),
     },
     reader=_reader,

@@ -25,7 +25,7 @@ def _sites(config: Mapping[str, Any]) -> Iterator[Site]:
         inner_dim=heads * config["attention_head_dim"],
         heads=heads,
         cross_attention_dim=config["joint_attention_dim"],
-        kind="joint double",
+        kind="joint",
     )
 
 
@@ -52,6 +52,6 @@ HOST = TransformerHost(
     denoiser_class="QwenImageTransformer2DModel",
     published_config=PUBLISHED,
     sites=_sites,
-    layers={"joint double": Layer()},
+    layers={"joint": Layer()},
     reader=lambda config: _read,
 )

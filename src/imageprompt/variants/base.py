@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imageprompt.core.spec import Feature, NullRule, ProjectorOptions, ProjectorSpec, Shape, Shapes
+from imageprompt.core.spec import (
+    EVERY_KIND,
+    Feature,
+    NullRule,
+    ProjectorOptions,
+    ProjectorSpec,
+    Shape,
+    Shapes,
+    SiteKind,
+)
 from imageprompt.variants.tensor_shapes import linear, norm, size
 
 if TYPE_CHECKING:
@@ -21,6 +30,7 @@ class Base:
     feature = Feature("image_embeds")
     null_rule: NullRule = "zero features"
     options: tuple[str, ...] = ("tokens",)
+    site_kinds: tuple[SiteKind, ...] = EVERY_KIND
 
     def read(self, shapes: Shapes) -> ProjectorSpec | None:
         rows = size(shapes, ("proj.weight", 0), ("proj.bias", 0))

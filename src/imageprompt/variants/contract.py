@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from imageprompt.core.spec import (
+    EVERY_KIND,
     Entry,
     Feature,
     HostSpec,
@@ -80,8 +81,7 @@ class Sited(Protocol):
     ) -> dict[str, Shape]: ...
 
 
-_JOINT: tuple[SiteKind, ...] = ("joint", "joint double", "joint single")
-_KEY_NORMS: Mapping[SiteKind, float] = dict.fromkeys(_JOINT, 1e-6)
+_KEY_NORMS: Mapping[SiteKind, float] = dict.fromkeys(EVERY_KIND[1:], 1e-6)
 
 
 def projector_shapes(variant: Variant, spec: ProjectorSpec) -> dict[str, Shape]:
@@ -97,7 +97,7 @@ def projector_shapes(variant: Variant, spec: ProjectorSpec) -> dict[str, Shape]:
 
 def site_kinds(variant: Variant) -> tuple[SiteKind, ...]:
     """The kinds of site where a variant adds image tokens."""
-    return variant.site_kinds if isinstance(variant, Sited) else ("cross", *_JOINT)
+    return getattr(variant, "site_kinds", ("cross",))
 
 
 def entry_at(variant: Variant, kind: SiteKind) -> Entry | None:
@@ -134,11 +134,6 @@ def twins(variant: Variant) -> Mapping[str, str]:
 def more_general(variant: Variant) -> str:
     """The name of the variant that every file of this one fits as well; "" if there is none."""
     return getattr(variant, "more_general", "")
-
-
-def pending(variant: Variant) -> str:
-    """Why adapters of this variant cannot run yet; "" if they can."""
-    return getattr(variant, "pending", "")
 
 
 # ── the null rule ───────────────────────────────────────────────────────────────────────────────

@@ -6,8 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from imageprompt.core.spec import (
+    EVERY_KIND,
+    Feature,
+    NullRule,
+    ProjectorOptions,
+    ProjectorSpec,
+    Shape,
+    Shapes,
+    SiteKind,
+)
 from imageprompt.core.spec import RESAMPLER_HEAD_DIM as HEAD_DIM
-from imageprompt.core.spec import Feature, NullRule, ProjectorOptions, ProjectorSpec, Shape, Shapes
 from imageprompt.variants.tensor_shapes import ResamplerSize, resampler, size
 
 if TYPE_CHECKING:
@@ -25,6 +34,7 @@ class Plus:
     feature = Feature("hidden_states[-2]")
     null_rule: NullRule = "zero pixels"
     options: tuple[str, ...] = ("tokens", "depth", "heads", "inner_dim")
+    site_kinds: tuple[SiteKind, ...] = EVERY_KIND
     twins: Mapping[str, str] = field(
         default_factory=lambda: {"plus-face": "the same, trained on cropped faces"}
     )

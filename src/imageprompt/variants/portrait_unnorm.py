@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from imageprompt.core.spec import Feature, NullRule, ProjectorSpec, Shapes
+from imageprompt.core.spec import Feature, NullRule, ProjectorSpec, Shapes, SiteKind
 from imageprompt.variants.plus import Plus
 from imageprompt.variants.tensor_shapes import FACE_DIM
 
@@ -18,6 +18,7 @@ class PortraitUnnorm(Plus):
     null_rule: NullRule = "zero features"
     twins: Mapping[str, str] = field(default_factory=dict)
     more_general: str = "plus"
+    site_kinds: tuple[SiteKind, ...] = ("cross",)
 
     def read(self, shapes: Shapes) -> ProjectorSpec | None:
         spec = super().read(shapes)

@@ -20,7 +20,7 @@ from imageprompt.checkpoint.identify.published import (
 from imageprompt.checkpoint.read.stored_tensor import TensorSource
 from imageprompt.checkpoint.report import Problem
 from imageprompt.core.spec import AdapterSpec
-from imageprompt.variants import VARIANTS, pending
+from imageprompt.variants import VARIANTS, site_kinds
 
 _BASES = {
     "sd15": ("any Stable Diffusion 1.5", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
@@ -112,9 +112,8 @@ def _encoder(spec: AdapterSpec, name: str | None) -> str:
 
 
 def _imageprompt(spec: AdapterSpec, path: Path, encoder: str | None, found: Identification) -> str:
-    why = pending(VARIANTS[spec.variant])
-    if why:
-        return f"can be inspected and converted, but {why}"
+    if "cross" not in site_kinds(VARIANTS[spec.variant]):  # made for one transformer
+        return f"adapter = imageprompt.Adapter.load({_python(path)}).attach(pipe)"
     if str(spec.feature) not in _ENCODED:
         variants = found.variants
         open_choice = len(architectures(variants)) > 1 or needs_of(found)
