@@ -13,8 +13,7 @@ from torch import Tensor
 from imageprompt.checkpoint.read.open import open_source
 from imageprompt.checkpoint.read.stored_tensor import StoredTensor
 from imageprompt.checkpoint.tensor_bytes import constant, finite, full_hash, quick_hash, same_bytes
-from imageprompt.checkpoint.torch_io import CastTensor, tensor_of, write_pickle
-from imageprompt.checkpoint.torch_io import write_safetensors
+from imageprompt.checkpoint.torch_io import CastTensor, tensor_of, write_pickle, write_safetensors
 
 FLOATS = {
     "F64": torch.float64,

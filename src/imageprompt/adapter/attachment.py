@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from imageprompt.attention.hooks import drop_copies, eager_hook
+from imageprompt.attention.compiled import drop_copies, eager_hook
 from imageprompt.attention.state import AttentionState
 from imageprompt.core.errors import AttachError
 from imageprompt.core.spec import HostSpec

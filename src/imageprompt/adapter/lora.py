@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from imageprompt.adapter.weights import Lora
-from imageprompt.attention.hooks import Hook, eager_hook
+from imageprompt.attention.compiled import Hook, eager_hook
 from imageprompt.attention.state import AttentionState
 from imageprompt.core.errors import AttachError
 from imageprompt.core.fingerprint import versions

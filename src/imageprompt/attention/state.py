@@ -15,7 +15,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,47 +32,7 @@ from imageprompt.attention.decoupled import ImageTerm
 from imageprompt.attention.step_tracker import StepTracker, is_view
 from imageprompt.attention.witness import Witness, find_witness
 from imageprompt.core.errors import GuidanceError
-
-Arguments = tuple[Any, ...]
-KeywordArguments = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a denoiser, as its host reads it."""
-
-    sample: Tensor
-    """The latents; the rows of the batch are dimension 0."""
-    timestep: object
-    text: Tensor | None
-    size: tuple[int, int]
-    """Height and width of the positions of the picture at level 0; (0, 0) if they are no grid."""
-    references: int = 0
-    """Positions after those of the picture that hold pictures to edit (FLUX Kontext)."""
-    separate: bool = False
-    """Does each side of guidance have a call of its own, instead of a part of the batch?"""
-    positive_first: bool = False
-    """Are the positive rows the first of a batch with both sides of guidance (Z-Image)?"""
-
-
-CallReader = Callable[[Arguments, KeywordArguments], Call]
-
-
-def read_unet_call(args: Arguments, kwargs: KeywordArguments) -> Call:
-    """A call of a UNet: sample [B, C, (frames,) height, width], timestep, text states."""
-    sample = argument(args, kwargs, 0, "sample")
-    return Call(
-        sample,
-        argument(args, kwargs, 1, "timestep"),
-        argument(args, kwargs, 2, "encoder_hidden_states"),
-        (int(sample.shape[-2]), int(sample.shape[-1])),
-    )
-
-
-def argument(args: Arguments, kwargs: KeywordArguments, position: int, name: str) -> Any:
-    """An argument of a call, given by position or by name; None if it is not."""
-    return args[position] if len(args) > position else kwargs.get(name)
-
+from imageprompt.core.spec import Call, CallReader
 
 _in_use: ContextVar[tuple[ActivePrompt, ...]] = ContextVar("imageprompt_in_use", default=())
 """The prompts in use in this context, on whatever denoiser, in order of use."""
@@ -93,7 +52,7 @@ class AttentionState:
         """The LoRA of adapters in live mode."""
         self.levels: tuple[int, ...] = ()
         """The level of the denoiser that each reader is at; level 0 has the size of the picture."""
-        self.read: CallReader = read_unet_call
+        self.read: CallReader = _no_host
         """How the host reads a call."""
         self.positions = self.references = 0
         """Positions of the picture at level 0, and `Call.references`, of the call that runs."""
@@ -366,6 +325,10 @@ def _same_content(text: Tensor, before: Any) -> bool:
     if isinstance(before, Tensor):
         return torch.equal(text, before)
     return bool(_content(text) == before)
+
+
+def _no_host(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    raise NotImplementedError("a state without a host reads no call")
 
 
 def _no_check() -> None:

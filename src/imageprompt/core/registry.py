@@ -64,6 +64,10 @@ class Registry(Generic[T]):
         for cached in ("_members", "_stems"):
             vars(self).pop(cached, None)
 
+    def names(self) -> list[str]:
+        """The names that the files of the package stand for; nothing is loaded."""
+        return sorted(one.replace("_", "-") for one in self._stems if not one.startswith("_"))
+
     def get(self, name: str) -> T | None:
         """The member whose file has this name (`faceid-plus` is `faceid_plus.py`), or None.
 

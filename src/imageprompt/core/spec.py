@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -216,3 +219,27 @@ class AdapterSpec:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as written to metadata and recipes."""
         return {**asdict(self), "feature": str(self.feature)}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a denoiser, as its host reads it."""
+
+    sample: Tensor
+    """The latents; the rows of the batch are dimension 0."""
+    timestep: object
+    text: Tensor | None
+    size: tuple[int, int]
+    """Height and width of the positions of the picture at level 0; (0, 0) if they are no grid."""
+    references: int = 0
+    """Positions after those of the picture that hold pictures to edit (FLUX Kontext)."""
+    separate: bool = False
+    """Does each side of guidance have a call of its own, instead of a part of the batch?"""
+    positive_first: bool = False
+    """Are the positive rows the first of a batch with both sides of guidance (Z-Image)?"""
+
+
+Arguments = tuple[Any, ...]
+KeywordArguments = dict[str, Any]
+CallReader = Callable[[Arguments, KeywordArguments], Call]
+"""From the arguments of a call to what it is."""

@@ -17,22 +17,34 @@ __all__ = ["HOSTS", "AttachableHost", "Host", "denoiser_of", "host_of"]
 HOSTS: Registry[Host] = Registry(__name__, "HOST")
 
 
+_ATTRIBUTES = ("unet", "transformer")
+"""The attributes of a pipeline that may hold its denoiser."""
+
+
 def denoiser_of(pipe: object) -> object:
     """The denoiser of a pipeline, or the denoiser itself; wrappers of torch.compile are removed."""
-    attributes = dict.fromkeys(host.pipeline_attribute for host in HOSTS)
-    found = next((getattr(pipe, name) for name in attributes if hasattr(pipe, name)), pipe)
+    found = next((getattr(pipe, name) for name in _ATTRIBUTES if hasattr(pipe, name)), pipe)
     return getattr(found, "_orig_mod", found)
 
 
 def host_of(denoiser: object) -> AttachableHost:
     """The host of this denoiser. Raises AttachError if there is none that adapters can run on."""
-    host = next((host for host in HOSTS if host.claims(denoiser)), None)
+    host = _named_alike(denoiser) or next((one for one in HOSTS if one.claims(denoiser)), None)
     if host is not None and host.attachable:
         return cast(AttachableHost, host)
-    files_only = "its adapters can be read, checked and converted, but not run yet"
-    supported = ", ".join(h.summary for h in HOSTS if h.attachable)
+    supported = "; ".join(one.summary for one in HOSTS if one.attachable)
     raise AttachError(
         f"a {type(denoiser).__name__}",
-        reason=files_only if host else "no host describes this denoiser",
+        reason="no host describes this denoiser",
         hint=f"Attach to a pipeline or denoiser of: {supported}.",
     )
+
+
+def _named_alike(denoiser: object) -> Host | None:
+    """The host that claims it and whose name its class begins with: so no other file is loaded."""
+    name = type(denoiser).__name__.lower()
+    alike = [one for one in HOSTS.names() if name.startswith(one.replace("-", ""))]
+    for host in (HOSTS[one] for one in sorted(alike, key=len, reverse=True)):
+        if host.claims(denoiser):
+            return host
+    return None

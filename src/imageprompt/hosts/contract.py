@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from imageprompt.core.errors import AttachError
-from imageprompt.core.spec import HostSpec, Shapes, Site
+from imageprompt.core.spec import Arguments, HostSpec, KeywordArguments, Shapes, Site
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 ROLES_KEY = "_imageprompt_roles"
 """The key of a denoiser's config that may state which sites carry style and layout."""
+
+
+def argument(args: Arguments, kwargs: KeywordArguments, position: int, name: str) -> Any:
+    """An argument of a call, given by position or by name; None if it is not."""
+    return args[position] if len(args) > position else kwargs.get(name)
 
 
 class Host(Protocol):
@@ -30,10 +35,6 @@ class Host(Protocol):
 
     @property
     def summary(self) -> str: ...
-
-    @property
-    def pipeline_attribute(self) -> str:
-        """The attribute of a diffusers pipeline that holds such a denoiser."""
 
     @property
     def attachable(self) -> bool:
@@ -106,7 +107,6 @@ class ConfiguredHost:
     published_config: Mapping[str, Any]
     """The parts of the published config that decide the sites."""
     sites: Callable[[Mapping[str, Any]], Iterator[Site]]
-    pipeline_attribute: str = "transformer"
     attachable: bool = False
     trainable: bool = False
 

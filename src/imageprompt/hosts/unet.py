@@ -7,9 +7,10 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.errors import AttachError
-from imageprompt.core.spec import HostSpec, Shapes
+from imageprompt.core.spec import Arguments, Call, HostSpec, KeywordArguments, Shapes
 from imageprompt.hosts import _unet_layers as layers
 from imageprompt.hosts._unet_layers import Layer
+from imageprompt.hosts.contract import argument
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,7 +50,6 @@ class UNetHost:
 
     name = "unet"
     summary = "UNet2DConditionModel and UNetMotionModel: SD1.5, SD2.x, SDXL, Kolors, tiny"
-    pipeline_attribute = "unet"
     attachable = True
     trainable = True
 
@@ -119,6 +119,7 @@ class UNetHost:
         originals = [(layer, layer.processor) for layer in attention]
         for index, (layer, processor) in enumerate(originals):
             layer.processor = SiteProcessor(state, index, processor)
+        state.read = _read_call
         state.readers = [layer.processor for layer in attention]
         state.levels = tuple(_level(site.name, len(denoiser.down_blocks)) for site in spec.sites)
         state.parts = _parts(denoiser, [site.name for site in spec.sites])
@@ -135,6 +136,17 @@ class UNetHost:
         for layer, processor in installed:
             if type(layer.processor) is SiteProcessor:  # else the user has set another one
                 layer.processor = processor
+
+
+def _read_call(args: Arguments, kwargs: KeywordArguments) -> Call:
+    """A call of a UNet: sample [B, C, (frames,) height, width], timestep, text states."""
+    sample = argument(args, kwargs, 0, "sample")
+    return Call(
+        sample,
+        argument(args, kwargs, 1, "timestep"),
+        argument(args, kwargs, 2, "encoder_hidden_states"),
+        (int(sample.shape[-2]), int(sample.shape[-1])),
+    )
 
 
 def _live_layers(denoiser: Any) -> Iterator[Layer]:

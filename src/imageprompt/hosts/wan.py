@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from imageprompt.attention.state import Arguments, Call, KeywordArguments, argument
-from imageprompt.core.spec import Site
+from imageprompt.core.spec import Arguments, Call, KeywordArguments, Site
 from imageprompt.hosts._transformer import Layer, TransformerHost, block_sites
+from imageprompt.hosts.contract import argument
 
 PUBLISHED = {"num_layers": 40, "num_attention_heads": 40, "attention_head_dim": 128}
 """Wan 14B."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from imageprompt.attention.state import Arguments, Call, KeywordArguments, argument
 from imageprompt.core.errors import AttachError
-from imageprompt.core.spec import Site
+from imageprompt.core.spec import Arguments, Call, KeywordArguments, Site
 from imageprompt.hosts._transformer import Layer, TransformerHost, block_sites
+from imageprompt.hosts.contract import argument
 
 PUBLISHED = {"n_layers": 30, "n_heads": 30, "dim": 3840, "cap_feat_dim": 2560}
 

@@ -52,6 +52,8 @@ def number_sites(
 def _frozen_base(parsed: ParsedNames[StoredTensor]) -> HostSpec | None:
     """The frozen base in the file, if it has all of the adapter's layers."""
     shapes = {name: tensor.shape for name, tensor in parsed.ignored.items()}
+    if not shapes:
+        return None
     for host in (one.from_weights(shapes) for one in HOSTS):
         if host and _knows_all(host, parsed.parts.named):
             return host

@@ -209,10 +209,8 @@ def _kind(ids: Iterable[str], kinds: Sequence[SiteKind]) -> SiteKind:
 
 
 def _family(kind: SiteKind) -> str:
-    """A custom UNet, or the host whose blocks are of this kind."""
-    families = (spec for host in HOSTS for spec in host.families())
-    first = next(spec.family for spec in families if spec.sites[0].kind == kind)
-    return OWN_BASE if kind == "cross" else first
+    """A custom UNet, or the base of the published adapters at blocks of this kind."""
+    return {"cross": OWN_BASE, "joint": "sd3"}.get(kind, "flux")
 
 
 def _heads(width: int, head_width: int) -> int:

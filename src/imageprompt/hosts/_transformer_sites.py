@@ -1,0 +1,175 @@
+"""The sites of a transformer while it runs: hooks hear its queries and add the image terms.
+
+Nothing of a transformer is replaced or written anew, so any attention processor and backend keeps
+working, and with nothing in use every bit is the base's.
+
+Shapes: B batch, S rows in attention, Q of them of the picture, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from imageprompt.attention.compiled import Hook, Slots, slot_terms
+from imageprompt.attention.decoupled import (
+    ImageTerm,
+    attention_among_rows,
+    image_attention,
+    merge_heads,
+    split_heads,
+)
+from imageprompt.core.spec import Entry
+
+if TYPE_CHECKING:
+    from imageprompt.attention.state import AttentionState
+    from imageprompt.hosts._transformer import Layer, Rows
+
+NORM_EPS = 1e-6
+
+
+class Place:
+    """Where image terms are added at a site, in one of the ways that variants know."""
+
+    def __init__(self, state: AttentionState, number: int, site: int, entry: Entry) -> None:
+        self.state, self.number, self.site, self.entry = state, number, site, entry
+        self.references = 0
+        self.slots: Slots = ()
+        """What a graph reads here."""
+
+    @property
+    def acts(self) -> bool:
+        """May a prompt in use act here?"""
+        if torch.compiler.is_compiling():
+            return self.slots != ()
+        return bool(self.state.open) and bool(self.state.active)
+
+    def terms(self, q: Tensor) -> list[ImageTerm]:
+        """The image terms here for queries [B, H, Q, D] of the picture's rows."""
+        if torch.compiler.is_compiling():
+            return slot_terms(self.slots, q)
+        return self.state.terms(self.number, q)
+
+    def added(self, q: Tensor, rows: Rows) -> Tensor | None:
+        """What is added to rows whose queries are `q` [B, H, S, D]: [B, S, H * D], or None."""
+        compiling = torch.compiler.is_compiling()
+        count = self.slots[0][2].shape[2] if compiling and self.slots else self.state.positions
+        count = count or q.shape[2] - self.references  # no grid
+        last = q.shape[2] - self.references if rows == "text first" else count
+        first = last - count
+        picture = q[:, :, first:last]
+        terms = self.terms(picture)
+        if self.entry == "all rows":
+            terms = [_with_text_rows(term, first) for term in terms]
+            picture, first = q[:, :, :last], 0
+        total = image_attention(picture, terms)
+        if total is None:
+            return None
+        after = q.shape[2] - last
+        added = merge_heads(total)  # the other rows get nothing
+        return nn.functional.pad(added, (0, 0, first, after)) if first or after else added
+
+
+def _with_text_rows(term: ImageTerm, count: int) -> ImageTerm:
+    """The term with a weight for `count` rows of text before the picture's: its mean there."""
+    if term.mask is not None:
+        mean = term.mask.mean(dim=2, keepdim=True).expand(-1, -1, count, -1)
+        return replace(term, mask=torch.cat((mean, term.mask), dim=2))
+    if term.scale.ndim < 4:
+        return term
+    mean = term.scale.mean(dim=2, keepdim=True).expand(-1, -1, count, -1)
+    return replace(term, scale=torch.cat((mean, term.scale), dim=2))
+
+
+class LayerSite:
+    """One attention layer with its hooks: the queries of the call that runs, and its places."""
+
+    def __init__(self, layer: Layer, heads: int, places: Sequence[Place]) -> None:
+        self.layer, self.heads = layer, heads
+        self.places = {place.entry: place for place in places}
+        self._queries: Tensor | None = None
+        self._own: dict[str, Tensor] = {}
+
+    def hear_own(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        """Hook after `to_q`, `to_k` or `to_v`: keep what an adapter reads of the rows."""
+
+        def hear(_: nn.Module, args: Any, output: Tensor) -> None:
+            if self.places["among rows"].acts:
+                self._own[name] = split_heads(output, self.heads)
+
+        return hear
+
+    def _among_rows(self) -> Tensor | None:
+        place = self.places.get("among rows")
+        if place is None or not place.acts or len(self._own) < 3:
+            return None
+        own, self._own = self._own, {}
+        terms = place.terms(own["to_q"])
+        added = attention_among_rows(own["to_q"], own["to_k"], own["to_v"], terms, NORM_EPS)
+        return None if added is None else merge_heads(added)
+
+    def hear(self, _: nn.Module, args: Any, output: Tensor) -> None:
+        """Hook after the module that returns the queries."""
+        acts = any(place.acts for place in self.places.values())
+        self._queries = None
+        if acts:
+            self._queries = self._by_head(output.clone() if self.layer.in_place else output)
+
+    def _by_head(self, q: Tensor) -> Tensor:
+        if q.ndim == 3:
+            return split_heads(q, self.heads)
+        return q if self.layer.heads_first else q.transpose(1, 2)
+
+    def _added(self, entry: Entry) -> Tensor | None:
+        place = self.places.get(entry)
+        if place is None or self._queries is None or not place.acts:
+            return None
+        return place.added(self._queries, self.layer.rows)
+
+    def _in_attention(self) -> Tensor | None:
+        found = [self._added(entry) for entry in ("attention", "all rows")]
+        found.append(self._among_rows())
+        added = [one for one in found if one is not None]
+        if "block" not in self.places:
+            self._queries = None
+        return sum(added[1:], added[0]) if added else None
+
+    def before_output(self, _: nn.Module, args: tuple[Tensor]) -> tuple[Tensor] | None:
+        """Hook before the output projection, whose input may hold more columns than attention."""
+        added = self._in_attention()
+        if added is None:
+            return None
+        more = args[0].shape[-1] - added.shape[-1]
+        return (args[0] + (nn.functional.pad(added, (0, more)) if more else added),)
+
+    def after_layer(self, _: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        """Hook after a layer without an output projection."""
+        added = self._in_attention()
+        return None if added is None else output + added
+
+    def after_block(self, _: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> Any:
+        """Hook after a block that returns (text, picture)."""
+        added = self._added("block")
+        self._queries = None
+        return None if added is None else (output[0], output[1] + added)
+
+    def register(self, module: Any, block: nn.Module) -> list[Any]:
+        """Register the hooks, which copies of the modules do not have; returns their handles."""
+        name = next(n for n in self.layer.queries if getattr(module, n, None) is not None)
+        handles = [getattr(module, name).register_forward_hook(Hook(self.hear))]
+        if self.layer.own_keys:
+            for own in ("to_q", "to_k", "to_v"):
+                hook = Hook(self.hear_own(own))
+                handles.append(getattr(module, own).register_forward_hook(hook))
+        if self.layer.output:
+            output = module.get_submodule(self.layer.output)
+            handles.append(output.register_forward_pre_hook(Hook(self.before_output)))
+        else:
+            handles.append(module.register_forward_hook(Hook(self.after_layer)))
+        if self.layer.block:
+            handles.append(block.register_forward_hook(Hook(self.after_block)))
+        return handles
