@@ -288,7 +288,8 @@ SHORT = (
     ("--help",), ("--version",), ("hosts",), ("hosts", "--json"), ("variants",), ("presets",),
     ("doctor", "--quick"), ("completion", "bash"), ("inspect", "{adapter}"),
     ("train", "--example", "tiny-base"), ("nosuchcommand",), ("hosts", "--nosuchflag"),
-    ("inspect", "missing\udc80"),
+    ("inspect", "missing\udc80"), ("inspect", "Z\xfcrich \U0001f353"),
+    ("library", "list", "--library", "Z\xfcrich \U0001f353"),
 )  # fmt: skip
 
 
@@ -572,12 +573,8 @@ LOCATIONS = {
     "turned round": "owner/repo/a\u202eb",
     "a lone surrogate": "owner/repo/a\udc80",
     "full width": "\uff4fwner/repo/x",
-    "query": "owner/repo/x?download=true",
-    "fragment": "owner/repo/x#y",
-    "percent": "owner/repo/%2e%2e/%2e%2e/x",
     "an at sign": "owner/repo@main/x",
     "5000 characters": "o" * 5000,
-    "5000 characters of a repository": f"{'o' * 2500}/{'r' * 2500}/x",
     "5000 parts": "/".join("a" * 2500),
     "a million characters": "o" * 10**6,
     "nobody's home": "~nosuchuser/x",
@@ -586,17 +583,28 @@ LOCATIONS = {
     "spaces": " / ",
     "no name": "",
 }
+"""What is no name on the Hub: nothing is asked of it, though we are online."""
+
+HUB_NAMES = {
+    "query": "owner/repo/x?download=true",
+    "fragment": "owner/repo/x#y",
+    "percent": "owner/repo/%2e%2e/%2e%2e/x",
+    "5000 characters of a repository": f"{'o' * 2500}/{'r' * 2500}/x",
+}
+"""What could be one, looked for without a connection."""
+
+_SAYS = {"\\\\": "another computer", "": "no name was given", "~n": "~nosuchuser"}
 
 
 def locate(text: Any, _: Path) -> str:
-    """As file, folder and pipeline: not found, and nothing is asked of a URL."""
+    """As file, folder and pipeline: not found, whether a download may be tried or not."""
     from huggingface_hub import constants
 
     from imageprompt.core import hub
     from imageprompt.core.errors import NotFoundError
 
     said = []
-    constants.HF_HUB_OFFLINE = hub.hub_id(text) is not None
+    constants.HF_HUB_OFFLINE = text in HUB_NAMES.values()
     for find in (hub.locate_file, hub.locate_folder, hub.locate_pipeline):
         for cached_only in (True, False):
             try:
@@ -731,7 +739,10 @@ DOORS: tuple[Door, ...] = (
     Door(
         "hub: names",
         locate,
-        tuple(Attack(name, text(location), outcome="read") for name, location in LOCATIONS.items()),
+        tuple(
+            Attack(name, text(location), _SAYS.get(location[:2], ""), "read")
+            for name, location in (LOCATIONS | HUB_NAMES).items()
+        ),
         ("imageprompt.core.hub", "diffusers", "huggingface_hub"),
     ),
 )
