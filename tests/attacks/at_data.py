@@ -53,8 +53,8 @@ def read_all(data: Any, out: Path) -> str:
     for index in range(len(records)):
         try:
             record = records.record(index)
-            record.open_with_hash()
             size, _ = record.size_and_bytes()
+            record.open_with_hash()
             if record.reference:
                 record.open_reference()
             faces = record.id_embeds().shape if record.id_embed else None

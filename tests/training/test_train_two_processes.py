@@ -230,7 +230,7 @@ def fails_in(folder: str, until: str, options: dict[str, Any], answers: Any) -> 
     ("place", "error", "message"),
     [
         ("validation", "ForeignError", "the VAE is on fire (5)"),
-        ("metrics", "IsADirectoryError", "metrics.jsonl"),
+        ("metrics", "OptionError", "metrics.jsonl"),
         ("saving", "OptionError", "checkpoint of step 2"),
     ],
 )
