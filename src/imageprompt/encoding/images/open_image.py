@@ -66,25 +66,7 @@ _SAVE_AGAIN = "Open it in an image editor and save it again."
 _PNG_EXTRA_BYTES, _PNG_CHUNKS, _PNG_COMPRESSED = 16 * 2**20, 100_000, 32
 _STRIP = 2**20  # pixels that are converted at a time
 
-# What a file in none of FORMATS most likely is, by its first bytes.
-_LOOKALIKES = (
-    (b"<svg", "SVG drawings are not supported"),
-    (b"<?xml", "is an XML document, perhaps an SVG drawing"),
-    (b"<!doctype html", "is an HTML page, perhaps a failed download"),
-    (b"<html", "is an HTML page, perhaps a failed download"),
-    (b"version https://git-lfs", "is a git-LFS pointer, not the file itself"),
-    (b"gif8", "GIF is not supported"),
-    (b"bm", "BMP is not supported"),
-    (b"ii*\0", "TIFF is not supported"),
-    (b"mm\0*", "TIFF is not supported"),
-    (b"%pdf", "PDF is not supported"),
-)
-
-# Brands in the `ftyp` box of a file (ISO/IEC 23008-12, annex B; AV1 Image File Format).
 _PNG_START = b"\x89PNG\r\n\x1a\n"
-_AVIF_BRANDS = {b"avif", b"avis"}
-_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
-
 # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, AssertionError
 # and others on damaged data.
 _DAMAGE = Exception
@@ -292,7 +274,11 @@ def _identify(stream: BinaryIO, label: str, halved_above: int | None) -> Image.I
     """Read the header only; for `halved_above` see `file_limits.check`."""
     head = stream.read(512)
     stream.seek(0)
-    formats = (*FORMATS, *_extra_formats(head, label))
+    formats: tuple[str, ...] = FORMATS
+    if head[4:8] == b"ftyp":
+        from imageprompt.encoding.images.other_formats import installed
+
+        formats = (*FORMATS, *installed(head, label))
     try:
         _check_structure(stream, head, halved_above)
     except LimitError as error:
@@ -310,9 +296,9 @@ def _identify(stream: BinaryIO, label: str, halved_above: int | None) -> Image.I
             hint=_SCALE_DOWN,
         ) from error
     except UnidentifiedImageError as error:
-        text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-        known = [reason for start, reason in _LOOKALIKES if text.startswith(start)]
-        reason = known[0] if known else "cannot be read (damaged, or not PNG/JPEG/WEBP)"
+        from imageprompt.encoding.images.other_formats import recognised
+
+        reason = recognised(head) or "cannot be read (damaged, or not PNG/JPEG/WEBP)"
         raise PictureError(label, reason=reason, hint=_USE_ONE) from error
     except _DAMAGE as error:
         raise PictureError(
@@ -325,39 +311,6 @@ def _identify(stream: BinaryIO, label: str, halved_above: int | None) -> Image.I
             stacklevel=3,
         )
     return image
-
-
-def _extra_formats(head: bytes, label: str) -> tuple[str, ...]:
-    """Pillow's name of an optional format that these first bytes announce; usually none.
-
-    Raises PictureError, naming the format, where its decoder is missing.
-    """
-    if head[4:8] != b"ftyp":
-        return ()
-    end = min(int.from_bytes(head[:4], "big"), len(head))
-    brands = {head[8:12], *(head[at : at + 4] for at in range(16, end, 4))}
-    if brands & _AVIF_BRANDS:
-        from PIL import features
-
-        if not features.check("avif"):
-            raise PictureError(
-                label,
-                reason="AVIF is not supported by this build of Pillow",
-                hint="Use PNG, JPEG or WEBP, or a Pillow wheel from PyPI.",
-            )
-        return ("AVIF",)
-    if brands & _HEIC_BRANDS:
-        try:
-            from pillow_heif import register_heif_opener
-        except ImportError:
-            raise PictureError(
-                label,
-                reason="HEIC needs pillow-heif, which is not installed",
-                hint="pip install pillow-heif, or use PNG, JPEG or WEBP.",
-            ) from None
-        register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
-        return ("HEIF",)
-    return ()
 
 
 def _check_structure(stream: BinaryIO, head: bytes, halved_above: int | None) -> None:
