@@ -22,7 +22,7 @@ import tempfile
 import traceback
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -108,12 +108,21 @@ _CHANGES = {
 class Moments:
     """Within the block, counts the calls that may change a file; calls `act` before number `at`.
 
-    `names` are those of the calls.
+    `names` are those of the calls, `changed` the numbers of those before which something in the
+    folder `watched` was not as it was before the call that precedes: for a kill, the others are the
+    same moment.
     """
 
-    def __init__(self, at: int = -1, act: Callable[[], object] = lambda: None) -> None:
-        self.at, self.act = at, act
+    def __init__(
+        self,
+        at: int = -1,
+        act: Callable[[], object] = lambda: None,
+        watched: Path | None = None,
+    ) -> None:
+        self.at, self.act, self.watched = at, act, watched
         self.names: list[str] = []
+        self.changed: list[int] = []
+        self._before: object = None
 
     def __enter__(self) -> Moments:
         sys.setprofile(self._on_call)
@@ -127,14 +136,26 @@ class Moments:
             return
         owner = getattr(function, "__self__", None)
         if isinstance(owner, io.IOBase) or function.__module__ in ("posix", "_io", "io", "fcntl"):
+            if self.watched is not None and (now := _state(self.watched)) != self._before:
+                self._before = now
+                self.changed.append(len(self.names))
             self.names.append(function.__name__)
             if len(self.names) - 1 == self.at:
                 self.act()
 
 
-def spread(count: int, most: int = 50) -> list[int]:
-    """At most `most` of the moments 0 to count - 1, the first and the last among them."""
-    return sorted({round(moment) for moment in np.linspace(0, count - 1, min(count, most))})
+def _state(folder: Path) -> object:
+    """Names, sizes, times, modes and links of all that is in a folder."""
+    found = [(path, path.lstat()) for path in sorted(folder.rglob("*"))]
+    return [
+        (path, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for path, one in found
+    ]
+
+
+def spread(moments: Sequence[int], most: int = 50) -> list[int]:
+    """At most `most` of these moments, the first and the last among them."""
+    numbers = np.linspace(0, len(moments) - 1, min(len(moments), most))
+    return [moments[round(number)] for number in numbers]
 
 
 def child(call: Callable[[], object]) -> tuple[int, str]:
@@ -523,13 +544,15 @@ WRITES = (
 
 @dataclass
 class Scene:
-    """A write with its folder in version 0, the views of both versions, and the moments."""
+    """A write with its folder in version 0, the views of both versions, the calls, and the moments
+    of them before which something had changed."""
 
     write: Write
     folder: Path
     before: View = field(default_factory=dict)
     after: View = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
+    moments: list[int] = field(default_factory=list)
 
     @classmethod
     def of(cls, write: Write, place: Path, start: Path | None = None) -> Scene:
@@ -547,9 +570,10 @@ class Scene:
         scene = cls(write, folder, view(folder))
         write.save(scene.copy("warm"), 1)
         complete = scene.copy("complete")
-        with Moments() as moments:
+        with Moments(watched=complete) as moments:
             write.save(complete, 1)
         scene.after, scene.calls = view(complete), moments.names
+        scene.moments = [*moments.changed, len(moments.names) - 1]
         assert scene.after != scene.before
         assert leftovers(complete) == []
         return scene
