@@ -400,6 +400,13 @@ def _in_place() -> Iterator[Attack]:
         yield Attack(f"the folder {name[:20]!r}", checkpoint(after=odd), "from step 3", "read")
     away = checkpoint(after=lambda place: link_outside("empty")(place.parent))
     yield Attack("the folder of checkpoints is a link out", away, "leads out")
+
+    def moved(place: Path) -> None:
+        place.rename(place.parent / "elsewhere")
+        place.symlink_to("elsewhere")
+
+    whole = checkpoint(after=moved)
+    yield Attack("a checkpoint is a link to a whole one", whole, "it is a link")
     loop = checkpoint(after=lambda place: link(".")(place))
     yield Attack("a checkpoint is a link to its folder", loop, "step-3")
 
