@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -143,3 +145,13 @@ def test_load_ip_adapter_of_diffusers_on_top_and_below() -> None:
     pipe.unload_ip_adapter()
     adapter.attach(pipe)
     adapter.detach()
+
+
+def test_a_dropped_denoiser_is_freed_though_nobody_detached() -> None:
+    """What an adapter leaves at a denoiser keeps neither it nor its pipeline alive."""
+    pipe, adapter, prompt = attached("live")
+    used(adapter, pipe.unet, prompt)
+    dropped = weakref.ref(pipe.unet)
+    del pipe, adapter, prompt
+    gc.collect()
+    assert dropped() is None

@@ -30,6 +30,7 @@ RUN_BY = {
     "docs/start.md": "tests/docs/test_guides.py",
     "docs/training-data.md": "tests/docs/test_training_data_guide.py",
     "docs/training.md": "tests/docs/test_guides.py",
+    "docs/transformers.md": "tests/hosts/test_flux.py",
 }
 SHORT = ("--set", "steps=2", "--set", "warm_start_steps=10", "--set", "checkpoint_every=1")
 

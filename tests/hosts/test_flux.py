@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import imageprompt as ip
+from guides import DOCS, blocks, commands, run
 from transformers_table import CASES, DIM, HEADS, SIDE
 
 CASE = CASES["flux"]
@@ -311,3 +313,40 @@ def test_one_reference_for_each_text(pipe: Any, attached: ip.Adapter) -> None:
         attached.use(prompts),
     ):
         make(pipe)
+
+
+# ── the guide, docs/transformers.md ─────────────────────────────────────────────────────────────
+
+
+def test_the_guide_to_transformers(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its command and its snippet, on a tiny FLUX and a tiny encoder instead of the published."""
+    page = DOCS / "transformers.md"
+    encoder = ip.bundled.folder() / "image_encoder"
+    monkeypatch.setattr(sys.modules[__name__], "FEATURES", 128)
+    local = {
+        "cat.jpg": str(DOCS / "reference.png"),
+        "black-forest-labs/FLUX.1-dev": str(tmp_path / "base"),
+        "XLabs-AI/flux-ip-adapter-v2/ip_adapter.safetensors": str(
+            write(tmp_path / "a.safetensors", xlabs())
+        ),
+        "openai/clip-vit-large-patch14": str(encoder),
+    }
+    pipe.save_pretrained(tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    (command,) = commands(page, needs_downloads=True)
+    words = [local.get(word, word) for word in command]
+    assert run([*words, "--steps", "2", "--size", "16", "--output", "out"]) == 0
+    assert len(list((tmp_path / "out").glob("*.png"))) == 1
+
+    (snippet,) = blocks(page, "python", needs_downloads=True)
+    torch.save(instantx(), tmp_path / "ip-adapter.bin")
+
+    def small(text: str) -> Any:
+        return pipe(text, num_inference_steps=2, height=16, width=16, max_sequence_length=8)
+
+    known: dict[str, Any] = {"pooled": noise(2, FEATURES, seed=3), "pipe": pipe}
+    known["small"] = small
+    exec(snippet.replace('pipe("a cat', 'small("a cat'), known)
+    known["adapter"].detach()

@@ -112,7 +112,8 @@ def _encoder(spec: AdapterSpec, name: str | None) -> str:
 
 
 def _imageprompt(spec: AdapterSpec, path: Path, encoder: str | None, found: Identification) -> str:
-    if "cross" not in site_kinds(VARIANTS[spec.variant]):  # made for one transformer
+    made_for_transformers = "cross" not in site_kinds(VARIANTS[spec.variant])
+    if made_for_transformers and str(spec.feature) != "image_embeds":  # SigLIP's
         return f"adapter = imageprompt.Adapter.load({_python(path)}).attach(pipe)"
     if str(spec.feature) not in _ENCODED:
         variants = found.variants
