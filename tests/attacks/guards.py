@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .children import load, own_stdout, serve
-from .harness import doors_of, run_alone, table_modules
+from .harness import run_alone, table
 
 WALL = 3.0
 """Seconds after which a row hangs here: many do."""
@@ -447,7 +447,7 @@ def main() -> None:
     parser.add_argument("words", nargs="?", default="")
     options = parser.parse_args()
     results = own_stdout()
-    doors = [door for module in table_modules() for door in doors_of(module)]
+    doors = table()
     for guard in GUARDS:
         if options.words not in guard.kind:
             continue

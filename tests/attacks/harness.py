@@ -63,15 +63,9 @@ class Result:
 
 def table(modules: str = "at_*") -> list[Door]:
     """The doors of the modules beside this one whose names match."""
-    return [door for name in table_modules(modules) for door in doors_of(name)]
-
-
-def table_modules(modules: str = "at_*") -> list[str]:
-    return sorted(path.stem for path in HERE.glob(f"{modules}.py"))
-
-
-def doors_of(module: str) -> Sequence[Door]:
-    doors: Sequence[Door] = importlib.import_module(f"{__package__}.{module}").DOORS
+    doors: list[Door] = []
+    for path in sorted(HERE.glob(f"{modules}.py")):
+        doors += importlib.import_module(f"{__package__}.{path.stem}").DOORS
     return doors
 
 
@@ -83,29 +77,28 @@ def run(
     together: int = TOGETHER,
     wall: float = limits.WALL_SECONDS,
 ) -> Iterator[Result]:
-    """Run the rows whose door and attack have these words in their names, in server processes.
+    """Run the rows whose door and attack have these words in their names, in a server process.
 
     `together` rows of a door share a child; a row that waits longer than `wall` seconds hangs.
     """
-    for module in table_modules(modules):
-        for line in serve("attacks.harness", module, door, attack, str(together), str(wall)):
-            yield Result(**json.loads(line))
+    for line in serve("attacks.harness", modules, door, attack, str(together), str(wall)):
+        yield Result(**json.loads(line))
 
 
-# ── the server of a module ──────────────────────────────────────────────────────────────────────
+# ── the server ──────────────────────────────────────────────────────────────────────────────────
 
 
 def main() -> None:
     """Run rows and print a line of JSON for each result."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("module")
+    parser.add_argument("modules")
     parser.add_argument("door")
     parser.add_argument("attack")
     parser.add_argument("together", type=int)
     parser.add_argument("wall", type=float)
     options = parser.parse_args()
     results = own_stdout()
-    for door in doors_of(options.module):
+    for door in table(options.modules):
         attacks = [one for one in door.attacks if options.attack in one.name]
         if options.door in door.name and attacks:
             load(list(door.imports))

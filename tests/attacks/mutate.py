@@ -35,7 +35,7 @@ from .harness import named
 from .legitimate import FORMATS, Files, Format, files_in, write_files
 from .watch import Watch, plant
 
-BATCH = 60
+BATCH = 200
 MAX_MUTANT = 2**21
 """Bytes; what is larger is cut."""
 
