@@ -211,6 +211,10 @@ _SIZES = [
     Attack("2000 steps", _recipe(steps=2000), "steps"),
 ]
 _TOLD = [
+    *(
+        Attack(f"the version {version!r}", _recipe(versions={"torch": version}), "versions")
+        for version in ("\x1b[2J", "2.10\n2.11", "2.10\u202e", "\x9b")
+    ),
     Attack(
         "a batch of 64 for one picture of 8192x1952",
         _recipe(references=[], batch_size=64, width=8192, height=1952),

@@ -253,6 +253,8 @@ def _versions(value: Any) -> None:
     for name, version in value.items():
         Text(80)(name)
         Text(80)(version)
+        if not version.isprintable():
+            raise ValueError("not a version number")
 
 
 PROMPT = Text(20_000)
