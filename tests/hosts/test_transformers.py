@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -216,3 +217,17 @@ def test_the_null_tokens_act_on_the_negative_side(rig: Rig) -> None:
     positive = order.index("positive")
     assert torch.allclose(both[positive], alone[positive], atol=1e-6)
     assert (both[1 - positive] - alone[1 - positive]).abs().max() > 1e-4
+
+
+def test_saved_and_loaded(rig: Rig, tmp_path: Path) -> None:
+    """The file says what it is, and acts as before on another copy of the base."""
+    rig.adapter.save(tmp_path / "adapter.safetensors")
+    report = ip.inspect(tmp_path / "adapter.safetensors")
+    assert not report.problems
+    assert report.variant == "base"
+    prompt = rig.prompt(1)
+    before = rig.run(prompt)
+    rig.adapter.detach()
+    rig.adapter = ip.Adapter.load(tmp_path / "adapter.safetensors").attach(rig.model)
+    assert rig.adapter.spec.host == rig.case.host
+    assert torch.equal(rig.run(prompt), before)

@@ -6,15 +6,32 @@ whose name starts with `_` are parts of hosts.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import cast
 
 from imageprompt.core.errors import AttachError
 from imageprompt.core.registry import Registry
+from imageprompt.core.spec import HostSpec
 from imageprompt.hosts.contract import AttachableHost, Host
 
-__all__ = ["HOSTS", "AttachableHost", "Host", "denoiser_of", "host_of"]
+__all__ = ["HOSTS", "AttachableHost", "Host", "denoiser_of", "families", "host_of"]
 
 HOSTS: Registry[Host] = Registry(__name__, "HOST")
+
+
+_WITH_PUBLISHED_ADAPTERS = ("unet", "flux", "sd3")
+
+
+def families(stated: str = "") -> Iterator[HostSpec]:
+    """The published bases that published adapters exist for, and that of the host `stated`.
+
+    Files for other bases are our own, and their metadata states the host. Each host is loaded when
+    its turn comes: a search that ends early loads no other.
+    """
+    for name in dict.fromkeys((*_WITH_PUBLISHED_ADAPTERS, stated)):
+        host = HOSTS.get(name)
+        if host is not None:
+            yield from host.families()
 
 
 _ATTRIBUTES = ("unet", "transformer")

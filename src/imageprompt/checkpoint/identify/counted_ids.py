@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from imageprompt.checkpoint.formats.contract import T
 from imageprompt.checkpoint.report import Problem, base_name
 from imageprompt.core.spec import HostSpec, Shapes, Site
-from imageprompt.hosts import HOSTS
+from imageprompt.hosts import families
 
 _SUFFIXES = ("to_k_ip.weight", "to_v_ip.weight")
 OWN_ORDER = "the order of diffusers' attn_processors"
@@ -72,7 +72,7 @@ def counted_ids(sites: Shapes, base: HostSpec | None) -> CountedIds | None:
     count = len(numbers)
     if count < 2 or numbers not in ([*range(count)], [*range(0, 2 * count, 2)]):
         return None
-    bases = [base] if base else [spec for host in HOSTS for spec in host.families()]
+    bases = [base] if base else list(families())
     bases = [one for one in bases if len(one.sites) == count and _same_shapes(one, sites)]
     if not bases or any(sorted(int(s.file_id) for s in one.sites) == numbers for one in bases):
         return None

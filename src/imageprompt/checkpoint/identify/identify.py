@@ -23,7 +23,7 @@ from imageprompt.checkpoint.read.stored_tensor import StoredTensor, TensorSource
 from imageprompt.checkpoint.report import Problem
 from imageprompt.core.errors import AdapterFileError, OptionError
 from imageprompt.core.spec import OWN_BASE, AdapterSpec, HostSpec, Shape, Shapes
-from imageprompt.hosts import HOSTS
+from imageprompt.hosts import families
 from imageprompt.variants import VARIANTS, more_general, twins
 
 if TYPE_CHECKING:
@@ -113,7 +113,11 @@ def _identify(source: TensorSource, base: HostSpec | None, renumber: bool) -> Id
     shapes = Parts(_shapes(parts.projector), _shapes(parts.sites))
     own = source.metadata.get("host") == OWN_BASE
     tied = best_matches(
-        shapes, numbered.host, published=not own, stated=source.metadata.get("variant", "")
+        shapes,
+        numbered.host,
+        published=not own,
+        stated=source.metadata.get("variant", ""),
+        host=source.metadata.get("host", ""),
     )
     tied = _of_one_host(tied, source.metadata)
     best = tied[0] if tied else None
@@ -242,8 +246,7 @@ def architectures(variants: Iterable[str]) -> list[str]:
 
 def likely_families(shapes: Shapes) -> list[str]:
     """Names of the published bases with K' and V' of these shapes."""
-    families = (spec for host in HOSTS for spec in host.families())
-    return [spec.family for spec in families if spec.shapes() == dict(shapes)]
+    return [spec.family for spec in families() if spec.shapes() == dict(shapes)]
 
 
 def _shapes(tensors: Mapping[str, StoredTensor]) -> dict[str, Shape]:

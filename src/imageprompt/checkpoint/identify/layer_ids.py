@@ -10,7 +10,7 @@ from imageprompt.checkpoint.formats import ParsedNames
 from imageprompt.checkpoint.formats.contract import T
 from imageprompt.checkpoint.read.stored_tensor import StoredTensor
 from imageprompt.core.spec import HostSpec, Shape
-from imageprompt.hosts import HOSTS
+from imageprompt.hosts import HOSTS, families
 
 _SUFFIX_LENGTHS = (2, 3)  # to_k_ip.weight, to_q_lora.down.weight
 
@@ -92,7 +92,7 @@ def _family(named: Mapping[str, Shape]) -> HostSpec | None:
 
     A smaller base may share names with a larger one, in other places.
     """
-    for host in (host for one in HOSTS for host in one.families()):
+    for host in families():
         template, ids = host.shapes(), _ids(host)
         found = {_canonical(name, ids): shape for name, shape in named.items()}
         sites = {name: shape for name, shape in found.items() if name is None or "_ip." in name}

@@ -21,7 +21,7 @@ from imageprompt.core.spec import (
     Site,
     SiteKind,
 )
-from imageprompt.hosts import HOSTS
+from imageprompt.hosts import families
 from imageprompt.variants import (
     VARIANTS,
     Variant,
@@ -70,20 +70,26 @@ class Match:
 
 
 def best_matches(
-    shapes: Parts[Shape], base: HostSpec | None, *, published: bool = True, stated: str = ""
+    shapes: Parts[Shape],
+    base: HostSpec | None,
+    *,
+    published: bool = True,
+    stated: str = "",
+    host: str = "",
 ) -> list[Match]:
     """The matches with the smallest misfit; several where shapes cannot tell.
 
     With `base`, no other host is tried; `published=False` excludes the published bases. `stated` is
     the variant that the metadata names: if every tensor fits it, no other variant is tried, since
-    metadata decides between variants that fit equally well.
+    metadata decides between variants that fit equally well. `host` is the host that it names.
     """
     variant = VARIANTS.get(stated)
     if variant is not None:
-        exact = _best(shapes, base, _candidates(shapes.projector, [variant]), published)
+        exact = _best(shapes, base, _candidates(shapes.projector, [variant]), published, host)
         if exact and exact[0].misfit == 0:
             return exact
-    return _best(shapes, base, _candidates(shapes.projector, VARIANTS) or [None], published)
+    candidates = _candidates(shapes.projector, VARIANTS) or [None]
+    return _best(shapes, base, candidates, published, host)
 
 
 def _best(
@@ -91,15 +97,14 @@ def _best(
     base: HostSpec | None,
     candidates: Sequence[Candidate | None],
     published: bool,
+    host: str,
 ) -> list[Match]:
     if not candidates:
         return []
     if base is not None:
         tried = _try(shapes, candidates, [base]) or [_match(shapes, candidates[0], base)]
     else:
-        hosts = _families(shapes.sites, candidates) if published else []
-        tried = _try(shapes, candidates, hosts)
-        tried = [m for m in tried if plausible(m.template.sites, shapes.sites)]
+        tried = _on_published_bases(shapes, candidates, host) if published else []
     if not tried:
         for candidate in candidates:
             kinds = site_kinds(candidate[0]) if candidate else ("cross",)
@@ -166,13 +171,17 @@ def _match(shapes: Parts[Shape], candidate: Candidate | None, host: HostSpec) ->
     return Match(variant, projector, host, template, misfit)
 
 
-def _families(sites: Shapes, candidates: Iterable[Candidate | None]) -> list[HostSpec]:
-    """The published bases whose text is as wide as the projector's tokens, or as K' reads."""
+def _on_published_bases(
+    shapes: Parts[Shape], candidates: Sequence[Candidate | None], stated: str
+) -> list[Match]:
+    """Plausible matches on the published bases whose text is as wide as the projector's tokens, or
+    as K' reads."""
+    sites = shapes.sites
     widths = {shape[-1] for name, shape in sites.items() if shape and name.endswith((KEY, VALUE))}
     widths |= {candidate[1].cross_attention_dim for candidate in candidates if candidate}
-    return [
-        spec for host in HOSTS for spec in host.families() if spec.cross_attention_dim in widths
-    ]
+    hosts = [one for one in families(stated) if one.cross_attention_dim in widths]
+    tried = _try(shapes, candidates, hosts)
+    return [match for match in tried if plausible(match.template.sites, sites)]
 
 
 # ── a base that is not published ─────────────────────────────────────────────────────────────────

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from imageprompt.core.spec import Feature, HostSpec, ProjectorOptions, ProjectorSpec
-from imageprompt.hosts import HOSTS
+from imageprompt.hosts import families
 from imageprompt.variants import VARIANTS, Variant, twins
 from imageprompt.variants.tensor_shapes import FACE_DIM
 
@@ -51,8 +51,7 @@ class PublishedAdapter:
 
     @property
     def host_spec(self) -> HostSpec:
-        families = (spec for host in HOSTS for spec in host.families())
-        return next(spec for spec in families if spec.family == self.host)
+        return next(spec for spec in families() if spec.family == self.host)
 
     @property
     def projector(self) -> ProjectorSpec:
