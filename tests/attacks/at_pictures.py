@@ -90,6 +90,11 @@ def _notes(count: int, size: int, marker: int = 0xE1, start: bytes = b"") -> byt
     return jpeg(*[segment(marker, start + bytes(size))] * count)
 
 
+def _short(length: int, start: bytes, marker: int) -> bytes:
+    """A segment that begins with more than the length it states."""
+    return jpeg(struct.pack(">BBH", 0xFF, marker, length) + start)
+
+
 def _exif_jpeg(*arguments: Any, start: bytes = b"Exif\0\0", marker: int = 0xE1) -> bytes:
     return jpeg(segment(marker, start + exif(*arguments)))
 
@@ -139,6 +144,11 @@ _HIDING = {
     "empty tables": segment(0xDB),
 }
 _JPEG = [
+    *(
+        _read(f"{kind} in a segment of {length} bytes", _short, length, start, marker)
+        for length in range(2, 9)
+        for kind, start, marker in (("EXIF", b"Exif\0\0", 0xE1), ("MPF", b"MPF\0", 0xE2))
+    ),
     *(
         _data(f"{count} scans of {side} px", with_scans, count, side, says="scans of")
         for count, side in ((101, 64), (2000, 512), (20_000, 64), (20_000, 1024))

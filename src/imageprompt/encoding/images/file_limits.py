@@ -87,13 +87,14 @@ def _check_jpeg(stream: BinaryIO, halved_above: int | None) -> None:
             found.add_frame(marker, stream.read(length))
         elif marker in _NOTES:
             found.add_note(length)
-            start = stream.read(6)
+            start = stream.read(min(length, 6))
+            rest = length - len(start)
             if start == b"Exif\0\0":
-                exif += stream.read(length - 6)
+                exif += stream.read(rest)
                 if len(exif) > MAX_EXIF_BYTES:  # Pillow joins the segments one by one
                     raise LimitError(f"it has more than {MAX_EXIF_BYTES} bytes of EXIF data")
             elif start.startswith(b"MPF\0"):
-                check_exif(start[4:] + stream.read(length - 6))
+                check_exif(start[4:] + stream.read(rest))
     check_exif(bytes(exif))
     found.check_memory(halved_above or 0)
 
