@@ -21,7 +21,7 @@ from imageprompt.core.spec import (
     Site,
     SiteKind,
 )
-from imageprompt.hosts import families
+from imageprompt.hosts import HOSTS, families
 from imageprompt.variants import (
     VARIANTS,
     Variant,
@@ -108,7 +108,7 @@ def _best(
     if not tried:
         for candidate in candidates:
             kinds = site_kinds(candidate[0]) if candidate else ("cross",)
-            inferred = _infer_host(shapes.sites, kinds)
+            inferred = _infer_host(shapes.sites, kinds, host)
             tried += _try(shapes, [candidate], [inferred] if inferred else [])
     least = min((match.misfit for match in tried), default=0)
     return [match for match in tried if match.misfit == least]
@@ -187,15 +187,20 @@ def _on_published_bases(
 # ── a base that is not published ─────────────────────────────────────────────────────────────────
 
 
-def _infer_host(sites: Shapes, kinds: Sequence[SiteKind]) -> HostSpec | None:
-    """The sites that have a K' or V', for a variant with these kinds of sites; None without any."""
+def _infer_host(sites: Shapes, kinds: Sequence[SiteKind], stated: str) -> HostSpec | None:
+    """The sites that have a K' or V', for a variant with these kinds of sites; None without any.
+
+    `stated` is the host that the metadata names, if any.
+    """
     keys: dict[str, Shape] = {}
     for suffix in (VALUE, KEY):
         keys |= {n.removesuffix(suffix): shape for n, shape in sites.items() if n.endswith(suffix)}
     keys = {i: shape for i, shape in keys.items() if i.isdecimal() and len(shape) == 2}
     if not keys:
         return None
-    kind = _kind(keys, kinds)
+    host = None if stated == OWN_BASE else HOSTS.get(stated)
+    kind = _kind(keys, kinds) if host is None else host.published()[0].sites[0].kind
+    family = _family(kind) if host is None else host.name
     cross_attention_dim = Counter(shape[1] for shape in keys.values()).most_common(1)[0][0]
     inferred = tuple(
         Site(
@@ -209,7 +214,7 @@ def _infer_host(sites: Shapes, kinds: Sequence[SiteKind]) -> HostSpec | None:
         )
         for i in sorted(keys, key=int)
     )
-    return HostSpec(family=_family(kind), sites=inferred, layers=tuple(_layers(sites, keys)))
+    return HostSpec(family=family, sites=inferred, layers=tuple(_layers(sites, keys)))
 
 
 def _kind(ids: Iterable[str], kinds: Sequence[SiteKind]) -> SiteKind:
