@@ -292,6 +292,90 @@ def _errors() -> list[str]:
     return sorted(found, key=lambda name: (name != "ImagePromptError", name))
 
 
+# ── limits ──────────────────────────────────────────────────────────────────────────────────────
+
+LIMITS: dict[str, dict[str, tuple[str, str]]] = {
+    "adapter file": {
+        "header, index or other JSON": ("checkpoint.read.raw:MAX_JSON", "bytes"),
+        "pickle": ("checkpoint.read.pickle.machine:MAX_PICKLE", "bytes"),
+        "entries and steps of all files of a path": ("checkpoint.read.raw:MAX_ITEMS", ""),
+        "data unpacked, beyond 8 times the file": ("checkpoint.read.raw:UNPACKED", "bytes"),
+        "values of a torch file": ("checkpoint.read.pickle.torch_tensors:MAX_VALUES", ""),
+        "dimensions of a tensor": ("checkpoint.read.stored_tensor:MAX_DIMENSIONS", ""),
+        "name of a tensor": ("checkpoint.read.stored_tensor:MAX_NAME", "characters"),
+    },
+    "config of a base": {
+        "file": ("checkpoint.identify.base_config:MAX_CONFIG", "bytes"),
+        "layers": ("checkpoint.identify.base_config:MAX_LAYERS", ""),
+    },
+    "face embeddings": {"faces of a file": ("encoding.face_embeddings:MAX_FACES", "")},
+    "image prompt": {"file": ("encoding.image_prompt:MAX_BYTES", "bytes")},
+    "style": {
+        "file": ("library.style_file:MAX_BYTES", "bytes"),
+        "description": ("library.style_file:MAX_DESCRIPTION", "bytes"),
+        "thumbnail": ("library.style_file:MAX_THUMBNAIL", "bytes"),
+        "name": ("library.paths:MAX_NAME", "characters"),
+        "styles of a library": ("library.paths:MAX_STYLES", ""),
+    },
+    "recipe": {
+        "text": ("loading.recipe.reading:MAX_JSON_BYTES", "bytes"),
+        "tokens of a reference": ("loading.recipe.png:MAX_TOKEN_BYTES", "bytes"),
+        "references": ("loading.recipe.limits:MAX_REFERENCES", ""),
+        "pixels of a picture": ("loading.recipe.limits:MAX_PIXELS", ""),
+        "pixels of a batch": ("loading.recipe.limits:MAX_BATCH_PIXELS", ""),
+        "file that it names": ("loading.assets:MAX_ASSET_BYTES", "bytes"),
+    },
+    "picture": {
+        "file": ("encoding.images.open_image:MAX_FILE_BYTES", "bytes"),
+        "pixels of a JPEG": ("encoding.images.open_image:MAX_PIXELS", ""),
+        "pixels of a PNG": ("encoding.images.open_image:MAX_PIXELS_OF.PNG", ""),
+        "pixels of a WebP or AVIF": ("encoding.images.open_image:MAX_PIXELS_OF.WEBP", ""),
+        "memory to decode it": ("encoding.images.file_limits:MAX_DECODED_BYTES", "bytes"),
+        "scans of a JPEG": ("encoding.images.file_limits:MAX_SCANS", ""),
+        "EXIF": ("encoding.images.file_limits:MAX_EXIF_BYTES", "bytes"),
+    },
+    "config of a training": {
+        "file": ("training.config.yaml_file:MAX_BYTES", "bytes"),
+        "values, aliases counted in full": ("training.config.yaml_file:MAX_NODES", ""),
+        "depth": ("training.config.yaml_file:MAX_DEPTH", ""),
+    },
+    "training data": {
+        "entry of a list": ("training.data.sources._index:MAX_ENTRY", "bytes"),
+        "caption": ("training.data.sources.contract:MAX_CAPTION", "characters"),
+        "shards": ("training.data.sources._remote:MAX_SHARDS", ""),
+        "name in a shard": ("training.data.sources._tar:MAX_NAME", "bytes"),
+    },
+}
+"""Kind of file -> what is limited -> the constant, and its unit."""
+
+
+def limits_table() -> str:
+    """One row per limit of what strangers send."""
+    rows = ["| file | what | at most |", "|---|---|---|"]
+    for kind, found in LIMITS.items():
+        for number, (what, (constant, unit)) in enumerate(found.items()):
+            value = _amount(_constant(constant), unit)
+            rows.append(f"| {'' if number else kind} | {what} | {value} |")
+    return "\n".join(rows)
+
+
+def _constant(place: str) -> int:
+    module, _, names = place.partition(":")
+    value: Any = importlib.import_module(f"imageprompt.{module}")
+    for name in names.split("."):
+        value = value[name] if isinstance(value, dict) else getattr(value, name)
+    return int(value)
+
+
+def _amount(value: int, unit: str) -> str:
+    for size, name in ((2**20, "MiB"), (2**10, "KiB")):
+        if unit == "bytes" and value % size == 0:
+            return f"{value // size} {name}"
+    if not unit and value >= 10**6:
+        return f"{value / 10**6:.3g} million"
+    return f"{value:,} {unit}".rstrip()
+
+
 # ── marks ───────────────────────────────────────────────────────────────────────────────────────
 
 PARTS: dict[str, Callable[[], str]] = {
@@ -302,6 +386,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "floors": floors,
     "commands": command_reference,
     "python": python_reference,
+    "limits": limits_table,
 }
 
 COMMITTED = ("README.md", "docs/training.md")  # read without a build, so their parts are committed

@@ -113,15 +113,6 @@ def raised(error: BaseException) -> str:
     raise error
 
 
-def any_hub_id(location: Any) -> Any:
-    """Whatever the text is, two parts name a repository."""
-    from imageprompt.core.hub import HubId
-
-    owner, _, rest = str(location).partition("/")
-    name, _, path = rest.partition("/")
-    return HubId(repo=f"{owner}/{name}", path=path)
-
-
 class Everything(int):
     """Equals whatever it is compared with."""
 
@@ -429,11 +420,6 @@ GUARDS = (
         "one line for every exception",
         replaced("cli.failures", "explain", raised),
         "command: exceptions",
-    ),
-    Guard(
-        "the folder of the Hub's cache",
-        replaced("core.hub", "hub_id", any_hub_id),
-        "hub: names",
     ),
 )  # fmt: skip
 
