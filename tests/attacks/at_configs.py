@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.attacks.attack import Attack, Door, command, content
+from .attack import Attack, Door, command, content
 
 NEEDED = "data: pictures\noutput: out\n"
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.attacks import forged
-from tests.attacks.attack import Attack, Door, content, outside
-from tests.attacks.picture_files import encoded, flat_jpeg, header, png, with_scans
-from tests.attacks.tensor_files import Tensors, write, write_raw
+from . import forged
+from .attack import Attack, Door, content, outside
+from .picture_files import encoded, flat_jpeg, header, png, with_scans
+from .tensor_files import Tensors, write, write_raw
 
 _TOKENS: Tensors = {"tokens": ("F32", (1, 4, 8))}
 _ABOUT: dict[str, Any] = {
@@ -30,9 +30,9 @@ _ABOUT: dict[str, Any] = {
 
 def _hash(tensors: Tensors) -> str:
     """Of tokens whose values are 0."""
-    from tests.attacks.tensor_files import SIZES
-
     from imageprompt.library.style_file import StoredBytes, token_hash
+
+    from .tensor_files import SIZES
 
     named = {key: tensors[key] for key in ("tokens", "null_tokens") if key in tensors}
     return token_hash(

@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tests.attacks.attack import Attack, Door, content
-from tests.attacks.picture_files import (
+
+from hostile_pictures import HEIC
+
+from .attack import Attack, Door, content
+from .picture_files import (
     PNG_START,
     avif_of_size,
     chunk,
@@ -36,7 +39,6 @@ from tests.attacks.picture_files import (
     webp_frames,
     with_scans,
 )
-from tests.support.hostile_pictures import HEIC
 
 _IMPORTS = (
     *("imageprompt.encoding.masks", "imageprompt.encoding.images.file_limits"),

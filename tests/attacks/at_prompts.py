@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.attacks import forged
-from tests.attacks.attack import Attack, Door, content
-from tests.attacks.picture_files import png
-from tests.attacks.tensor_files import Tensors, write, write_raw
+from . import forged
+from .attack import Attack, Door, content
+from .picture_files import png
+from .tensor_files import Tensors, write, write_raw
 
 _KIND = {"kind": "image-prompt"}
 _TOKENS = ("F32", (1, 4, 8))

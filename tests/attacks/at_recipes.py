@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.attacks import forged
-from tests.attacks.attack import Attack, Door, content
-from tests.attacks.picture_files import PNG_START, chunk, header, png
+from . import forged
+from .attack import Attack, Door, content
+from .picture_files import PNG_START, chunk, header, png
 
 _KEY = b"imageprompt"
 _FILE = {"name": "a.png", "hash": "0" * 64, "spec": {}}

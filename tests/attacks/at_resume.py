@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.attacks.attack import Attack, Door, outside
+from .attack import Attack, Door, outside
 
 Make = Callable[[Path], Any]
 Change = Callable[[Path], object]
