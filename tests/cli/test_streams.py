@@ -100,7 +100,9 @@ def test_names_that_the_encoding_lacks(environment: dict[str, str], tmp_path: Pa
 def test_interrupted_at_any_moment(seconds: float) -> None:
     """While modules are imported, too."""
     code = (
-        "import sys; from imageprompt import cli; run = cli._run\n"
+        "import signal, sys; from imageprompt import cli; run = cli._run\n"
+        # a shell starts what is in the background with SIGINT ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "cli._run = lambda arguments: print(flush=True) or run(arguments)\n"
         "sys.exit(cli.main(['doctor', '--quick']))"
     )

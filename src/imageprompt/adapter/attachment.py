@@ -18,9 +18,13 @@ from imageprompt.core.spec import HostSpec
 from imageprompt.hosts import AttachableHost, denoiser_of, host_of
 
 
-@dataclass
+@dataclass(eq=False)
 class _Installation:
-    """What all adapters on one denoiser share, and what undoes it when the last one leaves."""
+    """What all adapters on one denoiser share, and what undoes it when the last one leaves.
+
+    Only the hooks of the denoiser keep it alive, by way of the state. A table that did would keep
+    the denoiser alive too, for ever, if it is dropped without `detach()`.
+    """
 
     state: AttentionState
     undo: Any
@@ -28,7 +32,15 @@ class _Installation:
     adapters: int = 0
 
 
-_installations: weakref.WeakKeyDictionary[nn.Module, _Installation] = weakref.WeakKeyDictionary()
+_installations: weakref.WeakKeyDictionary[nn.Module, weakref.ref[_Installation]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _installed(denoiser: nn.Module) -> _Installation:
+    installation = _installations[denoiser]()
+    assert installation is not None, "the hooks of an attached denoiser were removed"
+    return installation
 
 
 @dataclass(frozen=True)
@@ -96,15 +108,16 @@ class AttachedDenoiser:
                     eager_hook(state.after_forward), always_call=True
                 ),
             )
-            _installations[self.denoiser] = _Installation(state, undo, hooks)
+            state.installation = _Installation(state, undo, hooks)
+            _installations[self.denoiser] = weakref.ref(state.installation)
         self.check()
-        installation = _installations[self.denoiser]
+        installation = _installed(self.denoiser)
         installation.adapters += 1
         return installation.state
 
     def uninstall(self) -> None:
         """The inverse of `install`; the last adapter to leave restores the denoiser."""
-        installation = _installations[self.denoiser]
+        installation = _installed(self.denoiser)
         installation.adapters -= 1
         if installation.adapters == 0:
             for hook in installation.hooks:
@@ -114,11 +127,11 @@ class AttachedDenoiser:
 
     def intact(self) -> bool:
         """Are the attention processors still those of `install`?"""
-        return self.host.intact(_installations[self.denoiser].undo)
+        return self.host.intact(_installed(self.denoiser).undo)
 
     def check(self) -> None:
         """Raises AttachError if the attention processors were replaced since `install`."""
-        _check_intact(self.host, _installations[self.denoiser].undo)
+        _check_intact(self.host, _installed(self.denoiser).undo)
 
 
 def _has_hooks(denoiser: nn.Module) -> bool:

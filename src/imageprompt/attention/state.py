@@ -56,6 +56,8 @@ class AttentionState:
         """How the host reads a call."""
         self.positions = self.references = 0
         """Positions of the picture at level 0, and `Call.references`, of the call that runs."""
+        self.installation: Any = None
+        """What undoes the attachment: it lives as long as the hooks that hold this state."""
         self.parts: list[nn.Module] = []
         """The modules between the denoiser and its sites: each may be compiled alone.
 
