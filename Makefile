@@ -5,16 +5,18 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
+ATTACK_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_FLAGS)
 SITE := docs/_build/html
 
-.PHONY: help demo test check docs format bundled-stack clean
+.PHONY: help demo test attacks check docs format bundled-stack clean
 
 help:
 	@echo "make demo           generate with held-out references on the bundled stack: one contact sheet"
 	@echo "make test           run all tests, one process per core"
+	@echo "make attacks        all attacks of strangers, then a minute of random mutations"
 	@echo "make check          format, lint, strict types, import contract, docs"
 	@echo "make docs           build the documentation in $(SITE); warnings are errors"
 	@echo "make format         format the code and apply the automatic fixes"
@@ -43,6 +45,9 @@ demo: $(VENV)/.installed
 test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.tools
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+attacks: $(VENV)/.tools
+	$(BIN)/python -m tests.attacks $(ATTACK_FLAGS)
 
 check: $(VENV)/.tools
 	$(BIN)/ruff format --check .

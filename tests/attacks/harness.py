@@ -76,13 +76,22 @@ def run(
     *,
     together: int = TOGETHER,
     wall: float = limits.WALL_SECONDS,
+    most: int = 10**9,
 ) -> Iterator[Result]:
     """Run the rows whose door and attack have these words in their names, in a server process.
 
-    `together` rows of a door share a child; a row that waits longer than `wall` seconds hangs.
+    `together` rows of a door share a child; a row that waits longer than `wall` seconds hangs. Of
+    each door `most` rows are run, spread over all of them.
     """
-    for line in serve("attacks.harness", modules, door, attack, str(together), str(wall)):
+    numbers = (str(together), str(wall), str(most))
+    for line in serve("attacks.harness", modules, door, attack, *numbers):
         yield Result(**json.loads(line))
+
+
+def spread(attacks: Sequence[Attack], most: int) -> list[Attack]:
+    """At most so many of the rows of a door, from all parts of the list."""
+    count = min(most, len(attacks))
+    return [attacks[i * len(attacks) // count] for i in range(count)]
 
 
 # ── the server ──────────────────────────────────────────────────────────────────────────────────
@@ -96,10 +105,12 @@ def main() -> None:
     parser.add_argument("attack")
     parser.add_argument("together", type=int)
     parser.add_argument("wall", type=float)
+    parser.add_argument("most", type=int)
     options = parser.parse_args()
     results = own_stdout()
     for door in table(options.modules):
         attacks = [one for one in door.attacks if options.attack in one.name]
+        attacks = spread(attacks, options.most)
         if options.door in door.name and attacks:
             load(list(door.imports))
             for result in run_rows(door, attacks, options.together, options.wall):

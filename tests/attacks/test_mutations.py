@@ -7,7 +7,7 @@ import pytest
 from attacks import mutate
 from attacks.legitimate import FORMATS
 
-EACH = 60
+EACH = 20
 
 
 @pytest.mark.slow
