@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from imageprompt.evaluation.image_quality.picture import check
     from imageprompt.evaluation.probing import probe
     from imageprompt.generation import GenerationResult, generate, repeat
-    from imageprompt.generation.engine import Engine, release
+    from imageprompt.generation.engine import Engine
     from imageprompt.generation.reference import Reference
     from imageprompt.generation.request import Request
     from imageprompt.generation.run import Progress
     from imageprompt.library import Library
+    from imageprompt.loading.models import release
     from imageprompt.loading.recipe import Recipe
     from imageprompt.training.config.config import TrainingConfig
     from imageprompt.training.train import TrainResult, train
@@ -61,7 +62,7 @@ _HOME = {
     "open_picture": "imageprompt.encoding.images.open_image",
     "probe": "imageprompt.evaluation.probing",
     "read_embeddings": "imageprompt.encoding.face_embeddings",
-    "release": "imageprompt.generation.engine",
+    "release": "imageprompt.loading.models",
     "repeat": "imageprompt.generation",
     "sliders": "imageprompt.control",
     "tiled": "imageprompt.encoding.images.framing",

@@ -19,8 +19,8 @@ from PIL import Image
 import imageprompt as ip
 from imageprompt import loading
 from imageprompt.core import bundled, errors
-from imageprompt.generation import engine as engine_module
-from imageprompt.generation.models import Kept, Turn
+from imageprompt.loading import models as kept_models
+from imageprompt.loading.models import Kept, Turn
 from tiny_stack import SIDE, make_pipeline
 
 QUICK: dict[str, Any] = {"steps": 2, "progress": False}
@@ -66,7 +66,7 @@ def count(monkeypatch: pytest.MonkeyPatch, name: str) -> list[object]:
 def test_base_and_adapter_are_loaded_once(
     tiny_bundled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bases, adapters = count(monkeypatch, "load_base"), count(monkeypatch, "load_adapter")
+    bases, adapters = count(monkeypatch, "load_base"), count(monkeypatch, "load_adapter_file")
     first = ip.generate("a star", picture(1), **QUICK)
     second = ip.generate("a star", picture(1), **QUICK)
     assert bits(first) == bits(second)
@@ -90,7 +90,7 @@ def test_release_of_one_base_and_the_bound(
     for base in (None, other):
         ip.generate("a star", scale=0, base=base, **QUICK)
     assert len(bases) == 3
-    assert len(engine_module._kept) <= engine_module.LIMIT
+    assert len(kept_models._kept) <= kept_models.LIMIT
 
 
 def test_a_reference_is_encoded_once(tiny_bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +136,44 @@ def test_a_change_on_disk_is_noticed(tiny_bundled: Path, tmp_path: Path, part: s
     assert bits(after) == bits(expected)
     assert after.recipe == expected.recipe
     assert after.recipe != before.recipe
+
+
+def test_an_adapter_larger_than_any_picture_file(
+    tiny_bundled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit of pictures and face embeddings is not that of adapters."""
+    from imageprompt.loading import assets
+
+    monkeypatch.setattr(assets.file_hash, "__defaults__", (1000,))
+    with pytest.raises(OSError, match="more than"):
+        assets.file_hash(tiny_bundled / "adapters" / "plus.safetensors")
+    made = ip.generate("a star", picture(1), **QUICK)
+    assert made.recipe.adapter is not None
+
+
+def test_dtype_and_device_are_those_that_are_meant(
+    tiny_bundled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stated or by default, they are one base."""
+    bases = count(monkeypatch, "load_base")
+    device = loading.usable_device(None)
+    stated = {"device": device, "dtype": loading.default_dtype(device)}
+    ip.generate("a star", scale=0, **QUICK)
+    ip.generate("a star", scale=0, **stated, **QUICK)
+    assert len(bases) == 1
+
+
+def test_one_file_used_in_two_ways_is_loaded_once(
+    tiny_bundled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each use has an image encoder of its own; the weights are the same."""
+    files = count(monkeypatch, "load_adapter_file")
+    encoder = tiny_bundled / "image_encoder"
+    found = bits(ip.generate("a star", picture(1), **QUICK))
+    assert bits(ip.generate("a star", picture(1), encoder=encoder, **QUICK)) == found
+    both = [ip.Reference(reference=picture(1), encoder=encoder, scale=0.0)]
+    assert bits(ip.generate("a star", picture(1), also=both, **QUICK)) == found
+    assert len(files) == 1
 
 
 def test_kept_is_bounded() -> None:

@@ -39,6 +39,40 @@ def adapter(tiny_folder: Path) -> Any:
     return load_with_encoder(base=tiny_folder).adapter
 
 
+def test_models_are_loaded_once_for_the_library_and_for_generate(
+    tiny_folder: Path, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU in float32, which are the library's."""
+    from imageprompt import loading
+    from imageprompt.encoding.encoders.clip import ClipEncoder
+
+    ip.release()
+    files, encoders = [], []
+    load, load_clip = loading.load_adapter_file, ClipEncoder.load
+    monkeypatch.setattr(
+        loading, "load_adapter_file", lambda *args: (files.append(args), load(*args))[1]
+    )
+    monkeypatch.setattr(
+        ClipEncoder,
+        "load",
+        lambda *args, **more: (encoders.append(args), load_clip(*args, **more))[1],
+    )
+    picture = Image.new("RGB", (24, 24), "red")
+    first, second = (load_with_encoder(base=tiny_folder).adapter for _ in range(2))
+    assert first is not second
+    assert first.module is second.module
+    library.add("red", first, picture)
+    options: dict[str, Any] = {"steps": 1, "device": "cpu", "progress": False, "base": tiny_folder}
+    by_style = ip.generate(style="red", library=library.folder, **options)
+    by_picture = ip.generate("", picture, **options)
+    assert by_style.images[0].tobytes() == by_picture.images[0].tobytes()
+    assert first.encoder is not None  # the run by a style needs none, and takes nobody's away
+    assert (len(files), len(encoders)) == (1, 1)
+    ip.release()
+    load_with_encoder(base=tiny_folder)
+    assert (len(files), len(encoders)) == (2, 2)
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A dot on a colour each."""

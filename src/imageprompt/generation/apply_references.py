@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imageprompt import loading
 from imageprompt.core.errors import PromptError
-from imageprompt.generation.models import KeptAdapter, Models, content_key
 from imageprompt.generation.reference import Reference, as_list
 from imageprompt.generation.request import Request
 from imageprompt.loading import LoadedAdapter, LoadedPipeline, LocatedAdapter
+from imageprompt.loading.models import KeptAdapter, Models
 from imageprompt.loading.recipe import AssetRecord, ReferenceMetadata
 
 if TYPE_CHECKING:
@@ -263,9 +263,21 @@ def _content(opened: OpenedReference) -> Hashable | None:
     names = ("pictures", "negative_reference", "face_embeddings", "reference_mask")
     hashes = tuple(tuple(record.hash for record in opened.records[name]) for name in names)
     try:
-        return pictures, hashes, content_key(options), content_key(opened.reference.face)
+        return pictures, hashes, _content_key(options), _content_key(opened.reference.face)
     except TypeError:
         return None
+
+
+def _content_key(value: Any) -> Hashable:
+    """A key that is equal for equal options. Raises TypeError for arrays, models and the like."""
+    if value is None or isinstance(value, str | int | float):
+        return (type(value).__name__, value)
+    if isinstance(value, list | tuple):
+        return tuple(map(_content_key, value))
+    if hasattr(value, "__dataclass_fields__"):
+        named = (getattr(value, item.name) for item in fields(value))
+        return (type(value).__name__, *map(_content_key, named))
+    raise TypeError(type(value).__name__)
 
 
 def _copy(prompt: ImagePrompt) -> ImagePrompt:

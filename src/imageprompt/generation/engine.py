@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import os
-import threading
-import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imageprompt import loading
 from imageprompt.core import bundled
 from imageprompt.core.errors import OptionError
-from imageprompt.generation.models import Models
 from imageprompt.generation.reference import Reference
 from imageprompt.generation.request import Request, check_names
+from imageprompt.loading.models import Models, models_of, models_of_pipeline
 
 if TYPE_CHECKING:
     from imageprompt.generation.result import GenerationResult
     from imageprompt.generation.run import Progress
 
 _OWN = ("base", "dtype", "device")
-LIMIT = 2
-"""How many bases `generate` keeps in a process."""
 
 
 class Engine:
@@ -51,7 +45,7 @@ class Engine:
     ) -> None:
         self._given = {"base": base, "dtype": dtype, "device": device}
         self._defaults = {"adapter": adapter, "encoder": encoder}
-        self._models = _models_of(base)
+        self._models = Models() if _is_name(base) else models_of_pipeline(base)
         Request(references=(Reference(scale=0),), **self._given).check()
         folder = loading.base_folder(base)
         self._models.base(base, folder, dtype, device, bars=False)
@@ -184,61 +178,15 @@ class Engine:
             self._models.clear()
 
 
-# ── engines of the process ──────────────────────────────────────────────────────────────────────
-
-_kept: OrderedDict[tuple[str, str | None, str | None], Models] = OrderedDict()
-_lock = threading.Lock()
-_of_pipelines: weakref.WeakKeyDictionary[Any, Models] = weakref.WeakKeyDictionary()
-
-
-def _models_of(base: Any) -> Models:
-    """New ones; for a loaded pipeline those that it had before, as long as it lives."""
-    if isinstance(base, str | os.PathLike | None):
-        return Models()
-    if not hasattr(base, "components"):
-        return Models()  # not a pipeline; what loads it says so
-    with _lock:
-        return _of_pipelines.setdefault(base, Models())
+def _is_name(base: object) -> bool:
+    """Is it loaded from a folder, and so by each engine for itself?"""
+    return isinstance(base, str | os.PathLike | None)
 
 
 def run_request(request: Request) -> GenerationResult:
     """A checked request, with the models of its base, dtype and device kept for the next call."""
     from imageprompt.generation.run import run
 
-    models = _models_for(request)
+    models = models_of(request.base, request.dtype, request.device)
     with models.turn:
         return run(request, models)
-
-
-def _models_for(request: Request) -> Models:
-    if not isinstance(request.base, str | os.PathLike | None):
-        return _models_of(request.base)
-    key = (_place(request.base), request.dtype, request.device)
-    with _lock:
-        models = _kept.setdefault(key, Models())
-        _kept.move_to_end(key)
-        while len(_kept) > LIMIT:
-            _kept.popitem(last=False)
-    return models
-
-
-def _place(base: Any) -> str:
-    """One name for one base, also after a change of the working directory."""
-    name = bundled.NAME if base is None else os.fspath(base)
-    return str(Path(name).absolute()) if name != bundled.NAME and Path(name).exists() else name
-
-
-def release(base: Any = None) -> None:
-    """Free what `generate` keeps loaded: of one base (as it was given to `generate`), or all.
-
-    A call that is running goes on, and keeps its own until it ends.
-    """
-    with _lock:
-        if base is None:
-            _kept.clear()
-            _of_pipelines.clear()
-        elif isinstance(base, str | os.PathLike):
-            for key in [key for key in _kept if key[0] == _place(base)]:
-                del _kept[key]
-        else:
-            _of_pipelines.pop(base, None)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from imageprompt import loading
 from imageprompt.core.errors import ImagePromptError, OptionError
 from imageprompt.generation.apply_references import attach_references, image_prompt
-from imageprompt.generation.models import Models, turn_of
 from imageprompt.generation.pipeline_call import configured
 from imageprompt.generation.request import Request
 from imageprompt.generation.result import GenerationResult
@@ -23,6 +22,7 @@ from imageprompt.generation.run import (
     prepare,
     run_prepared,
 )
+from imageprompt.loading.models import Models, turn_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

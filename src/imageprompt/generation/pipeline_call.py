@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from imageprompt.core import bundled
 from imageprompt.core.errors import OptionError
-from imageprompt.generation.models import Models
 from imageprompt.generation.request import Request
 from imageprompt.loading import vae_scale_factor
+from imageprompt.loading.models import Models
 
 if TYPE_CHECKING:
     from PIL.Image import Image

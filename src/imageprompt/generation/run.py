@@ -13,7 +13,6 @@ from imageprompt import loading
 from imageprompt.attention.cfg_layout import named_layout
 from imageprompt.core.errors import OptionError
 from imageprompt.generation.apply_references import OpenedReference, apply_references
-from imageprompt.generation.models import Models, turn_of
 from imageprompt.generation.pipeline_call import (
     Size,
     StartImages,
@@ -26,6 +25,7 @@ from imageprompt.generation.pipeline_call import (
 )
 from imageprompt.generation.request import Request
 from imageprompt.generation.result import GenerationResult
+from imageprompt.loading.models import Models, turn_of
 from imageprompt.loading.recipe import AssetRecord, Recipe, library_versions
 from imageprompt.loading.recipe.limits import MIN_SIDE
 

@@ -6,16 +6,16 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from imageprompt import loading
-from imageprompt.adapter.adapter import Adapter
 from imageprompt.adapter.compatibility import checked_encoder, checked_faces
 from imageprompt.core import bundled
 from imageprompt.core.errors import ImagePromptError
+from imageprompt.loading.models import models_of
 
 if TYPE_CHECKING:
+    from imageprompt.adapter.adapter import Adapter
     from imageprompt.library.style import Style
+    from imageprompt.loading.models import Models
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,11 @@ def load_with_encoder(
     variant: str | None = None,
     faces: Any = None,
 ) -> EncodingAdapter:
-    """Load an adapter and its image encoder, by the same names as for `generate`.
+    """An adapter and its image encoder, by the same names as for `generate`.
 
-    The base (default: the bundled one) is not loaded; its folder is where both are searched.
-    `faces` is the model pack for FaceID adapters.
+    Both are in float32 on the CPU and stay loaded for the next call, also one of `generate` with
+    this base there; nobody may write to their weights. The base (default: the bundled one) is not
+    loaded; its folder is where both are searched. `faces` is the model pack for FaceID adapters.
 
     Raises NotFoundError, AdapterFileError, EncoderError, OptionError.
     """
@@ -54,7 +55,8 @@ def load_with_encoder(
             adapter_name=located.name,
         )
         with loading.quiet_loading(True):
-            loaded.encoding.set_encoder(checked_encoder(loaded.spec, found))
+            opened = _models(base).encoder_for(loaded, found)
+            loaded.encoding.set_encoder(checked_encoder(loaded.spec, opened))
     if faces is not None:
         loaded.encoding.face_encoder = checked_faces(loaded.spec, faces)
         made_with["faces"] = os.fspath(faces)
@@ -83,4 +85,8 @@ def _load(
 ) -> tuple[Adapter, loading.LocatedAdapter]:
     folder = loading.base_folder(base, cached_only=cached_only)
     located = loading.find_adapter(adapter, folder, cached_only=cached_only)
-    return Adapter.load(located.path, variant=variant, dtype=torch.float32), located
+    return _models(base).adapter_file(located, variant=variant), located
+
+
+def _models(base: Any) -> Models:
+    return models_of(base, "float32", "cpu")

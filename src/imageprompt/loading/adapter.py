@@ -77,21 +77,41 @@ def load_adapter(
 ) -> tuple[Adapter, AssetRecord]:
     """The adapter and its record; one that is loaded already is returned as it is.
 
-    A file is loaded to the pipeline's device, in float32 on the CPU and in the pipeline's dtype
-    elsewhere. `variant` as in `Adapter.load`: for files that do not tell theirs.
+    `pipe` and `variant` as for `load_adapter_file`.
     """
     if not isinstance(adapter, LocatedAdapter):
         from imageprompt.core.fingerprint import fingerprint
 
         return adapter, _record(adapter, None, fingerprint(adapter.module.state_dict()))
-    import torch
+    loaded = load_adapter_file(adapter.path, pipe, variant)
+    return loaded, adapter_record(loaded, adapter)
 
+
+def load_adapter_file(
+    path: str | os.PathLike[str], pipe: Any = None, variant: str | None = None
+) -> Adapter:
+    """The adapter in a file, to the pipeline's device; without a pipeline, to the CPU.
+
+    In float32 on the CPU, and in the pipeline's dtype elsewhere. `variant` as in `Adapter.load`:
+    for files that do not tell theirs.
+    """
     from imageprompt.adapter.adapter import Adapter
 
-    device = device_of(pipe)
-    dtype = torch.float32 if device.type == "cpu" else pipe.dtype
-    loaded = Adapter.load(adapter.path, variant=variant, device=device, dtype=dtype)
-    return loaded, _record(loaded, adapter.name, file_hash(adapter.path))
+    device, dtype = adapter_precision(pipe)
+    return Adapter.load(path, variant=variant, device=device, dtype=dtype)
+
+
+def adapter_precision(pipe: Any) -> tuple[Any, Any]:
+    """The device and the dtype of an adapter for a pipeline; without one, the CPU and float32."""
+    import torch
+
+    device = torch.device("cpu") if pipe is None else device_of(pipe)
+    return device, torch.float32 if device.type == "cpu" else pipe.dtype
+
+
+def adapter_record(adapter: Adapter, located: LocatedAdapter) -> AssetRecord:
+    """What a recipe keeps of an adapter that was loaded from a file."""
+    return _record(adapter, located.name, file_hash(located.path, limit=None))
 
 
 def attach_adapter(

@@ -92,9 +92,12 @@ def resolve_file(record: AssetRecord, what: str, flag: str) -> str:
 MAX_ASSET_BYTES = 512 * 2**20  # face embeddings may be larger than any picture
 
 
-def file_hash(path: Path) -> str:
-    """The SHA-256 of a regular file, in hex. Raises OSError, ValueError for a NUL in the path."""
+def file_hash(path: Path, limit: int | None = MAX_ASSET_BYTES) -> str:
+    """The SHA-256 of a regular file, in hex. Raises OSError, ValueError for a NUL in the path.
+
+    `limit` None is for a file that was read already, such as an adapter: some have gigabytes.
+    """
     with open_regular(path) as stream:
-        if os.fstat(stream.fileno()).st_size > MAX_ASSET_BYTES:
-            raise OSError(errno.EFBIG, f"it has more than {MAX_ASSET_BYTES // 2**20} MiB")
+        if limit is not None and os.fstat(stream.fileno()).st_size > limit:
+            raise OSError(errno.EFBIG, f"it has more than {limit // 2**20} MiB")
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -100,11 +100,16 @@ def usable_device(device: str | None) -> str:
     return device
 
 
+def default_dtype(device: str) -> str:
+    """The precision that a base is loaded in."""
+    return "float32" if device == "cpu" else "float16"
+
+
 def _load_pipeline(folder: Path, name: str, dtype: str | None, device: str) -> Any:
     import torch
     from diffusers import DiffusionPipeline
 
-    kind: torch.dtype = getattr(torch, dtype or ("float32" if device == "cpu" else "float16"))
+    kind: torch.dtype = getattr(torch, dtype or default_dtype(device))
     try:
         pipe = DiffusionPipeline.from_pretrained(folder, dtype=kind, local_files_only=True)
         return pipe.to(device)

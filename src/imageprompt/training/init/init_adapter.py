@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from imageprompt.adapter.adapter import Adapter
 from imageprompt.core.errors import OptionError
+from imageprompt.loading import load_adapter_file
 from imageprompt.training.config.config import TrainingConfig
 from imageprompt.training.loop.logging import log
 from imageprompt.variants import VARIANTS
@@ -24,7 +23,7 @@ def init_adapter(config: TrainingConfig, base: Any) -> Adapter:
     options = {key: getattr(config, key) for key in _KEYS if getattr(config, key) is not None}
     if config.adapter is None:
         return _create(config, base, options)
-    loaded = Adapter.load(config.adapter, variant=config.variant, dtype=torch.float32)
+    loaded = load_adapter_file(config.adapter, variant=config.variant)
     in_file = {key: getattr(loaded.spec.projector, field) for key, field in _KEYS.items()}
     changed = {key: value for key, value in options.items() if value != in_file[key]}
     if not changed:

@@ -1,4 +1,4 @@
-"""What an engine keeps: loaded models and encoded references, each until its files change."""
+"""What stays loaded: models and encoded references of a base, each until its files change."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from imageprompt import loading
+from imageprompt.core import bundled
 from imageprompt.core.errors import OptionError
 from imageprompt.loading import LoadedPipeline, LocatedAdapter
 from imageprompt.loading.recipe import AssetRecord
@@ -53,24 +54,29 @@ V = TypeVar("V")
 
 
 class Kept(Generic[V]):
-    """At most `limit` values by key. The least recently used leaves, and what changed on disk."""
+    """At most `limit` values by key. The least recently used leaves, and what changed on disk.
+
+    Threads may share one: of two that ask for the same, one makes it and the other waits.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._lock = threading.RLock()  # making a base clears what belongs to the one before
         self._entries: OrderedDict[Hashable, tuple[V, Stamps]] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], V], files: Iterable[Path | None] = ()) -> V:
         """The value of `key`, made if there is none or one of its files changed since."""
         stamps = stamps_of(files)
-        if key in self._entries and self._entries[key][1] == stamps:
-            self._entries.move_to_end(key)
-            return self._entries[key][0]
-        self._entries.pop(key, None)  # before the new one needs its memory
-        value = make()
-        self._entries[key] = value, stamps
-        while len(self._entries) > self._limit:
-            self._entries.popitem(last=False)
-        return value
+        with self._lock:
+            if key in self._entries and self._entries[key][1] == stamps:
+                self._entries.move_to_end(key)
+                return self._entries[key][0]
+            self._entries.pop(key, None)  # before the new one needs its memory
+            value = make()
+            self._entries[key] = value, stamps
+            while len(self._entries) > self._limit:
+                self._entries.popitem(last=False)
+            return value
 
     def clear(self) -> None:
         self._entries.clear()
@@ -157,11 +163,12 @@ class KeptAdapter:
 
 
 class Models:
-    """The models of one base."""
+    """The models of one base, on one device and in one precision."""
 
     def __init__(self) -> None:
         self.turn = Turn()
         self._bases: Kept[LoadedPipeline] = Kept(1)
+        self._adapter_files: Kept[Adapter] = Kept(8)
         self._adapters: Kept[KeptAdapter] = Kept(8)
         self._encoders: Kept[Any] = Kept(4)
         self._variants: Kept[tuple[Any, object]] = Kept(6)
@@ -174,16 +181,24 @@ class Models:
         """The base, loaded unless it is and its folder is unchanged."""
 
         def load() -> LoadedPipeline:
-            self.clear()  # all of them belong to the base that was
+            self._clear_base()  # before the new one needs its memory
             return loading.load_base(base, folder, dtype=dtype, device=device, bars=bars)
 
         if folder is None:
             return loading.load_base(base, None, dtype=dtype, device=device, bars=bars)
-        return self._bases.get((folder, dtype, device), load, [folder])
+        return self._bases.get((folder, *_precision(dtype, device)), load, [folder])
 
     def clear(self) -> None:
-        for kept in (self._bases, self._adapters, self._encoders, self._variants):
-            kept.clear()
+        """Free all. What is in use is freed when its user is done."""
+        self._clear_base()
+        self._adapter_files.clear()
+        self._encoders.clear()
+
+    def _clear_base(self) -> None:
+        """Free the base, and what belongs to it alone."""
+        self._bases.clear()
+        self._adapters.clear()
+        self._variants.clear()
         self._controlnets.clear()
         self.previews.clear()
 
@@ -218,9 +233,9 @@ class Models:
             return KeptAdapter(*loading.load_adapter(located, pipe, reference.variant), None)
 
         def load() -> KeptAdapter:
-            loaded, record = loading.load_adapter(located, pipe, reference.variant)
-            alive = (reference.encoder, reference.faces)
-            return KeptAdapter(loaded, record, Kept(32), alive=alive)
+            loaded = self.adapter_file(located, pipe, reference.variant)
+            record = loading.adapter_record(loaded, located)
+            return KeptAdapter(loaded, record, Kept(32), alive=(reference.encoder, reference.faces))
 
         files = [located.path, _face_pack(reference.faces)]
         key = (*key, located.name, str(pipe.device), str(pipe.dtype))
@@ -230,16 +245,36 @@ class Models:
             kept.prompts = Kept(32)
         return kept
 
+    def adapter_file(
+        self, located: LocatedAdapter, pipe: Any = None, variant: str | None = None
+    ) -> Adapter:
+        """An adapter of its own, with the weights of the file, which are loaded unless they are.
+
+        The weights are shared: nobody may write to them. `pipe` as for `loading.load_adapter_file`.
+        """
+        from imageprompt.adapter.adapter import Adapter
+
+        def load() -> Adapter:
+            return loading.load_adapter_file(located.path, pipe, variant)
+
+        key = (located.path, variant, *loading.adapter_precision(pipe))
+        file = self._adapter_files.get(key, load, [located.path])
+        return Adapter(file.spec, file.module)
+
     def encoder(self, kept: KeptAdapter, found: Any) -> Any:
         """An encoder for `Adapter.attach`: from its folder, opened unless it is."""
-        if not isinstance(found, Path):
-            return found
+        if isinstance(found, Path):
+            kept.watched = stamps_of([found])
+        return self.encoder_for(kept.adapter, found)
+
+    def encoder_for(self, adapter: Adapter, found: Any) -> Any:
+        """The same for any adapter. Raises EncoderError if it does not fit."""
         from imageprompt.adapter.compatibility import checked_encoder
 
-        kept.watched = stamps_of([found])
-        spec = kept.adapter.spec
-        opened = self._encoders.get(found, lambda: checked_encoder(spec, found), [found])
-        return checked_encoder(spec, opened)
+        if not isinstance(found, Path):
+            return found
+        opened = self._encoders.get(found, lambda: checked_encoder(adapter.spec, found), [found])
+        return checked_encoder(adapter.spec, opened)
 
 
 def _face_pack(faces: object) -> Path | None:
@@ -251,13 +286,63 @@ def _face_pack(faces: object) -> Path | None:
     return path if path.exists() else PACKS.expanduser() / path
 
 
-def content_key(value: Any) -> Hashable:
-    """A key that is equal for equal options. Raises TypeError for arrays, models and the like."""
-    if value is None or isinstance(value, str | int | float):
-        return (type(value).__name__, value)
-    if isinstance(value, list | tuple):
-        return tuple(map(content_key, value))
-    if hasattr(value, "__dataclass_fields__"):
-        named = (getattr(value, item.name) for item in fields(value))
-        return (type(value).__name__, *map(content_key, named))
-    raise TypeError(type(value).__name__)
+# ── of the process ──────────────────────────────────────────────────────────────────────────────
+
+LIMIT = 2
+"""How many bases stay loaded in a process, counted by device and precision."""
+
+_kept: OrderedDict[tuple[str, str, str], Models] = OrderedDict()
+_of_pipelines: weakref.WeakKeyDictionary[Any, Models] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def models_of(base: Any, dtype: str | None = None, device: str | None = None) -> Models:
+    """What the process keeps for a base, on a device and in a precision.
+
+    Raises OptionError for a device that is not available.
+    """
+    if not isinstance(base, str | os.PathLike | None):
+        return models_of_pipeline(base)
+    key = (_place(base), *_precision(dtype, device))
+    with _lock:
+        models = _kept.setdefault(key, Models())
+        _kept.move_to_end(key)
+        while len(_kept) > LIMIT:
+            _kept.popitem(last=False)
+    return models
+
+
+def models_of_pipeline(pipe: Any) -> Models:
+    """What is kept for a loaded pipeline, as long as it lives."""
+    if not hasattr(pipe, "components"):
+        return Models()  # not a pipeline; what loads it says so
+    with _lock:
+        return _of_pipelines.setdefault(pipe, Models())
+
+
+def release(base: Any = None) -> None:
+    """Free what is kept loaded: of one base (as it was given to `generate`), or all.
+
+    A call that is running goes on, and keeps its own until it ends.
+    """
+    with _lock:
+        if base is None:
+            _kept.clear()
+            _of_pipelines.clear()
+        elif isinstance(base, str | os.PathLike):
+            for key in [key for key in _kept if key[0] == _place(base)]:
+                del _kept[key]
+        else:
+            _of_pipelines.pop(base, None)
+
+
+def _place(base: Any) -> str:
+    """One name for one base, also after a change of the working directory."""
+    name = bundled.NAME if base is None else os.fspath(base)
+    return str(Path(name).absolute()) if name != bundled.NAME and Path(name).exists() else name
+
+
+def _precision(dtype: str | None, device: str | None) -> tuple[str, str]:
+    """The dtype and the device that these are, with their defaults filled in."""
+    device = loading.usable_device(device)
+    return dtype or loading.default_dtype(device), device
