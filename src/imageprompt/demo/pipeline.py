@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from imageprompt import loading
 from imageprompt.core.bundled import GUIDANCE, STEPS, folder
 
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
 
 BATCH = 16
 
 
-def load_pipeline(dtype: torch.dtype | None = None, device: str | None = None) -> Any:
-    """The bundled stack as a plain StableDiffusionPipeline (default: float32 on the CPU)."""
-    import torch
-    from diffusers import StableDiffusionPipeline
-
-    pipe = StableDiffusionPipeline.from_pretrained(folder(), dtype=dtype or torch.float32)
+def load_pipeline(dtype: str = "float32", device: str = "cpu") -> Any:
+    """The bundled stack as a plain StableDiffusionPipeline, apart from what is kept loaded."""
+    pipe = loading.load_base(None, folder(), dtype=dtype, device=device, bars=False).pipe
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device or "cpu")
+    return pipe
 
 
 def sample(
