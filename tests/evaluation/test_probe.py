@@ -222,6 +222,28 @@ def test_a_loaded_pipeline() -> None:
     assert processors == pipe.unet.attn_processors
 
 
+def test_models_are_loaded_once_and_pictures_are_those_of_generate(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second probe loads nothing; what all sites generate is what `generate` does."""
+    from imageprompt import loading
+
+    loads: list[object] = []
+    load = loading.load_base
+    monkeypatch.setattr(
+        loading, "load_base", lambda *args, **more: (loads.append(args), load(*args, **more))[1]
+    )
+    ip.release()
+    picture = scenes.draw(SCENES[0])
+    options: dict[str, Any] = {"base": tiny_folder, "steps": 2, "progress": False}
+    results = [ip.probe([picture], prompt="a star", seed=3, **options) for _ in range(2)]
+    made = ip.generate("a star", picture, scale=1.0, seed=300_000, **options)
+    assert len(loads) == 1
+    for result in results:
+        assert result.all_sites.pictures[0].tobytes() == made.images[0].tobytes()
+    ip.release()
+
+
 def _sites(folder: Path) -> Any:
     config = json.loads((folder / "unet" / "config.json").read_text())
     spec = HOST.from_config(config)

@@ -43,7 +43,7 @@ RELIED_ON = {
     "_opoverload": "torch.library.custom_op: memory/activation_checkpointing",
     "_orig_mod": "torch.compile's wrapper: hosts",
     "_parameters": "nn.Module: adapter/lora",
-    "_progress_bar_config": "DiffusionPipeline: generation/run, evaluation/probing/sampling",
+    "_progress_bar_config": "DiffusionPipeline: generation/pipeline_call",
     "_use_default_values": "a config of diffusers: training/frozen_pipeline",
     "_version": "Tensor._version: core/fingerprint, hosts/_unet_processor",
 }
@@ -307,7 +307,7 @@ def test_execution_device() -> None:
 
 
 def test_progress_bar_config() -> None:
-    """`generation/run` and `evaluation/probing/sampling` restore it after a call."""
+    """`generation/pipeline_call` restores it after a call."""
     pipe = bare_pipeline(unet())
     assert pipe._progress_bar_config == {"disable": True}
 

@@ -178,6 +178,27 @@ class Engine:
             self._models.clear()
 
 
+def run_requests(
+    requests: Sequence[Request],
+    *,
+    batch_size: int,
+    on_image: Callable[[GenerationResult], object] | None = None,
+) -> list[GenerationResult]:
+    """Checked requests of one base, dtype and device, in batches, as `Engine.generate_many` does.
+
+    The models are those of `run_request`. Shows no bar.
+    """
+    from imageprompt.generation.many import run_many
+
+    first = requests[0]
+    models = models_of(first.base, first.dtype, first.device)
+    quiet = [replace(one, progress=False) for one in requests]
+    with models.turn:
+        return run_many(
+            quiet, models, batch_size=batch_size, on_step=None, on_image=on_image, progress=False
+        )
+
+
 def _is_name(base: object) -> bool:
     """Is it loaded from a folder, and so by each engine for itself?"""
     return isinstance(base, str | os.PathLike | None)

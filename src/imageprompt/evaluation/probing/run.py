@@ -90,25 +90,23 @@ def probe(
     request.check()
     started = time.monotonic()
     from imageprompt import loading
-    from imageprompt.adapter.attachment import AttachedDenoiser
     from imageprompt.evaluation.probing.evaluate import PICTURES_SHOWN, SettingEvaluator
     from imageprompt.evaluation.probing.sampling import Sampler, open_models
 
     pictures, _ = loading.open_references(references)
-    with open_models(request, reference) as models, Bars(progress) as bars:
-        all_sites = AttachedDenoiser.of(models.pipe).spec.sites
-        alone = {path: {path: scale} for path in site_paths(all_sites, each=sites)}
+    with open_models(request) as models, Bars(progress) as bars:
+        alone = {path: {path: scale} for path in site_paths(models.sites, each=sites)}
         per_setting = len(texts) * seeds
         if log is not None:
             log(_cost(len(alone), len(texts), seeds))
         counter = _Counter(bars)
         counter.start("picture", (2 + len(alone)) * per_setting)
-        sampler = Sampler(models, pictures, texts, batch_size, counter.add)
+        sampler = Sampler(models, request, pictures, texts, counter.add)
         evaluator = SettingEvaluator(
             sampler, pictures, scale=scale, seeds=seeds, classify=classify, expected=expected
         )
         no_sites, with_all, *results = evaluator.run(alone, seed)
-        suggested = _suggest(results, all_sites, scale)
+        suggested = _suggest(results, models.sites, scale)
         confirmation = []
         if suggested:
             counter.start("confirming picture", (2 + len(suggested)) * per_setting)
@@ -213,8 +211,11 @@ class _Counter:
 
     def start(self, phase: str, total: int) -> None:
         self._phase, self._done, self._total = phase, 0, total
-        self.add(0)
+        self._show()
 
-    def add(self, pictures: int) -> None:
-        self._done += pictures
+    def add(self) -> None:
+        self._done += 1
+        self._show()
+
+    def _show(self) -> None:
         self._bars.update(self._phase, self._done, self._total)

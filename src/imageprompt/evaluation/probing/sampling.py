@@ -2,110 +2,98 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from imageprompt import loading
 from imageprompt.core.errors import EncoderError
-from imageprompt.generation.pipeline_call import (
-    StartImages,
-    check_size,
-    options_of,
-    with_own_defaults,
-)
+from imageprompt.generation.apply_references import attach_references
+from imageprompt.generation.engine import run_requests
+from imageprompt.generation.run import prepare
+from imageprompt.loading import LocatedAdapter
+from imageprompt.loading.models import models_of, turn_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from imageprompt.adapter.adapter import Adapter
-    from imageprompt.encoding.image_prompt import ImagePrompt
-    from imageprompt.generation.reference import Reference
+    from imageprompt.core.spec import Site
     from imageprompt.generation.request import Request
 
 
 @dataclass(frozen=True)
 class ProbeModels:
-    """The opened models; `names` are the names that the user knows them by."""
+    """What is known of the models; they stay loaded for the run, as those of `generate` do."""
 
-    pipe: Any
-    adapter: Adapter
+    sites: Sequence[Site]
+    """Of the base."""
+    encoder: Any
+    """The adapter's image encoder; None if it reads no pictures."""
     options: Mapping[str, Any]
     """The pipeline's arguments, except prompt and generator."""
     names: Mapping[str, str | None]
+    """The names that the user knows them by."""
 
 
 @contextmanager
-def open_models(request: Request, reference: Reference) -> Iterator[ProbeModels]:
-    """The models that both name, with the adapter attached; everything is restored at the end."""
-    folder = loading.base_folder(request.base)
-    source = reference.adapter
-    if isinstance(source, str | os.PathLike | None):
-        source = loading.find_adapter(source, folder, cached_only=False)
-    base = loading.load_base(
-        request.base, folder, dtype=request.dtype, device=request.device, bars=request.progress
-    )
-    pipe = base.pipe
-    request = replace(request, **with_own_defaults(request, base.name))
-    if request.size is not None:
-        check_size(request.size, pipe)
-    options = options_of(request, pipe, StartImages(), request.size)
-    del options["prompt"]
-    adapter, record = loading.load_adapter(source, pipe, reference.variant)
-    bar = getattr(pipe, "_progress_bar_config", {})
-    loading.attach_adapter(adapter, record, base, encoder=reference.encoder, faces=reference.faces)
-    try:
-        pipe.set_progress_bar_config(**{**bar, "disable": True})
-        with loading.few_threads(base):
-            yield ProbeModels(pipe, adapter, options, {"base": base.name, "adapter": record.name})
-    finally:
-        pipe.set_progress_bar_config(**bar)
-        adapter.detach()
+def open_models(request: Request) -> Iterator[ProbeModels]:
+    """Load the models that a request names. In the block, the bundled stack runs on one thread."""
+    from imageprompt.adapter.attachment import AttachedDenoiser
+
+    models = models_of(request.base, request.dtype, request.device)
+    with models.turn, turn_of(request.base):
+        prepared = prepare(request, models)
+        base, pipe, opened = prepared.base, prepared.pipe, prepared.opened
+        with ExitStack() as stack:
+            attached = attach_references(stack, opened, request, base, pipe, models)
+            encoder = attached[opened[0].attachment][0].adapter.encoder
+            sites = AttachedDenoiser.of(pipe).spec.sites
+    located = opened[0].adapter
+    adapter = located.name if isinstance(located, LocatedAdapter) else None
+    options = {name: value for name, value in prepared.options.items() if name != "prompt"}
+    with loading.few_threads(base):
+        yield ProbeModels(sites, encoder, options, {"base": base.name, "adapter": adapter})
 
 
 class Sampler:
     """Samples pictures from all references, in batches, each with its text and a seed.
 
-    `on_pictures` is called with the number of pictures of each finished batch.
+    `request` names the models and the options. `on_picture` is called for each finished picture.
     """
 
     def __init__(
         self,
         models: ProbeModels,
+        request: Request,
         references: Sequence[Image],
         texts: Sequence[str],
-        batch_size: int,
-        on_pictures: Callable[[int], object],
+        on_picture: Callable[[], object],
     ) -> None:
-        self._models, self._texts = models, texts
-        self._batch_size, self._on_pictures = batch_size, on_pictures
-        self._batches: list[tuple[slice, ImagePrompt]] = []
-        for start in range(0, len(references), batch_size):
-            batch = slice(start, start + batch_size)
-            prompt = models.adapter.encode([[one] for one in references[batch]])
-            self._batches.append((batch, prompt))
+        self._models, self._request, self._on_picture = models, request, on_picture
+        self._pairs = list(zip(references, texts, strict=True))
+        self._batch_size = request.batch_size
         self._targets = self._embed(references)
 
     def sample(self, scale: float | Mapping[str, float], seeds: Sequence[int]) -> list[Image]:
         """Pictures of every reference with the first seed, then of every one with the next ..."""
-        import torch
-
         pictures: list[Image] = []
         for seed in seeds:
-            for batch, prompt in self._batches:
-                texts = list(self._texts[batch])
-                first = seed * 100_000 + batch.start  # every reference has its own noise
-                noise = [torch.Generator().manual_seed(first + i) for i in range(len(texts))]
-                with self._models.adapter.use(prompt, scale=scale):
-                    images = self._models.pipe(
-                        prompt=texts, generator=noise, **self._models.options
-                    ).images
-                pictures += images
-                self._on_pictures(len(images))
+            results = run_requests(
+                list(self._requests(scale, 100_000 * seed)),
+                batch_size=self._batch_size,
+                on_image=lambda _: self._on_picture(),
+            )
+            pictures += [result.images[0] for result in results]
         return pictures
+
+    def _requests(self, scale: float | Mapping[str, float], seed: int) -> Iterator[Request]:
+        """One for each reference, with noise of its own."""
+        (shared,) = self._request.references
+        for index, (picture, text) in enumerate(self._pairs):
+            reference = replace(shared, reference=picture, scale=scale)
+            yield replace(self._request, prompt=text, seed=seed + index, references=(reference,))
 
     def cosines(self, pictures: Sequence[Image]) -> list[float] | None:
         """Cosines of the embeddings of pictures, in the order of `sample`, and of references.
@@ -124,7 +112,7 @@ class Sampler:
         """Unit vectors [n, F]."""
         import torch
 
-        encoder = self._models.adapter.encoder
+        encoder = self._models.encoder
         if encoder is None:
             return None
         parts = []
