@@ -199,6 +199,26 @@ def test_a_loaded_pipeline_is_left_as_it_was_and_can_be_freed() -> None:
     assert gone() is None
 
 
+@pytest.mark.parametrize("attached", [True, False])
+def test_an_adapter_is_attached_afterwards_if_it_was_before(
+    tiny_bundled: Path, attached: bool
+) -> None:
+    pipe = loading.load_base(None, tiny_bundled, dtype=None, device="cpu", bars=False).pipe
+    adapter = ip.Adapter.load(bundled.adapter("plus"), dtype=torch.float32)
+    if attached:
+        adapter.attach(pipe, encoder=pipe.image_encoder)
+    engine = ip.Engine(pipe, adapter=adapter, encoder=pipe.image_encoder)
+    made = engine.generate("a star", picture(1), **QUICK)
+    (other,) = engine.generate_many(
+        [{"prompt": "a star", "reference": picture(1), "steps": 2}], progress=False
+    )
+    file = Path(bundled.adapter("plus"))
+    wanted = engine.generate("a star", picture(1), adapter=file, **QUICK)
+    assert bits(other) == bits(made) == bits(wanted)
+    assert adapter.attached is attached
+    assert bool(pipe.unet._forward_hooks or pipe.unet._forward_pre_hooks) is attached
+
+
 def test_defaults_of_the_engine(tiny_bundled: Path) -> None:
     engine = ip.Engine(adapter="base")
     used = engine.generate("a star", picture(1), **QUICK).recipe.adapter

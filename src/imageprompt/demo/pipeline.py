@@ -33,29 +33,24 @@ def sample(
     guidance: float = GUIDANCE,
     on_pictures: Callable[[int], object] | None = None,
 ) -> list[Image.Image]:
-    """One picture for each prompt; with an (attached) `adapter`, each with its own reference.
+    """One picture for each prompt; with an `adapter`, each with its own reference.
 
-    `on_pictures` is called with the number of pictures of each finished batch.
+    `on_pictures` is called with the number of pictures that were finished since the last call.
     """
-    import torch
+    from imageprompt.generation.engine import Engine
 
-    pictures: list[Image.Image] = []
-    for start in range(0, len(prompts), BATCH):
-        batch = slice(start, start + BATCH)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds[batch]]
-        options = {
-            "prompt": list(prompts[batch]),
-            "generator": generators,
-            "num_inference_steps": steps,
-            "guidance_scale": guidance,
-        }
-        if adapter is None or references is None:
-            images = pipe(**options).images
-        else:
-            prompt = adapter.encode([[reference] for reference in references[batch]])
-            with adapter.use(prompt, scale=scale):
-                images = pipe(**options).images
-        pictures += images
-        if on_pictures:
-            on_pictures(len(images))
-    return pictures
+    shared = {"steps": steps, "guidance_scale": guidance}
+    requests: list[dict[str, Any]] = [
+        {"prompt": prompt, "seed": seed, "scale": 0.0, **shared}
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+    if adapter is not None and references is not None:
+        for request, reference in zip(requests, references, strict=True):
+            request |= {"reference": reference, "adapter": adapter, "scale": scale}
+    results = Engine(pipe).generate_many(
+        requests,
+        batch_size=BATCH,
+        on_image=None if on_pictures is None else lambda made: on_pictures(len(made)),
+        progress=False,
+    )
+    return [result.images[0] for result in results]

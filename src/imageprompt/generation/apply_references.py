@@ -171,27 +171,29 @@ def attach_references(
     pipe: Any,
     models: Models,
 ) -> dict[tuple[object, ...], Attached]:
-    """Load and attach the adapters, by `attachment`; the stack detaches them."""
+    """Load and attach the adapters, by `attachment`; the stack detaches those that were not."""
     attached: dict[tuple[object, ...], Attached] = {}
     for one in opened:
         if one.attachment not in attached:
             sharing = [other for other in opened if other.attachment == one.attachment]
-            attached[one.attachment] = _attach(sharing, request, base, pipe, models)
-            stack.callback(attached[one.attachment][0].adapter.detach)
+            kept = models.adapter(one.attachment, one.adapter, pipe, one.reference)
+            before = kept.adapter.attached  # by the user, who detaches it
+            attached[one.attachment] = _attach(kept, sharing, request, base, pipe, models)
+            if not before:
+                stack.callback(kept.adapter.detach)
     return attached
 
 
 def _attach(
+    kept: KeptAdapter,
     sharing: Sequence[OpenedReference],
     request: Request,
     base: LoadedPipeline,
     pipe: Any,
     models: Models,
 ) -> Attached:
-    """Load and attach the adapter that these references share."""
-    first = sharing[0]
-    reference = first.reference
-    kept = models.adapter(first.attachment, first.adapter, pipe, reference)
+    """Attach the adapter that these references share."""
+    reference = sharing[0].reference
     if reference.replayed_from is not None:
         request.check_same_hash("adapter", reference.replayed_from.adapter, kept.record)
     reads_pictures = any(one.pictures or one.negative for one in sharing)
