@@ -1,4 +1,4 @@
-"""`python -m tests.attacks`: the table, and then random mutations of sound files."""
+"""`python -m tests.attacks`: the table, each guard taken away, random mutations of sound files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 
-from . import mutate
+from . import guards, mutate
 from .harness import TOGETHER, Result, run
 from .mutate import Tried
 
@@ -28,8 +28,11 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="lines of JSON")
     options = parser.parse_args()
     failed = False
+    whole = not (options.format or options.door or options.row)
     if not options.format:
         failed = _rows(options)
+    if whole:
+        failed = _guards(options) or failed
     if options.seconds and not options.door and not options.row:
         failed = _mutations(options) or failed
     return failed
@@ -70,6 +73,20 @@ def _door(name: str, rows: list[Result]) -> tuple[str, ...]:
     cpu, peaks = [row.cpu for row in rows], [row.peak for row in rows]
     slowest, largest = max(cpu, default=0), max(peaks, default=0) / 2**20
     return name, f"{len(rows)}", f"{failed}", f"{sum(cpu):.1f}", f"{slowest:.2f}", f"{largest:.0f}"
+
+
+# ── guards ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _guards(options: argparse.Namespace) -> bool:
+    """Take each guard away: a row must fail."""
+    found = list(guards.run())
+    for one in found if options.json else ():
+        print(json.dumps(one), flush=True)
+    missed = [one["kind"] for one in found if not one["noticed"]]
+    if not options.json:
+        print(f"{len(found)} guards taken away, {len(found) - len(missed)} noticed", *missed)
+    return bool(missed)
 
 
 # ── mutations ───────────────────────────────────────────────────────────────────────────────────

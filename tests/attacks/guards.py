@@ -428,15 +428,13 @@ GUARDS = (
 
 
 def main() -> None:
-    """Remove each guard whose kind has these words; print a line of JSON for each."""
+    """Remove guards, `--every` one of so many; print a line of JSON for each."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("words", nargs="?", default="")
+    parser.add_argument("--every", type=int, default=1)
     options = parser.parse_args()
     results = own_stdout()
     doors = table()
-    for guard in GUARDS:
-        if options.words not in guard.kind:
-            continue
+    for guard in GUARDS[:: options.every]:
         tried, noticed = 0, ""
         for door in doors:
             if guard.door not in door.name or noticed:
@@ -452,9 +450,9 @@ def main() -> None:
         print(json.dumps(answer), file=results, flush=True)
 
 
-def run(words: str = "") -> Iterator[dict[str, Any]]:
-    """For each guard: how many rows were tried until one noticed, and what that said."""
-    for line in serve("attacks.guards", words):
+def run(every: int = 1) -> Iterator[dict[str, Any]]:
+    """For each guard, or one of so many: the rows tried until one noticed, and what that said."""
+    for line in serve("attacks.guards", "--every", str(every)):
         yield json.loads(line)
 
 

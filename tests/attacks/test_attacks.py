@@ -13,7 +13,7 @@ from attacks import misdeeds
 from attacks.harness import Result, run, spread, table
 
 MIN_ROWS = 500
-OF_EACH_DOOR = 8
+OF_EACH_DOOR = 5
 
 
 @pytest.fixture(scope="module")

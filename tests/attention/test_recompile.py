@@ -121,8 +121,10 @@ def test_whatever_changes_it_is_one_graph(rig: Rig) -> None:
         assert difference(one, out) <= TOLERANCE
 
 
-def test_detaching_from_a_compiled_denoiser(rig: Rig) -> None:
+def test_detaching_from_a_compiled_denoiser(tmp_path: Path) -> None:
     """Before, during and after: always the output of the eager denoiser."""
+    rig = build(SMALLEST, "plus", tmp_path)
+    torch._dynamo.reset()
     inputs = rig.host.inputs(2)
     plain = rig.host.read(rig.unet, inputs)
     with_adapter = rig.ours(inputs, rig.prompt(1))

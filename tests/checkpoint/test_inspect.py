@@ -138,7 +138,8 @@ def test_the_lines_for_diffusers_and_here_work(kind: str, tmp_path: Path) -> Non
     exec(advice["diffusers"], {"pipe": pipe})
     assert pipe.unet.encoder_hid_proj is not None
     if "cross" not in site_kinds(VARIANTS[kind]):
-        assert re.search(r"\.attach\(pipe\)$|^imageprompt generate .*--adapter ", advice["imageprompt"])
+        line = advice["imageprompt"]
+        assert line.endswith(".attach(pipe)") or line.startswith("imageprompt generate ")
     else:
         path = re.search(r"--adapter (\S+)", advice["imageprompt"])
         line = f'adapter = imageprompt.Adapter.load("{path[1]}")' if path else advice["imageprompt"]
