@@ -13,7 +13,7 @@ from attacks import misdeeds
 from attacks.harness import Result, run, spread, table
 
 MIN_ROWS = 500
-OF_EACH_DOOR = 5
+OF_EACH_DOOR = 3
 
 
 @pytest.fixture(scope="module")
@@ -47,5 +47,7 @@ def test_every_misdeed_is_noticed() -> None:
     found = {(row.door, row.attack): row for row in run(modules="misdeeds", together=1, wall=3)}
     for outcome, deeds in misdeeds.ALL.items():
         for name, (_, says) in deeds.items():
-            row = found[outcome, name]
-            assert any(says in problem for problem in row.problems), (name, row)
+            rows = [found[outcome, name]]
+            if "of CPU" in str(rows[0].problems):  # a slow machine meets that limit first
+                rows = list(run(outcome, name, modules="misdeeds", together=1, wall=3))
+            assert any(says in problem for row in rows for problem in row.problems), (name, rows)

@@ -148,7 +148,7 @@ def check_tokens(style: Style) -> None:
         if token_hash(tokens) != style.hash:
             _refuse(style.path, "its tokens do not match its hash")
     except AdapterFileError as error:  # the file changed or was deleted after it was opened
-        _refuse(style.path, error.reason)
+        raise PromptError(str(style.path), reason=error.reason, hint=error.hint) from None
 
 
 def in_memory(style: Style) -> Style:
