@@ -147,6 +147,44 @@ def test_tokens_follow_the_timestep_once_a_step(
     assert calls == [900.0, 500.0, 100.0]
 
 
+def test_fused_projections_are_not_passed_over(
+    parts: dict[str, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    """They leave `to_k` uncalled, so the adapter would have no effect without a word."""
+    model, inputs = CASE.build(), CASE.inputs(1)
+    adapter = attach(parts, tmp_path, model)
+    null = torch.zeros(1, PATCHES, FEATURES)
+    prompt = adapter.encode(features=noise(1, PATCHES, FEATURES, seed=1), null_features=null)
+    model.fuse_qkv_projections()
+    with (
+        pytest.raises(ip.ImagePromptError, match="fused projections"),
+        adapter.use(prompt, guidance="none"),
+    ):
+        CASE.read(model, inputs)
+
+
+def test_the_extra_pass_of_skip_layer_guidance_is_positive() -> None:
+    """Two pictures of one prompt: its two rows are not the two sides of guidance."""
+    from diffusers import DiffusionPipeline
+
+    from imageprompt.attention.cfg_layout import LayoutCache
+    from imageprompt.attention.witness import find_witness
+
+    class Skipping(DiffusionPipeline):  # type: ignore[misc]
+        do_classifier_free_guidance = True
+
+        def __init__(self, transformer: Any) -> None:
+            super().__init__()
+            self.register_modules(transformer=transformer)
+
+        def __call__(self, text: Tensor) -> Any:
+            original_prompt_embeds = text  # noqa: F841 - read from the frame
+            witness = find_witness(self.transformer, text)
+            return LayoutCache().layout(torch.zeros(2, 4, 8, 8), text, 1, witness=witness)
+
+    assert Skipping(CASE.build())(torch.zeros(2, 5, 32)) == ("positive",)
+
+
 def test_two_references_stand_side_by_side(
     parts: dict[str, dict[str, Tensor]], tmp_path: Path
 ) -> None:

@@ -251,6 +251,10 @@ class ActivePrompt:
 
     # ── at a site ───────────────────────────────────────────────────────────────────────────────
 
+    def acts_at(self, place: int) -> bool:
+        """Does the adapter add image terms at this place?"""
+        return self._places[place] is not None
+
     def term(self, place: int, q: Tensor) -> ImageTerm | None:
         """The image term at a place for queries [B * frames, H, Q, D]; None where it is off.
 

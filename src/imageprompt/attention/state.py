@@ -178,6 +178,13 @@ class AttentionState:
 
     def _infer_layout(self, call: Call, prompt: ActivePrompt, witness: Witness) -> CFGLayout:
         if call.separate:
+            if witness.two_texts and witness.side is None:
+                raise GuidanceError(
+                    f"a call of {witness.source}'s denoiser",
+                    reason="its text is neither the positive nor the negative one of the pipeline, "
+                    "so it can be either side of guidance",
+                    hint="Pass guidance='positive' or 'negative' to use().",
+                )
             layout = LAYOUTS[witness.side or "positive"]
             check_prompts(prompt.prompts, call.sample.shape[0], layout, witness)
             return layout
@@ -228,6 +235,10 @@ class AttentionState:
         if self._holder == threading.get_ident():
             self._holder = None
             self._running.release()
+
+    def acts_at(self, place: int) -> bool:
+        """Is a prompt in use whose adapter adds image terms at this place?"""
+        return bool(self.open) and any(prompt.acts_at(place) for prompt in self.active)
 
     def terms(self, place: int, q: Tensor) -> list[ImageTerm]:
         """The image terms at one place, in order of use."""

@@ -19,6 +19,7 @@ _GUIDED = "do_classifier_free_guidance"
 _GUIDER_BATCH = "guider_state_batch"  # in the loops of diffusers' modular pipelines
 _GUIDER_KEY = "__guidance_identifier__"
 _DEEPEST = 200
+_NO_TEXT = object()
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Witness:
     """The branch of this call, where a guider gives each a call of its own."""
     side: Branch | None = None
     """The branch whose text this call has, where the pipeline keeps the two texts apart."""
+    two_texts: bool = False
+    """Does the pipeline keep a negative text apart from the positive one?"""
     timestep: object = None
     """The timestep of this step: a view into the schedule, or None."""
     texts: int | None = None
@@ -96,7 +99,10 @@ def _ask(pipe: Any, frame: FrameType, text: object) -> Witness:
         perturbed=pag is True,
         texts=_count(local.get("batch_size")),
         images=_count(images),
+        # SD3's skip-layer guidance calls its transformer once more, with the positive rows alone
+        branch="positive" if text is local.get("original_prompt_embeds", _NO_TEXT) else None,
         side=_side(local, text),
+        two_texts=local.get("negative_prompt_embeds") is not None,
         timestep=_property(pipe, "_current_timestep"),
     )
 

@@ -23,6 +23,7 @@ from imageprompt.attention.decoupled import (
     merge_heads,
     split_heads,
 )
+from imageprompt.core.errors import AttachError
 from imageprompt.core.spec import Entry
 
 if TYPE_CHECKING:
@@ -43,10 +44,10 @@ class Place:
 
     @property
     def acts(self) -> bool:
-        """May a prompt in use act here?"""
+        """Does a prompt in use act here?"""
         if torch.compiler.is_compiling():
             return self.slots != ()
-        return bool(self.state.open) and bool(self.state.active)
+        return self.state.acts_at(self.number)
 
     def terms(self, q: Tensor) -> list[ImageTerm]:
         """The image terms here for queries [B, H, Q, D] of the picture's rows."""
@@ -85,6 +86,14 @@ def _with_text_rows(term: ImageTerm, count: int) -> ImageTerm:
     return replace(term, scale=torch.cat((mean, term.scale), dim=2))
 
 
+def _unheard(names: str) -> AttachError:
+    return AttachError(
+        f"an attention layer that does not call {names}",
+        reason="the image prompt would have no effect there (fused projections do this)",
+        hint="Undo them (unfuse_qkv_projections), or use another attention processor.",
+    )
+
+
 class LayerSite:
     """One attention layer with its hooks: the queries of the call that runs, and its places."""
 
@@ -105,8 +114,10 @@ class LayerSite:
 
     def _among_rows(self) -> Tensor | None:
         place = self.places.get("among rows")
-        if place is None or not place.acts or len(self._own) < 3:
+        if place is None or not place.acts:
             return None
+        if len(self._own) < 3:
+            raise _unheard("to_q, to_k and to_v")
         own, self._own = self._own, {}
         terms = place.terms(own["to_q"])
         added = attention_among_rows(own["to_q"], own["to_k"], own["to_v"], terms, NORM_EPS)
@@ -126,8 +137,10 @@ class LayerSite:
 
     def _added(self, entry: Entry) -> Tensor | None:
         place = self.places.get(entry)
-        if place is None or self._queries is None or not place.acts:
+        if place is None or not place.acts:
             return None
+        if self._queries is None:
+            raise _unheard(" or ".join(self.layer.queries))
         return place.added(self._queries, self.layer.rows)
 
     def _in_attention(self) -> Tensor | None:
