@@ -339,6 +339,8 @@ def test_the_guide_to_transformers(
     words = [local.get(word, word) for word in command]
     assert run([*words, "--steps", "2", "--size", "16", "--output", "out"]) == 0
     assert len(list((tmp_path / "out").glob("*.png"))) == 1
+    # diffusers would ignore it in silence
+    assert run([*words, "--negative-prompt", "bad", "--output", "none"]) == 2
 
     (snippet,) = blocks(page, "python", needs_downloads=True)
     torch.save(instantx(), tmp_path / "ip-adapter.bin")

@@ -89,6 +89,14 @@ def options_of(
             raise OptionError(
                 f"{name.replace('_', ' ')} {value!r}", reason="this base has no such option"
             )
+    true_guidance = known.get("true_cfg_scale")
+    if request.negative_prompt and true_guidance is not None and true_guidance.default <= 1:
+        raise OptionError(
+            f"negative prompt {request.negative_prompt!r:.60}",
+            reason=f"{type(pipe).__name__} ignores it unless its true_cfg_scale is above 1, which "
+            "generate() does not set",
+            hint="Leave it out, or call the pipeline yourself, inside adapter.use().",
+        )
     if size is not None and {"width", "height"} <= known.keys():
         options |= {"width": size[0], "height": size[1]}
     options |= _pictures(request, start, known, options["num_inference_steps"])
