@@ -126,12 +126,12 @@ def resize_mask(mask: Tensor, latents: tuple[int, int], queries: int) -> Tensor:
     """A mask [R, 1, H, W] -> float32 weights [R, 1, Q, 1], one for each query.
 
     Raises GuidanceError if no level of a UNet with these latents has that many queries, and for
-    rows that are no grid of positions (0 x 0).
+    rows that are not a grid of positions (0 x 0).
     """
     if 0 in latents:
         raise GuidanceError(
             "a mask on this base",
-            reason="the rows of its picture are no grid of known height and width",
+            reason="the rows of its picture do not form a grid of known height and width",
             hint="Use the reference without a mask.",
         )
     size = next((s for s in level_sizes(*latents) if s[0] * s[1] == queries), None)

@@ -32,7 +32,7 @@ class ValidationResult:
     checked: tuple[str, ...]
     findings: tuple[Problem, ...]
     notes: tuple[str, ...] = ()
-    """What is no fault, but good to know: float8 weights, what else an adapter needs."""
+    """What is not a fault, but good to know: float8 weights, what else an adapter needs."""
 
     @property
     def ok(self) -> bool:

@@ -230,7 +230,7 @@ class Call:
     timestep: object
     text: Tensor | None
     size: tuple[int, int]
-    """Height and width of the positions of the picture at level 0; (0, 0) if they are no grid."""
+    """Height and width of the positions of the picture at level 0; (0, 0) if they form no grid."""
     references: int = 0
     """Positions after those of the picture that hold pictures to edit (FLUX Kontext)."""
     separate: bool = False

@@ -145,10 +145,9 @@ class PackedCalls:
     Rows of another time than that of the first are references, and follow the picture's.
     """
 
-    def __init__(
-        self, *, timestep: int, ids: int, separate: bool = True, text: str = "encoder_hidden_states"
-    ) -> None:
-        self._timestep, self._ids, self._separate, self._text = timestep, ids, separate, text
+    def __init__(self, *, timestep: int, ids: int, separate: bool = True) -> None:
+        """The positions of timestep and position ids among the arguments."""
+        self._timestep, self._ids, self._separate = timestep, ids, separate
         self._last: tuple[Any, int] = (None, -1)
         self._grid = ((0, 0), 0)
 
@@ -157,7 +156,7 @@ class PackedCalls:
         return Call(
             argument(args, kwargs, 0, "hidden_states"),
             argument(args, kwargs, self._timestep, "timestep"),
-            argument(args, kwargs, 1, self._text),
+            argument(args, kwargs, 1, "encoder_hidden_states"),
             size,
             references,
             separate=self._separate,

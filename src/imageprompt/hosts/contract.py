@@ -119,7 +119,7 @@ class ConfiguredHost:
         try:
             for name, value in self.published_config.items():
                 if type(value) is int and type(config.get(name, value)) is not int:
-                    raise TypeError(f"{name} is no whole number")
+                    raise TypeError(f"{name} is not a whole number")
             sites = tuple(self.sites({**self.published_config, **config}))
         except (TypeError, ValueError) as error:
             raise AttachError(

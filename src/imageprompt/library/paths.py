@@ -131,7 +131,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     except RuntimeError as error:
         raise OptionError(
             f"path {os.fspath(path)!r}",
-            reason="nobody here has that home folder",
+            reason="there is no such home folder",
             hint="Write the path in full.",
         ) from error
 

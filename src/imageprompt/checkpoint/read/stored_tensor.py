@@ -38,7 +38,7 @@ _TORCH_NAMES = {stored: torch for torch, stored in TORCH_DTYPES.items()}
 
 def is_shape(sizes: Collection[object]) -> bool:
     """Are these the sizes of a tensor: a few whole numbers, and not many elements even if none of
-    the sizes were 0? (numpy and torch multiply them. JSON's true and 1.0 are no whole numbers.)"""
+    the sizes were 0? (numpy and torch multiply them. JSON's true and 1.0 are not whole numbers.)"""
     return (
         len(sizes) <= MAX_DIMENSIONS
         and all(type(n) is int and 0 <= n < _MAX_ELEMENTS for n in sizes)

@@ -133,7 +133,7 @@ def _frame(data: bytes) -> int:
         bits.read(5)
     else:
         if bits.read(1):
-            raise LimitError("its AV1 data have timing information, of which no picture has need")
+            raise LimitError("its AV1 data have timing information, which no picture needs")
         delays = bits.read(1)
         for _ in range(bits.read(5) + 1):
             bits.read(12)

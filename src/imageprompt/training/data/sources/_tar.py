@@ -109,7 +109,7 @@ def _number(field: bytes, position: int) -> int:
         return int.from_bytes(field[1:], "big")
     found = _OCTAL.fullmatch(field)
     if found is None:
-        raise DamagedTarError(position, "a number that is none")
+        raise DamagedTarError(position, "a field that is not a number")
     return int(found[1] or b"0", 8)
 
 
@@ -145,7 +145,7 @@ def _extend(extension: _Extension, kind: bytes, body: bytes, position: int) -> N
             extension.name = name
         if (size := records.get(b"size")) is not None:
             if not size.isdigit() or len(size) > 19:
-                raise DamagedTarError(position, "a size that is none")
+                raise DamagedTarError(position, "a size that is not a number")
             extension.size = int(size)
 
 
@@ -159,7 +159,7 @@ def _records(body: bytes, position: int) -> dict[bytes, bytes]:
         record = body[at : at + length]
         key, equals, value = record[len(digits) + 1 : -1].partition(b"=")
         if len(record) < length or not record.endswith(b"\n") or not key or not equals:
-            raise DamagedTarError(position, "a pax record that is none")
+            raise DamagedTarError(position, "a damaged pax record")
         found[key] = value
         at += length
     return found

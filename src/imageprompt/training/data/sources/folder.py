@@ -146,7 +146,7 @@ def _files(folder: Path) -> Iterator[tuple[str, int]]:
                 skipped += _ending(name) in SUFFIXES
     if skipped:
         warnings.warn(
-            f"{skipped} files in {str(folder)!r} named like pictures are no files (broken links, "
+            f"{skipped} files in {str(folder)!r} named like pictures are not files (broken links, "
             "pipes or devices) and are left out",
             stacklevel=4,
         )
