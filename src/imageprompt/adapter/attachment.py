@@ -54,6 +54,12 @@ class AttachedDenoiser:
     @classmethod
     def of(cls, pipe: object) -> AttachedDenoiser:
         """The denoiser of a pipeline, or a denoiser itself. Raises AttachError."""
+        if getattr(pipe, "transformer_2", None) is not None:
+            raise AttachError(
+                f"a {type(pipe).__name__} with two transformers",
+                reason="each runs a part of the steps, and an adapter acts on one",
+                hint="Attach it to pipe.transformer, and a copy of it to pipe.transformer_2.",
+            )
         denoiser = cast(nn.Module, denoiser_of(pipe))
         host = host_of(denoiser)
         return cls(denoiser, host, host.describe(denoiser))
