@@ -138,8 +138,8 @@ BASES: list[Attack] = [
             ("num_layers", None, ""),
             ("num_layers", [19], ""),
             ("num_layers", 1.5, ""),
-            ("num_attention_heads", "x" * 1000, "no whole number"),
-            ("num_attention_heads", [1] * 1000, "no whole number"),
+            ("num_attention_heads", "x" * 1000, "not a whole number"),
+            ("num_attention_heads", [1] * 1000, "not a whole number"),
             ("attention_head_dim", None, ""),
         ]
     ),
@@ -152,7 +152,7 @@ BASES: list[Attack] = [
                 "attention_head_dim": 10**9,
             }
         ),
-        "no whole number",
+        "not a whole number",
     ),
     *(
         Attack(
