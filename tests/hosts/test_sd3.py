@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import imageprompt as ip
+from ops import count
 from transformers_table import CASES
 
 CASE = CASES["sd3"]
@@ -68,9 +69,9 @@ def parts() -> dict[str, dict[str, Tensor]]:
     return weights()
 
 
-def peer_output(parts: dict[str, dict[str, Tensor]], features: Tensor, inputs: Any) -> Tensor:
-    """What diffusers makes of it. Its loader also wants the second attention of block 0, which no
-    published file has: that one gets the plain processor back."""
+def peer_with(parts: dict[str, dict[str, Tensor]]) -> Any:
+    """diffusers' model with the adapter. Its loader also wants the second attention of block 0,
+    which no published file has: that one gets the plain processor back."""
     peer = CASE.build()
     whole = copy.deepcopy(parts)
     for name, weight in parts["ip_adapter"].items():
@@ -82,14 +83,19 @@ def peer_output(parts: dict[str, dict[str, Tensor]], features: Tensor, inputs: A
     peer.transformer_blocks[0].attn2.set_processor(JointAttnProcessor2_0())
     for block in peer.transformer_blocks:
         block.attn.processor.scale = 0.5
-    peer.eval()
+    return peer.eval()
+
+
+def call(peer: Any, features: Tensor, inputs: Any) -> Tensor:
+    kwargs = {"ip_adapter_image_embeds": features}
     with torch.no_grad():
-        output: Tensor = peer(
-            **inputs,
-            joint_attention_kwargs={"ip_adapter_image_embeds": features},
-            return_dict=False,
-        )[0]
+        output: Tensor = peer(**inputs, joint_attention_kwargs=kwargs, return_dict=False)[0]
     return output
+
+
+def peer_output(parts: dict[str, dict[str, Tensor]], features: Tensor, inputs: Any) -> Tensor:
+    """What diffusers makes of it."""
+    return call(peer_with(parts), features, inputs)
 
 
 def attach(parts: dict[str, dict[str, Tensor]], folder: Path, model: Any) -> ip.Adapter:
@@ -134,8 +140,9 @@ def test_tokens_follow_the_timestep_once_a_step(
     null = torch.zeros(1, PATCHES, FEATURES)
     prompt = adapter.encode(features=features, null_features=null)
     calls: list[float] = []
-    adapter.module.image_proj.register_forward_pre_hook(
-        lambda module, args: calls.append(float(args[1][0]))
+    projector: Any = adapter.module.image_proj
+    projector.time_embedding.register_forward_pre_hook(
+        lambda module, args: calls.append(float(args[0][0]))
     )
     times = torch.tensor([900.0, 500.0, 100.0])
     with adapter.use(prompt, scale=0.5, guidance="none"):
@@ -145,6 +152,37 @@ def test_tokens_follow_the_timestep_once_a_step(
                 expected = peer_output(parts, features, inputs | {"timestep": time.expand(1)})
                 assert (found - expected).abs().max() < 1e-5
     assert calls == [900.0, 500.0, 100.0]
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_step_has_fewer_operations_than_that_of_diffusers(
+    guided: bool, parts: dict[str, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    """Null rows are projected where there is a negative side, and nowhere else."""
+    model, inputs = CASE.build(), CASE.inputs(2 if guided else 1)
+    features, null = noise(1, PATCHES, FEATURES, seed=1), torch.zeros(1, PATCHES, FEATURES)
+    peer, both = peer_with(parts), torch.cat((null, features)) if guided else features
+    times = torch.tensor([900.0, 500.0, 100.0])
+
+    def later(step: Any) -> int:
+        rows = [
+            count(lambda time=time: step(inputs | {"timestep": time.expand(1 + guided)}))
+            for time in times
+        ]
+        return sum(rows[-1].values())
+
+    plain = later(lambda inputs: CASE.read(model, inputs))
+    theirs = later(lambda inputs: call(peer, both, inputs))
+    adapter = attach(parts, tmp_path, model)
+    projected: list[int] = []
+    adapter.module.image_proj.register_forward_pre_hook(
+        lambda module, args: projected.append(len(args[0]))
+    )
+    prompt = adapter.encode(features=features, null_features=null)
+    with adapter.use(prompt, scale=0.5, guidance="negative-positive" if guided else "none"):
+        ours = later(lambda inputs: CASE.read(model, inputs))
+    assert projected == [1 + guided] * 3
+    assert (ours - plain, theirs - plain) == ((169, 221) if guided else (174, 215))
 
 
 def test_fused_projections_are_not_passed_over(

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from imageprompt.adapter.attachment import AttachedDenoiser
 from imageprompt.adapter.weights import NORM_EPS, AdapterModule
-from imageprompt.attention.decoupled import KeyValue, split_heads
+from imageprompt.attention.decoupled import KeyValue, norm_heads, split_heads
 from imageprompt.core.fingerprint import ContentWatch, contents, fingerprint
 from imageprompt.core.spec import Site
 from imageprompt.encoding.image_prompt import ImagePrompt, PrecomputedKV
@@ -68,19 +67,24 @@ class KVCache:
         weight = next(self._module.ip_adapter.parameters())
         return [(weight.new_empty(rows, 1, 1, 1),) * 2 for _ in self._sites]
 
-    def key_values_at(self, prompt: ImagePrompt, timestep: Tensor) -> list[KeyValue]:
-        """K', V' as `key_values` has them, at a timestep [1], from the features in a prompt."""
+    def key_values_at(
+        self, prompt: ImagePrompt, timestep: Tensor, *, negative: bool
+    ) -> list[KeyValue]:
+        """K', V' as `key_values` has them, at a timestep [1], from the features in a prompt.
+
+        Without null rows unless a `negative` side needs them.
+        """
         projector: Any = self._module.image_proj
         weight = next(self._module.ip_adapter.parameters())
-        null = prompt.null_tokens
+        null = prompt.null_tokens if negative else None
         features = prompt.tokens if null is None else torch.cat((null, prompt.tokens))
         rows, length, _ = features.shape
         references = int(prompt.metadata.get("references", "1"))
         features = features.reshape(rows * references, length // references, -1).to(weight)
-        time = timestep.to(weight.device)
-        tokens = projector(features, time.expand(len(features)))
+        time = projector.time_embedding(timestep.to(weight.device))
+        tokens = projector(features, time)
         tokens = tokens.reshape(rows, -1, tokens.shape[-1])
-        key_values = self._module.key_values(tokens, projector.time_embedding(time))
+        key_values = self._module.key_values(tokens, time)
         dtype = self._attached.dtype
         return self._split((k.to(dtype), v.to(dtype)) for k, v in key_values)
 
@@ -172,8 +176,8 @@ class KVCache:
 def _normalised(k: Tensor, eps: float | None, layer: Any) -> Tensor:
     norm = getattr(layer, "norm_ip_k", None)
     if norm is not None:
-        return F.rms_norm(k, k.shape[-1:], norm.weight.to(k), NORM_EPS)
-    return k if eps is None else F.rms_norm(k, k.shape[-1:], eps=eps)
+        return norm_heads(k, norm.weight.to(k), NORM_EPS)
+    return k if eps is None else norm_heads(k, None, eps)
 
 
 def _autocast(device: torch.device) -> torch.dtype | None:

@@ -87,13 +87,15 @@ class LayerWeights(nn.Module):
             modulation = nn.ModuleDict({"linear": _linear(weight, tensors["norm_ip.linear.bias"])})
             self.add_module("norm_ip", modulation)
 
-    def key_value(self, tokens: Tensor, time: Tensor | None = None) -> KeyValue:
-        """K' and V' [B, N, inner_dim] of tokens [B, N, W]; `time` [B, C] embeds the timestep."""
+    def key_value(self, tokens: Tensor, active: Tensor | None = None) -> KeyValue:
+        """K' and V' [B, N, inner_dim] of tokens [B, N, W].
+
+        `active` [1 or B, C] is SiLU of the embedded timestep that shifts and scales them.
+        """
         layers: Any = self
-        if time is not None:
-            modulation = layers.norm_ip["linear"](F.silu(time))[:, None]
-            shift, scale = modulation.chunk(2, dim=-1)
-            tokens = F.layer_norm(tokens, tokens.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
+        if active is not None:
+            shift, scale = layers.norm_ip["linear"](active)[:, None].chunk(2, dim=-1)
+            tokens = torch.addcmul(shift, tokens, 1 + scale)
         return layers.to_k_ip(tokens), layers.to_v_ip(tokens)
 
     @property
@@ -127,8 +129,14 @@ class AdapterModule(nn.Module):
         return [layer for layer in layers if hasattr(layer, "to_k_ip")]
 
     def key_values(self, tokens: Tensor, time: Tensor | None = None) -> list[KeyValue]:
-        """K', V' [B, N, inner_dim] of tokens [B, N, W], site by site in file order."""
-        return [layer.key_value(tokens, time) for layer in self.sites]
+        """K', V' [B, N, inner_dim] of tokens [B, N, W], site by site in file order.
+
+        `time` [1 or B, C] embeds the timestep, where they depend on it.
+        """
+        active = None if time is None else F.silu(time)
+        if active is not None:
+            tokens = F.layer_norm(tokens, tokens.shape[-1:], eps=NORM_EPS)
+        return [layer.key_value(tokens, active) for layer in self.sites]
 
     @property
     def loras(self) -> dict[str, dict[str, Lora]]:

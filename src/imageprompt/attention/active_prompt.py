@@ -43,8 +43,8 @@ class ActivePrompt:
     `key_values` and `masks` are those of `BatchedKV`; `layout` and `timesteps` are what the user
     stated about the loop, None where they are inferred. `places` has for every place of the
     denoiser where image terms are added the site that acts there; None: each site at its own.
-    `timed` makes K', V' of a timestep, if they depend on it; `norms` are those of `ImageTerm`, for
-    each site.
+    `timed` makes K', V' of a timestep [1], if they depend on it, for the positive side alone or
+    with `negative=True` for both; `norms` are those of `ImageTerm`, for each site.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ActivePrompt:
         masks: Sequence[Tensor] = (),
         timesteps: Sequence[float] | None = None,
         places: Sequence[int | None] | None = None,
-        timed: Callable[[Tensor], Sequence[KeyValue]] | None = None,
+        timed: Callable[..., Sequence[KeyValue]] | None = None,
         norms: Sequence[tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         self.owner, self.state = owner, state
@@ -73,7 +73,7 @@ class ActivePrompt:
         self._sites = sites
         self._places = list(range(len(sites))) if places is None else list(places)
         self._timed, self._norms = timed, norms
-        self._time: object = None
+        self._time: tuple[object, bool] = (None, False)
         self._batch = BatchedKV(key_values, prompts, masks)
         self._step, self._steps = 0, 1
         self._negative_seen = False
@@ -197,16 +197,20 @@ class ActivePrompt:
         """Equal for two calls if this prompt adds the same to both, given the same queries."""
         return (self._version, self._values, self._batch.key)
 
-    def set_time(self, timestep: object, step: object) -> None:
+    def set_time(self, timestep: object, step: object, layout: CFGLayout) -> None:
         """Take on the K', V' of a timestep, where they depend on it; once in a step.
 
-        `step` is what is known of the step, None for nothing.
+        `step` is what is known of the step, None for nothing. Null rows are made where the layout
+        of the call has a negative branch.
         """
-        if self._timed is None or (step is not None and step == self._time):
+        negative = "negative" in layout
+        if self._timed is None:
+            return
+        if step is not None and self._time in ((step, negative), (step, True)):
             return
         time = timestep if isinstance(timestep, Tensor) else torch.tensor(timestep)
-        self._batch.replace(self._timed(time.flatten()[:1]))
-        self._time, self._scaled = step, {}
+        self._batch.replace(self._timed(time.flatten()[:1], negative=negative))
+        self._time, self._scaled = (step, negative), {}
 
     # ── the batch ───────────────────────────────────────────────────────────────────────────────
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imageprompt.attention.cfg_layout import CFGLayout
+from imageprompt.attention.cfg_layout import LAYOUTS, CFGLayout
 from imageprompt.attention.decoupled import KeyValue
 from imageprompt.core.errors import GuidanceError
 
@@ -88,13 +88,15 @@ class BatchedKV:
         With `on_negative` the negative rows read the reference; the positive rows read zeros, which
         add nothing.
         """
+        repeats = self._images_per_prompt
+        if self.layout == LAYOUTS["negative-positive"] and repeats == 1 and not on_negative:
+            return x
         positive = x[-self._prompts :]
         branches = {"positive": positive, "negative": x[: self._prompts]}
         if on_negative:
             branches = {"positive": torch.zeros_like(positive), "negative": positive}
         blocks = [branches[branch] for branch in self.layout]
         rows = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
-        repeats = self._images_per_prompt
         return rows if repeats == 1 else rows.repeat_interleave(repeats, dim=0)
 
     def mask(self, q: Tensor) -> Tensor | None:

@@ -84,8 +84,8 @@ def attention_among_rows(
     for term in image_terms:
         assert term.norms is not None
         norm_q, norm_k = (weight.to(q.dtype) for weight in term.norms)
-        queries = F.rms_norm(q, q.shape[-1:], norm_q, eps)
-        keys = torch.cat((F.rms_norm(k, k.shape[-1:], norm_k, eps), term.key), dim=2)
+        queries = norm_heads(q, norm_q, eps)
+        keys = torch.cat((norm_heads(k, norm_k, eps), term.key), dim=2)
         whole = replace(term, key=keys, value=torch.cat((v, term.value), dim=2))
         added = image_attention(queries, [whole])
         total = added if total is None or added is None else total + added
@@ -102,6 +102,11 @@ def scale_key_value(key: Tensor, value: Tensor, scale: Tensor, *, mean: bool) ->
         return key * scale, value * scale
     mu = value.mean(dim=2, keepdim=True)
     return key * scale, (value - mu) + mu * scale
+
+
+def norm_heads(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """The RMS norm of every head of `split_heads(...)` [B, H, L, D], in the memory order it has."""
+    return F.rms_norm(x.transpose(1, 2), x.shape[-1:], weight, eps).transpose(1, 2)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -171,7 +171,7 @@ class AttentionState:
                     layout = self._infer_layout(call, prompt, witness)
                 step = self._tracker.step
                 known = None if step is None else (self._tracker.layouts.loop, step)
-                prompt.set_time(call.timestep, known)
+                prompt.set_time(call.timestep, known, layout)
                 images = count_images_per_prompt(call.sample.shape[0], layout, prompt.prompts)
                 prompt.bind(layout, images, call.sample, call.size)
         self._void_step_caches(denoiser)

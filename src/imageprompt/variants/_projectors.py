@@ -100,12 +100,16 @@ class ResamplerAttention(nn.Module):
         """Attention of latents [B, N, C] over features [B, L, C], both already normalised."""
         keys, values = self.to_kv(torch.cat((features, latents), dim=1)).chunk(2, dim=-1)
         q, k, v = (self._split_heads(x) for x in (self.to_q(latents), keys, values))
+        out: Tensor = self.to_out(self.attention(q, k, v).transpose(1, 2).flatten(2))
+        return out
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """softmax(q k^T / sqrt(D)) v, [B, H, N, D]."""
         root = HEAD_DIM**-0.25
         scores = (q * root) @ (k * root).transpose(-2, -1)
         precise = torch.promote_types(scores.dtype, torch.float32)
-        weights = scores.softmax(-1, dtype=precise).to(q.dtype)
-        out: Tensor = self.to_out((weights @ v).transpose(1, 2).flatten(2))
-        return out
+        weights: Tensor = scores.softmax(-1, dtype=precise).to(q.dtype)
+        return weights @ v
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], self.heads, HEAD_DIM).transpose(1, 2)
@@ -219,7 +223,7 @@ class FacePerceiver(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Timesteps [B] -> [B, C]: cosines and sines, then an MLP."""
+    """Timesteps [B] -> [B, C]: cosines and sines, then an MLP, as every layer adds it."""
 
     def __init__(self, time_dim: int, inner_dim: int) -> None:
         super().__init__()
@@ -236,26 +240,41 @@ class TimeEmbedding(nn.Module):
         return embedding
 
 
-class TimeResamplerLayer(ResamplerLayer):
+class FusedResamplerAttention(ResamplerAttention):
+    """Its softmax runs inside torch's fused kernel, in float32 or wider as well: fewer operations,
+    of which a projector that runs at every step has many."""
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x * (1 + scale) + shift."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+class TimeResamplerLayer(nn.ModuleList):
     """A resampler layer whose normalised inputs are shifted and scaled by the timestep."""
 
     def __init__(self, inner_dim: int, heads: int) -> None:
-        super().__init__(inner_dim, heads)
-        self.append(nn.Sequential(nn.SiLU(), nn.Linear(inner_dim, MODULATIONS * inner_dim)))
+        modulation = nn.Sequential(nn.SiLU(), nn.Linear(inner_dim, MODULATIONS * inner_dim))
+        attention = FusedResamplerAttention(inner_dim, heads)
+        super().__init__((attention, feed_forward(inner_dim), modulation))
 
-    def modulated(self, features: Tensor, latents: Tensor, time: Tensor) -> Tensor:
-        """The latents [B, N, C] after this layer; `time` is the embedded timestep [B, C]."""
+    def forward(self, features: Tensor, latents: Tensor, active: Tensor) -> Tensor:
+        """The latents [B, N, C] after this layer; `active` is SiLU of the embedded timestep."""
         attention, mlp, modulation = cast(tuple[Any, Any, Any], tuple(self))
-        shift, scale, mlp_shift, mlp_scale = modulation(time)[:, None].chunk(MODULATIONS, dim=-1)
-        x = attention.norm2(latents) * (1 + scale) + shift
+        by_time = modulation[1](active)[:, None]  # SiLU is the same in every layer
+        shift, scale, mlp_shift, mlp_scale = by_time.chunk(MODULATIONS, dim=-1)
+        x = modulate(attention.norm2(latents), shift, scale)
         latents = latents + attention.attend(attention.norm1(features), x)
-        x = mlp[0](latents) * (1 + mlp_scale) + mlp_shift
-        out: Tensor = latents + mlp[1:](x)
+        out: Tensor = latents + mlp[1:](modulate(mlp[0](latents), mlp_shift, mlp_scale))
         return out
 
 
 class TimeResampler(Resampler):
-    """Patch features [B, L, F] and timesteps [B] -> N tokens [B, N, W] (InstantX for SD3.5)."""
+    """Patch features [B, L, F] and an embedded timestep [1 or B, C] -> N tokens [B, N, W] (InstantX
+    for SD3.5)."""
 
     def __init__(
         self,
@@ -274,11 +293,10 @@ class TimeResampler(Resampler):
         self.layers = nn.ModuleList(TimeResamplerLayer(inner_dim, heads) for _ in range(depth))
         self.time_embedding = TimeEmbedding(time_dim, inner_dim)
 
-    def forward(self, features: Tensor, timestep: Tensor) -> Tensor:  # type: ignore[override]
-        time = self.time_embedding(timestep)
+    def forward(self, features: Tensor, time: Tensor) -> Tensor:  # type: ignore[override]
         features = self.proj_in(features) + time[:, None]
-        latents = self.latents.expand(features.shape[0], -1, -1)
+        latents, active = self.latents.expand(features.shape[0], -1, -1), nn.functional.silu(time)
         for layer in self.layers:
-            latents = layer.modulated(features, latents, time)  # type: ignore[operator]
+            latents = layer(features, latents, active)
         tokens: Tensor = self.norm_out(self.proj_out(latents))
         return tokens
