@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ from transformers_table import CASES, DIM, HEADS, SIDE
 CASE = CASES["flux"]
 FEATURES = 24
 WIDTH = HEADS * DIM
+PORTS: dict[str | None, tuple[float, ...]] = {
+    None: (-0.8245043, -0.1653024, 0.9543575, -0.0284298),
+    "comfyui": (-0.7889956, -0.1921715, 0.9665938, -0.0226202),
+    "diffsynth": (-0.8228126, -0.1597535, 0.9476894, -0.0205655),
+}
+"""Reading of an InstantX adapter -> the last row of a picture by the program that has it."""
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -88,12 +95,29 @@ def test_xlabs_equals_diffusers(batch: int, tmp_path: Path) -> None:
     assert (expected - plain).abs().max() > 0.1
 
 
+def rotated(q: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    """q [B, S, H, D] turned by the positions of its rows, pair by pair, an axis after the other."""
+    angles = []
+    for axis, width in enumerate(CASE.config["axes_dims_rope"]):
+        position = torch.cat((inputs["txt_ids"], inputs["img_ids"]))[:, axis].double()
+        period = 10000 ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
+        angles.append(position[:, None] / period)
+    turn = torch.polar(torch.ones(()).double(), torch.cat(angles, -1))[:, None]
+    pairs = torch.view_as_complex(q.double().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turn).flatten(-2).float()
+
+
+@pytest.mark.parametrize("reading", [None, "comfyui", "diffsynth"])
 def test_instantx_adds_before_the_projection_to_the_text_rows_of_single_blocks_too(
-    tmp_path: Path,
+    reading: str | None, tmp_path: Path
 ) -> None:
-    """q is normalised, not rotated; K' is normalised, V' is not (the line is commented out)."""
+    """q is normalised, not rotated; K' is normalised, V' is not (the line is commented out).
+
+    ComfyUI's port does normalise V', DiffSynth's rotates q in single blocks.
+    """
     model, inputs = CASE.build(), CASE.inputs(2)
-    adapter = ip.Adapter.load(write(tmp_path / "a.safetensors", instantx())).attach(model)
+    path = write(tmp_path / "a.safetensors", instantx())
+    adapter = ip.Adapter.load(path, reading=reading).attach(model)
     assert adapter.spec.variant == "instantx"
     prompt = adapter.encode(
         features=[noise(1, FEATURES, seed=s) for s in (7, 8)],
@@ -118,9 +142,46 @@ def test_instantx_adds_before_the_projection_to_the_text_rows_of_single_blocks_t
         k, v = (prompt.tokens @ weights[f"{site}.to_{kind}_ip.weight"].T for kind in "kv")
         k, v = (x.unflatten(-1, (HEADS, DIM)).transpose(1, 2) for x in (k, v))
         k = k / (k.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-        scores = queries[0].transpose(1, 2) @ k.transpose(-1, -2) / DIM**0.5
+        if reading == "comfyui":
+            v = v / (v.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        q = queries[0]
+        if reading == "diffsynth" and not output:
+            q = rotated(q, inputs)
+        scores = q.transpose(1, 2) @ k.transpose(-1, -2) / DIM**0.5
         term = (torch.softmax(scores, -1) @ v).transpose(1, 2).flatten(2)
         assert torch.allclose(seen[1] - seen[0], 0.7 * term, atol=1e-5)
+
+
+@pytest.mark.parametrize("reading", sorted(PORTS, key=str))
+def test_a_reading_equals_the_program_that_it_is_named_after(
+    reading: str | None, tmp_path: Path
+) -> None:
+    """The last numbers of a picture; the programs' own terms were run beside to get them."""
+    heads = {"attention_head_dim": 128, "num_attention_heads": 2, "axes_dims_rope": [16, 56, 56]}
+    case = replace(CASE, config={**CASE.config, **heads})
+    parts = instantx()
+    parts["ip_adapter"] = {
+        name: noise(256, 32, seed=20 + i) for i, name in enumerate(parts["ip_adapter"])
+    }
+    model, inputs = case.build(), case.inputs(2)
+    path = write(tmp_path / "a.safetensors", parts)
+    adapter = ip.Adapter.load(path, reading=reading).attach(model)
+    prompt = adapter.encode(
+        features=[noise(1, FEATURES, seed=s) for s in (7, 8)],
+        null_features=torch.zeros(1, FEATURES),
+    )
+    with adapter.use(prompt, scale=0.7):
+        found = case.read(model, inputs)
+    assert torch.allclose(found[1, -1], torch.tensor(PORTS[reading]), atol=1e-5)
+
+
+def test_a_reading_is_one_of_the_variants_own(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.safetensors", xlabs())
+    with pytest.raises(ip.ImagePromptError, match="reading 'comfyui' of a xlabs adapter"):
+        ip.Adapter.load(path, reading="comfyui")
+    path = write(tmp_path / "b.safetensors", instantx())
+    with pytest.raises(ip.ImagePromptError, match="use: comfyui, diffsynth"):
+        ip.Adapter.load(path, reading="comfy")
 
 
 def test_references_of_kontext_get_no_image_term(tmp_path: Path) -> None:

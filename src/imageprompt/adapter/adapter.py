@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,7 +40,7 @@ from imageprompt.encoding.features import Features, Group
 from imageprompt.encoding.image_prompt import ImagePrompt
 from imageprompt.encoding.options import EncodeOptions
 from imageprompt.encoding.references import Pictures
-from imageprompt.variants import VARIANTS, entry_at, key_norm
+from imageprompt.variants import VARIANTS, entry_at, key_norm, reading_of, value_norm
 
 if TYPE_CHECKING:
     from imageprompt.adapter.lora import InstalledLora, LoraMode
@@ -119,17 +119,23 @@ class Adapter:
         source: str | os.PathLike[str],
         *,
         variant: str | None = None,
+        reading: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Adapter:
         """Load a file: a path, or a Hub id `owner/repo/sub/file`. Its tensors tell what it is.
 
         `variant` is needed only where neither tensors nor metadata decide: between "faceid-plus"
-        and "faceid-plus-v2". dtype None keeps that of the file; float8 becomes float16, with a
-        warning. Raises NotFoundError, OptionError, and AdapterFileError, also for a known variant
-        that cannot run yet, for weights that are not finite and for whole numbers (int8).
+        and "faceid-plus-v2". `reading` runs the file by the equation of another program where the
+        two differ: "comfyui" or "diffsynth" for InstantX's adapter for FLUX.
+
+        dtype None keeps that of the file; float8 becomes float16, with a warning. Raises
+        NotFoundError, OptionError, and AdapterFileError, also for a known variant that cannot run
+        yet, for weights that are not finite and for whole numbers (int8).
         """
         spec, module = read_module(source, variant, dtype)
+        reading_of(VARIANTS[spec.variant], reading or "")  # raises for one that it does not have
+        spec = replace(spec, reading=reading or "")
         return cls(spec, module.to(device=device).requires_grad_(False))
 
     @classmethod
@@ -207,7 +213,7 @@ class Adapter:
 
             pairs = pair_with_layers(loras, base.linears(loras), lora, base.denoiser)
         self.module.to(base.execution_device)  # may run out of memory: so before all else
-        kind = VARIANTS[self.spec.variant]
+        kind = reading_of(VARIANTS[self.spec.variant], self.spec.reading)
         entries = [entry_at(kind, site.kind) for site in base.spec.sites]
         state = base.install()
         try:
@@ -218,7 +224,7 @@ class Adapter:
         installed = install_lora(lora, state, self, pairs, base.denoiser) if loras else None
         pairs_of = zip(base.spec.sites, entries, strict=True)
         sites = tuple(site for site, entry in pairs_of if entry is not None)
-        norms = [key_norm(kind, site.kind) for site in sites]
+        norms = [(key_norm(kind, site.kind), value_norm(kind, site.kind)) for site in sites]
         kv_cache = KVCache(self.module, base, sites, norms)
         return _Attachment(base, state, sites, places, kv_cache, installed, lora)
 

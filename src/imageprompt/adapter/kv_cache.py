@@ -31,11 +31,11 @@ class KVCache:
         module: AdapterModule,
         attached: AttachedDenoiser,
         sites: Sequence[Site],
-        key_norms: Sequence[float | None],
+        norms: Sequence[tuple[float | None, float | None]],
     ) -> None:
-        """For the sites that the adapter acts at, each with the norm that its K' gets."""
+        """For the sites that the adapter acts at, each with the norms that its K' and V' get."""
         self._module, self._attached = module, attached
-        self._sites, self._key_norms = sites, key_norms
+        self._sites, self._norms = sites, norms
         self._cache: weakref.WeakKeyDictionary[
             ImagePrompt, tuple[Any, list[Tensor], list[KeyValue]]
         ] = weakref.WeakKeyDictionary()
@@ -165,19 +165,21 @@ class KVCache:
         return [(k.to(dtype), v.to(dtype)) for k, v in key_values]
 
     def _split(self, key_values: Iterable[KeyValue]) -> list[KeyValue]:
-        """[P, N, inner_dim] -> [P, H, N, D], views; K' normalised where the variant does so."""
-        layers = zip(self._sites, self._key_norms, self._module.sites, strict=True)
+        """[P, N, inner_dim] -> [P, H, N, D]; normalised where the variant does so, else views."""
+        layers = zip(self._sites, self._norms, self._module.sites, strict=True)
         return [
-            (_normalised(split_heads(k, site.heads), eps, layer), split_heads(v, site.heads))
-            for (k, v), (site, eps, layer) in zip(key_values, layers, strict=True)
+            (
+                _normalised(split_heads(k, site.heads), key_eps, getattr(layer, "norm_ip_k", None)),
+                _normalised(split_heads(v, site.heads), value_eps, None),
+            )
+            for (k, v), (site, (key_eps, value_eps), layer) in zip(key_values, layers, strict=True)
         ]
 
 
-def _normalised(k: Tensor, eps: float | None, layer: Any) -> Tensor:
-    norm = getattr(layer, "norm_ip_k", None)
+def _normalised(x: Tensor, eps: float | None, norm: Any) -> Tensor:
     if norm is not None:
-        return norm_heads(k, norm.weight.to(k), NORM_EPS)
-    return k if eps is None else norm_heads(k, None, eps)
+        return norm_heads(x, norm.weight.to(x), NORM_EPS)
+    return x if eps is None else norm_heads(x, None, eps)
 
 
 def _autocast(device: torch.device) -> torch.dtype | None:

@@ -75,10 +75,11 @@ one sequence ("joint single")."""
 
 EVERY_KIND: tuple[SiteKind, ...] = ("cross", "joint", "joint double", "joint single")
 
-Entry = Literal["attention", "all rows", "among rows", "block"]
+Entry = Literal["attention", "all rows", "all rows rotated", "among rows", "block"]
 """Where image terms are added: to the rows of the picture before the out-projection of attention
-(cross-attention has no others), to those of the text as well, or to the picture after its block.
-"among rows": before the out-projection, and the rows attend to one another there once more."""
+(cross-attention has no others), to those of the text as well (their queries as they are, or after
+the rotary embedding), or to the picture after its block. "among rows": before the out-projection,
+and the rows attend to one another there once more."""
 
 Role = Literal["style", "layout", "other"]
 
@@ -190,6 +191,8 @@ class AdapterSpec:
     feature: Feature
     null_rule: NullRule
     projector: ProjectorSpec
+    reading: str = ""
+    """Whose equation it runs by: a name of the variant's `readings`; "" for its makers'."""
 
     @property
     def tokens(self) -> int | None:
@@ -218,7 +221,8 @@ class AdapterSpec:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as written to metadata and recipes."""
-        return {**asdict(self), "feature": str(self.feature)}
+        values = {**asdict(self), "feature": str(self.feature)}
+        return values if self.reading else {n: x for n, x in values.items() if n != "reading"}
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ class OpenedReference:
         return (
             self.adapter.path if isinstance(self.adapter, LocatedAdapter) else id(self.adapter),
             reference.variant,
+            reference.reading,
             _identity(reference.encoder),
             _identity(reference.faces),
             reference.lora_mode,

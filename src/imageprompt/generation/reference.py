@@ -57,8 +57,9 @@ class Reference:
     aligned face pictures for FaceID-plus).
 
     Models: `adapter`, a file, Hub id, loaded Adapter, or short name of one that comes with the base
-    (None: the style's, else the base's "plus"); `variant` if the file does not tell; `encoder`,
-    `faces` (a model pack) and `face` as in `Adapter.attach` and `Adapter.encode`.
+    (None: the style's, else the base's "plus"); `variant` if the file does not tell; `reading` as
+    in `Adapter.load`; `encoder`, `faces` (a model pack) and `face` as in `Adapter.attach` and
+    `Adapter.encode`.
 
     Control: the arguments of `Adapter.use`. `mask` is one mask for all pictures (or face
     embeddings), or a list with one for each of them.
@@ -92,6 +93,14 @@ class Reference:
         str | None,
         _source(
             "variant of the adapter if its file does not tell: faceid-plus, faceid-plus-v2", "NAME"
+        ),
+    ] = None
+    reading: Annotated[
+        str | None,
+        _source(
+            "run the adapter by the equation of another program where those differ: comfyui, "
+            "diffsynth (InstantX's for FLUX)",
+            "NAME",
         ),
     ] = None
     encoder: Annotated[
@@ -348,12 +357,15 @@ class Reference:
             return
         _ = self.encode_options  # raises
         self._check_encoded()
-        if self.variant is not None and not isinstance(self.adapter, str | os.PathLike | None):
-            raise OptionError(
-                f"variant {self.variant!r} of a loaded adapter",
-                reason="a loaded adapter has its variant already",
-                hint="Pass variant= to Adapter.load().",
-            )
+        loaded = not isinstance(self.adapter, str | os.PathLike | None)
+        for name in ("variant", "reading"):
+            value = getattr(self, name)
+            if value is not None and loaded:
+                raise OptionError(
+                    f"{name} {value!r} of a loaded adapter",
+                    reason=f"a loaded adapter has its {name} already",
+                    hint=f"Pass {name}= to Adapter.load().",
+                )
         self._check_weights()
         controls.as_dict()  # these raise for what a recipe cannot keep
         check_limit("encode options", RECORDED, self.recorded_options)

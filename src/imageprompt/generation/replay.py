@@ -106,9 +106,10 @@ def _reference_arguments(metadata: ReferenceMetadata, tokens: bytes | None) -> d
         "adapter": metadata.adapter.name,
         "replayed_from": metadata,
     }
-    variant = metadata.adapter.spec.get("variant")
-    if isinstance(variant, str) and metadata.adapter.name is not None:
-        arguments["variant"] = variant
+    for name in ("variant", "reading"):
+        value = metadata.adapter.spec.get(name)
+        if isinstance(value, str) and metadata.adapter.name is not None:
+            arguments[name] = value
     if tokens is not None:
         arguments |= {"image_prompt": _load_prompt(tokens), "tokens_from_recipe": True}
     return arguments
@@ -124,7 +125,7 @@ def _with_changes(recorded: dict[str, Any], changes: Mapping[str, Any]) -> dict[
         if option in changes and not changes[option] and number not in changes:
             merged.pop(number, None)  # it belonged to what is removed
     if "adapter" in changes:
-        merged["variant"] = changes.get("variant")
+        merged |= {name: changes.get(name) for name in ("variant", "reading")}
     # an adapter in memory has to be given again, which by itself changes nothing
     named = recorded["adapter"] is not None
     if changes.keys() & set(TOKEN_FIELDS) - (set() if named else {"adapter"}):
@@ -133,7 +134,9 @@ def _with_changes(recorded: dict[str, Any], changes: Mapping[str, Any]) -> dict[
         merged = {
             name: value
             for name, value in merged.items()
-            if name in changes or name not in TOKEN_FIELDS or name in ("adapter", "variant")
+            if name in changes
+            or name not in TOKEN_FIELDS
+            or name in ("adapter", "variant", "reading")
         }
     return merged
 

@@ -48,6 +48,8 @@ class Layer:
     """The module whose input gets the terms; "": the layer's own output gets them."""
     own_keys: bool = False
     """Are `to_k` and `to_v` those of the picture's rows alone, for adapters that read them?"""
+    rotated: bool = False
+    """Is the layer called with `image_rotary_emb`, for adapters that want rotated queries?"""
     block: bool = False
     """Does the block return (text, picture), so that terms can be added to the latter as well?"""
 
@@ -95,6 +97,7 @@ class TransformerHost(ConfiguredHost):
             entries: list[Entry] = ["attention"]
             entries += ["block"] if layer.block else []
             entries += ["all rows"] if layer.rows == "text first" else []
+            entries += ["all rows rotated"] if layer.rotated else []
             entries += ["among rows"] if layer.own_keys else []
             first = len(state.readers)
             places = [Place(state, first + i, number, entry) for i, entry in enumerate(entries)]

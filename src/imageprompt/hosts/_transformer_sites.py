@@ -64,7 +64,7 @@ class Place:
         first = last - count
         picture = q[:, :, first:last]
         terms = self.terms(picture)
-        if self.entry == "all rows":
+        if self.entry in ("all rows", "all rows rotated"):
             terms = [_with_text_rows(term, first) for term in terms]
             picture, first = q[:, :, :last], 0
         total = image_attention(picture, terms)
@@ -101,6 +101,7 @@ class LayerSite:
         self.layer, self.heads = layer, heads
         self.places = {place.entry: place for place in places}
         self._queries: Tensor | None = None
+        self._rotary: tuple[Tensor, Tensor] | None = None
         self._own: dict[str, Tensor] = {}
 
     def hear_own(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -130,6 +131,25 @@ class LayerSite:
         if acts:
             self._queries = self._by_head(output.clone() if self.layer.in_place else output)
 
+    def hear_rotary(self, _: nn.Module, args: Any, kwargs: Any) -> None:
+        """Hook before the layer: keep the rotary embedding of its rows."""
+        if self.places["all rows rotated"].acts:
+            self._rotary = kwargs.get("image_rotary_emb")
+
+    def _rotated(self, q: Tensor) -> Tensor:
+        """Queries [B, H, S, D] after the rotary embedding, as the layer itself turns them."""
+        from diffusers.models.embeddings import apply_rotary_emb
+
+        if self._rotary is None:
+            raise AttachError(
+                "an attention layer that is called without image_rotary_emb",
+                reason="the adapter reads its queries after the rotary embedding",
+                hint="Load the adapter without a reading.",
+            )
+        rotary, self._rotary = self._rotary, None
+        turned: Tensor = apply_rotary_emb(q, rotary)
+        return turned
+
     def _by_head(self, q: Tensor) -> Tensor:
         if q.ndim == 3:
             return split_heads(q, self.heads)
@@ -141,10 +161,12 @@ class LayerSite:
             return None
         if self._queries is None:
             raise _unheard(" or ".join(self.layer.queries))
-        return place.added(self._queries, self.layer.rows)
+        q = self._rotated(self._queries) if entry == "all rows rotated" else self._queries
+        return place.added(q, self.layer.rows)
 
     def _in_attention(self) -> Tensor | None:
-        found = [self._added(entry) for entry in ("attention", "all rows")]
+        entries: tuple[Entry, ...] = ("attention", "all rows", "all rows rotated")
+        found = [self._added(entry) for entry in entries]
         found.append(self._among_rows())
         added = [one for one in found if one is not None]
         if "block" not in self.places:
@@ -178,6 +200,9 @@ class LayerSite:
             for own in ("to_q", "to_k", "to_v"):
                 hook = Hook(self.hear_own(own))
                 handles.append(getattr(module, own).register_forward_hook(hook))
+        if self.layer.rotated:
+            hook = Hook(self.hear_rotary)
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         if self.layer.output:
             output = module.get_submodule(self.layer.output)
             handles.append(output.register_forward_pre_hook(Hook(self.before_output)))

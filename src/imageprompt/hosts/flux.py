@@ -17,7 +17,7 @@ PUBLISHED = {
 }
 LAYERS: Mapping[SiteKind, Layer] = {
     "joint double": Layer(block=True),
-    "joint single": Layer(rows="text first", output=""),
+    "joint single": Layer(rows="text first", output="", rotated=True),
 }
 
 

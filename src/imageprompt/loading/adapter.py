@@ -73,32 +73,38 @@ def _own_adapters(base_folder: Path | None) -> dict[str, Path]:
 
 
 def load_adapter(
-    adapter: LocatedAdapter | Adapter, pipe: Any, variant: str | None = None
+    adapter: LocatedAdapter | Adapter,
+    pipe: Any,
+    variant: str | None = None,
+    reading: str | None = None,
 ) -> tuple[Adapter, AssetRecord]:
     """The adapter and its record; one that is loaded already is returned as it is.
 
-    `pipe` and `variant` as for `load_adapter_file`.
+    The others are as for `load_adapter_file`.
     """
     if not isinstance(adapter, LocatedAdapter):
         from imageprompt.core.fingerprint import fingerprint
 
         return adapter, _record(adapter, None, fingerprint(adapter.module.state_dict()))
-    loaded = load_adapter_file(adapter.path, pipe, variant)
+    loaded = load_adapter_file(adapter.path, pipe, variant, reading)
     return loaded, adapter_record(loaded, adapter)
 
 
 def load_adapter_file(
-    path: str | os.PathLike[str], pipe: Any = None, variant: str | None = None
+    path: str | os.PathLike[str],
+    pipe: Any = None,
+    variant: str | None = None,
+    reading: str | None = None,
 ) -> Adapter:
     """The adapter in a file, to the pipeline's device; without a pipeline, to the CPU.
 
-    In float32 on the CPU, and in the pipeline's dtype elsewhere. `variant` as in `Adapter.load`:
-    for files that do not tell theirs.
+    In float32 on the CPU, and in the pipeline's dtype elsewhere. `variant` and `reading` are as in
+    `Adapter.load`.
     """
     from imageprompt.adapter.adapter import Adapter
 
     device, dtype = adapter_precision(pipe)
-    return Adapter.load(path, variant=variant, device=device, dtype=dtype)
+    return Adapter.load(path, variant=variant, reading=reading, device=device, dtype=dtype)
 
 
 def adapter_precision(pipe: Any) -> tuple[Any, Any]:

@@ -230,10 +230,10 @@ class Models:
     ) -> KeptAdapter:
         """The adapter of a reference, loaded unless it is and its file is unchanged."""
         if not isinstance(located, LocatedAdapter):
-            return KeptAdapter(*loading.load_adapter(located, pipe, reference.variant), None)
+            return KeptAdapter(*loading.load_adapter(located, pipe), None)
 
         def load() -> KeptAdapter:
-            loaded = self.adapter_file(located, pipe, reference.variant)
+            loaded = self.adapter_file(located, pipe, reference.variant, reference.reading)
             record = loading.adapter_record(loaded, located)
             return KeptAdapter(loaded, record, Kept(32), alive=(reference.encoder, reference.faces))
 
@@ -246,7 +246,11 @@ class Models:
         return kept
 
     def adapter_file(
-        self, located: LocatedAdapter, pipe: Any = None, variant: str | None = None
+        self,
+        located: LocatedAdapter,
+        pipe: Any = None,
+        variant: str | None = None,
+        reading: str | None = None,
     ) -> Adapter:
         """An adapter of its own, with the weights of the file, which are loaded unless they are.
 
@@ -255,9 +259,9 @@ class Models:
         from imageprompt.adapter.adapter import Adapter
 
         def load() -> Adapter:
-            return loading.load_adapter_file(located.path, pipe, variant)
+            return loading.load_adapter_file(located.path, pipe, variant, reading)
 
-        key = (located.path, variant, *loading.adapter_precision(pipe))
+        key = (located.path, variant, reading, *loading.adapter_precision(pipe))
         file = self._adapter_files.get(key, load, [located.path])
         return Adapter(file.spec, file.module)
 

@@ -12,9 +12,12 @@ from imageprompt.variants.contract import (
     more_general,
     null_features,
     projector_shapes,
+    reading_of,
+    readings,
     site_kinds,
     site_shapes,
     twins,
+    value_norm,
 )
 
 VARIANTS: Registry[Variant] = Registry(__name__, "VARIANT")
@@ -28,7 +31,10 @@ __all__ = [
     "more_general",
     "null_features",
     "projector_shapes",
+    "reading_of",
+    "readings",
     "site_kinds",
     "site_shapes",
     "twins",
+    "value_norm",
 ]

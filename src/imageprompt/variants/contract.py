@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from imageprompt.core.errors import OptionError
 from imageprompt.core.spec import (
     EVERY_KIND,
     Entry,
@@ -115,6 +116,36 @@ def key_norm(variant: Variant, kind: SiteKind) -> float | None:
     """
     norms: Mapping[SiteKind, float] = getattr(variant, "key_norms", _KEY_NORMS)
     return norms.get(kind)
+
+
+def value_norm(variant: Variant, kind: SiteKind) -> float | None:
+    """The same for V', which is left as it is unless the variant says otherwise."""
+    norms: Mapping[SiteKind, float] = getattr(variant, "value_norms", {})
+    return norms.get(kind)
+
+
+def readings(variant: Variant) -> Mapping[str, Variant]:
+    """The variant as other software runs its files, by the name of that software."""
+    return getattr(variant, "readings", {})
+
+
+def reading_of(variant: Variant, name: str) -> Variant:
+    """The variant by the equation of that reading; "" is the one of its makers.
+
+    Raises OptionError for a reading that it does not have.
+    """
+    if not name:
+        return variant
+    known = readings(variant)
+    if name not in known:
+        raise OptionError(
+            f"reading {name!r} of a {variant.name} adapter",
+            reason="no such reading",
+            hint=f"Leave it out, or use: {', '.join(known)}."
+            if known
+            else "Leave it out: every program runs such adapters by one equation.",
+        )
+    return known[name]
 
 
 def site_shapes(
