@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from .attack import Attack, Door, outside
@@ -606,12 +607,14 @@ class Extractors:
 
     model_ids: Mapping[str, str] = {"moments": "a" * 16, "text": "b" * 16, "features": "c" * 16}
     reads_pictures, reads_faces = True, False
+    conditions = ("text_embeds",)
 
     def __init__(self) -> None:
         from imageprompt.core.spec import Feature
-        from imageprompt.training.data.feature_extractors import LatentScaling
+        from imageprompt.training.data.latents import LatentScaling
 
-        self.latents, self.feature = LatentScaling(), Feature.parse("image_embeds")
+        self.vae = SimpleNamespace(scaling=LatentScaling())
+        self.feature = Feature.parse("image_embeds")
 
     def identity(self) -> str:
         return "models"

@@ -42,6 +42,13 @@ class Parts:
             )
         return found[0], {"text_embeds": found[2]} if len(found) == 4 else {}
 
+    @property
+    def text_limit(self) -> tuple[Any, int]:
+        return self.pipe.tokenizer, int(self.pipe.tokenizer.model_max_length)
+
+    conditions = ("text_embeds",)
+    patch_size = 1
+
     def _count(self) -> None:
         """Count what is encoded."""
         vae, encoder = self.pipe.vae, self.encoder

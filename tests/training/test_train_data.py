@@ -20,7 +20,8 @@ from imageprompt.training.cache.build import open_dataset
 from imageprompt.training.data import sources
 from imageprompt.training.data.bucket_sampler import BucketSampler
 from imageprompt.training.data.dataset import Dataset
-from imageprompt.training.data.feature_extractors import FeatureExtractors, LatentScaling
+from imageprompt.training.data.feature_extractors import FeatureExtractors
+from imageprompt.training.data.latents import LatentScaling
 from imageprompt.training.data.random_streams import RandomStreams, indices_at
 from imageprompt.training.data.sources import SOURCES, DataOptions, open_data
 from imageprompt.training.data.sources._index import CHUNK

@@ -146,18 +146,19 @@ class Adapter:
         denoiser: object,
         encoder: object,
         num_tokens: int | None = None,
-        init: Literal["copy", "zero"] = "copy",
+        init: Literal["copy", "zero"] | None = None,
         depth: int | None = None,
         heads: int | None = None,
         inner_dim: int | None = None,
     ) -> Adapter:
         """New float32 weights for a denoiser (or pipeline) and an image encoder.
 
-        K' starts as a copy of the text's K. V' starts as a copy of the text's V (`init="copy"`,
-        the paper) or as zeros (`init="zero"`: the untrained adapter changes nothing). LoRA starts
-        without effect. `encoder` is None for variants that read only face embeddings. `depth`,
-        `heads` and `inner_dim` shape a resampler. Raises OptionError for an option that the
-        variant does not have, AttachError for a denoiser without sites.
+        K' starts as a copy of the text's K where that is as wide as image tokens. V' starts as a
+        copy of the text's V (`init="copy"`, the paper; default in cross-attention) or as zeros
+        (`init="zero"`: the untrained adapter changes nothing; default in joint attention). LoRA
+        starts without effect. `encoder` is None for variants that read only face embeddings.
+        `depth`, `heads` and `inner_dim` shape a resampler. Raises OptionError for an option that
+        the variant or the base does not have, AttachError for a denoiser without sites.
         """
         options = ProjectorOptions(tokens=num_tokens, depth=depth, heads=heads, inner_dim=inner_dim)
         return cls(*new_module(variant, denoiser, encoder, init, options))

@@ -48,10 +48,10 @@ def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def new_module(
-    variant: str, denoiser: object, encoder: object, init: str, options: ProjectorOptions
+    variant: str, denoiser: object, encoder: object, init: str | None, options: ProjectorOptions
 ) -> Built:
     """A new adapter, on the denoiser's device and in float32; see `Adapter.create`."""
-    if init not in ("copy", "zero"):
+    if init not in ("copy", "zero", None):
         raise OptionError(f"init={init!r}", reason="must be 'copy' or 'zero'")
     kind = VARIANTS[variant]
     check_options(variant, kind.options, options)
@@ -70,17 +70,27 @@ def new_module(
     from imageprompt.adapter.offloading import StoredWeights
 
     stored, device = StoredWeights(base.denoiser), base.execution_device
+    copied = 0
     for site in base.spec.sites:
         if entry_at(kind, site.kind) is None:
             continue
+        shape = (site.inner_dim, site.cross_attention_dim)
         text_weights = base.host.text_weights(base.denoiser, site.name)
-        if text_weights is None:
+        if text_weights is None or tuple(text_weights[0].shape) != shape:
             key, value = _first_weights(site)
         else:
+            copied += 1
             key, value = (stored.read(weight) for weight in text_weights)
-            value = torch.zeros_like(value) if init == "zero" else value
+            zero = init == "zero" or (init is None and site.kind != "cross")
+            value = torch.zeros_like(value) if zero else value
         for name, weight in (("k", key), ("v", value)):
             weights[f"{site.file_id}.to_{name}_ip.weight"] = weight.detach().float().clone()
+    if init == "copy" and not copied:
+        raise OptionError(
+            "init='copy'",
+            reason=f"the text of a {base.spec.family} base has no K and V as wide as image tokens",
+            hint="Leave it out: V' starts at zero.",
+        )
     spec = AdapterSpec(
         variant=variant,
         host=base.spec.family,

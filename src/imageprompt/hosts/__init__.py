@@ -12,9 +12,18 @@ from typing import cast
 from imageprompt.core.errors import AttachError
 from imageprompt.core.registry import Registry
 from imageprompt.core.spec import HostSpec
-from imageprompt.hosts.contract import AttachableHost, Host
+from imageprompt.hosts.contract import AttachableHost, Host, TrainableHost
 
-__all__ = ["HOSTS", "AttachableHost", "Host", "denoiser_of", "families", "host_of"]
+__all__ = [
+    "HOSTS",
+    "AttachableHost",
+    "Host",
+    "TrainableHost",
+    "denoiser_of",
+    "families",
+    "host_of",
+    "trainable_host",
+]
 
 HOSTS: Registry[Host] = Registry(__name__, "HOST")
 
@@ -54,6 +63,18 @@ def host_of(denoiser: object) -> AttachableHost:
         f"a {type(denoiser).__name__}",
         reason="no host describes this denoiser",
         hint=f"Attach to a pipeline or denoiser of: {supported}.",
+    )
+
+
+def trainable_host(denoiser: object) -> TrainableHost:
+    """The host of this denoiser. Raises AttachError if adapters cannot be trained on it."""
+    host = host_of(denoiser)
+    if host.trainable:
+        return cast(TrainableHost, host)
+    raise AttachError(
+        f"training on a {type(denoiser).__name__}",
+        reason="its host only runs adapters",
+        hint="`imageprompt hosts` lists the bases that adapters can be trained on.",
     )
 
 

@@ -22,12 +22,17 @@ from imageprompt.core.spec import (
     Site,
     SiteKind,
 )
-from imageprompt.hosts.contract import ConfiguredHost, argument
+from imageprompt.hosts.contract import Conditions, ConfiguredHost, argument
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from imageprompt.attention.state import AttentionState
+
+EncodeText = Callable[[Any, list[str], int | None], "tuple[Tensor, Conditions]"]
+"""See `TrainableHost.encode_text`."""
+Predict = Callable[[Any, "Tensor", "Tensor", "Tensor", Conditions, float], "Tensor"]
+"""See `TrainableHost.predict`."""
 
 Rows = Literal["picture", "text first", "picture first"]
 """What an attention layer computes: rows of the picture, or those of the text as well."""
@@ -55,6 +60,22 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Training:
+    """How a host is trained on; see `TrainableHost`."""
+
+    encode_text: EncodeText
+    predict: Predict
+    conditions: tuple[str, ...] = ()
+    tokenizer: str = "tokenizer"
+    """The pipeline's component that cuts the text of the states into tokens."""
+    max_length: int | None = None
+    """How many of them are read unless the config says; None: the tokenizer's own limit."""
+    packed: bool = False
+    """Does the pipeline pack 2 x 2 latents into a row?"""
+    as_tokens: Callable[[Any, Tensor], Tensor] = lambda denoiser, text: text
+
+
+@dataclass(frozen=True)
 class TransformerHost(ConfiguredHost):
     """A transformer family that adapters run on."""
 
@@ -65,6 +86,53 @@ class TransformerHost(ConfiguredHost):
     attachable: bool = True
     files_of: str = ""
     """The host whose adapters run here too: a file cannot tell which of them it was made for."""
+    training: Training | None = None
+    """None: adapters cannot be trained on it."""
+
+    @property
+    def trainable(self) -> bool:
+        return self.training is not None
+
+    def encode_text(
+        self, pipe: Any, captions: list[str], max_length: int | None
+    ) -> tuple[Tensor, Conditions]:
+        return self._training.encode_text(pipe, captions, max_length)
+
+    def predict(
+        self,
+        denoiser: Any,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: Tensor,
+        added: Conditions,
+        guidance_scale: float,
+    ) -> Tensor:
+        return self._training.predict(denoiser, latents, timesteps, text, added, guidance_scale)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        return self._training.conditions
+
+    def patch_size(self, denoiser: Any) -> int:
+        if self._training.packed:
+            return 2
+        stated = denoiser.config.get("patch_size") or denoiser.config.get("all_patch_size", (1,))
+        return int(stated if isinstance(stated, int) else stated[-1])
+
+    def text_limit(self, pipe: Any, max_length: int | None) -> tuple[Any, int]:
+        training = self._training
+        tokenizer = getattr(pipe, training.tokenizer, None)
+        if tokenizer is None:  # SD3 without T5
+            return pipe.tokenizer, int(pipe.tokenizer.model_max_length)
+        return tokenizer, int(max_length or training.max_length or tokenizer.model_max_length)
+
+    def as_tokens(self, denoiser: Any, text: Tensor) -> Tensor:
+        return self._training.as_tokens(denoiser, text)
+
+    @property
+    def _training(self) -> Training:
+        assert self.training is not None  # asked for at the door: see `trainable_host`
+        return self.training
 
     def families(self, cross_attention_dim: int | None = None) -> Iterator[HostSpec]:
         return iter(()) if self.files_of else super().families(cross_attention_dim)
@@ -75,10 +143,13 @@ class TransformerHost(ConfiguredHost):
         return spec
 
     def text_weights(self, denoiser: nn.Module, name: str) -> tuple[Any, Any] | None:
-        """Those of cross-attention; the keys of joint attention read the picture's own states."""
+        """Those of cross-attention, or of the text's side of joint attention."""
         module: Any = denoiser.get_submodule(name)
-        cross = next(iter(self.layers)) == "cross"
-        return (module.to_k.weight, module.to_v.weight) if cross else None
+        if next(iter(self.layers)) == "cross":
+            return module.to_k.weight, module.to_v.weight
+        if getattr(module, "add_k_proj", None) is None:
+            return None
+        return module.add_k_proj.weight, module.add_v_proj.weight
 
     def linears(self, denoiser: nn.Module, name: str) -> Mapping[str, nn.Module]:
         raise AttachError(

@@ -11,9 +11,12 @@ from imageprompt.core.errors import AttachError
 from imageprompt.core.spec import Arguments, HostSpec, KeywordArguments, Shapes, Site
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from imageprompt.attention.state import AttentionState
+
+Conditions = dict[str, Any]
+"""Conditions of a denoiser beside its text states, tensors [b, ...] by its own names."""
 
 ROLES_KEY = "_imageprompt_roles"
 """The key of a denoiser's config that may state which sites carry style and layout."""
@@ -42,7 +45,7 @@ class Host(Protocol):
 
     @property
     def trainable(self) -> bool:
-        """Can adapters be trained on it?"""
+        """Can adapters be trained on it? If so it is a `TrainableHost`."""
 
     def claims(self, denoiser: object) -> bool:
         """Does this denoiser belong to the family?"""
@@ -73,9 +76,10 @@ class AttachableHost(Host, Protocol):
         """The sites of a denoiser (its weights may be on the meta device)."""
 
     def text_weights(self, denoiser: nn.Module, name: str) -> tuple[Any, Any] | None:
-        """The weights [inner_dim, cross_attention_dim] of the text's K and V at a site.
+        """The weights [inner_dim, width of the text] of the text's K and V at a site.
 
-        None where the text has none of its own that new K' and V' could start from.
+        None where the text has none of its own. New K' and V' start from them if image tokens are
+        as wide as the text.
         """
 
     def linears(self, denoiser: nn.Module, name: str) -> Mapping[str, nn.Module]:
@@ -94,6 +98,47 @@ class AttachableHost(Host, Protocol):
         """The exact inverse of `install`."""
 
 
+class TrainableHost(AttachableHost, Protocol):
+    """A denoiser family that adapters can be trained on."""
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The names of the conditions that `encode_text` may return."""
+
+    def encode_text(
+        self, pipe: Any, captions: list[str], max_length: int | None
+    ) -> tuple[Tensor, Conditions]:
+        """Text states [n, l, d] and conditions [n, ...] of n captions, as the pipeline makes them.
+
+        l is the same for all captions. `max_length` is the pipeline's `max_sequence_length`, None
+        the default; OptionError where it has none.
+        """
+
+    def patch_size(self, denoiser: Any) -> int:
+        """Latent positions on a side that the denoiser reads as one."""
+
+    def text_limit(self, pipe: Any, max_length: int | None) -> tuple[Any, int]:
+        """The tokenizer of those states, and the number of its tokens that are read."""
+
+    def as_tokens(self, denoiser: Any, text: Tensor) -> Tensor:
+        """Text states as the sites' attention reads them, as wide as image tokens."""
+
+    def predict(
+        self,
+        denoiser: Any,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: Tensor,
+        added: Conditions,
+        guidance_scale: float,
+    ) -> Tensor:
+        """What the scheduler is given for noisy latents [b, c, h, w]: a tensor of their shape.
+
+        `timesteps` [b] are the scheduler's (0 to 1000). `added` holds conditions [b, ...].
+        `guidance_scale` is read by guidance-distilled bases only.
+        """
+
+
 @dataclass(frozen=True)
 class ConfiguredHost:
     """A transformer family, described by its class name and a function from config to sites.
@@ -108,7 +153,10 @@ class ConfiguredHost:
     """The parts of the published config that decide the sites."""
     sites: Callable[[Mapping[str, Any]], Iterator[Site]]
     attachable: bool = False
-    trainable: bool = False
+
+    @property
+    def trainable(self) -> bool:
+        return False
 
     def claims(self, denoiser: object) -> bool:
         return type(denoiser).__name__ == self.denoiser_class

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.spec import Site, SiteKind
-from imageprompt.hosts._transformer import Layer, PackedCalls, TransformerHost, block_sites
+from imageprompt.hosts._training import encode_prompt, grid_ids, pack, unpack
+from imageprompt.hosts._transformer import (
+    Layer,
+    PackedCalls,
+    Training,
+    TransformerHost,
+    block_sites,
+)
+from imageprompt.hosts.contract import Conditions
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PUBLISHED = {
     "num_layers": 19,
@@ -39,6 +50,35 @@ def sites(config: Mapping[str, Any]) -> Iterator[Site]:
     )
 
 
+def _encode_text(pipe: Any, captions: list[str], max_length: int | None) -> Any:
+    """T5's states, and CLIP's pooled state."""
+    states, pooled, _ = encode_prompt(pipe, captions, max_length)
+    return states, {"pooled_projections": pooled}
+
+
+def predict_packed(
+    denoiser: Any,
+    latents: Tensor,
+    timesteps: Tensor,
+    text: Tensor,
+    added: Conditions,
+    guidance_scale: float,
+) -> Tensor:
+    """FLUX and its relatives; timesteps from 0 to 1."""
+    guided = denoiser.config.get("guidance_embeds", False)
+    rows = denoiser(
+        hidden_states=pack(latents),
+        timestep=timesteps / 1000,
+        encoder_hidden_states=text,
+        txt_ids=text.new_zeros(text.shape[1], 3),
+        img_ids=grid_ids(latents),
+        return_dict=False,
+        **({"guidance": timesteps.new_full(timesteps.shape, guidance_scale)} if guided else {}),
+        **added,
+    )[0]
+    return unpack(rows, latents)
+
+
 HOST = TransformerHost(
     name="flux",
     summary="FluxTransformer2DModel: FLUX.1 dev, schnell, Kontext, Fill and Control",
@@ -47,4 +87,12 @@ HOST = TransformerHost(
     sites=sites,
     layers=LAYERS,
     reader=lambda config: PackedCalls(timestep=3, ids=4),
+    training=Training(
+        _encode_text,
+        predict_packed,
+        conditions=("pooled_projections",),
+        tokenizer="tokenizer_2",
+        max_length=512,
+        packed=True,
+    ),
 )

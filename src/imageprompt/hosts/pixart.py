@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.spec import Site
-from imageprompt.hosts._transformer import LatentCalls, Layer, TransformerHost, block_sites
+from imageprompt.hosts._training import encode_prompt
+from imageprompt.hosts._transformer import (
+    LatentCalls,
+    Layer,
+    Training,
+    TransformerHost,
+    block_sites,
+)
+from imageprompt.hosts.contract import Conditions
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PUBLISHED = {
     "num_layers": 28,
@@ -28,6 +39,38 @@ def _sites(config: Mapping[str, Any]) -> Iterator[Site]:
     )
 
 
+def _encode_text(pipe: Any, captions: list[str], max_length: int | None) -> Any:
+    """T5's states, and their mask."""
+    states, mask, *_ = encode_prompt(pipe, captions, max_length)
+    return states, {"encoder_attention_mask": mask}
+
+
+def _predict(
+    denoiser: Any,
+    latents: Tensor,
+    timesteps: Tensor,
+    text: Tensor,
+    added: Conditions,
+    guidance_scale: float,
+) -> Tensor:
+    """The second half of the channels is a variance that sampling does not read."""
+    size: Conditions = {"resolution": None, "aspect_ratio": None}
+    if denoiser.use_additional_conditions:
+        height, width = (8 * side for side in latents.shape[-2:])
+        rows = len(latents)
+        size["resolution"] = latents.new_tensor([[height, width]]).repeat(rows, 1)
+        size["aspect_ratio"] = latents.new_tensor([[height / width]]).repeat(rows, 1)
+    prediction: Tensor = denoiser(
+        latents,
+        encoder_hidden_states=text,
+        timestep=timesteps,
+        added_cond_kwargs=size,
+        return_dict=False,
+        **added,
+    )[0]
+    return prediction[:, : latents.shape[1]]
+
+
 HOST = TransformerHost(
     name="pixart",
     summary="PixArtTransformer2DModel: PixArt-alpha and PixArt-Sigma",
@@ -36,4 +79,10 @@ HOST = TransformerHost(
     sites=_sites,
     layers={"cross": Layer()},
     reader=LatentCalls,
+    training=Training(
+        _encode_text,
+        _predict,
+        conditions=("encoder_attention_mask",),
+        as_tokens=lambda denoiser, text: denoiser.caption_projection(text),
+    ),
 )

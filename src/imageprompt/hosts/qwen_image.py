@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.spec import Arguments, Call, KeywordArguments, Site
-from imageprompt.hosts._transformer import Layer, TransformerHost, block_sites
-from imageprompt.hosts.contract import argument
+from imageprompt.hosts._training import encode_prompt, pack, pad_rows, unpack
+from imageprompt.hosts._transformer import Layer, Training, TransformerHost, block_sites
+from imageprompt.hosts.contract import Conditions, argument
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PUBLISHED = {
     "num_layers": 60,
@@ -15,6 +19,8 @@ PUBLISHED = {
     "attention_head_dim": 128,
     "joint_attention_dim": 3584,
 }
+MAX_LENGTH = 256
+"""Tokens of a caption in training; sampling reads 1,024, which would be 7 MB a caption."""
 
 
 def _sites(config: Mapping[str, Any]) -> Iterator[Site]:
@@ -46,6 +52,40 @@ def _read(args: Arguments, kwargs: KeywordArguments) -> Call:
     )
 
 
+def _encode_text(pipe: Any, captions: list[str], max_length: int | None) -> Any:
+    """Qwen's states, padded to one length, and their mask."""
+    rows = []
+    for caption in captions:
+        states, mask = encode_prompt(pipe, [caption], max_length)
+        rows.append(states[0] if mask is None else states[0][mask[0].bool()])
+    states, mask = pad_rows(rows, max_length or MAX_LENGTH)
+    return states, {"encoder_hidden_states_mask": mask}
+
+
+def _predict(
+    denoiser: Any,
+    latents: Tensor,
+    timesteps: Tensor,
+    text: Tensor,
+    added: Conditions,
+    guidance_scale: float,
+) -> Tensor:
+    """Padding that no caption of the batch needs is cut off."""
+    mask = added["encoder_hidden_states_mask"]
+    longest = int(mask.sum(1).max())
+    guided = denoiser.config.get("guidance_embeds", False)
+    rows = denoiser(
+        hidden_states=pack(latents),
+        timestep=timesteps / 1000,
+        guidance=timesteps.new_full(timesteps.shape, guidance_scale) if guided else None,
+        encoder_hidden_states=text[:, :longest],
+        encoder_hidden_states_mask=None if bool(mask[:, :longest].all()) else mask[:, :longest],
+        img_shapes=[[(1, latents.shape[-2] // 2, latents.shape[-1] // 2)]] * len(latents),
+        return_dict=False,
+    )[0]
+    return unpack(rows, latents)
+
+
 HOST = TransformerHost(
     name="qwen-image",
     summary="QwenImageTransformer2DModel: Qwen-Image and Qwen-Image-Edit",
@@ -54,4 +94,11 @@ HOST = TransformerHost(
     sites=_sites,
     layers={"joint": Layer()},
     reader=lambda config: _read,
+    training=Training(
+        _encode_text,
+        _predict,
+        conditions=("encoder_hidden_states_mask",),
+        max_length=MAX_LENGTH,
+        packed=True,
+    ),
 )

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.spec import Site
-from imageprompt.hosts._transformer import LatentCalls, Layer, TransformerHost
+from imageprompt.hosts._training import encode_prompt
+from imageprompt.hosts._transformer import LatentCalls, Layer, Training, TransformerHost
+from imageprompt.hosts.contract import Conditions
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PUBLISHED = {
     "num_layers": 38,
@@ -34,6 +39,30 @@ def _sites(config: Mapping[str, Any]) -> Iterator[Site]:
         file_id += 2 if i in config["dual_attention_layers"] else 1
 
 
+def _encode_text(pipe: Any, captions: list[str], max_length: int | None) -> Any:
+    """The states of both CLIPs side by side, those of T5 after them; both CLIPs' pooled states."""
+    encoded = encode_prompt(pipe, captions, max_length)
+    return encoded[0], {"pooled_projections": encoded[2]}
+
+
+def _predict(
+    denoiser: Any,
+    latents: Tensor,
+    timesteps: Tensor,
+    text: Tensor,
+    added: Conditions,
+    guidance_scale: float,
+) -> Tensor:
+    prediction: Tensor = denoiser(
+        hidden_states=latents,
+        timestep=timesteps,
+        encoder_hidden_states=text,
+        return_dict=False,
+        **added,
+    )[0]
+    return prediction
+
+
 HOST = TransformerHost(
     name="sd3",
     summary="SD3Transformer2DModel: SD3 and SD3.5",
@@ -42,4 +71,12 @@ HOST = TransformerHost(
     sites=_sites,
     layers={"joint": Layer(heads_first=True, own_keys=True)},
     reader=lambda config: LatentCalls(config, timestep=(3, "timestep")),
+    training=Training(
+        _encode_text,
+        _predict,
+        conditions=("pooled_projections",),
+        tokenizer="tokenizer_3",
+        max_length=256,
+        as_tokens=lambda denoiser, text: denoiser.context_embedder(text),
+    ),
 )

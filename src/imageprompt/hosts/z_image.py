@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.errors import AttachError
 from imageprompt.core.spec import Arguments, Call, KeywordArguments, Site
-from imageprompt.hosts._transformer import Layer, TransformerHost, block_sites
-from imageprompt.hosts.contract import argument
+from imageprompt.hosts._training import encode_prompt, pad_rows
+from imageprompt.hosts._transformer import Layer, Training, TransformerHost, block_sites
+from imageprompt.hosts.contract import Conditions, argument
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PUBLISHED = {"n_layers": 30, "n_heads": 30, "dim": 3840, "cap_feat_dim": 2560}
+MAX_LENGTH = 512
+"""Tokens of a caption, with those of the chat template."""
 
 
 def _sites(config: Mapping[str, Any]) -> Iterator[Site]:
@@ -53,6 +59,34 @@ def _read(args: Arguments, kwargs: KeywordArguments) -> Call:
     )
 
 
+def _encode_text(pipe: Any, captions: list[str], max_length: int | None) -> Any:
+    """Qwen's states, padded to one length, and their mask."""
+    rows, _ = encode_prompt(pipe, list(captions), max_length)
+    states, mask = pad_rows(rows, max_length or MAX_LENGTH)
+    return states, {"cap_mask": mask}
+
+
+def _predict(
+    denoiser: Any,
+    latents: Tensor,
+    timesteps: Tensor,
+    text: Tensor,
+    added: Conditions,
+    guidance_scale: float,
+) -> Tensor:
+    """Time runs from 0 (noise) to 1, and sampling takes the negative of the output."""
+    import torch
+
+    mask = added["cap_mask"]
+    outputs = denoiser(
+        list(latents.unsqueeze(2)),
+        (1000 - timesteps) / 1000,
+        [states[own] for states, own in zip(text, mask, strict=True)],
+        return_dict=False,
+    )[0]
+    return -torch.stack(list(outputs)).squeeze(2)
+
+
 HOST = TransformerHost(
     name="z-image",
     summary="ZImageTransformer2DModel: Z-Image and Z-Image-Turbo",
@@ -61,4 +95,5 @@ HOST = TransformerHost(
     sites=_sites,
     layers={"joint single": Layer(rows="picture first")},
     reader=lambda config: _read,
+    training=Training(_encode_text, _predict, conditions=("cap_mask",), max_length=MAX_LENGTH),
 )

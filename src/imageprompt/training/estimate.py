@@ -14,6 +14,7 @@ from imageprompt.training.cache.build import open_dataset
 from imageprompt.training.config.config import TrainingConfig
 from imageprompt.training.data.dataset import Batch, Dataset
 from imageprompt.training.data.feature_extractors import FeatureExtractors
+from imageprompt.training.data.latents import Vae
 from imageprompt.training.data.random_streams import RandomStreams
 from imageprompt.training.data.views import PictureOptions
 from imageprompt.training.frozen_pipeline import FrozenPipeline
@@ -91,6 +92,7 @@ def estimate_run(config: TrainingConfig) -> RunEstimate:
         precision=config.mixed_precision,
         device=config.device,
         gradient_checkpointing=config.gradient_checkpointing,
+        max_length=config.max_sequence_length,
     )
     extractors = FeatureExtractors(base, variant)
     dataset = open_dataset(config.data, None, extractors, PictureOptions.of(config))
@@ -101,7 +103,7 @@ def estimate_run(config: TrainingConfig) -> RunEstimate:
     pictures_per_step = config.batch_size * config.accumulate * processes.count
     ema_bytes = 4 * trained if config.ema else 0
     adapter_files = 2 if config.validate_every else 1
-    activations = _activation_bytes(config, base, extractors.vae_factor, adapter, dataset, frozen)
+    activations = _activation_bytes(config, base, extractors.vae, adapter, dataset, frozen)
     return RunEstimate(
         variant=config.variant,
         host=adapter.spec.host,
@@ -133,16 +135,16 @@ def _cache_bytes(config: TrainingConfig, extractors: FeatureExtractors) -> int:
 def _activation_bytes(
     config: TrainingConfig,
     base: Any,
-    vae_factor: int,
+    vae: Vae,
     adapter: Any,
     dataset: Dataset,
     frozen: list[Tensor],
 ) -> int:
     """Bytes that one sample's forward pass keeps for its backward pass."""
     nulls, side = NullConditions.of(dataset), min(config.resolution, MAX_SIDE)
-    shape = (base.denoiser.config.in_channels, side // vae_factor, side // vae_factor)
+    shape = (vae.channels, side // vae.factor, side // vae.factor)
     added = dict(nulls.added)
-    if added:
+    if "text_embeds" in added:
         added["time_ids"] = torch.tensor([[side, side, 0, 0, side, side]], dtype=torch.float32)
     batch = Batch(torch.randn(1, *shape), nulls.text, nulls.features, added)
     weights = {t.untyped_storage().data_ptr() for t in (*frozen, *adapter.parameters())}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from imageprompt.core.errors import OptionError
 from imageprompt.core.hub import locate_folder
 from imageprompt.encoding.encoders import Encoder, open_encoder
-from imageprompt.hosts import denoiser_of
+from imageprompt.hosts import TrainableHost, denoiser_of, trainable_host
 from imageprompt.loading import base_folder, device_of, load_base
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ class FrozenPipeline:
     denoiser: Any
     scheduler: Any
     encoder: Encoder | None
+    host: TrainableHost
+    max_length: int | None = None
+    """Tokens that a transformer's long text encoder reads; None: the host's default."""
 
     @classmethod
     def load(
@@ -46,6 +49,7 @@ class FrozenPipeline:
         precision: Precision = "bf16",
         device: str | None = None,
         gradient_checkpointing: bool = False,
+        max_length: int | None = None,
     ) -> FrozenPipeline:
         """From "bundled", a folder, a Hub id or a loaded pipeline, which is cast and frozen itself.
 
@@ -62,6 +66,7 @@ class FrozenPipeline:
         pipe = load_base(base, folder, dtype=load_dtype, device=device, bars=False).pipe
         dtype: torch.dtype = getattr(torch, _DTYPES[precision])
         denoiser: Any = denoiser_of(pipe)
+        host = trainable_host(denoiser)
         _keep_vae_in_float32(pipe, folder)
         image_encoder = _open_encoder(encoder, pipe, folder, dtype)
         for part in pipe.components.values():
@@ -69,19 +74,22 @@ class FrozenPipeline:
                 part.eval().requires_grad_(False)
         if denoiser.dtype is not dtype:
             denoiser.to(dtype)
-        if dtype is torch.bfloat16 and denoiser.device.type == "cpu":
+        is_unet = host.name == "unet"
+        if is_unet and dtype is torch.bfloat16 and denoiser.device.type == "cpu":
             from imageprompt.training.memory.cpu_attention import use_blocked_attention
 
             use_blocked_attention(denoiser)
-        if gradient_checkpointing:
+        if gradient_checkpointing and is_unet:
             from imageprompt.training.memory import activation_checkpointing
 
             activation_checkpointing.enable_selective_checkpointing(denoiser)
-        return cls(pipe, denoiser, pipe.scheduler, image_encoder)
+        elif gradient_checkpointing:
+            denoiser.enable_gradient_checkpointing()
+        return cls(pipe, denoiser, pipe.scheduler, image_encoder, host, max_length)
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """States [n, l, d], and `text_embeds` [n, p] if the base has pooled text states (SDXL).
+        """States [n, l, d], and the denoiser's other conditions by text [n, ...].
 
         The pipeline encodes them, as in generation; captions that are too long are truncated.
         """
@@ -90,16 +98,30 @@ class FrozenPipeline:
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # truncated captions are counted elsewhere, once
         try:
-            encoded = self.pipe.encode_prompt(
-                prompt=list(captions),
-                device=device_of(self.pipe),
-                num_images_per_prompt=1,
-                do_classifier_free_guidance=False,
-            )
+            return self.host.encode_text(self.pipe, list(captions), self.max_length)
         finally:
             logging.set_verbosity(verbosity)
-        states, pooled = encoded[0], encoded[2] if len(encoded) > 2 else None
-        return states, {} if pooled is None else {"text_embeds": pooled}
+
+    def as_tokens(self, states: Tensor) -> Tensor:
+        """Text states [n, l, d] as the denoiser's attention reads them [n, l, W]."""
+        return self.host.as_tokens(
+            self.denoiser, states.to(self.denoiser.device, self.denoiser.dtype)
+        )
+
+    @property
+    def text_limit(self) -> tuple[Any, int]:
+        """The tokenizer of the text states, and the number of its tokens that are read."""
+        return self.host.text_limit(self.pipe, self.max_length)
+
+    @property
+    def patch_size(self) -> int:
+        """Latent positions on a side that the denoiser reads as one."""
+        return self.host.patch_size(self.denoiser)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The names of the conditions that `encode_text` may return."""
+        return self.host.conditions
 
 
 def _keep_vae_in_float32(pipe: Any, folder: Path | None) -> None:

@@ -140,6 +140,7 @@ def _open_run(
         precision=config.mixed_precision,
         device=config.device or device,
         gradient_checkpointing=config.gradient_checkpointing,
+        max_length=config.max_sequence_length,
     )
     encoders = FeatureExtractors(base, variant)
     with Bars(visible and sys.stderr.isatty()) as bars:
@@ -161,7 +162,9 @@ def _open_run(
         from imageprompt.training.init.caption_warm_start import caption_warm_start
 
         with Bars(visible and sys.stderr.isatty()) as bars:
-            caption_warm_start(config, adapter, samples, log=log_line, on_progress=bars.update)
+            caption_warm_start(
+                config, adapter, samples, base.as_tokens, log=log_line, on_progress=bars.update
+            )
     validations: list[Validation] = []
 
     def open_validation() -> None:

@@ -175,12 +175,15 @@ def build_cache_for(
             config.encoder,
             precision=config.mixed_precision,
             device=config.device or device_of_rank(),
+            max_length=config.max_sequence_length,
         )
         extractors = FeatureExtractors(base, VARIANTS[config.variant])
+    options = PictureOptions.of(config)
+    extractors.check_sizes(options.sizes)
     return build_cache(
         records,
         extractors,
-        PictureOptions.of(config),
+        options,
         config.cache_folder,
         max_broken=data.max_broken,
         online=config.online,
@@ -266,6 +269,7 @@ def open_dataset(
     """
     source = DataOptions.of(data)
     records = open_data(source)
+    extractors.check_sizes(options.sizes)
     if cache is None:
         quarantine = Quarantine(len(records), source.max_broken, records.problems())
         return OnlineDataset(records, extractors, options, quarantine)

@@ -27,10 +27,10 @@ from imageprompt.training.data.bucket_sampler import BucketSampler
 from imageprompt.training.data.dataset import Batch, Dataset, Features
 from imageprompt.training.data.feature_extractors import (
     FeatureExtractors,
-    LatentScaling,
     combine_features,
     dataset_fingerprint,
 )
+from imageprompt.training.data.latents import LatentScaling
 from imageprompt.training.data.random_streams import RandomStreams
 from imageprompt.training.data.scan import HASH
 from imageprompt.training.data.sources import Records
@@ -96,7 +96,7 @@ class CacheIndex:
             return cls(
                 tensors,
                 extractors.model_ids,
-                extractors.latents,
+                extractors.vae.scaling,
                 extractors.feature,
                 [printable(shortened(str(line))) for line in plain["broken"]],
                 dataset_fingerprint(records, extractors, options),
@@ -126,12 +126,12 @@ def _check_index(
     for name, kind in kinds.items():
         if (tensors[name].dtype, tuple(tensors[name].shape)) != kind:
             raise ValueError(name)
-    names = {*kinds, "null.states", "null.text_embeds"}
+    names = {*kinds, "null.states"}
     names |= {"null.encoded"} if extractors.reads_pictures else set()
     names |= {"face", "null.face"} if extractors.reads_faces else set()
-    if tensors.keys() not in (names, names - {"null.text_embeds"}):
+    if not names <= tensors.keys() <= names | {_NULL + name for name in extractors.conditions}:
         raise ValueError("other tensors")
-    for name in names & tensors.keys() - kinds.keys():
+    for name in tensors.keys() - kinds.keys():
         rows = count if name == "face" else 1
         tensor = tensors[name]
         if len(tensor) != rows or tensor.ndim > _MAX_DIMENSIONS or not torch.isfinite(tensor).all():
@@ -204,16 +204,18 @@ class CachedDataset(Dataset):
     def batch(self, indices: Tensor, streams: RandomStreams) -> Batch:
         tensors, views = self.index.tensors, self.index.tensors["moments"].shape[1]
         height, width = tensors["time_ids"][indices[0], 0, 4:].tolist()
-        kind = self._extractors.moment_kind((width, height))
+        kind = self._extractors.vae.moment_kind((width, height))
         numbers = (
             streams.integers(views) if views > 1 else torch.zeros(len(indices), dtype=torch.long)
         )
         moments = self._read("moments", tensors["moments"][indices, numbers], "moments", kind)
-        noise = streams.randn(moments.shape[1] // 2, *moments.shape[2:])
-        latents = self.index.latents.sample(moments, noise)
+        scaling = self.index.latents
+        noise = streams.randn(scaling.channels(moments), *moments.shape[2:])
+        latents = scaling.sample(moments, noise)
         added = {}
-        if "null.text_embeds" in tensors:
-            added["text_embeds"] = self._of_null("text", tensors["text"][indices], "text_embeds")
+        for name in self.null_added():
+            added[name] = self._of_null("text", tensors["text"][indices], name)
+        if "text_embeds" in added:
             added["time_ids"] = tensors["time_ids"][indices, numbers].float()
         return Batch(latents, self._states(indices), self._features(indices), added)
 
@@ -221,9 +223,8 @@ class CachedDataset(Dataset):
         return self.index.tensors["null.states"]
 
     def null_added(self) -> dict[str, Tensor]:
-        name = "null.text_embeds"
-        found = self.index.tensors.get(name)
-        return {} if found is None else {name.removeprefix(_NULL): found}
+        tensors, names = self.index.tensors, self._extractors.conditions
+        return {name: tensors[_NULL + name] for name in names if _NULL + name in tensors}
 
     def null_features(self) -> Features:
         tensors = self.index.tensors

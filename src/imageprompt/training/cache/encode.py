@@ -214,7 +214,7 @@ class CacheEncoder:
     # ── encoding ────────────────────────────────────────────────────────────────────────────────
 
     def _moments(self, pictures: Sequence[Image]) -> Iterator[Entry]:
-        return ({"moments": one.clone()} for one in self._extractors.encode_pictures(pictures))
+        return ({"moments": one.clone()} for one in self._extractors.vae.encode(pictures))
 
     def _features(self, pictures: Sequence[Image]) -> Iterator[Entry]:
         return ({"encoded": one.clone()} for one in self._extractors.encode_references(pictures))

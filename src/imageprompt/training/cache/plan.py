@@ -164,7 +164,7 @@ class CachePlan:
         return CacheIndex(
             {name: value.contiguous() for name, value in tensors.items()},
             extractors.model_ids,
-            extractors.latents,
+            extractors.vae.scaling,
             extractors.feature,
             list(broken),
             fingerprint,

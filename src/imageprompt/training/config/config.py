@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 FREE_KEYS = frozenset(
     ("output", "cache", "device", "keep", "log_every", "checkpoint_every", "validate_every")
 ) | frozenset(("validation", "trackers"))
+# Keys that runs of older versions do not state: they have the defaults.
+NEW_KEYS = frozenset(("shift", "loss_weighting", "guidance_scale", "max_sequence_length"))
 
 
 @dataclass(frozen=True)
@@ -60,15 +62,19 @@ class Timesteps:
 
     __pydantic_config__ = STRICT_KEYS
 
-    uniform: Annotated[float, Key("share of timesteps drawn uniformly", ge=0, le=1)] = 1.0
+    uniform: Annotated[
+        float | None,
+        Key("share of timesteps drawn uniformly; default: 1, with flow matching 0", ge=0, le=1),
+    ] = None
     mean: Annotated[float, Key("mean of the logit-normal distribution of the rest")] = 0.0
     std: Annotated[float, Key("its standard deviation", ge=0)] = 1.0
 
-    def draw(self, total: int, streams: RandomStreams) -> Tensor:
+    def draw(self, total: int, streams: RandomStreams, *, flow: bool = False) -> Tensor:
         """Integer timesteps [b] below `total`."""
+        share = (0.0 if flow else 1.0) if self.uniform is None else self.uniform
         uniform = streams.rand()
         logit_normal = (self.mean + self.std * streams.randn()).sigmoid()
-        is_uniform = streams.rand() < self.uniform
+        is_uniform = streams.rand() < share
         times = uniform.where(is_uniform, logit_normal) * total
         return times.long().clamp(0, total - 1)
 
@@ -185,10 +191,27 @@ class TrainingConfig:
     identity_only_prob: Annotated[
         float, Key("faceid-plus-v2: probability of seeing the identity alone", ge=0, le=1)
     ] = 0.5
+    shift: Annotated[
+        float | None,
+        Key("shift of flow matching's noise levels; default: the scheduler's own", ge=0.01, le=100),
+    ] = None
+    loss_weighting: Annotated[
+        Literal["none", "cosmap", "sigma_sqrt"], Key("weights of flow matching's loss")
+    ] = "none"
+    guidance_scale: Annotated[
+        float, Key("what a guidance-distilled base (FLUX.1 dev) is told", ge=0, le=100)
+    ] = 3.5
+    max_sequence_length: Annotated[
+        int | None,
+        Key("tokens that a transformer's long text encoder reads", ge=1, le=4096),
+    ] = None
     init: Annotated[
-        Literal["copy", "zero"],
-        Key("K', V' start as copies of the text's K, V; `zero`: V' starts at zero"),
-    ] = "copy"
+        Literal["copy", "zero"] | None,
+        Key(
+            "`copy`: K', V' start as copies of the text's K, V; `zero`: V' starts at zero; "
+            "default: copy, in joint attention zero"
+        ),
+    ] = None
     tokens: Annotated[int | None, Key("image tokens; default: the variant's", le=4096)] = None
     depth: Annotated[int | None, Key("projector blocks; default: the variant's", le=256)] = None
     heads: Annotated[int | None, Key("projector heads; default: the variant's", le=1024)] = None
@@ -282,7 +305,14 @@ class TrainingConfig:
 
     def identity(self) -> dict[str, Any]:
         """Plain values of all keys that a resumed run must share with the run it continues."""
-        plain = {one.name: getattr(self, one.name) for one in fields(self)}
+        plain = {
+            one.name: getattr(self, one.name)
+            for one in fields(self)
+            if one.name not in NEW_KEYS or getattr(self, one.name) != one.default
+        }
         plain |= {"drop": asdict(self.drop), "timesteps": asdict(self.timesteps)}
+        plain["init"] = self.init or "copy"  # decides nothing once a run has started
+        if self.timesteps.uniform is None:  # the base decides, which is among the keys
+            plain["timesteps"]["uniform"] = 1.0
         shared = {name: value for name, value in plain.items() if name not in FREE_KEYS}
         return shared | {"cached": self.cache is not None}

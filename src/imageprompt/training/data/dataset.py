@@ -17,8 +17,9 @@ Features = Tensor | tuple[Tensor, ...]
 class Batch:
     """b samples: clean latents [b, c, h, w], text states [b, l, d], image features [b, ...].
 
-    `added` holds the denoiser's other conditions: SDXL's `text_embeds` [b, p] and `time_ids` [b, 6]
-    (original height and width, crop top and left, target height and width; float32).
+    `added` holds the denoiser's other conditions by its own names, such as a mask of the text
+    [b, l], and SDXL's `text_embeds` [b, p] and `time_ids` [b, 6] (original height and width, crop
+    top and left, target height and width; float32).
     """
 
     latents: Tensor

@@ -6,20 +6,20 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from imageprompt.core.errors import EncoderError, OptionError, PictureError, WrongBaseError
+from imageprompt.core.errors import EncoderError, OptionError, PictureError
 from imageprompt.core.fingerprint import fingerprint
 from imageprompt.core.spec import Feature, ImageFeature, NullRule
 from imageprompt.encoding.encoders import Encoder
 from imageprompt.training.data.dataset import Features
+from imageprompt.training.data.latents import Vae
 from imageprompt.training.data.sources import Records
-from imageprompt.training.data.views import PictureOptions, Size, to_pixels
+from imageprompt.training.data.views import PictureOptions, Size
 from imageprompt.variants import Variant, encode_null
 from imageprompt.variants.tensor_shapes import FACE_DIM
 
@@ -39,21 +39,19 @@ class FrozenModels(Protocol):
     def encoder(self) -> Encoder | None: ...
 
     def encode_text(self, captions: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """States [n, l, d], and `text_embeds` [n, p] where the denoiser takes them."""
+        """States [n, l, d], and the denoiser's other conditions by text [n, ...]."""
 
+    @property
+    def text_limit(self) -> tuple[Any, int]:
+        """The tokenizer of these states, and the number of its tokens that are read."""
 
-@dataclass(frozen=True)
-class LatentScaling:
-    """From the VAE encoder's output to the latents that the denoiser is trained on."""
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The names of the conditions that `encode_text` may return."""
 
-    factor: float = 1.0
-    shift: float = 0.0
-
-    def sample(self, moments: Tensor, noise: Tensor) -> Tensor:
-        """Moments [n, 2c, h, w] (mean, log variance) and noise [n, c, h, w] -> float32 latents."""
-        mean, log_variance = moments.float().chunk(2, dim=1)
-        std = torch.exp(0.5 * log_variance.clamp(-30, 20))
-        return (mean + std * noise - self.shift) * self.factor
+    @property
+    def patch_size(self) -> int:
+        """Latent positions on a side that the denoiser reads as one."""
 
 
 class FeatureExtractors:
@@ -68,13 +66,7 @@ class FeatureExtractors:
         self.feature: Feature = variant.feature
         self.null_rule: NullRule = variant.null_rule
         self._base = base
-        self._vae: Any = getattr(base.pipe, "vae", None)
-        if self._vae is None or not hasattr(self._vae.config, "scaling_factor"):
-            raise WrongBaseError(
-                "this base",
-                reason="has no VAE that encodes pictures as latents",
-                hint="Train on a latent diffusion pipeline.",
-            )
+        self.vae = Vae.of(base.pipe)
         if base.encoder is None and self.reads_pictures:
             raise EncoderError(
                 "no image encoder",
@@ -94,60 +86,44 @@ class FeatureExtractors:
 
     # ── latents ─────────────────────────────────────────────────────────────────────────────────
 
-    @property
-    def latents(self) -> LatentScaling:
-        config = self._vae.config
-        shift = float(getattr(config, "shift_factor", 0) or 0)
-        return LatentScaling(float(config.scaling_factor), shift)
-
-    @property
-    def vae_factor(self) -> int:
-        """Pixels per latent along a side."""
-        return int(2 ** (len(self._vae.config.block_out_channels) - 1))
+    def check_sizes(self, sizes: Sequence[Size]) -> None:
+        """Raises OptionError for pictures that the denoiser cannot cut into its patches."""
+        multiple = self.vae.factor * self._base.patch_size
+        for width, height in sizes:
+            if width % multiple or height % multiple:
+                raise OptionError(
+                    f"training pictures of {width} x {height}",
+                    reason=f"this base needs sides that are multiples of {multiple}",
+                    hint="Change resolution or buckets.",
+                )
 
     def moment_bytes(self, sizes: Sequence[Size]) -> int:
         """Bytes of the largest moments of pictures of these sizes in pixels."""
-        kinds = map(self.moment_kind, sizes)
+        kinds = map(self.vae.moment_kind, sizes)
         return max(dtype.itemsize * math.prod(shape) for dtype, shape in kinds)
-
-    def moment_kind(self, size: Size) -> tuple[torch.dtype, tuple[int, ...]]:
-        """Type and shape of the moments of a picture of this size in pixels."""
-        width, height = (side // self.vae_factor for side in size)
-        return self._vae.dtype, (2 * int(self._vae.config.latent_channels), height, width)
-
-    @torch.no_grad()
-    def encode_pictures(self, pictures: Sequence[Image]) -> Tensor:
-        """RGB pictures of one size -> the VAE's mean and log variance [n, 2c, h, w].
-
-        Raises OptionError if they are not finite.
-        """
-        pixels = to_pixels(pictures).to(self._vae.device, self._vae.dtype)
-        moments: Tensor = self._vae.encode(pixels).latent_dist.parameters
-        if not torch.isfinite(moments).all():
-            raise OptionError(
-                f"the VAE in {self._vae.dtype}".replace("torch.", ""),
-                reason="produces latents that are not finite",
-                hint="Use mixed_precision: bf16 or no.",
-            )
-        return moments.cpu()
 
     # ── text ────────────────────────────────────────────────────────────────────────────────────
 
     def encode_text(self, captions: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """States [n, l, d], and `text_embeds` [n, p] where the denoiser takes them."""
+        """States [n, l, d], and the denoiser's other conditions by text [n, ...]."""
         states, added = self._base.encode_text(list(captions))
         return states.cpu(), {name: value.cpu() for name, value in added.items()}
 
     def token_counts(self, captions: Sequence[str]) -> list[int]:
         """Number of tokens of each caption with start and end, before truncation."""
-        tokenizer = self._base.pipe.tokenizer
+        tokenizer, _ = self._base.text_limit
         encoded = tokenizer(list(captions), truncation=False, padding=False, verbose=False)
         return [len(ids) for ids in encoded.input_ids]
 
     @property
     def max_tokens(self) -> int:
         """Number of tokens that the text encoder reads."""
-        return int(self._base.pipe.tokenizer.model_max_length)
+        return self._base.text_limit[1]
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The names of the conditions that `encode_text` may return beside the states."""
+        return self._base.conditions
 
     # ── image features ──────────────────────────────────────────────────────────────────────────
 
@@ -192,9 +168,9 @@ class FeatureExtractors:
         pipe = self._base.pipe
         names = [name for name in sorted(pipe.components) if name.startswith("text_encoder")]
         models = [getattr(pipe, name) for name in names if getattr(pipe, name) is not None]
-        tokenizer = pipe.tokenizer
+        tokenizer, _ = self._base.text_limit
         found = {
-            "moments": _hash(_VERSION, _weights_id(self._vae)),
+            "moments": _hash(_VERSION, _weights_id(self.vae.model)),
             "text": _hash(
                 _VERSION,
                 *(_weights_id(one) for one in models),

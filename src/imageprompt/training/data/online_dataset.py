@@ -79,12 +79,13 @@ class OnlineDataset(Dataset):
         rows = self._rows(indices)
         views = self._views(rows, streams)
         cropped = [view.apply(row.picture) for view, row in zip(views, rows, strict=True)]
-        moments = self._extractors.encode_pictures(cropped)
-        noise = streams.randn(moments.shape[1] // 2, *moments.shape[2:])
+        moments = self._extractors.vae.encode(cropped)
+        scaling = self._extractors.vae.scaling
+        noise = streams.randn(scaling.channels(moments), *moments.shape[2:])
         text, added = self._text([row.record.text for row in rows])
-        if added:
+        if "text_embeds" in added:
             added["time_ids"] = torch.tensor([view.time_ids() for view in views]).float()
-        latents = self._extractors.latents.sample(moments, noise)
+        latents = scaling.sample(moments, noise)
         return Batch(latents, text, self._features(rows), added)
 
     def null_text(self) -> Tensor:

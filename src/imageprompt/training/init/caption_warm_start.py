@@ -33,13 +33,16 @@ def caption_warm_start(
     config: TrainingConfig,
     adapter: Adapter,
     samples: Any,
+    as_tokens: Callable[[Tensor], Tensor],
     *,
     log: Callable[[str], None] = lambda line: None,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> None:
     """Fit the projector to the captions' text states; skipped if all captions are the same.
 
-    Raises OptionError for a projector without a fixed number of tokens, or one that reads faces.
+    `as_tokens` turns text states into what the base's attention reads, as wide as image tokens.
+    Raises OptionError for a projector without a fixed number of tokens, or one that reads faces,
+    and for a base whose attention reads text of another width.
     """
     tokens = adapter.spec.tokens
     if tokens is None or not hasattr(samples, "caption_batch"):
@@ -49,6 +52,7 @@ def caption_warm_start(
             hint="Set warm_start: none.",
         )
     device = next(adapter.parameters()).device
+    width = adapter.spec.projector.cross_attention_dim
 
     def pairs(step: int) -> tuple[Tensor, Tensor]:
         indices = samples.indices(step, BATCH, config.seed)
@@ -57,7 +61,16 @@ def caption_warm_start(
             choose_states(states[row : row + 1], int(length), tokens)
             for row, length in enumerate(lengths)
         ]
-        return features.float().to(device), torch.cat(chosen).float().to(device)
+        with torch.no_grad():
+            targets = as_tokens(torch.cat(chosen)).float().to(device)
+        if targets.shape[-1] != width:
+            raise OptionError(
+                "warm_start: captions",
+                reason=f"this base's attention reads text {targets.shape[-1]} wide, image tokens "
+                f"are {width} wide",
+                hint="Set warm_start: none.",
+            )
+        return features.float().to(device), targets
 
     steps = config.warm_start_steps
     epoch = -(-len(samples) // BATCH)

@@ -7,6 +7,7 @@ b samples.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from imageprompt.core.errors import OptionError
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
+LossWeighting = Literal["none", "cosmap", "sigma_sqrt"]
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,23 @@ class NoiseSchedule:
     model_timesteps: Tensor
 
     @classmethod
-    def of(cls, scheduler: Any) -> NoiseSchedule:
-        """The schedule of a base's scheduler. Raises OptionError for an unknown prediction type."""
+    def of(cls, scheduler: Any, *, positions: int = 0, shift: float | None = None) -> NoiseSchedule:
+        """The schedule of a base's scheduler, for pictures of so many rows of the denoiser.
+
+        `shift` replaces the scheduler's own shift of flow matching. Raises OptionError for an
+        unknown prediction type, and for a shift of another than flow matching.
+        """
         config = scheduler.config
         kind = config.get("prediction_type")
-        if kind == "flow_prediction" or (kind is None and "shift" in config):
-            return cls.flow(config["num_train_timesteps"], config.get("shift") or 1.0)
+        if is_flow(scheduler):
+            own = _shift_of(config, positions) if shift is None else shift
+            return cls.flow(config["num_train_timesteps"], own)
+        if shift is not None:
+            raise OptionError(
+                f"shift: {shift:g}",
+                reason=f"{type(scheduler).__name__} of this base is not flow matching",
+                hint="Leave it out.",
+            )
         kind = "epsilon" if kind is None else kind
         known = [name for name in get_args(Prediction) if name != "flow"]
         if kind not in known or not hasattr(scheduler, "alphas_cumprod"):
@@ -97,7 +110,46 @@ class NoiseSchedule:
             return capped / (ratio + 1)
         return (gamma / ratio).clamp(max=1.0)  # capped / ratio, but finite at a ratio of 0
 
+    def weights(self, weighting: LossWeighting, times: Tensor) -> Tensor | None:
+        """Weights [b] of flow matching's loss (arXiv 2403.03206, section 3.1); None: all 1.
+
+        Raises OptionError for another prediction type.
+        """
+        if weighting == "none":
+            return None
+        if self.prediction != "flow":
+            raise OptionError(
+                f"loss_weighting: {weighting}",
+                reason="only defined for flow matching, which this base does not use",
+                hint="Leave it out, or use min_snr.",
+            )
+        sigma = self.sigma[times.cpu()].to(times.device)
+        if weighting == "sigma_sqrt":
+            return sigma**-2
+        return 2 / (math.pi * (1 - 2 * sigma + 2 * sigma**2))
+
     def _at(self, table: Tensor, times: Tensor, like: Tensor) -> Tensor:
         """table[times], shaped to multiply `like` [b, ...]."""
         values = table[times.cpu()].to(like.device)
         return values.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Is the base of this scheduler a rectified flow?"""
+    kind = scheduler.config.get("prediction_type")
+    return kind == "flow_prediction" or (kind is None and "shift" in scheduler.config)
+
+
+def _shift_of(config: Any, positions: int) -> float:
+    """The scheduler's shift, as its pipelines set it for a picture's number of positions.
+
+    mu is linear in the positions (FLUX and most others), or grows with their square root (CogView4,
+    whose shifts are "linear"); SD3's shift is e^mu then, CogView4's is mu.
+    """
+    if not config.get("use_dynamic_shifting"):
+        return float(config.get("shift") or config.get("flow_shift") or 1.0)
+    first, last = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    if config.get("time_shift_type") == "linear":
+        return float(math.sqrt(positions / first) * high + low)
+    return math.exp(low + (high - low) * (positions - first) / (last - first))

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from imageprompt.encoding.image_prompt import ImagePrompt
+from imageprompt.hosts import trainable_host
 from imageprompt.training.config.config import ConditionDropout, Timesteps, TrainingConfig
 from imageprompt.training.data.dataset import Batch, Dataset, Features
 from imageprompt.training.data.random_streams import RandomStreams
-from imageprompt.training.loop.noise_schedule import NoiseSchedule
+from imageprompt.training.loop.noise_schedule import LossWeighting, NoiseSchedule
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class Objective:
     """Standard deviation of noise that is constant over a channel (usually 0.05)."""
     identity_only_prob: float = 0.0
     """Probability that FaceID-plus v2 sees the face embedding alone (usually 0.5)."""
+    shift: float | None = None
+    """Of flow matching's noise levels; None: the scheduler's own."""
+    loss_weighting: LossWeighting = "none"
+    guidance_scale: float = 3.5
+    """What a guidance-distilled base is told."""
     autocast: bool = False
     """Compute in bfloat16 where the base's weights are float32."""
 
@@ -73,6 +79,9 @@ class Objective:
             min_snr=config.min_snr or None,
             noise_offset=config.noise_offset,
             identity_only_prob=config.identity_only_prob,
+            shift=config.shift,
+            loss_weighting=config.loss_weighting,
+            guidance_scale=config.guidance_scale,
         )
 
     @contextmanager
@@ -90,7 +99,9 @@ class Objective:
         Call `backward()` inside the block: gradient checkpointing runs parts of the forward pass
         again. Raises OptionError for an unknown prediction type.
         """
-        schedule = NoiseSchedule.of(scheduler)
+        height, width = batch.latents.shape[-2:]
+        positions = height * width // trainable_host(denoiser).patch_size(denoiser) ** 2
+        schedule = NoiseSchedule.of(scheduler, positions=positions, shift=self.shift)
         draws = self.draw(batch.latents, schedule, streams)
         with self.loss_from_draws(adapter, denoiser, schedule, batch, nulls, draws) as losses:
             yield losses, draws.times
@@ -98,7 +109,7 @@ class Objective:
     def draw(self, latents: Tensor, schedule: NoiseSchedule, streams: RandomStreams) -> RandomDraws:
         """All random numbers for latents [b, c, h, w]; drawn on the CPU."""
         drop_image, drop_text = self.dropout.draw(streams)
-        times = self.timesteps.draw(len(schedule), streams)
+        times = self.timesteps.draw(len(schedule), streams, flow=schedule.prediction == "flow")
         noise = streams.randn(*latents.shape[1:])
         low, high = self.scales
         scale = low + (high - low) * streams.step_rand()
@@ -137,18 +148,20 @@ class Objective:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
             tokens = _project(adapter, features, draws.identity_only)
             with adapter.use(ImagePrompt(tokens), scale=draws.scale, guidance="none"):
-                prediction = denoiser(
+                prediction = trainable_host(denoiser).predict(
+                    denoiser,
                     noisy.to(dtype),
                     schedule.model_timesteps.to(device)[times],
-                    encoder_hidden_states=text.to(device, dtype),
-                    added_cond_kwargs=_cast_added(added, device, dtype) or None,
-                    return_dict=False,
-                )[0]
+                    text.to(device, dtype),
+                    _cast_added(added, device, dtype),
+                    self.guidance_scale,
+                )
                 error = prediction.float() - schedule.target(clean, noise, times)
                 losses = error.square().flatten(1).mean(1)
                 if self.min_snr is not None:
                     losses = losses * schedule.min_snr(self.min_snr, times)
-                yield losses
+                weights = schedule.weights(self.loss_weighting, times)
+                yield losses if weights is None else losses * weights
 
 
 def replace_rows(values: Tensor, null: Tensor, which: Tensor) -> Tensor:
@@ -173,8 +186,13 @@ def _project(adapter: Any, features: Features, identity_only: Tensor) -> Tensor:
 
 
 def _cast_added(added: dict[str, Tensor], device: Any, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Added conditions for the denoiser; sizes stay in float32 for its sinusoidal embedding."""
+    """Added conditions for the denoiser, masks as they are.
+
+    Sizes stay in float32 for its sinusoidal embedding.
+    """
     return {
-        name: value.to(device, torch.float32 if name == "time_ids" else dtype)
+        name: value.to(device, dtype)
+        if value.is_floating_point() and name != "time_ids"
+        else value.to(device)
         for name, value in added.items()
     }
