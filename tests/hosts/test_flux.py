@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -344,6 +345,51 @@ def test_each_side_of_true_guidance_is_known(pipe: Any, attached: ip.Adapter) ->
         assert torch.equal(make(pipe, **guided), plain)
 
 
+def test_the_negative_side_has_a_picture_and_a_scale_of_its_own(
+    pipe: Any, attached: ip.Adapter
+) -> None:
+    """As XLabs' neg_ip_scale: the scale of the negative pass, whatever that of the positive one."""
+    guided = {"negative_prompt": ["bad"], "true_cfg_scale": 2.0}
+    prompt = prompt_of(attached, 1)
+    found = []
+    for scale in (None, 0.25, 0.0):
+        with attached.use(prompt, scale=1.0, negative_scale=scale):
+            found.append(make(pipe, **guided))
+        with attached.use(prompt, scale=1.0) as handle:
+            scales = iter([1.0 if scale is None else scale, 1.0] * 4)
+            hook = pipe.transformer.register_forward_hook(
+                lambda *_, scales=scales: setattr(handle, "scale", next(scales))
+            )
+            by_hand = make(pipe, **guided)
+            hook.remove()
+        assert torch.allclose(found[-1], by_hand, atol=1e-6)
+    assert not torch.equal(found[0], found[1])
+    assert not torch.equal(found[1], found[2])
+    with (
+        pytest.raises(ip.ImagePromptError, match="negative_scale with FluxPipeline"),
+        attached.use(prompt, negative_scale=0.5),
+    ):
+        make(pipe)
+
+
+def test_a_pass_without_a_negative_side_takes_no_negative_picture(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "FEATURES", 128)
+    adapter = ip.Adapter.load(write(tmp_path / "a.safetensors", xlabs()))
+    adapter.attach(pipe, encoder=ip.bundled.folder() / "image_encoder")
+    picture = DOCS / "reference.png"
+    prompt = adapter.encode([picture], negative=picture)
+    with (
+        pytest.raises(ip.ImagePromptError, match="a negative picture with FluxPipeline"),
+        adapter.use(prompt),
+    ):
+        make(pipe)
+    with adapter.use(prompt):
+        make(pipe, negative_prompt=[""], true_cfg_scale=2.0)
+    adapter.detach()
+
+
 def test_the_step_of_a_call_comes_from_the_pipeline(pipe: Any, attached: ip.Adapter) -> None:
     """The transformer is called with a fresh number; the pipeline knows where it is."""
 
@@ -376,6 +422,32 @@ def test_one_reference_for_each_text(pipe: Any, attached: ip.Adapter) -> None:
         make(pipe)
 
 
+def test_a_recipe_keeps_the_reading(pipe: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.safetensors", instantx())
+    prompt = ip.Adapter.load(path).encode(
+        features=noise(1, FEATURES, seed=7) * 9, null_features=torch.zeros(1, FEATURES)
+    )
+    made = {
+        reading: ip.generate(
+            "a star",
+            image_prompt=prompt,
+            adapter=path,
+            reading=reading,
+            base=pipe,
+            steps=1,
+            size=(16, 16),
+            progress=False,
+        )
+        for reading in (None, "comfyui")
+    }
+    assert made[None].images[0].tobytes() != made["comfyui"].images[0].tobytes()
+    made["comfyui"].save(tmp_path / "out")
+    (picture,) = (tmp_path / "out").glob("*.png")
+    again = ip.repeat(picture, base=pipe, progress=False)
+    assert again.images[0].tobytes() == made["comfyui"].images[0].tobytes()
+    assert again.recipes[0].references[0].adapter.spec["reading"] == "comfyui"
+
+
 # ── the guide, docs/transformers.md ─────────────────────────────────────────────────────────────
 
 
@@ -388,6 +460,7 @@ def test_the_guide_to_transformers(
     monkeypatch.setattr(sys.modules[__name__], "FEATURES", 128)
     local = {
         "cat.jpg": str(DOCS / "reference.png"),
+        "fog.jpg": str(DOCS / "reference.png"),
         "black-forest-labs/FLUX.1-dev": str(tmp_path / "base"),
         "XLabs-AI/flux-ip-adapter-v2/ip_adapter.safetensors": str(
             write(tmp_path / "a.safetensors", xlabs())
@@ -396,12 +469,20 @@ def test_the_guide_to_transformers(
     }
     pipe.save_pretrained(tmp_path / "base")
     monkeypatch.chdir(tmp_path)
-    (command,) = commands(page, needs_downloads=True)
-    words = [local.get(word, word) for word in command]
-    assert run([*words, "--steps", "2", "--size", "16", "--output", "out"]) == 0
+    first, guided = commands(page, needs_downloads=True)
+    small_run = ["--steps", "2", "--size", "16", "--output"]
+    words = [local.get(word, word) for word in first]
+    assert run([*words, *small_run, "out"]) == 0
     assert len(list((tmp_path / "out").glob("*.png"))) == 1
-    # diffusers would ignore it in silence
-    assert run([*words, "--negative-prompt", "bad", "--output", "none"]) == 2
+    assert run([*(local.get(word, word) for word in guided), *small_run, "guided"]) == 0
+    (picture,) = (tmp_path / "guided").glob("*.png")
+    again = ip.repeat(picture, progress=False)
+    assert again.recipes[0].true_cfg_scale == 4
+    assert again.recipes[0].references[0].controls["negative_scale"] == 0.5
+    assert again.images[0].tobytes() == Image.open(picture).tobytes()
+    for more in (["--negative-prompt", "bad"], ["--negative-reference", local["cat.jpg"]]):
+        # diffusers would ignore it in silence
+        assert run([*words, *more, "--output", "none"]) == 2
 
     (snippet,) = blocks(page, "python", needs_downloads=True)
     torch.save(instantx(), tmp_path / "ip-adapter.bin")

@@ -238,3 +238,49 @@ def test_two_references_stand_side_by_side(
             made.append(CASE.read(model, inputs))
     assert torch.allclose(made[0], made[1], atol=1e-6)
     assert not torch.allclose(made[0], made[2], atol=1e-5)
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_rows_of_the_negative_side_have_a_scale_of_their_own(
+    timed: bool, parts: dict[str, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    """Both sides in one call, with a mask or without, are the two sides apart at their scales."""
+    model, inputs = CASE.build(), CASE.inputs(2)
+    null = torch.zeros(1, PATCHES, FEATURES)
+    features = noise(1, PATCHES, FEATURES, seed=1)
+    if timed:
+        adapter = attach(parts, tmp_path, model)
+    else:
+        adapter = ip.Adapter.create("base", denoiser=model, encoder=_Pooled(), num_tokens=3)
+        for weight in adapter.parameters():
+            weight.data = noise(*weight.shape, seed=weight.numel())
+        adapter.attach(model)
+        features, null = features[:, 0], null[:, 0] + 1
+    prompt = adapter.encode(features=features, null_features=null)
+    mask = torch.zeros(8, 8)
+    mask[:4] = 1
+    for masked in (None, mask.numpy()):
+        with adapter.use(
+            prompt, 0.9, "negative-positive", negative_scale=0.2, mask=masked, schedule="0-1"
+        ):
+            found = CASE.read(model, inputs)
+        sides = []
+        for number, (side, scale) in enumerate((("negative", 0.2), ("positive", 0.9))):
+            row = {name: value[number : number + 1] for name, value in inputs.items()}
+            with adapter.use(prompt, scale, side, mask=masked):
+                sides.append(CASE.read(model, row))
+        assert torch.allclose(found, torch.cat(sides), atol=1e-5)
+        assert (sides[0] - CASE.read(model, inputs)[:1]).abs().max() > 1e-4
+
+
+class _Pooled:
+    fingerprint, image_size = "none", 8
+
+    def width(self, feature: object) -> int:
+        return FEATURES
+
+    def encode(self, pictures: Any, feature: Any) -> Tensor:
+        raise NotImplementedError
+
+    def encode_null(self, feature: Any) -> Tensor:
+        raise NotImplementedError

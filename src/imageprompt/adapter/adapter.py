@@ -377,6 +377,7 @@ class Adapter:
         preset: str | None = None,
         composition: float | None = None,
         boost: float | None = None,
+        negative_scale: float | None = None,
         schedule: object = None,
         mask: Any = None,
         scaling: Scaling = "V only",
@@ -390,7 +391,8 @@ class Adapter:
         How strongly and where in the network: `scale` is a number 0..2 or numbers by site (see
         `Scale`); the default is `control.DEFAULT_SCALE`, 0.8. With a `preset` (of `PRESETS`, in
         any spelling) the scale is its weight; `composition` and `boost` are further weights of
-        some presets. `scaling` says what the scale multiplies.
+        some presets. `scaling` says what the scale multiplies. `negative_scale` is the scale
+        of the negative side of guidance (XLabs' neg_ip_scale), by default the same.
 
         When: `schedule` is a `Schedule`, a text ("0-0.4", "0-40%", "0.1-0.8 ease-out"), numbers
         for the steps, or a function of the fraction of the loop that has passed. `timesteps` are
@@ -400,7 +402,8 @@ class Adapter:
         reference acts. The text acts everywhere. For several references with a mask each, nest
         blocks.
 
-        `controls` replaces scale, lora, preset, composition, boost, schedule and scaling.
+        `controls` replaces scale, lora, preset, composition, boost, negative_scale, schedule and
+        scaling.
 
         `guidance` says how the batch is stacked: a name of `LAYOUTS` or a sequence of branches.
         "auto" asks the pipeline that runs whether it is guided; in a loop of your own the latents
@@ -431,6 +434,7 @@ class Adapter:
             preset=preset,
             composition=composition,
             boost=boost,
+            negative_scale=negative_scale,
             schedule=schedule,
             scaling=scaling,
         )
@@ -450,6 +454,7 @@ class Adapter:
             layout=named_layout(guidance),
             masks=[torch.from_numpy(weights)[None, None] for weights in masks],
             timesteps=parse_timesteps(timesteps),
+            negative_picture=bool(prompt.metadata.keys() & {"negative", "noise"}),
         )
         state.enter(handle)
         try:

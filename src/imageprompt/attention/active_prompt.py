@@ -44,7 +44,8 @@ class ActivePrompt:
     stated about the loop, None where they are inferred. `places` has for every place of the
     denoiser where image terms are added the site that acts there; None: each site at its own.
     `timed` makes K', V' of a timestep [1], if they depend on it, for the positive side alone or
-    with `negative=True` for both; `norms` are those of `ImageTerm`, for each site.
+    with `negative=True` for both; `norms` are those of `ImageTerm`, for each site. With
+    `negative_picture` a picture of its own stands on the negative side.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class ActivePrompt:
         places: Sequence[int | None] | None = None,
         timed: Callable[..., Sequence[KeyValue]] | None = None,
         norms: Sequence[tuple[Tensor, Tensor]] | None = None,
+        negative_picture: bool = False,
     ) -> None:
         self.owner, self.state = owner, state
         self.thread = threading.get_ident()
@@ -73,6 +75,9 @@ class ActivePrompt:
         self._sites = sites
         self._places = list(range(len(sites))) if places is None else list(places)
         self._timed, self._norms = timed, norms
+        self._negative_picture = negative_picture
+        self._negative_scales: Tensor | None = None
+        self._by_row: tuple[Any, Tensor | None] = (None, None)
         self._time: tuple[object, bool] = (None, False)
         self._batch = BatchedKV(key_values, prompts, masks)
         self._step, self._steps = 0, 1
@@ -154,6 +159,8 @@ class ActivePrompt:
         scales = _penalised(table, penalties(controls, self._sites))
         self._scales = _write(self._scales, scales)
         self._switches = _write(self._switches, [[float(x != 0) for x in row] for row in scales])
+        if table.negative is not None:
+            self._negative_scales = torch.tensor(table.negative, device=self._scales.device)
         self._lora_on = _write(self._lora_on, controls.lora)
         self._version = next(_versions)
         self._select_step(self._step)
@@ -229,6 +236,8 @@ class ActivePrompt:
         if self._scales.device != device:
             self._scales, self._switches = self._scales.to(device), self._switches.to(device)
             self._lora_on, self._lora_off = self._lora_on.to(device), self._lora_off.to(device)
+            if self._negative_scales is not None:
+                self._negative_scales = self._negative_scales.to(device)
             self._select_step(self._step)
 
     def close(self) -> None:
@@ -244,6 +253,12 @@ class ActivePrompt:
             warnings.warn(
                 "two equal halves of one single step were read as the two sides of guidance; pass "
                 "guidance='negative-positive' (or 'none' for two pictures) to use()",
+                stacklevel=4,
+            )
+        if self._table.negative is not None and self._batch.key and not self._negative_seen:
+            warnings.warn(
+                f"negative_scale={self._controls.negative_scale:g} had no effect: no call had a "
+                "negative side of guidance",
                 stacklevel=4,
             )
         if any(self._table.on_negative) and self._batch.key and not self._negative_seen:
@@ -269,7 +284,7 @@ class ActivePrompt:
             return None
         if not self._table.included[index] or self._lacks_negative_rows(index):
             return None
-        if self._values[index] == 0.0:
+        if self._values[index] == 0.0 or self._off_on_negative(index):
             return None
         key, value = self._scaled_key_value(index)
         rows = int(key.shape[0])
@@ -286,9 +301,11 @@ class ActivePrompt:
             value = value.repeat_interleave(frames, dim=0)
             if mask is not None and mask.shape[0] > 1:
                 mask = mask.repeat_interleave(frames, dim=0)
-        weights = self._scale_row if self._controls.scaling == "V only" else self._switch_row
+        weight = self._weights()[index]
+        if frames > 1 and weight.ndim:
+            weight = weight.repeat_interleave(frames, dim=0)
         norms = None if self._norms is None else self._norms[index]
-        return ImageTerm(key.to(q.dtype), value.to(q.dtype), weights[index], mask, norms)
+        return ImageTerm(key.to(q.dtype), value.to(q.dtype), weight, mask, norms)
 
     def slots(self, levels: Sequence[int], latents: tuple[int, int]) -> list[Slot | None]:
         """What compiled graphs read at each place, which is at that level of the denoiser.
@@ -297,7 +314,7 @@ class ActivePrompt:
         """
         sizes = [level_size(*latents, level) for level in range(max(levels) + 1)]
         masks = [self._batch.level_mask(size) for size in sizes]
-        weights = self._scale_row if self._controls.scaling == "V only" else self._switch_row
+        weights = self._weights()
         found: list[Slot | None] = []
         for index, level in zip(self._places, levels, strict=True):
             if index is None:
@@ -308,6 +325,41 @@ class ActivePrompt:
             norms = None if self._norms is None else self._norms[index]
             found.append(new_slot(*self._scaled_key_value(index), weight, norms))
         return found
+
+    def _weights(self) -> Tensor:
+        """What image terms are multiplied by: [S], or [S, B, 1, 1, 1] where rows differ."""
+        if self._controls.scaling != "V only":
+            return self._switch_row
+        layout = self._batch.layout
+        if self._table.negative is None or "negative" not in layout:
+            return self._scale_row
+        key = (self._version, self._step, self._batch.key)
+        if self._by_row[0] != key:
+            self._by_row = (key, self._weights_by_row(layout))
+        assert self._by_row[1] is not None
+        return self._by_row[1]
+
+    def _weights_by_row(self, layout: CFGLayout) -> Tensor:
+        assert self._negative_scales is not None
+        negative = self._negative_scales[self._step]
+        if "positive" not in layout:
+            return negative
+        branches = [negative if branch == "negative" else self._scale_row for branch in layout]
+        repeats = self._batch.rows[0][0].shape[0] // len(layout)
+        by_row = torch.stack(branches, dim=1).repeat_interleave(repeats, dim=1)
+        return by_row[:, :, None, None, None]
+
+    def _off_on_negative(self, index: int) -> bool:
+        """Has a call of the negative side alone nothing here?"""
+        negative, layout = self._table.negative, self._batch.layout
+        return negative is not None and "positive" not in layout and not negative[self._step][index]
+
+    @property
+    def needs_negative(self) -> str:
+        """What of it a call without a negative side would ignore; "" for nothing."""
+        if self._negative_picture:
+            return "a negative picture"
+        return "" if self._table.negative is None else "negative_scale"
 
     def _lacks_negative_rows(self, index: int) -> bool:
         return self._table.on_negative[index] and "negative" not in self._batch.layout

@@ -185,6 +185,13 @@ class AttentionState:
                     "so it can be either side of guidance",
                     hint="Pass guidance='positive' or 'negative' to use().",
                 )
+            if witness.source and not witness.two_texts and prompt.needs_negative:
+                raise GuidanceError(
+                    f"{prompt.needs_negative} with {witness.source}",
+                    reason="it runs the positive side alone here, which does not read it",
+                    hint="Pass it a negative prompt (an empty one will do) and, if it has a "
+                    "true_cfg_scale, one above 1; or leave it out.",
+                )
             layout = LAYOUTS[witness.side or "positive"]
             check_prompts(prompt.prompts, call.sample.shape[0], layout, witness)
             return layout

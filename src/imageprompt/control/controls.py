@@ -37,6 +37,8 @@ class Controls:
     schedule: when the reference acts; None is always.
     scaling: what the scale multiplies (see `Scaling`).
     lora: the strength of the LoRA of FaceID adapters, 0..2.
+    negative_scale: the scale on the negative side of guidance at every site where the reference
+    acts, 0..2; None is the scale there. Only with the scaling "V only".
 
     Raises ScaleError, OptionError.
     """
@@ -48,6 +50,7 @@ class Controls:
     schedule: Schedule | None = None
     scaling: Scaling = "V only"
     lora: float = 1.0
+    negative_scale: float | None = None
 
     @classmethod
     def of(cls, controls: Controls | None, **parts: Any) -> Controls:
@@ -71,7 +74,7 @@ class Controls:
 
     def __post_init__(self) -> None:
         """Check everything that can be checked without a base; a preset gets its own spelling."""
-        for name in ("scale", "composition", "boost", "lora"):
+        for name in ("scale", "composition", "boost", "lora", "negative_scale"):
             object.__setattr__(self, name, plain_numbers(getattr(self, name)))
         check_scale(self.scale)
         one_scale(self.lora, "lora")
@@ -81,6 +84,14 @@ class Controls:
                 reason="no such scaling",
                 hint=f"Use one of: {', '.join(get_args(Scaling))}.",
             )
+        if self.negative_scale is not None:
+            one_scale(self.negative_scale, "negative_scale")
+            if self.scaling != "V only":
+                raise OptionError(
+                    f"negative_scale with scaling {self.scaling!r}",
+                    reason="K' would need a scale for each row",
+                    hint="Leave the scaling at 'V only'.",
+                )
         if not isinstance(self.schedule, Schedule | None):
             raise OptionError(
                 f"schedule {self.schedule!r}",
@@ -147,12 +158,14 @@ class ScaleTable:
 
     `values[step][site]` are the numbers. `included[site]` is False where the controls leave the
     site out: it is 0 at every step. `on_negative[site]` is True where the negative rows of guidance
-    are shown the reference instead of the positive ones.
+    are shown the reference instead of the positive ones. `negative[step][site]` are the numbers of
+    negative rows, None where they are the same.
     """
 
     values: tuple[tuple[float, ...], ...]
     included: tuple[bool, ...]
     on_negative: tuple[bool, ...]
+    negative: tuple[tuple[float, ...], ...] | None = None
 
 
 def compile_scales(controls: Controls, sites: Sequence[Site], steps: int) -> ScaleTable:
@@ -164,11 +177,24 @@ def compile_scales(controls: Controls, sites: Sequence[Site], steps: int) -> Sca
     requested = requested_scales(controls, sites)
     scales = [0.0 if one is None else one.scale for one in requested]
     factors = (1.0,) * steps if controls.schedule is None else controls.schedule.factors(steps)
+    on_negative = tuple(one is not None and one.on_negative for one in requested)
+    negative = None
+    if controls.negative_scale is not None:
+        own = [
+            controls.negative_scale if scale and not shown else scale
+            for scale, shown in zip(scales, on_negative, strict=True)
+        ]
+        negative = _by_step(own, factors)
     return ScaleTable(
-        values=tuple(tuple(scale * factor for scale in scales) for factor in factors),
+        values=_by_step(scales, factors),
         included=tuple(one is not None for one in requested),
-        on_negative=tuple(one is not None and one.on_negative for one in requested),
+        on_negative=on_negative,
+        negative=negative,
     )
+
+
+def _by_step(scales: Sequence[float], factors: Sequence[float]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(scale * factor for scale in scales) for factor in factors)
 
 
 def requested_scales(controls: Controls, sites: Sequence[Site]) -> tuple[SiteScale | None, ...]:

@@ -27,6 +27,7 @@ def generate(
     num_images: int = 1,
     steps: int | None = None,
     guidance_scale: float | None = None,
+    true_cfg_scale: float | None = None,
     guidance: str | Sequence[str] = "auto",
     negative_prompt: str = "",
     size: tuple[int, int] | None = None,
@@ -58,6 +59,8 @@ def generate(
     - `init_image` is the picture to start from, `strength` (0..1) how much of it changes,
       `inpaint_mask` (white inside) where. It is scaled to `size`, or to about the base's own size.
     - `controlnet` (folder, Hub id or model) with its `control_image` and `control_scale` (0..2).
+    - `true_cfg_scale` above 1 gives FLUX, whose `guidance_scale` is an input of the model, a
+      negative side: a second pass with `negative_prompt` and what stands for no picture.
     - `guidance` is the layout of the guidance batch, for pipelines where it cannot be inferred:
       see `Adapter.use`.
     - `library`: the folder in which `style` names are looked up.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -80,6 +81,7 @@ def options_of(
     options["num_inference_steps"] = request.steps or known["num_inference_steps"].default
     optional = {
         "guidance_scale": request.guidance_scale,
+        "true_cfg_scale": request.true_cfg_scale,
         "negative_prompt": request.negative_prompt,
     }
     for name, value in optional.items():
@@ -89,14 +91,8 @@ def options_of(
             raise OptionError(
                 f"{name.replace('_', ' ')} {value!r}", reason="this base has no such option"
             )
-    true_guidance = known.get("true_cfg_scale")
-    if request.negative_prompt and true_guidance is not None and true_guidance.default <= 1:
-        raise OptionError(
-            f"negative prompt {request.negative_prompt!r:.60}",
-            reason=f"{type(pipe).__name__} ignores it unless its true_cfg_scale is above 1, which "
-            "generate() does not set",
-            hint="Leave it out, or call the pipeline yourself, inside adapter.use().",
-        )
+    if options.get("true_cfg_scale", 0) > 1 and request.true_cfg_scale is not None:
+        options["negative_prompt"] = request.negative_prompt  # without one it has no negative side
     if size is not None and {"width", "height"} <= known.keys():
         options |= {"width": size[0], "height": size[1]}
     options |= _pictures(request, start, known, options["num_inference_steps"])
@@ -107,6 +103,44 @@ def options_of(
             hint="Call the pipeline yourself, inside adapter.use().",
         )
     return options
+
+
+def check_guided(request: Request, pipe: Any, options: Mapping[str, Any]) -> None:
+    """What the negative side of guidance reads needs one.
+
+    Raises OptionError on a pipeline that calls its denoiser once for each side and does not call it
+    for the negative one; warns on others at a guidance scale of 1 or less.
+    """
+    wanted = {"--negative-prompt": bool(request.negative_prompt)}
+    for one in request.active_references:
+        for flag, value in (
+            ("--negative-scale", one.effective_controls.negative_scale is not None),
+            ("--negative-reference", not one.encoded and bool(one.negative_reference)),
+            ("--noise", not one.encoded and bool(one.noise)),
+        ):
+            wanted[flag] = value or wanted.get(flag, False)
+    flags = ", ".join(flag for flag, value in wanted.items() if value)
+    if not flags:
+        return
+    if "negative_prompt" not in options:
+        raise OptionError(
+            f"{flags} with a {type(pipe).__name__}",
+            reason="it has no negative side of guidance",
+            hint="Leave it out.",
+        )
+    if "true_cfg_scale" in options:
+        if options["true_cfg_scale"] > 1 and options["negative_prompt"] is not None:
+            return
+        raise OptionError(
+            f"{flags} with a {type(pipe).__name__}",
+            reason="it calls its transformer for the positive side alone",
+            hint="Give --true-cfg-scale above 1, or leave it out.",
+        )
+    scale = options.get("guidance_scale")
+    if scale is not None and scale <= 1:
+        warnings.warn(
+            f"no effect at guidance scale {scale:g}: {flags} (it must be above 1)", stacklevel=3
+        )
 
 
 def check_size(size: Size, pipe: Any) -> None:

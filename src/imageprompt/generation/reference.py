@@ -17,7 +17,7 @@ from imageprompt.generation.option_values import FILE, FILES, NUMBERS, STRING, T
 from imageprompt.loading.recipe import ReferenceMetadata, check_limit
 from imageprompt.loading.recipe.limits import LORA_MODE, RECORDED, RECORDED_OPTIONS
 
-_CONTROLS = ("preset", "composition", "boost", "schedule", "scaling", "lora")
+_CONTROLS = ("preset", "composition", "boost", "negative_scale", "schedule", "scaling", "lora")
 _ENCODE_ARGUMENTS = {
     "fusion": "fusion",
     "weights": "weights",
@@ -134,6 +134,15 @@ class Reference:
     ] = None
     boost: Annotated[
         float | None, _control("boost of the precise presets, 0..2", "B", ge=0, le=2)
+    ] = None
+    negative_scale: Annotated[
+        float | None,
+        _control(
+            "strength on the negative side of guidance, 0..2 (default: the scale)",
+            "S",
+            ge=0,
+            le=2,
+        ),
     ] = None
     schedule: Annotated[
         Any,
@@ -474,7 +483,7 @@ class Reference:
 
 
 _NUMBERS = (
-    *("scale", "composition", "boost", "lora"),
+    *("scale", "composition", "boost", "lora", "negative_scale"),
     *("weights", "noise", "noise_seed", "subtract_strength", "face_strength"),
 )
 _DEFAULTS: Mapping[str, Any] = {item.name: item.default for item in fields(Reference)}

@@ -100,6 +100,16 @@ class Request:
             le=limits.GUIDANCE_SCALE.high,
         ),
     ] = None
+    true_cfg_scale: Annotated[
+        float | None,
+        _sampling(
+            "scale of the guidance with a negative side that FLUX and its kin have beside their "
+            "own; on above 1 (default: the pipeline's)",
+            "G",
+            ge=limits.GUIDANCE_SCALE.low,
+            le=limits.GUIDANCE_SCALE.high,
+        ),
+    ] = None
     guidance: Annotated[
         str | Sequence[str],
         _sampling(
@@ -269,6 +279,7 @@ _LIMITS: Mapping[str, limits.Limit] = {
     "guidance": limits.GUIDANCE,
     "steps": limits.STEPS,
     "guidance_scale": limits.GUIDANCE_SCALE,
+    "true_cfg_scale": limits.GUIDANCE_SCALE,
     "dtype": limits.DTYPE,
     "device": limits.DEVICE,
     "strength": limits.STRENGTH,

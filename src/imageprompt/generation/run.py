@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from imageprompt.generation.apply_references import OpenedReference, apply_refer
 from imageprompt.generation.pipeline_call import (
     Size,
     StartImages,
+    check_guided,
     check_size,
     configured,
     inpainting_latents,
@@ -72,7 +72,7 @@ def prepare(request: Request, models: Models) -> Prepared:
     pipe = pipeline_for(base.pipe, start, net, models)
     size, start = _fit(request, start, pipe)
     options = options_of(request, pipe, start, size)
-    _warn_unguided(request, options)
+    check_guided(request, pipe, options)
     return Prepared(request, base, pipe, opened, start, size, options, net_record)
 
 
@@ -159,26 +159,6 @@ def _load_controlnet(
     recorded = request.replayed_from
     request.check_same_hash("controlnet", None if recorded is None else recorded.controlnet, record)
     return net, record
-
-
-def _warn_unguided(request: Request, options: Mapping[str, Any]) -> None:
-    """A guidance scale of 1 or less skips the negative side."""
-    scale = options.get("guidance_scale")
-    if scale is None or scale > 1:
-        return
-    negative = [("--negative-prompt", request.negative_prompt)]
-    for reference in request.active_references:
-        if not reference.encoded:
-            negative += [
-                ("--negative-reference", reference.negative_reference),
-                ("--noise", reference.noise),
-            ]
-    flags = dict.fromkeys(flag for flag, value in negative if value)
-    if flags:
-        warnings.warn(
-            f"no effect at guidance scale {scale:g}: {', '.join(flags)} (it must be above 1)",
-            stacklevel=2,
-        )
 
 
 # ── steps ───────────────────────────────────────────────────────────────────────────────────────
@@ -400,6 +380,7 @@ def _recipe(
         batch_size=request.batch_size,
         steps=options["num_inference_steps"],
         guidance_scale=options.get("guidance_scale"),
+        true_cfg_scale=request.true_cfg_scale,
         guidance=request.layout,
         width=width,
         height=height,

@@ -80,7 +80,7 @@ def _with_text_rows(term: ImageTerm, count: int) -> ImageTerm:
     if term.mask is not None:
         mean = term.mask.mean(dim=2, keepdim=True).expand(-1, -1, count, -1)
         return replace(term, mask=torch.cat((mean, term.mask), dim=2))
-    if term.scale.ndim < 4:
+    if term.scale.ndim < 4 or term.scale.shape[2] == 1:
         return term
     mean = term.scale.mean(dim=2, keepdim=True).expand(-1, -1, count, -1)
     return replace(term, scale=torch.cat((mean, term.scale), dim=2))
