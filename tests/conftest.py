@@ -57,5 +57,5 @@ def tiny_bundled(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """For this test, the bundled stack is the tiny one."""
     from imageprompt.core import bundled
 
-    monkeypatch.setattr(bundled, "folder", lambda: tiny_folder)
+    monkeypatch.setattr(bundled, "folder", lambda _=bundled.NAME: tiny_folder)
     return tiny_folder

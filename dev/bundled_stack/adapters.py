@@ -43,8 +43,7 @@ class SceneDataset(Dataset):
 
     def __init__(self, work: Path, kind: str, text_encoder: Any, null_features: Tensor) -> None:
         self.latents = load_latents(work)
-        labels, geometry = pool.load(work / "pool", "labels"), pool.load(work / "pool", "geometry")
-        self.scenes = [pool.scene_of(*row) for row in zip(labels, geometry, strict=True)]
+        self.scenes = pool.load_scenes(work / "pool")
         shards = [
             torch.load(work / f"features-{index}.pt", mmap=True, weights_only=True)
             for index in pool.shards(work / "pool")

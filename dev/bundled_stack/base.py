@@ -149,8 +149,7 @@ def train(work: Path, minutes: float, rank: int = 0, world: int = 1, compiled: b
     forward = torch.compile(model) if compiled else model
     run = TimedRun(work, name, model, minutes=minutes, rate=1.2e-3, ema=0.9985, flat=0.7, every=150)
     latents = load_latents(work)
-    labels, geometry = pool.load(work / "pool", "labels"), pool.load(work / "pool", "geometry")
-    all_scenes = [pool.scene_of(*row) for row in zip(labels, geometry, strict=True)]
+    all_scenes = pool.load_scenes(work / "pool")
     captions, noise_schedule = Captions(), scheduler()
     rng = np.random.default_rng([5, rank, run.steps])
     generator = torch.Generator().manual_seed(1000 * run.steps + rank)

@@ -63,22 +63,29 @@ def export(work: Path, target: Path = STACK) -> int:
     shutil.rmtree(fresh, ignore_errors=True)
     pipeline(work).to(torch.float16).save_pretrained(fresh, safe_serialization=True)
     for part in ("text_encoder", "image_encoder"):
-        _declare_float32(fresh / part / "config.json")
+        declare_float32(fresh / part / "config.json")
     judge = load_ema(work, "judge", Judge())
     save_file(
         {name: value.half().contiguous() for name, value in judge.state_dict().items()},
         fresh / "judge.safetensors",
     )
+    return replace_folder(target, fresh, work / "adapters", LIMIT)
+
+
+def replace_folder(target: Path, fresh: Path, adapters: Path, limit: int) -> int:
+    """Add the trained adapters to the fresh folder, and put it in place of the target.
+
+    Returns the size of its files in bytes, without links. Raises RuntimeError above `limit`.
+    """
     (fresh / "adapters").mkdir()
-    for name in ("base", "plus"):
-        trained = work / "adapters" / f"{name}.safetensors"
-        if trained.exists():
-            shutil.copyfile(trained, fresh / "adapters" / trained.name)
-    for path in fresh.rglob("*"):
+    for trained in sorted(adapters.glob("*.safetensors")):
+        shutil.copyfile(trained, fresh / "adapters" / trained.name)
+    paths = [path for path in fresh.rglob("*") if not path.is_symlink()]
+    for path in paths:
         path.chmod(0o755 if path.is_dir() else 0o644)
-    size = sum(path.stat().st_size for path in fresh.rglob("*") if path.is_file())
-    if size > LIMIT:
-        raise RuntimeError(f"the stack has {size:,} bytes, more than {LIMIT:,}")
+    size = sum(path.stat().st_size for path in paths if path.is_file())
+    if size > limit:
+        raise RuntimeError(f"the stack has {size:,} bytes, more than {limit:,}")
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -88,7 +95,7 @@ def export(work: Path, target: Path = STACK) -> int:
     return size
 
 
-def _declare_float32(config: Path) -> None:
+def declare_float32(config: Path) -> None:
     """Make plain `from_pretrained` load float32: transformers follows the config."""
     settings = json.loads(config.read_text())
     settings["dtype"] = "float32"

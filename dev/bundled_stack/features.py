@@ -46,9 +46,8 @@ def changed_copies(index: int, labels: Any, geometry: Any) -> tuple[np.ndarray[A
     return np.stack(pictures), changed
 
 
-def make(work: Path, part: int, parts: int) -> None:
+def encode_shards(work: Path, part: int, parts: int, tower: Any) -> None:
     """Encode every `parts`-th shard; finished shards are skipped."""
-    tower = load_ema(work, "vision", VisionWithHeads()).tower
     folder = work / "pool"
     for index in pool.shards(folder)[part::parts]:
         target = work / f"features-{index}.pt"
@@ -72,4 +71,6 @@ def make(work: Path, part: int, parts: int) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    folder = Path(sys.argv[1])
+    trained = load_ema(folder, "vision", VisionWithHeads())
+    encode_shards(folder, int(sys.argv[2]), int(sys.argv[3]), trained.tower)

@@ -55,9 +55,8 @@ def load_vae(work: Path, *, sharpened: bool = True) -> Any:
 
 
 @torch.no_grad()
-def encode_shards(work: Path, part: int, parts: int) -> None:
+def encode_shards(work: Path, part: int, parts: int, vae: Any) -> None:
     """Encode every `parts`-th shard, starting at `part`: float16 [n, 16, 8, 8], scaled."""
-    vae = load_vae(work)
     scale = vae.config.scaling_factor
     for index in pool.shards(work / "pool")[part::parts]:
         target = work / f"latents-{index}.npy"
@@ -81,4 +80,6 @@ def load_latents(work: Path) -> Tensor:
 
 if __name__ == "__main__":
     finish_vae(Path(sys.argv[1]))
-    encode_shards(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    encode_shards(
+        Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), load_vae(Path(sys.argv[1]))
+    )

@@ -52,3 +52,9 @@ def scene_of(labels: NDArray[np.uint8], geometry: NDArray[np.float32]) -> scenes
     x, y, radius, rotation = (float(value) for value in geometry)
     side = scenes.SIZE
     return scenes.Scene(**words, x=x * side, y=y * side, radius=radius * side, rotation=rotation)
+
+
+def load_scenes(folder: Path) -> list[scenes.Scene]:
+    """The scenes of all shards."""
+    rows = zip(load(folder, "labels"), load(folder, "geometry"), strict=True)
+    return [scene_of(*row) for row in rows]

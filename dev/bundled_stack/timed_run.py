@@ -1,4 +1,4 @@
-"""A training run of a given number of minutes that can be resumed, and its learning rate."""
+"""A training run of so many minutes of CPU time that can be resumed, and its learning rate."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ def schedule(progress: float, *, warm: float = 0.01, flat: float = 0.0) -> float
 
 
 class TimedRun:
-    """A run of `minutes`: optimiser, EMA, log, checkpoints. Resumes from an existing checkpoint."""
+    """A run of `minutes` of CPU time: optimiser, EMA, log, checkpoints.
+
+    Resumes from an existing checkpoint.
+    """
 
     def __init__(
         self,
@@ -56,7 +59,7 @@ class TimedRun:
         self.path = folder / f"{name}.ckpt"
         if self.path.exists():
             self._resume(load_state(self.path))
-        self.mark = self.saved = time.monotonic()
+        self.mark, self.saved = time.process_time(), time.monotonic()
 
     @property
     def progress(self) -> float:
@@ -83,12 +86,12 @@ class TimedRun:
         for key, value in {"loss": loss, **parts}.items():
             number = float(value.detach())
             self.averages[key] = 0.98 * self.averages.get(key, number) + 0.02 * number
-        now = time.monotonic()
+        now = time.process_time()
         self.seconds += now - self.mark
         self.mark = now
         if self.steps % 100 == 0:
             self.log()
-        if now - self.saved > self.every or self.done:
+        if time.monotonic() - self.saved > self.every or self.done:
             self.save()
 
     def log(self, **extra: float) -> None:

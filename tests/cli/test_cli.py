@@ -148,7 +148,7 @@ def test_the_library_prints_nothing(tiny_folder: Path, reference: str, tmp_path:
         "from pathlib import Path\n"
         "import imageprompt as ip\n"
         "base, picture, folder = sys.argv[1:]\n"
-        "ip.bundled.folder = lambda: Path(base)\n"
+        "ip.bundled.folder = lambda _=None: Path(base)\n"
         "result = ip.generate('a', picture, steps=1, progress=False)\n"
         "path = result.save(folder)[0]\n"
         "ip.repeat(path, progress=False)\n"

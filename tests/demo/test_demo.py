@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(tiny_folder: Path, folder: Path) -> dict[str, object]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundled, "folder", lambda: tiny_folder)
+        patch.setattr(bundled, "folder", lambda _=bundled.NAME: tiny_folder)
         patch.setattr(judge, "classify", Oracle.classify)
         patch.setattr(bundled, "STEPS", 4)
         return showcase.run(folder, seed=3, count=2, progress=False)

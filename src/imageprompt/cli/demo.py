@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from imageprompt.core import bundled
 from imageprompt.core.console import (
     Parser,
     add_json,
@@ -22,6 +23,7 @@ def add_demo(command: Parser) -> None:
         _demo,
         "imageprompt demo",
         "imageprompt demo --output sheet --seed 7 --count 3",
+        "imageprompt demo --base bundled-sd3",
         "imageprompt demo --draw scenes --num-scenes 4000",
     )
     absent = argparse.SUPPRESS
@@ -29,6 +31,12 @@ def add_demo(command: Parser) -> None:
     add("--output", type=Path, metavar="DIR", default=absent, help="folder (default outputs/demo)")
     add("--seed", type=int, metavar="N", default=absent, help="which references are drawn")
     add("--count", type=int, metavar="N", default=absent, help="number of references (default 6)")
+    add(
+        "--base",
+        choices=tuple(bundled.FOLDERS),
+        default=absent,
+        help=f"which bundled stack (default {bundled.NAME})",
+    )
     draw = command.add_argument_group("training data")
     draw.add_argument(
         "--draw",
@@ -56,13 +64,13 @@ def _demo(options: argparse.Namespace) -> int:
         )
     from imageprompt.demo import showcase
 
-    arguments = provided(options, "output", "seed", "count")
+    arguments = provided(options, "output", "base", "seed", "count")
     showcase.run(**arguments, json=options.json, progress=wants_progress(options))
     return 0
 
 
 def _draw(options: argparse.Namespace) -> int:
-    for name in provided(options, "output", "count"):
+    for name in provided(options, "output", "base", "count"):
         raise OptionError(
             f"--{name} with --draw",
             reason="belongs to the demo sheet",

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 from imageprompt.core import bundled
 from imageprompt.core.schema import Field, options, without_none
 
-BASE_HELP = f"a pipeline's or denoiser's folder, {bundled.NAME}, or sd15, sdxl ..."
+BASE_HELP = f"a pipeline's or denoiser's folder, {', '.join(bundled.FOLDERS)}, or sd15, sdxl ..."
 
 
 class Once(argparse.Action):
@@ -101,5 +101,5 @@ def add_base(command: argparse.ArgumentParser, purpose: str, **more: Any) -> Non
 
 
 def base(text: str) -> str:
-    """`bundled` as the folder of the bundled stack; anything else unchanged."""
-    return str(bundled.folder()) if text == bundled.NAME else text
+    """A bundled stack by its name as its folder; anything else unchanged."""
+    return str(bundled.folder(text)) if text in bundled.FOLDERS else text

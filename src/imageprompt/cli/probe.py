@@ -102,14 +102,14 @@ def _probe(options: argparse.Namespace) -> int:
 
 
 def _drawn(options: argparse.Namespace) -> dict[str, Any]:
-    """For the bundled stack: drawn references, texts that contradict them, and a judge of both."""
+    """For the bundled stacks: drawn references, texts that contradict them, and a judge of both."""
     from imageprompt.demo import judge
     from imageprompt.demo.datasets import REFERENCE_COUNT, draw_references
 
-    if getattr(options, "base", bundled.NAME) != bundled.NAME:
+    if getattr(options, "base", bundled.NAME) not in bundled.FOLDERS:
         raise OptionError(
             "no reference",
-            reason="drawn references suit the bundled base only",
+            reason="drawn references suit the bundled bases only",
             hint="Give pictures of a kind that the base generates: --reference PIC, repeated.",
         )
     count = getattr(options, "count", REFERENCE_COUNT)

@@ -1,4 +1,4 @@
-"""The tiny stack inside the package: a diffusers pipeline folder with adapters of its own."""
+"""The tiny stacks inside the package: diffusers pipeline folders with adapters of their own."""
 
 from __future__ import annotations
 
@@ -7,30 +7,33 @@ from pathlib import Path
 from imageprompt.core.errors import NotFoundError
 
 NAME = "bundled"
-"""Its name in recipes and on the command line."""
+SD3 = "bundled-sd3"
+"""Their names in recipes and on the command line: one with a UNet, one with SD3's transformer."""
+
+FOLDERS = {NAME: "stack", SD3: "stack_sd3"}
 
 STEPS = 20
 GUIDANCE = 5.0
-"""The settings at which its pictures look best; other pipelines keep their own defaults."""
+"""The settings at which their pictures look best; other pipelines keep their own defaults."""
 
 DEFAULT_ADAPTER = "plus"
 
 
-def folder() -> Path:
-    """The bundled pipeline: `StableDiffusionPipeline.from_pretrained(folder())` loads it.
+def folder(stack: str = NAME) -> Path:
+    """A bundled pipeline: `DiffusionPipeline.from_pretrained(folder())` loads it.
 
     Raises NotFoundError if its files are missing.
     """
-    path = Path(__file__).parents[1] / "demo" / "stack"
+    path = Path(__file__).parents[1] / "demo" / FOLDERS[stack]
     if not (path / "model_index.json").is_file():
         raise NotFoundError(
-            f"the bundled stack ({path})",
+            f"the {stack} stack ({path})",
             reason="part of the package, but its files are missing",
             hint="Reinstall imageprompt, or build the stack with `make bundled-stack`.",
         )
     return path
 
 
-def adapter(name: str = DEFAULT_ADAPTER) -> Path:
-    """The file of one of its adapters, "base" or "plus"."""
-    return folder() / "adapters" / f"{name}.safetensors"
+def adapter(name: str = DEFAULT_ADAPTER, stack: str = NAME) -> Path:
+    """The file of one of a stack's adapters, "base" or "plus"."""
+    return folder(stack) / "adapters" / f"{name}.safetensors"

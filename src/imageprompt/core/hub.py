@@ -15,7 +15,7 @@ from imageprompt.core import bundled
 from imageprompt.core.errors import NotFoundError
 
 Location = str | os.PathLike[str]
-"""A local path, "owner/repo[/sub/path]" on the Hub, or "bundled[/sub/path]" in the stack."""
+"""A local path, "owner/repo[/sub/path]" on the Hub, or "bundled[/sub/path]" in a stack."""
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _HUB_ID = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:/(?P<path>[^\\:]+))?")  # no drive of Windows
@@ -189,11 +189,11 @@ def _local(location: Location) -> Path | None:
 
 
 def _in_bundled_stack(location: Location) -> Path | None:
-    """`bundled`, or a path in it such as `bundled/image_encoder`."""
+    """A bundled stack, or a path in it such as `bundled/image_encoder`."""
     name, _, inside = os.fspath(location).partition("/")
-    if name != bundled.NAME or ".." in inside.split("/"):
+    if name not in bundled.FOLDERS or ".." in inside.split("/"):
         return None
-    path = bundled.folder() / inside
+    path = bundled.folder(name) / inside
     return path if path.exists() else None
 
 

@@ -1,4 +1,4 @@
-"""Load the bundled tiny stack and sample batches of pictures, each with its own seed."""
+"""Load a bundled tiny stack and sample batches of pictures, each with its own seed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from imageprompt import loading
-from imageprompt.core.bundled import GUIDANCE, STEPS, folder
+from imageprompt.core.bundled import GUIDANCE, NAME, STEPS, folder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 BATCH = 16
 
 
-def load_pipeline(dtype: str = "float32", device: str = "cpu") -> Any:
-    """The bundled stack as a plain StableDiffusionPipeline, apart from what is kept loaded."""
-    pipe = loading.load_base(None, folder(), dtype=dtype, device=device, bars=False).pipe
+def load_pipeline(dtype: str = "float32", device: str = "cpu", *, stack: str = NAME) -> Any:
+    """A bundled stack as a plain pipeline of diffusers, apart from what is kept loaded."""
+    pipe = loading.load_base(stack, folder(stack), dtype=dtype, device=device, bars=False).pipe
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

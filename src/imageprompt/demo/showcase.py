@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imageprompt.core.atomic_files import check_folder, write_atomically
-from imageprompt.core.bundled import DEFAULT_ADAPTER
+from imageprompt.core.bundled import DEFAULT_ADAPTER, FOLDERS, NAME
 from imageprompt.core.console import Bars, json_text, print_json, print_text
 from imageprompt.core.contact_sheet import INK, PALE, Page, text_width
 from imageprompt.core.errors import OptionError
@@ -64,6 +64,7 @@ class ShowcaseRow:
 def run(
     output: Path = Path("outputs/demo"),
     *,
+    base: str = NAME,
     seed: int = 1,
     count: int = 6,
     json: bool = False,
@@ -71,12 +72,19 @@ def run(
 ) -> dict[str, Any]:
     """Generate `count` rows of pictures in `output`, and print where they are and the figures.
 
+    `base` is one of the bundled stacks.
     Writes `contact-sheet.png`, `references/`, `pictures/` (each with its own recipe inside) and
     `recipe.json`. Returns the report in recipe.json; `json` prints it instead of the table. Raises
     OptionError.
     """
     if not 1 <= count <= MAX_COUNT:
         raise OptionError(f"count {count}", reason=f"not a whole number from 1 to {MAX_COUNT}")
+    if base not in FOLDERS:
+        raise OptionError(
+            f"base {base!r}",
+            reason="the demo draws scenes, which only the bundled stacks know",
+            hint=f"Use {' or '.join(FOLDERS)}; `imageprompt generate` takes any base.",
+        )
     started = time.monotonic()
     output = check_folder(output)
     rows = _draw_references(output, seed, count)
@@ -89,12 +97,14 @@ def run(
             bars.update("picture", done, total)
 
         for index, row in enumerate(rows):
-            _generate_row(row, output, seed + 1000 * index, sweep=index < SWEEPS, on_pictures=add)
+            _generate_row(
+                row, output, base, seed + 1000 * index, sweep=index < SWEEPS, on_pictures=add
+            )
     _judge(rows)
     sheet = output / "contact-sheet.png"
     with write_atomically(sheet) as temporary:
         draw_sheet(rows).save(temporary, format="PNG", optimize=True)
-    report = _report(rows, output, sheet, seed, time.monotonic() - started)
+    report = _report(rows, output, base, sheet, seed, time.monotonic() - started)
     with write_atomically(output / "recipe.json") as temporary:
         temporary.write_text(f"{json_text(report)}\n", encoding="utf-8")
     print_json(report) if json else print_text(_summary(report))
@@ -139,6 +149,7 @@ def _varied(seed: int, count: int) -> list[Scene]:
 def _generate_row(
     row: ShowcaseRow,
     output: Path,
+    base: str,
     seed: int,
     *,
     sweep: bool,
@@ -149,7 +160,7 @@ def _generate_row(
     reference = str(row.reference)
 
     def make(**options: Any) -> list[Path]:
-        result = _generate(seed=seed, **options)
+        result = _generate(base=base, seed=seed, **options)
         on_pictures(len(result.images))
         return result.save(folder)
 
@@ -192,7 +203,7 @@ def _open(path: Path) -> Image.Image:
 
 
 def _report(
-    rows: list[ShowcaseRow], output: Path, sheet: Path, seed: int, seconds: float
+    rows: list[ShowcaseRow], output: Path, base: str, sheet: Path, seed: int, seconds: float
 ) -> dict[str, Any]:
     """Everything that decided the pictures, and the figures."""
     return {
@@ -201,6 +212,7 @@ def _report(
         "seconds": round(seconds, 1),
         "contact_sheet": str(sheet),
         "pictures": str(output / "pictures"),
+        "base": base,
         "adapter": DEFAULT_ADAPTER,
         "prompt": PROMPT,
         "scales": {"picture": 1.0, "both": TEXT_SCALE, "sweep": SWEEP},

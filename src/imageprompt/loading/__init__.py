@@ -29,6 +29,7 @@ from imageprompt.loading.pipeline import (
     few_threads,
     load_base,
     quiet_loading,
+    stated_text_tokens,
     usable_device,
     vae_scale_factor,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "quiet_loading",
     "record_of",
     "resolve_file",
+    "stated_text_tokens",
     "usable_device",
     "vae_scale_factor",
 ]

@@ -194,8 +194,8 @@ def find_encoder(
     if encoder is not None:
         if not isinstance(encoder, str | os.PathLike):
             return encoder, None
-        if encoder == bundled.NAME:
-            encoder = f"{bundled.NAME}/image_encoder"
+        if encoder in bundled.FOLDERS:
+            encoder = f"{encoder}/image_encoder"
         try:
             return locate_folder(encoder), os.fspath(encoder)
         except NotFoundError as error:

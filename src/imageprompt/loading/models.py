@@ -343,7 +343,8 @@ def release(base: Any = None) -> None:
 def _place(base: Any) -> str:
     """One name for one base, also after a change of the working directory."""
     name = bundled.NAME if base is None else os.fspath(base)
-    return str(Path(name).absolute()) if name != bundled.NAME and Path(name).exists() else name
+    named = name in bundled.FOLDERS or not Path(name).exists()
+    return name if named else str(Path(name).absolute())
 
 
 def _precision(dtype: str | None, device: str | None) -> tuple[str, str]:

@@ -20,6 +20,10 @@ from imageprompt.loading.recipe.limits import DTYPES
 if TYPE_CHECKING:
     import torch
 
+TEXT_TOKENS_KEY = "_imageprompt_text_tokens"
+"""Where a transformer's config states how many tokens of its long text encoder it needs."""
+MAX_TEXT_TOKENS = 512
+
 
 @dataclass(frozen=True)
 class LoadedPipeline:
@@ -45,12 +49,14 @@ class LoadedPipeline:
 
 
 def base_folder(base: Any, *, cached_only: bool = False) -> Path | None:
-    """The local folder of a base given as path, Hub id, "bundled", or None (also the bundled one).
+    """The local folder of a base: a path, Hub id or bundled stack; None is "bundled".
 
     None for a loaded pipeline. Raises NotFoundError.
     """
-    if base is None or base == bundled.NAME:
+    if base is None:
         return bundled.folder()
+    if isinstance(base, str) and base in bundled.FOLDERS:
+        return bundled.folder(base)
     if isinstance(base, str | os.PathLike):
         return locate_pipeline(base, cached_only=cached_only)
     return None
@@ -73,7 +79,7 @@ def load_base(
         return LoadedPipeline(base, None, None)
     name = bundled.NAME if base is None else os.fspath(base)
     device = usable_device(device)
-    with quiet_loading(not bars or name == bundled.NAME):
+    with quiet_loading(not bars or name in bundled.FOLDERS):
         return LoadedPipeline(_load_pipeline(folder, name, dtype, device), name, folder)
 
 
@@ -139,6 +145,17 @@ def vae_scale_factor(pipe: Any) -> int:
     return factor
 
 
+def stated_text_tokens(pipe: Any) -> int | None:
+    """`max_sequence_length` for this pipeline, if its transformer's config states one.
+
+    Pipelines pad short texts to hundreds of tokens, which costs a small transformer most of its
+    time.
+    """
+    config = getattr(getattr(pipe, "transformer", None), "config", None) or {}
+    stated = config.get(TEXT_TOKENS_KEY)
+    return stated if type(stated) is int and 0 < stated <= MAX_TEXT_TOKENS else None
+
+
 _few_threads_lock = threading.Lock()
 _few_threads: list[int] = []
 """The number before, once for every block that runs: blocks of several threads may overlap."""
@@ -146,13 +163,13 @@ _few_threads: list[int] = []
 
 @contextmanager
 def few_threads(base: LoadedPipeline) -> Iterator[None]:
-    """One CPU thread for the bundled stack; the number before is restored afterwards.
+    """One CPU thread for a bundled stack; the number before is restored afterwards.
 
-    Its operations are too small to split, and splitting them costs a lot on a busy machine.
+    Their operations are too small to split, and splitting them costs a lot on a busy machine.
     """
     import torch
 
-    if base.name != bundled.NAME:
+    if base.name not in bundled.FOLDERS:
         yield
         return
     with _few_threads_lock:

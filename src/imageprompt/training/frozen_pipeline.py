@@ -15,7 +15,7 @@ from imageprompt.core.errors import OptionError
 from imageprompt.core.hub import locate_folder
 from imageprompt.encoding.encoders import Encoder, open_encoder
 from imageprompt.hosts import TrainableHost, denoiser_of, trainable_host
-from imageprompt.loading import base_folder, device_of, load_base
+from imageprompt.loading import base_folder, device_of, load_base, stated_text_tokens
 
 if TYPE_CHECKING:
     from imageprompt.encoding.encoders.clip import ClipEncoder
@@ -85,6 +85,7 @@ class FrozenPipeline:
             activation_checkpointing.enable_selective_checkpointing(denoiser)
         elif gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
+        max_length = max_length or stated_text_tokens(pipe)
         return cls(pipe, denoiser, pipe.scheduler, image_encoder, host, max_length)
 
     @torch.no_grad()

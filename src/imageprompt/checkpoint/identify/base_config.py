@@ -46,14 +46,16 @@ class BaseConfig:
 
 
 def open_base(base: Location) -> BaseConfig:
-    """A published family by its name, the folder of a pipeline or denoiser, or "bundled".
+    """A published family by its name, the folder of a pipeline or denoiser, or a bundled stack.
 
     Raises NotFoundError, or OptionError if no host knows the config.
     """
     families = {spec.family: spec for host in HOSTS for spec in host.families()}
     if base in families:
         return BaseConfig(families[str(base)])
-    config, folder = _config(base, DENOISERS, f"or one of {', '.join([bundled.NAME, *families])}")
+    config, folder = _config(
+        base, DENOISERS, f"or one of {', '.join([*bundled.FOLDERS, *families])}"
+    )
     for host in HOSTS:
         spec = host.from_config(config)
         if spec is not None:
@@ -67,7 +69,7 @@ def open_base(base: Location) -> BaseConfig:
 
 
 def encoder_widths(encoder: Location) -> dict[str, int]:
-    """Feature -> width of an image encoder: its folder, a pipeline that has one, or "bundled".
+    """Feature -> width of an image encoder: its folder, a pipeline that has one, or a stack.
 
     Raises NotFoundError, or OptionError for a config that is not an image encoder's.
     """
@@ -93,8 +95,10 @@ def _config(
     reference: Location, subfolders: tuple[str, ...], alternatives: str
 ) -> tuple[Mapping[str, Any], Path]:
     """The first config.json in one of these subfolders, and its folder."""
-    named = reference == bundled.NAME
-    root = bundled.folder() if named else Path(os.path.expanduser(reference))  # noqa: PTH111
+    if isinstance(reference, str) and reference in bundled.FOLDERS:
+        root = bundled.folder(reference)
+    else:
+        root = Path(os.path.expanduser(reference))  # noqa: PTH111
     for subfolder in subfolders:
         path = root / subfolder / "config.json"
         if os.path.exists(path):  # noqa: PTH110 - never raises

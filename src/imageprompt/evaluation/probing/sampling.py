@@ -39,7 +39,7 @@ class ProbeModels:
 
 @contextmanager
 def open_models(request: Request) -> Iterator[ProbeModels]:
-    """Load the models that a request names. In the block, the bundled stack runs on one thread."""
+    """Load the models that a request names. In the block, a bundled stack runs on one thread."""
     from imageprompt.adapter.attachment import AttachedDenoiser
 
     models = models_of(request.base, request.dtype, request.device)
