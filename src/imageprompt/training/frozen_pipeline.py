@@ -139,6 +139,14 @@ def _keep_vae_in_float32(pipe: Any, folder: Path | None) -> None:
     else:  # from the file: the loaded weights are already rounded
         precise = type(vae).from_pretrained(folder / "vae", local_files_only=True)
         pipe.register_modules(vae=precise.to(vae.device))
+    # pipelines assume that latents have the VAE's precision
+    for part in (pipe.vae.post_quant_conv, pipe.vae.decoder):
+        if part is not None:
+            part.register_forward_pre_hook(_in_float32)
+
+
+def _in_float32(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return args[0].float(), *args[1:]
 
 
 def _open_encoder(

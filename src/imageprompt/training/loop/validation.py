@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from imageprompt.core.atomic_files import write_atomically
 from imageprompt.core.contact_sheet import Page, text_height
@@ -84,29 +83,24 @@ class Validation:
 
     def _generate(self, adapter: Any, prompt: str) -> list[Image.Image]:
         """One picture a reference."""
+        from imageprompt.generation.engine import Engine
+
         config, pictures = self.config, []
+        engine = Engine(self.pipe)
         for row, reference in enumerate(self.references):
             image_prompt = adapter.encode(**reference.encode_arguments)
-            with adapter.use(image_prompt, scale=config.scale):
-                latents = self.pipe(
-                    prompt=prompt,
-                    height=self.size,
-                    width=self.size,
-                    num_inference_steps=config.steps,
-                    guidance_scale=config.guidance,
-                    generator=torch.Generator().manual_seed(config.seed + row),
-                    output_type="latent",
-                ).images
-            pictures += self._decode(latents)
-        return pictures
-
-    def _decode(self, latents: Tensor) -> list[Image.Image]:
-        """Decode in the VAE's own precision; pipelines assume it is the denoiser's."""
-        vae = self.pipe.vae
-        shift = getattr(vae.config, "shift_factor", None) or 0.0
-        scaled = latents.to(vae.dtype) / vae.config.scaling_factor + shift
-        pixels = vae.decode(scaled, return_dict=False)[0]
-        pictures: list[Image.Image] = self.pipe.image_processor.postprocess(pixels.float())
+            made = engine.generate(
+                prompt,
+                image_prompt=image_prompt,
+                adapter=adapter,
+                scale=config.scale,
+                size=(self.size, self.size),
+                steps=config.steps,
+                guidance_scale=config.guidance,
+                seed=config.seed + row,
+                progress=False,
+            )
+            pictures += made.images
         return pictures
 
 
