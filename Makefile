@@ -6,6 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
 ATTACK_FLAGS ?=
+STACK_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_FLAGS)
@@ -20,7 +21,7 @@ help:
 	@echo "make check          format, lint, strict types, import contract, docs"
 	@echo "make docs           build the documentation in $(SITE); warnings are errors"
 	@echo "make format         format the code and apply the automatic fixes"
-	@echo "make bundled-stack  train the bundled stack anew (hours)"
+	@echo "make bundled-stack  train the bundled stacks anew (hours; STACK_FLAGS: one of them)"
 	@echo "make clean          remove .venv, the built documentation and all caches"
 
 $(VENV)/.made:
@@ -68,7 +69,7 @@ format: $(VENV)/.tools
 	$(BIN)/ruff check --fix .
 
 bundled-stack: $(VENV)/.installed
-	cd dev && ../$(BIN)/python -m bundled_stack
+	cd dev && ../$(BIN)/python -m bundled_stack $(STACK_FLAGS)
 
 clean:
 	rm -rf $(VENV) docs/_build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,7 +1,10 @@
-"""`python -m bundled_stack`: train the bundled stack from scratch; resumable at any time.
+"""`python -m bundled_stack`: train the bundled stacks from scratch; resumable at any time.
+
+`--stack bundled` trains the UNet stack with all its parts, `--stack bundled-sd3` the transformer
+and the adapters of the SD3 stack, which shares the other parts; so it needs the first one finished.
 
 Each stage runs in its own processes, one per core. Finished stages are skipped, interrupted ones
-resume from their latest checkpoint. Times are minutes on a server CPU of 2026.
+resume from their latest checkpoint. Times are CPU minutes of a server of 2026.
 """
 
 from __future__ import annotations
@@ -14,9 +17,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bundled_stack import export, pool, roles
+from bundled_stack.sd3.export import STACK as SD3_STACK
+from bundled_stack.sd3.export import export as export_sd3
+from imageprompt.core import bundled
 
-MINUTES = {"vae": 20.0, "vision": 10.0, "judge": 5.0, "base": 60.0, "decoder": 10.0}
+MINUTES = {
+    "vae": 20.0,
+    "vision": 10.0,
+    "judge": 5.0,
+    "base": 60.0,
+    "decoder": 10.0,
+    "sd3-base": 20.0,
+}
 ADAPTER_STEPS = 6000
+SD3_ADAPTER_STEPS = 2000
+SD3_SHARDS = 3  # of the pool
 PROBE_REFERENCES = 96
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -46,12 +61,25 @@ def _start(chain: Sequence[Command]) -> subprocess.Popen[bytes]:
 
 
 def main() -> None:
-    """Run all stages."""
+    """Run all stages of the stacks that are asked for."""
     parser = argparse.ArgumentParser(prog="python -m bundled_stack", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/tiny-stack"))
+    parser.add_argument(
+        "--stack", choices=[*bundled.FOLDERS, "all"], default="all", help="which to train"
+    )
     parser.add_argument("--time", type=float, default=1.0, help="factor for all training times")
-    parser.add_argument("--target", type=Path, default=export.STACK, help="folder to write")
+    parser.add_argument(
+        "--target", type=Path, default=export.STACK.parent, help="folder to write the stacks to"
+    )
     options = parser.parse_args()
+    if options.stack in (bundled.NAME, "all"):
+        train_bundled(options)
+    if options.stack in (bundled.SD3, "all"):
+        train_sd3(options)
+
+
+def train_bundled(options: argparse.Namespace) -> None:
+    """All parts of the UNet stack."""
     work = str(options.work)
     minutes = {name: str(value * options.time) for name, value in MINUTES.items()}
     for index in range(pool.SHARDS):
@@ -70,9 +98,23 @@ def main() -> None:
     steps = str(round(ADAPTER_STEPS * options.time))
     run_parallel(*([["adapters", work, name, steps]] for name in ("base", "plus")))
     run_parallel([["decoder", work, minutes["decoder"]]])
-    print(f"{export.export(options.work, options.target):,} bytes in {options.target}")
+    target = options.target / export.STACK.name
+    print(f"{export.export(options.work, target):,} bytes in {target}")
     references = max(2, round(PROBE_REFERENCES * min(options.time, 1.0)))
-    print(f"roles of the sites: {roles.state_roles(options.target, references)}")
+    print(f"roles of the sites: {roles.state_roles(target, references)}")
+
+
+def train_sd3(options: argparse.Namespace) -> None:
+    """The transformer of the SD3 stack, and its adapters."""
+    work = str(options.work)
+    for index in range(SD3_SHARDS):
+        pool.make_shard(options.work / "pool", index)
+    run_parallel(*([["sd3.encode", work, part, "2"]] for part in "01"))
+    run_parallel([["sd3.base", work, str(MINUTES["sd3-base"] * options.time)]])
+    steps = str(round(SD3_ADAPTER_STEPS * options.time))
+    run_parallel(*([["sd3.adapters", work, name, steps]] for name in ("base", "plus")))
+    target = options.target / SD3_STACK.name
+    print(f"{export_sd3(options.work, target):,} bytes in {target}")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ the adapter is trained like any other.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,18 +32,54 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "base": {"num_tokens": 4},
     "plus": {"num_tokens": 12, "depth": 4, "inner_dim": 64, "heads": 1},
 }
-RATE = 9e-4
 WARM_START_STEPS = 3000
 WARM_START_BATCH = 64
 FULL_CAPTION = 11  # tokens of "a striped red star on a plain blue background", with start and end
 CONTRADICTING = 0.2  # share of samples whose reference the caption contradicts
 
 
+TextStates = tuple[Tensor, dict[str, Tensor]]
+"""States of texts [n, l, d], and the denoiser's other conditions by text [n, ...]."""
+
+
+@dataclass(frozen=True)
+class TrainableBase:
+    """A finished base as adapters are trained on it, and what suits it."""
+
+    pipe: Any
+    denoiser: Any
+    image_encoder: Any
+    encode_text: Callable[[list[str]], TextStates]
+    as_tokens: Callable[[Tensor], Tensor]
+    """Text states [n, l, d] as its attention reads them, as wide as image tokens."""
+    rate: float
+    timesteps: Timesteps
+    init: Literal["copy", "zero"] | None = None
+    name: str = ""
+    """Begins the names of its files in the work folder."""
+
+
+def unet_base(work: Path) -> TrainableBase:
+    """The bundled stack."""
+    pipe, captions = pipeline(work), Captions()
+
+    @torch.no_grad()
+    def encode(lines: list[str]) -> TextStates:
+        tokens = torch.tensor([captions.encode(line) for line in lines])
+        return pipe.text_encoder(tokens).last_hidden_state, {}
+
+    # the outline is decided in the first steps of sampling, where there is little but noise
+    times = Timesteps(uniform=0.35, mean=1.6, std=1.2)
+    return TrainableBase(
+        pipe, pipe.unet, pipe.image_encoder, encode, lambda states: states, 9e-4, times
+    )
+
+
 class SceneDataset(Dataset):
     """Latents, captions and encoded references of the pool."""
 
-    def __init__(self, work: Path, kind: str, text_encoder: Any, null_features: Tensor) -> None:
-        self.latents = load_latents(work)
+    def __init__(self, work: Path, kind: str, base: TrainableBase, null_features: Tensor) -> None:
+        self.latents, self.base = load_latents(work), base
         self.scenes = pool.load_scenes(work / "pool")
         shards = [
             torch.load(work / f"features-{index}.pt", mmap=True, weights_only=True)
@@ -51,9 +88,8 @@ class SceneDataset(Dataset):
         self.same = torch.cat([shard[f"same_{kind}"] for shard in shards])
         self.other = torch.cat([shard[f"other_{kind}"] for shard in shards])
         self.changed = torch.cat([shard["changed"] for shard in shards])
-        self.captions, self.text_encoder = Captions(), text_encoder
         self._null_features = null_features
-        self._null_text = self.encode_text([""])
+        self._null_text, self._null_added = base.encode_text([""])
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -61,15 +97,11 @@ class SceneDataset(Dataset):
     def null_text(self) -> Tensor:
         return self._null_text
 
+    def null_added(self) -> dict[str, Tensor]:
+        return self._null_added
+
     def null_features(self) -> Tensor:
         return self._null_features
-
-    @torch.no_grad()
-    def encode_text(self, lines: list[str]) -> Tensor:
-        """Text states [n, 24, 128]."""
-        tokens = torch.tensor([self.captions.encode(line) for line in lines])
-        states: Tensor = self.text_encoder(tokens).last_hidden_state
-        return states
 
     def batch(self, indices: Tensor, streams: RandomStreams) -> Batch:
         """Random partial captions; some of the references contradict their caption."""
@@ -90,31 +122,37 @@ class SceneDataset(Dataset):
                 lines.append(scenes.random_caption(scene, rng, full=0.05, empty=0.5))
         mask = contradicting.reshape(-1, *(1,) * (self.same.ndim - 1))
         features = torch.where(mask, self.other[indices], self.same[indices]).float()
-        return Batch(self.latents[indices].float(), self.encode_text(lines), features)
+        text, added = self.base.encode_text(lines)
+        return Batch(self.latents[indices].float(), text, features, added)
 
     def caption_states(self, step: int, tokens: int) -> tuple[Tensor, Tensor]:
         """Features of the references of a step, and the text states of their full captions."""
         indices = indices_at(step, WARM_START_BATCH, len(self), seed=1)
         lines = [scenes.caption(self.scenes[index]) for index in indices.tolist()]
-        states = choose_states(self.encode_text(lines), FULL_CAPTION, tokens)
-        return self.same[indices].float(), states
+        states, _ = self.base.encode_text(lines)
+        with torch.no_grad():
+            chosen = self.base.as_tokens(choose_states(states, FULL_CAPTION, tokens))
+        return self.same[indices].float(), chosen
 
 
-def train(work: Path, variant: str, steps: int, batch: int = 32) -> None:
+def train(base: TrainableBase, work: Path, variant: str, steps: int, batch: int = 32) -> None:
     """Train one adapter for this many steps and save it; an unfinished run is resumed."""
     from imageprompt.adapter.adapter import Adapter
 
-    pipe = pipeline(work)
     kind = "embeds" if variant == "base" else "hidden"
     with torch.no_grad():
-        out = pipe.image_encoder(torch.zeros(1, 3, 64, 64), output_hidden_states=True)
+        out = base.image_encoder(torch.zeros(1, 3, 64, 64), output_hidden_states=True)
     null = torch.zeros_like(out.image_embeds) if variant == "base" else out.hidden_states[-2]
-    samples = SceneDataset(work, kind, pipe.text_encoder, null)
-    start = work / f"warm-start-{variant}.safetensors"
+    samples = SceneDataset(work, kind, base, null)
+    start = work / f"warm-start-{base.name}{variant}.safetensors"
     if not start.exists():
         torch.manual_seed(4)
         adapter = Adapter.create(
-            variant, denoiser=pipe.unet, encoder=pipe.image_encoder, **OPTIONS[variant]
+            variant,
+            denoiser=base.denoiser,
+            encoder=base.image_encoder,
+            init=base.init,
+            **OPTIONS[variant],
         )
         tokens = OPTIONS[variant]["num_tokens"]
         count = min(WARM_START_STEPS, steps)
@@ -126,13 +164,13 @@ def train(work: Path, variant: str, steps: int, batch: int = 32) -> None:
             flush=True,
         )
         adapter.save(start)
-    adapter = Adapter.load(start).attach(pipe, encoder=pipe.image_encoder)
+    adapter = Adapter.load(start).attach(base.pipe, encoder=base.image_encoder)
     config = TrainingConfig(
         data=str(work),
-        output=str(work / f"run-{variant}"),
+        output=str(work / f"run-{base.name}{variant}"),
         steps=steps,
         batch_size=batch,
-        learning_rate=RATE,
+        learning_rate=base.rate,
         betas=(0.9, 0.99),
         ema=0.998,
         scales=(0.5, 1.0),  # at half scale, a picture still decides what the text leaves open
@@ -142,14 +180,13 @@ def train(work: Path, variant: str, steps: int, batch: int = 32) -> None:
         # many captions are empty anyway; dropping the text beside a contradicting reference would
         # teach the adapter that the reference is wrong
         drop=ConditionDropout(image=0.06, text=0.0, both=0.06),
-        # the outline is decided in the first steps of sampling, where there is little but noise
-        timesteps=Timesteps(uniform=0.35, mean=1.6, std=1.2),
+        timesteps=base.timesteps,
     )
     objective = replace(Objective.of(config), autocast=True)  # the base is in float32
     trainer = Trainer(
         adapter,
-        pipe.unet,
-        pipe.scheduler,
+        base.denoiser,
+        base.pipe.scheduler,
         samples,
         config,
         config.folder,
@@ -157,16 +194,22 @@ def train(work: Path, variant: str, steps: int, batch: int = 32) -> None:
     )
     trainer.run()
     trainer.use_ema_weights()
-    target = work / "adapters" / f"{variant}.safetensors"
+    target = work / f"{base.name}adapters" / f"{variant}.safetensors"
     target.parent.mkdir(exist_ok=True)
     adapter.module.half()
     adapter.save(target)
 
 
-if __name__ == "__main__":
+def main(open_base: Callable[[Path], TrainableBase]) -> None:
+    """The command line: work folder, variant and steps."""
     parser = argparse.ArgumentParser()
     parser.add_argument("work", type=Path)
     parser.add_argument("variant", choices=sorted(OPTIONS))
     parser.add_argument("steps", type=int)
     parser.add_argument("--batch", type=int, default=32)
-    train(**vars(parser.parse_args()))
+    options = vars(parser.parse_args())
+    train(open_base(options["work"]), **options)
+
+
+if __name__ == "__main__":
+    main(unet_base)

@@ -90,7 +90,7 @@ def export(work: Path, target: Path = STACK) -> int:
         (fresh / name).parent.mkdir(exist_ok=True)
         (fresh / name).unlink(missing_ok=True)
         (fresh / name).symlink_to(original)
-    return replace_folder(target, fresh, work / "adapters-sd3", LIMIT)
+    return replace_folder(target, fresh, work / "sd3-adapters", LIMIT)
 
 
 if __name__ == "__main__":

@@ -240,27 +240,48 @@ def render(scene: Scene, size: int = SIZE) -> NDArray[np.uint8]:
     """The picture of a scene, uint8 [size, size, 3]."""
     side = size * _SUPERSAMPLE
     sharp = side / SIZE  # samples per pixel of the 64-pixel frame: edges are one sample wide
-    px, py = _grid(side)
-    base = np.asarray(PALETTE[scene.background], np.float32)
-    ground = np.broadcast_to(base, (side, 1, 3))
-    if scene.style == "gradient":
-        end = base * 0.45 if _is_light(base) else base + (255 - base) * 0.5
-        ground = base + (end - base) * (py[:, :, None] / SIZE)
-    dx, dy = px - scene.x, py - scene.y
-    cos, sin = np.float32(np.cos(scene.rotation)), np.float32(np.sin(scene.rotation))
-    x, y = dx * cos + dy * sin, dy * cos - dx * sin
+    ground = background(scene, side)
+    x, y = _object_grid(scene, side)
     fill: Array = np.asarray(PALETTE[scene.colour], np.float32)
     marks = _texture_distance(scene.texture, x, y)
     if marks is not None:
         blend = np.clip(0.5 - marks * sharp, 0, 1)[:, :, None]
         fill = fill + (second_colour(scene.colour) - fill) * blend
-    radius = np.float32(scene.radius)
-    inside = signed_distance(scene.shape, x / radius, y / radius) * radius
+    inside = _inside(scene, x, y)
     cover = np.clip(0.5 - inside * sharp, 0, 1)[:, :, None]
     picture = ground + (fill - ground) * cover
     small = picture.reshape(size, _SUPERSAMPLE, size, _SUPERSAMPLE, 3).mean(axis=(1, 3))
     pixels: NDArray[np.uint8] = np.clip(small + 0.5, 0, 255).astype(np.uint8)
     return pixels
+
+
+def background(scene: Scene, size: int = SIZE) -> Array:
+    """The colour of each row behind the object, [size, 1, 3], 0..255."""
+    base = np.asarray(PALETTE[scene.background], np.float32)
+    if scene.style != "gradient":
+        return np.broadcast_to(base, (size, 1, 3))
+    end = base * 0.45 if _is_light(base) else base + (255 - base) * 0.5
+    return base + (end - base) * (_grid(size)[1][:, :, None] / SIZE)
+
+
+def mask(scene: Scene, size: int = SIZE) -> NDArray[np.bool_]:
+    """Which pixels the object covers by half or more, [size, size]."""
+    covered: NDArray[np.bool_] = _inside(scene, *_object_grid(scene, size)) <= 0
+    return covered
+
+
+def _object_grid(scene: Scene, side: int) -> tuple[Array, Array]:
+    """Coordinates of the samples in pixels of the 64-pixel frame, turned with the object."""
+    px, py = _grid(side)
+    dx, dy = px - scene.x, py - scene.y
+    cos, sin = np.float32(np.cos(scene.rotation)), np.float32(np.sin(scene.rotation))
+    return dx * cos + dy * sin, dy * cos - dx * sin
+
+
+def _inside(scene: Scene, x: Array, y: Array) -> Array:
+    """Signed distance to the object's outline in pixels, negative inside."""
+    radius = np.float32(scene.radius)
+    return signed_distance(scene.shape, x / radius, y / radius) * radius
 
 
 def draw(scene: Scene, size: int = SIZE) -> Image.Image:
