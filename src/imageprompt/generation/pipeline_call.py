@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from imageprompt.core import bundled
 from imageprompt.core.errors import OptionError
 from imageprompt.generation.request import Request
-from imageprompt.loading import vae_scale_factor
+from imageprompt.loading import stated_text_tokens, vae_scale_factor
 from imageprompt.loading.models import Models
 
 if TYPE_CHECKING:
@@ -95,6 +95,9 @@ def options_of(
         options["negative_prompt"] = request.negative_prompt  # without one it has no negative side
     if size is not None and {"width", "height"} <= known.keys():
         options |= {"width": size[0], "height": size[1]}
+    text_tokens = stated_text_tokens(pipe)
+    if text_tokens is not None and "max_sequence_length" in known:
+        options["max_sequence_length"] = text_tokens
     options |= _pictures(request, start, known, options["num_inference_steps"])
     if "image" in known and "image" not in options:
         raise OptionError(
@@ -157,8 +160,8 @@ def check_size(size: Size, pipe: Any) -> None:
 
 
 def with_own_defaults(request: Request, name: str | None) -> dict[str, Any]:
-    """The best steps and guidance scale of the bundled stack, where the user gave none."""
-    if name != bundled.NAME:
+    """The best steps and guidance scale of the bundled stacks, where the user gave none."""
+    if name not in bundled.FOLDERS:
         return {}
     defaults = {"steps": bundled.STEPS, "guidance_scale": bundled.GUIDANCE}
     return {key: value for key, value in defaults.items() if getattr(request, key) is None}
