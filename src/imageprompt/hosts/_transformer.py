@@ -70,6 +70,8 @@ class Training:
     """The pipeline's component that cuts the text of the states into tokens."""
     max_length: int | None = None
     """How many of them are read unless the config says; None: the tokenizer's own limit."""
+    clip: str = ""
+    """The tokenizer of a CLIP whose states are read as well."""
     packed: bool = False
     """Does the pipeline pack 2 x 2 latents into a row?"""
     as_tokens: Callable[[Any, Tensor], Tensor] = lambda denoiser, text: text
@@ -121,10 +123,13 @@ class TransformerHost(ConfiguredHost):
 
     def text_limit(self, pipe: Any, max_length: int | None) -> tuple[Any, int]:
         training = self._training
-        tokenizer = getattr(pipe, training.tokenizer, None)
-        if tokenizer is None:  # SD3 without T5
-            return pipe.tokenizer, int(pipe.tokenizer.model_max_length)
-        return tokenizer, int(max_length or training.max_length or tokenizer.model_max_length)
+        clip, tokenizer = (getattr(pipe, one, None) for one in (training.clip, training.tokenizer))
+        limit = 0
+        if tokenizer is not None:  # SD3 may have no T5
+            limit = int(max_length or training.max_length or tokenizer.model_max_length)
+        if clip is not None and clip.model_max_length > limit:
+            return clip, int(clip.model_max_length)
+        return tokenizer, limit
 
     def as_tokens(self, denoiser: Any, text: Tensor) -> Tensor:
         return self._training.as_tokens(denoiser, text)

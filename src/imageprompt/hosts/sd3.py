@@ -77,6 +77,7 @@ HOST = TransformerHost(
         conditions=("pooled_projections",),
         tokenizer="tokenizer_3",
         max_length=256,
+        clip="tokenizer",
         as_tokens=lambda denoiser, text: denoiser.context_embedder(text),
     ),
 )

@@ -20,6 +20,7 @@ from imageprompt.checkpoint.identify.published import (
 from imageprompt.checkpoint.read.stored_tensor import TensorSource
 from imageprompt.checkpoint.report import Problem
 from imageprompt.core.spec import AdapterSpec
+from imageprompt.hosts import HOSTS
 from imageprompt.variants import VARIANTS, site_kinds
 
 _BASES = {
@@ -84,6 +85,8 @@ def advice_on(
     A layout that those do not read is converted first; the lines then use the converted file.
     """
     kind, example = _BASES.get(found.host, ("the base that it was trained on", ""))
+    if found.spec is not None and _only_here(found.spec):
+        kind, example = f"the {found.host} base that it was trained on", ""
     base = Advice("base", f"{kind}, such as {example}" if example else kind)
     if problems or found.spec is None:
         repairs = dict.fromkeys(_REPAIRS.get(problem.code, _DOWNLOAD) for problem in problems)
@@ -94,14 +97,26 @@ def advice_on(
     if found.format not in _LOADABLE or not path.is_file():
         convert = [Advice("first", f"imageprompt convert {quote(str(path))} {_CONVERTED}")]
         path = _CONVERTED
-    return [
+    lines = [
         base,
         Advice("encoder", _encoder(spec, encoder)),
         *convert,
         Advice("imageprompt", _imageprompt(spec, path, encoder, found)),
+    ]
+    if _only_here(spec):
+        unread = "cannot load it: only imageprompt runs such adapters on transformers"
+        return [*lines, Advice("diffusers", unread), Advice("ComfyUI", unread)]
+    return [
+        *lines,
         Advice("diffusers", _diffusers(spec, path, found.parts.projector)),
         Advice("ComfyUI", _comfyui(found.variants)),
     ]
+
+
+def _only_here(spec: AdapterSpec) -> bool:
+    """Is it a UNet's architecture on a transformer, as nobody else has it?"""
+    transformers = [name for name in HOSTS.names() if name != "unet"]
+    return spec.host in transformers and "cross" in site_kinds(VARIANTS[spec.variant])
 
 
 def _encoder(spec: AdapterSpec, name: str | None) -> str:
@@ -125,7 +140,7 @@ def _imageprompt(spec: AdapterSpec, path: Path, encoder: str | None, found: Iden
             f"adapter = imageprompt.Adapter.load({_python(path)}{choice}); adapter.encode({faces})"
         )
         return f"{line}  # {others[2:]}" if others else line
-    _, base = _BASES.get(spec.host, ("", "BASE"))
+    _, base = ("", "BASE") if _only_here(spec) else _BASES.get(spec.host, ("", "BASE"))
     command = f"imageprompt generate --reference picture.png --adapter {quote(str(path))}"
     return f"{command} --base {base} --encoder {_FOLDERS.get(encoder or '', 'ENCODER')}"
 
