@@ -20,6 +20,8 @@ import switch
 import train_memory
 import train_step
 import training_parts
+import transformer_bases
+import transformer_cost
 from bases import BASES, SD15, Base, fill, meta_unet
 from conftest import ROOT
 from hosts_table import CASES
@@ -65,6 +67,18 @@ def test_switch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows += _run(switch, monkeypatch, tmp_path, "--library")
     assert len(rows) == 8
     assert all(row["wall"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(("host", "adapter"), [("flux", "xlabs"), ("sd3", "instantx-sd3")])
+def test_transformer_cost(host: str, adapter: str) -> None:
+    size = transformer_bases.SIZES[host]["tiny"]
+    plain, theirs, ours = transformer_cost.measure(
+        host, adapter, 1, size, dtype=torch.float32, rounds=1, steps=1
+    )
+    assert plain["added"] == 0 < ours["added"] < theirs["added"]
+    assert theirs["projector"] == 5
+    assert ours["projector"] == (2 if host == "flux" else 5)  # the null picture's, once
+    assert ours["ratio"] > 0
 
 
 def test_masks(monkeypatch: pytest.MonkeyPatch) -> None:
