@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bundled_stack import adapters
+from bundled_stack.sd3.base import PlainAttention
 from bundled_stack.sd3.export import pipeline
 from bundled_stack.sd3.text import CaptionEncoder
 from imageprompt.core import bundled
@@ -20,6 +21,7 @@ def sd3_base(work: Path) -> adapters.TrainableBase:
     from transformers import CLIPVisionModelWithProjection
 
     pipe, encoder = pipeline(work), CaptionEncoder()
+    pipe.transformer.set_attn_processor(PlainAttention())
     tower = CLIPVisionModelWithProjection.from_pretrained(bundled.folder() / "image_encoder")
 
     def encode(lines: list[str]) -> adapters.TextStates:

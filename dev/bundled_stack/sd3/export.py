@@ -25,14 +25,11 @@ LINKS = {
         "../../stack/vae/diffusion_pytorch_model.safetensors"
     ),
     "text_encoder_2/model.safetensors": "../text_encoder/model.safetensors",
-    "image_encoder/config.json": "../../stack/image_encoder/config.json",
     "image_encoder/model.safetensors": "../../stack/image_encoder/model.safetensors",
-    "feature_extractor/preprocessor_config.json": (
-        "../../stack/feature_extractor/preprocessor_config.json"
-    ),
     "tokenizer/tokenizer.json": "../../stack/tokenizer/tokenizer.json",
     "tokenizer_2/tokenizer.json": "../../stack/tokenizer/tokenizer.json",
 }
+COPIES = ("image_encoder/config.json", "feature_extractor/preprocessor_config.json")
 
 
 def zero_t5() -> tuple[Any, Any]:
@@ -86,8 +83,10 @@ def export(work: Path, target: Path = STACK) -> int:
     pipeline(work).to(torch.float16).save_pretrained(fresh, safe_serialization=True)
     for part in ("text_encoder", "text_encoder_2", "text_encoder_3"):
         declare_float32(fresh / part / "config.json")
+    for name in COPIES:
+        (fresh / name).parent.mkdir()
+        shutil.copyfile(BUNDLED / name, fresh / name)
     for name, original in LINKS.items():
-        (fresh / name).parent.mkdir(exist_ok=True)
         (fresh / name).unlink(missing_ok=True)
         (fresh / name).symlink_to(original)
     return replace_folder(target, fresh, work / "sd3-adapters", LIMIT)
