@@ -220,6 +220,25 @@ def test_the_null_tokens_act_on_the_negative_side(rig: Rig) -> None:
     assert (both[1 - positive] - alone[1 - positive]).abs().max() > 1e-4
 
 
+def test_texts_of_several_lengths_in_one_batch() -> None:
+    """Lumina2 packs each row's text to its own length, and the picture follows it."""
+    rig = Rig(CASES["lumina2"])
+    inputs = rig.inputs()
+    inputs["encoder_attention_mask"][0, 4] = inputs["encoder_attention_mask"][0, 3] = 1
+    half = torch.zeros(8, 8)
+    half[:, :4] = 1
+    for mask in (None, half.numpy()):
+        with rig.adapter.use(rig.prompt(1, 2), scale=1.0, mask=mask):
+            both = rig.case.read(rig.model, inputs)
+        for row in (0, 1):
+            own = {name: value[row : row + 1] for name, value in inputs.items()}
+            plain = rig.case.read(rig.model, own)
+            with rig.adapter.use(rig.prompt(row + 1), scale=1.0, mask=mask):
+                alone = rig.case.read(rig.model, own)
+            assert torch.allclose(both[row], alone[0], atol=1e-5)
+            assert (alone - plain).abs().max() > 1e-2
+
+
 def test_saved_and_loaded(rig: Rig, tmp_path: Path) -> None:
     """The file says what it is, and acts as before on another copy of the base."""
     rig.adapter.save(tmp_path / "adapter.safetensors")

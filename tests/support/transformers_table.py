@@ -124,6 +124,13 @@ def _z_image(batch: int, noise: Any) -> dict[str, Any]:
     }
 
 
+def _lumina2(batch: int, noise: Any) -> dict[str, Any]:
+    mask = torch.ones(batch, 5, dtype=torch.long)
+    mask[:, 3:] = 0  # a text of three tokens
+    inputs = {**_latents(4, 2)(batch, noise), "encoder_attention_mask": mask}
+    return inputs | {"timestep": torch.full((batch,), 0.3)}
+
+
 def _flux2(batch: int, noise: Any) -> dict[str, Any]:
     return {
         "hidden_states": noise(batch, SIDE * SIDE, 4),
@@ -273,6 +280,26 @@ CASES: dict[str, TransformerCase] = {
                 "axes_dims_rope": (4, 4, 8),
             },
             call=_qwen,
+            sites=2,
+            order=_SEPARATE,
+        ),
+        TransformerCase(
+            host="lumina2",
+            layers=(("layers.0.attn", "norm_q", "to_out.0", 3),),
+            model="Lumina2Transformer2DModel",
+            config={
+                "in_channels": 4,
+                "hidden_size": HEADS * DIM,
+                "num_layers": 2,
+                "num_refiner_layers": 1,
+                "num_attention_heads": HEADS,
+                "num_kv_heads": 1,
+                "multiple_of": 16,
+                "axes_dim_rope": [4, 4, 8],
+                "axes_lens": [64, 32, 32],
+                "cap_feat_dim": TEXT,
+            },
+            call=_lumina2,
             sites=2,
             order=_SEPARATE,
         ),

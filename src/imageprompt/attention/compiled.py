@@ -38,6 +38,8 @@ class Reader(Protocol):
     entry: Entry
     references: int
     """`Call.references` of the call that runs."""
+    starts: tuple[int, ...]
+    """`Call.starts` of it."""
     slots: Slots
 
 

@@ -56,6 +56,8 @@ class AttentionState:
         """How the host reads a call."""
         self.positions = self.references = 0
         """Positions of the picture at level 0, and `Call.references`, of the call that runs."""
+        self.starts: tuple[int, ...] = ()
+        """`Call.starts` of it."""
         self.installation: Any = None
         """What undoes the attachment: it lives as long as the hooks that hold this state."""
         self.parts: list[nn.Module] = []
@@ -147,11 +149,7 @@ class AttentionState:
 
     def _prepare(self, denoiser: nn.Module, active: list[ActivePrompt], call: Call) -> None:
         self.current = active
-        self.positions = call.size[0] * call.size[1]
-        if call.references != self.references:
-            self.references = call.references
-            for reader in self.readers:
-                reader.references = call.references
+        self._tell_readers(call)
         witness = None
         if active and not is_view(call.timestep):  # FLUX passes a number of its own
             witness = find_witness(denoiser, call.text)
@@ -175,6 +173,14 @@ class AttentionState:
                 images = count_images_per_prompt(call.sample.shape[0], layout, prompt.prompts)
                 prompt.bind(layout, images, call.sample, call.size)
         self._void_step_caches(denoiser)
+
+    def _tell_readers(self, call: Call) -> None:
+        """Where the picture's positions are."""
+        self.positions = call.size[0] * call.size[1]
+        if (call.references, call.starts) != (self.references, self.starts):
+            self.references, self.starts = call.references, call.starts
+            for reader in self.readers:
+                reader.references, reader.starts = call.references, call.starts
 
     def _infer_layout(self, call: Call, prompt: ActivePrompt, witness: Witness) -> CFGLayout:
         if call.separate:

@@ -241,6 +241,9 @@ class Call:
     """Does each side of guidance have a call of its own, instead of a part of the batch?"""
     positive_first: bool = False
     """Are the positive rows the first of a batch with both sides of guidance (Z-Image)?"""
+    starts: tuple[int, ...] = ()
+    """The first position of the picture in every row of the batch, where it follows a text of the
+    row's own length (Lumina2)."""
 
 
 Arguments = tuple[Any, ...]

@@ -34,8 +34,9 @@ EncodeText = Callable[[Any, list[str], int | None], "tuple[Tensor, Conditions]"]
 Predict = Callable[[Any, "Tensor", "Tensor", "Tensor", Conditions, float], "Tensor"]
 """See `TrainableHost.predict`."""
 
-Rows = Literal["picture", "text first", "picture first"]
-"""What an attention layer computes: rows of the picture, or those of the text as well."""
+Rows = Literal["picture", "text first", "text by row first", "picture first"]
+"""What an attention layer computes: rows of the picture, or those of the text as well, which may
+have a length of its own in every row of the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,7 @@ class Place:
     def __init__(self, state: AttentionState, number: int, site: int, entry: Entry) -> None:
         self.state, self.number, self.site, self.entry = state, number, site, entry
         self.references = 0
+        self.starts: tuple[int, ...] = ()
         self.slots: Slots = ()
         """What a graph reads here."""
 
@@ -60,6 +61,8 @@ class Place:
         compiling = torch.compiler.is_compiling()
         count = self.slots[0][2].shape[2] if compiling and self.slots else self.state.positions
         count = count or q.shape[2] - self.references  # no grid
+        if rows == "text by row first":
+            return self._added_by_row(q, count)
         last = q.shape[2] - self.references if rows == "text first" else count
         first = last - count
         picture = q[:, :, first:last]
@@ -73,6 +76,20 @@ class Place:
         after = q.shape[2] - last
         added = merge_heads(total)  # the other rows get nothing
         return nn.functional.pad(added, (0, 0, first, after)) if first or after else added
+
+    def _added_by_row(self, q: Tensor, count: int) -> Tensor | None:
+        """`added` where the picture's `count` rows begin at another one in every row of a batch."""
+        parts = [q[i : i + 1, :, start : start + count] for i, start in enumerate(self.starts)]
+        picture = torch.cat(parts)
+        total = image_attention(picture, self.terms(picture))
+        if total is None:
+            return None
+        added, length = merge_heads(total), q.shape[2]
+        padded = [
+            nn.functional.pad(added[i], (0, 0, start, length - start - count))
+            for i, start in enumerate(self.starts)
+        ]
+        return torch.stack(padded)
 
 
 def _with_text_rows(term: ImageTerm, count: int) -> ImageTerm:
