@@ -30,7 +30,8 @@ FIXED = (
     *("mixed_precision", "gradient_checkpointing"),
 )
 EXAMPLES = ("tiny-base", "tiny-plus", "sd15-base", "sd15-plus", "sdxl-plus")
-EXAMPLES += ("faceid-sd15", "style-stage2")
+EXAMPLES += ("faceid-sd15", "style-stage2", "tiny-sd3", "sd35-plus", "flux-plus")
+EXAMPLES += ("qwen-image-plus", "z-image-plus", "pixart-plus", "sana-plus")
 
 
 def load(overrides: tuple[str, ...] = (), **keys: Any) -> TrainingConfig:

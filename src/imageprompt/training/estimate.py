@@ -21,6 +21,7 @@ from imageprompt.training.frozen_pipeline import FrozenPipeline
 from imageprompt.training.init.init_adapter import init_adapter
 from imageprompt.training.loop.distributed import Processes
 from imageprompt.training.loop.objective import NullConditions, Objective
+from imageprompt.training.memory.int8 import stored_weights
 from imageprompt.training.train import check_validation
 from imageprompt.variants import VARIANTS
 
@@ -93,6 +94,7 @@ def estimate_run(config: TrainingConfig) -> RunEstimate:
         device=config.device,
         gradient_checkpointing=config.gradient_checkpointing,
         max_length=config.max_sequence_length,
+        int8=config.quantize == "int8",
     )
     extractors = FeatureExtractors(base, variant)
     dataset = open_dataset(config.data, None, extractors, PictureOptions.of(config))
@@ -170,7 +172,7 @@ def _activation_bytes(
 def _unique(parts: list[Any]) -> list[Tensor]:
     """All weights of the modules among `parts`, each once."""
     modules = [part for part in parts if isinstance(part, nn.Module)]
-    found = {id(weight): weight for module in modules for weight in module.parameters()}
+    found = {id(weight): weight for module in modules for weight in stored_weights(module)}
     return list(found.values())
 
 

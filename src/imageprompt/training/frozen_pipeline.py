@@ -15,7 +15,14 @@ from imageprompt.core.errors import OptionError
 from imageprompt.core.hub import locate_folder
 from imageprompt.encoding.encoders import Encoder, open_encoder
 from imageprompt.hosts import TrainableHost, denoiser_of, trainable_host
-from imageprompt.loading import base_folder, device_of, load_base, stated_text_tokens
+from imageprompt.loading import (
+    base_folder,
+    device_of,
+    load_base,
+    quiet_loading,
+    stated_text_tokens,
+    usable_device,
+)
 
 if TYPE_CHECKING:
     from imageprompt.encoding.encoders.clip import ClipEncoder
@@ -50,12 +57,13 @@ class FrozenPipeline:
         device: str | None = None,
         gradient_checkpointing: bool = False,
         max_length: int | None = None,
+        int8: bool = False,
     ) -> FrozenPipeline:
         """From "bundled", a folder, a Hub id or a loaded pipeline, which is cast and frozen itself.
 
         `encoder` None is the base's own image encoder, if it has one. `gradient_checkpointing`
-        reduces memory at the cost of time. Raises NotFoundError, WrongBaseError, EncoderError,
-        OptionError.
+        reduces memory at the cost of time, `int8` halves that of the denoiser's linear layers.
+        Raises NotFoundError, WrongBaseError, EncoderError, OptionError.
         """
         if precision not in _DTYPES:
             raise OptionError(
@@ -63,17 +71,25 @@ class FrozenPipeline:
             )
         folder = base_folder(base)
         load_dtype = _DTYPES[precision] if folder is not None else None
-        pipe = load_base(base, folder, dtype=load_dtype, device=device, bars=False).pipe
+        first = "cpu" if int8 and folder is not None else device  # it is made small there
+        pipe = load_base(base, folder, dtype=load_dtype, device=first, bars=False).pipe
         dtype: torch.dtype = getattr(torch, _DTYPES[precision])
         denoiser: Any = denoiser_of(pipe)
         host = trainable_host(denoiser)
         _keep_vae_in_float32(pipe, folder)
-        image_encoder = _open_encoder(encoder, pipe, folder, dtype)
+        if denoiser.dtype is not dtype:
+            denoiser.to(dtype)
+        if int8:
+            from imageprompt.training.memory.int8 import store_as_int8
+
+            store_as_int8(denoiser)
+            if folder is not None:
+                pipe.to(usable_device(device))
+        with quiet_loading(True):
+            image_encoder = _open_encoder(encoder, pipe, folder, dtype)
         for part in pipe.components.values():
             if isinstance(part, nn.Module):
                 part.eval().requires_grad_(False)
-        if denoiser.dtype is not dtype:
-            denoiser.to(dtype)
         is_unet = host.name == "unet"
         if is_unet and dtype is torch.bfloat16 and denoiser.device.type == "cpu":
             from imageprompt.training.memory.cpu_attention import use_blocked_attention

@@ -141,6 +141,7 @@ def _open_run(
         device=config.device or device,
         gradient_checkpointing=config.gradient_checkpointing,
         max_length=config.max_sequence_length,
+        int8=config.quantize == "int8",
     )
     encoders = FeatureExtractors(base, variant)
     with Bars(visible and sys.stderr.isatty()) as bars:

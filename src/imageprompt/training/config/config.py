@@ -30,7 +30,9 @@ FREE_KEYS = frozenset(
     ("output", "cache", "device", "keep", "log_every", "checkpoint_every", "validate_every")
 ) | frozenset(("validation", "trackers"))
 # Keys that runs of older versions do not state: they have the defaults.
-NEW_KEYS = frozenset(("shift", "loss_weighting", "guidance_scale", "max_sequence_length"))
+NEW_KEYS = frozenset(
+    ("shift", "loss_weighting", "guidance_scale", "max_sequence_length", "quantize")
+)
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,10 @@ class TrainingConfig:
     mixed_precision: Annotated[
         Literal["no", "bf16", "fp16"], Key("precision of the frozen base; `no`: float32")
     ] = "no"
+    quantize: Annotated[
+        Literal["none", "int8"],
+        Key("`int8`: the frozen denoiser's linear layers take half the memory"),
+    ] = "none"
     gradient_checkpointing: Annotated[bool, Key("less memory, slower steps")] = False
     device: Annotated[str | None, Key("cpu, cuda or mps; default: the best one here")] = None
     checkpoint_every: Annotated[
