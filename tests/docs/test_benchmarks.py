@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import convert
+import gpu
 import learning
 import masks
 import step_time
@@ -79,6 +80,18 @@ def test_transformer_cost(host: str, adapter: str) -> None:
     assert theirs["projector"] == 5
     assert ours["projector"] == (2 if host == "flux" else 5)  # the null picture's, once
     assert ours["ratio"] > 0
+
+
+def test_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The script for a GPU, on the CPU at a tiny size."""
+    path = tmp_path / "rows.json"
+    command = ["x", "--size", "tiny", "--device", "cpu", "--steps", "2", "--warmup", "0"]
+    monkeypatch.setattr(sys, "argv", [*command, "--json", str(path)])
+    gpu.main()
+    text, theirs, ours, instantx = json.loads(path.read_text())["rows"]
+    assert text["ratio"] == 1.0
+    assert text["kept"] == 0 < theirs["kept"] < ours["kept"]  # K', V' are kept
+    assert ours["kept"] < instantx["kept"]
 
 
 def test_masks(monkeypatch: pytest.MonkeyPatch) -> None:
