@@ -108,6 +108,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace, on_progress: Callable[[int], None]) -> None:
         self.options, self.on_progress = options, on_progress
         self.pipe = pipeline.load_pipeline(stack=options.stack)
+        self.encoder = open_encoder(bundled.folder(options.stack) / "image_encoder")
         drawn = scenes.stream(options.split, seed=options.seed)
         self.scenes = list(islice(drawn, options.count))
         self.references = [scenes.draw(scene) for scene in self.scenes]
@@ -288,10 +289,9 @@ def main() -> None:
         "transfer": {},
         "overrides": {},
     }
-    encoder = open_encoder(bundled.folder(options.stack) / "image_encoder")
     for name in options.adapters:
         adapter = Adapter.load(bundled.adapter(name, options.stack), dtype=torch.float32)
-        adapter.attach(bench.pipe, encoder=encoder)
+        adapter.attach(bench.pipe, encoder=bench.encoder)
         report["transfer"][name] = bench.transfer(adapter)
         for scale in options.override_scales:
             report["overrides"][f"{name}, scale {scale}"] = bench.overrides(adapter, scale)

@@ -71,7 +71,7 @@ def train(
 def matches(bench: fidelity.Bench, path: Path) -> Shares:
     """How often each word, and all at once, is transferred by this adapter."""
     adapter = Adapter.load(path, dtype=torch.float32)
-    adapter.attach(bench.pipe, encoder=bench.pipe.image_encoder)
+    adapter.attach(bench.pipe, encoder=bench.encoder)
     cells = bench.transfer(adapter)["all"]
     adapter.detach()
     return {name: cell["share"] for name, cell in cells.items()}
