@@ -23,8 +23,8 @@ from rigs import bare_pipeline
 RELIED_ON = {
     "_aten_kernels": "torch.ops.aten._scaled_dot_product_*: memory/activation_checkpointing",
     "_base": "Tensor._base: attention/step_tracker",
-    "_context": "StateManager._context: attention/state",
-    "_diffusers_hook": "HookRegistry of a module: attention/state, adapter/{attachment,lora}",
+    "_context": "StateManager._context: attention/{state,witness}",
+    "_diffusers_hook": "HookRegistry of a module: attention, adapter/{attachment,lora}",
     "_C": "torch: attention/state",
     "_compiled_call_impl": "nn.Module: attention/compiled",
     "_current_graph_task_id": "torch._C: attention/state",
@@ -252,6 +252,18 @@ def test_state_manager() -> None:
     assert manager._context is context
     hook.reset_state(cross_attention(model))
     assert manager._context is None  # which is why we save it
+
+
+def test_cache_contexts_reach_the_registries_below() -> None:
+    """`attention/witness` is one of them, as a registry whose hook has a StateManager."""
+    from diffusers.hooks import hooks
+
+    registry = hooks.HookRegistry(unet())
+    assert registry._get_child_registries() == []
+    assert set(vars(registry)) >= {"hooks", "_module_ref", "_hook_order"}
+    source = inspect.getsource(hooks._set_cache_context)
+    for read in ("_get_child_registries", "_hook_order", ".hooks[", "_is_stateful", "vars(hook)"):
+        assert read in source
 
 
 def test_names_of_streaming_hooks() -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from imageprompt.attention.compiled import drop_copies, eager_hook
 from imageprompt.attention.state import AttentionState
+from imageprompt.attention.witness import CacheContexts
 from imageprompt.core.errors import AttachError
 from imageprompt.core.spec import HostSpec
 from imageprompt.hosts import AttachableHost, denoiser_of, host_of
@@ -114,6 +115,8 @@ class AttachedDenoiser:
                     eager_hook(state.after_forward), always_call=True
                 ),
             )
+            if hasattr(self.denoiser, "cache_context"):
+                state.contexts = CacheContexts(self.denoiser)
             state.installation = _Installation(state, undo, hooks)
             _installations[self.denoiser] = weakref.ref(state.installation)
         self.check()
@@ -128,6 +131,8 @@ class AttachedDenoiser:
         if installation.adapters == 0:
             for hook in installation.hooks:
                 hook.remove()
+            if installation.state.contexts is not None:
+                installation.state.contexts.remove(self.denoiser)
             self.host.remove(installation.undo)
             del _installations[self.denoiser]
 
@@ -145,7 +150,7 @@ def _has_hooks(denoiser: nn.Module) -> bool:
     modules = [denoiser]
     while modules:
         module = modules.pop()
-        if "_diffusers_hook" in vars(module):
+        if getattr(vars(module).get("_diffusers_hook"), "hooks", None):
             return True
         modules.extend(child for child in module._modules.values() if child is not None)
     return False

@@ -29,8 +29,8 @@ from imageprompt.attention.cfg_layout import (
 )
 from imageprompt.attention.compiled import Reader, StrengthReader, is_compiled
 from imageprompt.attention.decoupled import ImageTerm
-from imageprompt.attention.step_tracker import StepTracker, is_view
-from imageprompt.attention.witness import Witness, find_witness
+from imageprompt.attention.step_tracker import StepPosition, StepTracker, is_view
+from imageprompt.attention.witness import CacheContexts, Witness, find_witness
 from imageprompt.core.errors import GuidanceError
 from imageprompt.core.spec import Call, CallReader
 
@@ -58,6 +58,8 @@ class AttentionState:
         """Positions of the picture at level 0, and `Call.references`, of the call that runs."""
         self.starts: tuple[int, ...] = ()
         """`Call.starts` of it."""
+        self.contexts: CacheContexts | None = None
+        """What cache contexts say of a call, on denoisers that have them."""
         self.installation: Any = None
         """What undoes the attachment: it lives as long as the hooks that hold this state."""
         self.parts: list[nn.Module] = []
@@ -162,7 +164,7 @@ class AttentionState:
             for prompt in active:
                 prompt.called = True
                 if prompt.is_timed:
-                    prompt.go_to(self._tracker.position(prompt.timesteps))
+                    prompt.go_to(self._position(prompt))
                 layout = prompt.layout
                 if layout is None:
                     witness = witness or find_witness(denoiser, call.text)
@@ -174,6 +176,13 @@ class AttentionState:
                 prompt.bind(layout, images, call.sample, call.size)
         self._void_step_caches(denoiser)
 
+    def _position(self, prompt: ActivePrompt) -> StepPosition:
+        """The step of this call: by the user's timesteps, the cache context or the timestep."""
+        stated = None if self.contexts is None else self.contexts.step
+        if stated is not None and prompt.timesteps is None:
+            return StepPosition(*stated)
+        return self._tracker.position(prompt.timesteps)
+
     def _tell_readers(self, call: Call) -> None:
         """Where the picture's positions are."""
         self.positions = call.size[0] * call.size[1]
@@ -184,21 +193,24 @@ class AttentionState:
 
     def _infer_layout(self, call: Call, prompt: ActivePrompt, witness: Witness) -> CFGLayout:
         if call.separate:
-            if witness.two_texts and witness.side is None:
+            named = None if self.contexts is None else self.contexts.branch
+            side = named or witness.branch or witness.side
+            if witness.two_texts and side is None:
                 raise GuidanceError(
                     f"a call of {witness.source}'s denoiser",
                     reason="its text is neither the positive nor the negative one of the pipeline, "
                     "so it can be either side of guidance",
                     hint="Pass guidance='positive' or 'negative' to use().",
                 )
-            if witness.source and not witness.two_texts and prompt.needs_negative:
+            alone = witness.source and not witness.two_texts and side != "negative"
+            if alone and prompt.needs_negative and witness.branch is None:
                 raise GuidanceError(
                     f"{prompt.needs_negative} with {witness.source}",
                     reason="it runs the positive side alone here, which does not read it",
                     hint="Pass it a negative prompt (an empty one will do) and, if it has a "
                     "true_cfg_scale, one above 1; or leave it out.",
                 )
-            layout = LAYOUTS[witness.side or "positive"]
+            layout = LAYOUTS[side or "positive"]
             check_prompts(prompt.prompts, call.sample.shape[0], layout, witness)
             return layout
         layouts = self._tracker.layouts

@@ -2,7 +2,8 @@
 
 Tensors alone cannot tell two pictures without guidance from the two sides of one. The call stack
 can: the nearest diffusers pipeline on it is the one that runs, whichever other pipelines share its
-denoiser, and its properties are those of this very run. Nothing is patched or stored.
+denoiser, and its properties are those of this very run. Where each side has a call of its own,
+`denoiser.cache_context("uncond")` says which it is, in a loop of the user's own too.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import FrameType
 from typing import Any
+
+from torch import nn
 
 from imageprompt.attention.cfg_layout import Branch
 
@@ -124,3 +128,71 @@ def _property(pipe: Any, name: str) -> object:
 
 def _count(value: object) -> int | None:
     return value if isinstance(value, int) and value > 0 else None
+
+
+# ── cache contexts ──────────────────────────────────────────────────────────────────────────────
+
+
+class CacheContexts:
+    """What `denoiser.cache_context(...)` says of the call that runs; it is set by pipelines.
+
+    diffusers tells its contexts to the registries of hooks at a denoiser and below. While this
+    listens, the denoiser's own registry, hooks and all, lists one more.
+    """
+
+    _is_stateful, _hook_order = True, ("contexts",)  # as diffusers reads a registry and a hook
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        from diffusers.hooks.hooks import HookRegistry, StateManager
+
+        self.hooks, self._manager = {"contexts": self}, StateManager(object)
+        before = HookRegistry.check_if_exists_or_initialize(denoiser)
+        registry = _registry_class()(denoiser)
+        registry.__dict__, registry.listener = before.__dict__, self
+        denoiser._diffusers_hook = registry
+
+    @property
+    def branch(self) -> Branch | None:
+        """The branch that the context names; None outside of one, or if it names both."""
+        name = getattr(self._manager._context, "name", None)
+        if not isinstance(name, str) or "cond" not in name or "cond_uncond" in name:
+            return None
+        return "negative" if "uncond" in name else "positive"
+
+    @property
+    def step(self) -> tuple[int, int] | None:
+        """The step, from 0, and the number of steps, where the context states both."""
+        context = self._manager._context
+        step = getattr(context, "step_index", None)
+        steps = getattr(context, "num_inference_steps", None)
+        if isinstance(step, int) and isinstance(steps, int) and 0 <= step < steps:
+            return step, steps
+        return None
+
+    def remove(self, denoiser: nn.Module) -> None:
+        """Leave the denoiser with its registry, and the hooks that it has now."""
+        from diffusers.hooks.hooks import HookRegistry
+
+        listening: Any = vars(denoiser).get("_diffusers_hook")
+        if getattr(listening, "listener", None) is self:
+            plain = HookRegistry(denoiser)
+            plain.__dict__ = listening.__dict__
+            denoiser._diffusers_hook = plain
+
+
+@cache
+def _registry_class() -> Any:
+    from diffusers.hooks.hooks import HookRegistry
+
+    class Registry(HookRegistry):  # type: ignore[misc]
+        """A registry that lists a listener as well. A copy is a plain one."""
+
+        __slots__ = ("listener",)
+
+        def _get_child_registries(self) -> list[Any]:
+            return [*super()._get_child_registries(), self.listener]
+
+        def __reduce__(self) -> Any:
+            return HookRegistry, (self._module_ref,), self.__dict__
+
+    return Registry
