@@ -14,6 +14,8 @@ from attacks.harness import Result, run, spread, table
 
 MIN_ROWS = 500
 OF_EACH_DOOR = 3
+MISDEEDS = 4
+"""Of each outcome, where a sample is tried."""
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +45,15 @@ def test_every_row_holds(results: dict[str, list[Result]]) -> None:
 
 
 @pytest.mark.slow
-def test_every_misdeed_is_noticed() -> None:
-    found = {(row.door, row.attack): row for row in run(modules="misdeeds", together=1, wall=3)}
+def test_every_misdeed_is_noticed(whole: bool) -> None:
+    most = sum(map(len, misdeeds.ALL.values())) if whole else MISDEEDS
+    tried = run(modules="misdeeds", together=1, wall=3, most=most)
+    found = {(row.door, row.attack): row for row in tried}
     for outcome, deeds in misdeeds.ALL.items():
-        for name, (_, says) in deeds.items():
-            rows = [found[outcome, name]]
+        chosen = [name for name in deeds if (outcome, name) in found]
+        assert len(chosen) == min(most, len(deeds))
+        for name in chosen:
+            says, rows = deeds[name][1], [found[outcome, name]]
             if "of CPU" in str(rows[0].problems):  # a slow machine meets that limit first
                 rows = list(run(outcome, name, modules="misdeeds", together=1, wall=3))
             assert any(says in problem for row in rows for problem in row.problems), (name, rows)

@@ -23,7 +23,9 @@ from attacks.faults import WRITES, Child, Moments, Scene, child, content, spread
 from imageprompt import cli
 from imageprompt.core.errors import ImagePromptError, OptionError
 
-MOMENTS = 50  # at most, of one kind of file
+MOMENTS = 8
+"""Of one kind of file at most, where a sample is tried; else ALL_MOMENTS."""
+ALL_MOMENTS = 50
 
 
 @pytest.fixture(params=WRITES, ids=str, scope="module")
@@ -34,8 +36,8 @@ def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 # ── kills ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_sigkill_at_every_moment_that_differs(scene: Scene) -> None:
-    for moment in spread(scene.moments, MOMENTS):
+def test_sigkill_at_every_moment_that_differs(scene: Scene, whole: bool) -> None:
+    for moment in spread(scene.moments, ALL_MOMENTS if whole else MOMENTS):
         here = scene.copy()
         when = f"before call {moment}, {scene.calls[moment]}"
         assert faults.killed(scene.write, here, moment) == -signal.SIGKILL, when
@@ -43,11 +45,11 @@ def test_sigkill_at_every_moment_that_differs(scene: Scene) -> None:
         assert scene.problems_after_next(here) == [], when
 
 
-def test_sigkill_at_random_times(scene: Scene) -> None:
+def test_sigkill_at_random_times(scene: Scene, whole: bool) -> None:
     began = time.monotonic()
     scene.write.save(scene.copy(), 1)
     seconds, rng = time.monotonic() - began, random.Random(scene.write.name)
-    for _ in range(3):
+    for _ in range(3 if whole else 1):
         here = scene.copy()
         process = Child(partial(scene.write.save, here, 1))
         time.sleep(rng.uniform(0, 2 * seconds))
@@ -147,14 +149,14 @@ def for_commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_sigterm_is_one_line_and_143(name: str, for_commands: Path) -> None:
+def test_sigterm_is_one_line_and_143(name: str, for_commands: Path, whole: bool) -> None:
     scene = Scene.of(
         faults.Write(name, lambda here, version: command(here, name) if version else None),
         for_commands.parent / name,
         start=for_commands,
     )
     publish = max(i for i, call in enumerate(scene.calls) if call in ("link", "replace", "unlink"))
-    for moment in spread(range(publish + 1), 8):
+    for moment in spread(range(publish + 1), 8 if whole else 4):
         here = scene.copy()
         run = partial(faults.run_killed, scene.write, here, moment, signal.SIGTERM)
         assert faults.said(run) == (143, "imageprompt: terminated\n"), scene.calls[moment]

@@ -1,7 +1,7 @@
 """Every hostile or broken file: one line that says what it is; nothing run, nothing written.
 
 Each kind is given to `imageprompt inspect --deep` and `imageprompt convert` in a process of its
-own, watched by an audit hook: at most 2 s and 200 MB.
+own, watched by an audit hook: at most 2 s and 200 MB. The processes are forked from one.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,12 @@ STRUCTURE = [name for name, kind in HOSTILE.items() if not kind.opens]
 CONTENT = [name for name, kind in HOSTILE.items() if kind.opens and kind.says]
 
 # What a hostile file could make a process do. The hook itself cannot be taken away again, so it
-# lives in a process for this purpose only.
+# lives in processes for this purpose only. A line on stdin has commands, and the files for the
+# findings and for the two streams; the answer is the exit code of their process.
 WATCHED = """
 import json, os, sys, time
+import imageprompt.checkpoint.convert, imageprompt.checkpoint.inspect, imageprompt.cli.files
+from imageprompt import cli
 events = []
 FORBIDDEN = (
     "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile", "os.kill",
@@ -44,17 +48,30 @@ def watch(event, args):
     writes = writes and args[0] != os.devnull
     if writes or event.startswith(FORBIDDEN):
         events.append(f"{event} {args}"[:200])
-sys.addaudithook(watch)
-from imageprompt import cli
-codes = [cli.main(command) for command in json.loads(sys.argv[2])]
-seen, seconds = list(events), time.process_time()
-with open("/proc/self/status") as status:
-    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-torch = "torch" in sys.modules
-with open(sys.argv[1], "w") as file:
-    peak = peak / 1024
-    result = {"codes": codes, "events": seen, "peak": peak, "torch": torch, "seconds": seconds}
-    json.dump(result, file)
+def work(commands, result, *streams):
+    for number, stream in enumerate(streams, 1):
+        os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.addaudithook(watch)
+    codes = [cli.main(command) for command in commands]
+    sys.stdout.flush()
+    seen, seconds = list(events), time.process_time()
+    with open("/proc/self/status") as status:
+        peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    torch = "torch" in sys.modules
+    with open(result, "w") as file:
+        peak = peak / 1024
+        found = {"codes": codes, "events": seen, "peak": peak, "torch": torch, "seconds": seconds}
+        json.dump(found, file)
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            work(*json.loads(line))
+            code = 0
+        finally:
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
@@ -71,18 +88,35 @@ class Ran:
     err: str
 
 
-def run(result: Path, *commands: list[str]) -> Ran:
+Run = Callable[..., Ran]
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
     """Run commands under watch in one process; it writes its findings to `result`."""
-    done = subprocess.run(
-        [sys.executable, "-c", WATCHED, str(result), json.dumps(commands)],
-        capture_output=True,
+    server = subprocess.Popen(
+        [sys.executable, "-c", WATCHED],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=30,
-        check=False,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
     )
-    assert result.exists(), done.stderr
-    return Ran(**json.loads(result.read_text()), out=done.stdout, err=done.stderr)
+    assert server.stdin is not None
+    assert server.stdout is not None
+    asked, answers = server.stdin, server.stdout
+
+    def ran(result: Path, *commands: list[str]) -> Ran:
+        result.unlink(missing_ok=True)
+        out, err = (result.with_suffix(suffix) for suffix in (".out", ".err"))
+        asked.write(json.dumps([commands, *map(str, (result, out, err))]) + "\n")
+        asked.flush()
+        assert select.select([answers], [], [], 30)[0], "it hangs"
+        assert answers.readline() == "0\n", err.read_text()
+        return Ran(**json.loads(result.read_text()), out=out.read_text(), err=err.read_text())
+
+    yield ran
+    server.kill()
+    server.communicate()
 
 
 def listing(folder: Path) -> list[tuple[str, int, int]]:
@@ -124,7 +158,7 @@ def test_what_cannot_be_opened_says_what_it_is(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", [name for name in STRUCTURE if name != "unreadable"])
-def test_inspect_and_convert_of_hostile_files(name: str, tmp_path: Path) -> None:
+def test_inspect_and_convert_of_hostile_files(name: str, tmp_path: Path, run: Run) -> None:
     (tmp_path / "in").mkdir()
     path = HOSTILE[name].make(tmp_path / "in")
     before = listing(tmp_path / "in")
@@ -147,7 +181,7 @@ def test_inspect_and_convert_of_hostile_files(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", CONTENT)
-def test_whole_files_of_broken_content(name: str, tmp_path: Path) -> None:
+def test_whole_files_of_broken_content(name: str, tmp_path: Path, run: Run) -> None:
     """They are opened; inspection names the fault, conversion writes nothing."""
     (tmp_path / "in").mkdir()
     path = HOSTILE[name].make(tmp_path / "in")
@@ -165,7 +199,7 @@ def test_whole_files_of_broken_content(name: str, tmp_path: Path) -> None:
     assert listing(tmp_path / "in") == before
 
 
-def test_missing_layers_are_listed_up_to_five(tmp_path: Path) -> None:
+def test_missing_layers_are_listed_up_to_five(tmp_path: Path, run: Run) -> None:
     path = HOSTILE["missing layers"].make(tmp_path)
     ran = run(tmp_path / "result.json", ["inspect", str(path)])
     (line,) = [line for line in ran.out.splitlines() if ".to_k_ip.weight" in line]
@@ -173,7 +207,7 @@ def test_missing_layers_are_listed_up_to_five(tmp_path: Path) -> None:
     assert line.count(".to_k_ip.weight") == 5
 
 
-def test_mixed_dtypes_are_reported_and_not_a_fault(tmp_path: Path) -> None:
+def test_mixed_dtypes_are_reported_and_not_a_fault(tmp_path: Path, run: Run) -> None:
     path = HOSTILE["mixed dtypes"].make(tmp_path)
     ran = run(tmp_path / "result.json", ["inspect", "--json", str(path)])
     assert ran.codes == [0]
@@ -181,7 +215,7 @@ def test_mixed_dtypes_are_reported_and_not_a_fault(tmp_path: Path) -> None:
     assert report["dtypes"] == {"image_proj": ["float32"], "ip_adapter": ["float16"]}
 
 
-def test_a_wrong_base_or_encoder_names_the_likely_one(tmp_path: Path) -> None:
+def test_a_wrong_base_or_encoder_names_the_likely_one(tmp_path: Path, run: Run) -> None:
     path = whole(tmp_path / "file.safetensors")
     (tmp_path / "config.json").write_text(
         json.dumps(
@@ -262,7 +296,7 @@ def test_the_canary_sings(tmp_path: Path) -> None:
     assert (tmp_path / CANARY).exists()
 
 
-def test_the_watch_sees(tmp_path: Path) -> None:
+def test_the_watch_sees(tmp_path: Path, run: Run) -> None:
     """The audit hook reports what a written file does."""
     path = whole(tmp_path / "file.safetensors")
     ran = run(tmp_path / "result.json", ["convert", str(path), str(tmp_path / "out.safetensors")])
