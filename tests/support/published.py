@@ -303,6 +303,11 @@ OTHERS: dict[str, File] = {
         host="kolors", **{**_PLUS, "width": 1024}, projector=resampler(1024, 2048, 12, 2048),
         total=506_552_320,
     ),
+    "Kolors-IP-Adapter-FaceID-Plus": File(
+        host="kolors", projector=face_perceiver(1024, 4096, 64, 6), keys=56, total=1_192_903_680,
+        variants=("faceid-plus-kolors",), feature="raw face_embeds + hidden_states[-2]", width=1024,
+        tokens=6,
+    ),
     "flux-ip-adapter": File(
         host="flux-xlabs", projector=linear(768, 4096), keys=4, total=490_874_880,
         variants=("xlabs",), feature="image_embeds", width=768, tokens=4,

@@ -66,6 +66,7 @@ def test_rules_of_the_published_variants() -> None:
         "base": "zero features",
         "faceid": "zero features",
         "faceid-plus": "zero pixels",
+        "faceid-plus-kolors": "zero features",
         "faceid-plus-v2": "zero pixels",
         "full": "zero pixels",
         "instantx": "zero features",

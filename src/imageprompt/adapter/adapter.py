@@ -21,6 +21,7 @@ from imageprompt.adapter.compatibility import (
     check_free,
     check_lora,
     check_prompt,
+    check_text_projection,
     checked_encoder,
     checked_faces,
 )
@@ -150,6 +151,7 @@ class Adapter:
         depth: int | None = None,
         heads: int | None = None,
         inner_dim: int | None = None,
+        feature: str | None = None,
     ) -> Adapter:
         """New float32 weights for a denoiser (or pipeline) and an image encoder.
 
@@ -157,11 +159,13 @@ class Adapter:
         copy of the text's V (`init="copy"`, the paper; default in cross-attention) or as zeros
         (`init="zero"`: the untrained adapter changes nothing; default in joint attention). LoRA
         starts without effect. `encoder` is None for variants that read only face embeddings.
-        `depth`, `heads` and `inner_dim` shape a resampler. Raises OptionError for an option that
+        `feature` is the output of the encoder that is read (default: the variant's): image_embeds
+        or pooler_output by projectors of vectors, hidden_states[-2] or last_hidden_state by those
+        of patches. `depth`, `heads` and `inner_dim` shape a resampler. Raises OptionError for an option that
         the variant or the base does not have, AttachError for a denoiser without sites.
         """
         options = ProjectorOptions(tokens=num_tokens, depth=depth, heads=heads, inner_dim=inner_dim)
-        return cls(*new_module(variant, denoiser, encoder, init, options))
+        return cls(*new_module(variant, denoiser, encoder, init, options, feature))
 
     # ── attach and detach ─────────────────────────────────────────────────────────────────────────
 
@@ -190,6 +194,7 @@ class Adapter:
         base = AttachedDenoiser.of(pipe)
         check_free(None if self._attachment is None else self._attachment.denoiser, base)
         check_base(self.spec, self.module, base.spec)
+        check_text_projection(self.spec, base)
         image_encoder = None if encoder is None else checked_encoder(self.spec, encoder)
         face_encoder = None if faces is None else checked_faces(self.spec, faces)
         loras = self.module.loras
@@ -226,7 +231,7 @@ class Adapter:
         pairs_of = zip(base.spec.sites, entries, strict=True)
         sites = tuple(site for site, entry in pairs_of if entry is not None)
         norms = [(key_norm(kind, site.kind), value_norm(kind, site.kind)) for site in sites]
-        kv_cache = KVCache(self.module, base, sites, norms)
+        kv_cache = KVCache(self.module, base, sites, norms, check_text_projection(self.spec, base))
         return _Attachment(base, state, sites, places, kv_cache, installed, lora)
 
     def detach(self) -> None:

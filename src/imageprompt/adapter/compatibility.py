@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from imageprompt.adapter.weights import AdapterModule
 from imageprompt.checkpoint.identify.identify import likely_families
@@ -26,10 +26,12 @@ from imageprompt.core.spec import (
 from imageprompt.encoding.encoders import Encoder, open_encoder
 from imageprompt.encoding.features import encoder_hint
 from imageprompt.encoding.image_prompt import ImagePrompt
-from imageprompt.variants import VARIANTS, site_shapes
+from imageprompt.variants import VARIANTS, projected_as_text, site_shapes
 from imageprompt.variants.tensor_shapes import FACE_DIM, LORA_RANK
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from imageprompt.adapter.attachment import AttachedDenoiser
     from imageprompt.encoding.face_encoder import FaceEncoder
 
@@ -74,6 +76,28 @@ def check_base(spec: AdapterSpec, module: AdapterModule, sites: HostSpec) -> Non
     )
 
 
+def check_text_projection(spec: AdapterSpec, base: AttachedDenoiser) -> nn.Linear | None:
+    """The layer that projects the base's text and this adapter's tokens; None for other adapters.
+
+    Raises WrongBaseError.
+    """
+    if not projected_as_text(VARIANTS[spec.variant]):
+        return None
+    denoiser: Any = base.denoiser
+    layer = getattr(denoiser, "text_encoder_hid_proj", None)  # where diffusers' own adapter is on
+    layer = getattr(denoiser, "encoder_hid_proj", None) if layer is None else layer
+    width = getattr(layer, "in_features", None)
+    if width != spec.cross_attention_dim:
+        found = "does not project its text" if width is None else f"projects text of width {width}"
+        raise WrongBaseError(
+            f"this {spec.variant} adapter on a {base.spec.family} base",
+            reason=f"its tokens are {spec.cross_attention_dim} wide and are projected by the base, "
+            f"which {found}",
+            hint="Use Kolors, or another adapter.",
+        )
+    return cast("nn.Linear", layer)
+
+
 def checked_encoder(spec: AdapterSpec, encoder: object) -> Encoder:
     """An image encoder, opened. Raises EncoderError if its features have the wrong width."""
     if spec.feature.image is None:
@@ -83,6 +107,13 @@ def checked_encoder(spec: AdapterSpec, encoder: object) -> Encoder:
             hint="Leave it out; faces= takes insightface's model pack.",
         )
     opened = open_encoder(encoder)
+    found = getattr(opened, "model_type", "")
+    if spec.encoder_type and found and found != spec.encoder_type:
+        raise EncoderError(
+            f"an image encoder of type {found}",
+            reason=f"this {spec.variant} adapter reads {spec.feature} of {spec.encoder_type}",
+            hint="Use the encoder it was trained with.",
+        )
     width = opened.width(spec.feature.image)
     if width != spec.feature_dim:
         raise EncoderError(
@@ -155,14 +186,18 @@ def check_lora(mode: str, strength: float, *, has_lora: bool) -> None:
         raise OptionError(f"lora={value}", reason="this adapter has no LoRA", hint="Leave it out.")
 
 
-def feature_dim_of(feature: Feature, encoder: object) -> int:
-    """Width of what the projector reads: the image encoder's, or that of a face embedding.
+def feature_source(feature: Feature, encoder: object) -> tuple[int, str]:
+    """Width of what the projector reads, the image encoder's or that of a face embedding; and the
+    encoder's type, "" for CLIP's.
 
     Raises EncoderError for an encoder that does not make the feature.
     """
     if encoder is None and feature.faces_only:
-        return FACE_DIM
-    return open_encoder(encoder).width(cast(ImageFeature, feature.image or feature.face))
+        return FACE_DIM, ""
+    opened = open_encoder(encoder)
+    found = getattr(opened, "model_type", "")
+    width = opened.width(cast(ImageFeature, feature.image or feature.face))
+    return width, "" if found.startswith("clip") else found
 
 
 def _count_sites(shapes: Shapes) -> int:

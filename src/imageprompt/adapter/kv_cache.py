@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from imageprompt.adapter.attachment import AttachedDenoiser
 from imageprompt.adapter.weights import NORM_EPS, AdapterModule
@@ -32,9 +32,14 @@ class KVCache:
         attached: AttachedDenoiser,
         sites: Sequence[Site],
         norms: Sequence[tuple[float | None, float | None]],
+        projection: nn.Linear | None = None,
     ) -> None:
-        """For the sites that the adapter acts at, each with the norms that its K' and V' get."""
+        """For the sites that the adapter acts at, each with the norms that its K' and V' get.
+
+        `projection` is the layer of the base that projects the tokens first, if one does.
+        """
         self._module, self._attached = module, attached
+        self._projection = projection
         self._sites, self._norms = sites, norms
         self._cache: weakref.WeakKeyDictionary[
             ImagePrompt, tuple[Any, list[Tensor], list[KeyValue]]
@@ -113,6 +118,8 @@ class KVCache:
             weights = self._module.ip_adapter.state_dict()
             precision = next(iter(weights.values())).dtype
             autocast = _autocast(next(iter(weights.values())).device)
+            if self._projection is not None:
+                weights |= {f"text.{n}": x for n, x in self._projection.state_dict().items()}
             self._made_by = f"{fingerprint(weights)} {precision} {self._attached.dtype}" + (
                 f" autocast {autocast}" if autocast else ""
             )
@@ -160,6 +167,10 @@ class KVCache:
     def _project_flat(self, tokens: Tensor) -> list[KeyValue]:
         """K', V' [P, N, inner_dim] site by site, in the denoiser's dtype."""
         weight = next(self._module.ip_adapter.parameters())
+        if self._projection is not None:
+            device = self._projection.weight.device
+            device = self._attached.execution_device if device.type == "meta" else device
+            tokens = self._projection(tokens.to(device, self._attached.dtype))
         key_values = self._module.key_values(tokens.to(weight.device, weight.dtype))
         dtype = self._attached.dtype  # read once: diffusers searches every module for it
         return [(k.to(dtype), v.to(dtype)) for k, v in key_values]

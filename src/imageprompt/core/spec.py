@@ -13,7 +13,7 @@ Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 """Tensor names and their shapes: identification looks at nothing else."""
 
-ImageFeature = Literal["image_embeds", "hidden_states[-2]", "pooler_output"]
+ImageFeature = Literal["image_embeds", "pooler_output", "hidden_states[-2]", "last_hidden_state"]
 """Output of an image encoder: pooled [F] (image_embeds, pooler_output) or per patch [L, F]."""
 
 FaceFeature = Literal["face_embeds", "raw face_embeds"]
@@ -61,9 +61,14 @@ _VECTORS = (Feature("image_embeds"), Feature("pooler_output"), Feature(face="fac
 _FEATURES = (
     *_VECTORS,
     Feature("hidden_states[-2]"),
+    Feature("last_hidden_state"),
     Feature(face="raw face_embeds"),
     Feature("hidden_states[-2]", "face_embeds"),
+    Feature("hidden_states[-2]", "raw face_embeds"),
 )
+
+FEATURES = frozenset(map(str, _FEATURES))
+"""The names of all features, as in file metadata."""
 
 NullRule = Literal["zero features", "zero pixels", "black picture"]
 """What replaces the picture on the negative branch of guidance, before the projector."""
@@ -193,6 +198,8 @@ class AdapterSpec:
     projector: ProjectorSpec
     reading: str = ""
     """Whose equation it runs by: a name of the variant's `readings`; "" for its makers'."""
+    encoder_type: str = ""
+    """The `model_type` of the image encoder that it was made for; "" if unknown, or CLIP."""
 
     @property
     def tokens(self) -> int | None:
@@ -222,7 +229,8 @@ class AdapterSpec:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as written to metadata and recipes."""
         values = {**asdict(self), "feature": str(self.feature)}
-        return values if self.reading else {n: x for n, x in values.items() if n != "reading"}
+        optional = ("reading", "encoder_type")
+        return {name: value for name, value in values.items() if value or name not in optional}
 
 
 @dataclass(frozen=True)

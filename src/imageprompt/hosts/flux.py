@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.spec import Site, SiteKind
-from imageprompt.hosts._training import encode_prompt, grid_ids, pack, unpack
 from imageprompt.hosts._transformer import (
     Layer,
     PackedCalls,
@@ -52,6 +51,8 @@ def sites(config: Mapping[str, Any]) -> Iterator[Site]:
 
 def _encode_text(pipe: Any, captions: list[str], max_length: int | None) -> Any:
     """T5's states, and CLIP's pooled state."""
+    from imageprompt.hosts._training import encode_prompt
+
     states, pooled, _ = encode_prompt(pipe, captions, max_length)
     return states, {"pooled_projections": pooled}
 
@@ -65,6 +66,8 @@ def predict_packed(
     guidance_scale: float,
 ) -> Tensor:
     """FLUX and its relatives; timesteps from 0 to 1."""
+    from imageprompt.hosts._training import grid_ids, pack, unpack
+
     guided = denoiser.config.get("guidance_embeds", False)
     rows = denoiser(
         hidden_states=pack(latents),

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.spec import Site
-from imageprompt.hosts._training import encode_prompt
 from imageprompt.hosts._transformer import LatentCalls, Layer, Training, TransformerHost
 from imageprompt.hosts.contract import Conditions
 
@@ -41,6 +40,8 @@ def _sites(config: Mapping[str, Any]) -> Iterator[Site]:
 
 def _encode_text(pipe: Any, captions: list[str], max_length: int | None) -> Any:
     """The states of both CLIPs side by side, those of T5 after them; both CLIPs' pooled states."""
+    from imageprompt.hosts._training import encode_prompt
+
     encoded = encode_prompt(pipe, captions, max_length)
     return encoded[0], {"pooled_projections": encoded[2]}
 

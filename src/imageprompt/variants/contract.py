@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, get_args, runtime_checkable
 
 from imageprompt.core.errors import OptionError
 from imageprompt.core.spec import (
@@ -124,6 +124,11 @@ def value_norm(variant: Variant, kind: SiteKind) -> float | None:
     return norms.get(kind)
 
 
+def projected_as_text(variant: Variant) -> bool:
+    """Does the base project its tokens like its text before K' and V' read them (Kolors)?"""
+    return bool(getattr(variant, "projected_as_text", False))
+
+
 def readings(variant: Variant) -> Mapping[str, Variant]:
     """The variant as other software runs its files, by the name of that software."""
     return getattr(variant, "readings", {})
@@ -155,6 +160,28 @@ def site_shapes(
     if isinstance(variant, Sited):
         return variant.site_shapes(host, spec, lora_rank)
     return host.shapes(site_kinds(variant))
+
+
+def readable_features(variant: Variant) -> tuple[Feature, ...]:
+    """What its projector can read: its own feature, and for pictures others of the same form."""
+    if variant.feature.reads_faces:
+        return (variant.feature,)
+    others = (Feature(name) for name in get_args(ImageFeature))
+    same = (one for one in others if one.is_vector == variant.feature.is_vector)
+    return tuple(dict.fromkeys((variant.feature, *same)))
+
+
+def chosen_feature(variant: Variant, name: str | None) -> Feature:
+    """The feature that a new adapter reads; None is the variant's own. Raises OptionError."""
+    known = readable_features(variant)
+    for feature in known:
+        if name in (None, str(feature)):
+            return feature
+    raise OptionError(
+        f"feature {name!r} for a {variant.name} adapter",
+        reason="its projector cannot read that",
+        hint=f"Choose one of these: {', '.join(map(str, known))}.",
+    )
 
 
 def twins(variant: Variant) -> Mapping[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
+from typing import get_args
 
 from imageprompt.checkpoint.identify.identify import Identification, architectures, needs_of
 from imageprompt.checkpoint.identify.published import (
@@ -19,7 +20,7 @@ from imageprompt.checkpoint.identify.published import (
 )
 from imageprompt.checkpoint.read.stored_tensor import TensorSource
 from imageprompt.checkpoint.report import Problem
-from imageprompt.core.spec import AdapterSpec
+from imageprompt.core.spec import AdapterSpec, ImageFeature
 from imageprompt.hosts import HOSTS
 from imageprompt.variants import VARIANTS, site_kinds
 
@@ -38,7 +39,7 @@ _FOLDERS = {
     VIT_L_336: "openai/clip-vit-large-patch14-336",
     SIGLIP: "google/siglip-so400m-patch14-384",
 }
-_ENCODED = ("image_embeds", "hidden_states[-2]")  # what this package's image encoders compute
+_ENCODED = get_args(ImageFeature)  # what this package's image encoders compute
 _LOADABLE = ("standard", "xlabs")  # layouts that other programs load; the rest is converted first
 _CONVERTED = Path("adapter.safetensors")
 _IPADAPTER_PLUS = 'copy it to ComfyUI/models/ipadapter, load it with "IPAdapter Model Loader"'
@@ -127,9 +128,6 @@ def _encoder(spec: AdapterSpec, name: str | None) -> str:
 
 
 def _imageprompt(spec: AdapterSpec, path: Path, encoder: str | None, found: Identification) -> str:
-    made_for_transformers = "cross" not in site_kinds(VARIANTS[spec.variant])
-    if made_for_transformers and str(spec.feature) != "image_embeds":  # SigLIP's
-        return f"adapter = imageprompt.Adapter.load({_python(path)}).attach(pipe)"
     if str(spec.feature) not in _ENCODED:
         variants = found.variants
         open_choice = len(architectures(variants)) > 1 or needs_of(found)
@@ -149,6 +147,8 @@ def _diffusers(spec: AdapterSpec, path: Path, projector: Container[str]) -> str:
     """diffusers' loader recognises projectors by tensor names, and assumes some numbers."""
     pooled, flux = "proj.weight" in projector, spec.host == "flux"
     tokens = (4, 16) if flux else (4,)
+    if spec.feature != VARIANTS[spec.variant].feature:
+        return f"cannot load it: it reads {spec.feature} of another encoder than CLIP"
     if flux and not pooled:
         return "cannot load it: it supports only the FLUX adapters of XLabs"
     if pooled and spec.tokens not in tokens:

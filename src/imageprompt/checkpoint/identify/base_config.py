@@ -6,8 +6,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
+from imageprompt.checkpoint.identify.published import stated_widths
 from imageprompt.checkpoint.read.open import open_source
 from imageprompt.checkpoint.read.stored_tensor import TensorSource
 from imageprompt.core import bundled
@@ -74,21 +75,14 @@ def encoder_widths(encoder: Location) -> dict[str, int]:
     Raises NotFoundError, or OptionError for a config that is not an image encoder's.
     """
     config, _ = _config(encoder, ENCODERS, "the folder of an image encoder")
-    vision: Any = config.get("vision_config") or config
-    hidden = vision.get("hidden_size") if isinstance(vision, dict) else None
-    if not _is_width(hidden) or "patch_size" not in vision:
+    widths = stated_widths(config)
+    if not widths:
         raise OptionError(
             f"encoder {os.fspath(encoder)!r}",
             reason="its config.json does not describe an image encoder",
             hint="Give the folder of a vision tower, such as image_encoder.",
         )
-    projected = vision.get("projection_dim", config.get("projection_dim"))
-    widths = {"hidden_states[-2]": hidden, "pooler_output": hidden}
-    return widths | ({"image_embeds": projected} if _is_width(projected) else {})
-
-
-def _is_width(value: object) -> TypeGuard[int]:
-    return type(value) is int and 0 < value < 2**31
+    return widths
 
 
 def _config(

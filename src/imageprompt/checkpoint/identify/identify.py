@@ -22,9 +22,9 @@ from imageprompt.checkpoint.read.open import open_source
 from imageprompt.checkpoint.read.stored_tensor import StoredTensor, TensorSource
 from imageprompt.checkpoint.report import Problem
 from imageprompt.core.errors import AdapterFileError, OptionError
-from imageprompt.core.spec import OWN_BASE, AdapterSpec, HostSpec, Shape, Shapes
+from imageprompt.core.spec import OWN_BASE, AdapterSpec, Feature, HostSpec, Shape, Shapes
 from imageprompt.hosts import families
-from imageprompt.variants import VARIANTS, more_general, twins
+from imageprompt.variants import VARIANTS, Variant, more_general, readable_features, twins
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from imageprompt.checkpoint.identify.counted_ids import CountedIds
 
 MAX_TENSORS = 5000  # FaceID for SDXL, with its LoRA, has 1,300
+MAX_NAME = 80  # characters of what a file says its encoder is
 FIRST_COUNTED = "0.to_k_ip.weight"  # of sites that are counted: a UNet's first site is 1
 
 
@@ -125,6 +126,9 @@ def _identify(source: TensorSource, base: HostSpec | None, renumber: bool) -> Id
     known = (
         published_as(variants, best.host.family, best.projector) if best and best.projector else ()
     )
+    spec = _spec(tied, variants, source.metadata)
+    if spec is not None and spec.feature != VARIANTS[spec.variant].feature:
+        known = ()  # another encoder's features, though they may be as wide
     problems = tuple(problems_of(parsed, numbered, best, shapes, source.metadata))
     asked = counted is not None and renumber and counted.order is not None
     if counted and not asked:
@@ -134,7 +138,7 @@ def _identify(source: TensorSource, base: HostSpec | None, renumber: bool) -> Id
         variants=variants,
         differences=_differences(variants, known),
         published=tuple(one.name for one in known),
-        spec=_spec(tied, variants),
+        spec=spec,
         host=best.host.family if best else OWN_BASE,
         base=best.host if best else None,
         template=best.template if best else Parts({}, {}),
@@ -224,7 +228,7 @@ def run_as(path: Path, found: Identification, variant: str | None) -> AdapterSpe
             hint=f'Choose one: variant="{names[-1]}" in Python, --variant {names[-1]} on the '
             "command line; imageprompt convert --variant writes it into the file.",
         )
-    spec = _spec(found.matches, names)
+    spec = _spec(found.matches, names, found.metadata)
     assert spec is not None
     return spec
 
@@ -298,19 +302,28 @@ def _variants(tied: Sequence[Match], metadata: Mapping[str, str]) -> tuple[str, 
     return tuple(with_shortcut or names)
 
 
-def _spec(tied: Sequence[Match], variants: Sequence[str]) -> AdapterSpec | None:
-    """The adapter as its first possible variant."""
+def _spec(
+    tied: Sequence[Match], variants: Sequence[str], metadata: Mapping[str, str]
+) -> AdapterSpec | None:
+    """The adapter as its first possible variant, reading what the metadata says if that can be."""
     for match in tied:
         variant, projector = match.variant, match.projector
         if variant and projector and variants[0] in (variant.name, *twins(variant)):
             return AdapterSpec(
                 variant=variant.name,
                 host=match.host.family,
-                feature=variant.feature,
+                feature=_stated_feature(variant, metadata),
                 null_rule=variant.null_rule,
                 projector=projector,
+                encoder_type=metadata.get("encoder_type", "")[:MAX_NAME],
             )
     return None
+
+
+def _stated_feature(variant: Variant, metadata: Mapping[str, str]) -> Feature:
+    stated = metadata.get("feature")
+    found = (one for one in readable_features(variant) if str(one) == stated)
+    return next(found, variant.feature)
 
 
 def _differences(variants: Sequence[str], known: Sequence[PublishedAdapter]) -> str:

@@ -25,6 +25,7 @@ from imageprompt.hosts import HOSTS, families
 from imageprompt.variants import (
     VARIANTS,
     Variant,
+    projected_as_text,
     projector_shapes,
     site_kinds,
     site_shapes,
@@ -151,8 +152,16 @@ def _try(
         _match(shapes, candidate, host)
         for host in hosts
         for candidate in candidates
-        if candidate is None or {site.kind for site in host.sites} & {*site_kinds(candidate[0])}
+        if candidate is None or _has_sites_for(candidate, host)
     ]
+
+
+def _has_sites_for(candidate: Candidate, host: HostSpec) -> bool:
+    variant, projector = candidate
+    equal = host.cross_attention_dim == projector.cross_attention_dim
+    if equal and projected_as_text(variant):
+        return False  # what the base projects has another width afterwards
+    return bool({site.kind for site in host.sites} & {*site_kinds(variant)})
 
 
 def _match(shapes: Parts[Shape], candidate: Candidate | None, host: HostSpec) -> Match:

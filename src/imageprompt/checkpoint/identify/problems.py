@@ -11,8 +11,14 @@ from imageprompt.checkpoint.identify.match import KEY, VALUE, Match, ShapeDiffer
 from imageprompt.checkpoint.read.stored_tensor import StoredTensor
 from imageprompt.checkpoint.report import Problem, base_name, first_names, tensors_that
 from imageprompt.checkpoint.tensor_bytes import same_bytes
-from imageprompt.core.spec import HostSpec, Shape, Shapes
-from imageprompt.variants import VARIANTS, tensor_shapes, twins
+from imageprompt.core.spec import FEATURES, HostSpec, Shape, Shapes
+from imageprompt.variants import (
+    VARIANTS,
+    projected_as_text,
+    readable_features,
+    tensor_shapes,
+    twins,
+)
 
 PROJECTOR, SITES = "image_proj", "ip_adapter"
 
@@ -114,10 +120,16 @@ def _contradictions(
     )
     if best.projector and widths:
         made, ((read, _),) = best.projector.cross_attention_dim, widths.most_common(1)
-        if made != read:
+        between = best.variant is not None and projected_as_text(best.variant)
+        if made != read and not between:
             message = f"the projector makes tokens {made} wide, but K' and V' read {read}: "
             yield Problem("mismatched", f"{message}these are halves of two adapters")
-    stated = metadata.get("variant")
+    stated, feature = metadata.get("variant"), metadata.get("feature")
+    if best.variant is not None and stated == best.variant.name and feature in FEATURES:
+        known = tuple(map(str, readable_features(best.variant)))
+        if feature not in known:
+            message = f"the metadata says that it reads {feature}, but {stated} adapters read "
+            yield Problem("metadata", message + " or ".join(known))
     if best.variant is None or stated in (None, best.variant.name, *twins(best.variant)):
         return
     if stated in {name for variant in VARIANTS for name in (variant.name, *twins(variant))}:

@@ -5,8 +5,9 @@ Sizes are not repeated here: they follow from the variant, the host and the enco
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 from imageprompt.core.spec import Feature, HostSpec, ProjectorOptions, ProjectorSpec
 from imageprompt.hosts import families
@@ -23,6 +24,7 @@ _WIDTHS: dict[str, dict[str, int]] = {
     SIGLIP: {"pooler_output": 1152, "hidden_states[-2]": 1152},
     ARCFACE: {"face_embeds": FACE_DIM, "raw face_embeds": FACE_DIM},
     f"{ARCFACE} and {VIT_H}": {"face_embeds + hidden_states[-2]": 1280},
+    f"{ARCFACE} and {VIT_L_336}": {"raw face_embeds + hidden_states[-2]": 1024},
 }
 """The features of the encoders in use, and their widths."""
 POSITIONS = {VIT_H: 257, VIT_G: 257, VIT_L: 257, VIT_L_336: 577, SIGLIP: 729}
@@ -97,6 +99,12 @@ PUBLISHED = (
         VIT_L_336,
         ProjectorOptions(inner_dim=2048, heads=12),
     ),
+    PublishedAdapter(
+        "Kolors-IP-Adapter-FaceID-Plus",
+        "faceid-plus-kolors",
+        "kolors",
+        f"{ARCFACE} and {VIT_L_336}",
+    ),
     PublishedAdapter("flux-ip-adapter", "xlabs", "flux", VIT_L),
     PublishedAdapter("flux-ip-adapter-v2", "xlabs", "flux", VIT_L, ProjectorOptions(tokens=16)),
     PublishedAdapter(
@@ -118,6 +126,27 @@ def likely_encoder(feature: Feature, width: int, published: Iterable[str]) -> st
     names = set(published)
     encoders = {one.encoder for one in PUBLISHED if one.name in names}
     return encoders.pop() if len(encoders) == 1 else encoder_name(feature, width)
+
+
+def stated_widths(config: Mapping[str, Any]) -> dict[str, int]:
+    """Feature -> width of the image encoder of a config.json; empty if it describes none."""
+    vision: Any = config.get("vision_config") or config
+    if not isinstance(vision, dict) or "patch_size" not in vision:
+        return {}
+    stages = vision.get("hidden_sizes")
+    hidden = vision.get("hidden_size")
+    before = hidden
+    if isinstance(stages, list) and len(stages) > 1:
+        before, hidden = stages[-2:]
+    if not (_is_width(hidden) and _is_width(before)):
+        return {}
+    widths = {"hidden_states[-2]": before, "pooler_output": hidden, "last_hidden_state": hidden}
+    projected = config.get("projection_dim", vision.get("projection_dim"))
+    return widths | ({"image_embeds": projected} if _is_width(projected) else {})
+
+
+def _is_width(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 < value < 2**31
 
 
 def published_as(
