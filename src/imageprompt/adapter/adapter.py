@@ -161,8 +161,9 @@ class Adapter:
         starts without effect. `encoder` is None for variants that read only face embeddings.
         `feature` is the output of the encoder that is read (default: the variant's): image_embeds
         or pooler_output by projectors of vectors, hidden_states[-2] or last_hidden_state by those
-        of patches. `depth`, `heads` and `inner_dim` shape a resampler. Raises OptionError for an option that
-        the variant or the base does not have, AttachError for a denoiser without sites.
+        of patches. `depth`, `heads` and `inner_dim` shape a resampler. Raises OptionError for an
+        option that the variant or the base does not have, EncoderError for a feature that the
+        encoder does not make, AttachError for a denoiser without sites.
         """
         options = ProjectorOptions(tokens=num_tokens, depth=depth, heads=heads, inner_dim=inner_dim)
         return cls(*new_module(variant, denoiser, encoder, init, options, feature))

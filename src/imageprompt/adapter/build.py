@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from imageprompt.adapter.attachment import AttachedDenoiser
-from imageprompt.adapter.compatibility import check_options, feature_dim_of
+from imageprompt.adapter.compatibility import check_options, feature_source
 from imageprompt.adapter.weights import AdapterModule, new_lora
 from imageprompt.checkpoint.identify.identify import read_adapter
 from imageprompt.checkpoint.read.open import locate_adapter
@@ -18,7 +18,7 @@ from imageprompt.checkpoint.read.stored_tensor import TORCH_DTYPES
 from imageprompt.checkpoint.tensor_bytes import not_computable
 from imageprompt.core.errors import AdapterFileError, OptionError, WrongBaseError
 from imageprompt.core.spec import AdapterSpec, ProjectorOptions, Site
-from imageprompt.variants import VARIANTS, entry_at, site_shapes
+from imageprompt.variants import VARIANTS, chosen_feature, entry_at, site_shapes
 
 Built = tuple[AdapterSpec, AdapterModule]
 
@@ -48,12 +48,18 @@ def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def new_module(
-    variant: str, denoiser: object, encoder: object, init: str | None, options: ProjectorOptions
+    variant: str,
+    denoiser: object,
+    encoder: object,
+    init: str | None,
+    options: ProjectorOptions,
+    feature: str | None = None,
 ) -> Built:
     """A new adapter, on the denoiser's device and in float32; see `Adapter.create`."""
     if init not in ("copy", "zero", None):
         raise OptionError(f"init={init!r}", reason="must be 'copy' or 'zero'")
     kind = VARIANTS[variant]
+    reads = chosen_feature(kind, feature)
     check_options(variant, kind.options, options)
     base = AttachedDenoiser.of(denoiser)
     if not any(entry_at(kind, site.kind) for site in base.spec.sites):
@@ -62,9 +68,8 @@ def new_module(
             reason="it adds image tokens at none of the base's attention layers",
             hint="Choose another variant.",
         )
-    projector = kind.propose(
-        feature_dim_of(kind.feature, encoder), base.spec.cross_attention_dim, options
-    )
+    width, encoder_type = feature_source(reads, encoder)
+    projector = kind.propose(width, base.spec.cross_attention_dim, options)
     shapes = site_shapes(kind, base.spec, projector)
     weights = {**_new_extras(shapes), **new_lora(shapes)}
     from imageprompt.adapter.offloading import StoredWeights
@@ -94,9 +99,10 @@ def new_module(
     spec = AdapterSpec(
         variant=variant,
         host=base.spec.family,
-        feature=kind.feature,
+        feature=reads,
         null_rule=kind.null_rule,
         projector=projector,
+        encoder_type=encoder_type,
     )
     with torch.device(device):
         module = AdapterModule.of(kind.build(projector), weights)

@@ -57,6 +57,7 @@ def _projector_metadata(spec: AdapterSpec) -> dict[str, str]:
         "feature_width": str(spec.feature_dim),
         "tokens": str(spec.tokens or "one per patch"),
         "null_rule": spec.null_rule,
+        **({"encoder_type": spec.encoder_type} if spec.encoder_type else {}),
     }
 
 

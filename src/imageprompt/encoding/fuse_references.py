@@ -17,6 +17,7 @@ from torch import Tensor
 
 from imageprompt.core.errors import EncoderError, PromptError
 from imageprompt.encoding.encoders import Encoder
+from imageprompt.encoding.encoders.contract import pooled_feature
 from imageprompt.encoding.features import Group, check_counts, map_parts, reference_count
 from imageprompt.encoding.fusion import ATTENTION, CONCAT, attention_weights, fuse
 from imageprompt.encoding.options import EncodeOptions
@@ -99,14 +100,16 @@ def _vectors(
 ) -> list[Tensor]:
     """One vector [n, F] for each reference, to compare them by.
 
-    Pictures are compared by their `image_embeds`, faces by their embeddings. Ready-made patch
-    features are compared by their mean patch, which cannot be compared with text.
+    Pictures are compared by their pooled features (with text by `image_embeds`), faces by their
+    embeddings. Ready-made patch features are compared by their mean patch, which cannot be
+    compared with text.
     """
     parts = [group if isinstance(group, Tensor) else group[0] for group in groups]
     if all(part.ndim == 2 for part in parts):
         return parts
     if references is not None and encoder is not None:
-        return references.encode(encoder, "image_embeds")
+        pooled = None if options.text is not None else pooled_feature(encoder)
+        return references.encode(encoder, pooled or "image_embeds")
     if options.text is not None:
         raise EncoderError(
             "text= beside ready-made patch features",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from imageprompt.checkpoint.tensor_bytes import finite
 from imageprompt.core.errors import EncoderError
+from imageprompt.encoding.encoders.contract import pooled_feature
 from imageprompt.library.paths import folded
 from imageprompt.library.style import Style
 
@@ -129,11 +130,8 @@ def pooled_embeddings(pictures: Sequence[Image], encoder: Encoder | None) -> Ten
     """[n, E], with the encoder's own preprocessing; None if it has no pooled embedding."""
     if encoder is None or not pictures:
         return None
-    try:
-        encoder.width("image_embeds")
-    except EncoderError:
-        return None
-    return encoder.encode(list(pictures), "image_embeds")
+    feature = pooled_feature(encoder)
+    return None if feature is None else encoder.encode(list(pictures), feature)
 
 
 def embed_picture(picture: PictureSource, encoder: Any) -> tuple[Tensor, str]:

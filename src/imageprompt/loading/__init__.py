@@ -12,6 +12,7 @@ from imageprompt.loading.adapter import (
     find_encoder,
     load_adapter,
     load_adapter_file,
+    own_encoder,
 )
 from imageprompt.loading.assets import (
     open_embeddings,
@@ -53,6 +54,7 @@ __all__ = [
     "load_base",
     "open_embeddings",
     "open_references",
+    "own_encoder",
     "path_of",
     "quiet_loading",
     "record_of",

@@ -20,6 +20,7 @@ from imageprompt.loading.recipe import AssetRecord
 if TYPE_CHECKING:
     from imageprompt.adapter.adapter import Adapter
     from imageprompt.core.spec import AdapterSpec
+    from imageprompt.encoding.encoders import Encoder
 
 
 @dataclass(frozen=True)
@@ -189,8 +190,6 @@ def find_encoder(
 
     Raises EncoderError.
     """
-    from imageprompt.encoding.encoders.clip import ClipEncoder
-
     if encoder is not None:
         if not isinstance(encoder, str | os.PathLike):
             return encoder, None
@@ -204,8 +203,7 @@ def find_encoder(
             ) from error
     own = getattr(pipe, "image_encoder", None)
     if own is not None and _reads(own.config.to_dict(), spec):
-        feature_extractor = getattr(pipe, "feature_extractor", None)
-        return ClipEncoder(own, feature_extractor), base_name and f"{base_name}/image_encoder"
+        return own_encoder(pipe), base_name and f"{base_name}/image_encoder"
     if base_folder is not None and _reads(_config(base_folder / "image_encoder"), spec):
         return base_folder / "image_encoder", f"{base_name}/image_encoder"
     for location in _beside(adapter_name):
@@ -221,6 +219,18 @@ def find_encoder(
         "neither the base nor the adapter's repository has an encoder for that",
         hint="Name its folder: --encoder PATH_OR_HUB_ID, or encoder= in Python.",
     )
+
+
+def own_encoder(pipe: Any) -> Encoder:
+    """The image encoder that is part of a pipeline, with its processor. Raises EncoderError."""
+    from imageprompt.encoding.encoders import ENCODERS, open_encoder
+    from imageprompt.encoding.encoders.contract import VisionKind
+
+    model, processor = pipe.image_encoder, getattr(pipe, "feature_extractor", None)
+    for kind in ENCODERS:
+        if isinstance(kind, VisionKind) and kind.claims(model):
+            return kind.encoder(model, processor)
+    return open_encoder(model)
 
 
 def _beside(adapter: str | None) -> list[str]:
@@ -246,5 +256,11 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _reads(config: dict[str, Any], spec: AdapterSpec) -> bool:
     """Does this encoder produce features of the size that the adapter reads?"""
-    key = "projection_dim" if spec.feature.image == "image_embeds" else "hidden_size"
-    return config.get(key) == spec.feature_dim
+    from imageprompt.checkpoint.identify.published import stated_widths
+
+    if spec.encoder_type and spec.encoder_type not in (
+        config.get("model_type"),
+        f"{config.get('model_type')}_vision_model",  # of a model with two towers
+    ):
+        return False
+    return stated_widths(config).get(str(spec.feature.image)) == spec.feature_dim

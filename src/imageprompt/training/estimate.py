@@ -13,7 +13,7 @@ from imageprompt.core.errors import as_text
 from imageprompt.training.cache.build import open_dataset
 from imageprompt.training.config.config import TrainingConfig
 from imageprompt.training.data.dataset import Batch, Dataset
-from imageprompt.training.data.feature_extractors import FeatureExtractors
+from imageprompt.training.data.feature_extractors import FeatureExtractors, feature_to_read
 from imageprompt.training.data.latents import Vae
 from imageprompt.training.data.random_streams import RandomStreams
 from imageprompt.training.data.views import PictureOptions
@@ -96,7 +96,7 @@ def estimate_run(config: TrainingConfig) -> RunEstimate:
         max_length=config.max_sequence_length,
         int8=config.quantize == "int8",
     )
-    extractors = FeatureExtractors(base, variant)
+    extractors = FeatureExtractors(base, variant, feature_to_read(config))
     dataset = open_dataset(config.data, None, extractors, PictureOptions.of(config))
     adapter = init_adapter(config, base).attach(base.pipe)
     frozen = _unique([*base.pipe.components.values(), getattr(base.encoder, "model", None)])

@@ -6,26 +6,23 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from imageprompt.core.errors import OptionError
-from imageprompt.core.hub import locate_folder
 from imageprompt.encoding.encoders import Encoder, open_encoder
 from imageprompt.hosts import TrainableHost, denoiser_of, trainable_host
 from imageprompt.loading import (
     base_folder,
     device_of,
     load_base,
+    own_encoder,
     quiet_loading,
     stated_text_tokens,
     usable_device,
 )
-
-if TYPE_CHECKING:
-    from imageprompt.encoding.encoders.clip import ClipEncoder
 
 Precision = Literal["no", "fp16", "bf16"]
 _DTYPES = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -169,21 +166,19 @@ def _open_encoder(
     encoder: Any, pipe: Any, folder: Path | None, dtype: torch.dtype
 ) -> Encoder | None:
     """The named encoder, or else the base's own: part of the pipeline, or in its folder."""
-    from imageprompt.encoding.encoders.clip import ClipEncoder
-
     if encoder is not None and not isinstance(encoder, str | os.PathLike):
         return open_encoder(encoder)
     device = device_of(pipe)
     if encoder is not None:
-        return _frozen(ClipEncoder.load(locate_folder(encoder), device=device, dtype=dtype))
+        return _frozen(open_encoder(encoder, device=device, dtype=dtype))
     own = getattr(pipe, "image_encoder", None)
     if own is not None:
-        return ClipEncoder(own, getattr(pipe, "feature_extractor", None))
+        return own_encoder(pipe)
     if folder is None or not (folder / "image_encoder" / "config.json").is_file():
         return None
-    return _frozen(ClipEncoder.load(folder / "image_encoder", device=device, dtype=dtype))
+    return _frozen(open_encoder(folder / "image_encoder", device=device, dtype=dtype))
 
 
-def _frozen(encoder: ClipEncoder) -> ClipEncoder:
+def _frozen(encoder: Any) -> Encoder:
     encoder.model.requires_grad_(False)
-    return encoder
+    return encoder  # type: ignore[no-any-return]

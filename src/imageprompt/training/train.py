@@ -18,7 +18,7 @@ from imageprompt.core.console import Bars
 from imageprompt.core.errors import AdapterFileError, OptionError
 from imageprompt.training.cache.build import open_dataset
 from imageprompt.training.config.config import TrainingConfig
-from imageprompt.training.data.feature_extractors import FeatureExtractors
+from imageprompt.training.data.feature_extractors import FeatureExtractors, feature_to_read
 from imageprompt.training.data.views import PictureOptions
 from imageprompt.training.frozen_pipeline import FrozenPipeline
 from imageprompt.training.init.init_adapter import init_adapter
@@ -143,7 +143,7 @@ def _open_run(
         max_length=config.max_sequence_length,
         int8=config.quantize == "int8",
     )
-    encoders = FeatureExtractors(base, variant)
+    encoders = FeatureExtractors(base, variant, feature_to_read(config))
     with Bars(visible and sys.stderr.isatty()) as bars:
         samples = open_dataset(
             config.data,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from imageprompt.core.bundled import NAME as BUNDLED
 from imageprompt.core.console import aligned
 from imageprompt.core.errors import PictureError, as_text
+from imageprompt.encoding.encoders.contract import pooled_feature
 from imageprompt.encoding.images.open_image import PictureSource, open_picture, open_stored
 from imageprompt.evaluation.image_quality.picture import (
     PROBLEMS,
@@ -175,10 +176,10 @@ class QualityReport:
 def check_pictures(
     sources: Sequence[PictureSource], encoder: Encoder | None = None, encoder_name: str = ""
 ) -> QualityReport:
-    """Measure pictures, and compare them by an encoder's `image_embeds` if one is given.
+    """Measure pictures, and compare them by an encoder's pooled feature if one is given.
 
     Every picture is opened once; those that cannot be read are listed in the report. Raises
-    EncoderError for an encoder that makes no `image_embeds`.
+    EncoderError for an encoder that makes no pooled feature.
     """
     pictures: list[PictureQuality] = []
     unreadable: list[PictureError] = []
@@ -245,7 +246,7 @@ def _table(pictures: Sequence[PictureQuality], *, short: bool = False) -> Iterat
 def _embed(pictures: Sequence[Image], encoder: Encoder) -> NDArray[np.float32]:
     import torch
 
-    embeddings = encoder.encode(pictures, "image_embeds")
+    embeddings = encoder.encode(pictures, pooled_feature(encoder) or "image_embeds")
     units = torch.nn.functional.normalize(embeddings.float(), dim=1)
     array: NDArray[np.float32] = units.cpu().numpy()
     return array

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from imageprompt import loading
-from imageprompt.core.errors import EncoderError
+from imageprompt.encoding.encoders.contract import pooled_feature
 from imageprompt.generation.apply_references import attach_references
 from imageprompt.generation.engine import run_requests
 from imageprompt.generation.run import prepare
@@ -98,7 +98,7 @@ class Sampler:
     def cosines(self, pictures: Sequence[Image]) -> list[float] | None:
         """Cosines of the embeddings of pictures, in the order of `sample`, and of references.
 
-        None if the adapter reads no pictures, or its encoder makes no `image_embeds`.
+        None if the adapter reads no pictures, or its encoder makes no pooled feature.
         """
         if self._targets is None:
             return None
@@ -113,13 +113,11 @@ class Sampler:
         import torch
 
         encoder = self._models.encoder
-        if encoder is None:
+        feature = None if encoder is None else pooled_feature(encoder)
+        if encoder is None or feature is None:
             return None
         parts = []
         for start in range(0, len(pictures), self._batch_size):
-            try:
-                part = encoder.encode(pictures[start : start + self._batch_size], "image_embeds")
-            except EncoderError:
-                return None
+            part = encoder.encode(pictures[start : start + self._batch_size], feature)
             parts.append(torch.nn.functional.normalize(part.float().flatten(1), dim=1).cpu())
         return torch.cat(parts)

@@ -26,7 +26,11 @@ from imageprompt.training.cache.plan import CachePlan
 from imageprompt.training.cache.store import Store, check_free_space
 from imageprompt.training.config.config import TrainingConfig
 from imageprompt.training.config.yaml_file import brief, expand_user
-from imageprompt.training.data.feature_extractors import FeatureExtractors, dataset_fingerprint
+from imageprompt.training.data.feature_extractors import (
+    FeatureExtractors,
+    dataset_fingerprint,
+    feature_to_read,
+)
 from imageprompt.training.data.online_dataset import OnlineDataset
 from imageprompt.training.data.scan import Quarantine, Scan
 from imageprompt.training.data.sources import DataOptions, Records, open_data
@@ -177,7 +181,8 @@ def build_cache_for(
             device=config.device or device_of_rank(),
             max_length=config.max_sequence_length,
         )
-        extractors = FeatureExtractors(base, VARIANTS[config.variant])
+        feature = feature_to_read(config)
+        extractors = FeatureExtractors(base, VARIANTS[config.variant], feature)
     options = PictureOptions.of(config)
     extractors.check_sizes(options.sizes)
     return build_cache(

@@ -31,7 +31,7 @@ FREE_KEYS = frozenset(
 ) | frozenset(("validation", "trackers"))
 # Keys that runs of older versions do not state: they have the defaults.
 NEW_KEYS = frozenset(
-    ("shift", "loss_weighting", "guidance_scale", "max_sequence_length", "quantize")
+    ("feature", "shift", "loss_weighting", "guidance_scale", "max_sequence_length", "quantize")
 )
 
 
@@ -128,6 +128,13 @@ class TrainingConfig:
         str | None, Key("image encoder: a folder or owner/repo/sub; default: the base's own")
     ] = None
     variant: Annotated[str, Key("adapter architecture, see `imageprompt variants`")] = "base"
+    feature: Annotated[
+        str | None,
+        Key(
+            "output of the encoder that a new adapter reads: image_embeds, pooler_output, "
+            "hidden_states[-2] or last_hidden_state; default: the variant's"
+        ),
+    ] = None
     adapter: Annotated[str | None, Key("start from this adapter file, not from new weights")] = None
     cache: Annotated[
         str | None, Key("folder for encoded samples; default: encode them in every step")

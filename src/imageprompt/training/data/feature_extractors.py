@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from imageprompt.checkpoint.identify.identify import identify
+from imageprompt.checkpoint.read.open import locate_adapter, open_source
 from imageprompt.core.errors import EncoderError, OptionError, PictureError
 from imageprompt.core.fingerprint import fingerprint
 from imageprompt.core.spec import Feature, ImageFeature, NullRule
 from imageprompt.encoding.encoders import Encoder
+from imageprompt.training.config.config import TrainingConfig
 from imageprompt.training.data.dataset import Features
 from imageprompt.training.data.latents import Vae
 from imageprompt.training.data.sources import Records
 from imageprompt.training.data.views import PictureOptions, Size
-from imageprompt.variants import Variant, encode_null
+from imageprompt.variants import VARIANTS, Variant, chosen_feature, encode_null
 from imageprompt.variants.tensor_shapes import FACE_DIM
 
 if TYPE_CHECKING:
@@ -61,9 +64,15 @@ class FeatureExtractors:
     that cached entries are found again, and never taken for those of another model.
     """
 
-    def __init__(self, base: FrozenModels, variant: Variant) -> None:
-        """Raises WrongBaseError for a base without a VAE, EncoderError without an encoder."""
-        self.feature: Feature = variant.feature
+    def __init__(
+        self, base: FrozenModels, variant: Variant, feature: Feature | None = None
+    ) -> None:
+        """`feature` is another one than the variant's own.
+
+        Raises WrongBaseError for a base without a VAE, EncoderError without an encoder or for one
+        that does not make the feature.
+        """
+        self.feature: Feature = feature or variant.feature
         self.null_rule: NullRule = variant.null_rule
         self._base = base
         self.vae = Vae.of(base.pipe)
@@ -73,6 +82,8 @@ class FeatureExtractors:
                 reason=f"{variant.name} adapters read {self.feature}",
                 hint="Name its folder in `encoder`.",
             )
+        if base.encoder is not None and self.reads_pictures:
+            base.encoder.width(self._image_feature)
 
     @property
     def reads_pictures(self) -> bool:
@@ -191,6 +202,26 @@ class FeatureExtractors:
                 json.dumps(settings, default=str),
             )
         return found
+
+
+def feature_to_read(config: TrainingConfig) -> Feature:
+    """What the run's adapter reads: as in its file, or as chosen for a new one.
+
+    Only names and shapes of the file are read. Raises OptionError if file and config disagree.
+    """
+    chosen = chosen_feature(VARIANTS[config.variant], config.feature)
+    if config.adapter is None:
+        return chosen
+    found = identify(open_source(locate_adapter(config.adapter)))
+    if found.spec is None or found.spec.feature.is_vector != chosen.is_vector:
+        return chosen  # what is wrong is said when it is loaded
+    if config.feature is not None and found.spec.feature != chosen:
+        raise OptionError(
+            f"adapter {config.adapter!r}",
+            reason=f"it reads {found.spec.feature}, but the config has feature {config.feature}",
+            hint="Leave `feature` out, or start from new weights.",
+        )
+    return found.spec.feature
 
 
 def combine_features(feature: Feature, encoded: Tensor | None, faces: Tensor | None) -> Features:

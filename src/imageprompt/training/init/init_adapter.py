@@ -8,6 +8,7 @@ from imageprompt.adapter.adapter import Adapter
 from imageprompt.core.errors import OptionError
 from imageprompt.loading import load_adapter_file
 from imageprompt.training.config.config import TrainingConfig
+from imageprompt.training.data.feature_extractors import feature_to_read
 from imageprompt.training.loop.logging import log
 from imageprompt.variants import VARIANTS
 
@@ -48,6 +49,7 @@ def _create(config: TrainingConfig, base: Any, options: dict[str, Any]) -> Adapt
         depth=options.get("depth"),
         heads=options.get("heads"),
         inner_dim=options.get("width"),
+        feature=str(feature_to_read(config)),
     )
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from imageprompt.core.atomic_files import write_atomically
 from imageprompt.core.contact_sheet import Page, text_height
 from imageprompt.core.errors import OptionError
+from imageprompt.encoding.encoders.contract import pooled_feature
 from imageprompt.training.config.config import ValidationConfig
 from imageprompt.training.data.feature_extractors import (
     FeatureExtractors,
@@ -40,7 +41,7 @@ class HeldOutReference:
 class Validation:
     """Generates pictures at a step: one row a reference, one column a prompt, the same noise.
 
-    The score is the mean cosine between the image encoder's `image_embeds` of each reference and
+    The score is the mean cosine between the image encoder's pooled features of each reference and
     of the picture made with the first prompt. It measures closeness to the references, not
     picture quality: look at the sheets. Without an image encoder (FaceID) there is no score.
     """
@@ -75,7 +76,7 @@ class Validation:
         self.sheets.append(path)
         trainer.metrics.picture(trainer.step, "validation", sheet)
         metrics = {}
-        if self.encoder is not None:
+        if self.encoder is not None and pooled_feature(self.encoder) is not None:
             metrics["score"] = similarity(self.encoder, columns[0], pictures)
         score = f"score {metrics['score']:.4f}, " if metrics else ""
         self.log(f"validation at step {trainer.step}: {score}pictures in {path}")
@@ -105,9 +106,10 @@ class Validation:
 
 
 def similarity(encoder: Any, made: Sequence[Image.Image], of: Sequence[Image.Image]) -> float:
-    """Mean cosine between the `image_embeds` of pictures and of their references."""
+    """Mean cosine between the pooled features of pictures and of their references."""
+    feature = pooled_feature(encoder)
     ours, theirs = (
-        torch.nn.functional.normalize(encoder.encode(list(rows), "image_embeds").float(), dim=1)
+        torch.nn.functional.normalize(encoder.encode(list(rows), feature).float(), dim=1)
         for rows in (made, of)
     )
     return float((ours * theirs).sum(1).mean())
