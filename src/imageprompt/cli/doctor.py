@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import platform
+import re
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -59,7 +62,8 @@ def examine(*, self_test: bool = True) -> dict[str, Any]:
     report: dict[str, Any] = {
         "versions": _versions(),
         "devices": _guarded(_devices),
-        "bundled stack": _guarded(_stack),
+        **_torchvision(),
+        **{f"{name} stack": _guarded(partial(_stack, name)) for name in bundled.FOLDERS},
         "hub": _hub(),
     }
     if self_test:
@@ -105,11 +109,36 @@ def _devices() -> dict[str, Any]:
     return devices
 
 
-def _stack() -> dict[str, Any]:
-    folder = bundled.folder()
+def _stack(name: str) -> dict[str, Any]:
+    folder = bundled.folder(name)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     adapters = sorted(path.stem for path in (folder / "adapters").glob("*.safetensors"))
     return {"megabytes": round(size / 1e6, 1), "adapters": adapters}
+
+
+def _torchvision() -> dict[str, Any]:
+    """What is wrong with an installed torchvision, which transformers imports where it is found."""
+    if importlib.util.find_spec("torchvision") is None:
+        return {}
+    reason = _other_torch()
+    try:
+        importlib.import_module("torchvision")
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    cure = "imageprompt does not need it: pip uninstall torchvision"
+    return {"torchvision": {"error": f"installed but broken ({reason}). {cure}"}} if reason else {}
+
+
+def _other_torch() -> str:
+    """The torch that the installed torchvision was built for, if that is not the one here."""
+    try:
+        needed, torch = metadata.requires("torchvision") or [], metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return ""
+    pinned = (re.fullmatch(r"torch\s*\(?==([\w.]+).*", one) for one in needed)
+    builds = [match[1] for match in pinned if match]
+    other = [build for build in builds if build != torch.partition("+")[0]]
+    return f"built for torch {other[0]}, here is {torch}" if other else ""
 
 
 def _hub() -> dict[str, Any]:
