@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor
 
 import imageprompt as ip
-from hosts_table import CASES
-from peer import StateDict, random_tensor, site_ids
-from rigs import build
+import pipelines_parts
+from hosts_table import ADAPTERS, CASES, adapter_state
+from peer import StateDict, diffusers_embeds, diffusers_load, random_tensor, site_ids
+from pipelines_table import _embeds
+from rigs import build, write_adapter
 
 CASE = CASES["kolors"]
 TEXT, WIDTH = 56, 40
@@ -150,3 +153,35 @@ def test_faceid_plus_is_projected_like_the_text(nested: str, tmp_path: Path) -> 
     adapter.detach()
     with pytest.raises(ip.ImagePromptError, match="does not project its text"):
         adapter.attach(build("sdxl", "base", tmp_path).unet)
+
+
+def test_plus_in_the_pipeline_equals_diffusers(tmp_path: Path) -> None:
+    """From its file to a picture, with guidance and two references."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, inside diffusers
+        from diffusers.pipelines.kolors.pipeline_kolors import KolorsPipeline
+
+    pipe = pipelines_parts.make(KolorsPipeline, "kolors", {}, own_unet=True)
+    call = {**_embeds(32, pooled=32), "num_inference_steps": 2, "output_type": "latent"}
+    call |= {"height": 32, "width": 32}
+
+    def run(**more: Any) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        made: Tensor = pipe(**call, **more, generator=generator).images
+        return made
+
+    kind = ADAPTERS["plus"]
+    state = adapter_state(pipe.unet, kind, 64)
+    plain = run()
+    adapter = ip.Adapter.load(write_adapter(state, tmp_path / "plus.safetensors"))
+    adapter.attach(pipe)
+    features, null = kind.features(2, seed=5), kind.null_features()
+    with adapter.use(adapter.encode(features=features, null_features=null), scale=0.7):
+        found = run()
+    adapter.detach()
+    assert torch.equal(run(), plain)
+    diffusers_load(pipe.unet, state, scale=0.7)
+    embeds = diffusers_embeds([features], null)
+    expected = run(ip_adapter_image_embeds=[embeds])
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert (expected - plain).abs().max() > 0.01
