@@ -56,13 +56,14 @@ def test_unwanted_packages_are_not_needed() -> None:
     assert not any(name.startswith(("nvidia", "cuda")) for name in found)
 
 
-def test_the_bundled_stack_is_in_the_package_and_small() -> None:
-    folder = bundled.folder()
+@pytest.mark.parametrize("stack", [bundled.NAME])
+def test_a_bundled_stack_is_in_the_package_and_small(stack: str) -> None:
+    folder = bundled.folder(stack)
     assert folder.is_relative_to(Path(bundled.__file__).parents[1])
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     assert sum(sizes) <= BUNDLED_LIMIT
     assert {"base", "plus"} <= {path.stem for path in (folder / "adapters").iterdir()}
-    assert all(bundled.adapter(name).is_file() for name in ("base", "plus"))
+    assert all(bundled.adapter(name, stack).is_file() for name in ("base", "plus"))
     assert (folder.parent.parent / "py.typed").is_file()
 
 
@@ -102,10 +103,11 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert {name for name in names if name.startswith("imageprompt/")} == sources
-    stack = "imageprompt/demo/stack"
-    assert {f"{stack}/model_index.json", f"{stack}/adapters/plus.safetensors"} <= names
+    for stack in bundled.FOLDERS.values():
+        inside = f"imageprompt/demo/{stack}"
+        assert f"{inside}/model_index.json" in names
     assert {"imageprompt/py.typed", f"{info}/licenses/LICENSE"} <= names
-    assert sizes < BUNDLED_LIMIT + 2_000_000
+    assert sizes < 2 * BUNDLED_LIMIT
 
 
 @pytest.mark.slow
