@@ -78,7 +78,7 @@ def random_model(make: Callable[[], nn.Module], dtype: torch.dtype = DTYPE) -> A
     return model.eval().requires_grad_(False)
 
 
-class _EncoderSizes:
+class EncoderSizes:
     """Stands for an encoder whose features are cached: only its sizes are known."""
 
     image_size, fingerprint = 0, ""
@@ -187,7 +187,7 @@ class Ours:
             enable_selective_checkpointing(self.unet)
 
         self.adapter = ip.Adapter.create(
-            variant, denoiser=self.unet, encoder=_EncoderSizes(parts), **parts.options
+            variant, denoiser=self.unet, encoder=EncoderSizes(parts), **parts.options
         )
         self.adapter.attach(self.unet)
         named = list(self.adapter.module.named_parameters())
