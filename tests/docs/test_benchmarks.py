@@ -18,8 +18,10 @@ import masks
 import step_time
 import style
 import switch
+import train_estimate
 import train_memory
 import train_step
+import train_transformer
 import training_parts
 import transformer_bases
 import transformer_cost
@@ -170,6 +172,27 @@ def test_train_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert row["peak"] > 0
     assert all(0 < loss < 100 for loss in row["losses"])
     assert len(set(row["losses"])) == 2
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")  # of the plain loop's autocast
+@pytest.mark.parametrize("host", ["sd3", "flux"])
+def test_train_transformer(host: str) -> None:
+    """What one process of the benchmark does; both learn."""
+    size = train_transformer.SIZES[host]["tiny"]
+    for name in ("plain loop", "ours, checkpointing, int8"):
+        row = train_transformer.work(host, size, TINY_PARTS, name, 1)
+        assert row["peak"] > 0
+        assert all(0 < loss < 100 for loss in row["losses"])
+        assert len(set(row["losses"])) == 2
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_train_estimate(checkpointing: bool) -> None:
+    """What is counted on one or two blocks of a kind is what all of them take."""
+    options = {"checkpointing": checkpointing, "int8": True}
+    found = train_estimate.whole("tiny", 64, **options)
+    size = replace(train_estimate.SIZES["flux"]["tiny"], side=4)
+    assert found == train_estimate.count(replace(size, blocks=2, single=2), **options)
 
 
 def _report(

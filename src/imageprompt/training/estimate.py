@@ -142,31 +142,59 @@ def _activation_bytes(
     dataset: Dataset,
     frozen: list[Tensor],
 ) -> int:
-    """Bytes that one sample's forward pass keeps for its backward pass."""
-    nulls, side = NullConditions.of(dataset), min(config.resolution, MAX_SIDE)
-    shape = (vae.channels, side // vae.factor, side // vae.factor)
-    added = dict(nulls.added)
-    if "text_embeds" in added:
-        added["time_ids"] = torch.tensor([[side, side, 0, 0, side, side]], dtype=torch.float32)
-    batch = Batch(torch.randn(1, *shape), nulls.text, nulls.features, added)
-    weights = {t.untyped_storage().data_ptr() for t in (*frozen, *adapter.parameters())}
+    """Bytes that one sample's forward pass keeps for its backward pass.
+
+    Measured at one or two small sizes; a part is the same at every size (a transformer's text), the
+    rest grows with the area.
+    """
+    nulls, objective = NullConditions.of(dataset), Objective.of(config)
+    weights = [*frozen, *adapter.parameters()]
+
+    def at(side: int) -> int:
+        added = dict(nulls.added)
+        if "text_embeds" in added:
+            added["time_ids"] = torch.tensor([[side, side, 0, 0, side, side]], dtype=torch.float32)
+        latents = torch.randn(1, vae.channels, side // vae.factor, side // vae.factor)
+        batch = Batch(latents, nulls.text, nulls.features, added)
+        return saved_bytes(objective, adapter, base, batch, nulls, weights)
+
+    side = min(config.resolution, MAX_SIDE)
+    largest = at(side)
+    if side == config.resolution:
+        return largest
+    by_area = (largest - at(side // 2)) / 3  # what a quarter of the larger area adds
+    return int(largest + by_area * 4 * ((config.resolution / side) ** 2 - 1))
+
+
+def saved_bytes(
+    objective: Objective,
+    adapter: Any,
+    base: Any,
+    batch: Batch,
+    nulls: NullConditions,
+    weights: list[Tensor],
+) -> int:
+    """Bytes that the forward pass of a batch keeps for its backward pass, beside the weights.
+
+    `base` has a denoiser and a scheduler.
+    """
+    known = {weight.untyped_storage().data_ptr() for weight in weights}
     saved: dict[int, int] = {}
     alive: list[Tensor] = []  # so that no address is used twice
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
+        if storage.data_ptr() not in known:
             saved[storage.data_ptr()] = storage.nbytes()
             alive.append(tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        loss = Objective.of(config).loss(
-            adapter, base.denoiser, base.scheduler, batch, nulls, RandomStreams.at(0, 0, 1, 0)
-        )
+        streams = RandomStreams.at(0, 0, len(batch.latents), 0)
+        loss = objective.loss(adapter, base.denoiser, base.scheduler, batch, nulls, streams)
         with loss:
             pass
-    return int(sum(saved.values()) * (config.resolution / side) ** 2)
+    return sum(saved.values())
 
 
 def _unique(parts: list[Any]) -> list[Tensor]:
