@@ -118,14 +118,16 @@ def main() -> None:
         "--folder", type=Path, default=None, help="folder with 4 GB free (default: the system's)"
     )
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--file", choices=FILES, help="only this one of the two files")
     parser.add_argument("--quick", action="store_true", help="a small checkpoint, one round")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     options = parser.parse_args()
     measured_rows: list[Row] = []
+    files = (options.file,) if options.file else FILES
     print(f"{'process':22} {'file':20} {'median s':>8} {'best s':>8} {'peak MB':>9}")
     with tempfile.TemporaryDirectory() as caches:
         # one at a time, since each is 3.5 GB; the small ones come from one process
-        for names in [FILES] if options.quick else [(name,) for name in FILES]:
+        for names in [files] if options.quick else [(name,) for name in files]:
             with tempfile.TemporaryDirectory(dir=options.folder) as folder:
                 sources = [Path(folder) / name for name in names]
                 make = [sys.executable, str(MAKER), *map(str, sources)]

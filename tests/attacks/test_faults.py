@@ -59,8 +59,15 @@ def test_sigkill_at_random_times(scene: Scene, whole: bool) -> None:
         assert scene.problems_after_next(here) == []
 
 
-def test_a_kill_in_the_middle_of_a_write(scene: Scene) -> None:
-    for size in {1, scene.size // 2, scene.size - 1} if scene.size else ():
+def sizes(scene: Scene, whole: bool) -> set[int]:
+    """Of which the largest file of a write is when a fault hits it."""
+    if not scene.size:
+        return set()
+    return {1, scene.size // 2, scene.size - 1} if whole else {scene.size // 2}
+
+
+def test_a_kill_in_the_middle_of_a_write(scene: Scene, whole: bool) -> None:
+    for size in sizes(scene, whole):
         here = scene.copy()
         assert faults.killed_in_write(scene.write, here, size) == -signal.SIGXFSZ, size
         assert scene.problems(here) == [], size
@@ -82,8 +89,8 @@ def test_what_is_written_is_on_the_disk_before_it_has_its_name(scene: Scene) -> 
 # ── full disks ──────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_limit_on_file_sizes_is_one_line_and_leaves_what_was(scene: Scene) -> None:
-    for size in {1, scene.size // 2, scene.size - 1} if scene.size else ():
+def test_a_limit_on_file_sizes_is_one_line_and_leaves_what_was(scene: Scene, whole: bool) -> None:
+    for size in sizes(scene, whole):
         here = scene.copy()
         code, message = faults.failed(scene.write, here, partial(faults.limit_size, size))  # type: ignore[misc]
         assert code == 0

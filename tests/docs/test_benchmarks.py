@@ -105,15 +105,17 @@ def test_masks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_convert(tmp_path: Path) -> None:
+def test_convert(tmp_path: Path, whole: bool) -> None:
     """As a script, since it measures whole processes."""
+    files = convert.FILES if whole else convert.FILES[:1]
     path = tmp_path / "rows.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "convert.py"), "--quick"]
+    command += [] if whole else ["--file", *files]
     subprocess.run([*command, "--folder", str(tmp_path), "--json", str(path)], check=True)
     rows = json.loads(path.read_text())["rows"]
-    assert len(rows) == 8
+    assert len(rows) == 4 * len(files)
     peaks = {(row["what"], row["file"]): row["peak_mb"] for row in rows}
-    for file in ("pytorch_model.bin", "model.safetensors"):
+    for file in files:
         assert peaks["imageprompt convert", file] <= 60
         assert peaks["the README's snippet", file] > 100  # it loads torch
     assert [p.name for p in tmp_path.iterdir()] == ["rows.json"]
