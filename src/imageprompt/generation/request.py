@@ -136,7 +136,10 @@ class Request:
     ] = 4
 
     base: Annotated[
-        Any, _models("diffusers pipeline (default: bundled)", "PATH_OR_HUB_ID", json=FILE)
+        Any,
+        _models(
+            "diffusers pipeline, or bundled-sd3 (default: bundled)", "PATH_OR_HUB_ID", json=FILE
+        ),
     ] = None
     library: Annotated[
         Any,

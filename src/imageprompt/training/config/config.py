@@ -123,7 +123,9 @@ class TrainingConfig:
         ),
     ]
     output: Annotated[str, Key("folder for everything the run writes")]
-    base: Annotated[str, Key("pipeline: `bundled`, a folder, or owner/repo on the Hub")] = "bundled"
+    base: Annotated[
+        str, Key("pipeline: `bundled`, `bundled-sd3`, a folder, or owner/repo on the Hub")
+    ] = "bundled"
     encoder: Annotated[
         str | None, Key("image encoder: a folder or owner/repo/sub; default: the base's own")
     ] = None
