@@ -191,8 +191,8 @@ class Ours:
 
         import imageprompt as ip
         from imageprompt.training.data.dataset import Batch
-        from imageprompt.training.loop.ema import decay_groups
         from imageprompt.training.loop.objective import NullConditions, Objective
+        from imageprompt.training.loop.training_state import decay_groups
 
         self.model: Any = build(host, size, dtype=DTYPE)
         if candidate.int8:
@@ -218,7 +218,7 @@ class Ours:
         self.scheduler = FlowMatchEulerDiscreteScheduler()
 
     def step(self) -> float:
-        from imageprompt.training.data.random_streams import RandomStreams
+        from imageprompt.training.data.dataset import RandomStreams
 
         self.turn += 1
         loss = self.objective.loss(

@@ -173,8 +173,8 @@ class Ours:
         from diffusers import DDPMScheduler
 
         import imageprompt as ip
-        from imageprompt.training.loop.ema import decay_groups
         from imageprompt.training.loop.objective import NullConditions, Objective
+        from imageprompt.training.loop.training_state import decay_groups
         from imageprompt.training.memory.activation_checkpointing import (
             enable_selective_checkpointing,
         )
@@ -213,8 +213,7 @@ class Ours:
         self.objective, self.scheduler, self.turn = Objective(), DDPMScheduler(), 0
 
     def step(self, encoders: FeatureExtractors | None = None) -> float:
-        from imageprompt.training.data.dataset import Batch
-        from imageprompt.training.data.random_streams import RandomStreams
+        from imageprompt.training.data.dataset import Batch, RandomStreams
 
         latents, states, features = encoders() if encoders else self.cached
         batch = Batch(latents.float(), states, features, self.added)

@@ -1,6 +1,6 @@
 """Train the base and the Plus adapter of the bundled stack with the package's own trainer.
 
-First the projector learns the words of full captions (`training/init/caption_warm_start.py`), then
+First the projector learns the words of full captions (`training/init.py`), then
 the adapter is trained like any other.
 """
 
@@ -22,9 +22,8 @@ from bundled_stack.export import pipeline
 from bundled_stack.latents import load_latents
 from imageprompt.demo import scenes
 from imageprompt.training.config.config import ConditionDropout, Timesteps, TrainingConfig
-from imageprompt.training.data.dataset import Batch, Dataset
-from imageprompt.training.data.random_streams import RandomStreams, indices_at
-from imageprompt.training.init.caption_warm_start import choose_states, fit_projector_to_captions
+from imageprompt.training.data.dataset import Batch, Dataset, RandomStreams, indices_at
+from imageprompt.training.init import choose_states, fit_projector_to_captions
 from imageprompt.training.loop.objective import Objective
 from imageprompt.training.loop.trainer import Trainer
 

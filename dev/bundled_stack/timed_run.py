@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bundled_stack.checkpoints import load_state, save_atomic
-from imageprompt.training.loop.ema import Ema, decay_groups
+from imageprompt.training.loop.training_state import Ema, decay_groups
 
 
 def schedule(progress: float, *, warm: float = 0.01, flat: float = 0.0) -> float:

@@ -78,7 +78,7 @@ class Parameters:
 
     def state(self) -> Any:
         from imageprompt.training.loop.checkpoints import TrainingState
-        from imageprompt.training.loop.ema import Ema
+        from imageprompt.training.loop.training_state import Ema
 
         return TrainingState(None, self.named, self.optimiser, Ema(self.named, 0.9))
 
@@ -486,7 +486,7 @@ def lock(name: str, stand: Change) -> Make:
 
 
 def lock_run(folder: Path, out: Path) -> str:
-    from imageprompt.training.loop.run_control import run_lock
+    from imageprompt.training.loop.distributed import run_lock
 
     with run_lock(folder):
         return "locked"

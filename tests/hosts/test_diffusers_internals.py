@@ -29,7 +29,7 @@ RELIED_ON = {
     "_compiled_call_impl": "nn.Module: attention/compiled",
     "_current_graph_task_id": "torch._C: attention/state",
     "_execution_device": "DiffusionPipeline: loading/pipeline",
-    "_foreach_lerp_": "torch: training/loop/ema",
+    "_foreach_lerp_": "torch: training/loop/training_state",
     "_forward_hooks": "nn.Module: hosts/_unet_processor",
     "_forward_hooks_always_called": "nn.Module: adapter/attachment",
     "_forward_hooks_with_kwargs": "nn.Module: adapter/attachment",
@@ -386,7 +386,7 @@ def test_attention_kernels() -> None:
 
 
 def test_foreach_lerp() -> None:
-    """`training/loop/ema` averages all weights in one call."""
+    """`training/loop/training_state` averages all weights in one call."""
     mine, theirs = [torch.zeros(2)], [torch.ones(2)]
     torch._foreach_lerp_(mine, theirs, 0.25)
     assert mine[0].tolist() == [0.25, 0.25]

@@ -16,8 +16,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import imageprompt as ip
 from imageprompt.training.config.config import TrainingConfig
-from imageprompt.training.data.dataset import Batch, Dataset
-from imageprompt.training.data.random_streams import RandomStreams
+from imageprompt.training.data.dataset import Batch, Dataset, RandomStreams
 from imageprompt.training.loop.trainer import Trainer
 
 TEXT, WIDTH = 16, 24

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imageprompt.training.init.caption_warm_start import (
+from imageprompt.training.init import (
     captions_differ,
     choose_states,
     fit_projector_to_captions,

@@ -15,8 +15,7 @@ import imageprompt as ip
 from hosts_table import CASES
 from imageprompt.core.errors import OptionError
 from imageprompt.training.config.config import ConditionDropout, Timesteps
-from imageprompt.training.data.dataset import Batch
-from imageprompt.training.data.random_streams import RandomStreams
+from imageprompt.training.data.dataset import Batch, RandomStreams
 from imageprompt.training.loop.noise_schedule import NoiseSchedule
 from imageprompt.training.loop.objective import (
     NullConditions,

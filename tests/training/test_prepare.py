@@ -24,7 +24,7 @@ import forked
 from imageprompt.core.errors import OptionError
 from imageprompt.encoding.images import open_image
 from imageprompt.training.cache import encode
-from imageprompt.training.cache.build import open_dataset
+from imageprompt.training.cache.open import open_dataset
 from imageprompt.training.cache.store import CacheError, Store
 from imageprompt.training.data import scan
 from imageprompt.training.data.feature_extractors import FeatureExtractors

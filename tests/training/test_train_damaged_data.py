@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from imageprompt.training.cache.build import build_cache_for, open_dataset
+from imageprompt.training.cache.build import build_cache_for
 from imageprompt.training.cache.cached_dataset import CachedDataset, addresses_of
+from imageprompt.training.cache.open import open_dataset
 from imageprompt.training.cache.store import CacheError
 from imageprompt.training.config.config import TrainingConfig
 from imageprompt.training.data.feature_extractors import FeatureExtractors

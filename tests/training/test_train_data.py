@@ -16,13 +16,11 @@ import torch
 from PIL import Image
 
 from imageprompt.core.errors import NotFoundError, OptionError, PictureError
-from imageprompt.training.cache.build import open_dataset
+from imageprompt.training.cache.open import open_dataset
 from imageprompt.training.data import sources
-from imageprompt.training.data.bucket_sampler import BucketSampler
-from imageprompt.training.data.dataset import Dataset
+from imageprompt.training.data.dataset import BucketSampler, Dataset, RandomStreams, indices_at
 from imageprompt.training.data.feature_extractors import FeatureExtractors
 from imageprompt.training.data.latents import LatentScaling
-from imageprompt.training.data.random_streams import RandomStreams, indices_at
 from imageprompt.training.data.sources import SOURCES, DataOptions, open_data
 from imageprompt.training.data.sources._index import CHUNK
 from imageprompt.training.data.sources._remote import expand_braces

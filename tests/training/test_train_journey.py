@@ -83,12 +83,8 @@ MAX_MODULES = 130
 
 
 def interrupt(arguments: list[str], output: Path) -> int:
-    """Start the command, send SIGTERM after its first checkpoint, return its exit code.
-
-    A training run loads only the modules that it uses.
-    """
-    modules = output.with_suffix(".modules")
-    program = forked.Program(COUNT_MODULES, str(modules), *arguments)
+    """Start the command, send SIGTERM after its first checkpoint, return its exit code."""
+    program = forked.Program(COUNT_MODULES, str(output.with_suffix(".modules")), *arguments)
     deadline = time.monotonic() + TIMEOUT
     while max(steps_in(output / "checkpoints"), default=0) < 2:
         assert program.process.is_alive()
@@ -96,8 +92,23 @@ def interrupt(arguments: list[str], output: Path) -> int:
         time.sleep(0.02)
     program.process.terminate()
     code = program.wait().returncode
-    assert len(modules.read_text().splitlines()) <= MAX_MODULES
+    check_modules(output)
     return code
+
+
+def run_to_end(arguments: list[str], output: Path) -> Path:
+    """Run the command in its own process; the adapter's file."""
+    program = forked.Program(COUNT_MODULES, str(output.with_suffix(".modules")), *arguments)
+    assert program.wait().returncode == 0
+    check_modules(output)
+    return output / "adapter.safetensors"
+
+
+def check_modules(output: Path) -> None:
+    """A training run loads only the modules that it uses."""
+    modules = output.with_suffix(".modules").read_text().splitlines()
+    assert len(modules) <= MAX_MODULES, len(modules)
+    assert "imageprompt.training.cache.encode" not in modules  # the cache is filled
 
 
 @pytest.mark.slow
@@ -138,19 +149,12 @@ def test_from_a_folder_of_pictures_to_a_file_that_diffusers_loads(
     last = [*sets, f"steps={stopped_at + 3}"]
     assert cli.main(command(config, last, "--resume")) == 0
     assert capsys.readouterr().out.strip() == str(halves / "adapter.safetensors")
-    uninterrupted = ip.train(
-        config,
-        overrides(
-            scenes,
-            tiny_folder,
-            tmp_path / "uninterrupted",
-            schedule="constant",
-            steps=stopped_at + 3,
-        ),
-        progress=False,
-    )
+    through = tmp_path / "uninterrupted"
+    same = overrides(scenes, tiny_folder, through, schedule="constant", steps=stopped_at + 3)
+    uninterrupted = run_to_end(command(config, same), through)
+    assert (through / "validation" / "step-4.png").is_file()  # so its modules are counted as well
     ours = load_file(halves / "adapter.safetensors")
-    theirs = load_file(uninterrupted.adapter or "")
+    theirs = load_file(uninterrupted)
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
     changed = [*last, "clip=0.5"]
     assert cli.main(command(config, changed, "--resume")) == 2
@@ -340,7 +344,7 @@ def test_other_bases_train_and_are_validated(
 
 
 def test_two_runs_in_one_folder(scenes: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    from imageprompt.training.loop.run_control import run_lock
+    from imageprompt.training.loop.distributed import run_lock
 
     needed = {"base": str(tiny_folder), "data": str(scenes / "train"), "output": str(tmp_path)}
     with run_lock(tmp_path), pytest.raises(OptionError, match="another run is training there"):

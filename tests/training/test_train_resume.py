@@ -18,12 +18,10 @@ from torch import Tensor
 
 from imageprompt.core.errors import OptionError
 from imageprompt.training.config.config import TrainingConfig
-from imageprompt.training.data.dataset import Batch
-from imageprompt.training.data.random_streams import RandomStreams
+from imageprompt.training.data.dataset import Batch, RandomStreams
 from imageprompt.training.loop import checkpoints
 from imageprompt.training.loop.checkpoints import RunIdentity
-from imageprompt.training.loop.distributed import Processes
-from imageprompt.training.loop.run_control import run_lock
+from imageprompt.training.loop.distributed import Processes, run_lock
 from imageprompt.training.loop.trainer import Trainer
 from toy_training import Toy, metrics, same, trainer, weights
 

@@ -18,8 +18,7 @@ from torch import Tensor
 
 import forked
 from imageprompt.core.errors import OptionError
-from imageprompt.training.data.dataset import Batch
-from imageprompt.training.data.random_streams import RandomStreams
+from imageprompt.training.data.dataset import Batch, RandomStreams
 from imageprompt.training.loop.distributed import Processes
 from toy_training import Toy, import_all, metrics, trainer, weights
 

@@ -11,13 +11,13 @@ import torch
 
 from bundled_stack.checkpoints import load_state, save_atomic
 from imageprompt.core.errors import OptionError
-from imageprompt.training.loop.ema import Ema, decay_groups
 from imageprompt.training.loop.logging import (
     LossWindow,
     format_duration,
     progress_line,
     usable_trackers,
 )
+from imageprompt.training.loop.training_state import Ema, decay_groups
 from toy_training import denoiser, same, trainer, weights
 
 

@@ -10,15 +10,14 @@ from torch import Tensor, nn
 
 from imageprompt.core.atomic_files import check_folder
 from imageprompt.core.errors import as_text
-from imageprompt.training.cache.build import open_dataset
+from imageprompt.training.cache.open import open_dataset
 from imageprompt.training.config.config import TrainingConfig
-from imageprompt.training.data.dataset import Batch, Dataset
+from imageprompt.training.data.dataset import Batch, Dataset, RandomStreams
 from imageprompt.training.data.feature_extractors import FeatureExtractors, feature_to_read
 from imageprompt.training.data.latents import Vae
-from imageprompt.training.data.random_streams import RandomStreams
 from imageprompt.training.data.views import PictureOptions
 from imageprompt.training.frozen_pipeline import FrozenPipeline
-from imageprompt.training.init.init_adapter import init_adapter
+from imageprompt.training.init import init_adapter
 from imageprompt.training.loop.distributed import Processes
 from imageprompt.training.loop.objective import NullConditions, Objective
 from imageprompt.training.memory.int8 import stored_weights

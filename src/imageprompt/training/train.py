@@ -16,17 +16,16 @@ import torch
 from imageprompt.core.atomic_files import check_folder, sweep
 from imageprompt.core.console import Bars
 from imageprompt.core.errors import AdapterFileError, OptionError
-from imageprompt.training.cache.build import open_dataset
+from imageprompt.training.cache.open import open_dataset
 from imageprompt.training.config.config import TrainingConfig
 from imageprompt.training.data.feature_extractors import FeatureExtractors, feature_to_read
 from imageprompt.training.data.views import PictureOptions
 from imageprompt.training.frozen_pipeline import FrozenPipeline
-from imageprompt.training.init.init_adapter import init_adapter
+from imageprompt.training.init import caption_warm_start, init_adapter
 from imageprompt.training.loop import checkpoints
 from imageprompt.training.loop.checkpoints import RunIdentity
-from imageprompt.training.loop.distributed import Processes
+from imageprompt.training.loop.distributed import Processes, run_lock
 from imageprompt.training.loop.logging import format_duration, log
-from imageprompt.training.loop.run_control import run_lock
 from imageprompt.training.loop.trainer import BEST, RunResult, Trainer
 from imageprompt.variants import VARIANTS
 
@@ -160,8 +159,6 @@ def _open_run(
     fresh = not checkpoints.steps_in(config.folder / "checkpoints")
     warm_start = fresh and config.warm_start == "captions"
     if warm_start:
-        from imageprompt.training.init.caption_warm_start import caption_warm_start
-
         with Bars(visible and sys.stderr.isatty()) as bars:
             caption_warm_start(
                 config, adapter, samples, base.as_tokens, log=log_line, on_progress=bars.update

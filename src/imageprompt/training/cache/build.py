@@ -8,30 +8,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from imageprompt.core.atomic_files import check_folder
 from imageprompt.core.errors import OptionError, printable, shortened
-from imageprompt.training.cache.cached_dataset import (
-    CachedDataset,
-    CacheIndex,
-    index_path,
-    open_store,
-)
+from imageprompt.training.cache.cached_dataset import CacheIndex, index_path, open_store
 from imageprompt.training.cache.encode import CacheEncoder, OnProgress
 from imageprompt.training.cache.plan import CachePlan
 from imageprompt.training.cache.store import Store, check_free_space
 from imageprompt.training.config.config import TrainingConfig
-from imageprompt.training.config.yaml_file import brief, expand_user
 from imageprompt.training.data.feature_extractors import (
     FeatureExtractors,
     dataset_fingerprint,
     feature_to_read,
 )
-from imageprompt.training.data.online_dataset import OnlineDataset
 from imageprompt.training.data.scan import Quarantine, Scan
 from imageprompt.training.data.sources import DataOptions, Records, open_data
 from imageprompt.training.data.views import PictureOptions
@@ -255,46 +248,3 @@ def _drop_damaged(store: Store, verify: bool) -> list[str]:
             if store.drop(shard, deep=verify):
                 lines.append(printable(f"{store.folder / shard}: {shortened(reason)}"))
     return lines
-
-
-def open_dataset(
-    data: str | Mapping[str, Any],
-    cache: str | None,
-    extractors: FeatureExtractors,
-    options: PictureOptions,
-    *,
-    online: bool = False,
-    log: Callable[[str], None] = lambda line: None,
-    on_progress: OnProgress = lambda phase, done, total: None,
-) -> OnlineDataset | CachedDataset:
-    """The samples of `data`; what a `cache` lacks is encoded first.
-
-    Several processes that open the same cache share that work. Raises OptionError, NotFoundError,
-    PictureError, CacheError.
-    """
-    source = DataOptions.of(data)
-    records = open_data(source)
-    extractors.check_sizes(options.sizes)
-    if cache is None:
-        quarantine = Quarantine(len(records), source.max_broken, records.problems())
-        return OnlineDataset(records, extractors, options, quarantine)
-    folder = expand_user(cache, f"cache {brief(cache)}")
-    encoded_online = records if online and extractors.reads_pictures else None
-    path = index_path(folder, records, extractors, options, online)
-    index = CacheIndex.load(path, records, extractors, options, online)
-    if index is not None:
-        dataset = CachedDataset(folder, index, extractors, encoded_online)
-        if dataset.complete():
-            return dataset
-    report = build_cache(
-        records,
-        extractors,
-        options,
-        folder,
-        max_broken=source.max_broken,
-        online=online,
-        log=log,
-        on_progress=on_progress,
-    )
-    assert report.index is not None  # not a dry run
-    return CachedDataset(folder, report.index, extractors, encoded_online)

@@ -23,17 +23,15 @@ from imageprompt.training.cache.store import (
     open_tensors,
     save_tensors,
 )
-from imageprompt.training.data.bucket_sampler import BucketSampler
-from imageprompt.training.data.dataset import Batch, Dataset, Features
+from imageprompt.training.data.dataset import Batch, BucketSampler, Dataset, Features, RandomStreams
 from imageprompt.training.data.feature_extractors import (
     FeatureExtractors,
     combine_features,
     dataset_fingerprint,
 )
 from imageprompt.training.data.latents import LatentScaling
-from imageprompt.training.data.random_streams import RandomStreams
-from imageprompt.training.data.scan import HASH
 from imageprompt.training.data.sources import Records
+from imageprompt.training.data.sources.contract import HASH
 from imageprompt.training.data.views import PictureOptions
 
 _NULL = "null."

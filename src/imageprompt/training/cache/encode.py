@@ -17,8 +17,9 @@ from imageprompt.core.errors import PictureError
 from imageprompt.training.cache.plan import CachePlan, Pictures
 from imageprompt.training.cache.store import Addresses, CacheError, Store, partitions
 from imageprompt.training.data.feature_extractors import FeatureExtractors
-from imageprompt.training.data.scan import HASH, Quarantine
+from imageprompt.training.data.scan import Quarantine
 from imageprompt.training.data.sources import Record, Records
+from imageprompt.training.data.sources.contract import HASH
 
 if TYPE_CHECKING:
     from PIL.Image import Image

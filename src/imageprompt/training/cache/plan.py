@@ -13,7 +13,7 @@ from torch import Tensor
 
 from imageprompt.training.cache.cached_dataset import CacheIndex, addresses_of
 from imageprompt.training.cache.store import Addresses, Store, address
-from imageprompt.training.data.bucket_sampler import BucketSampler
+from imageprompt.training.data.dataset import BucketSampler
 from imageprompt.training.data.feature_extractors import FeatureExtractors
 from imageprompt.training.data.scan import ScanResult
 from imageprompt.training.data.views import PictureOptions, View

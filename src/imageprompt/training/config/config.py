@@ -23,7 +23,7 @@ from imageprompt.training.config.yaml_file import brief, expand_user, read_yaml
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from imageprompt.training.data.random_streams import RandomStreams
+    from imageprompt.training.data.dataset import RandomStreams
 
 # Keys that may change when a run is resumed: no weight depends on them.
 FREE_KEYS = frozenset(

@@ -16,17 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imageprompt.core.errors import PictureError
-from imageprompt.training.data.bucket_sampler import BucketSampler
-from imageprompt.training.data.dataset import Batch, Dataset, Features
+from imageprompt.training.data.dataset import Batch, BucketSampler, Dataset, Features, RandomStreams
 from imageprompt.training.data.feature_extractors import (
     FeatureExtractors,
     combine_features,
     dataset_fingerprint,
     stack_faces,
 )
-from imageprompt.training.data.random_streams import RandomStreams
-from imageprompt.training.data.scan import HASH, Quarantine
+from imageprompt.training.data.scan import Quarantine
 from imageprompt.training.data.sources import Record, Records
+from imageprompt.training.data.sources.contract import HASH
 from imageprompt.training.data.views import PictureOptions, View
 
 if TYPE_CHECKING:

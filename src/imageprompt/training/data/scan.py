@@ -20,11 +20,10 @@ from imageprompt.core.errors import PictureError, printable, shortened
 from imageprompt.core.untrusted import parse_json
 from imageprompt.training.cache.store import check_inside, open_tensors, save_tensors
 from imageprompt.training.data.sources import Records
+from imageprompt.training.data.sources.contract import HASH
 
 UNIT = 1024
 """Samples scanned under one lock and stored in one file."""
-HASH = 16
-"""Bytes of a hash."""
 MAX_SIDE = 2**16
 """Pixels of a picture's side; JPEG, the largest of the formats, has two bytes for it."""
 _COLUMNS: Mapping[str, tuple[type[np.generic], tuple[int, ...]]] = {

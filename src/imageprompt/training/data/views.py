@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from imageprompt.core.errors import OptionError
-from imageprompt.training.data.random_streams import mix_seeds
+from imageprompt.training.data.dataset import mix_seeds
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -1,22 +1,27 @@
-"""The processes of a run, through accelerate: this one's rank, and what all of them share."""
+"""The processes of a run: this one's rank, what all share, who may train in a folder, signals."""
 
 from __future__ import annotations
 
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from imageprompt.core.atomic_files import locked
 from imageprompt.core.errors import ImagePromptError, OptionError
 from imageprompt.loading import usable_device
-from imageprompt.training.data.dataset import Batch
-from imageprompt.training.data.random_streams import RandomStreams
+from imageprompt.training.data.dataset import Batch, RandomStreams
 from imageprompt.training.loop.objective import NullConditions, Objective
 
 T = TypeVar("T")
+LOCK = ".lock"
 
 
 class AdapterLoss(nn.Module):
@@ -184,3 +189,54 @@ def _is_lost_peer(error: RuntimeError) -> bool:
     )
     words = ("gloo", "nccl", "connection", "peer")
     return isinstance(error, kinds) or any(word in str(error).lower() for word in words)
+
+
+# ── one run a folder, and how it is stopped ───────────────────────────────────────────────────────
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Lock the folder inside the block, one run a folder; a killed run leaves it unlocked.
+
+    Raises OptionError if another run holds the lock.
+    """
+    with locked(
+        folder / LOCK,
+        f"output folder {str(folder)!r}",
+        timeout=0,
+        reason="another run is training there",
+        hint="Wait for it, stop it, or choose another output.",
+    ):
+        yield
+
+
+class StopRequest:
+    """Inside the block, SIGTERM and Ctrl-C set `signal`, and the run ends after its step.
+
+    A second Ctrl-C ends it at once. Outside the main thread Python receives no signals, and
+    nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number

@@ -13,8 +13,7 @@ from torch import Tensor
 from imageprompt.encoding.image_prompt import ImagePrompt
 from imageprompt.hosts import trainable_host
 from imageprompt.training.config.config import ConditionDropout, Timesteps, TrainingConfig
-from imageprompt.training.data.dataset import Batch, Dataset, Features
-from imageprompt.training.data.random_streams import RandomStreams
+from imageprompt.training.data.dataset import Batch, Dataset, Features, RandomStreams
 from imageprompt.training.loop.noise_schedule import LossWeighting, NoiseSchedule
 
 

@@ -17,16 +17,19 @@ from imageprompt.core.atomic_files import check_folder
 from imageprompt.core.console import Bars
 from imageprompt.core.errors import OptionError
 from imageprompt.training.config.config import TrainingConfig
-from imageprompt.training.data.dataset import Dataset
-from imageprompt.training.data.random_streams import RandomStreams, mix_seeds
+from imageprompt.training.data.dataset import Dataset, RandomStreams, mix_seeds
 from imageprompt.training.loop import checkpoints
 from imageprompt.training.loop.checkpoints import RunIdentity
-from imageprompt.training.loop.distributed import AdapterLoss, Processes
-from imageprompt.training.loop.ema import Ema, copy_into, decay_groups, ema_weights
+from imageprompt.training.loop.distributed import AdapterLoss, Processes, StopRequest
 from imageprompt.training.loop.logging import LossWindow, Metrics, Throughput, log, progress_line
 from imageprompt.training.loop.objective import NullConditions, Objective
-from imageprompt.training.loop.run_control import StopRequest
-from imageprompt.training.loop.training_state import TrainingState
+from imageprompt.training.loop.training_state import (
+    Ema,
+    TrainingState,
+    copy_into,
+    decay_groups,
+    ema_weights,
+)
 
 BEST = "best.safetensors"
 MIN_LOSS_SCALE = 1.0

@@ -24,14 +24,14 @@ def open_data(data: str | Mapping[str, Any] | DataOptions) -> Records:
     if options.format:
         source = SOURCES[options.format]
     else:
-        matching = [one for one in SOURCES if one.claims(options.path)]
-        if not matching:
+        matching = next((one for one in SOURCES if one.claims(options.path)), None)
+        if matching is None:
             raise OptionError(
                 f"data {brief(options.path)}",
                 reason="not a folder, and not named like a list or like shards",
                 hint=f"Give one of: {'; '.join(one.summary for one in SOURCES)}.",
             )
-        source = matching[0]
+        source = matching
     records = source.open(options)
     if not len(records):
         problems = "; ".join(f"{name}: {why}" for name, why in records.problems().items())

@@ -1,16 +1,26 @@
-"""Indexes of millions of samples in little memory: names, byte ranges, the objects of a list."""
+"""Indexes of millions of samples in little memory: names, byte ranges, entries of a list."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from imageprompt.core.errors import NotFoundError, OptionError, PictureError
 from imageprompt.core.untrusted import open_regular, parse_json
+from imageprompt.training.data.sources.contract import (
+    MAX_PATH,
+    LocalFile,
+    Record,
+    check_caption,
+)
+
+# the reference implementation's name first, then that of `metadata.jsonl`
+_PICTURE = ("image_file", "file_name")
+_REFERENCE, _ID_EMBED = "reference_file", "id_embed_file"
 
 CHUNK = 2**20
 """Bytes of a list read at a time."""
@@ -171,3 +181,36 @@ class _Brackets:
             self.depth -= 1
             if self.depth == self._outer and token == b"}":
                 self.ranges.append(self._start, offset + 1 - self._start)
+
+
+def read_entry(
+    entry: Mapping[str, Any], folder: Path, inside: Path | None, caption: str, label: str
+) -> Record:
+    """The record of a list entry, whose paths are relative to `folder`.
+
+    `inside` is the folder that they must not lead out of. Raises PictureError if a key is missing
+    or not a string.
+    """
+    name = next((entry[key] for key in _PICTURE if key in entry), None)
+    if not isinstance(name, str) or not name:
+        raise PictureError(label, reason=f"has no {_PICTURE[0]}", hint="Add it there.")
+    text = entry.get(caption)
+    if not isinstance(text, str):
+        raise PictureError(
+            label,
+            reason=f"has no caption {caption!r}",
+            hint="Add it, or name its key in data.caption.",
+        )
+    others = {key: entry[key] for key in (_REFERENCE, _ID_EMBED) if entry.get(key)}
+    for key, other in {_PICTURE[0]: name, **others}.items():
+        if not isinstance(other, str) or len(other) > MAX_PATH:
+            reason = f"its {key} is not a path of at most {MAX_PATH} characters"
+            raise PictureError(label, reason=reason, hint="Correct it.")
+    files = {key: LocalFile(folder / other, inside) for key, other in others.items()}
+    return Record(
+        name,
+        check_caption(text, label),
+        LocalFile(folder / name, inside),
+        files.get(_REFERENCE),
+        files.get(_ID_EMBED),
+    )

@@ -26,6 +26,8 @@ MAX_PATH = 4096
 MAX_CAPTION = 16_384
 """Characters of a caption; text encoders read a few thousand at most."""
 MAX_CAPTION_BYTES = 4 * MAX_CAPTION
+HASH = 16
+"""Bytes kept of a file's SHA-256, where a sample is looked up by what it holds."""
 MAX_EMBEDDING_NUMBERS = 256 * 512
 _EMBEDDING_HINT = "Save it with numpy.save as 512 numbers, or as [faces, 512]."
 

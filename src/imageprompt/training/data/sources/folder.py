@@ -10,7 +10,7 @@ from pathlib import Path
 
 from imageprompt.core.errors import NotFoundError, OptionError
 from imageprompt.training.config.yaml_file import brief, expand_user
-from imageprompt.training.data.sources._index import JsonObjects, Names, Ranges
+from imageprompt.training.data.sources._index import JsonObjects, Names, Ranges, read_entry
 from imageprompt.training.data.sources.contract import (
     MAX_CAPTION_BYTES,
     DataOptions,
@@ -19,7 +19,6 @@ from imageprompt.training.data.sources.contract import (
     Records,
     check_caption,
 )
-from imageprompt.training.data.sources.json_list import read_entry
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 METADATA = "metadata.jsonl"

@@ -3,24 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
 
-from imageprompt.core.errors import PictureError
 from imageprompt.training.config.yaml_file import brief, expand_user
-from imageprompt.training.data.sources._index import JsonObjects
-from imageprompt.training.data.sources.contract import (
-    MAX_PATH,
-    DataOptions,
-    LocalFile,
-    Record,
-    Records,
-    check_caption,
-)
-
-# the reference implementation's name first, then that of `metadata.jsonl`
-_PICTURE = ("image_file", "file_name")
-_REFERENCE, _ID_EMBED = "reference_file", "id_embed_file"
+from imageprompt.training.data.sources._index import JsonObjects, read_entry
+from imageprompt.training.data.sources.contract import DataOptions, Record, Records
 
 
 class JsonRecords:
@@ -50,39 +36,6 @@ class JsonRecords:
 
     def problems(self) -> Mapping[str, str]:
         return {}
-
-
-def read_entry(
-    entry: Mapping[str, Any], folder: Path, inside: Path | None, caption: str, label: str
-) -> Record:
-    """The record of a list entry, whose paths are relative to `folder`.
-
-    `inside` is the folder that they must not lead out of. Raises PictureError if a key is missing
-    or not a string.
-    """
-    name = next((entry[key] for key in _PICTURE if key in entry), None)
-    if not isinstance(name, str) or not name:
-        raise PictureError(label, reason=f"has no {_PICTURE[0]}", hint="Add it there.")
-    text = entry.get(caption)
-    if not isinstance(text, str):
-        raise PictureError(
-            label,
-            reason=f"has no caption {caption!r}",
-            hint="Add it, or name its key in data.caption.",
-        )
-    others = {key: entry[key] for key in (_REFERENCE, _ID_EMBED) if entry.get(key)}
-    for key, other in {_PICTURE[0]: name, **others}.items():
-        if not isinstance(other, str) or len(other) > MAX_PATH:
-            reason = f"its {key} is not a path of at most {MAX_PATH} characters"
-            raise PictureError(label, reason=reason, hint="Correct it.")
-    files = {key: LocalFile(folder / other, inside) for key, other in others.items()}
-    return Record(
-        name,
-        check_caption(text, label),
-        LocalFile(folder / name, inside),
-        files.get(_REFERENCE),
-        files.get(_ID_EMBED),
-    )
 
 
 class _JsonSource:
