@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -446,6 +447,51 @@ def test_a_recipe_keeps_the_reading(pipe: Any, tmp_path: Path) -> None:
     again = ip.repeat(picture, base=pipe, progress=False)
     assert again.images[0].tobytes() == made["comfyui"].images[0].tobytes()
     assert again.recipes[0].references[0].adapter.spec["reading"] == "comfyui"
+
+
+def test_instantx_reads_a_picture_by_siglip(
+    pipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    torch.manual_seed(2)
+    shape = {"hidden_size": FEATURES, "intermediate_size": 16, "image_size": 16, "patch_size": 8}
+    config = SiglipVisionConfig(**shape, num_hidden_layers=1, num_attention_heads=1)
+    siglip = SiglipVisionModel(config).eval()
+    siglip.save_pretrained(tmp_path / "siglip")
+    pipe.save_pretrained(tmp_path / "base")
+    path, reference = write(tmp_path / "a.safetensors", instantx()), DOCS / "reference.png"
+    words = ["generate", "--base", str(tmp_path / "base"), "--adapter", str(path)]
+    words += ["--steps", "1", "--size", "16", "--reference", str(reference), "--prompt", "a star"]
+    encoder = ["--encoder", str(tmp_path / "siglip")]
+    assert run([*words, *encoder, "--output", str(tmp_path / "out")]) == 0
+    (picture,) = (tmp_path / "out").glob("*.png")
+    with torch.no_grad():
+        squashed = Image.open(reference).convert("RGB").resize((16, 16), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(squashed)).permute(2, 0, 1)[None] / 255 * 2 - 1
+        pooled = siglip(pixels).pooler_output
+    made = ip.generate(
+        "a star",
+        image_prompt=ip.Adapter.load(path).encode(
+            features=pooled, null_features=torch.zeros(1, FEATURES)
+        ),
+        adapter=path,
+        base=pipe,
+        steps=1,
+        size=(16, 16),
+        seed=ip.repeat(picture, progress=False).recipes[0].seed,
+        progress=False,
+    ).images[0]
+    difference = np.asarray(made, int) - np.asarray(Image.open(picture), int)
+    assert abs(difference).max() <= 1
+    capsys.readouterr()
+    assert run(words) == 2
+    assert "reads pooler_output of size" in capsys.readouterr().err
+    clip = str(ip.bundled.folder() / "image_encoder")
+    assert run([*words, "--encoder", clip]) == 2
+    assert f"whose pooler_output are 128 wide: this instantx adapter reads {FEATURES}" in (
+        " ".join(capsys.readouterr().err.split())
+    )
 
 
 # ── the guide, docs/transformers.md ─────────────────────────────────────────────────────────────

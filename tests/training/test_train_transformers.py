@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import imageprompt as ip
@@ -192,3 +193,33 @@ def test_layers_in_int8_compute_nearly_the_same_and_save_no_weights() -> None:
     ):
         Int8Linear(layer)(x)
     assert (64, 64) not in whole
+
+
+def test_instantx_for_sd3_reads_patches_of_siglip(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from diffusers import StableDiffusion3Pipeline
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    torch.manual_seed(2)
+    shape = {"hidden_size": 24, "intermediate_size": 16, "image_size": 16, "patch_size": 8}
+    siglip = SiglipVisionConfig(**shape, num_hidden_layers=2, num_attention_heads=2)
+    SiglipVisionModel(siglip).save_pretrained(tmp_path / "siglip")
+    pipe = StableDiffusion3Pipeline.from_pretrained(base)
+    adapter = ip.Adapter.create("instantx-sd3", denoiser=pipe, encoder=tmp_path / "siglip")
+    with torch.no_grad():
+        for weight in adapter.parameters():
+            weight += torch.randn_like(weight) * 0.2
+    adapter.save(tmp_path / "a.safetensors")
+    Image.new("RGB", (20, 16), "red").save(tmp_path / "red.png")
+    pictures = []
+    for name, scale in (("off", "0"), ("on", "1")):
+        words = ["generate", "--base", str(base), "--adapter", str(tmp_path / "a.safetensors")]
+        words += ["--encoder", str(tmp_path / "siglip"), "--prompt", "a star", "--scale", scale]
+        words += ["--reference", str(tmp_path / "red.png"), "--steps", "2", "--size", "64"]
+        words += ["--seed", "1", "--output", str(tmp_path / name)]
+        assert cli.main(words) == 0
+        (made,) = (tmp_path / name).glob("*.png")
+        pictures.append(Image.open(made).tobytes())
+    assert pictures[0] != pictures[1]
+    capsys.readouterr()
