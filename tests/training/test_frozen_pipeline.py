@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import imageprompt as ip
@@ -159,3 +160,33 @@ def test_detach_restores_the_processors_of_blocked_attention() -> None:
     adapter.attach(pipe)
     adapter.detach()
     assert dict(pipe.unet.attn_processors) == before
+
+
+class Placed(nn.Module):
+    """Tells where it is; no such device is needed here."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = torch.device(device)
+
+    def to(self, device: Any) -> Placed:
+        self.device = torch.device(device)
+        return self
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_what_a_cache_makes_idle_waits_in_main_memory(online: bool) -> None:
+    names = ("vae", "text_encoder", "unet", "image_encoder")
+    parts = {name: Placed("cuda") for name in names}
+    pipe = SimpleNamespace(components={**parts, "tokenizer": object()})
+    encoder: Any = SimpleNamespace(model=parts["image_encoder"])
+    host: Any = None
+    base = FrozenPipeline(pipe, parts["unet"], None, encoder, host)
+    base.park(encoder=not online)
+    parked = {name: part.device.type for name, part in parts.items()}
+    expected = {"vae": "cpu", "text_encoder": "cpu", "unet": "cuda"}
+    assert parked == expected | {"image_encoder": "cuda" if online else "cpu"}
+    with pytest.raises(KeyError), base.unparked():
+        assert {part.device.type for part in parts.values()} == {"cuda"}
+        raise KeyError
+    assert {name: part.device.type for name, part in parts.items()} == parked

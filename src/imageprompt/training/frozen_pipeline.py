@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -100,6 +101,34 @@ class FrozenPipeline:
             denoiser.enable_gradient_checkpointing()
         max_length = max_length or stated_text_tokens(pipe)
         return cls(pipe, denoiser, pipe.scheduler, image_encoder, host, max_length)
+
+    def park(self, *, encoder: bool = True) -> None:
+        """Move what a filled cache makes idle to main memory: VAE, text and image encoder.
+
+        `encoder` False leaves the image encoder where the denoiser is.
+        """
+        self._move("cpu", encoder=encoder)
+
+    @contextmanager
+    def unparked(self) -> Iterator[None]:
+        """In the block, everything is where the denoiser is; afterwards where it was."""
+        device = self.denoiser.device
+        before = {part: part.device for part in self._encoders() if part.device != device}
+        self._move(device)
+        try:
+            yield
+        finally:
+            for part, place in before.items():
+                part.to(place)
+
+    def _move(self, device: Any, *, encoder: bool = True) -> None:
+        for part in self._encoders():
+            if encoder or part is not getattr(self.encoder, "model", None):
+                part.to(device)
+
+    def _encoders(self) -> list[Any]:
+        parts = [*self.pipe.components.values(), getattr(self.encoder, "model", None)]
+        return [one for one in parts if isinstance(one, nn.Module) and one is not self.denoiser]
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -163,6 +163,8 @@ def _open_run(
             caption_warm_start(
                 config, adapter, samples, base.as_tokens, log=log_line, on_progress=bars.update
             )
+    if config.cache is not None:  # only validation needs the rest, and moves it there and back
+        base.park(encoder=not config.online)
     validations: list[Validation] = []
 
     def open_validation() -> None:

@@ -56,7 +56,7 @@ class Validation:
         *,
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.pipe, self.encoder = base.pipe, base.encoder
+        self.base, self.pipe, self.encoder = base, base.pipe, base.encoder
         self.config, self.size, self.folder, self.log = config, size, folder, log
         load = _load_faces if encoders.reads_faces else _load_pictures
         self.references = load(config, encoders)
@@ -66,8 +66,11 @@ class Validation:
     @torch.no_grad()
     def __call__(self, trainer: Trainer) -> dict[str, float]:
         """Write `step-N.png`; returns {"score": ...}, or {} without an image encoder."""
-        columns = [self._generate(trainer.adapter, prompt) for prompt in self.config.prompts]
-        pictures = [reference.picture for reference in self.references]
+        pictures, metrics = [reference.picture for reference in self.references], {}
+        with self.base.unparked():
+            columns = [self._generate(trainer.adapter, prompt) for prompt in self.config.prompts]
+            if self.encoder is not None and pooled_feature(self.encoder) is not None:
+                metrics["score"] = similarity(self.encoder, columns[0], pictures)
         sheet = contact_sheet(pictures, self.config.prompts, columns)
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"step-{trainer.step}.png"
@@ -75,9 +78,6 @@ class Validation:
             sheet.save(temporary)
         self.sheets.append(path)
         trainer.metrics.picture(trainer.step, "validation", sheet)
-        metrics = {}
-        if self.encoder is not None and pooled_feature(self.encoder) is not None:
-            metrics["score"] = similarity(self.encoder, columns[0], pictures)
         score = f"score {metrics['score']:.4f}, " if metrics else ""
         self.log(f"validation at step {trainer.step}: {score}pictures in {path}")
         return metrics
