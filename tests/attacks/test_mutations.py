@@ -7,7 +7,7 @@ import pytest
 from attacks import mutate
 from attacks.legitimate import FORMATS
 
-EACH = 5
+EACH = 10
 
 
 @pytest.mark.slow
