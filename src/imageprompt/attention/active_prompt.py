@@ -292,8 +292,9 @@ class ActivePrompt:
         if rest:
             raise GuidanceError(
                 f"{q.shape[0]} rows at a site of a call with {rows}",
-                reason="the batch was cut after the call began (FasterCache does so)",
-                hint="Disable that cache while an adapter is in use.",
+                reason="the batch was cut after the call began (FasterCache does so, and SD3's "
+                "perturbed attention)",
+                hint="Do without while an adapter is in use.",
             )
         mask = self._batch.mask(q)
         if frames > 1:  # video: frames are flattened into the batch

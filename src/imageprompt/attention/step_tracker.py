@@ -197,7 +197,9 @@ def is_view(timestep: object) -> bool:
     )
     # inference tensors have no _base, so the size of their memory counts as well
     base = timestep._base
-    return single and (_count_entries(timestep) > 1 or (base is not None and base.ndim > 0))
+    # the one entry of a schedule is a number; AuraFlow repeats one that is in no schedule
+    of_one = timestep.ndim == 0 and base is not None and base.ndim > 0
+    return single and (_count_entries(timestep) > 1 or of_one)
 
 
 def _memory(timestep: Tensor) -> tuple[int, Any]:

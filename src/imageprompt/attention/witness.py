@@ -107,8 +107,14 @@ def _ask(pipe: Any, frame: FrameType, text: object) -> Witness:
         branch="positive" if text is local.get("original_prompt_embeds", _NO_TEXT) else None,
         side=_side(local, text),
         two_texts=local.get("negative_prompt_embeds") is not None,
-        timestep=_property(pipe, "_current_timestep"),
+        timestep=_timestep(pipe, local),
     )
+
+
+def _timestep(pipe: Any, local: Mapping[str, object]) -> object:
+    """That of this step, which some pipelines (FLUX's ControlNets) keep in a variable alone."""
+    told = _property(pipe, "_current_timestep")
+    return local.get("t") if told is None else told
 
 
 def _side(local: Mapping[str, object], text: object) -> Branch | None:
