@@ -220,6 +220,9 @@ class Fixed:
     def __init__(self, *embeddings: Any) -> None:
         self.rows = list(embeddings)
 
+    def width(self, feature: str) -> int:
+        return 2
+
     def encode(self, pictures: Any, feature: str) -> torch.Tensor:
         assert feature == "image_embeds"
         taken, self.rows = self.rows[: len(pictures)], self.rows[len(pictures) :]
@@ -239,6 +242,9 @@ def test_similarity_is_the_encoders(leaves: list[Image.Image]) -> None:
 
 
 class Refusing:
+    def width(self, feature: str) -> int:
+        raise EncoderError("an encoder", reason=f"makes no {feature}")
+
     def encode(self, pictures: Any, feature: str) -> torch.Tensor:
         raise EncoderError("an encoder", reason=f"makes no {feature}")
 
