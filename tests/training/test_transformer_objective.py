@@ -40,37 +40,79 @@ def mask(dtype: torch.dtype = torch.long) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """A pipeline of a host without text encoders and VAE, for pictures of `side` pixels."""
+    """A pipeline without text encoders and VAE, for pictures of `size` pixels (height, width)."""
 
     name: str
+    host: str = ""
+    """That of its transformer, where the table's name is another."""
     text: Callable[[], Any]
     """What `encode_prompt` returns for two texts."""
+    second: Callable[[], Any] = tuple
+    """The same, of the second text encoder."""
     scheduler: str = "FlowMatchEulerDiscreteScheduler"
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of the scheduler."""
     call: dict[str, Any] = field(default_factory=dict)
-    packed: bool = False
+    form: str = "latents"
+    """How the scheduler gets latents: as they are, "packed" 2 x 2, as "rows", or as "video"."""
     guidance: float = 1.0
     config: dict[str, Any] = field(default_factory=dict)
-    side: int = 64
+    size: tuple[int, int] = (64, 96)
+    steps: int = 2
+
+    def latents(self, sample: Tensor) -> Tensor:
+        """The scheduler's sample as latents [b, c, h, w]."""
+        height, width = (side // 8 for side in self.size)
+        if self.form == "packed":
+            return unpack(sample, torch.empty(ROWS, sample.shape[2] // 4, height, width))
+        if self.form == "rows":
+            return sample.transpose(1, 2).unflatten(2, (height // 2, width // 2))
+        return sample.squeeze(2) if self.form == "video" else sample
+
+    def sample(self, latents: Tensor) -> Tensor:
+        """The inverse of `latents`."""
+        if self.form == "packed":
+            return pack(latents)
+        if self.form == "rows":
+            return latents.flatten(2).transpose(1, 2)
+        return latents.unsqueeze(2) if self.form == "video" else latents
 
 
 STATES = functools.partial(noise, ROWS, LENGTH, TEXT, seed=3)
 POOLED = functools.partial(noise, ROWS, 32, seed=4)
+TEXT_IDS = torch.cartesian_prod(*map(torch.arange, (1, 1, 1, LENGTH)))
+DYNAMIC = {
+    "use_dynamic_shifting": True,
+    "base_image_seq_len": 9,
+    "max_image_seq_len": 50,
+    "base_shift": 0.4,
+    "max_shift": 1.3,
+}
 PIPELINES = {
     "flux": Pipeline(
         name="FluxPipeline",
         text=lambda: (STATES(), POOLED(), torch.zeros(LENGTH, 3)),
-        packed=True,
+        options=DYNAMIC,
+        form="packed",
         config={"guidance_embeds": True},
         guidance=2.5,
     ),
     "chroma": Pipeline(
         name="ChromaPipeline",
         text=lambda: (STATES(), torch.zeros(LENGTH, 3), mask(torch.float32), None, None, None),
-        packed=True,
+        options=DYNAMIC,
+        form="packed",
+    ),
+    "bria": Pipeline(
+        name="BriaPipeline",
+        text=lambda: (STATES(), None, torch.zeros(ROWS, LENGTH, 3)),
+        options=DYNAMIC,
+        form="packed",
     ),
     "sd3": Pipeline(
         name="StableDiffusion3Pipeline",
         text=lambda: (STATES(), None, POOLED(), None),
+        options=DYNAMIC,
     ),
     "pixart": Pipeline(
         name="PixArtSigmaPipeline",
@@ -78,17 +120,70 @@ PIPELINES = {
         scheduler="DDPMScheduler",
         call={"use_resolution_binning": False},
     ),
+    "hunyuan-dit": Pipeline(
+        name="HunyuanDiTPipeline",
+        text=lambda: (STATES(), None, mask(), None),
+        second=lambda: (noise(ROWS, 6, TEXT, seed=5), None, torch.ones(ROWS, 6).long(), None),
+        scheduler="DDPMScheduler",
+        call={"use_resolution_binning": False},
+    ),
     "sana": Pipeline(
         name="SanaPipeline",
         text=lambda: (STATES(), mask(), None, None),
         call={"use_resolution_binning": False},
-        side=128,
+        size=(128, 192),
     ),
-    "qwen-image": Pipeline(name="QwenImagePipeline", text=lambda: (STATES(), mask()), packed=True),
+    "auraflow": Pipeline(name="AuraFlowPipeline", text=lambda: (STATES(), mask(), None, None)),
+    "cogview4": Pipeline(
+        name="CogView4Pipeline",
+        text=lambda: (STATES(), None),
+        options={**DYNAMIC, "time_shift_type": "linear"},
+    ),
+    "wan": Pipeline(
+        name="WanPipeline",
+        text=lambda: (STATES(), None),
+        call={"num_frames": 1},
+        form="video",
+    ),
+    "qwen-image": Pipeline(
+        name="QwenImagePipeline",
+        text=lambda: (STATES(), mask()),
+        options=DYNAMIC,
+        form="packed",
+    ),
     "z-image": Pipeline(
         name="ZImagePipeline",
         text=lambda: ([STATES()[0], STATES()[1][:3]], []),
+        options=DYNAMIC,
         guidance=0.0,
+    ),
+    "lumina2": Pipeline(
+        name="Lumina2Pipeline",
+        text=lambda: (STATES(), mask(), None, None),
+        options=DYNAMIC,
+    ),
+    "flux2": Pipeline(
+        name="Flux2Pipeline",
+        text=lambda: (STATES(), TEXT_IDS.expand(ROWS, -1, -1)),
+        options=DYNAMIC,
+        form="rows",
+        guidance=2.5,
+        steps=50,
+    ),
+    "flux2 klein": Pipeline(
+        name="Flux2KleinPipeline",
+        host="flux2",
+        text=lambda: (STATES(), TEXT_IDS.expand(ROWS, -1, -1)),
+        options=DYNAMIC,
+        form="rows",
+        config={"guidance_embeds": False},
+        steps=50,
+    ),
+    "hidream": Pipeline(
+        name="HiDreamImagePipeline",
+        text=lambda: (STATES(), None, noise(2, ROWS, 4, TEXT, seed=6), None, POOLED(), None),
+        options=DYNAMIC,
+        size=(64, 64),
     ),
 }
 
@@ -101,38 +196,50 @@ def of_texts(value: Any, texts: list[str]) -> Any:
     """The rows of these texts, where there is one for each."""
     if value is None or len(value) != ROWS:
         return value
-    rows = [TEXTS.index(text) for text in texts]
+    rows = [TEXTS.index(text) if text in TEXTS else 0 for text in texts]  # CogView4 adds one
     return value[rows] if isinstance(value, Tensor) else [value[row] for row in rows]
 
 
-def first_step(host: str, model: Any) -> dict[str, Any]:
-    """What the pipeline hands to its scheduler in its first step: output, timestep and sample."""
-    case = PIPELINES[host]
-    kind, scheduler = getattr(diffusers, case.name), getattr(diffusers, case.scheduler)()
+def first_step(case: Pipeline, model: Any) -> dict[str, Any]:
+    """What the pipeline hands its scheduler until its first step: output, timestep, sample, mu."""
+    kind = getattr(diffusers, case.name)
+    scheduler = getattr(diffusers, case.scheduler)(**case.options)
     parts = {"transformer": model, "scheduler": scheduler}
     names = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
+    if case.name == "BriaPipeline":  # it needs one
+        parts["vae"] = diffusers.AutoencoderKL(block_out_channels=(2,) * 4, norm_num_groups=1)
     pipe = kind(**{name: parts.get(name) for name in names})
     pipe.set_progress_bar_config(disable=True)
-    found: dict[str, Any] = {}
+    if case.name == "HiDreamImagePipeline":
+        pipe.default_sample_size = case.size[0] // 8  # it scales every picture to that area
+    found: dict[str, Any] = {"mu": None}
 
     def step(output: Tensor, timestep: Tensor, sample: Tensor, **_: Any) -> Any:
         found.update(output=output, timestep=timestep, sample=sample, pipe=pipe)
         raise Stop
 
-    scheduler.step = step
+    set_timesteps = scheduler.set_timesteps
+
+    @functools.wraps(set_timesteps)
+    def watched(*args: Any, **options: Any) -> None:
+        found["mu"] = options.get("mu")
+        set_timesteps(*args, **options)
+
+    scheduler.step, scheduler.set_timesteps = step, watched
 
     @functools.wraps(pipe.encode_prompt)
-    def encode_prompt(prompt: list[str], *_: Any, **__: Any) -> Any:
-        return tuple(of_texts(one, prompt) for one in case.text())
+    def encode_prompt(prompt: list[str], *_: Any, **options: Any) -> Any:
+        made = case.second() if options.get("text_encoder_index") else case.text()
+        return tuple(of_texts(one, prompt) for one in made)
 
     pipe.encode_prompt = encode_prompt
     with pytest.raises(Stop), torch.no_grad():
         pipe(
-            TEXTS,
-            height=case.side,
-            width=case.side,
+            prompt=TEXTS,
+            height=case.size[0],
+            width=case.size[1],
             guidance_scale=case.guidance,
-            num_inference_steps=2,
+            num_inference_steps=case.steps,
             generator=torch.Generator().manual_seed(0),
             output_type="latent",
             **case.call,
@@ -140,31 +247,51 @@ def first_step(host: str, model: Any) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("host", PIPELINES)
-def test_a_call_in_training_is_that_of_the_pipeline(host: str) -> None:
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_call_in_training_is_that_of_the_pipeline(name: str) -> None:
     """The same prediction, to the bit, from the same latents, timestep and text."""
-    case, table = PIPELINES[host], CASES[host]
+    case = PIPELINES[name]
+    table = CASES[case.host or name]
     model = dataclasses.replace(table, config=table.config | case.config).build()
-    found = first_step(host, model)
+    found = first_step(case, model)
     trained = trainable_host(model)
     text, added = trained.encode_text(found["pipe"], TEXTS, None)
     assert set(added) <= set(trained.conditions)
-    sample = found["sample"]
-    if case.packed:
-        side = case.side // 8
-        sample = unpack(sample, torch.empty(ROWS, sample.shape[2] // 4, side, side))
-        assert torch.equal(pack(sample), found["sample"])
+    assert len(text) == ROWS
+    assert all(len(one) == ROWS for one in added.values())
+    tokens = trained.as_tokens(model, text)
+    assert tokens.shape[-1] == trained.describe(model).cross_attention_dim
+    latents = case.latents(found["sample"])
+    assert torch.equal(case.sample(latents), found["sample"])
     times = torch.as_tensor(found["timestep"]).float().expand(ROWS)
     with torch.no_grad():
-        made = trained.predict(model, sample, times, text, added, case.guidance)
-    expected = found["output"]
-    assert made.shape == sample.shape
-    assert torch.equal(pack(made) if case.packed else made, expected)
+        made = trained.predict(model, latents, times, text, added, case.guidance)
+    assert made.shape == latents.shape
+    assert torch.equal(case.sample(made), found["output"])
+
+    # the shift, which the pipeline derives from the size of the picture
+    scheduler = found["pipe"].scheduler
+    positions = latents.shape[-2] * latents.shape[-1] // trained.patch_size(model) ** 2
+    assert (found["mu"] is not None) == bool(case.options)
+    if case.options:
+        mu = trained.mu(model, scheduler.config, positions)
+        assert mu == pytest.approx(found["mu"], rel=1e-6)
+        schedule = NoiseSchedule.of(scheduler, mu=mu)
+        uniform = torch.arange(1, 1001) / 1000
+        torch.testing.assert_close(schedule.sigma, scheduler.time_shift(mu, 1.0, uniform))
+
+
+@pytest.mark.parametrize("positions", [16, 1024, 4300, 4301, 9216])
+def test_the_shift_of_flux2_at_every_size(positions: int) -> None:
+    from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+
+    mu = trainable_host(CASES["flux2"].build()).mu(None, {}, positions)
+    assert mu == pytest.approx(compute_empirical_mu(positions, 50), rel=1e-9)
 
 
 def test_every_trainable_host_is_compared() -> None:
     transformers = {one.name for one in HOSTS if one.trainable} - {"unet"}
-    assert transformers == set(PIPELINES)
+    assert transformers == {case.host or name for name, case in PIPELINES.items()}
 
 
 # ── gradients ───────────────────────────────────────────────────────────────────────────────────

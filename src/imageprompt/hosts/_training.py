@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 def encode_prompt(pipe: Any, captions: list[str], max_length: int | None, **more: Any) -> Any:
-    """What the pipeline's `encode_prompt` returns for captions, without a negative prompt.
+    """What the pipeline's `encode_prompt` returns for captions, as in a call of the pipeline.
 
-    Raises OptionError for a `max_length` that the pipeline does not know.
+    Without a negative prompt, unless `more` asks for it. Raises OptionError for a `max_length` that
+    calls of the pipeline do not take.
     """
     accepted = inspect.signature(pipe.encode_prompt).parameters
     wanted = {
@@ -26,17 +27,24 @@ def encode_prompt(pipe: Any, captions: list[str], max_length: int | None, **more
         "do_classifier_free_guidance": False,
     }
     required = [one.name for one in list(accepted.values())[1:] if one.default is one.empty]
-    options = dict.fromkeys(required) | more  # prompt_2: the same text as prompt
-    options |= {name: value for name, value in wanted.items() if name in accepted}
-    if max_length is not None:
-        if "max_sequence_length" not in accepted:
-            raise OptionError(
-                f"max_sequence_length: {max_length}",
-                reason=f"{type(pipe).__name__} has no such option",
-                hint="Leave it out.",
-            )
-        options["max_sequence_length"] = max_length
+    options = dict.fromkeys(required)  # prompt_2: the same text as prompt
+    options |= {name: value for name, value in wanted.items() if name in accepted} | more
+    length = sampling_length(pipe)
+    if max_length is not None and length is None:
+        raise OptionError(
+            f"max_sequence_length: {max_length}",
+            reason=f"{type(pipe).__name__} has no such option",
+            hint="Leave it out.",
+        )
+    if length is not None:
+        options["max_sequence_length"] = max_length or length
     return pipe.encode_prompt(captions, **options)
+
+
+def sampling_length(pipe: Any) -> int | None:
+    """The `max_sequence_length` of a call that states none; None: it is no option there."""
+    option = inspect.signature(type(pipe).__call__).parameters.get("max_sequence_length")
+    return None if option is None else option.default
 
 
 def pad_rows(rows: list[Tensor], length: int) -> tuple[Tensor, Tensor]:

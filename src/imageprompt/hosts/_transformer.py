@@ -33,6 +33,8 @@ EncodeText = Callable[[Any, list[str], int | None], "tuple[Tensor, Conditions]"]
 """See `TrainableHost.encode_text`."""
 Predict = Callable[[Any, "Tensor", "Tensor", "Tensor", Conditions, float], "Tensor"]
 """See `TrainableHost.predict`."""
+Mu = Callable[[Any, Any, int], float]
+"""See `TrainableHost.mu`."""
 
 Rows = Literal["picture", "text first", "text by row first", "picture first"]
 """What an attention layer computes: rows of the picture, or those of the text as well, which may
@@ -60,6 +62,14 @@ class Layer:
     """Does the block return (text, picture), so that terms can be added to the latter as well?"""
 
 
+def linear_mu(denoiser: Any, scheduler_config: Any, positions: int) -> float:
+    """Linear in the positions, between the two shifts of the scheduler: FLUX and most others."""
+    stated = scheduler_config.get
+    first, last = stated("base_image_seq_len", 256), stated("max_image_seq_len", 4096)
+    low, high = stated("base_shift", 0.5), stated("max_shift", 1.15)
+    return float(low + (high - low) * (positions - first) / (last - first))
+
+
 @dataclass(frozen=True)
 class Training:
     """How a host is trained on; see `TrainableHost`."""
@@ -70,11 +80,12 @@ class Training:
     tokenizer: str = "tokenizer"
     """The pipeline's component that cuts the text of the states into tokens."""
     max_length: int | None = None
-    """How many of them are read unless the config says; None: the tokenizer's own limit."""
+    """How many of them are read unless the config says; None: as many as in sampling."""
     clip: str = ""
     """The tokenizer of a CLIP whose states are read as well."""
     packed: bool = False
     """Does the pipeline pack 2 x 2 latents into a row?"""
+    mu: Mu = linear_mu
     as_tokens: Callable[[Any, Tensor], Tensor] = lambda denoiser, text: text
 
 
@@ -123,14 +134,21 @@ class TransformerHost(ConfiguredHost):
         return int(stated if isinstance(stated, int) else stated[-1])
 
     def text_limit(self, pipe: Any, max_length: int | None) -> tuple[Any, int]:
+        from imageprompt.hosts._training import sampling_length
+
         training = self._training
         clip, tokenizer = (getattr(pipe, one, None) for one in (training.clip, training.tokenizer))
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
         limit = 0
         if tokenizer is not None:  # SD3 may have no T5
-            limit = int(max_length or training.max_length or tokenizer.model_max_length)
+            stated = max_length or training.max_length or sampling_length(pipe)
+            limit = int(stated or tokenizer.model_max_length)
         if clip is not None and clip.model_max_length > limit:
             return clip, int(clip.model_max_length)
         return tokenizer, limit
+
+    def mu(self, denoiser: Any, scheduler_config: Any, positions: int) -> float:
+        return self._training.mu(denoiser, scheduler_config, positions)
 
     def as_tokens(self, denoiser: Any, text: Tensor) -> Tensor:
         return self._training.as_tokens(denoiser, text)

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.spec import Site
-from imageprompt.hosts._transformer import LatentCalls, Layer, TransformerHost, block_sites
+from imageprompt.hosts._training import encode_prompt
+from imageprompt.hosts._transformer import (
+    LatentCalls,
+    Layer,
+    Training,
+    TransformerHost,
+    block_sites,
+)
+from imageprompt.hosts.contract import Conditions
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PUBLISHED = {
     "num_mmdit_layers": 4,
@@ -35,6 +46,29 @@ def _sites(config: Mapping[str, Any]) -> Iterator[Site]:
     )
 
 
+def _encode_text(pipe: Any, captions: list[str], max_length: int | None) -> Any:
+    """T5's states, zeros after the end of the text."""
+    return encode_prompt(pipe, captions, max_length)[0], {}
+
+
+def _predict(
+    denoiser: Any,
+    latents: Tensor,
+    timesteps: Tensor,
+    text: Tensor,
+    added: Conditions,
+    guidance_scale: float,
+) -> Tensor:
+    """Timesteps from 0 to 1."""
+    prediction: Tensor = denoiser(
+        latents,
+        encoder_hidden_states=text,
+        timestep=timesteps / 1000,
+        return_dict=False,
+    )[0]
+    return prediction
+
+
 HOST = TransformerHost(
     name="auraflow",
     summary="AuraFlowTransformer2DModel: AuraFlow",
@@ -43,4 +77,9 @@ HOST = TransformerHost(
     sites=_sites,
     layers={"joint": Layer(), "joint single": Layer(rows="text first")},
     reader=LatentCalls,
+    training=Training(
+        _encode_text,
+        _predict,
+        as_tokens=lambda denoiser, text: denoiser.context_embedder(text),
+    ),
 )

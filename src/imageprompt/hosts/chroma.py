@@ -45,7 +45,5 @@ HOST = TransformerHost(
     layers=LAYERS,
     reader=lambda config: PackedCalls(timestep=2, ids=3),
     files_of="flux",
-    training=Training(
-        _encode_text, _predict, conditions=("attention_mask",), max_length=512, packed=True
-    ),
+    training=Training(_encode_text, _predict, conditions=("attention_mask",), packed=True),
 )

@@ -120,6 +120,12 @@ class TrainableHost(AttachableHost, Protocol):
     def text_limit(self, pipe: Any, max_length: int | None) -> tuple[Any, int]:
         """The tokenizer of those states, and the number of its tokens that are read."""
 
+    def mu(self, denoiser: Any, scheduler_config: Any, positions: int) -> float:
+        """What the pipeline hands a scheduler with `use_dynamic_shifting`, for so many positions.
+
+        Positions are those of a picture, as the denoiser reads them.
+        """
+
     def as_tokens(self, denoiser: Any, text: Tensor) -> Tensor:
         """Text states as the sites' attention reads them, as wide as image tokens."""
 

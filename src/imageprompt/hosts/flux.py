@@ -95,7 +95,6 @@ HOST = TransformerHost(
         predict_packed,
         conditions=("pooled_projections",),
         tokenizer="tokenizer_2",
-        max_length=512,
         packed=True,
     ),
 )

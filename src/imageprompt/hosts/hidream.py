@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.spec import Arguments, Call, KeywordArguments, Site
-from imageprompt.hosts._transformer import Layer, TransformerHost, block_sites
-from imageprompt.hosts.contract import argument
+from imageprompt.hosts._training import encode_prompt
+from imageprompt.hosts._transformer import (
+    Layer,
+    Training,
+    TransformerHost,
+    block_sites,
+    linear_mu,
+)
+from imageprompt.hosts.contract import Conditions, argument
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PUBLISHED = {
     "num_layers": 16,
@@ -50,6 +60,32 @@ def _reader(config: Mapping[str, Any]) -> Any:
     return read
 
 
+def _encode_text(pipe: Any, captions: list[str], max_length: int | None) -> Any:
+    """T5's states, the pooled ones of two CLIPs, and those of Llama's layers, [n, layers, l, d]."""
+    t5, _, llama, _, pooled, _ = encode_prompt(pipe, captions, max_length)
+    return t5, {"pooled_embeds": pooled, "encoder_hidden_states_llama3": llama.transpose(0, 1)}
+
+
+def _predict(
+    denoiser: Any,
+    latents: Tensor,
+    timesteps: Tensor,
+    text: Tensor,
+    added: Conditions,
+    guidance_scale: float,
+) -> Tensor:
+    """Sampling takes the negative of the output."""
+    prediction: Tensor = denoiser(
+        hidden_states=latents,
+        timesteps=timesteps,
+        encoder_hidden_states_t5=text,
+        encoder_hidden_states_llama3=added["encoder_hidden_states_llama3"].transpose(0, 1),
+        pooled_embeds=added["pooled_embeds"],
+        return_dict=False,
+    )[0]
+    return -prediction
+
+
 HOST = TransformerHost(
     name="hidream",
     summary="HiDreamImageTransformer2DModel: HiDream-I1",
@@ -61,4 +97,12 @@ HOST = TransformerHost(
         "joint single": Layer(queries=("q_rms_norm",), output="to_out", rows="picture first"),
     },
     reader=_reader,
+    training=Training(
+        _encode_text,
+        _predict,
+        conditions=("pooled_embeds", "encoder_hidden_states_llama3"),
+        tokenizer="tokenizer_3",
+        mu=lambda denoiser, _, positions: linear_mu(denoiser, {}, denoiser.max_seq),
+        as_tokens=lambda denoiser, text: denoiser.caption_projection[-1](text),
+    ),
 )

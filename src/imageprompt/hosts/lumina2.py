@@ -6,8 +6,15 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.spec import Arguments, Call, KeywordArguments, Site
-from imageprompt.hosts._transformer import Layer, TransformerHost, block_sites
-from imageprompt.hosts.contract import argument
+from imageprompt.hosts._training import encode_prompt
+from imageprompt.hosts._transformer import (
+    Layer,
+    Training,
+    TransformerHost,
+    block_sites,
+    linear_mu,
+)
+from imageprompt.hosts.contract import Conditions, argument
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,6 +67,44 @@ class _Calls:
         return self._starts
 
 
+def _encode_text(pipe: Any, captions: list[str], max_length: int | None) -> Any:
+    """Gemma's states, and their mask; as in sampling, no instruction goes before an empty text."""
+    import torch
+
+    empty = torch.tensor([not caption for caption in captions])
+    guided = bool(empty.any())
+    states, mask, *null = encode_prompt(
+        pipe, captions, max_length, do_classifier_free_guidance=guided
+    )
+    if guided:
+        states[empty], mask[empty] = (one[empty] for one in null)
+    return states, {"encoder_attention_mask": mask}
+
+
+def _predict(
+    denoiser: Any,
+    latents: Tensor,
+    timesteps: Tensor,
+    text: Tensor,
+    added: Conditions,
+    guidance_scale: float,
+) -> Tensor:
+    """Time runs from 0 (noise) to 1, and sampling takes the negative of the output."""
+    prediction: Tensor = denoiser(
+        hidden_states=latents,
+        timestep=1 - timesteps / 1000,
+        encoder_hidden_states=text,
+        return_dict=False,
+        **added,
+    )[0]
+    return -prediction
+
+
+def _mu(denoiser: Any, scheduler_config: Any, positions: int) -> float:
+    """The pipeline counts the channels of a latent in place of its positions."""
+    return linear_mu(denoiser, scheduler_config, denoiser.config.in_channels)
+
+
 HOST = TransformerHost(
     name="lumina2",
     summary="Lumina2Transformer2DModel: Lumina-Image 2.0",
@@ -68,4 +113,5 @@ HOST = TransformerHost(
     sites=_sites,
     layers={"joint single": Layer(rows="text by row first")},
     reader=_Calls,
+    training=Training(_encode_text, _predict, conditions=("encoder_attention_mask",), mu=_mu),
 )

@@ -90,7 +90,6 @@ HOST = TransformerHost(
         _encode_text,
         _predict,
         conditions=("encoder_attention_mask",),
-        max_length=300,
         as_tokens=_as_tokens,
     ),
 )

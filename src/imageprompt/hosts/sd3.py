@@ -77,7 +77,6 @@ HOST = TransformerHost(
         _predict,
         conditions=("pooled_projections",),
         tokenizer="tokenizer_3",
-        max_length=256,
         clip="tokenizer",
         as_tokens=lambda denoiser, text: denoiser.context_embedder(text),
     ),

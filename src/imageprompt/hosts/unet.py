@@ -130,6 +130,9 @@ class UNetHost:
     def text_limit(self, pipe: Any, max_length: int | None) -> tuple[Any, int]:
         return pipe.tokenizer, int(pipe.tokenizer.model_max_length)
 
+    def mu(self, denoiser: Any, scheduler_config: Any, positions: int) -> float:
+        return 0.0  # pipelines of UNets hand none
+
     def as_tokens(self, denoiser: Any, text: Tensor) -> Tensor:
         return text
 

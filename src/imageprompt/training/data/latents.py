@@ -28,17 +28,23 @@ class LatentScaling:
     shift: float | tuple[float, ...] = 0.0
     random: bool = True
     """Is the output a mean and a log variance, and not the latents themselves?"""
+    patch: int = 1
+    """So many positions on a side become channels of one, before they are scaled (FLUX.2)."""
 
     def channels(self, moments: Tensor) -> int:
-        """The channels of latents of which these are the moments."""
+        """The channels of the noise that makes latents of these moments."""
         return moments.shape[1] // 2 if self.random else moments.shape[1]
 
     def sample(self, moments: Tensor, noise: Tensor) -> Tensor:
-        """Moments [n, 2c, h, w] (mean, log variance) and noise [n, c, h, w] -> float32 latents."""
+        """Moments [n, 2c, h, w] (mean, log variance) and noise [n, c, h, w] -> float32 latents.
+
+        [n, c, h, w] or, with a patch p, [n, p^2 c, h/p, w/p].
+        """
         latents = moments.float()
         if self.random:
             mean, log_variance = latents.chunk(2, dim=1)
             latents = mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * noise
+        latents = torch.nn.functional.pixel_unshuffle(latents, self.patch)
         return (latents - _per_channel(self.shift)) * _per_channel(self.factor)
 
 
@@ -56,7 +62,7 @@ class Vae:
     def of(cls, pipe: Any) -> Vae:
         """Raises WrongBaseError for a base without a VAE."""
         model = getattr(pipe, "vae", None)
-        known = ("scaling_factor", "latents_mean")
+        known = ("scaling_factor", "latents_mean", "batch_norm_eps")
         if model is None or not any(hasattr(model.config, name) for name in known):
             raise WrongBaseError(
                 "this base",
@@ -67,8 +73,13 @@ class Vae:
 
     @property
     def scaling(self) -> LatentScaling:
-        """Per channel for the VAEs of videos (Qwen-Image, Wan), with which pictures are encoded."""
+        """Per channel for the VAEs of videos (Qwen-Image, Wan), and for FLUX.2's batch norm."""
         config = self.model.config
+        if self._patch > 1:
+            norm = self.model.bn
+            deviation = torch.sqrt(norm.running_var.float() + config.batch_norm_eps)
+            mean, factor = norm.running_mean.float().tolist(), (1 / deviation).tolist()
+            return LatentScaling(tuple(factor), tuple(mean), patch=self._patch)
         if self._is_video:
             std = config.latents_std
             return LatentScaling(tuple(1 / one for one in std), tuple(config.latents_mean))
@@ -78,6 +89,11 @@ class Vae:
     @property
     def factor(self) -> int:
         """Pixels per latent along a side."""
+        return self._own_factor * self._patch
+
+    @property
+    def _own_factor(self) -> int:
+        """Pixels per position of the encoder's output along a side."""
         config = self.model.config
         if self._is_video:
             stated = getattr(config, "scale_factor_spatial", None)
@@ -89,13 +105,17 @@ class Vae:
     @property
     def channels(self) -> int:
         """Channels of a latent."""
+        return self._own_channels * self._patch**2
+
+    @property
+    def _own_channels(self) -> int:
         return int(self.model.config.z_dim if self._is_video else self.model.config.latent_channels)
 
     def moment_kind(self, size: Size) -> tuple[torch.dtype, tuple[int, ...]]:
         """Type and shape of the moments of a picture of this size in pixels."""
-        width, height = (side // self.factor for side in size)
+        width, height = (side // self._own_factor for side in size)
         parts = 2 if self.scaling.random else 1
-        return self.model.dtype, (parts * self.channels, height, width)
+        return self.model.dtype, (parts * self._own_channels, height, width)
 
     @torch.no_grad()
     def encode(self, pictures: Sequence[Image]) -> Tensor:
@@ -117,6 +137,12 @@ class Vae:
     @property
     def _is_video(self) -> bool:
         return hasattr(self.model.config, "latents_mean") and hasattr(self.model.config, "z_dim")
+
+    @property
+    def _patch(self) -> int:
+        """FLUX.2 normalises latents after it has made channels of 2 x 2 positions."""
+        config = self.model.config
+        return int(config.patch_size[0]) if hasattr(config, "batch_norm_eps") else 1
 
     @property
     def _is_random(self) -> bool:

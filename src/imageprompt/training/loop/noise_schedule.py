@@ -33,16 +33,17 @@ class NoiseSchedule:
     model_timesteps: Tensor
 
     @classmethod
-    def of(cls, scheduler: Any, *, positions: int = 0, shift: float | None = None) -> NoiseSchedule:
-        """The schedule of a base's scheduler, for pictures of so many rows of the denoiser.
+    def of(cls, scheduler: Any, *, mu: float = 0.0, shift: float | None = None) -> NoiseSchedule:
+        """The schedule of a base's scheduler.
 
-        `shift` replaces the scheduler's own shift of flow matching. Raises OptionError for an
+        `mu` is what the pipeline hands a scheduler whose shift is dynamic; `shift` replaces the
+        scheduler's own shift of flow matching. Raises OptionError for an
         unknown prediction type, and for a shift of another than flow matching.
         """
         config = scheduler.config
         kind = config.get("prediction_type")
         if is_flow(scheduler):
-            own = _shift_of(config, positions) if shift is None else shift
+            own = _shift_of(config, mu) if shift is None else shift
             return cls.flow(config["num_train_timesteps"], own)
         if shift is not None:
             raise OptionError(
@@ -140,16 +141,8 @@ def is_flow(scheduler: Any) -> bool:
     return kind == "flow_prediction" or (kind is None and "shift" in scheduler.config)
 
 
-def _shift_of(config: Any, positions: int) -> float:
-    """The scheduler's shift, as its pipelines set it for a picture's number of positions.
-
-    mu is linear in the positions (FLUX and most others), or grows with their square root (CogView4,
-    whose shifts are "linear"); SD3's shift is e^mu then, CogView4's is mu.
-    """
+def _shift_of(config: Any, mu: float) -> float:
+    """The scheduler's shift: e^mu or, for "linear" shifts, mu itself where it is dynamic."""
     if not config.get("use_dynamic_shifting"):
         return float(config.get("shift") or config.get("flow_shift") or 1.0)
-    first, last = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-    if config.get("time_shift_type") == "linear":
-        return float(math.sqrt(positions / first) * high + low)
-    return math.exp(low + (high - low) * (positions - first) / (last - first))
+    return mu if config.get("time_shift_type") == "linear" else math.exp(mu)

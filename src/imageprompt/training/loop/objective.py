@@ -99,8 +99,10 @@ class Objective:
         again. Raises OptionError for an unknown prediction type.
         """
         height, width = batch.latents.shape[-2:]
-        positions = height * width // trainable_host(denoiser).patch_size(denoiser) ** 2
-        schedule = NoiseSchedule.of(scheduler, positions=positions, shift=self.shift)
+        host = trainable_host(denoiser)
+        positions = height * width // host.patch_size(denoiser) ** 2
+        mu = host.mu(denoiser, scheduler.config, positions)
+        schedule = NoiseSchedule.of(scheduler, mu=mu, shift=self.shift)
         draws = self.draw(batch.latents, schedule, streams)
         with self.loss_from_draws(adapter, denoiser, schedule, batch, nulls, draws) as losses:
             yield losses, draws.times
