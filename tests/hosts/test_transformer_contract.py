@@ -88,3 +88,19 @@ def test_every_tensor_of_the_adapter_gets_a_gradient(rig: Rig) -> None:
         assert weight.grad is not None, name
         assert weight.grad.isfinite().all()
         assert weight.grad.any(), name
+
+
+def test_presets_use_the_roles_that_a_base_states() -> None:
+    rig = Rig(CASES["flux"])
+    prompt = rig.prompt(1)
+    with pytest.raises(ip.ImagePromptError):
+        rig.run(prompt, preset="style transfer")
+    rig.adapter.detach()
+    rig.model.register_to_config(_imageprompt_roles={"style": ["transformer_blocks.1"]})
+    rig.adapter.attach(rig.model)
+    alone = rig.run(prompt, scale={"transformer_blocks.1": 1.0})
+    assert torch.equal(rig.run(prompt, preset="style transfer"), alone)
+    rig.adapter.detach()
+    rig.model.register_to_config(_imageprompt_roles={"style": ["no.such"]})
+    with pytest.raises(ip.ImagePromptError, match="no site is named"):
+        rig.adapter.attach(rig.model)

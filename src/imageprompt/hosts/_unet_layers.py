@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from imageprompt.core.errors import AttachError
 from imageprompt.core.spec import OWN_BASE, AttentionLayer, HostSpec, Role, Shapes, Site, Stage
-from imageprompt.hosts.contract import ROLES_KEY
+from imageprompt.hosts.contract import ROLES_KEY, stated_roles
 
 _WITH_ATTENTION = {"CrossAttnDownBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn"}
 _WITHOUT = {"DownBlock2D", "UpBlock2D", "UNetMidBlock2D", None}
@@ -52,7 +51,6 @@ _BLOCKS = ("down_blocks", "up_blocks", "mid_block")
 """The order in which diffusers registers the blocks of a UNet."""
 _STAGES: tuple[Stage, ...] = ("input", "middle", "output")
 """The order in which a UNet runs."""
-_STATED_ROLES: tuple[Role, ...] = ("style", "layout")
 _NO_CONFIG: Mapping[str, Any] = {}
 
 
@@ -207,7 +205,7 @@ def _roles(names: Sequence[str], config: Mapping[str, Any]) -> Callable[[str], R
     Raises AttachError for a malformed statement.
     """
     stated = config.get(ROLES_KEY)
-    return _roles_by_position(names) if stated is None else _stated_roles(names, stated)
+    return _roles_by_position(names) if stated is None else stated_roles(names, stated)
 
 
 def _roles_by_position(names: Sequence[str]) -> Callable[[str], Role]:
@@ -229,30 +227,3 @@ def _roles_by_position(names: Sequence[str]) -> Callable[[str], Role]:
         return "layout" if name.startswith(layout) else "other"
 
     return role
-
-
-def _stated_roles(names: Sequence[str], stated: Any) -> Callable[[str], Role]:
-    if not isinstance(stated, Mapping) or not set(stated) <= set(_STATED_ROLES):
-        raise _malformed_roles("must map style and layout to lists of sites")
-    roles: dict[str, Role] = {}
-    for role in _STATED_ROLES:
-        paths = stated.get(role, [])
-        if not isinstance(paths, list | tuple) or not all(isinstance(p, str) for p in paths):
-            raise _malformed_roles(f"{role} must be a list of sites")
-        for path in paths:
-            covered = [name for name in names if name == path or name.startswith(f"{path}.")]
-            if not covered:
-                raise _malformed_roles(f"no site is named {path!r} or starts with it")
-            taken = next((name for name in covered if roles.get(name, role) != role), None)
-            if taken:
-                raise _malformed_roles(f"{taken} has two roles")
-            roles.update(dict.fromkeys(covered, role))
-    return lambda name: roles.get(name, "other")
-
-
-def _malformed_roles(reason: str) -> AttachError:
-    return AttachError(
-        f"{ROLES_KEY} in the base's config",
-        reason=reason,
-        hint='Write {"style": ["up_blocks.1"], "layout": ["down_blocks.0"]}, or leave it out.',
-    )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from imageprompt.core.errors import AttachError
-from imageprompt.core.spec import Arguments, HostSpec, KeywordArguments, Shapes, Site
+from imageprompt.core.spec import Arguments, HostSpec, KeywordArguments, Role, Shapes, Site
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -181,6 +181,12 @@ class ConfiguredHost:
                 reason=f"its values describe no model ({error})",
                 hint="Give the config.json of a base.",
             ) from None
+        if (stated := config.get(ROLES_KEY)) is not None:
+            role = stated_roles([site.name for site in sites], stated)
+            sites = tuple(  # blocks run in the order of their sites
+                replace(site, role=role(site.name), transformer_index=index)
+                for index, site in enumerate(sites)
+            )
         return HostSpec(family=self.name, sites=sites)
 
     def from_weights(self, shapes: Shapes) -> HostSpec | None:
@@ -196,3 +202,34 @@ class ConfiguredHost:
     @cached_property
     def _published_spec(self) -> HostSpec:
         return HostSpec(family=self.name, sites=tuple(self.sites(self.published_config)))
+
+
+_STATED_ROLES: tuple[Role, ...] = ("style", "layout")
+
+
+def stated_roles(names: Sequence[str], stated: Any) -> Callable[[str], Role]:
+    """A function from site name to the role that a config states. Raises AttachError."""
+    if not isinstance(stated, Mapping) or not set(stated) <= set(_STATED_ROLES):
+        raise _malformed_roles("must map style and layout to lists of sites")
+    roles: dict[str, Role] = {}
+    for role in _STATED_ROLES:
+        paths = stated.get(role, [])
+        if not isinstance(paths, list | tuple) or not all(isinstance(p, str) for p in paths):
+            raise _malformed_roles(f"{role} must be a list of sites")
+        for path in paths:
+            covered = [name for name in names if name == path or name.startswith(f"{path}.")]
+            if not covered:
+                raise _malformed_roles(f"no site is named {path!r} or starts with it")
+            taken = next((name for name in covered if roles.get(name, role) != role), None)
+            if taken:
+                raise _malformed_roles(f"{taken} has two roles")
+            roles.update(dict.fromkeys(covered, role))
+    return lambda name: roles.get(name, "other")
+
+
+def _malformed_roles(reason: str) -> AttachError:
+    return AttachError(
+        f"{ROLES_KEY} in the base's config",
+        reason=reason,
+        hint='Write {"style": ["up_blocks.1"], "layout": ["down_blocks.0"]}, or leave it out.',
+    )
