@@ -22,6 +22,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--whole", action="store_true", help="only the tests that are samples, whole")
+    parser.addoption("--sampled", action="store_true", help="as with no files named: samples")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests are samples in a run of the whole suite; a file that is named runs as it is."""
+    if config.args_source != pytest.Config.ArgsSource.ARGS and not config.getoption("whole"):
+        config.option.sampled = True  # the workers get it from here
 
 
 @pytest.fixture(scope="session")
@@ -33,10 +40,33 @@ def whole(request: pytest.FixtureRequest) -> bool:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Files with slow tests come first: one that is left for the end would keep a core idle."""
+    everything = list(items)
     if config.getoption("whole"):
-        items[:] = [item for item in items if "whole" in getattr(item, "fixturenames", ())]
+        items[:] = [item for item in items if _is_sample(item)]
+    elif config.getoption("sampled"):
+        items[:] = _samples(items)
+    kept = set(items)
+    if left := [item for item in everything if item not in kept]:
+        config.hook.pytest_deselected(items=left)
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+def _is_sample(item: pytest.Item) -> bool:
+    fixtures = getattr(item, "fixturenames", ())
+    return "whole" in fixtures or item.get_closest_marker("sample") is not None
+
+
+def _samples(items: list[pytest.Item]) -> list[pytest.Item]:
+    """One case in n of the tests marked `sample(n)`, the first and each n-th after it."""
+    found, seen = [], Counter[str]()
+    for item in items:
+        mark = item.get_closest_marker("sample")
+        function = item.nodeid.partition("[")[0]
+        if mark is None or seen[function] % mark.args[0] == 0:
+            found.append(item)
+        seen[function] += 1
+    return found
 
 
 def pytest_collection_finish() -> None:

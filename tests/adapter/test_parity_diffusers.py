@@ -26,6 +26,7 @@ TOLERANCE = 1e-5
 MATTERS = 1e-2  # a parity test means something only where the adapter changes the output
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", ADAPTERS)
 @pytest.mark.parametrize("host", CASES)
 def test_one_reference_with_guidance(host: str, kind: str, tmp_path: Path) -> None:
@@ -46,6 +47,7 @@ def test_every_scale(scale: float, tmp_path: Path) -> None:
     assert difference(rig.ours(inputs, rig.prompt(1), scale=scale), expected) <= TOLERANCE
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", ADAPTERS)
 @pytest.mark.parametrize("host", ["sd15", "sdxl", "motion"])
 def test_several_references_in_one_prompt(host: str, kind: str, tmp_path: Path) -> None:

@@ -202,6 +202,7 @@ def mutation(draw: st.DrawFn) -> Callable[[bytes], bytes]:
     return change
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("maker", MAKERS, ids=lambda maker: maker.__name__)
 def test_mutated_files(maker: Callable[[Path], Path], tmp_path: Path) -> None:
     path = maker(tmp_path)

@@ -82,6 +82,7 @@ def first_step(pipe: Any, case: Case, count: int) -> list[Tensor]:
     return kept[:count]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", RUN)
 def test_contract(name: str) -> None:
     """Scale 0 is the plain pipeline to the bit; with a reference it differs; detach is exact."""
