@@ -1,6 +1,7 @@
 """How fast an adapter learns on the bundled stack: what the training examples reach, and when.
 
-    python benchmarks/learning.py [--example tiny-base|tiny-plus] [--references 96] [--folder DIR]
+    python benchmarks/learning.py [--example tiny-base|tiny-plus|tiny-sd3] [--references 96]
+                                  [--folder DIR]
 
 Draws scenes and trains the unchanged example from scratch (`imageprompt train`; the time includes
 everything it does). The stack's judge then reads the pictures that each checkpoint generates from
@@ -31,6 +32,12 @@ from imageprompt.core import bundled
 from imageprompt.demo import scenes
 
 CHECKPOINTS = 8
+EXAMPLES = {
+    "tiny-base": (bundled.NAME, "base"),
+    "tiny-plus": (bundled.NAME, "plus"),
+    "tiny-sd3": (bundled.SD3, "plus"),
+}
+"""The stack that an example trains on, and the variant."""
 Shares = dict[str, float]
 
 
@@ -92,7 +99,7 @@ def reached(shares: Shares, goal: Shares, control: Shares) -> dict[str, float]:
 def main() -> None:
     """Train, measure, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--example", choices=("tiny-base", "tiny-plus"), default="tiny-plus")
+    parser.add_argument("--example", choices=tuple(EXAMPLES), default="tiny-plus")
     parser.add_argument("--references", type=int, default=96)
     parser.add_argument("--scenes", type=int, default=6000)
     parser.add_argument("--steps", type=int, help="default: the example's")
@@ -104,12 +111,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         spent = train(options.example, folder, options.steps, options.scenes, options.set)
-        argv, sys.argv = sys.argv, ["fidelity", "--count", str(options.references)]
+        stack, variant = EXAMPLES[options.example]
+        flags = ["--stack", stack, "--count", str(options.references)]
+        argv, sys.argv = sys.argv, ["fidelity", *flags]
         bench = fidelity.Bench(fidelity.arguments(), lambda count: None)
         sys.argv = argv
         control = {k: cell["share"] for k, cell in bench.control()["control"].items()}
-        variant = options.example.removeprefix("tiny-")
-        goal = matches(bench, Path(bundled.adapter(variant)))
+        goal = matches(bench, Path(bundled.adapter(variant, stack)))
         rows: list[dict[str, Any]] = []
         saved = sorted((folder / "run" / "checkpoints").iterdir(), key=lambda p: int(p.name[5:]))
         for path in [*saved, folder / "run"]:
