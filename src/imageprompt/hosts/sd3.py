@@ -64,6 +64,14 @@ def _predict(
     return prediction
 
 
+def _as_tokens(denoiser: Any, text: Tensor) -> Tensor:
+    """Every block normalises the embedded text before it reads it."""
+    from torch.nn import functional as F
+
+    embedded = denoiser.context_embedder(text)
+    return F.layer_norm(embedded, embedded.shape[-1:])
+
+
 HOST = TransformerHost(
     name="sd3",
     summary="SD3Transformer2DModel: SD3 and SD3.5",
@@ -78,6 +86,6 @@ HOST = TransformerHost(
         conditions=("pooled_projections",),
         tokenizer="tokenizer_3",
         clip="tokenizer",
-        as_tokens=lambda denoiser, text: denoiser.context_embedder(text),
+        as_tokens=_as_tokens,
     ),
 )
