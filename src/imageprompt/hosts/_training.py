@@ -47,6 +47,19 @@ def sampling_length(pipe: Any) -> int | None:
     return None if option is None else option.default
 
 
+def words_before(tokenizer: Any, text: str) -> int:
+    """The tokens of a text that the pipeline writes before every caption."""
+    return len(tokenizer(text).input_ids) - len(tokenizer("").input_ids)
+
+
+def chat_before(tokenizer: Any, *messages: dict[str, Any], **options: Any) -> int:
+    """The tokens of a chat template before the caption of a user, after these messages."""
+    mark = "caption" * 8
+    chat = [*messages, {"role": "user", "content": mark}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, **options)
+    return words_before(tokenizer, text.partition(mark)[0])
+
+
 def pad_rows(rows: list[Tensor], length: int) -> tuple[Tensor, Tensor]:
     """States [k, d] of several texts as [n, length, d], and their mask, bool [n, length].
 

@@ -81,6 +81,8 @@ class Training:
     """The pipeline's component that cuts the text of the states into tokens."""
     max_length: int | None = None
     """How many of them are read unless the config says; None: as many as in sampling."""
+    reserved: Callable[[Any], int] = lambda pipe: 0
+    """How many of those are no caption's: the words that the pipeline writes before it."""
     clip: str = ""
     """The tokenizer of a CLIP whose states are read as well."""
     packed: bool = False
@@ -142,7 +144,7 @@ class TransformerHost(ConfiguredHost):
         limit = 0
         if tokenizer is not None:  # SD3 may have no T5
             stated = max_length or training.max_length or sampling_length(pipe)
-            limit = int(stated or tokenizer.model_max_length)
+            limit = int(stated or tokenizer.model_max_length) - training.reserved(pipe)
         if clip is not None and clip.model_max_length > limit:
             return clip, int(clip.model_max_length)
         return tokenizer, limit

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.spec import Site
-from imageprompt.hosts._training import encode_prompt
+from imageprompt.hosts._training import chat_before, encode_prompt
 from imageprompt.hosts._transformer import (
     Layer,
     PackedCalls,
@@ -80,6 +80,15 @@ def _predict(
     return prediction.transpose(1, 2).reshape(latents.shape)
 
 
+def _reserved(pipe: Any) -> int:
+    """Mistral's (dev) system message, or what Qwen (klein) reads before a caption."""
+    tokenizer, system = pipe.tokenizer, getattr(pipe, "system_message", None)
+    if system is None:
+        return chat_before(tokenizer, add_generation_prompt=True, enable_thinking=False)
+    inner = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+    return chat_before(inner, {"role": "system", "content": system})
+
+
 def _mu(denoiser: Any, scheduler_config: Any, positions: int) -> float:
     """The pipelines' fit: linear in the positions at 10 and at 200 steps, and between the two."""
     at_200 = 0.00016927 * positions + 0.45666666
@@ -103,6 +112,7 @@ HOST = TransformerHost(
     training=Training(
         _encode_text,
         _predict,
+        reserved=_reserved,
         mu=_mu,
         as_tokens=lambda denoiser, text: denoiser.context_embedder(text),
     ),

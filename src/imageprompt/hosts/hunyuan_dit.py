@@ -101,5 +101,7 @@ HOST = TransformerHost(
     reader=lambda config: LatentCalls(
         config, timestep=(1, "timestep"), text=(2, "encoder_hidden_states")
     ),
-    training=Training(_encode_text, _predict, conditions=_CONDITIONS),
+    training=Training(
+        _encode_text, _predict, conditions=_CONDITIONS, tokenizer="tokenizer_2", max_length=256
+    ),
 )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.spec import Arguments, Call, KeywordArguments, Site
-from imageprompt.hosts._training import encode_prompt
+from imageprompt.hosts._training import encode_prompt, words_before
 from imageprompt.hosts._transformer import (
     Layer,
     Training,
@@ -113,5 +113,11 @@ HOST = TransformerHost(
     sites=_sites,
     layers={"joint single": Layer(rows="text by row first")},
     reader=_Calls,
-    training=Training(_encode_text, _predict, conditions=("encoder_attention_mask",), mu=_mu),
+    training=Training(
+        _encode_text,
+        _predict,
+        conditions=("encoder_attention_mask",),
+        reserved=lambda pipe: words_before(pipe.tokenizer, f"{pipe.system_prompt} <Prompt Start> "),
+        mu=_mu,
+    ),
 )

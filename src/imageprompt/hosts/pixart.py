@@ -41,7 +41,7 @@ def _sites(config: Mapping[str, Any]) -> Iterator[Site]:
 
 def _encode_text(pipe: Any, captions: list[str], max_length: int | None) -> Any:
     """T5's states, and their mask."""
-    states, mask, *_ = encode_prompt(pipe, captions, max_length)
+    states, mask, *_ = encode_prompt(pipe, captions, max_length, clean_caption=True)
     return states, {"encoder_attention_mask": mask}
 
 

@@ -90,6 +90,7 @@ HOST = TransformerHost(
         _encode_text,
         _predict,
         conditions=("encoder_attention_mask",),
+        reserved=lambda pipe: 1,
         as_tokens=_as_tokens,
     ),
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.errors import AttachError
 from imageprompt.core.spec import Arguments, Call, KeywordArguments, Site
-from imageprompt.hosts._training import encode_prompt, pad_rows
+from imageprompt.hosts._training import chat_before, encode_prompt, pad_rows
 from imageprompt.hosts._transformer import Layer, Training, TransformerHost, block_sites
 from imageprompt.hosts.contract import Conditions, argument
 
@@ -95,5 +95,13 @@ HOST = TransformerHost(
     sites=_sites,
     layers={"joint single": Layer(rows="picture first")},
     reader=lambda config: _read,
-    training=Training(_encode_text, _predict, conditions=("cap_mask",), max_length=MAX_LENGTH),
+    training=Training(
+        _encode_text,
+        _predict,
+        conditions=("cap_mask",),
+        max_length=MAX_LENGTH,
+        reserved=lambda pipe: chat_before(
+            pipe.tokenizer, add_generation_prompt=True, enable_thinking=True
+        ),
+    ),
 )

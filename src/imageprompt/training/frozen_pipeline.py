@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from imageprompt.core.errors import OptionError
+from imageprompt.core.errors import OptionError, WrongBaseError
 from imageprompt.encoding.encoders import Encoder, open_encoder
 from imageprompt.hosts import TrainableHost, denoiser_of, trainable_host
 from imageprompt.loading import (
@@ -24,6 +24,7 @@ from imageprompt.loading import (
     stated_text_tokens,
     usable_device,
 )
+from imageprompt.training.data.latents import Vae
 
 Precision = Literal["no", "fp16", "bf16"]
 _DTYPES = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -61,7 +62,7 @@ class FrozenPipeline:
 
         `encoder` None is the base's own image encoder, if it has one. `gradient_checkpointing`
         reduces memory at the cost of time, `int8` halves that of the denoiser's linear layers.
-        Raises NotFoundError, WrongBaseError, EncoderError, OptionError.
+        Raises NotFoundError, WrongBaseError, AttachError, EncoderError, OptionError.
         """
         if precision not in _DTYPES:
             raise OptionError(
@@ -74,6 +75,7 @@ class FrozenPipeline:
         dtype: torch.dtype = getattr(torch, _DTYPES[precision])
         denoiser: Any = denoiser_of(pipe)
         host = trainable_host(denoiser)
+        _check_trainable(pipe, denoiser, host)
         _keep_vae_in_float32(pipe, folder)
         if denoiser.dtype is not dtype:
             denoiser.to(dtype)
@@ -98,7 +100,7 @@ class FrozenPipeline:
 
             activation_checkpointing.enable_selective_checkpointing(denoiser)
         elif gradient_checkpointing:
-            denoiser.enable_gradient_checkpointing()
+            _enable_checkpointing(denoiser)
         max_length = max_length or stated_text_tokens(pipe)
         return cls(pipe, denoiser, pipe.scheduler, image_encoder, host, max_length)
 
@@ -165,6 +167,37 @@ class FrozenPipeline:
     def conditions(self) -> tuple[str, ...]:
         """The names of the conditions that `encode_text` may return."""
         return self.host.conditions
+
+
+def _check_trainable(pipe: Any, denoiser: Any, host: TrainableHost) -> None:
+    """Raises WrongBaseError for a base that shares its steps, or reads more than noisy latents."""
+    name = type(pipe).__name__
+    if getattr(pipe, "transformer_2", None) is not None:
+        raise WrongBaseError(
+            f"a {name} with two transformers",
+            reason="each runs a part of the steps, and an adapter is trained on all of them",
+            hint="Train on a base with one transformer.",
+        )
+    if getattr(pipe, "vae", None) is None:
+        return
+    own, read = Vae.of(pipe).channels, denoiser.config.in_channels
+    if read not in (own, own * host.patch_size(denoiser) ** 2):
+        raise WrongBaseError(
+            f"a {name} whose denoiser reads {read} channels",
+            reason=f"latents have {own}: it reads another picture or a mask beside them",
+            hint="Train on the base for text to picture.",
+        )
+
+
+def _enable_checkpointing(denoiser: Any) -> None:
+    try:
+        denoiser.enable_gradient_checkpointing()
+    except ValueError:
+        raise OptionError(
+            f"gradient_checkpointing on a {type(denoiser).__name__}",
+            reason="diffusers has none for this model",
+            hint="Leave it out; use a smaller resolution or batch_size.",
+        ) from None
 
 
 def _keep_vae_in_float32(pipe: Any, folder: Path | None) -> None:

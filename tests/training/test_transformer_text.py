@@ -1,0 +1,120 @@
+"""Training on transformers: text is encoded as in a call of the pipeline, an empty one as well."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import text_encoders
+from imageprompt.hosts import trainable_host
+from imageprompt.training.frozen_pipeline import FrozenPipeline
+from training_pipelines import PIPELINES, ROWS, TEXTS, first_step
+from transformers_table import CASES
+
+LENGTH = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Tiny text encoders of a pipeline, and what its call needs to have a negative side."""
+
+    parts: Any
+    call: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
+    length: int | None = LENGTH
+    guidance: float = 4.0
+    order: str = "np"
+    """Rows that one call of the denoiser reads; two words where each side has its own call."""
+
+
+START = 36
+"""Tokens of Qwen-Image's template before a caption, of the tiny tokenizer."""
+TRUE = {"true_cfg_scale": 2.0, "negative_prompt": ["", ""]}
+TABLE = {
+    "flux": Text(parts=text_encoders.flux, call=TRUE, guidance=2.5, order="p n", length=20),
+    "chroma": Text(parts=text_encoders.t5, order="p n"),
+    "bria": Text(parts=text_encoders.t5),
+    "sd3": Text(parts=text_encoders.sd3, length=20),
+    "pixart": Text(parts=text_encoders.t5),
+    "hunyuan-dit": Text(
+        parts=text_encoders.hunyuan, config={"text_len": 77, "text_len_t5": 256}, length=None
+    ),
+    "sana": Text(parts=text_encoders.gemma),
+    "auraflow": Text(parts=text_encoders.t5),
+    "cogview4": Text(parts=text_encoders.glm, order="p n", length=16),
+    "wan": Text(parts=text_encoders.umt5, order="p n", length=None),
+    "qwen-image": Text(
+        parts=text_encoders.qwen,
+        call=TRUE,
+        order="p n",
+        attributes={"prompt_template_encode_start_idx": START},
+    ),
+    "z-image": Text(parts=text_encoders.qwen, order="pn"),
+    "lumina2": Text(parts=text_encoders.gemma, order="p n", length=40),
+    "flux2 klein": Text(
+        parts=lambda: text_encoders.qwen(28, 16), config={"joint_attention_dim": 48}, order="p n"
+    ),
+    "hidream": Text(parts=text_encoders.hidream),
+}
+
+
+def listen(model: Any) -> list[Tensor]:
+    """The outputs of the denoiser's calls."""
+    heard: list[Tensor] = []
+
+    def hear(_: Any, __: Any, output: Any) -> None:
+        rows = output[0]
+        heard.append(torch.stack(list(rows)) if isinstance(rows, list) else rows)
+
+    model.register_forward_hook(hear)
+    return heard
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_text_is_encoded_as_in_sampling(name: str) -> None:
+    """Two texts of different lengths, and the empty one of the negative side."""
+    text, pipeline = TABLE[name], PIPELINES[name]
+    length = {} if text.length is None else {"max_sequence_length": text.length}
+    case = dataclasses.replace(
+        pipeline,
+        parts=text.parts,
+        call={**pipeline.call, **text.call, **length},
+        attributes={**pipeline.attributes, **text.attributes},
+        guidance=text.guidance,
+        config={**pipeline.config, **text.config},
+    )
+    table = CASES[case.host or name]
+    model = dataclasses.replace(table, config=table.config | case.config).build()
+    heard = listen(model)
+    found = first_step(case, model)
+    rows = torch.cat(heard)
+    sides = dict(zip(text.order.replace(" ", ""), rows.split(ROWS), strict=True))
+
+    base = FrozenPipeline(
+        found["pipe"], model, found["pipe"].scheduler, None, trainable_host(model), text.length
+    )
+    latents = case.latents(found["sample"])
+    times = torch.as_tensor(found["timestep"]).float().expand(ROWS)
+    for side, captions in (("p", TEXTS), ("n", [""] * ROWS)):
+        heard.clear()
+        states, added = base.encode_text(captions)
+        with torch.no_grad():
+            base.host.predict(model, latents, times, states, added, text.guidance)
+        torch.testing.assert_close(heard[0], sides[side], atol=2e-5, rtol=2e-5)
+    assert not torch.allclose(sides["p"], sides["n"], atol=1e-4), "the text is not heard"
+
+    # the longest caption that is read whole
+    tokenizer, limit = base.text_limit
+    count = limit - len(tokenizer("").input_ids)
+    whole = " ".join(["a"] * (count - 1) + ["red"])
+    assert len(tokenizer(whole).input_ids) == limit
+    states, added = base.encode_text([whole, f"{whole} star", f"{whole[:-3]}blue"])
+    for one in (states, *added.values()):
+        torch.testing.assert_close(one[0], one[1], atol=1e-5, rtol=1e-5)
+    assert any(not torch.allclose(one[0], one[2], atol=1e-4) for one in (states, *added.values()))
