@@ -10,9 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+import imageprompt as ip
 import text_encoders
 from imageprompt.hosts import trainable_host
+from imageprompt.training.config.config import ConditionDropout
+from imageprompt.training.data.dataset import Batch, RandomStreams
 from imageprompt.training.frozen_pipeline import FrozenPipeline
+from imageprompt.training.loop.objective import NullConditions, Objective
 from training_pipelines import PIPELINES, ROWS, TEXTS, first_step
 from transformers_table import CASES
 
@@ -76,6 +80,47 @@ def listen(model: Any) -> list[Tensor]:
     return heard
 
 
+class Encoder:
+    """What `Adapter.create` asks of an encoder."""
+
+    fingerprint, image_size = "none", 8
+
+    def width(self, feature: object) -> int:
+        return 8
+
+    def encode(self, pictures: Any, feature: Any) -> Tensor:
+        raise NotImplementedError
+
+    encode_null = encode
+
+
+def check_step(base: FrozenPipeline, latents: Tensor) -> None:
+    """A step from these captions changes every site's V', with one caption dropped."""
+    kind: Any = Encoder()
+    base.denoiser.requires_grad_(False)
+    adapter = ip.Adapter.create(
+        "plus", denoiser=base.denoiser, encoder=kind, num_tokens=2, depth=1, heads=1, inner_dim=8
+    )
+    adapter.module.requires_grad_(True)
+    (text, added), (null_text, null_added) = base.encode_text(TEXTS), base.encode_text([""])
+    features = torch.linspace(-1, 1, 48).reshape(ROWS, 3, 8)
+    batch = Batch(latents, text, features, added)
+    nulls = NullConditions(null_text, features[:1] * 0, null_added)
+    objective = Objective(dropout=ConditionDropout(0.0, 0.5, 0.0))
+    adapter.attach(base.denoiser)
+    streams = RandomStreams(range(ROWS))
+    with objective.loss(adapter, base.denoiser, base.scheduler, batch, nulls, streams) as (
+        losses,
+        _,
+    ):
+        losses.mean().backward()
+    adapter.detach()
+    assert bool(torch.isfinite(losses).all())
+    values = [one.grad for name, one in adapter.module.named_parameters() if "to_v_ip" in name]
+    assert len(values) == len(base.host.describe(base.denoiser).sites)
+    assert all(one is not None and bool(one.abs().sum() > 0) for one in values)
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_text_is_encoded_as_in_sampling(name: str) -> None:
     """Two texts of different lengths, and the empty one of the negative side."""
@@ -108,6 +153,8 @@ def test_text_is_encoded_as_in_sampling(name: str) -> None:
             base.host.predict(model, latents, times, states, added, text.guidance)
         torch.testing.assert_close(heard[0], sides[side], atol=2e-5, rtol=2e-5)
     assert not torch.allclose(sides["p"], sides["n"], atol=1e-4), "the text is not heard"
+
+    check_step(base, latents)
 
     # the longest caption that is read whole
     tokenizer, limit = base.text_limit
