@@ -118,6 +118,8 @@ class LayerSite:
         self.layer, self.heads = layer, heads
         self.places = {place.entry: place for place in places}
         self._queries: Tensor | None = None
+        self._acting: tuple[Entry, ...] = ()
+        """Where a prompt acts in the call whose queries were heard."""
         self._rotary: tuple[Tensor, Tensor] | None = None
         self._own: dict[str, Tensor] = {}
 
@@ -143,9 +145,9 @@ class LayerSite:
 
     def hear(self, _: nn.Module, args: Any, output: Tensor) -> None:
         """Hook after the module that returns the queries."""
-        acts = any(place.acts for place in self.places.values())
+        self._acting = tuple([entry for entry, place in self.places.items() if place.acts])
         self._queries = None
-        if acts:
+        if self._acting:
             self._queries = self._by_head(output.clone() if self.layer.in_place else output)
 
     def hear_rotary(self, _: nn.Module, args: Any, kwargs: Any) -> None:
@@ -174,10 +176,14 @@ class LayerSite:
 
     def _added(self, entry: Entry) -> Tensor | None:
         place = self.places.get(entry)
-        if place is None or not place.acts:
+        if place is None:
             return None
         if self._queries is None:
-            raise _unheard(" or ".join(self.layer.queries))
+            if place.acts:
+                raise _unheard(" or ".join(self.layer.queries))
+            return None
+        if entry not in self._acting:
+            return None
         q = self._rotated(self._queries) if entry == "all rows rotated" else self._queries
         return place.added(q, self.layer.rows)
 
