@@ -21,6 +21,7 @@ from bundled_stack.base import Captions
 from bundled_stack.export import pipeline
 from bundled_stack.latents import load_latents
 from imageprompt.demo import scenes
+from imageprompt.hosts import trainable_host
 from imageprompt.training.config.config import ConditionDropout, Timesteps, TrainingConfig
 from imageprompt.training.data.dataset import Batch, Dataset, RandomStreams, indices_at
 from imageprompt.training.init import choose_states, fit_projector_to_captions
@@ -49,8 +50,6 @@ class TrainableBase:
     denoiser: Any
     image_encoder: Any
     encode_text: Callable[[list[str]], TextStates]
-    as_tokens: Callable[[Tensor], Tensor]
-    """Text states [n, l, d] as its attention reads them, as wide as image tokens."""
     rate: float
     timesteps: Timesteps
     init: Literal["copy", "zero"] | None = None
@@ -69,9 +68,7 @@ def unet_base(work: Path) -> TrainableBase:
 
     # the outline is decided in the first steps of sampling, where there is little but noise
     times = Timesteps(uniform=0.35, mean=1.6, std=1.2)
-    return TrainableBase(
-        pipe, pipe.unet, pipe.image_encoder, encode, lambda states: states, 9e-4, times
-    )
+    return TrainableBase(pipe, pipe.unet, pipe.image_encoder, encode, 9e-4, times)
 
 
 class SceneDataset(Dataset):
@@ -128,10 +125,10 @@ class SceneDataset(Dataset):
         """Features of the references of a step, and the text states of their full captions."""
         indices = indices_at(step, WARM_START_BATCH, len(self), seed=1)
         lines = [scenes.caption(self.scenes[index]) for index in indices.tolist()]
-        states, _ = self.base.encode_text(lines)
+        chosen = choose_states(self.base.encode_text(lines)[0], FULL_CAPTION, tokens)
+        denoiser = self.base.denoiser
         with torch.no_grad():
-            chosen = self.base.as_tokens(choose_states(states, FULL_CAPTION, tokens))
-        return self.same[indices].float(), chosen
+            return self.same[indices].float(), trainable_host(denoiser).as_tokens(denoiser, chosen)
 
 
 def train(base: TrainableBase, work: Path, variant: str, steps: int, batch: int = 32) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from bundled_stack import adapters
 from bundled_stack.sd3.base import PlainAttention
@@ -28,16 +26,11 @@ def sd3_base(work: Path) -> adapters.TrainableBase:
         tokens, pooled = encoder(lines)
         return tokens, {"pooled_projections": pooled}
 
-    def as_tokens(states: Tensor) -> Tensor:
-        embedded = pipe.transformer.context_embedder(states)
-        return F.layer_norm(embedded, embedded.shape[-1:])  # as every block normalises them
-
     return adapters.TrainableBase(
         pipe,
         pipe.transformer,
         tower.eval().requires_grad_(False),
         encode,
-        as_tokens,
         rate=1.5e-3,
         timesteps=Timesteps(uniform=0.35, mean=1.0, std=1.2),
         init="copy",
