@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from imageprompt.core.errors import OptionError, WrongBaseError
+from imageprompt.training.data.feature_extractors import FeatureExtractors
 from imageprompt.training.data.latents import Vae
 from imageprompt.training.data.views import to_pixels
 from imageprompt.training.frozen_pipeline import FrozenPipeline
+from imageprompt.variants import VARIANTS
 from transformer_pipelines import flux2_vae, picture, vae, video_vae
 from transformers_table import CASES
 
@@ -102,8 +104,9 @@ def test_a_base_that_reads_more_than_latents_is_refused() -> None:
     case = CASES["flux"]
     model = diffusers.FluxTransformer2DModel(**case.config | {"in_channels": 24})
     pipe = pipeline("FluxFillPipeline", transformer=model, vae=vae(1))
+    base = FrozenPipeline.load(pipe, precision="no")
     with pytest.raises(WrongBaseError, match="24 channels"):
-        FrozenPipeline.load(pipe, precision="no")
+        FeatureExtractors(base, VARIANTS["plus"])
 
 
 def test_checkpointing_that_a_model_has_not_is_an_error() -> None:

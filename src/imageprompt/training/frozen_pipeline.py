@@ -24,7 +24,6 @@ from imageprompt.loading import (
     stated_text_tokens,
     usable_device,
 )
-from imageprompt.training.data.latents import Vae
 
 Precision = Literal["no", "fp16", "bf16"]
 _DTYPES = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -75,7 +74,7 @@ class FrozenPipeline:
         dtype: torch.dtype = getattr(torch, _DTYPES[precision])
         denoiser: Any = denoiser_of(pipe)
         host = trainable_host(denoiser)
-        _check_trainable(pipe, denoiser, host)
+        _check_one_transformer(pipe)
         _keep_vae_in_float32(pipe, folder)
         if denoiser.dtype is not dtype:
             denoiser.to(dtype)
@@ -169,23 +168,12 @@ class FrozenPipeline:
         return self.host.conditions
 
 
-def _check_trainable(pipe: Any, denoiser: Any, host: TrainableHost) -> None:
-    """Raises WrongBaseError for a base that shares its steps, or reads more than noisy latents."""
-    name = type(pipe).__name__
+def _check_one_transformer(pipe: Any) -> None:
     if getattr(pipe, "transformer_2", None) is not None:
         raise WrongBaseError(
-            f"a {name} with two transformers",
+            f"a {type(pipe).__name__} with two transformers",
             reason="each runs a part of the steps, and an adapter is trained on all of them",
             hint="Train on a base with one transformer.",
-        )
-    if getattr(pipe, "vae", None) is None:
-        return
-    own, read = Vae.of(pipe).channels, denoiser.config.in_channels
-    if read not in (own, own * host.patch_size(denoiser) ** 2):
-        raise WrongBaseError(
-            f"a {name} whose denoiser reads {read} channels",
-            reason=f"latents have {own}: it reads another picture or a mask beside them",
-            hint="Train on the base for text to picture.",
         )
 
 

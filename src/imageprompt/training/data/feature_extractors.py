@@ -14,10 +14,11 @@ from torch import Tensor
 
 from imageprompt.checkpoint.identify.identify import identify
 from imageprompt.checkpoint.read.open import locate_adapter, open_source
-from imageprompt.core.errors import EncoderError, OptionError, PictureError
+from imageprompt.core.errors import EncoderError, OptionError, PictureError, WrongBaseError
 from imageprompt.core.fingerprint import fingerprint
 from imageprompt.core.spec import Feature, ImageFeature, NullRule
 from imageprompt.encoding.encoders import Encoder
+from imageprompt.hosts import denoiser_of
 from imageprompt.training.config.config import TrainingConfig
 from imageprompt.training.data.dataset import Features
 from imageprompt.training.data.latents import Vae
@@ -69,13 +70,15 @@ class FeatureExtractors:
     ) -> None:
         """`feature` is another one than the variant's own.
 
-        Raises WrongBaseError for a base without a VAE, EncoderError without an encoder or for one
+        Raises WrongBaseError for a base without a VAE, or whose denoiser reads more than its
+        latents, EncoderError without an encoder or for one
         that does not make the feature.
         """
         self.feature: Feature = feature or variant.feature
         self.null_rule: NullRule = variant.null_rule
         self._base = base
         self.vae = Vae.of(base.pipe)
+        _check_channels(base, self.vae.channels)
         if base.encoder is None and self.reads_pictures:
             raise EncoderError(
                 "no image encoder",
@@ -222,6 +225,18 @@ def feature_to_read(config: TrainingConfig) -> Feature:
             hint="Leave `feature` out, or start from new weights.",
         )
     return found.spec.feature
+
+
+def _check_channels(base: FrozenModels, own: int) -> None:
+    """Raises WrongBaseError if the denoiser reads other channels than those of latents."""
+    config = getattr(denoiser_of(base.pipe), "config", {})
+    read = config.get("in_channels", own)
+    if read not in (own, own * base.patch_size**2):
+        raise WrongBaseError(
+            f"a {type(base.pipe).__name__} whose denoiser reads {read} channels",
+            reason=f"latents have {own}: it reads another picture or a mask beside them",
+            hint="Train on the base for text to picture.",
+        )
 
 
 def combine_features(feature: Feature, encoded: Tensor | None, faces: Tensor | None) -> Features:
