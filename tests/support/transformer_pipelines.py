@@ -444,16 +444,12 @@ PIPELINES: dict[str, Case] = {
         config={"guidance_embeds": True},
         parts={"scheduler": scheduler("SCMScheduler")},
         call=_SANA,
-        schedule="",
-        note="a schedule is not tried",
     ),
     "SanaSprintImg2ImgPipeline": _sana(
         "p",
         config={"guidance_embeds": True},
         parts={"scheduler": scheduler("SCMScheduler")},
         call={**_SANA, **_IMAGE, "strength": 1.0, "num_inference_steps": 2},
-        schedule="",
-        note="as above",
     ),
     "SanaControlNetPipeline": _sana(
         parts={"controlnet": sana_controlnet}, call={**_SANA, **_CONTROL}

@@ -155,8 +155,8 @@ class AttentionState:
         witness = None
         if active and not is_view(call.timestep):  # FLUX passes a number of its own
             witness = find_witness(denoiser, call.text)
-        told = None if witness is None else witness.timestep
-        if not self._tracker.update(call.timestep if told is None else told):
+        told = (None, None) if witness is None else (witness.timestep, witness.timesteps)
+        if not self._tracker.update(call.timestep if told[0] is None else told[0], told[1]):
             self.epoch += 1
         if active:
             self.check()

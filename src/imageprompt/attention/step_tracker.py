@@ -35,6 +35,8 @@ class Loop:
     def __init__(self, timestep: Tensor) -> None:
         self.layouts = LayoutCache()
         self._schedule: Any = StorageWeakRef(timestep.untyped_storage())  # type: ignore[no-untyped-call]
+        self.end: int | None = None
+        """The entry after its last one; None: it runs to the end of the schedule."""
         self._begin(int(timestep.storage_offset()), backwards=False)
 
     def _begin(self, offset: int, *, backwards: bool) -> None:
@@ -60,7 +62,7 @@ class Loop:
     def position(self, timestep: Tensor) -> StepPosition:
         """The step of the last call; this reads the schedule from the device once."""
         if self._step_indices is None:
-            self._step_indices = step_indices(_read_from(timestep, self._first))
+            self._step_indices = step_indices(_read_from(timestep, self._first, self.end))
         return StepPosition(
             self._step_indices[self.offset - self._first], max(self._step_indices) + 1
         )
@@ -73,7 +75,7 @@ class StepTracker:
     their own start. Steps are the distinct timesteps from there to the end of the schedule: two
     calls at one timestep (Heun, PNDM) are the same step. Where a loop stops before its schedule
     ends (`denoising_end`; IPNDM, which keeps one timestep more than it runs), the steps that it
-    leaves out are counted too.
+    leaves out are counted too, unless the pipeline's own list of timesteps is told.
 
     Loops over different schedules may take turns: each keeps its own step. A timestep that is not
     a view into a schedule tells no step; a rising number begins a new loop.
@@ -96,11 +98,17 @@ class StepTracker:
         """What the step of the last call is known by; None if it cannot be read."""
         return self._number if self._loop is None else self._loop.offset
 
-    def update(self, timestep: object) -> bool:
-        """Read the timestep of a call; returns False if the call begins a new loop."""
+    def update(self, timestep: object, timesteps: object = None) -> bool:
+        """Read the timestep of a call; returns False if the call begins a new loop.
+
+        `timesteps` are those that the loop runs through, if the pipeline tells; a view.
+        """
         self._timestep = timestep
         if isinstance(timestep, Tensor) and is_view(timestep):
-            return self._update_from_view(timestep)
+            continues = self._update_from_view(timestep)
+            assert self._loop is not None
+            self._loop.end = _end(timesteps, timestep)
+            return continues
         self._loop = None
         before, self._number = self._number, _as_number(timestep)
         continues = before is None or self._number is None or self._number <= before
@@ -210,8 +218,20 @@ def _count_entries(timestep: Tensor) -> int:
     return int(timestep.untyped_storage().nbytes()) // timestep.element_size()
 
 
-def _read_from(timestep: Tensor, first: int) -> list[float]:
-    """The schedule from entry `first` to its end; this reads the device."""
-    count = _count_entries(timestep) - first
+def _end(timesteps: object, timestep: Tensor) -> int | None:
+    """The entry after the last of `timesteps`, if `timestep` is one of them: SCM's loop leaves
+    out the last of its schedule."""
+    if not isinstance(timesteps, Tensor) or timesteps.ndim != 1:
+        return None
+    if _memory(timesteps) != _memory(timestep) or timesteps.stride() != (1,):
+        return None
+    first = int(timesteps.storage_offset())
+    end = first + timesteps.numel()
+    return end if first <= timestep.storage_offset() < end else None
+
+
+def _read_from(timestep: Tensor, first: int, end: int | None) -> list[float]:
+    """The schedule from entry `first` to `end`, or to its own; this reads the device."""
+    count = (_count_entries(timestep) if end is None else end) - first
     values: list[float] = timestep.detach().as_strided((count,), (1,), first).tolist()
     return values

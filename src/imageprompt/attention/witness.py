@@ -44,6 +44,8 @@ class Witness:
     """Does the pipeline keep a negative text apart from the positive one?"""
     timestep: object = None
     """The timestep of this step: a view into the schedule, or None."""
+    timesteps: object = None
+    """The timesteps that the pipeline runs through, a view into the schedule, or None."""
     texts: int | None = None
     """The number of text prompts."""
     images: int | None = None
@@ -108,6 +110,7 @@ def _ask(pipe: Any, frame: FrameType, text: object) -> Witness:
         side=_side(local, text),
         two_texts=local.get("negative_prompt_embeds") is not None,
         timestep=_timestep(pipe, local),
+        timesteps=local.get("timesteps"),
     )
 
 
