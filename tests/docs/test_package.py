@@ -56,7 +56,7 @@ def test_unwanted_packages_are_not_needed() -> None:
     assert not any(name.startswith(("nvidia", "cuda")) for name in found)
 
 
-@pytest.mark.parametrize("stack", [bundled.NAME])
+@pytest.mark.parametrize("stack", bundled.FOLDERS)
 def test_a_bundled_stack_is_in_the_package_and_small(stack: str) -> None:
     folder = bundled.folder(stack)
     assert folder.is_relative_to(Path(bundled.__file__).parents[1])
@@ -105,7 +105,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert {name for name in names if name.startswith("imageprompt/")} == sources
     for stack in bundled.FOLDERS.values():
         inside = f"imageprompt/demo/{stack}"
-        assert f"{inside}/model_index.json" in names
+        assert {f"{inside}/model_index.json", f"{inside}/adapters/plus.safetensors"} <= names
     assert {"imageprompt/py.typed", f"{info}/licenses/LICENSE"} <= names
     assert sizes < 2 * BUNDLED_LIMIT
 
