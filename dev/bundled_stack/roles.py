@@ -13,7 +13,7 @@ from imageprompt.hosts.contract import ROLES_KEY
 
 
 def state_roles(folder: Path, count: int) -> dict[str, list[str]]:
-    """Write the roles into the UNet's config, which presets and `scale={"style": 1}` follow.
+    """Write the roles into the denoiser's config, which presets and `scale={"style": 1}` follow.
 
     If the probe finds none, nothing is written, and the position of a site decides its role.
     """
@@ -28,7 +28,8 @@ def state_roles(folder: Path, count: int) -> dict[str, list[str]]:
         batch_size=16,
     )
     if result.roles:
-        path = folder / "unet" / "config.json"
+        denoiser = "transformer" if (folder / "transformer").is_dir() else "unet"
+        path = folder / denoiser / "config.json"
         config = json.loads(path.read_text(encoding="utf-8")) | {ROLES_KEY: result.roles}
         with write_atomically(path) as temporary:
             temporary.write_text(json.dumps(dict(sorted(config.items())), indent=2) + "\n")

@@ -23,7 +23,7 @@ from imageprompt.evaluation.probing.measures import (
     picture_statistics,
     to_lab,
 )
-from imageprompt.evaluation.probing.run import shorten_paths, site_paths
+from imageprompt.evaluation.probing.run import group_paths, shorten_paths, site_paths
 from imageprompt.evaluation.probing.shares import Bootstrap, interval, role
 from imageprompt.hosts.unet import FAMILIES, HOST
 
@@ -142,6 +142,26 @@ def test_site_paths_and_their_short_names() -> None:
         assert shorten_paths(["mid_block.attentions.0"], spec.sites) == ["mid_block"]
 
 
+def test_blocks_of_a_transformer_are_grouped() -> None:
+    """Both layers of a block of SD3.5 are one part; FLUX's 57 blocks are twelve groups."""
+    from imageprompt.hosts import flux, sd3
+
+    config = {**sd3.PUBLISHED, "dual_attention_layers": (0, 1)}
+    names = site_paths(tuple(sd3.HOST.sites(config)), each=False)
+    assert names == [f"transformer_blocks.{i}" for i in range(config["num_layers"])]
+    assert group_paths(names[:16]) == {name: [name] for name in names[:16]}
+    sites = tuple(flux.HOST.sites(flux.PUBLISHED))
+    groups = group_paths(site_paths(sites, each=False))
+    assert list(groups)[:1] == ["transformer_blocks.0-4"]
+    assert list(groups)[-1] == "single_transformer_blocks.35-37"
+    assert len(groups) == 12
+    paths = [path for group in groups.values() for path in group]
+    assert [f"{path}.attn" for path in paths] == [site.name for site in sites]
+    assert (
+        shorten_paths(groups["transformer_blocks.0-4"], sites) == groups["transformer_blocks.0-4"]
+    )
+
+
 # ── a run ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -163,6 +183,26 @@ def test_it_finds_the_sites_of_the_bundled_base(found: tuple[dict[str, Any], Pat
     assert abs(carried["mid_block.attentions.0"]["colour"]["value"]) < 0.1
     assert rows["all sites"]["cosine"] > rows["no site"]["cosine"] + 0.2
     assert rows["all sites"]["matches"]["colour"] > rows["no site"]["matches"]["colour"]
+
+
+def test_it_measures_the_blocks_of_a_transformer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bundled SD3, with a random adapter and as few pictures as possible."""
+    from diffusers import SD3Transformer2DModel
+
+    stack = bundled.folder(bundled.SD3)
+    transformer = SD3Transformer2DModel.from_pretrained(stack, subfolder="transformer")
+    encoder = stack / "image_encoder"
+    adapter = ip.Adapter.create("base", denoiser=transformer, encoder=encoder)
+    adapter.save(path := tmp_path / "random.safetensors")
+    options = ["--base", bundled.SD3, "--adapter", str(path), "--count", "2", "--steps", "1"]
+    assert cli.main(["probe", *options, "--json", "--output", str(tmp_path / "out")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    blocks = [f"transformer_blocks.{i}" for i in range(6)]
+    assert [row["name"] for row in report["rows"][:7]] == ["no site", *blocks]
+    sheet = tmp_path / "out" / "probe.png"
+    assert sheet.is_file()
 
 
 def test_the_files_it_writes(found: tuple[dict[str, Any], Path]) -> None:

@@ -157,7 +157,6 @@ GROUPS: dict[str, dict[str, Case]] = {
             unet="sd 7 channels", call={"image": picture(size=LATENT)}
         ),
         "StableDiffusionLatentUpscalePipeline": Case(
-            steps="unknown",
             unet="latent upscaler",
             factories=_scheduler("EulerDiscreteScheduler"),
             call={"image": picture()},

@@ -195,7 +195,8 @@ def preset_scales(
         raise OptionError(
             f"preset {name!r}",
             reason=f"none of its sites exist on this base (only: {parts})",
-            hint="Give scale= by site instead.",
+            hint="Give scale= by site; `imageprompt probe` finds the sites, and the roles to state "
+            "in the config of the base.",
         )
     return scales
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from imageprompt.evaluation.probing.evaluate import Classifier
 
 _STAGES = ("input", "middle", "output")
+_MOST_ALONE = 16
+"""With more parts than this, neighbouring blocks are measured together: in 12 groups or so."""
 
 
 def probe(
@@ -53,7 +55,8 @@ def probe(
     log: Callable[[str], object] | None = None,
     progress: bool = True,
 ) -> ProbeResult:
-    """Measure what each transformer of a base (with `sites`, each attention layer) carries.
+    """Measure what each part of a base carries: each transformer of a UNet, each block of a
+    transformer (neighbours together where there are many), or with `sites` each attention layer.
 
     `prompt` is the text beside every reference, or a list with one text for each. A reference can
     only add what its text leaves open, so name in it what your own texts will name. Each reference
@@ -95,7 +98,9 @@ def probe(
 
     pictures, _ = loading.open_references(references)
     with open_models(request) as models, Bars(progress) as bars:
-        alone = {path: {path: scale} for path in site_paths(models.sites, each=sites)}
+        paths = site_paths(models.sites, each=sites)
+        groups = {path: [path] for path in paths} if sites else group_paths(paths)
+        alone = {name: dict.fromkeys(group, scale) for name, group in groups.items()}
         per_setting = len(texts) * seeds
         if log is not None:
             log(_cost(len(alone), len(texts), seeds))
@@ -133,7 +138,8 @@ def probe(
 
 
 def site_paths(sites: Sequence[Site], *, each: bool) -> list[str]:
-    """Paths in the denoiser's order: one for each transformer, or with `each` for each site."""
+    """Paths in the denoiser's order: one for each transformer of a UNet and each block of a
+    transformer, or with `each` for each site."""
     order = sorted(range(len(sites)), key=lambda i: (_STAGES.index(sites[i].stage), i))
     names = [sites[i].name for i in order]
     return names if each else list(dict.fromkeys(map(_transformer, names)))
@@ -156,9 +162,27 @@ def shorten_paths(paths: Collection[str], sites: Sequence[Site]) -> list[str]:
     return found
 
 
+def group_paths(paths: Sequence[str]) -> dict[str, list[str]]:
+    """Each path alone; of more than 16, neighbours of one list, as `transformer_blocks.0-4`."""
+    if len(paths) <= _MOST_ALONE:
+        return {path: [path] for path in paths}
+    count = -(-len(paths) // 12)
+    lists: dict[str, list[str]] = {}
+    for path in paths:
+        lists.setdefault(path.rpartition(".")[0], []).append(path)
+    found: dict[str, list[str]] = {}
+    for blocks in lists.values():
+        for start in range(0, len(blocks), count):
+            group = blocks[start : start + count]
+            last = f"-{group[-1].rpartition('.')[2]}" if len(group) > 1 else ""
+            found[group[0] + last] = group
+    return found
+
+
 def _transformer(site: str) -> str:
-    """`up_blocks.1.attentions.0` from the name of a site in it."""
-    return site.partition(".transformer_blocks.")[0]
+    """`up_blocks.1.attentions.0`, or a transformer's block, from the name of a site in it."""
+    above, inside, _ = site.partition(".transformer_blocks.")
+    return above if inside else site.rpartition(".")[0]
 
 
 def _within(site: str, paths: Iterable[str]) -> bool:
@@ -195,12 +219,17 @@ def _suggest(
     results: Sequence[SettingResult], sites: Sequence[Site], scale: float
 ) -> dict[str, Mapping[str, float]]:
     """A scale for each role that any site has."""
-    chosen = {role: [row.name for row in results if row.role == role] for role in ROLES}
+    chosen = {role: _paths_of(results, role) for role in ROLES}
     return {
         role: dict.fromkeys(shorten_paths(names, sites), scale)
         for role, names in chosen.items()
         if names
     }
+
+
+def _paths_of(results: Sequence[SettingResult], role: str) -> list[str]:
+    scales = [row.scale for row in results if row.role == role]
+    return [path for scale in scales if isinstance(scale, Mapping) for path in scale]
 
 
 class _Counter:
