@@ -187,7 +187,7 @@ class TransformerHost(ConfiguredHost):
     def install(self, denoiser: Any, spec: HostSpec, state: AttentionState) -> list[Any]:
         from imageprompt.hosts._transformer_sites import LayerSite, Place
 
-        handles: list[Any] = []
+        installed: list[Any] = []
         for number, site in enumerate(spec.sites):
             layer, module = self.layers[site.kind], denoiser.get_submodule(site.name)
             block = denoiser.get_submodule(site.name.rpartition(".")[0])
@@ -199,18 +199,20 @@ class TransformerHost(ConfiguredHost):
             first = len(state.readers)
             places = [Place(state, first + i, number, entry) for i, entry in enumerate(entries)]
             state.readers += places
-            handles += LayerSite(layer, site.heads, places).register(module, block)
+            installed.append(LayerSite(layer, site.heads, places).register(module, block))
             state.parts += [block, module]
         state.levels = (0,) * len(state.readers)
         state.read = self.reader(dict(denoiser.config))
-        return handles
+        return installed
 
     def intact(self, installed: list[Any]) -> bool:
+        for site in installed:
+            site.follow()
         return True  # hooks stay, whatever processor is set
 
     def remove(self, installed: list[Any]) -> None:
-        for handle in installed:
-            handle.remove()
+        for site in installed:
+            site.remove()
 
 
 # ── reading calls ───────────────────────────────────────────────────────────────────────────────

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -111,6 +112,9 @@ def _unheard(names: str) -> AttachError:
     )
 
 
+OWN = ("to_q", "to_k", "to_v")
+
+
 class LayerSite:
     """One attention layer with its hooks: the queries of the call that runs, and its places."""
 
@@ -122,6 +126,8 @@ class LayerSite:
         """Where a prompt acts in the call whose queries were heard."""
         self._rotary: tuple[Tensor, Tensor] | None = None
         self._own: dict[str, Tensor] = {}
+        self._hooked: list[Any] = []
+        self._handles: list[Any] = []
 
     def hear_own(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         """Hook after `to_q`, `to_k` or `to_v`: keep what an adapter reads of the rows."""
@@ -215,22 +221,43 @@ class LayerSite:
         self._queries = None
         return None if added is None else (output[0], output[1] + added)
 
-    def register(self, module: Any, block: nn.Module) -> list[Any]:
-        """Register the hooks, which copies of the modules do not have; returns their handles."""
-        name = next(n for n in self.layer.queries if getattr(module, n, None) is not None)
-        handles = [getattr(module, name).register_forward_hook(Hook(self.hear))]
-        if self.layer.own_keys:
-            for own in ("to_q", "to_k", "to_v"):
-                hook = Hook(self.hear_own(own))
-                handles.append(getattr(module, own).register_forward_hook(hook))
+    def register(self, module: nn.Module, block: nn.Module) -> LayerSite:
+        """Register the hooks, which copies of the modules do not have."""
+        self._module, self._block = module, block
+        self.follow()
+        return self
+
+    def follow(self) -> None:
+        """Move the hooks where peft's LoRA has wrapped a linear layer, or unwrapped it."""
+        parts = self._parts()
+        if not all(map(is_, parts, self._hooked)) or len(parts) != len(self._hooked):
+            self.remove()
+            self._handles, self._hooked = self._register(*parts), parts
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._hooked = [], []
+
+    def _parts(self) -> list[Any]:
+        """The modules inside the layer that have hooks."""
+        module: Any = self._module
+        queries = next(n for n in self.layer.queries if getattr(module, n, None) is not None)
+        names = [queries, *(OWN if self.layer.own_keys else ())]
+        names += [self.layer.output] if self.layer.output else []
+        return [module.get_submodule(name) for name in names]
+
+    def _register(self, queries: Any, *others: Any) -> list[Any]:
+        handles = [queries.register_forward_hook(Hook(self.hear))]
+        for own, part in zip(OWN if self.layer.own_keys else (), others, strict=False):
+            handles.append(part.register_forward_hook(Hook(self.hear_own(own))))
         if self.layer.rotated:
             hook = Hook(self.hear_rotary)
-            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            handles.append(self._module.register_forward_pre_hook(hook, with_kwargs=True))
         if self.layer.output:
-            output = module.get_submodule(self.layer.output)
-            handles.append(output.register_forward_pre_hook(Hook(self.before_output)))
+            handles.append(others[-1].register_forward_pre_hook(Hook(self.before_output)))
         else:
-            handles.append(module.register_forward_hook(Hook(self.after_layer)))
+            handles.append(self._module.register_forward_hook(Hook(self.after_layer)))
         if self.layer.block:
-            handles.append(block.register_forward_hook(Hook(self.after_block)))
+            handles.append(self._block.register_forward_hook(Hook(self.after_block)))
         return handles
