@@ -208,7 +208,8 @@ def site_positions(preset: Preset, sites: Sequence[Site]) -> list[SitePosition]:
         raise OptionError(
             f"preset {preset.name!r}",
             reason="the sampling order of this base's sites is unknown",
-            hint="Give scale= by site instead; `imageprompt probe` finds them.",
+            hint="Give scale= by site, or state roles in the base's config: `imageprompt probe` "
+            "finds both.",
         )
     total = max(order) + 1
     table = {} if preset.by_role else _COMFYUI_PARTS.get(_transformers_by_stage(sites), {})

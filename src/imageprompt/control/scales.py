@@ -211,6 +211,8 @@ def _unknown(key: str | int, sites: Sequence[Site]) -> ScaleError:
         known.update(".".join(parts[:end]) for end in range(1, len(parts) + 1))
     near = get_close_matches(key, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
+    if key in ("style", "layout"):
+        hint = " `imageprompt probe` finds the roles to state in the config of the base."
     example = f", or a path such as {sites[0].name!r}" if sites else ""
     return ScaleError(
         f"scale[{key!r}]",
