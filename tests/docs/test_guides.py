@@ -86,6 +86,7 @@ def test_training(folder: Path) -> None:
         "train",
         "train",
         "inspect",
+        "train",
     ]
     for command in steps:
         if command[0] == "demo":

@@ -11,6 +11,7 @@ import torch
 import transformers
 from PIL import Image
 
+import imageprompt as ip
 from imageprompt.core.errors import EncoderError
 from imageprompt.encoding.encoders import Encoder, open_encoder
 from imageprompt.encoding.encoders._folder import processor_of
@@ -218,3 +219,16 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
     config.write_text('{"model_type": "dinov2"}')
     with pytest.raises(EncoderError, match=r"not a DINO model .*Dinov2Model"):
         open_encoder(tmp_path)
+
+
+def test_the_pipelines_own_encoder_comes_with_its_processor() -> None:
+    """It may prepare pictures otherwise than the encoders of its family do."""
+    from tiny_stack import make_pipeline
+
+    pipe = make_pipeline()
+    assert pipe.feature_extractor is not None
+    adapter = ip.Adapter.create("base", denoiser=pipe, encoder=pipe.image_encoder)
+    adapter.attach(pipe, encoder=pipe.image_encoder)
+    encoder: Any = adapter.encoder
+    assert encoder.processor is pipe.feature_extractor
+    adapter.detach()

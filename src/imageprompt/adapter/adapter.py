@@ -35,7 +35,7 @@ from imageprompt.control import DEFAULT_SCALE, Controls, Scale, Scaling
 from imageprompt.core.errors import AttachError, PromptError
 from imageprompt.core.spec import AdapterSpec, Entry, ProjectorOptions, Site
 from imageprompt.encoding.encode import ReferenceEncoder
-from imageprompt.encoding.encoders import Encoder
+from imageprompt.encoding.encoders import Encoder, own_encoder
 from imageprompt.encoding.encoders.contract import LARGEST, FaceChoice
 from imageprompt.encoding.features import Features, Group
 from imageprompt.encoding.image_prompt import ImagePrompt
@@ -181,9 +181,11 @@ class Adapter:
         """Attach to a diffusers pipeline or a denoiser; returns self.
 
         Of a pipeline only the denoiser is used. `encoder` (a model, a folder or one of ours) is
-        needed to encode pictures. Everything is checked before anything changes: AttachError,
-        WrongBaseError, EncoderError and OptionError leave the base as it was. Where it is attached
-        already, to this denoiser, a new encoder or new faces replace the old ones.
+        needed to encode pictures; with the pipeline's own goes its `feature_extractor`.
+
+        Everything is checked before anything changes: AttachError, WrongBaseError, EncoderError and
+        OptionError leave the base as it was. Where it is attached already, to this denoiser, a new
+        encoder or new faces replace the old ones.
 
         `faces` finds the faces in pictures, for FaceID adapters and portrait: insightface's model
         pack (a folder, or a name in ~/.insightface/models) or a prepared FaceAnalysis.
@@ -196,6 +198,8 @@ class Adapter:
         check_free(None if self._attachment is None else self._attachment.denoiser, base)
         check_base(self.spec, self.module, base.spec)
         check_text_projection(self.spec, base)
+        if encoder is not None and encoder is getattr(pipe, "image_encoder", None):
+            encoder = own_encoder(pipe)  # with the pipeline's way to prepare pictures
         image_encoder = None if encoder is None else checked_encoder(self.spec, encoder)
         face_encoder = None if faces is None else checked_faces(self.spec, faces)
         loras = self.module.loras

@@ -12,7 +12,6 @@ from imageprompt.loading.adapter import (
     find_encoder,
     load_adapter,
     load_adapter_file,
-    own_encoder,
 )
 from imageprompt.loading.assets import (
     open_embeddings,
@@ -54,7 +53,6 @@ __all__ = [
     "load_base",
     "open_embeddings",
     "open_references",
-    "own_encoder",
     "path_of",
     "quiet_loading",
     "record_of",

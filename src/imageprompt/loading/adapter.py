@@ -20,7 +20,6 @@ from imageprompt.loading.recipe import AssetRecord
 if TYPE_CHECKING:
     from imageprompt.adapter.adapter import Adapter
     from imageprompt.core.spec import AdapterSpec
-    from imageprompt.encoding.encoders import Encoder
 
 
 @dataclass(frozen=True)
@@ -203,6 +202,8 @@ def find_encoder(
             ) from error
     own = getattr(pipe, "image_encoder", None)
     if own is not None and _reads(own.config.to_dict(), spec):
+        from imageprompt.encoding.encoders import own_encoder
+
         return own_encoder(pipe), base_name and f"{base_name}/image_encoder"
     if base_folder is not None and _reads(_config(base_folder / "image_encoder"), spec):
         return base_folder / "image_encoder", f"{base_name}/image_encoder"
@@ -219,18 +220,6 @@ def find_encoder(
         "neither the base nor the adapter's repository has an encoder for that",
         hint="Name its folder: --encoder PATH_OR_HUB_ID, or encoder= in Python.",
     )
-
-
-def own_encoder(pipe: Any) -> Encoder:
-    """The image encoder that is part of a pipeline, with its processor. Raises EncoderError."""
-    from imageprompt.encoding.encoders import ENCODERS, open_encoder
-    from imageprompt.encoding.encoders.contract import VisionKind
-
-    model, processor = pipe.image_encoder, getattr(pipe, "feature_extractor", None)
-    for kind in ENCODERS:
-        if isinstance(kind, VisionKind) and kind.claims(model):
-            return kind.encoder(model, processor)
-    return open_encoder(model)
 
 
 def _beside(adapter: str | None) -> list[str]:

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from imageprompt.core.errors import OptionError, WrongBaseError
-from imageprompt.encoding.encoders import Encoder, open_encoder
+from imageprompt.encoding.encoders import Encoder, open_encoder, own_encoder
 from imageprompt.hosts import TrainableHost, denoiser_of, trainable_host
 from imageprompt.loading import (
     base_folder,
     device_of,
     load_base,
-    own_encoder,
     quiet_loading,
     stated_text_tokens,
     usable_device,

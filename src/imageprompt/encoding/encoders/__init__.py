@@ -8,11 +8,11 @@ from typing import Any
 from imageprompt.core.errors import EncoderError
 from imageprompt.core.hub import locate_folder
 from imageprompt.core.registry import Registry
-from imageprompt.encoding.encoders.contract import Encoder, EncoderKind
+from imageprompt.encoding.encoders.contract import Encoder, EncoderKind, VisionKind
 
 ENCODERS: Registry[EncoderKind] = Registry(__name__, "ENCODER")
 
-__all__ = ["ENCODERS", "Encoder", "EncoderKind", "open_encoder"]
+__all__ = ["ENCODERS", "Encoder", "EncoderKind", "open_encoder", "own_encoder"]
 
 
 def open_encoder(source: object, **placement: Any) -> Encoder:
@@ -34,6 +34,15 @@ def open_encoder(source: object, **placement: Any) -> Encoder:
         reason=_reason(source),
         hint=f"Give one of these: {'; '.join(kind.summary for kind in ENCODERS)}.",
     )
+
+
+def own_encoder(pipe: Any) -> Encoder:
+    """The image encoder that is part of a pipeline, with its processor. Raises EncoderError."""
+    model, processor = pipe.image_encoder, getattr(pipe, "feature_extractor", None)
+    for kind in ENCODERS:
+        if isinstance(kind, VisionKind) and kind.claims(model):
+            return kind.encoder(model, processor)
+    return open_encoder(model)
 
 
 def _reason(source: object) -> str:
