@@ -260,6 +260,6 @@ def test_sites_need_no_torch() -> None:
     code = (
         "import sys; from imageprompt.hosts import HOSTS; "
         "n = sum(len(s.sites) for h in HOSTS for s in h.families()); "
-        "sys.exit('torch' in sys.modules or 'diffusers' in sys.modules or n != 653)"
+        "sys.exit('torch' in sys.modules or 'diffusers' in sys.modules or n != 679)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
