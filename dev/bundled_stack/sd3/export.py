@@ -58,8 +58,10 @@ def pipeline(work: Path) -> Any:
 
     from bundled_stack.tokenizer import build_tokenizer
 
-    vae = AutoencoderKL.from_pretrained(bundled.folder() / "vae")
-    vae.register_to_config(shift_factor=0.0)  # the pipeline adds it to the latents
+    loaded = AutoencoderKL.from_pretrained(bundled.folder() / "vae")
+    config = {**loaded.config, "shift_factor": 0.0}  # the pipeline adds it to the latents
+    vae = AutoencoderKL.from_config({k: v for k, v in config.items() if k != "_name_or_path"})
+    vae.load_state_dict(loaded.state_dict())
     tokenizer, t5 = zero_t5()
     transformer = load_ema(work, "sd3-base", build())
     transformer.register_to_config(**{TEXT_TOKENS_KEY: TEXT_TOKENS})
