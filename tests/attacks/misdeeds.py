@@ -43,7 +43,7 @@ def _fill(_: Any) -> None:
 def _bomb(_: Any) -> None:
     held = []
     while True:
-        held.append(bytearray(2**26))
+        held.append(bytes(2**26))  # asked for, but never touched
 
 
 def _caught(folder: Path) -> None:
