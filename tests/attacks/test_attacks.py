@@ -54,6 +54,8 @@ def test_every_misdeed_is_noticed(whole: bool) -> None:
         assert len(chosen) == min(most, len(deeds))
         for name in chosen:
             says, rows = deeds[name][1], [found[outcome, name]]
-            if "of CPU" in str(rows[0].problems):  # a slow machine meets that limit first
+            for _ in range(3):
+                if "of CPU" in says or "of CPU" not in str(rows[0].problems):
+                    break  # a slow machine meets that limit first
                 rows = list(run(outcome, name, modules="misdeeds", together=1, wall=3))
             assert any(says in problem for row in rows for problem in row.problems), (name, rows)
