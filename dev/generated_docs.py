@@ -36,8 +36,8 @@ def hosts_table() -> str:
         "| host | bases | attention sites | token width | what works |",
         "|---|---|---|---|---|",
     ]
-    for host in sorted(HOSTS, key=lambda host: (not host.trainable, host.name)):
-        uses = ("generate", host.attachable), ("train", host.trainable), ("files", True)
+    for host in sorted(HOSTS, key=lambda host: (host.training is None, host.name)):
+        uses = ("generate", host.attachable), ("train", host.training is not None), ("files", True)
         works = ", ".join(name for name, possible in uses if possible)
         published = host.published()
         sites = ", ".join(dict.fromkeys(str(len(spec.sites)) for spec in published))

@@ -21,7 +21,7 @@ from bundled_stack.base import Captions
 from bundled_stack.export import pipeline
 from bundled_stack.latents import load_latents
 from imageprompt.demo import scenes
-from imageprompt.hosts import trainable_host
+from imageprompt.hosts import training_of
 from imageprompt.training.config.config import ConditionDropout, Timesteps, TrainingConfig
 from imageprompt.training.data.dataset import Batch, Dataset, RandomStreams, indices_at
 from imageprompt.training.init import choose_states, fit_projector_to_captions
@@ -128,7 +128,7 @@ class SceneDataset(Dataset):
         chosen = choose_states(self.base.encode_text(lines)[0], FULL_CAPTION, tokens)
         denoiser = self.base.denoiser
         with torch.no_grad():
-            return self.same[indices].float(), trainable_host(denoiser).as_tokens(denoiser, chosen)
+            return self.same[indices].float(), training_of(denoiser).as_tokens(denoiser, chosen)
 
 
 def train(base: TrainableBase, work: Path, variant: str, steps: int, batch: int = 32) -> None:

@@ -170,6 +170,11 @@ def test_pictures_that_cannot_be_cut_into_patches(base: Path, scenes: Path, tmp_
         ip.train(config(base, scenes, tmp_path / "run", resolution=72))
 
 
+def test_a_guidance_scale_that_no_one_reads(base: Path, scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="not guidance-distilled"):
+        ip.train(config(base, scenes, tmp_path / "run", guidance_scale=4.0))
+
+
 def test_layers_in_int8_compute_nearly_the_same_and_save_no_weights() -> None:
     case = CASES["sd3"]
     exact = case.build(dtype=torch.bfloat16).requires_grad_(False)

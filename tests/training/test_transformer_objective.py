@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import formulas
 import imageprompt as ip
-from imageprompt.hosts import HOSTS, trainable_host
+from imageprompt.hosts import HOSTS, host_of, training_of
 from imageprompt.hosts._training import pack, unpack
 from imageprompt.training.data.dataset import Batch
 from imageprompt.training.loop.noise_schedule import NoiseSchedule
@@ -29,13 +29,13 @@ def test_a_call_in_training_is_that_of_the_pipeline(name: str) -> None:
     table = CASES[case.host or name]
     model = dataclasses.replace(table, config=table.config | case.config).build()
     found = first_step(case, model)
-    trained = trainable_host(model)
+    trained = training_of(model)
     text, added = trained.encode_text(found["pipe"], TEXTS, None)
     assert set(added) <= set(trained.conditions)
     assert len(text) == ROWS
     assert all(len(one) == ROWS for one in added.values())
     tokens = trained.as_tokens(model, text)
-    assert tokens.shape[-1] == trained.describe(model).cross_attention_dim
+    assert tokens.shape[-1] == host_of(model).describe(model).cross_attention_dim
     latents = case.latents(found["sample"])
     assert torch.equal(case.sample(latents), found["sample"])
     times = torch.as_tensor(found["timestep"]).float().expand(ROWS)
@@ -60,12 +60,12 @@ def test_a_call_in_training_is_that_of_the_pipeline(name: str) -> None:
 def test_the_shift_of_flux2_at_every_size(positions: int) -> None:
     from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
-    mu = trainable_host(CASES["flux2"].build()).mu(None, {}, positions)
+    mu = training_of(CASES["flux2"].build()).mu(None, {}, positions)
     assert mu == pytest.approx(compute_empirical_mu(positions, 50), rel=1e-9)
 
 
-def test_every_trainable_host_is_compared() -> None:
-    transformers = {one.name for one in HOSTS if one.trainable} - {"unet"}
+def test_every_training_of_is_compared() -> None:
+    transformers = {one.name for one in HOSTS if one.training} - {"unet"}
     assert transformers == {case.host or name for name, case in PIPELINES.items()}
 
 
@@ -94,9 +94,9 @@ class Plain:
 
     def __init__(self, host: str, model: nn.Module, state: dict[str, Tensor]) -> None:
         self.case, self.state, self.tokens = CASES[host], state, torch.empty(0)
-        kinds = {site.kind: site for site in reversed(trainable_host(model).describe(model).sites)}
+        kinds = {site.kind: site for site in reversed(host_of(model).describe(model).sites)}
         layers = {one[0]: one for one in self.case.layers}
-        for site in trainable_host(model).describe(model).sites:
+        for site in host_of(model).describe(model).sites:
             _, queries, output, first = layers[kinds[site.kind].name]
             layer: Any = model.get_submodule(site.name)
             self._hook(site, layer, queries, output, first)

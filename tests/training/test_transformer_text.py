@@ -12,7 +12,7 @@ from torch import Tensor
 
 import imageprompt as ip
 import text_encoders
-from imageprompt.hosts import trainable_host
+from imageprompt.hosts import host_of, training_of
 from imageprompt.training.config.config import ConditionDropout
 from imageprompt.training.data.dataset import Batch, RandomStreams
 from imageprompt.training.frozen_pipeline import FrozenPipeline
@@ -117,7 +117,7 @@ def check_step(base: FrozenPipeline, latents: Tensor) -> None:
     adapter.detach()
     assert bool(torch.isfinite(losses).all())
     values = [one.grad for name, one in adapter.module.named_parameters() if "to_v_ip" in name]
-    assert len(values) == len(base.host.describe(base.denoiser).sites)
+    assert len(values) == len(host_of(base.denoiser).describe(base.denoiser).sites)
     assert all(one is not None and bool(one.abs().sum() > 0) for one in values)
 
 
@@ -142,7 +142,7 @@ def test_text_is_encoded_as_in_sampling(name: str) -> None:
     sides = dict(zip(text.order.replace(" ", ""), rows.split(ROWS), strict=True))
 
     base = FrozenPipeline(
-        found["pipe"], model, found["pipe"].scheduler, None, trainable_host(model), text.length
+        found["pipe"], model, found["pipe"].scheduler, None, training_of(model), text.length
     )
     latents = case.latents(found["sample"])
     times = torch.as_tensor(found["timestep"]).float().expand(ROWS)
@@ -150,7 +150,7 @@ def test_text_is_encoded_as_in_sampling(name: str) -> None:
         heard.clear()
         states, added = base.encode_text(captions)
         with torch.no_grad():
-            base.host.predict(model, latents, times, states, added, text.guidance)
+            base.training.predict(model, latents, times, states, added, text.guidance)
         torch.testing.assert_close(heard[0], sides[side], atol=2e-5, rtol=2e-5)
     assert not torch.allclose(sides["p"], sides["n"], atol=1e-4), "the text is not heard"
 

@@ -40,7 +40,7 @@ def _hosts(options: argparse.Namespace) -> int:
             "token width": spec.cross_attention_dim,
             "site widths": sorted({site.inner_dim for site in spec.sites}),
             "runs": host.attachable,
-            "trains": host.trainable,
+            "trains": host.training is not None,
         }
         for host in HOSTS
         for spec in host.published()

@@ -12,17 +12,17 @@ from typing import cast
 from imageprompt.core.errors import AttachError
 from imageprompt.core.registry import Registry
 from imageprompt.core.spec import HostSpec
-from imageprompt.hosts.contract import AttachableHost, Host, TrainableHost
+from imageprompt.hosts.contract import AttachableHost, Host, Training
 
 __all__ = [
     "HOSTS",
     "AttachableHost",
     "Host",
-    "TrainableHost",
+    "Training",
     "denoiser_of",
     "families",
     "host_of",
-    "trainable_host",
+    "training_of",
 ]
 
 HOSTS: Registry[Host] = Registry(__name__, "HOST")
@@ -66,11 +66,11 @@ def host_of(denoiser: object) -> AttachableHost:
     )
 
 
-def trainable_host(denoiser: object) -> TrainableHost:
-    """The host of this denoiser. Raises AttachError if adapters cannot be trained on it."""
-    host = host_of(denoiser)
-    if host.trainable:
-        return cast(TrainableHost, host)
+def training_of(denoiser: object) -> Training:
+    """How adapters are trained on this denoiser. Raises AttachError if they cannot be."""
+    training = host_of(denoiser).training
+    if training is not None:
+        return training
     raise AttachError(
         f"training on a {type(denoiser).__name__}",
         reason="its host only runs adapters",

@@ -9,6 +9,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.errors import OptionError
+from imageprompt.hosts.contract import sampling_length
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,12 +40,6 @@ def encode_prompt(pipe: Any, captions: list[str], max_length: int | None, **more
     if length is not None:
         options["max_sequence_length"] = max_length or length
     return pipe.encode_prompt(captions, **options)
-
-
-def sampling_length(pipe: Any) -> int | None:
-    """The `max_sequence_length` of a call that states none; None: it is no option there."""
-    option = inspect.signature(type(pipe).__call__).parameters.get("max_sequence_length")
-    return None if option is None else option.default
 
 
 def words_before(tokenizer: Any, text: str) -> int:

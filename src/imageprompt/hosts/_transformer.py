@@ -22,19 +22,12 @@ from imageprompt.core.spec import (
     Site,
     SiteKind,
 )
-from imageprompt.hosts.contract import Conditions, ConfiguredHost, argument
+from imageprompt.hosts.contract import ConfiguredHost, argument
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from imageprompt.attention.state import AttentionState
-
-EncodeText = Callable[[Any, list[str], int | None], "tuple[Tensor, Conditions]"]
-"""See `TrainableHost.encode_text`."""
-Predict = Callable[[Any, "Tensor", "Tensor", "Tensor", Conditions, float], "Tensor"]
-"""See `TrainableHost.predict`."""
-Mu = Callable[[Any, Any, int], float]
-"""See `TrainableHost.mu`."""
 
 Rows = Literal["picture", "text first", "text by row first", "picture first"]
 """What an attention layer computes: rows of the picture, or those of the text as well, which may
@@ -62,35 +55,6 @@ class Layer:
     """Does the block return (text, picture), so that terms can be added to the latter as well?"""
 
 
-def linear_mu(denoiser: Any, scheduler_config: Any, positions: int) -> float:
-    """Linear in the positions, between the two shifts of the scheduler: FLUX and most others."""
-    stated = scheduler_config.get
-    first, last = stated("base_image_seq_len", 256), stated("max_image_seq_len", 4096)
-    low, high = stated("base_shift", 0.5), stated("max_shift", 1.15)
-    return float(low + (high - low) * (positions - first) / (last - first))
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a host is trained on; see `TrainableHost`."""
-
-    encode_text: EncodeText
-    predict: Predict
-    conditions: tuple[str, ...] = ()
-    tokenizer: str = "tokenizer"
-    """The pipeline's component that cuts the text of the states into tokens."""
-    max_length: int | None = None
-    """How many of them are read unless the config says; None: as many as in sampling."""
-    reserved: Callable[[Any], int] = lambda pipe: 0
-    """How many of those are no caption's: the words that the pipeline writes before it."""
-    clip: str = ""
-    """The tokenizer of a CLIP whose states are read as well."""
-    packed: bool = False
-    """Does the pipeline pack 2 x 2 latents into a row?"""
-    mu: Mu = linear_mu
-    as_tokens: Callable[[Any, Tensor], Tensor] = lambda denoiser, text: text
-
-
 @dataclass(frozen=True)
 class TransformerHost(ConfiguredHost):
     """A transformer family that adapters run on."""
@@ -102,63 +66,6 @@ class TransformerHost(ConfiguredHost):
     attachable: bool = True
     files_of: str = ""
     """The host whose adapters run here too: a file cannot tell which of them it was made for."""
-    training: Training | None = None
-    """None: adapters cannot be trained on it."""
-
-    @property
-    def trainable(self) -> bool:
-        return self.training is not None
-
-    def encode_text(
-        self, pipe: Any, captions: list[str], max_length: int | None
-    ) -> tuple[Tensor, Conditions]:
-        return self._training.encode_text(pipe, captions, max_length)
-
-    def predict(
-        self,
-        denoiser: Any,
-        latents: Tensor,
-        timesteps: Tensor,
-        text: Tensor,
-        added: Conditions,
-        guidance_scale: float,
-    ) -> Tensor:
-        return self._training.predict(denoiser, latents, timesteps, text, added, guidance_scale)
-
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        return self._training.conditions
-
-    def patch_size(self, denoiser: Any) -> int:
-        if self._training.packed:
-            return 2
-        stated = denoiser.config.get("patch_size") or denoiser.config.get("all_patch_size", (1,))
-        return int(stated if isinstance(stated, int) else stated[-1])
-
-    def text_limit(self, pipe: Any, max_length: int | None) -> tuple[Any, int]:
-        from imageprompt.hosts._training import sampling_length
-
-        training = self._training
-        clip, tokenizer = (getattr(pipe, one, None) for one in (training.clip, training.tokenizer))
-        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
-        limit = 0
-        if tokenizer is not None:  # SD3 may have no T5
-            stated = max_length or training.max_length or sampling_length(pipe)
-            limit = int(stated or tokenizer.model_max_length) - training.reserved(pipe)
-        if clip is not None and clip.model_max_length > limit:
-            return clip, int(clip.model_max_length)
-        return tokenizer, limit
-
-    def mu(self, denoiser: Any, scheduler_config: Any, positions: int) -> float:
-        return self._training.mu(denoiser, scheduler_config, positions)
-
-    def as_tokens(self, denoiser: Any, text: Tensor) -> Tensor:
-        return self._training.as_tokens(denoiser, text)
-
-    @property
-    def _training(self) -> Training:
-        assert self.training is not None  # asked for at the door: see `trainable_host`
-        return self.training
 
     def families(self, cross_attention_dim: int | None = None) -> Iterator[HostSpec]:
         return iter(()) if self.files_of else super().families(cross_attention_dim)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from imageprompt.hosts._training import encode_prompt, grid_ids, pack, unpack
-from imageprompt.hosts._transformer import PackedCalls, Training, TransformerHost
-from imageprompt.hosts.contract import Conditions
+from imageprompt.hosts._transformer import PackedCalls, TransformerHost
+from imageprompt.hosts.contract import Conditions, Training
 from imageprompt.hosts.flux import LAYERS, PUBLISHED, sites
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,6 +28,81 @@ def argument(args: Arguments, kwargs: KeywordArguments, position: int, name: str
     return args[position] if len(args) > position else kwargs.get(name)
 
 
+EncodeText = Callable[[Any, list[str], int | None], "tuple[Tensor, Conditions]"]
+"""(pipeline, n captions, max_length) -> text states [n, l, d] and conditions [n, ...].
+
+As the pipeline makes them; l is the same for all captions. `max_length` is the pipeline's
+`max_sequence_length`, None the default; OptionError where it has none.
+"""
+Predict = Callable[[Any, "Tensor", "Tensor", "Tensor", Conditions, float], "Tensor"]
+"""(denoiser, latents, timesteps, text states, conditions, guidance scale) -> prediction.
+
+What the scheduler is given for noisy latents [b, c, h, w], in their shape. Timesteps [b] are the
+scheduler's (0 to 1000). Only guidance-distilled bases read the guidance scale.
+"""
+Mu = Callable[[Any, Any, int], float]
+"""(denoiser, scheduler's config, positions of a picture) -> mu.
+
+What the pipeline hands a scheduler with `use_dynamic_shifting`.
+"""
+
+
+def linear_mu(denoiser: Any, scheduler_config: Any, positions: int) -> float:
+    """Linear in the positions, between the two shifts of the scheduler: FLUX and most others."""
+    stated = scheduler_config.get
+    first, last = stated("base_image_seq_len", 256), stated("max_image_seq_len", 4096)
+    low, high = stated("base_shift", 0.5), stated("max_shift", 1.15)
+    return float(low + (high - low) * (positions - first) / (last - first))
+
+
+def sampling_length(pipe: Any) -> int | None:
+    """The `max_sequence_length` of a call that states none; None: it is no option there."""
+    option = inspect.signature(type(pipe).__call__).parameters.get("max_sequence_length")
+    return None if option is None else option.default
+
+
+@dataclass(frozen=True)
+class Training:
+    """How adapters are trained on a host."""
+
+    encode_text: EncodeText
+    predict: Predict
+    conditions: tuple[str, ...] = ()
+    """The names of the conditions that `encode_text` may return."""
+    tokenizer: str = "tokenizer"
+    """The pipeline's component that cuts the text of the states into tokens."""
+    max_length: int | None = None
+    """How many of them are read unless the config says; None: as many as in sampling."""
+    reserved: Callable[[Any], int] = lambda pipe: 0
+    """How many of those are no caption's: the words that the pipeline writes before it."""
+    clip: str = ""
+    """The tokenizer of a CLIP whose states are read as well."""
+    packed: bool = False
+    """Does the pipeline pack 2 x 2 latents into a row?"""
+    mu: Mu = linear_mu
+    as_tokens: Callable[[Any, Tensor], Tensor] = lambda denoiser, text: text
+    """(denoiser, text states) -> what the sites' attention reads, as wide as image tokens."""
+
+    def patch_size(self, denoiser: Any) -> int:
+        """Latent positions on a side that the denoiser reads as one."""
+        if self.packed:
+            return 2
+        stated = denoiser.config.get("patch_size") or denoiser.config.get("all_patch_size", (1,))
+        return int(stated if isinstance(stated, int) else stated[-1])
+
+    def text_limit(self, pipe: Any, max_length: int | None) -> tuple[Any, int]:
+        """The tokenizer of the text states, and the number of its tokens that are read."""
+        clip, tokenizer = (getattr(pipe, one, None) for one in (self.clip, self.tokenizer))
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+        limit = 0
+        if tokenizer is not None:  # SD3 may have no T5
+            stated = max_length or self.max_length or sampling_length(pipe)
+            limit = int(stated or tokenizer.model_max_length) - self.reserved(pipe)
+        if clip is not None and clip.model_max_length > limit:
+            return clip, int(clip.model_max_length)
+        return tokenizer, limit
+
+
 class Host(Protocol):
     """A denoiser family as adapter files know it.
 
@@ -44,8 +120,8 @@ class Host(Protocol):
         """Can adapters run on it? If so it is an `AttachableHost`, else it is for files only."""
 
     @property
-    def trainable(self) -> bool:
-        """Can adapters be trained on it? If so it is a `TrainableHost`."""
+    def training(self) -> Training | None:
+        """How adapters are trained on it; None: they cannot be."""
 
     def claims(self, denoiser: object) -> bool:
         """Does this denoiser belong to the family?"""
@@ -98,53 +174,6 @@ class AttachableHost(Host, Protocol):
         """The exact inverse of `install`."""
 
 
-class TrainableHost(AttachableHost, Protocol):
-    """A denoiser family that adapters can be trained on."""
-
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        """The names of the conditions that `encode_text` may return."""
-
-    def encode_text(
-        self, pipe: Any, captions: list[str], max_length: int | None
-    ) -> tuple[Tensor, Conditions]:
-        """Text states [n, l, d] and conditions [n, ...] of n captions, as the pipeline makes them.
-
-        l is the same for all captions. `max_length` is the pipeline's `max_sequence_length`, None
-        the default; OptionError where it has none.
-        """
-
-    def patch_size(self, denoiser: Any) -> int:
-        """Latent positions on a side that the denoiser reads as one."""
-
-    def text_limit(self, pipe: Any, max_length: int | None) -> tuple[Any, int]:
-        """The tokenizer of those states, and the number of its tokens that are read."""
-
-    def mu(self, denoiser: Any, scheduler_config: Any, positions: int) -> float:
-        """What the pipeline hands a scheduler with `use_dynamic_shifting`, for so many positions.
-
-        Positions are those of a picture, as the denoiser reads them.
-        """
-
-    def as_tokens(self, denoiser: Any, text: Tensor) -> Tensor:
-        """Text states as the sites' attention reads them, as wide as image tokens."""
-
-    def predict(
-        self,
-        denoiser: Any,
-        latents: Tensor,
-        timesteps: Tensor,
-        text: Tensor,
-        added: Conditions,
-        guidance_scale: float,
-    ) -> Tensor:
-        """What the scheduler is given for noisy latents [b, c, h, w]: a tensor of their shape.
-
-        `timesteps` [b] are the scheduler's (0 to 1000). `added` holds conditions [b, ...].
-        `guidance_scale` is read by guidance-distilled bases only.
-        """
-
-
 @dataclass(frozen=True)
 class ConfiguredHost:
     """A transformer family, described by its class name and a function from config to sites.
@@ -159,10 +188,7 @@ class ConfiguredHost:
     """The parts of the published config that decide the sites."""
     sites: Callable[[Mapping[str, Any]], Iterator[Site]]
     attachable: bool = False
-
-    @property
-    def trainable(self) -> bool:
-        return False
+    training: Training | None = None
 
     def claims(self, denoiser: object) -> bool:
         return type(denoiser).__name__ == self.denoiser_class

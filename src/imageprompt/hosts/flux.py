@@ -6,14 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.spec import Site, SiteKind
-from imageprompt.hosts._transformer import (
-    Layer,
-    PackedCalls,
-    Training,
-    TransformerHost,
-    block_sites,
-)
-from imageprompt.hosts.contract import Conditions
+from imageprompt.hosts._transformer import Layer, PackedCalls, TransformerHost, block_sites
+from imageprompt.hosts.contract import Conditions, Training
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,14 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.spec import Site
 from imageprompt.hosts._training import chat_before, encode_prompt
-from imageprompt.hosts._transformer import (
-    Layer,
-    PackedCalls,
-    Training,
-    TransformerHost,
-    block_sites,
-)
-from imageprompt.hosts.contract import Conditions
+from imageprompt.hosts._transformer import Layer, PackedCalls, TransformerHost, block_sites
+from imageprompt.hosts.contract import Conditions, Training
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,14 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.spec import Arguments, Call, KeywordArguments, Site
 from imageprompt.hosts._training import encode_prompt, words_before
-from imageprompt.hosts._transformer import (
-    Layer,
-    Training,
-    TransformerHost,
-    block_sites,
-    linear_mu,
-)
-from imageprompt.hosts.contract import Conditions, argument
+from imageprompt.hosts._transformer import Layer, TransformerHost, block_sites
+from imageprompt.hosts.contract import Conditions, Training, argument, linear_mu
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,14 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.spec import Site
 from imageprompt.hosts._training import encode_prompt
-from imageprompt.hosts._transformer import (
-    LatentCalls,
-    Layer,
-    Training,
-    TransformerHost,
-    block_sites,
-)
-from imageprompt.hosts.contract import Conditions
+from imageprompt.hosts._transformer import LatentCalls, Layer, TransformerHost, block_sites
+from imageprompt.hosts.contract import Conditions, Training
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.spec import Site
-from imageprompt.hosts._transformer import LatentCalls, Layer, Training, TransformerHost
-from imageprompt.hosts.contract import Conditions
+from imageprompt.hosts._transformer import LatentCalls, Layer, TransformerHost
+from imageprompt.hosts.contract import Conditions, Training
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from imageprompt.core.errors import AttachError
 from imageprompt.core.spec import Arguments, Call, HostSpec, KeywordArguments, Shapes
 from imageprompt.hosts import _unet_layers as layers
 from imageprompt.hosts._unet_layers import Layer
-from imageprompt.hosts.contract import Conditions, argument
+from imageprompt.hosts.contract import Conditions, Training, argument
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,13 +45,40 @@ FAMILIES: dict[str, dict[str, Any]] = {
 """The parts of the published configs that decide the sites."""
 
 
+def _encode_text(pipe: Any, captions: list[str], max_length: int | None) -> Any:
+    """States, and `text_embeds` [n, p] if the base has pooled text states (SDXL)."""
+    from imageprompt.hosts._training import encode_prompt
+
+    encoded = encode_prompt(pipe, captions, max_length)
+    pooled = encoded[2] if len(encoded) > 2 else None
+    return encoded[0], {} if pooled is None else {"text_embeds": pooled}
+
+
+def _predict(
+    denoiser: Any,
+    latents: Tensor,
+    timesteps: Tensor,
+    text: Tensor,
+    added: Conditions,
+    guidance_scale: float,
+) -> Tensor:
+    prediction: Tensor = denoiser(
+        latents,
+        timesteps,
+        encoder_hidden_states=text,
+        added_cond_kwargs=added or None,
+        return_dict=False,
+    )[0]
+    return prediction
+
+
 class UNetHost:
     """Sites are the `attn2` layers; their file id is their position among `attn_processors`."""
 
     name = "unet"
     summary = "UNet2DConditionModel and UNetMotionModel: SD1.5, SD2.x, SDXL, Kolors, tiny"
     attachable = True
-    trainable = True
+    training = Training(_encode_text, _predict, conditions=("text_embeds",))
 
     def claims(self, denoiser: object) -> bool:
         from diffusers import UNet2DConditionModel, UNetMotionModel
@@ -93,48 +120,6 @@ class UNetHost:
 
     def published(self) -> list[HostSpec]:
         return list(self.families())
-
-    conditions = ("text_embeds",)
-
-    def encode_text(
-        self, pipe: Any, captions: list[str], max_length: int | None
-    ) -> tuple[Tensor, Conditions]:
-        """States, and `text_embeds` [n, p] if the base has pooled text states (SDXL)."""
-        from imageprompt.hosts._training import encode_prompt
-
-        encoded = encode_prompt(pipe, captions, max_length)
-        pooled = encoded[2] if len(encoded) > 2 else None
-        return encoded[0], {} if pooled is None else {"text_embeds": pooled}
-
-    def predict(
-        self,
-        denoiser: Any,
-        latents: Tensor,
-        timesteps: Tensor,
-        text: Tensor,
-        added: Conditions,
-        guidance_scale: float,
-    ) -> Tensor:
-        prediction: Tensor = denoiser(
-            latents,
-            timesteps,
-            encoder_hidden_states=text,
-            added_cond_kwargs=added or None,
-            return_dict=False,
-        )[0]
-        return prediction
-
-    def patch_size(self, denoiser: Any) -> int:
-        return 1
-
-    def text_limit(self, pipe: Any, max_length: int | None) -> tuple[Any, int]:
-        return pipe.tokenizer, int(pipe.tokenizer.model_max_length)
-
-    def mu(self, denoiser: Any, scheduler_config: Any, positions: int) -> float:
-        return 0.0  # pipelines of UNets hand none
-
-    def as_tokens(self, denoiser: Any, text: Tensor) -> Tensor:
-        return text
 
     def text_weights(self, denoiser: nn.Module, name: str) -> tuple[Tensor, Tensor]:
         layer: Any = denoiser.get_submodule(name)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from imageprompt.core.errors import AttachError
 from imageprompt.core.spec import Arguments, Call, KeywordArguments, Site
 from imageprompt.hosts._training import chat_before, encode_prompt, pad_rows
-from imageprompt.hosts._transformer import Layer, Training, TransformerHost, block_sites
-from imageprompt.hosts.contract import Conditions, argument
+from imageprompt.hosts._transformer import Layer, TransformerHost, block_sites
+from imageprompt.hosts.contract import Conditions, Training, argument
 
 if TYPE_CHECKING:
     from torch import Tensor

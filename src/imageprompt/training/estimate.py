@@ -95,6 +95,7 @@ def estimate_run(config: TrainingConfig) -> RunEstimate:
         max_length=config.max_sequence_length,
         int8=config.quantize == "int8",
     )
+    base.check_guidance_scale(config.guidance_scale)
     extractors = FeatureExtractors(base, variant, feature_to_read(config))
     dataset = open_dataset(config.data, None, extractors, PictureOptions.of(config))
     adapter = init_adapter(config, base).attach(base.pipe)

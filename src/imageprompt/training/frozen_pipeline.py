@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from imageprompt.core.errors import OptionError, WrongBaseError
 from imageprompt.encoding.encoders import Encoder, open_encoder, own_encoder
-from imageprompt.hosts import TrainableHost, denoiser_of, trainable_host
+from imageprompt.hosts import Training, denoiser_of, host_of, training_of
 from imageprompt.loading import (
     base_folder,
     device_of,
@@ -40,7 +40,7 @@ class FrozenPipeline:
     denoiser: Any
     scheduler: Any
     encoder: Encoder | None
-    host: TrainableHost
+    training: Training
     max_length: int | None = None
     """Tokens that a transformer's long text encoder reads; None: the host's default."""
 
@@ -72,7 +72,7 @@ class FrozenPipeline:
         pipe = load_base(base, folder, dtype=load_dtype, device=first, bars=False).pipe
         dtype: torch.dtype = getattr(torch, _DTYPES[precision])
         denoiser: Any = denoiser_of(pipe)
-        host = trainable_host(denoiser)
+        training = training_of(denoiser)
         _check_one_transformer(pipe)
         _keep_vae_in_float32(pipe, folder)
         if denoiser.dtype is not dtype:
@@ -88,7 +88,7 @@ class FrozenPipeline:
         for part in pipe.components.values():
             if isinstance(part, nn.Module):
                 part.eval().requires_grad_(False)
-        is_unet = host.name == "unet"
+        is_unet = host_of(denoiser).name == "unet"
         if is_unet and dtype is torch.bfloat16 and denoiser.device.type == "cpu":
             from imageprompt.training.memory.cpu_attention import use_blocked_attention
 
@@ -100,7 +100,16 @@ class FrozenPipeline:
         elif gradient_checkpointing:
             _enable_checkpointing(denoiser)
         max_length = max_length or stated_text_tokens(pipe)
-        return cls(pipe, denoiser, pipe.scheduler, image_encoder, host, max_length)
+        return cls(pipe, denoiser, pipe.scheduler, image_encoder, training, max_length)
+
+    def check_guidance_scale(self, stated: float | None) -> None:
+        """Raises OptionError for a guidance scale that this base would not read."""
+        if stated is not None and not self.denoiser.config.get("guidance_embeds"):
+            raise OptionError(
+                f"guidance_scale: {stated:g}",
+                reason="this base is not guidance-distilled, so it reads none in training",
+                hint="Leave it out; validation has validation.guidance.",
+            )
 
     def park(self, *, encoder: bool = True) -> None:
         """Move what a filled cache makes idle to main memory: VAE, text and image encoder.
@@ -141,30 +150,30 @@ class FrozenPipeline:
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # truncated captions are counted elsewhere, once
         try:
-            return self.host.encode_text(self.pipe, list(captions), self.max_length)
+            return self.training.encode_text(self.pipe, list(captions), self.max_length)
         finally:
             logging.set_verbosity(verbosity)
 
     def as_tokens(self, states: Tensor) -> Tensor:
         """Text states [n, l, d] as the denoiser's attention reads them [n, l, W]."""
-        return self.host.as_tokens(
+        return self.training.as_tokens(
             self.denoiser, states.to(self.denoiser.device, self.denoiser.dtype)
         )
 
     @property
     def text_limit(self) -> tuple[Any, int]:
         """The tokenizer of the text states, and the number of its tokens that are read."""
-        return self.host.text_limit(self.pipe, self.max_length)
+        return self.training.text_limit(self.pipe, self.max_length)
 
     @property
     def patch_size(self) -> int:
         """Latent positions on a side that the denoiser reads as one."""
-        return self.host.patch_size(self.denoiser)
+        return self.training.patch_size(self.denoiser)
 
     @property
     def conditions(self) -> tuple[str, ...]:
         """The names of the conditions that `encode_text` may return."""
-        return self.host.conditions
+        return self.training.conditions
 
 
 def _check_one_transformer(pipe: Any) -> None:

@@ -142,6 +142,7 @@ def _open_run(
         max_length=config.max_sequence_length,
         int8=config.quantize == "int8",
     )
+    base.check_guidance_scale(config.guidance_scale)
     encoders = FeatureExtractors(base, variant, feature_to_read(config))
     with Bars(visible and sys.stderr.isatty()) as bars:
         samples = open_dataset(

@@ -210,8 +210,9 @@ class TrainingConfig:
         Literal["none", "cosmap", "sigma_sqrt"], Key("weights of flow matching's loss")
     ] = "none"
     guidance_scale: Annotated[
-        float, Key("what a guidance-distilled base (FLUX.1 dev) is told", ge=0, le=100)
-    ] = 3.5
+        float | None,
+        Key("what a guidance-distilled base (FLUX.1 dev) is told; default: 3.5", ge=0, le=100),
+    ] = None
     max_sequence_length: Annotated[
         int | None,
         Key("tokens that a transformer's long text encoder reads", ge=1, le=4096),

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from imageprompt.encoding.image_prompt import ImagePrompt
-from imageprompt.hosts import trainable_host
+from imageprompt.hosts import training_of
 from imageprompt.training.config.config import ConditionDropout, Timesteps, TrainingConfig
 from imageprompt.training.data.dataset import Batch, Dataset, Features, RandomStreams
 from imageprompt.training.loop.noise_schedule import LossWeighting, NoiseSchedule
+
+DISTILLED_GUIDANCE = 3.5
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class Objective:
     shift: float | None = None
     """Of flow matching's noise levels; None: the scheduler's own."""
     loss_weighting: LossWeighting = "none"
-    guidance_scale: float = 3.5
-    """What a guidance-distilled base is told."""
+    guidance_scale: float | None = None
+    """What a guidance-distilled base is told; None: 3.5, as in sampling."""
     autocast: bool = False
     """Compute in bfloat16 where the base's weights are float32."""
 
@@ -99,9 +101,9 @@ class Objective:
         again. Raises OptionError for an unknown prediction type.
         """
         height, width = batch.latents.shape[-2:]
-        host = trainable_host(denoiser)
-        positions = height * width // host.patch_size(denoiser) ** 2
-        mu = host.mu(denoiser, scheduler.config, positions)
+        training = training_of(denoiser)
+        positions = height * width // training.patch_size(denoiser) ** 2
+        mu = training.mu(denoiser, scheduler.config, positions)
         schedule = NoiseSchedule.of(scheduler, mu=mu, shift=self.shift)
         draws = self.draw(batch.latents, schedule, streams)
         with self.loss_from_draws(adapter, denoiser, schedule, batch, nulls, draws) as losses:
@@ -149,13 +151,13 @@ class Objective:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
             tokens = _project(adapter, features, draws.identity_only)
             with adapter.use(ImagePrompt(tokens), scale=draws.scale, guidance="none"):
-                prediction = trainable_host(denoiser).predict(
+                prediction = training_of(denoiser).predict(
                     denoiser,
                     noisy.to(dtype),
                     schedule.model_timesteps.to(device)[times],
                     text.to(device, dtype),
                     _cast_added(added, device, dtype),
-                    self.guidance_scale,
+                    DISTILLED_GUIDANCE if self.guidance_scale is None else self.guidance_scale,
                 )
                 error = prediction.float() - schedule.target(clean, noise, times)
                 losses = error.square().flatten(1).mean(1)
