@@ -8,7 +8,8 @@ torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from imageprompt.core.errors import AttachError
@@ -19,10 +20,11 @@ from imageprompt.core.spec import (
     Entry,
     HostSpec,
     KeywordArguments,
+    Shapes,
     Site,
     SiteKind,
 )
-from imageprompt.hosts.contract import ConfiguredHost, argument
+from imageprompt.hosts.contract import ROLES_KEY, Training, argument, stated_roles
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -56,19 +58,64 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class TransformerHost(ConfiguredHost):
-    """A transformer family that adapters run on."""
+class TransformerHost:
+    """A transformer family: its class name, a function from config to sites, and their wiring."""
 
+    name: str
+    summary: str
+    denoiser_class: str
+    published_config: Mapping[str, Any]
+    """The parts of the published config that decide the sites."""
+    sites: Callable[[Mapping[str, Any]], Iterator[Site]]
     layers: Mapping[SiteKind, Layer] = field(kw_only=True)
     """How a site of each kind is wired."""
     reader: Callable[[Mapping[str, Any]], CallReader] = field(kw_only=True)
     """From the config of a transformer to the function that reads its calls."""
     attachable: bool = True
+    training: Training | None = None
     files_of: str = ""
     """The host whose adapters run here too: a file cannot tell which of them it was made for."""
 
+    def claims(self, denoiser: object) -> bool:
+        return type(denoiser).__name__ == self.denoiser_class
+
+    def from_config(self, config: Mapping[str, Any]) -> HostSpec | None:
+        if config.get("_class_name") != self.denoiser_class:
+            return None
+        try:
+            for name, value in self.published_config.items():
+                if type(value) is int and type(config.get(name, value)) is not int:
+                    raise TypeError(f"{name} is not a whole number")
+            sites = tuple(self.sites({**self.published_config, **config}))
+        except (TypeError, ValueError) as error:
+            raise AttachError(
+                f"a {self.denoiser_class} config",
+                reason=f"its values describe no model ({error})",
+                hint="Give the config.json of a base.",
+            ) from None
+        if (stated := config.get(ROLES_KEY)) is not None:
+            role = stated_roles([site.name for site in sites], stated)
+            sites = tuple(  # blocks run in the order of their sites
+                replace(site, role=role(site.name), transformer_index=index)
+                for index, site in enumerate(sites)
+            )
+        return HostSpec(family=self.name, sites=sites)
+
+    def from_weights(self, shapes: Shapes) -> HostSpec | None:
+        return None  # nobody saves a frozen transformer beside its adapter
+
     def families(self, cross_attention_dim: int | None = None) -> Iterator[HostSpec]:
-        return iter(()) if self.files_of else super().families(cross_attention_dim)
+        if self.files_of:
+            return
+        if cross_attention_dim in (None, self._published_spec.cross_attention_dim):
+            yield self._published_spec
+
+    def published(self) -> list[HostSpec]:
+        return [self._published_spec]
+
+    @cached_property
+    def _published_spec(self) -> HostSpec:
+        return HostSpec(family=self.name, sites=tuple(self.sites(self.published_config)))
 
     def describe(self, denoiser: Any) -> HostSpec:
         spec = self.from_config({**denoiser.config, "_class_name": self.denoiser_class})

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from imageprompt.core.errors import AttachError
-from imageprompt.core.spec import Arguments, HostSpec, KeywordArguments, Role, Shapes, Site
+from imageprompt.core.spec import Arguments, HostSpec, KeywordArguments, Role, Shapes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -174,61 +173,7 @@ class AttachableHost(Host, Protocol):
         """The exact inverse of `install`."""
 
 
-@dataclass(frozen=True)
-class ConfiguredHost:
-    """A transformer family, described by its class name and a function from config to sites.
-
-    As it is, adapters for it can be read, checked and converted, but not run.
-    """
-
-    name: str
-    summary: str
-    denoiser_class: str
-    published_config: Mapping[str, Any]
-    """The parts of the published config that decide the sites."""
-    sites: Callable[[Mapping[str, Any]], Iterator[Site]]
-    attachable: bool = False
-    training: Training | None = None
-
-    def claims(self, denoiser: object) -> bool:
-        return type(denoiser).__name__ == self.denoiser_class
-
-    def from_config(self, config: Mapping[str, Any]) -> HostSpec | None:
-        if config.get("_class_name") != self.denoiser_class:
-            return None
-        try:
-            for name, value in self.published_config.items():
-                if type(value) is int and type(config.get(name, value)) is not int:
-                    raise TypeError(f"{name} is not a whole number")
-            sites = tuple(self.sites({**self.published_config, **config}))
-        except (TypeError, ValueError) as error:
-            raise AttachError(
-                f"a {self.denoiser_class} config",
-                reason=f"its values describe no model ({error})",
-                hint="Give the config.json of a base.",
-            ) from None
-        if (stated := config.get(ROLES_KEY)) is not None:
-            role = stated_roles([site.name for site in sites], stated)
-            sites = tuple(  # blocks run in the order of their sites
-                replace(site, role=role(site.name), transformer_index=index)
-                for index, site in enumerate(sites)
-            )
-        return HostSpec(family=self.name, sites=sites)
-
-    def from_weights(self, shapes: Shapes) -> HostSpec | None:
-        return None  # nobody saves a frozen transformer beside its adapter
-
-    def families(self, cross_attention_dim: int | None = None) -> Iterator[HostSpec]:
-        if cross_attention_dim in (None, self._published_spec.cross_attention_dim):
-            yield self._published_spec
-
-    def published(self) -> list[HostSpec]:
-        return [self._published_spec]
-
-    @cached_property
-    def _published_spec(self) -> HostSpec:
-        return HostSpec(family=self.name, sites=tuple(self.sites(self.published_config)))
-
+# ── roles ───────────────────────────────────────────────────────────────────────────────────────
 
 _STATED_ROLES: tuple[Role, ...] = ("style", "layout")
 
