@@ -1,0 +1,289 @@
+"""Scorer: the values of metrics for each picture, and their mean with an interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from imageprompt.core.errors import ImagePromptError, OptionError, PictureError
+from imageprompt.evaluation.extractors import EXTRACTORS, Extractor, TextExtractor
+from imageprompt.evaluation.metrics import (
+    METRICS,
+    FeatureMetric,
+    Metric,
+    PixelMetric,
+    SetMetric,
+    TextMetric,
+    TwoSetMetric,
+)
+from imageprompt.evaluation.metrics.contract import Pixels, Rows, Values
+from imageprompt.evaluation.scoring.features import FeatureStore
+from imageprompt.evaluation.scoring.pictures import Picture
+from imageprompt.evaluation.statistics.intervals import Interval, jackknife, mean_interval
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric over all pictures."""
+
+    metric: Metric
+    value: float | None
+    """Mean over the pictures that have a finite value; None if none has."""
+    n: int
+    """How many pictures that is."""
+    interval: Interval | None
+    """95 %; None for fewer than two pictures."""
+    infinite: int = 0
+    """Pictures whose value is infinite, such as the PSNR of equal ones: not part of the mean."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Picture -> why it has no value."""
+    extractor: str | None = None
+    """Which extractor made the features."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data for JSON."""
+        interval = None if self.interval is None else [self.interval.low, self.interval.high]
+        more = {"extractor": self.extractor, "infinite": self.infinite, "failed": {**self.failed}}
+        return {
+            "value": self.value,
+            "n": self.n,
+            "interval": interval,
+            "higher_is_better": self.metric.higher_is_better,
+            **{name: value for name, value in more.items() if value},
+        }
+
+
+@dataclass(frozen=True)
+class PictureValues:
+    """The values of one metric: one for each picture, NaN where there is none."""
+
+    values: Values
+    failed: Mapping[str, str]
+
+
+class Scorer:
+    """Computes metrics; extractors are opened when a metric first needs them, and kept.
+
+    `extractors` maps a role to a folder, file or Hub id, or to an Extractor. `store` keeps
+    features; by default those of this object only.
+    """
+
+    def __init__(
+        self,
+        metrics: Sequence[str],
+        extractors: Mapping[str, str | Extractor] | None = None,
+        *,
+        store: FeatureStore | None = None,
+        device: str | None = None,
+        on_pictures: Callable[[int], object] = lambda count: None,
+    ) -> None:
+        """Raises OptionError for an unknown metric or role."""
+        self.metrics = {name: METRICS[name] for name in dict.fromkeys(metrics)}
+        self._given = dict(extractors or {})
+        for role in self._given:
+            EXTRACTORS[role]
+        self._store = store or FeatureStore()
+        self._device, self._on_pictures = device, on_pictures
+        self._opened: dict[str, Extractor] = {}
+
+    def extractor(self, role: str) -> Extractor:
+        """The extractor of a role. Raises EncoderError, NotFoundError."""
+        if role not in self._opened:
+            given = self._given.get(role)
+            known = given is None or isinstance(given, str)
+            self._opened[role] = (
+                EXTRACTORS[role].open(given, device=self._device) if known else given  # type: ignore[arg-type, assignment]
+            )
+        return self._opened[role]
+
+    def open_extractors(self) -> dict[str, Extractor]:
+        """The extractors of all metrics, by role: errors come before the work."""
+        roles = {one.extractor for one in self.metrics.values() if one.extractor is not None}
+        return {role: self.extractor(role) for role in sorted(roles)}
+
+    @cached_property
+    def of_pictures(self) -> list[str]:
+        """The metrics that have a value for each picture."""
+        kinds = (PixelMetric, FeatureMetric, TextMetric)
+        return [name for name, metric in self.metrics.items() if isinstance(metric, kinds)]
+
+    def values(
+        self,
+        name: str,
+        pictures: Sequence[Picture],
+        references: Sequence[Picture] | None = None,
+        texts: Sequence[str] | None = None,
+    ) -> PictureValues:
+        """One value for each picture; references and texts are one for each picture.
+
+        Raises OptionError if the metric needs references or texts and there are none.
+        """
+        metric, failed = self.metrics[name], dict[str, str]()
+        if isinstance(metric, TextMetric):
+            extractor, lines = self._text_extractor(metric), _needed(metric, texts, "texts")
+            ours = self._rows(metric, pictures, failed)
+            found = metric.compare(ours, _encode_texts(extractor, lines))
+        elif isinstance(metric, FeatureMetric):
+            others = _needed(metric, references, "references")
+            ours = self._rows(metric, pictures, failed)
+            found = metric.compare(ours, self._rows(metric, others, failed))
+        elif isinstance(metric, PixelMetric):
+            others = _needed(metric, references, "references")
+            pairs = zip(pictures, others, strict=True)
+            found = np.array([self._compare(metric, *pair, failed) for pair in pairs], np.float64)
+        else:
+            raise OptionError(
+                f"metric {name}",
+                reason="compares whole sets: a single picture has no value",
+            )
+        for picture, value in zip(pictures, found, strict=True):
+            if np.isnan(value):
+                failed.setdefault(picture.name, "the metric has no value for it")
+        return PictureValues(found, failed)
+
+    def score(
+        self,
+        pictures: Sequence[Picture],
+        references: Sequence[Picture] | None = None,
+        texts: Sequence[str] | None = None,
+    ) -> dict[str, Score]:
+        """Each metric over all pictures, by the metric's name or the names of its parts.
+
+        Metrics of whole sets take the references as a set; those of pairs one for each picture.
+        Raises OptionError.
+        """
+        scores: dict[str, Score] = {}
+        for name, metric in self.metrics.items():
+            if isinstance(metric, SetMetric | TwoSetMetric):
+                scores.update(self._set_scores(metric, pictures, references))
+            else:
+                found = self.values(name, pictures, references, texts)
+                scores[name] = self.summary(name, found)
+        return scores
+
+    def summary(
+        self, name: str, found: PictureValues, clusters: Sequence[object] | None = None
+    ) -> Score:
+        """The mean of values of `values`, with an interval over clusters or over pictures."""
+        finite = np.isfinite(found.values)
+        values = found.values[finite]
+        kept = None if clusters is None else [c for c, f in zip(clusters, finite, strict=True) if f]
+        return Score(
+            self.metrics[name],
+            float(values.mean()) if len(values) else None,
+            len(values),
+            mean_interval(values, kept) if len(values) > 1 else None,
+            int(np.isinf(found.values).sum()),
+            found.failed,
+            self._extractor_name(self.metrics[name]),
+        )
+
+    def _set_scores(
+        self,
+        metric: SetMetric | TwoSetMetric,
+        pictures: Sequence[Picture],
+        references: Sequence[Picture] | None,
+    ) -> Iterator[tuple[str, Score]]:
+        failed = dict[str, str]()
+        ours = _complete(self._rows(metric, pictures, failed))
+        _check_count(metric, len(ours), "pictures")
+        if isinstance(metric, TwoSetMetric):
+            others = _needed(metric, references, "references")
+            theirs = _complete(self._rows(metric, others, failed))
+            _check_count(metric, len(theirs), "references")
+            parts, measure = metric.parts or (metric.name,), metric.measure
+            run = lambda rows: _by_name(metric, measure(ours[rows], theirs))  # noqa: E731
+        else:
+            parts, alone = (metric.name,), metric.measure
+            run = lambda rows: {metric.name: alone(ours[rows])}  # noqa: E731
+        whole, intervals = jackknife(run, len(ours))
+        for part in parts:
+            yield (
+                part,
+                Score(
+                    metric,
+                    whole[part],
+                    len(ours),
+                    intervals[part],
+                    failed=failed,
+                    extractor=self._extractor_name(metric),
+                ),
+            )
+
+    def _rows(self, metric: Metric, pictures: Sequence[Picture], failed: dict[str, str]) -> Rows:
+        extractor = self.extractor(str(metric.extractor))
+        return self._store.rows(pictures, extractor, failed, on_pictures=self._on_pictures)
+
+    def _compare(
+        self, metric: PixelMetric, picture: Picture, reference: Picture, failed: dict[str, str]
+    ) -> float:
+        self._on_pictures(1)
+        model = () if metric.extractor is None else (self.extractor(metric.extractor),)
+        try:
+            pixels = _pixels(picture, metric), _pixels(reference, metric)
+            if metric.same_size and pixels[0].shape != pixels[1].shape:
+                sizes = " and ".join("{1}x{0}".format(*one.shape) for one in pixels)
+                raise PictureError(picture.name, reason=f"not as large as its reference: {sizes}")
+            return metric.compare(*pixels, *model)
+        except ImagePromptError as error:
+            failed[picture.name] = error.reason
+            return np.nan
+
+    def _text_extractor(self, metric: TextMetric) -> TextExtractor:
+        extractor = self.extractor(metric.extractor)
+        if isinstance(extractor, TextExtractor):
+            return extractor
+        raise OptionError(
+            f"metric {metric.name}",
+            reason=f"{extractor.name} has no text encoder",
+            hint=f"Name one that has, such as --extractor {metric.extractor}="
+            "openai/clip-vit-large-patch14.",
+        )
+
+    def _extractor_name(self, metric: Metric) -> str | None:
+        return None if metric.extractor is None else self.extractor(metric.extractor).name
+
+
+def _pixels(picture: Picture, metric: PixelMetric) -> Pixels:
+    image = picture.open()
+    if min(image.size) < metric.min_side:
+        raise PictureError(
+            picture.name,
+            reason=f"{image.width}x{image.height}, and {metric.title} needs "
+            f"{metric.min_side} pixels on the shorter side",
+        )
+    return np.asarray(image)
+
+
+def _encode_texts(extractor: TextExtractor, texts: Sequence[str]) -> Rows:
+    """Each text once."""
+    distinct = [*dict.fromkeys(texts)]
+    rows = dict(zip(distinct, extractor.encode_text(distinct), strict=True))
+    return np.stack([rows[text] for text in texts])
+
+
+def _needed(metric: Metric, given: Sequence[Any] | None, what: str) -> Sequence[Any]:
+    if given is None:
+        raise OptionError(f"metric {metric.name}", reason=f"compares pictures with {what}: none")
+    return given
+
+
+def _complete(rows: Rows) -> Rows:
+    """The rows that have no NaN."""
+    return rows[np.isfinite(rows).all(1)]
+
+
+def _check_count(metric: Metric, count: int, what: str) -> None:
+    if count < metric.min_count:
+        raise OptionError(
+            f"metric {metric.name} of {count} {what}",
+            reason=f"needs at least {metric.min_count}",
+        )
+
+
+def _by_name(metric: TwoSetMetric, found: float | Mapping[str, float]) -> Mapping[str, float]:
+    return found if isinstance(found, Mapping) else {metric.name: found}
