@@ -300,6 +300,28 @@ def test_an_interruption_is_quiet(
     assert capsys.readouterr().err == "imageprompt: interrupted\n"
 
 
+def test_control_c_while_an_object_is_deleted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Deleted:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0)  # Python raises KeyboardInterrupt here, and drops it
+
+    def work(_: Any) -> int:
+        Deleted()
+        for _ in range(500):
+            time.sleep(0.01)
+        return 0
+
+    monkeypatch.setattr(tables, "_variants", work)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # main() replaces it
+    started = time.monotonic()
+    assert cli.main(["variants"]) == 130
+    assert time.monotonic() - started < 4
+    assert capsys.readouterr().err == "imageprompt: interrupted\n"
+
+
 def test_control_c_while_working(tiny_folder: Path, tmp_path: Path, reference: str) -> None:
     out = tmp_path / "out"
     code = "import sys; from imageprompt.cli import main; sys.exit(main())"

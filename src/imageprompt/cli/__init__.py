@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import logging
 import os
@@ -210,6 +211,12 @@ def _ended_thread(ended: threading.ExceptHookArgs) -> None:
 
 
 def _ignored(ignored: Any) -> None:
-    """An exception while an object was deleted: nothing that a user can act on."""
-    if traceback_wanted():
+    """An exception while an object was deleted: nothing that a user can act on.
+
+    If it was Ctrl-C, which Python lost there, it is sent again: from a thread, since this function
+    is still a part of the deletion.
+    """
+    if ignored.exc_type is KeyboardInterrupt:
+        threading.Timer(0.01, _thread.interrupt_main).start()
+    elif traceback_wanted():
         note(f"{PROGRAM}: warning: ignored: {ignored.exc_value!r} in {ignored.object!r}")
