@@ -1,0 +1,1 @@
+"""Studies: pictures of adapters at several scales, with their metrics, one line for each."""
