@@ -57,7 +57,7 @@ class FeatureStore:
         *,
         on_pictures: Callable[[int], object] = lambda count: None,
     ) -> Rows:
-        """Features [n, width]; NaN for a picture that cannot be opened, whose reason `failed` gets."""
+        """Features [n, width]; NaN for a picture that cannot be opened: `failed` says why."""
         rows = np.full((len(pictures), extractor.width), np.nan, np.float32)
         for start in range(0, len(pictures), BATCH):
             part = pictures[start : start + BATCH]

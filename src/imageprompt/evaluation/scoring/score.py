@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import compress
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from imageprompt.core.errors import ImagePromptError, OptionError, PictureError
 from imageprompt.evaluation.extractors import EXTRACTORS, Extractor, TextExtractor
@@ -23,7 +25,12 @@ from imageprompt.evaluation.metrics import (
 from imageprompt.evaluation.metrics.contract import Pixels, Rows, Values
 from imageprompt.evaluation.scoring.features import FeatureStore
 from imageprompt.evaluation.scoring.pictures import Picture
-from imageprompt.evaluation.statistics.intervals import Interval, jackknife, mean_interval
+from imageprompt.evaluation.statistics.intervals import (
+    UNKNOWN,
+    Interval,
+    jackknife,
+    mean_interval,
+)
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,8 @@ class Score:
     """Mean over the pictures that have a finite value; None if none has."""
     n: int
     """How many pictures that is."""
-    interval: Interval | None
-    """95 %; None for fewer than two pictures."""
+    interval: Interval
+    """95 %, over prompts where they are known, else over pictures."""
     infinite: int = 0
     """Pictures whose value is infinite, such as the PSNR of equal ones: not part of the mean."""
     failed: Mapping[str, str] = field(default_factory=dict)
@@ -46,12 +53,11 @@ class Score:
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data for JSON."""
-        interval = None if self.interval is None else [self.interval.low, self.interval.high]
         more = {"extractor": self.extractor, "infinite": self.infinite, "failed": {**self.failed}}
         return {
             "value": self.value,
             "n": self.n,
-            "interval": interval,
+            "interval": self.interval.as_list(),
             "higher_is_better": self.metric.higher_is_better,
             **{name: value for name, value in more.items() if value},
         }
@@ -171,12 +177,13 @@ class Scorer:
         """The mean of values of `values`, with an interval over clusters or over pictures."""
         finite = np.isfinite(found.values)
         values = found.values[finite]
-        kept = None if clusters is None else [c for c, f in zip(clusters, finite, strict=True) if f]
+        kept = None if clusters is None else [*compress(clusters, finite)]
+        interval = mean_interval(values, kept) if len(values) else UNKNOWN
         return Score(
             self.metrics[name],
             float(values.mean()) if len(values) else None,
             len(values),
-            mean_interval(values, kept) if len(values) > 1 else None,
+            interval,
             int(np.isinf(found.values).sum()),
             found.failed,
             self._extractor_name(self.metrics[name]),
@@ -195,20 +202,17 @@ class Scorer:
             others = _needed(metric, references, "references")
             theirs = _complete(self._rows(metric, others, failed))
             _check_count(metric, len(theirs), "references")
-            parts, measure = metric.parts or (metric.name,), metric.measure
-            run = lambda rows: _by_name(metric, measure(ours[rows], theirs))  # noqa: E731
+            measure = partial(_measure_beside, metric, ours, theirs)
         else:
-            parts, alone = (metric.name,), metric.measure
-            run = lambda rows: {metric.name: alone(ours[rows])}  # noqa: E731
-        whole, intervals = jackknife(run, len(ours))
-        for part in parts:
+            measure = partial(_measure, metric, ours)
+        for name, found in jackknife(measure, range(len(ours))).items():
             yield (
-                part,
+                name,
                 Score(
                     metric,
-                    whole[part],
+                    found.value,
                     len(ours),
-                    intervals[part],
+                    found.interval,
                     failed=failed,
                     extractor=self._extractor_name(metric),
                 ),
@@ -285,5 +289,12 @@ def _check_count(metric: Metric, count: int, what: str) -> None:
         )
 
 
-def _by_name(metric: TwoSetMetric, found: float | Mapping[str, float]) -> Mapping[str, float]:
+def _measure(metric: SetMetric, ours: Rows, rows: NDArray[np.int64]) -> Mapping[str, float]:
+    return {metric.name: metric.measure(ours[rows])}
+
+
+def _measure_beside(
+    metric: TwoSetMetric, ours: Rows, theirs: Rows, rows: NDArray[np.int64]
+) -> Mapping[str, float]:
+    found = metric.measure(ours[rows], theirs)
     return found if isinstance(found, Mapping) else {metric.name: found}
