@@ -335,9 +335,9 @@ LIMITS: dict[str, dict[str, tuple[str, str]]] = {
         "EXIF": ("encoding.images.file_limits:MAX_EXIF_BYTES", "bytes"),
     },
     "config of a training": {
-        "file": ("training.config.yaml_file:MAX_BYTES", "bytes"),
-        "values, aliases counted in full": ("training.config.yaml_file:MAX_NODES", ""),
-        "depth": ("training.config.yaml_file:MAX_DEPTH", ""),
+        "file": ("core.yaml_file:MAX_BYTES", "bytes"),
+        "values, aliases counted in full": ("core.yaml_file:MAX_NODES", ""),
+        "depth": ("core.yaml_file:MAX_DEPTH", ""),
     },
     "training data": {
         "entry of a list": ("training.data.sources._index:MAX_ENTRY", "bytes"),

@@ -264,7 +264,7 @@ GUARDS = (
     ),
     Guard(
         "keys of YAML",
-        replaced("training.config.yaml_file", "_check_keys", nothing),
+        replaced("core.yaml_file", "_check_keys", nothing),
         "config: shapes",
         "key",
     ),
@@ -336,7 +336,7 @@ GUARDS = (
     # 3. configs run nothing
     Guard(
         "no objects in YAML",
-        replaced("training.config.yaml_file", "parse_yaml", unsafe_yaml),
+        replaced("core.yaml_file", "parse_yaml", unsafe_yaml),
         "config: tags",
         "os.system",
     ),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from imageprompt.core.yaml_file import brief, expand_user
 from imageprompt.training.cache.cached_dataset import CachedDataset, CacheIndex, index_path
-from imageprompt.training.config.yaml_file import brief, expand_user
 from imageprompt.training.data.feature_extractors import FeatureExtractors
 from imageprompt.training.data.sources import DataOptions, open_data
 from imageprompt.training.data.views import PictureOptions

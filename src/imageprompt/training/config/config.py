@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from imageprompt.core.errors import OptionError
-from imageprompt.training.config.reader import (
+from imageprompt.core.config_reader import (
     STRICT_KEYS,
     Key,
     apply_overrides,
@@ -18,7 +17,8 @@ from imageprompt.training.config.reader import (
     check_ranges,
     read_config,
 )
-from imageprompt.training.config.yaml_file import brief, expand_user, read_yaml
+from imageprompt.core.errors import OptionError
+from imageprompt.core.yaml_file import brief, expand_user, read_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,8 @@ FREE_KEYS = frozenset(
 NEW_KEYS = frozenset(
     ("feature", "shift", "loss_weighting", "guidance_scale", "max_sequence_length", "quantize")
 )
+
+_GET_ONE = "Write one with `imageprompt train --example tiny-base > config.yaml`."
 
 
 @dataclass(frozen=True)
@@ -269,7 +271,7 @@ class TrainingConfig:
         if isinstance(source, Mapping):
             where, plain = "the config", dict(source)
         else:
-            where, plain = f"config {brief(os.fspath(source))}", read_yaml(Path(source))
+            where, plain = f"config {brief(os.fspath(source))}", read_yaml(Path(source), _GET_ONE)
         return read_config(cls, apply_overrides(plain, overrides), where)
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from typing import Any, cast
 from imageprompt.core.atomic_files import remove, write_atomically, write_folder_atomically
 from imageprompt.core.errors import OptionError, WriteError
 from imageprompt.core.untrusted import is_inside, open_regular, parse_json, read_regular
-from imageprompt.training.config.yaml_file import brief
+from imageprompt.core.yaml_file import brief
 from imageprompt.training.loop.logging import BUCKETS, log
 from imageprompt.training.loop.training_state import ADAPTER, STATE, TrainingState
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from imageprompt.checkpoint.torch_io import write_file
 from imageprompt.core.errors import AdapterFileError, NotFoundError, OptionError
-from imageprompt.training.config.yaml_file import brief
+from imageprompt.core.yaml_file import brief
 
 ADAPTER, STATE = "adapter.safetensors", "state.safetensors"
 

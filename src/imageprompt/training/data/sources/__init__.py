@@ -10,7 +10,7 @@ from typing import Any
 
 from imageprompt.core.errors import OptionError
 from imageprompt.core.registry import Registry
-from imageprompt.training.config.yaml_file import brief
+from imageprompt.core.yaml_file import brief
 from imageprompt.training.data.sources.contract import DataOptions, Record, Records, Source
 
 SOURCES: Registry[Source] = Registry(__name__, "SOURCE")

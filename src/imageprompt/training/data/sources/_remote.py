@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from imageprompt.core.errors import OptionError
 from imageprompt.core.untrusted import open_regular
-from imageprompt.training.config.yaml_file import brief
+from imageprompt.core.yaml_file import brief
 from imageprompt.training.data.sources.contract import MAX_PATH
 
 MAX_SHARDS = 100_000

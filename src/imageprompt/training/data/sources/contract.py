@@ -10,9 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
+from imageprompt.core.config_reader import STRICT_KEYS, Key, bad_key, read_config
 from imageprompt.core.errors import AdapterFileError, NotFoundError, OptionError, PictureError
 from imageprompt.core.untrusted import is_inside, open_regular
-from imageprompt.training.config.reader import STRICT_KEYS, Key, bad_key, read_config
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from imageprompt.core.errors import NotFoundError, OptionError
-from imageprompt.training.config.yaml_file import brief, expand_user
+from imageprompt.core.yaml_file import brief, expand_user
 from imageprompt.training.data.sources._index import JsonObjects, Names, Ranges, read_entry
 from imageprompt.training.data.sources.contract import (
     MAX_CAPTION_BYTES,

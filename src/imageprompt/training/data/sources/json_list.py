@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from imageprompt.training.config.yaml_file import brief, expand_user
+from imageprompt.core.yaml_file import brief, expand_user
 from imageprompt.training.data.sources._index import JsonObjects, read_entry
 from imageprompt.training.data.sources.contract import DataOptions, Record, Records
 

@@ -20,7 +20,7 @@ from imageprompt.core.errors import (
     printable,
 )
 from imageprompt.core.untrusted import parse_json
-from imageprompt.training.config.yaml_file import brief
+from imageprompt.core.yaml_file import brief
 from imageprompt.training.data.sources._index import MAX_ENTRY, Names, Ranges
 from imageprompt.training.data.sources.contract import (
     MAX_CAPTION_BYTES,

@@ -1,4 +1,4 @@
-"""Reads a training config from YAML and `key=value`, and says in one line what is wrong with it."""
+"""Reads a config from YAML and `key=value`, and says in one line what is wrong with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from typing import (
 
 from imageprompt.core.errors import OptionError
 from imageprompt.core.schema import Option, options
-from imageprompt.training.config.yaml_file import MAX_DEPTH, MAX_WHOLE, brief, parse_yaml
+from imageprompt.core.yaml_file import MAX_DEPTH, MAX_WHOLE, brief, parse_yaml
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError

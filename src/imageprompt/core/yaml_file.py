@@ -34,17 +34,16 @@ _RESOLVERS = {
 }
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises NotFoundError, OptionError (also for a repeated key)."""
+def read_yaml(path: Path, hint: str) -> dict[str, Any]:
+    """The mapping in a YAML file; `hint` is how to get one.
+
+    Raises NotFoundError, OptionError (also for a repeated key).
+    """
     what = f"config {str(path)!r}"
     try:
         text = read_regular(expand_user(path, what), MAX_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
-        raise NotFoundError(
-            what,
-            reason="there is no such file",
-            hint="Write one with `imageprompt train --example tiny-base > config.yaml`.",
-        ) from None
+        raise NotFoundError(what, reason="there is no such file", hint=hint) from None
     except UnicodeDecodeError as error:
         raise OptionError(
             what, reason=f"not UTF-8 text (byte {error.start})", hint="Save it as UTF-8."
