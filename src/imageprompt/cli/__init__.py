@@ -44,6 +44,7 @@ COMMANDS = {
     "library": ("library", "styles by name: add references once, use them with --style NAME"),
     "check": ("check", "are these good reference pictures, and do they mix?"),
     "faces": ("faces", "list the faces in pictures; save their embeddings and crops"),
+    "score": ("score", "metrics of pictures that exist, in pairs or as sets"),
     "probe": ("probe", "what each site of a base carries of a reference"),
     "inspect": ("files", "what an adapter file is, whether it is complete, how to load it"),
     "validate": ("files", "every problem of an adapter file, one line each"),
@@ -63,7 +64,7 @@ The module has a function `add_<command>` that adds the command's arguments to a
 
 _EXIT_CODES = """exit codes:
     0    done
-    1    done, and problems were found (inspect, validate, diff, check, faces, doctor)
+    1    done, and problems were found (inspect, validate, diff, check, score, faces, doctor)
     2    an error: one line says what is wrong
     130  interrupted
     141  the reader of the output has left

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from imageprompt.evaluation.scoring.features import FeatureStore
 from imageprompt.evaluation.scoring.pictures import Picture, paired, pictures_in
 from imageprompt.evaluation.scoring.score import Score, Scorer
 
-__all__ = ["Picture", "Score", "Scorer", "paired", "pictures_in"]
+__all__ = ["FeatureStore", "Picture", "Score", "Scorer", "paired", "pictures_in"]

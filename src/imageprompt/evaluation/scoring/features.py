@@ -55,7 +55,7 @@ class FeatureStore:
         extractor: Extractor,
         failed: dict[str, str],
         *,
-        on_pictures: Callable[[int], object] = lambda count: None,
+        on_pictures: Callable[[int, int], object] = lambda done, total: None,
     ) -> Rows:
         """Features [n, width]; NaN for a picture that cannot be opened: `failed` says why."""
         rows = np.full((len(pictures), extractor.width), np.nan, np.float32)
@@ -63,7 +63,7 @@ class FeatureStore:
             part = pictures[start : start + BATCH]
             for index, row in self._part(part, extractor, failed):
                 rows[start + index] = row
-            on_pictures(len(part))
+            on_pictures(start + len(part), len(pictures))
         return rows
 
     def _part(

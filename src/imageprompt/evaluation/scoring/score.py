@@ -85,7 +85,7 @@ class Scorer:
         *,
         store: FeatureStore | None = None,
         device: str | None = None,
-        on_pictures: Callable[[int], object] = lambda count: None,
+        on_progress: Callable[[str, int, int], object] = lambda phase, done, total: None,
     ) -> None:
         """Raises OptionError for an unknown metric or role."""
         self.metrics = {name: METRICS[name] for name in dict.fromkeys(metrics)}
@@ -93,7 +93,7 @@ class Scorer:
         for role in self._given:
             EXTRACTORS[role]
         self._store = store or FeatureStore()
-        self._device, self._on_pictures = device, on_pictures
+        self._device, self._on_progress = device, on_progress
         self._opened: dict[str, Extractor] = {}
 
     def extractor(self, role: str) -> Extractor:
@@ -117,6 +117,12 @@ class Scorer:
         kinds = (PixelMetric, FeatureMetric, TextMetric)
         return [name for name, metric in self.metrics.items() if isinstance(metric, kinds)]
 
+    @property
+    def compares_pairs(self) -> bool:
+        """Does a metric compare each picture with a reference of its own?"""
+        pairs = (PixelMetric, FeatureMetric)
+        return any(isinstance(metric, pairs) for metric in self.metrics.values())
+
     def values(
         self,
         name: str,
@@ -139,8 +145,10 @@ class Scorer:
             found = metric.compare(ours, self._rows(metric, others, failed))
         elif isinstance(metric, PixelMetric):
             others = _needed(metric, references, "references")
-            pairs = zip(pictures, others, strict=True)
-            found = np.array([self._compare(metric, *pair, failed) for pair in pairs], np.float64)
+            found = np.empty(len(pictures), np.float64)
+            for index, pair in enumerate(zip(pictures, others, strict=True)):
+                found[index] = self._compare(metric, *pair, failed)
+                self._on_progress(name, index + 1, len(pictures))
         else:
             raise OptionError(
                 f"metric {name}",
@@ -156,16 +164,18 @@ class Scorer:
         pictures: Sequence[Picture],
         references: Sequence[Picture] | None = None,
         texts: Sequence[str] | None = None,
+        *,
+        reference_set: Sequence[Picture] | None = None,
     ) -> dict[str, Score]:
         """Each metric over all pictures, by the metric's name or the names of its parts.
 
-        Metrics of whole sets take the references as a set; those of pairs one for each picture.
-        Raises OptionError.
+        References and texts are one for each picture. Metrics of whole sets take `reference_set`,
+        by default the references. Raises OptionError.
         """
         scores: dict[str, Score] = {}
         for name, metric in self.metrics.items():
             if isinstance(metric, SetMetric | TwoSetMetric):
-                scores.update(self._set_scores(metric, pictures, references))
+                scores.update(self._set_scores(metric, pictures, reference_set or references))
             else:
                 found = self.values(name, pictures, references, texts)
                 scores[name] = self.summary(name, found)
@@ -220,15 +230,15 @@ class Scorer:
 
     def _rows(self, metric: Metric, pictures: Sequence[Picture], failed: dict[str, str]) -> Rows:
         extractor = self.extractor(str(metric.extractor))
-        return self._store.rows(pictures, extractor, failed, on_pictures=self._on_pictures)
+        tell = partial(self._on_progress, f"features: {metric.extractor}")
+        return self._store.rows(pictures, extractor, failed, on_pictures=tell)
 
     def _compare(
         self, metric: PixelMetric, picture: Picture, reference: Picture, failed: dict[str, str]
     ) -> float:
-        self._on_pictures(1)
         model = () if metric.extractor is None else (self.extractor(metric.extractor),)
         try:
-            pixels = _pixels(picture, metric), _pixels(reference, metric)
+            pixels = _pixels(picture, metric), _pixels(reference, metric, "its reference: ")
             if metric.same_size and pixels[0].shape != pixels[1].shape:
                 sizes = " and ".join("{1}x{0}".format(*one.shape) for one in pixels)
                 raise PictureError(picture.name, reason=f"not as large as its reference: {sizes}")
@@ -252,12 +262,16 @@ class Scorer:
         return None if metric.extractor is None else self.extractor(metric.extractor).name
 
 
-def _pixels(picture: Picture, metric: PixelMetric) -> Pixels:
-    image = picture.open()
+def _pixels(picture: Picture, metric: PixelMetric, which: str = "") -> Pixels:
+    """Raises PictureError, whose reason begins with `which` picture it is."""
+    try:
+        image = picture.open()
+    except PictureError as error:
+        raise PictureError(error.what, reason=f"{which}{error.reason}", hint=error.hint) from error
     if min(image.size) < metric.min_side:
         raise PictureError(
             picture.name,
-            reason=f"{image.width}x{image.height}, and {metric.title} needs "
+            reason=f"{which}{image.width}x{image.height}, and {metric.title} needs "
             f"{metric.min_side} pixels on the shorter side",
         )
     return np.asarray(image)
