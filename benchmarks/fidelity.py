@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -30,6 +29,7 @@ from imageprompt.adapter.adapter import Adapter
 from imageprompt.core import bundled
 from imageprompt.demo import judge, pipeline, scenes
 from imageprompt.encoding.encoders import open_encoder
+from imageprompt.evaluation.statistics import intervals
 
 Words = dict[str, str]
 Cell = dict[str, float]
@@ -38,14 +38,11 @@ MAIN = ("colour", "background", "texture", "shape")  # "all at once" is these fo
 
 def wilson(hits: int, count: int) -> Cell:
     """Share with its 95 % Wilson interval."""
-    z = 1.96
-    share = hits / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
+    interval = intervals.wilson(hits, count)
     return {
-        "share": share,
-        "low": max(middle - half, 0.0),
-        "high": min(middle + half, 1.0),
+        "share": hits / count,
+        "low": interval.low,
+        "high": interval.high,
         "count": count,
     }
 
@@ -81,12 +78,11 @@ def overlap(pictures: Sequence[Image.Image], expected: Sequence[scenes.Scene]) -
     for picture, scene in zip(pictures, expected, strict=True):
         found, drawn = object_mask(picture, scene), scenes.mask(scene)
         shares.append(float((found & drawn).sum() / (found | drawn).sum()))
-    half = 1.96 * float(np.std(shares)) / math.sqrt(len(shares))
-    mean = float(np.mean(shares))
+    interval = intervals.mean_interval(shares, method="t")
     return {
-        "share": mean,
-        "low": mean - half,
-        "high": mean + half,
+        "share": float(np.mean(shares)),
+        "low": interval.low,
+        "high": interval.high,
         "tenth": float(np.quantile(shares, 0.1)),
     }
 

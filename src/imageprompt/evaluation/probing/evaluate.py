@@ -10,7 +10,8 @@ import numpy as np
 from imageprompt.evaluation.probing.measures import MEASURES, picture_statistics
 from imageprompt.evaluation.probing.result import ALL_SITES, NO_SITES, ROLES, SettingResult
 from imageprompt.evaluation.probing.sampling import Sampler
-from imageprompt.evaluation.probing.shares import RESAMPLES, Array, Bootstrap, interval, role
+from imageprompt.evaluation.probing.shares import Bootstrap, interval, role
+from imageprompt.evaluation.statistics.intervals import RESAMPLES, Array
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
-RESAMPLES = 2000
+from imageprompt.evaluation.statistics.intervals import Array, draws, percentile_interval
+
 MIN_SHARE = 0.2
 """A site with a smaller share gets no role, however certain it is."""
 
@@ -40,8 +39,7 @@ class Bootstrap:
     """
 
     def __init__(self, count: int) -> None:
-        rng = np.random.default_rng(0)
-        self._chosen = rng.integers(0, count, (RESAMPLES, count))
+        self._chosen = np.concatenate(list(draws(count)))
 
     def means(self, values: Array) -> Array:
         """[1 + resamples]: the mean, and the mean of every resample."""
@@ -61,8 +59,8 @@ class Bootstrap:
 
 def interval(samples: Array) -> Interval:
     """The interval of what Bootstrap returns, whose first number is the value itself."""
-    low, high = np.percentile(samples[1:], (2.5, 97.5))
-    return Interval(float(samples[0]), float(low), float(high))
+    ends = percentile_interval(samples[1:])
+    return Interval(float(samples[0]), ends.low, ends.high)
 
 
 def role(style: Array, layout: Array) -> str:

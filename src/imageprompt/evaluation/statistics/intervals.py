@@ -24,6 +24,9 @@ Method = Literal["studentised", "t", "percentile", "bca"]
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+LEVELS = (0.025, 0.975)
+_FEW = 8
+"""Fewer clusters have so few different resamples that Student's t is used at once."""
 _BLOCK = 2**21  # resampled clusters in memory at a time
 
 
@@ -218,8 +221,8 @@ def mean_interval(
     """Of a mean over clusters, such as prompts; without labels, each value is one.
 
     "studentised" (bootstrap-t, Efron 1981) and "t" hold their confidence with ten prompts;
-    "percentile" and "bca" (Efron 1987) need about fifty. Unknown for fewer than two clusters.
-    Raises OptionError for values that are not finite.
+    "percentile" and "bca" (Efron 1987) need about fifty. With fewer than _FEW clusters every method
+    is "t"; unknown with fewer than two. Raises OptionError for values that are not finite.
     """
     clusters = Clusters.of(values, labels)
     mean, error = clusters.mean, clusters.standard_error
@@ -228,7 +231,7 @@ def mean_interval(
     if error <= 1e-12 * abs(mean):
         return Interval(mean, mean)
     tail = (1 - confidence) / 2
-    if method == "t" or clusters.count < 5:  # four clusters have too few resamples
+    if method == "t" or clusters.count < _FEW:
         half = t_quantile(1 - tail, clusters.count - 1) * error
         return Interval(mean - half, mean + half)
     if method == "studentised":
@@ -242,9 +245,7 @@ def mean_interval(
     return percentile_interval(means, (tail, 1 - tail))
 
 
-def percentile_interval(
-    samples: Array, levels: tuple[float, float] = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
-) -> Interval:
+def percentile_interval(samples: Array, levels: tuple[float, float] = LEVELS) -> Interval:
     """Between two quantiles of bootstrap samples."""
     low, high = np.quantile(samples, levels)
     return Interval(float(low), float(high))

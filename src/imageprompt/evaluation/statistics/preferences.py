@@ -110,4 +110,4 @@ def _all_reach_all(wins: Array) -> NDArray[np.bool_]:
     for _ in range(max(1, math.ceil(math.log2(wins.shape[1])))):
         steps = reach.astype(np.float32)
         reach = (steps @ steps).astype(np.bool_)
-    return reach.reshape(len(wins), -1).all(1)
+    return np.asarray(reach.reshape(len(wins), -1).all(1), np.bool_)
