@@ -8,6 +8,7 @@ from dataclasses import MISSING
 from typing import Any, Literal, get_args, get_origin
 
 from imageprompt.core import bundled
+from imageprompt.core.errors import OptionError
 from imageprompt.core.schema import Field, options, without_none
 
 BASE_HELP = f"a pipeline's or denoiser's folder, {', '.join(bundled.FOLDERS)}, or sd15, sdxl ..."
@@ -103,3 +104,43 @@ def add_base(command: argparse.ArgumentParser, purpose: str, **more: Any) -> Non
 def base(text: str) -> str:
     """A bundled stack by its name as its folder; anything else unchanged."""
     return str(bundled.folder(text)) if text in bundled.FOLDERS else text
+
+
+# ── metrics ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def add_extractors(command: argparse.ArgumentParser) -> None:
+    """The flags that say which models make the features, and where they are kept."""
+    command.add_argument(
+        "--extractor",
+        action="append",
+        default=[],
+        metavar="ROLE=SOURCE",
+        help="the model of a role, such as clip=openai/clip-vit-large-patch14; repeated",
+    )
+    command.add_argument("--device", metavar="NAME", help="cpu, cuda ... (default: cpu)")
+    command.add_argument(
+        "--cache", metavar="FILE", help="keep features in this file, for the next call"
+    )
+
+
+def extractors_of(options: argparse.Namespace) -> dict[str, str]:
+    """Role -> source. Raises OptionError."""
+    found = dict[str, str]()
+    for given in options.extractor:
+        role, equals, source = given.partition("=")
+        if not (equals and role and source):
+            raise OptionError(
+                f"--extractor {given!r}",
+                reason="not ROLE=SOURCE",
+                hint="Write --extractor clip=openai/clip-vit-large-patch14.",
+            )
+        if role in found:
+            raise OptionError(f"--extractor {role}", reason="given twice")
+        found[role] = source
+    return found
+
+
+def names_of(given: list[str]) -> list[str]:
+    """The names in comma-separated lists."""
+    return [name.strip() for names in given for name in names.split(",") if name.strip()]

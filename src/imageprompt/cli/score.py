@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from imageprompt.cli import flags
 from imageprompt.core.console import (
     Bars,
     Parser,
@@ -57,41 +58,9 @@ def add_score(command: Parser) -> None:
         metavar="FILE",
         help="the text of each picture: one line each, in the order of the names",
     )
-    add_extractors(command)
+    flags.add_extractors(command)
     command.add_argument("--list", action="store_true", help="list the metrics and leave")
     add_json(command)
-
-
-def add_extractors(command: argparse.ArgumentParser) -> None:
-    """The flags that say which models make the features, and where they are kept."""
-    command.add_argument(
-        "--extractor",
-        action="append",
-        default=[],
-        metavar="ROLE=SOURCE",
-        help="the model of a role, such as clip=openai/clip-vit-large-patch14; repeated",
-    )
-    command.add_argument("--device", metavar="NAME", help="cpu, cuda ... (default: cpu)")
-    command.add_argument(
-        "--cache", metavar="FILE", help="keep features in this file, for the next call"
-    )
-
-
-def extractors_of(options: argparse.Namespace) -> dict[str, str]:
-    """Role -> source. Raises OptionError."""
-    found = dict[str, str]()
-    for given in options.extractor:
-        role, equals, source = given.partition("=")
-        if not (equals and role and source):
-            raise OptionError(
-                f"--extractor {given!r}",
-                reason="not ROLE=SOURCE",
-                hint="Write --extractor clip=openai/clip-vit-large-patch14.",
-            )
-        if role in found:
-            raise OptionError(f"--extractor {role}", reason="given twice")
-        found[role] = source
-    return found
 
 
 def _score(options: argparse.Namespace) -> int:
@@ -103,8 +72,8 @@ def _score(options: argparse.Namespace) -> int:
 
     with Bars(wants_progress(options)) as bars:
         scorer = Scorer(
-            names_of(options.metric or [DEFAULT_METRICS]),
-            extractors_of(options),
+            flags.names_of(options.metric or [DEFAULT_METRICS]),
+            flags.extractors_of(options),
             store=FeatureStore(options.cache),
             device=options.device,
             on_progress=bars.update,
@@ -123,11 +92,6 @@ def _score(options: argparse.Namespace) -> int:
     else:
         _print(scores)
     return int(any(score.failed for score in scores.values()))
-
-
-def names_of(given: list[str]) -> list[str]:
-    """The names in comma-separated lists."""
-    return [name.strip() for names in given for name in names.split(",") if name.strip()]
 
 
 def _texts(file: str, count: int) -> list[str]:
