@@ -7,8 +7,21 @@ Files whose name starts with `_` are parts that roles share.
 from __future__ import annotations
 
 from imageprompt.core.registry import Registry
-from imageprompt.evaluation.extractors.contract import Extractor, ExtractorRole, TextExtractor
+from imageprompt.evaluation.extractors.contract import (
+    Backbone,
+    Extractor,
+    ExtractorRole,
+    PairBackbone,
+    TextExtractor,
+)
 
-__all__ = ["EXTRACTORS", "Extractor", "ExtractorRole", "TextExtractor"]
+__all__ = [
+    "EXTRACTORS",
+    "Backbone",
+    "Extractor",
+    "ExtractorRole",
+    "PairBackbone",
+    "TextExtractor",
+]
 
 EXTRACTORS: Registry[ExtractorRole] = Registry(__name__, "EXTRACTOR")

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from imageprompt.evaluation.metrics.contract import Rows
+    from imageprompt.evaluation.metrics.contract import Pixels, Rows
 
 
-class Extractor(Protocol):
-    """A frozen model with its preprocessing."""
+class Backbone(Protocol):
+    """A frozen model with its preprocessing, as the results name it."""
 
     @property
     def name(self) -> str:
-        """What the user called it, such as a folder or Hub id; "own encoder" for the bundled."""
+        """What the user called it, such as a folder or Hub id; "own encoder" for the bundled.
+
+        Weights that are random or that nobody published say so here, beside every figure.
+        """
 
     @property
     def fingerprint(self) -> str:
@@ -25,6 +28,11 @@ class Extractor(Protocol):
     @property
     def preprocessing(self) -> str:
         """Size, filter, antialiasing, crop, normalisation: one line for reports."""
+
+
+@runtime_checkable
+class Extractor(Backbone, Protocol):
+    """A backbone that describes each picture by itself."""
 
     @property
     def width(self) -> int:
@@ -42,8 +50,16 @@ class TextExtractor(Extractor, Protocol):
         """n texts -> features [n, width], comparable with those of pictures."""
 
 
+@runtime_checkable
+class PairBackbone(Backbone, Protocol):
+    """A backbone that compares pictures at every position, too much to keep as a row."""
+
+    def distance(self, picture: Pixels, reference: Pixels) -> float:
+        """0 for equal pictures of one size [h, w, 3]."""
+
+
 class ExtractorRole(Protocol):
-    """A part that an extractor plays in metrics, such as `clip`; one file for each."""
+    """A part that a backbone plays in metrics, such as `clip`; one file for each."""
 
     @property
     def name(self) -> str: ...
@@ -52,8 +68,10 @@ class ExtractorRole(Protocol):
     def summary(self) -> str:
         """Which models can play it, and which are usual."""
 
-    def open(self, source: str | None, *, device: str | None = None) -> Extractor:
-        """The extractor at a folder, file or Hub id; None opens the default one.
+    def open(self, source: str | None, *, device: str | None = None) -> Backbone:
+        """The backbone at a folder, file or Hub id; None opens the default one.
 
-        Raises EncoderError if there is no default, NotFoundError.
+        Weights that are random or that nobody published are taken from "unverified:" + source only,
+        and their name says so. Raises EncoderError for those without it, and if there is no
+        default; NotFoundError.
         """

@@ -38,6 +38,8 @@ class Metric:
     """The role of its feature extractor (see EXTRACTORS); None if it reads pixels alone."""
     min_count: int = 1
     """The fewest pictures that it can be computed for."""
+    missing: str = "the metric has no value for it"
+    """Why a picture that can be read may have no value."""
 
 
 @dataclass(frozen=True, kw_only=True)

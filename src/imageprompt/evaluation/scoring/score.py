@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import compress
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imageprompt.core.errors import ImagePromptError, OptionError, PictureError
-from imageprompt.evaluation.extractors import EXTRACTORS, Extractor, TextExtractor
+from imageprompt.evaluation.extractors import EXTRACTORS, Backbone, Extractor, TextExtractor
 from imageprompt.evaluation.metrics import (
     METRICS,
     FeatureMetric,
@@ -74,14 +74,14 @@ class PictureValues:
 class Scorer:
     """Computes metrics; extractors are opened when a metric first needs them, and kept.
 
-    `extractors` maps a role to a folder, file or Hub id, or to an Extractor. `store` keeps
+    `extractors` maps a role to a folder, file or Hub id, or to a Backbone. `store` keeps
     features; by default those of this object only.
     """
 
     def __init__(
         self,
         metrics: Sequence[str],
-        extractors: Mapping[str, str | Extractor] | None = None,
+        extractors: Mapping[str, str | Backbone] | None = None,
         *,
         store: FeatureStore | None = None,
         device: str | None = None,
@@ -94,9 +94,9 @@ class Scorer:
             EXTRACTORS[role]
         self._store = store or FeatureStore()
         self._device, self._on_progress = device, on_progress
-        self._opened: dict[str, Extractor] = {}
+        self._opened: dict[str, Backbone] = {}
 
-    def extractor(self, role: str) -> Extractor:
+    def extractor(self, role: str) -> Backbone:
         """The extractor of a role. Raises EncoderError, NotFoundError."""
         if role not in self._opened:
             given = self._given.get(role)
@@ -106,7 +106,7 @@ class Scorer:
             )
         return self._opened[role]
 
-    def open_extractors(self) -> dict[str, Extractor]:
+    def open_extractors(self) -> dict[str, Backbone]:
         """The extractors of all metrics, by role: errors come before the work."""
         roles = {one.extractor for one in self.metrics.values() if one.extractor is not None}
         return {role: self.extractor(role) for role in sorted(roles)}
@@ -156,7 +156,7 @@ class Scorer:
             )
         for picture, value in zip(pictures, found, strict=True):
             if np.isnan(value):
-                failed.setdefault(picture.name, "the metric has no value for it")
+                failed.setdefault(picture.name, metric.missing)
         return PictureValues(found, failed)
 
     def score(
@@ -229,7 +229,7 @@ class Scorer:
             )
 
     def _rows(self, metric: Metric, pictures: Sequence[Picture], failed: dict[str, str]) -> Rows:
-        extractor = self.extractor(str(metric.extractor))
+        extractor = cast(Extractor, self.extractor(str(metric.extractor)))
         tell = partial(self._on_progress, f"features: {metric.extractor}")
         return self._store.rows(pictures, extractor, failed, on_pictures=tell)
 
