@@ -15,6 +15,7 @@ Rows: TypeAlias = NDArray[np.float32]
 """Features, one row for each picture or text: [n, d]."""
 Values: TypeAlias = NDArray[np.float64]
 """One value for each picture, [n]; NaN where there is none."""
+Matrix: TypeAlias = NDArray[np.float64]
 
 Range: TypeAlias = tuple[float | None, float | None]
 """Lowest and highest value; None where there is no limit."""
@@ -98,3 +99,10 @@ def cosine(a: Rows, b: Rows) -> Values:
     with np.errstate(invalid="ignore"):
         values: Values = (x * y).sum(1) / np.sqrt((x * x).sum(1) * (y * y).sum(1))
     return values
+
+
+def unit(rows: Rows) -> Matrix:
+    """Rows [n, d] at length 1, in float64."""
+    wide = rows.astype(np.float64)
+    normalised: Matrix = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    return normalised
