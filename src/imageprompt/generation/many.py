@@ -27,7 +27,9 @@ from imageprompt.loading.models import Models, turn_of
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from imageprompt.adapter.adapter import Adapter
     from imageprompt.encoding.image_prompt import ImagePrompt
+    from imageprompt.generation.reference import Reference
     from imageprompt.loading.recipe import Recipe
 
 
@@ -46,7 +48,17 @@ class Named:
 
 
 class _Fits(Exception):
-    """Leaves the block of `_ready`."""
+    """Leaves the block of `check_controls`."""
+
+
+def check_controls(
+    adapter: Adapter, prompt: ImagePrompt, reference: Reference, mask: Any = None
+) -> None:
+    """Raises what `Adapter.use` raises for controls that do not fit the base."""
+    controls = reference.effective_controls
+    # left before it can miss a call
+    with suppress(_Fits), adapter.use(prompt, controls=controls, mask=mask):
+        raise _Fits
 
 
 @dataclass(frozen=True)
@@ -155,13 +167,7 @@ def _ready(index: int, prepared: Prepared, models: Models) -> _Job:
             loaded, owner = kept[one.attachment]
             prompts.append(image_prompt(one, owner, request))
             references.append(one.metadata(loaded, prompts[-1]))
-            controls = one.reference.effective_controls
-            # raises for what does not fit this base; left before it can miss a call
-            with (
-                suppress(_Fits),
-                loaded.adapter.use(prompts[-1], controls=controls, mask=one.mask),
-            ):
-                raise _Fits
+            check_controls(loaded.adapter, prompts[-1], one.reference, one.mask)
     return _Job(index, prepared, tuple(prompts), replace(recipe, references=tuple(references)))
 
 

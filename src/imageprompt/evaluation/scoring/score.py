@@ -181,6 +181,17 @@ class Scorer:
                 scores[name] = self.summary(name, found)
         return scores
 
+    def set_scores(
+        self, pictures: Sequence[Picture], references: Sequence[Picture] | None
+    ) -> dict[str, Score]:
+        """The metrics of whole sets alone. Raises OptionError."""
+        return {
+            name: score
+            for metric in self.metrics.values()
+            if isinstance(metric, SetMetric | TwoSetMetric)
+            for name, score in self._set_scores(metric, pictures, references)
+        }
+
     def summary(
         self, name: str, found: PictureValues, clusters: Sequence[object] | None = None
     ) -> Score:
