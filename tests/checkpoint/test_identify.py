@@ -422,7 +422,6 @@ STRANGERS = {
     "a ControlNet": "controlnet_cond_embedding.conv_in.weight",
     "a ControlNet ": "control_model.input_hint_block.0.weight",
     "a T2I-Adapter": "body.0.in_conv.weight",
-    "FLUX Redux": "redux_up.weight",
     "a full checkpoint": "model.diffusion_model.input_blocks.0.0.weight",
     "a denoiser": "down_blocks.0.resnets.0.conv1.weight",
     "a denoiser ": "transformer_blocks.0.attn.to_q.weight",

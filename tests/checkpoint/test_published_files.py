@@ -27,7 +27,7 @@ SMALL = {name: file for name, file in PUBLISHED.items() if file.twin}
 IP_KEYS = {
     ("sd15", False): 32, ("sd15", True): 288, ("sdxl", False): 140, ("sdxl", True): 1260,
     ("kolors", False): 140, ("flux-xlabs", False): 76, ("flux-instantx", False): 114,
-    ("sd3", False): 266,
+    ("flux-text", False): 0, ("sd3", False): 266,
 }  # fmt: skip
 IP_PARAMETERS = {
     ("sd15", False): 19_169_280,

@@ -24,7 +24,13 @@ from imageprompt.checkpoint.formats import FORMATS, Parts
 from imageprompt.core.spec import ProjectorOptions
 from imageprompt.encoding.encoders import ENCODERS
 from imageprompt.hosts import HOSTS, host_of
-from imageprompt.variants import VARIANTS, projector_shapes, site_kinds, site_shapes
+from imageprompt.variants import (
+    VARIANTS,
+    has_place,
+    projector_shapes,
+    site_kinds,
+    site_shapes,
+)
 from peer import diffusers_embeds, diffusers_load
 from rigs import difference
 from transformers_table import CASES as TRANSFORMERS
@@ -306,15 +312,14 @@ def test_formats(layout: str, variant: str) -> None:
 
 
 def template(variant: str) -> Parts[tuple[int, ...]]:
-    """All tensors of a variant, for the first published base that has sites for it."""
+    """All tensors of a variant, for the first published base that has a place for it."""
     kind = VARIANTS[variant]
     bases = (spec for one in HOSTS for spec in one.families())
     for base in bases:
-        spec = kind.propose(512, base.cross_attention_dim, ProjectorOptions())
-        sites = site_shapes(kind, base, spec)
-        if sites:
-            return Parts(projector_shapes(kind, spec), sites)
-    raise AssertionError(f"no base has sites for {variant}")
+        if has_place(kind, base):
+            spec = kind.propose(512, base.cross_attention_dim, ProjectorOptions())
+            return Parts(projector_shapes(kind, spec), site_shapes(kind, base, spec))
+    raise AssertionError(f"no base has a place for {variant}")
 
 
 # ── templates ────────────────────────────────────────────────────────────────────────────────────
@@ -349,7 +354,7 @@ def test_reading_survives_missing_tensors(variant: str) -> None:
 def test_variants_of_other_bases_say_so() -> None:
     case = CASES["tiny"]
     others = [variant.name for variant in VARIANTS if "cross" not in site_kinds(variant)]
-    assert others == ["instantx", "instantx-sd3", "xlabs"]
+    assert others == ["instantx", "instantx-sd3", "redux", "xlabs"]
     for variant in others:
         with pytest.raises(ip.ImagePromptError, match=f"new {variant} adapter on a"):
             ip.Adapter.create(variant, denoiser=case.unet(), encoder=encoder())

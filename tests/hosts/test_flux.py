@@ -17,10 +17,10 @@ from torch import Tensor
 
 import imageprompt as ip
 from guides import DOCS, blocks, commands, run
+from tiny_flux import FEATURES, make, noise, pipeline, siglip
 from transformers_table import CASES, DIM, HEADS, SIDE
 
 CASE = CASES["flux"]
-FEATURES = 24
 WIDTH = HEADS * DIM
 PORTS: dict[str | None, tuple[float, ...]] = {
     None: (-0.8245043, -0.1653024, 0.9543575, -0.0284298),
@@ -28,10 +28,6 @@ PORTS: dict[str | None, tuple[float, ...]] = {
     "diffsynth": (-0.8228126, -0.1597535, 0.9476894, -0.0205655),
 }
 """Reading of an InstantX adapter -> the last row of a picture by the program that has it."""
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 0.3
 
 
 def xlabs(tokens: int = 4) -> dict[str, dict[str, Tensor]]:
@@ -258,57 +254,7 @@ class _Encoder:
 
 @pytest.fixture(scope="module")
 def pipe() -> Any:
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
-
-    torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(ip.bundled.folder() / "tokenizer")
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-        latent_channels=1,
-        shift_factor=0.0,
-    ).eval()
-    clip = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    t5 = T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=32, num_layers=1)
-    made = FluxPipeline(
-        FlowMatchEulerDiscreteScheduler(),
-        vae,
-        CLIPTextModel(clip).eval(),
-        tokenizer,
-        T5EncoderModel(t5).eval(),
-        tokenizer,
-        CASE.build(),
-    )
-    made.set_progress_bar_config(disable=True)
-    return made
-
-
-def make(pipe: Any, *texts: str, steps: int = 4, **call: Any) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    images = pipe(
-        list(texts or ("a star",)),
-        num_inference_steps=steps,
-        height=16,
-        width=16,
-        max_sequence_length=8,
-        output_type="pt",
-        generator=generator,
-        **call,
-    ).images
-    assert isinstance(images, Tensor)
-    return images
+    return pipeline()
 
 
 @pytest.fixture
@@ -452,24 +398,19 @@ def test_a_recipe_keeps_the_reading(pipe: Any, tmp_path: Path) -> None:
 def test_instantx_reads_a_picture_by_siglip(
     pipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from transformers import SiglipVisionConfig, SiglipVisionModel
-
-    torch.manual_seed(2)
-    shape = {"hidden_size": FEATURES, "intermediate_size": 16, "image_size": 16, "patch_size": 8}
-    config = SiglipVisionConfig(**shape, num_hidden_layers=1, num_attention_heads=1)
-    siglip = SiglipVisionModel(config).eval()
-    siglip.save_pretrained(tmp_path / "siglip")
+    encoder = siglip()
+    encoder.save_pretrained(tmp_path / "siglip")
     pipe.save_pretrained(tmp_path / "base")
     path, reference = write(tmp_path / "a.safetensors", instantx()), DOCS / "reference.png"
     words = ["generate", "--base", str(tmp_path / "base"), "--adapter", str(path)]
     words += ["--steps", "1", "--size", "16", "--reference", str(reference), "--prompt", "a star"]
-    encoder = ["--encoder", str(tmp_path / "siglip")]
-    assert run([*words, *encoder, "--output", str(tmp_path / "out")]) == 0
+    own = ["--encoder", str(tmp_path / "siglip")]
+    assert run([*words, *own, "--output", str(tmp_path / "out")]) == 0
     (picture,) = (tmp_path / "out").glob("*.png")
     with torch.no_grad():
         squashed = Image.open(reference).convert("RGB").resize((16, 16), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(squashed)).permute(2, 0, 1)[None] / 255 * 2 - 1
-        pooled = siglip(pixels).pooler_output
+        pooled = encoder(pixels).pooler_output
     made = ip.generate(
         "a star",
         image_prompt=ip.Adapter.load(path).encode(

@@ -71,6 +71,10 @@ def face_perceiver(feature: int, out: int, heads: int, tokens: int = 4) -> Shape
     return mlp(512, 1024, out, tokens) | {f"perceiver_resampler.{n}": s for n, s in inside.items()}
 
 
+def redux(feature: int, out: int) -> Shapes:
+    return _layer("redux_up", 3 * out, feature) | _layer("redux_down", out, 3 * out)
+
+
 def time_resampler() -> Shapes:
     shapes = resampler(1152, 1280, 20, 2432, tokens=64)
     shapes |= _layer("time_embedding.linear_1", 1280, 320)
@@ -168,6 +172,7 @@ HOSTS: dict[str, Callable[[bool], Shapes]] = {
     "kolors": lambda lora: unet_sites(kolors(), lora=lora),
     "flux-xlabs": lambda _: _xlabs_sites(flux()),
     "flux-instantx": lambda _: _instantx_sites(flux()),
+    "flux-text": lambda _: {},
     "sd3": lambda _: _sd3_sites(sd35_large()),
 }
 
@@ -319,6 +324,10 @@ OTHERS: dict[str, File] = {
     "FLUX.1-dev-IP-Adapter": File(
         host="flux-instantx", projector=mlp(1152, 2304, 4096, 128), keys=6, total=2_645_600_512,
         variants=("instantx",), feature="pooler_output", width=1152, tokens=128,
+    ),
+    "flux1-redux-dev": File(
+        host="flux-text", projector=redux(1152, 4096), keys=4, total=64_503_808,
+        variants=("redux",), feature="last_hidden_state", width=1152, tokens=None,
     ),
     "SD3.5-Large-IP-Adapter": File(
         host="sd3", projector=time_resampler(), keys=63, total=797_925_888,

@@ -74,6 +74,7 @@ def test_rules_of_the_published_variants() -> None:
         "plus": "zero pixels",
         "portrait": "zero features",
         "portrait-unnorm": "zero features",
+        "redux": "no tokens",
         "xlabs": "black picture",
     }
     assert all(isinstance(variant.feature, Feature) for variant in VARIANTS)

@@ -25,14 +25,14 @@ from imageprompt.adapter.compatibility import (
     checked_encoder,
     checked_faces,
 )
-from imageprompt.adapter.kv_cache import KVCache
+from imageprompt.adapter.kv_cache import KVCache, TokenCache
 from imageprompt.adapter.weights import AdapterModule
 from imageprompt.attention.active_prompt import ActivePrompt
 from imageprompt.attention.cfg_layout import Branch, named_layout
 from imageprompt.attention.state import AttentionState
 from imageprompt.attention.step_tracker import parse_timesteps
 from imageprompt.control import DEFAULT_SCALE, Controls, Scale, Scaling
-from imageprompt.core.errors import AttachError, PromptError
+from imageprompt.core.errors import AttachError, OptionError, PromptError
 from imageprompt.core.spec import AdapterSpec, Entry, ProjectorOptions, Site
 from imageprompt.encoding.encode import ReferenceEncoder
 from imageprompt.encoding.encoders import Encoder, own_encoder
@@ -225,7 +225,7 @@ class Adapter:
             pairs = pair_with_layers(loras, base.linears(loras), lora, base.denoiser)
         self.module.to(base.execution_device)  # may run out of memory: so before all else
         kind = reading_of(VARIANTS[self.spec.variant], self.spec.reading)
-        entries = [entry_at(kind, site.kind) for site in base.spec.sites]
+        entries = [entry_at(kind, site.kind) for site in base.spec.places]
         state = base.install()
         try:
             places = _places(state, entries)
@@ -233,10 +233,11 @@ class Adapter:
             base.uninstall()
             raise
         installed = install_lora(lora, state, self, pairs, base.denoiser) if loras else None
-        pairs_of = zip(base.spec.sites, entries, strict=True)
+        pairs_of = zip(base.spec.places, entries, strict=True)
         sites = tuple(site for site, entry in pairs_of if entry is not None)
         norms = [(key_norm(kind, site.kind), value_norm(kind, site.kind)) for site in sites]
-        kv_cache = KVCache(self.module, base, sites, norms, check_text_projection(self.spec, base))
+        cache = KVCache if self.module.sites else TokenCache
+        kv_cache = cache(self.module, base, sites, norms, check_text_projection(self.spec, base))
         return _Attachment(base, state, sites, places, kv_cache, installed, lora)
 
     def detach(self) -> None:
@@ -356,6 +357,11 @@ class Adapter:
         """
         return self.encoding.project(features, null=null, strength=strength)
 
+    @property
+    def precomputes(self) -> bool:
+        """Can K', V' of its prompts be computed before they are used?"""
+        return bool(self.module.sites) and not self.spec.is_timed
+
     def precompute_kv(self, prompt: ImagePrompt) -> ImagePrompt:
         """Compute K', V' of every site and store them with the prompt, which is returned.
 
@@ -365,10 +371,12 @@ class Adapter:
         """
         attachment = self._need_attachment("precompute_kv()")
         check_prompt(self.spec, self.fingerprint, prompt)
-        if self.spec.is_timed:
+        if not self.precomputes:
             raise PromptError(
                 f"K', V' of a {self.spec.variant} adapter",
-                reason="they depend on the timestep",
+                reason="they depend on the timestep"
+                if self.spec.is_timed
+                else "it has none: its tokens follow those of the text",
                 hint="Use the prompt as it is.",
             )
         attachment.kv_cache.precompute(prompt)
@@ -449,6 +457,13 @@ class Adapter:
             scaling=scaling,
         )
         check_lora("live", controls.lora, has_lora=attachment.lora is not None)
+        alone = self.spec.null_rule == "no tokens" and prompt.null_tokens is None
+        if alone and controls.negative_scale is not None:
+            raise OptionError(
+                f"negative_scale with a {self.spec.variant} adapter",
+                reason="nothing stands for 'no picture': the negative side reads the text alone",
+                hint="Encode with negative= (--negative-reference), or leave it out.",
+            )
         cache, timed = attachment.kv_cache, self.spec.is_timed
         masks = [] if mask is None else _open_masks(mask, len(prompt))
         handle = ActivePrompt(
@@ -465,6 +480,7 @@ class Adapter:
             masks=[torch.from_numpy(weights)[None, None] for weights in masks],
             timesteps=parse_timesteps(timesteps),
             negative_picture=bool(prompt.metadata.keys() & {"negative", "noise"}),
+            positive_only=alone,
         )
         state.enter(handle)
         try:

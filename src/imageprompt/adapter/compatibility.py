@@ -26,7 +26,7 @@ from imageprompt.core.spec import (
 from imageprompt.encoding.encoders import Encoder, open_encoder
 from imageprompt.encoding.features import encoder_hint
 from imageprompt.encoding.image_prompt import ImagePrompt
-from imageprompt.variants import VARIANTS, projected_as_text, site_shapes
+from imageprompt.variants import VARIANTS, has_place, projected_as_text, site_shapes
 from imageprompt.variants.tensor_shapes import FACE_DIM, LORA_RANK
 
 if TYPE_CHECKING:
@@ -49,8 +49,12 @@ def check_free(attached: AttachedDenoiser | None, base: AttachedDenoiser) -> Non
 
 def check_base(spec: AdapterSpec, module: AdapterModule, sites: HostSpec) -> None:
     """Compare file ids and shapes. Raises WrongBaseError that names the likely base."""
+    variant = VARIANTS[spec.variant]
+    if not module.sites:
+        _check_text(spec, has_place(variant, sites), sites)
+        return
     adapter = {name: tuple(w.shape) for name, w in module.ip_adapter.state_dict().items()}
-    base = site_shapes(VARIANTS[spec.variant], sites, spec.projector, module.rank or LORA_RANK)
+    base = site_shapes(variant, sites, spec.projector, module.rank or LORA_RANK)
     if adapter == base:
         return
     from imageprompt.checkpoint.identify.counted_ids import counted_ids  # for few files
@@ -73,6 +77,21 @@ def check_base(spec: AdapterSpec, module: AdapterModule, sites: HostSpec) -> Non
         f"{sites.cross_attention_dim}; {len(misfits)} tensors do not fit "
         f"({', '.join(misfits[:5])})",
         hint=f"It was made for {made_for}: use such a base, or another adapter.",
+    )
+
+
+def _check_text(spec: AdapterSpec, possible: bool, base: HostSpec) -> None:
+    """Can tokens follow the text of this base? Raises WrongBaseError."""
+    equal = base.cross_attention_dim == spec.cross_attention_dim
+    if possible and equal:
+        return
+    raise WrongBaseError(
+        f"this {spec.variant} adapter on a {base.family} base",
+        reason=f"its tokens are {spec.cross_attention_dim} wide, the base's text is "
+        f"{base.cross_attention_dim}"
+        if possible
+        else "its tokens follow those of the text, in a text that the base was not trained on",
+        hint=f"It was made for {spec.host}: use such a base, or another adapter.",
     )
 
 

@@ -187,6 +187,19 @@ class KVCache:
         ]
 
 
+class TokenCache(KVCache):
+    """In the place of K', V', for adapters whose tokens follow those of the text: the tokens."""
+
+    def key_values(self, prompt: ImagePrompt) -> list[KeyValue]:
+        """One pair of equal tensors [2P, 1, N, W]; the null rows are zeros where there are none."""
+        null = torch.zeros_like(prompt.tokens) if prompt.null_tokens is None else prompt.null_tokens
+        rows = torch.cat((null, prompt.tokens))[:, None]
+        return [(rows, rows)]
+
+    def norms(self) -> None:
+        """None: the base has its own."""
+
+
 def _normalised(x: Tensor, eps: float | None, norm: Any) -> Tensor:
     if norm is not None:
         return norm_heads(x, norm.weight.to(x), NORM_EPS)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from imageprompt.control.controls import Controls, ScaleTable, compile_scales, p
 from imageprompt.control.scales import Scale
 from imageprompt.core.errors import GuidanceError
 from imageprompt.core.spec import Site
+
+if TYPE_CHECKING:
+    from imageprompt.attention.text_tokens import TextTokens
 
 LIVE = ("scale", "lora", "controls", "guidance")
 """The attributes of a handle that may be set while it is in use."""
@@ -45,7 +48,8 @@ class ActivePrompt:
     denoiser where image terms are added the site that acts there; None: each site at its own.
     `timed` makes K', V' of a timestep [1], if they depend on it, for the positive side alone or
     with `negative=True` for both; `norms` are those of `ImageTerm`, for each site. With
-    `negative_picture` a picture of its own stands on the negative side.
+    `negative_picture` a picture of its own stands on the negative side; with `positive_only`
+    nothing does, and K', V' of the negative rows are never read.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class ActivePrompt:
         timed: Callable[..., Sequence[KeyValue]] | None = None,
         norms: Sequence[tuple[Tensor, Tensor]] | None = None,
         negative_picture: bool = False,
+        positive_only: bool = False,
     ) -> None:
         self.owner, self.state = owner, state
         self.thread = threading.get_ident()
@@ -75,7 +80,7 @@ class ActivePrompt:
         self._sites = sites
         self._places = list(range(len(sites))) if places is None else list(places)
         self._timed, self._norms = timed, norms
-        self._negative_picture = negative_picture
+        self._negative_picture, self._positive_only = negative_picture, positive_only
         self._negative_scales: Tensor | None = None
         self._by_row: tuple[Any, Tensor | None] = (None, None)
         self._time: tuple[object, bool] = (None, False)
@@ -152,7 +157,13 @@ class ActivePrompt:
 
     def _compile(self, controls: Controls, steps: int | None = None) -> None:
         """Compile controls, for a loop of `steps` steps if given. Wrong controls change nothing."""
+        if self._sites[0].kind == "text":
+            from imageprompt.attention.text_tokens import check_controls
+
+            check_controls(controls)
         table = compile_scales(controls, self._sites, steps or self._steps)
+        if self._positive_only:
+            table = replace(table, negative=((0.0,) * len(self._sites),) * len(table.values))
         self._controls, self._table, self._scaled = controls, table, {}
         if steps is not None:
             self._steps, self._step = steps, 0
@@ -255,7 +266,8 @@ class ActivePrompt:
                 "guidance='negative-positive' (or 'none' for two pictures) to use()",
                 stacklevel=4,
             )
-        if self._table.negative is not None and self._batch.key and not self._negative_seen:
+        stated = self._controls.negative_scale is not None
+        if stated and self._batch.key and not self._negative_seen:
             warnings.warn(
                 f"negative_scale={self._controls.negative_scale:g} had no effect: no call had a "
                 "negative side of guidance",
@@ -279,12 +291,8 @@ class ActivePrompt:
 
         A scale of exactly 0 switches the site off.
         """
-        index = self._places[place]
+        index = self._on_at(place)
         if index is None:
-            return None
-        if not self._table.included[index] or self._lacks_negative_rows(index):
-            return None
-        if self._values[index] == 0.0 or self._off_on_negative(index):
             return None
         key, value = self._scaled_key_value(index)
         rows = int(key.shape[0])
@@ -307,6 +315,34 @@ class ActivePrompt:
             weight = weight.repeat_interleave(frames, dim=0)
         norms = None if self._norms is None else self._norms[index]
         return ImageTerm(key.to(q.dtype), value.to(q.dtype), weight, mask, norms)
+
+    def _on_at(self, place: int) -> int | None:
+        """The site that acts at a place in this call; None where nothing does."""
+        index = self._places[place]
+        if index is None or not self._table.included[index] or self._lacks_negative_rows(index):
+            return None
+        return None if self._values[index] == 0.0 or self._off_on_negative(index) else index
+
+    def text_tokens(self, place: int, positions: int) -> TextTokens | None:
+        """The tokens that follow the text there, of a picture of so many positions; None if off.
+
+        The scale is what they count; with the scaling "K+V" it multiplies them instead.
+        """
+        from imageprompt.attention.text_tokens import TextTokens, branch_weights
+
+        index = self._on_at(place)
+        if index is None:
+            return None
+        tokens = self._scaled_key_value(index)[0][:, 0]
+        rows = {"positive": self._values[index], "negative": self._values[index]}
+        if self._table.negative is not None:
+            rows["negative"] = self._table.negative[self._step][index]
+        numbers = [rows[branch] for branch in self._batch.layout]
+        if self._controls.scaling != "V only":
+            numbers = [float(number != 0) for number in numbers]
+        like = torch.empty(0, device=tokens.device).expand(1, 1, positions, 0)
+        mask = self._batch.mask(like)
+        return TextTokens(tokens, branch_weights(numbers, len(tokens), mask, tokens.device))
 
     def slots(self, levels: Sequence[int], latents: tuple[int, int]) -> list[Slot | None]:
         """What compiled graphs read at each place, which is at that level of the denoiser.
@@ -360,7 +396,7 @@ class ActivePrompt:
         """What of it a call without a negative side would ignore; "" for nothing."""
         if self._negative_picture:
             return "a negative picture"
-        return "" if self._table.negative is None else "negative_scale"
+        return "" if self._controls.negative_scale is None else "negative_scale"
 
     def _lacks_negative_rows(self, index: int) -> bool:
         return self._table.on_negative[index] and "negative" not in self._batch.layout

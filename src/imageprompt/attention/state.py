@@ -32,7 +32,7 @@ from imageprompt.attention.decoupled import ImageTerm
 from imageprompt.attention.step_tracker import StepPosition, StepTracker, is_view
 from imageprompt.attention.witness import CacheContexts, Witness, find_witness
 from imageprompt.core.errors import GuidanceError
-from imageprompt.core.spec import Call, CallReader
+from imageprompt.core.spec import Arguments, Call, CallReader, KeywordArguments
 
 _in_use: ContextVar[tuple[ActivePrompt, ...]] = ContextVar("imageprompt_in_use", default=())
 """The prompts in use in this context, on whatever denoiser, in order of use."""
@@ -54,6 +54,8 @@ class AttentionState:
         """The level of the denoiser that each reader is at; level 0 has the size of the picture."""
         self.read: CallReader = _no_host
         """How the host reads a call."""
+        self.extend: Callable[[Arguments, KeywordArguments, Call], Any] = _unchanged
+        """How the host appends image tokens to the text of a call: its new arguments, or None."""
         self.positions = self.references = 0
         """Positions of the picture at level 0, and `Call.references`, of the call that runs."""
         self.starts: tuple[int, ...] = ()
@@ -128,10 +130,10 @@ class AttentionState:
 
     def before_forward(
         self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    ) -> Any:
         """Forward pre-hook: read batch and timestep of the call and prepare the prompts for it.
 
-        No graph traces it.
+        Returns the arguments of a call whose text gets longer. No graph traces it.
         """
         active, compiled = self.active, is_compiled([denoiser, *self.parts])
         if active or compiled:  # graphs of every thread read the same slots
@@ -141,6 +143,7 @@ class AttentionState:
                 call = self.read(args, kwargs)
                 self._prepare(denoiser, active, call)
                 self._publish(call, compiled)
+                return self.extend(args, kwargs, call) if active else None
         except BaseException:
             self._release()
             raise
@@ -367,6 +370,10 @@ def _same_content(text: Tensor, before: Any) -> bool:
 
 def _no_host(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     raise NotImplementedError("a state without a host reads no call")
+
+
+def _unchanged(args: Arguments, kwargs: KeywordArguments, call: Call) -> None:
+    """A host that appends nothing to the text leaves the arguments as they are."""
 
 
 def _no_check() -> None:

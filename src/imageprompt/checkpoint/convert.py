@@ -162,14 +162,14 @@ def convert(
 
 def _layout(target: Path, to: str | None) -> Format:
     """The layout, if the target's name suits it. Raises OptionError."""
-    names = [layout.name for layout in FORMATS if layout.writable]
-    if to not in (None, PICKLED, *names):
+    layout = FORMATS.get(DEFAULT_LAYOUT if to in (None, PICKLED) else str(to))
+    if layout is None or not layout.writable:
+        names = [layout.name for layout in FORMATS if layout.writable]
         raise OptionError(
             f"layout {to!r}",
             reason=f"not one of {', '.join([*names, PICKLED])}",
             hint="Choose one of these.",
         )
-    layout = FORMATS[DEFAULT_LAYOUT if to in (None, PICKLED) else str(to)]
     suffixes = [s for s in layout.suffixes if to != PICKLED or s != SAFETENSORS]
     if target.suffix not in suffixes:
         raise OptionError(

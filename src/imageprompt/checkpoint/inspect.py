@@ -107,7 +107,7 @@ class AdapterReport:
             ("variant", " or ".join(self.variants) or "unknown"),
             *(("", difference) for difference in self.differences.split("; ")),
             ("published", ", ".join(self.published)),
-            ("base", f"{base}: {self.sites} sites, text width {self.cross_attention_dim or '?'}"),
+            ("base", f"{base}: {self._where()}, text width {self.cross_attention_dim or '?'}"),
             ("reads", f"{encoder['feature']}, {encoder['width']} wide" if encoder["width"] else ""),
             ("projector", ", ".join(self._projector_facts())),
             ("null image", self.null_rule or ""),
@@ -120,6 +120,10 @@ class AdapterReport:
             ("metadata", ", ".join(metadata)),
             *(("note", note) for note in self.notes),
         ]  # fmt: skip
+
+    def _where(self) -> str:
+        beside = self.null_rule == "no tokens"
+        return "tokens after those of the text" if beside else f"{self.sites} sites"
 
     def _projector_facts(self) -> list[str]:
         counted = {"token": self.tokens, "layer": self.depth, "head": self.heads}

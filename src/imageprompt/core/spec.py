@@ -70,21 +70,24 @@ _FEATURES = (
 FEATURES = frozenset(map(str, _FEATURES))
 """The names of all features, as in file metadata."""
 
-NullRule = Literal["zero features", "zero pixels", "black picture"]
-"""What replaces the picture on the negative branch of guidance, before the projector."""
+NullRule = Literal["zero features", "zero pixels", "black picture", "no tokens"]
+"""What replaces the picture on the negative branch of guidance, before the projector. "no tokens":
+nothing does, and that branch reads the text alone."""
 
-SiteKind = Literal["cross", "joint", "joint double", "joint single"]
+SiteKind = Literal["cross", "joint", "joint double", "joint single", "text"]
 """How text and picture meet: in cross-attention, in joint attention with an out-projection of the
 picture's rows alone ("joint"; "joint double" in FLUX, whose blocks return text and picture), or in
-one sequence ("joint single")."""
+one sequence ("joint single"). "text" is no attention layer but the text of a call, which image
+tokens can follow."""
 
 EVERY_KIND: tuple[SiteKind, ...] = ("cross", "joint", "joint double", "joint single")
 
-Entry = Literal["attention", "all rows", "all rows rotated", "among rows", "block"]
+Entry = Literal["attention", "all rows", "all rows rotated", "among rows", "block", "text"]
 """Where image terms are added: to the rows of the picture before the out-projection of attention
 (cross-attention has no others), to those of the text as well (their queries as they are, or after
 the rotary embedding), or to the picture after its block. "among rows": before the out-projection,
-and the rows attend to one another there once more."""
+and the rows attend to one another there once more. "text": image tokens follow those of the text,
+and nothing is added."""
 
 Role = Literal["style", "layout", "other"]
 
@@ -139,11 +142,18 @@ class HostSpec:
     sites: tuple[Site, ...]
     layers: tuple[AttentionLayer, ...] = ()
     """Every attention layer in the order of the file ids; empty for hosts without LoRA adapters."""
+    text: Site | None = None
+    """The text of a call as a place for image tokens; None where the host cannot append any."""
+
+    @property
+    def places(self) -> tuple[Site, ...]:
+        """Where adapters can act: the sites, and the text where it can be appended to."""
+        return self.sites if self.text is None else (*self.sites, self.text)
 
     @property
     def cross_attention_dim(self) -> int:
         """Width of the tokens that K' and V' read: that of the text."""
-        return self.sites[0].cross_attention_dim
+        return self.places[0].cross_attention_dim
 
     def shapes(
         self, kinds: Container[SiteKind] | None = None, *, bias: bool = False

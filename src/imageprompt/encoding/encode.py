@@ -87,11 +87,14 @@ class ReferenceEncoder:
             fused, weights = self._fuse(groups, references, options)
             tokens = self._project_groups(fused, options)
             null = self._null_tokens_like(fused, null_features, references, options)
-            if weights is not None and self.spec.is_timed:
+            if weights is not None and (self.spec.is_timed or self.spec.null_rule == "no tokens"):
                 raise OptionError(
                     f"weights of references for a {self.spec.variant} adapter",
-                    reason="its tokens are made anew at every step",
-                    hint="Choose another fusion than 'concat', or leave the weights out.",
+                    reason="its tokens are made anew at every step"
+                    if self.spec.is_timed
+                    else "the base attends to its tokens as to words, however small they are",
+                    hint="Choose another fusion than 'concat', or use the references with a scale "
+                    "each.",
                 )
             if weights is not None:
                 per_reference = tokens.shape[1] // weights.shape[1]
@@ -266,7 +269,8 @@ class ReferenceEncoder:
     def _null_features(self, like: Group) -> Group | None:
         """Null features of one reference; those of a face embedding are always zero."""
         rule, encoder = self.spec.null_rule, self.encoder
-        if self._encoded_null is None and encoder is not None and rule != "zero features":
+        encodes = rule not in ("zero features", "no tokens")
+        if self._encoded_null is None and encoder is not None and encodes:
             self._encoded_null = encode_null(rule, encoder, self._image_feature)
         return null_features(rule, like, self._encoded_null)
 

@@ -54,11 +54,12 @@ class PrecomputedKV:
 class ImagePrompt:
     """Image tokens of P prompts, [P, N, W], and null tokens that stand for "no picture".
 
-    `null_tokens` [P, N, W] act on the negative side of guidance. They are None only for a prompt
-    that was made without an encoder by a variant that encodes its null picture; such a prompt
-    cannot be used with guidance. `metadata` says what made it: variant, projector and encoder
-    fingerprints. `features` are the projector's inputs, one group [n, ...] for each prompt (not
-    saved; None if unknown). `precomputed_kv` holds K' and V' after `Adapter.precompute_kv`.
+    `null_tokens` [P, N, W] act on the negative side of guidance. They are None for a prompt that
+    was made without an encoder by a variant that encodes its null picture; such a prompt cannot be
+    used with guidance. They are also None for variants without any ("no tokens"). `metadata` says
+    what made it: variant, projector and encoder fingerprints. `features` are the projector's
+    inputs, one group [n, ...] for each prompt (not saved; None if unknown). `precomputed_kv` holds
+    K' and V' after `Adapter.precompute_kv`.
 
     Raises PromptError for tokens of the wrong shape, and for tokens that are not finite.
     """

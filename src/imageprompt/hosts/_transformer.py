@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from imageprompt.attention.state import AttentionState
+    from imageprompt.hosts._transformer_text import AppendText
 
 Rows = Literal["picture", "text first", "text by row first", "picture first"]
 """What an attention layer computes: rows of the picture, or those of the text as well, which may
@@ -75,6 +76,8 @@ class TransformerHost:
     training: Training | None = None
     files_of: str = ""
     """The host whose adapters run here too: a file cannot tell which of them it was made for."""
+    append_text: AppendText | None = None
+    """How a call is made with a longer text; None: image tokens cannot follow those of the text."""
 
     def claims(self, denoiser: object) -> bool:
         return type(denoiser).__name__ == self.denoiser_class
@@ -99,7 +102,22 @@ class TransformerHost:
                 replace(site, role=role(site.name), transformer_index=index)
                 for index, site in enumerate(sites)
             )
-        return HostSpec(family=self.name, sites=sites)
+        return HostSpec(family=self.name, sites=sites, text=self._text(sites))
+
+    def _text(self, sites: tuple[Site, ...]) -> Site | None:
+        """The text as a place for image tokens, which are as wide."""
+        if self.append_text is None:
+            return None
+        width = sites[0].cross_attention_dim
+        return Site(
+            name="text",
+            file_id="",
+            inner_dim=width,
+            heads=1,
+            cross_attention_dim=width,
+            role="other",
+            kind="text",
+        )
 
     def from_weights(self, shapes: Shapes) -> HostSpec | None:
         return None  # nobody saves a frozen transformer beside its adapter
@@ -115,7 +133,8 @@ class TransformerHost:
 
     @cached_property
     def _published_spec(self) -> HostSpec:
-        return HostSpec(family=self.name, sites=tuple(self.sites(self.published_config)))
+        sites = tuple(self.sites(self.published_config))
+        return HostSpec(family=self.name, sites=sites, text=self._text(sites))
 
     def describe(self, denoiser: Any) -> HostSpec:
         spec = self.from_config({**denoiser.config, "_class_name": self.denoiser_class})
@@ -155,6 +174,12 @@ class TransformerHost:
             state.readers += places
             installed.append(LayerSite(layer, site.heads, places).register(module, block))
             state.parts += [block, module]
+        if self.append_text is not None:
+            from imageprompt.hosts._transformer_text import TextPlace
+
+            text = TextPlace(state, len(spec.sites), self.append_text)
+            state.readers.append(text)
+            state.extend = text.extend
         state.levels = (0,) * len(state.readers)
         state.read = self.reader(dict(denoiser.config))
         return installed

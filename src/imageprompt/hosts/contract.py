@@ -27,6 +27,15 @@ def argument(args: Arguments, kwargs: KeywordArguments, position: int, name: str
     return args[position] if len(args) > position else kwargs.get(name)
 
 
+def with_argument(
+    args: Arguments, kwargs: KeywordArguments, position: int, name: str, value: Any
+) -> tuple[Arguments, KeywordArguments]:
+    """The arguments of a call with another value for one that is given by position or by name."""
+    if len(args) > position:
+        return (*args[:position], value, *args[position + 1 :]), kwargs
+    return args, {**kwargs, name: value}
+
+
 EncodeText = Callable[[Any, list[str], int | None], "tuple[Tensor, Conditions]"]
 """(pipeline, n captions, max_length) -> text states [n, l, d] and conditions [n, ...].
 

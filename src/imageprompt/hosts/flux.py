@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from imageprompt.core.spec import Site, SiteKind
+from imageprompt.core.errors import AttachError
+from imageprompt.core.spec import Arguments, KeywordArguments, Site, SiteKind
 from imageprompt.hosts._transformer import Layer, PackedCalls, TransformerHost, block_sites
-from imageprompt.hosts.contract import Conditions, Training
+from imageprompt.hosts.contract import Conditions, Training, argument, with_argument
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,6 +77,35 @@ def predict_packed(
     return unpack(rows, latents)
 
 
+TEXT, IDS, ATTENTION = (1, "encoder_hidden_states"), (5, "txt_ids"), (7, "joint_attention_kwargs")
+MASK = "attention_mask"
+
+
+def _append_text(
+    args: Arguments, kwargs: KeywordArguments, tokens: Tensor, bias: Tensor | None
+) -> tuple[Arguments, KeywordArguments]:
+    """Tokens after those of T5, at the position of all text: (0, 0, 0).
+
+    Raises AttachError for a call with an attention mask of its own.
+    """
+    import torch
+
+    text, ids = argument(args, kwargs, *TEXT), argument(args, kwargs, *IDS)
+    options = argument(args, kwargs, *ATTENTION) or {}
+    if MASK in options:
+        raise AttachError(
+            f"a call with {ATTENTION[1]}={{{MASK!r}: ...}}",
+            reason="the adapter makes the text longer than that mask",
+            hint="Leave it out.",
+        )
+    args, kwargs = with_argument(args, kwargs, *TEXT, torch.cat((text, tokens), dim=1))
+    more = ids.new_zeros(*ids.shape[:-2], tokens.shape[1], ids.shape[-1])
+    args, kwargs = with_argument(args, kwargs, *IDS, torch.cat((ids, more), dim=-2))
+    if bias is None:
+        return args, kwargs
+    return with_argument(args, kwargs, *ATTENTION, {**options, MASK: bias})
+
+
 HOST = TransformerHost(
     name="flux",
     summary="FluxTransformer2DModel: FLUX.1 dev, schnell, Kontext, Fill and Control",
@@ -91,4 +121,5 @@ HOST = TransformerHost(
         tokenizer="tokenizer_2",
         packed=True,
     ),
+    append_text=_append_text,
 )

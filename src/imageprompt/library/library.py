@@ -137,7 +137,7 @@ class Library:
         style = self.show(name)
         load_style.check_adapter(style, adapter)
         prompt = load_style.image_prompt(style)
-        if adapter.attached:
+        if adapter.attached and adapter.precomputes:
             load_style.precompute_kv(self.folder, style, prompt, adapter)
         return prompt
 

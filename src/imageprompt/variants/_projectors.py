@@ -76,6 +76,19 @@ class MLPProjector(nn.Module):
         return tokens
 
 
+class ReduxProjector(nn.Module):
+    """Patch features [B, L, F] -> one token per patch [B, L, W]: an MLP with SiLU (redux)."""
+
+    def __init__(self, feature_dim: int, cross_attention_dim: int, *, inner_dim: int) -> None:
+        super().__init__()
+        self.redux_up = nn.Linear(feature_dim, inner_dim)
+        self.redux_down = nn.Linear(inner_dim, cross_attention_dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        tokens: Tensor = self.redux_down(nn.functional.silu(self.redux_up(features)))
+        return tokens
+
+
 class ResamplerAttention(nn.Module):
     """Latents attend to features and to themselves (the perceiver attention of Flamingo).
 

@@ -109,6 +109,11 @@ def entry_at(variant: Variant, kind: SiteKind) -> Entry | None:
     return entries.get(kind, "attention")
 
 
+def has_place(variant: Variant, host: HostSpec) -> bool:
+    """Does a base have a place where the variant acts?"""
+    return any(entry_at(variant, place.kind) is not None for place in host.places)
+
+
 def key_norm(variant: Variant, kind: SiteKind) -> float | None:
     """The epsilon of the RMS norm that K' gets in every head at such a site; None: K' as it is.
 
@@ -211,9 +216,9 @@ class NullEncoder(Protocol):
 def encode_null(rule: NullRule, encoder: NullEncoder, feature: ImageFeature) -> Tensor:
     """The features of an image encoder for "no picture", [1, F] or [1, L, F].
 
-    "zero features" are zeros. "zero pixels" encodes pixels that are 0 after normalisation, as
-    tencent's code does for the Plus family. "black picture" encodes a black picture like any other,
-    as XLabs does.
+    For every rule but "no tokens". "zero features" are zeros. "zero pixels" encodes pixels that are
+    0 after normalisation, as tencent's code does for the Plus family. "black picture" encodes a
+    black picture like any other, as XLabs does.
     """
     if rule == "black picture":
         from PIL import Image as Pillow
@@ -230,8 +235,11 @@ def null_features(
     """What the projector reads for "no picture", in the place of features `like` [n, ...].
 
     `encoded` is what `encode_null` returned, None without an image encoder: then the result is None
-    unless zeros will do. The face embedding of a (face, picture) pair is always zeroed.
+    unless zeros will do, as it always is for "no tokens". The face embedding of a (face, picture)
+    pair is always zeroed.
     """
+    if rule == "no tokens":
+        return None
     if rule == "zero features":
         if isinstance(like, tuple):
             return tuple(part.new_zeros(part.shape) for part in like)

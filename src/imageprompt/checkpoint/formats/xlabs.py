@@ -47,11 +47,12 @@ class XLabsFormat:
             f"{i}.to_{k}_ip.{kind}" for i in ids for k in "kv" for kind in ("weight", "bias")
         }
         differing = sorted(expected ^ parts.sites.keys())
-        if differing:
+        if differing or not ids:
+            others = f"differs in {len(differing)} tensors ({', '.join(differing[:5])})"
             raise OptionError(
                 f"the {self.name} layout",
-                reason="its sites hold only weight and bias of K' and V'; this adapter differs in "
-                f"{len(differing)} tensors ({', '.join(differing[:5])})",
+                reason="its sites hold only weight and bias of K' and V'; this adapter "
+                f"{others if ids else 'has no sites'}",
                 hint="Use the standard layout.",
             )
         flat = {f"{PROJECTOR}{name}": tensor for name, tensor in parts.projector.items()}

@@ -40,7 +40,11 @@ _FOLDERS = {
     SIGLIP: "google/siglip-so400m-patch14-384",
 }
 _ENCODED = get_args(ImageFeature)  # what this package's image encoders compute
-_LOADABLE = ("standard", "xlabs")  # layouts that other programs load; the rest is converted first
+_LOADABLE = (
+    "standard",
+    "xlabs",
+    "style-model",
+)  # layouts that other programs load; the rest is converted first
 _CONVERTED = Path("adapter.safetensors")
 _IPADAPTER_PLUS = 'copy it to ComfyUI/models/ipadapter, load it with "IPAdapter Model Loader"'
 _COMFYUI = {
@@ -48,6 +52,8 @@ _COMFYUI = {
     'it with "Flux Load IPAdapter"',
     "instantx": "copy its pickle (convert --to bin) to ComfyUI/models/ipadapter-flux, use the "
     "nodes of ComfyUI-IPAdapter-Flux",
+    "redux": "copy its style-model layout (convert --to style-model) to "
+    'ComfyUI/models/style_models, load it with "Load Style Model"',
     "instantx-sd3": "use the nodes of ComfyUI-InstantX-IPAdapter-SD3",
     "faceid": f"{_IPADAPTER_PLUS}, and its LoRA with a LoRA loader",
     "faceid-plus": f"{_IPADAPTER_PLUS}, and its LoRA with a LoRA loader; the node knows v2 by "
@@ -145,6 +151,11 @@ def _imageprompt(spec: AdapterSpec, path: Path, encoder: str | None, found: Iden
 
 def _diffusers(spec: AdapterSpec, path: Path, projector: Container[str]) -> str:
     """diffusers' loader recognises projectors by tensor names, and assumes some numbers."""
+    if site_kinds(VARIANTS[spec.variant]) == ("text",):
+        return (
+            "FluxPriorReduxPipeline, whose image_embedder has these tensors (convert --to "
+            "style-model)"
+        )
     pooled, flux = "proj.weight" in projector, spec.host == "flux"
     tokens = (4, 16) if flux else (4,)
     if spec.feature != VARIANTS[spec.variant].feature:

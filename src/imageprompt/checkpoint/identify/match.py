@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from imageprompt.checkpoint.formats import Parts
 from imageprompt.core.spec import (
@@ -25,6 +25,7 @@ from imageprompt.hosts import HOSTS, families
 from imageprompt.variants import (
     VARIANTS,
     Variant,
+    has_place,
     projected_as_text,
     projector_shapes,
     site_kinds,
@@ -110,6 +111,8 @@ def _best(
         for candidate in candidates:
             kinds = site_kinds(candidate[0]) if candidate else ("cross",)
             inferred = _infer_host(shapes.sites, kinds, host)
+            if candidate and kinds == ("text",):
+                inferred = _host_of_text(candidate[1].cross_attention_dim)
             tried += _try(shapes, [candidate], [inferred] if inferred else [])
     least = min((match.misfit for match in tried), default=0)
     return [match for match in tried if match.misfit == least]
@@ -127,7 +130,7 @@ def plausible(template: Shapes, found: Shapes) -> bool:
     """Could this be a damaged file of the template's base, rather than one of another base?"""
     equal = sum(template.get(name) == shape for name, shape in found.items())
     if not template or equal == len(found):
-        return bool(template)
+        return bool(template) or not found
     return equal >= PLAUSIBLE * len(template.keys() | found.keys())
 
 
@@ -161,7 +164,9 @@ def _has_sites_for(candidate: Candidate, host: HostSpec) -> bool:
     equal = host.cross_attention_dim == projector.cross_attention_dim
     if equal and projected_as_text(variant):
         return False  # what the base projects has another width afterwards
-    return bool({site.kind for site in host.sites} & {*site_kinds(variant)})
+    if site_kinds(variant) == ("text",) and not equal:
+        return False
+    return has_place(variant, host)
 
 
 def _match(shapes: Parts[Shape], candidate: Candidate | None, host: HostSpec) -> Match:
@@ -224,6 +229,15 @@ def _infer_host(sites: Shapes, kinds: Sequence[SiteKind], stated: str) -> HostSp
         for i in sorted(keys, key=int)
     )
     return HostSpec(family=family, sites=inferred, layers=tuple(_layers(sites, keys)))
+
+
+def _host_of_text(width: int) -> HostSpec | None:
+    """The base whose text takes image tokens, with a text of that width."""
+    known = next((one for one in families() if one.text is not None), None)
+    if known is None or known.text is None:
+        return None
+    text = replace(known.text, inner_dim=width, cross_attention_dim=width)
+    return HostSpec(family=known.family, sites=(), text=text)
 
 
 def _kind(ids: Iterable[str], kinds: Sequence[SiteKind]) -> SiteKind:

@@ -14,6 +14,7 @@ from imageprompt.checkpoint.tensor_bytes import same_bytes
 from imageprompt.core.spec import FEATURES, HostSpec, Shape, Shapes
 from imageprompt.variants import (
     VARIANTS,
+    has_place,
     projected_as_text,
     readable_features,
     tensor_shapes,
@@ -46,6 +47,8 @@ def problems_of(
         which = f"({first_names(shapes.projector)}); known variants: {known}"
         what = f"the projector fits no known variant {which}"
         yield Problem("unknown-variant", what if shapes.projector else "there is no projector")
+    if best.variant is not None and not best.template.sites:
+        yield from _no_place(best)
     template, found = _canonical(best.template), _canonical(shapes)
     difference = ShapeDifference.between(template, found)
     if difference.missing:
@@ -55,6 +58,19 @@ def problems_of(
     if difference.misshapen:
         yield _misshapen(difference.misshapen, template, found)
     yield from _contradictions(best, shapes, metadata)
+
+
+def _no_place(best: Match) -> Iterator[Problem]:
+    """An adapter without sites fits a base whose text takes tokens as wide as its own."""
+    assert best.variant is not None
+    assert best.projector is not None
+    made, host = best.projector.cross_attention_dim, best.host
+    name = base_name(host.family)
+    if not has_place(best.variant, host):
+        yield Problem("wrong-base", f"its tokens follow those of the text, not so on {name}")
+    elif made != host.cross_attention_dim:
+        message = f"its tokens are {made} wide, the text of this {name} is "
+        yield Problem("wrong-base", f"{message}{host.cross_attention_dim}")
 
 
 def differing_copies(

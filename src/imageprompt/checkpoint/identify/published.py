@@ -21,7 +21,7 @@ _WIDTHS: dict[str, dict[str, int]] = {
     VIT_G: {"image_embeds": 1280, "hidden_states[-2]": 1664},
     VIT_L: {"image_embeds": 768, "hidden_states[-2]": 1024},
     VIT_L_336: {"image_embeds": 768, "hidden_states[-2]": 1024},
-    SIGLIP: {"pooler_output": 1152, "hidden_states[-2]": 1152},
+    SIGLIP: {"pooler_output": 1152, "hidden_states[-2]": 1152, "last_hidden_state": 1152},
     ARCFACE: {"face_embeds": FACE_DIM, "raw face_embeds": FACE_DIM},
     f"{ARCFACE} and {VIT_H}": {"face_embeds + hidden_states[-2]": 1280},
     f"{ARCFACE} and {VIT_L_336}": {"raw face_embeds + hidden_states[-2]": 1024},
@@ -110,6 +110,7 @@ PUBLISHED = (
     PublishedAdapter(
         "FLUX.1-dev-IP-Adapter", "instantx", "flux", SIGLIP, ProjectorOptions(tokens=128)
     ),
+    PublishedAdapter("flux1-redux-dev", "redux", "flux", SIGLIP),
     PublishedAdapter("SD3.5-Large-IP-Adapter", "instantx-sd3", "sd3", SIGLIP),
 )
 

@@ -66,8 +66,6 @@ _MODELS = (
      "a ControlNet", _CONTROL),
     (r"^(adapter\.)?body\.\d+\.(resnets|in_conv|block1|0)\b", "a T2I-Adapter",
      "Load it with diffusers' T2IAdapter."),
-    (r"^redux_(up|down)\.", "FLUX Redux, which adds its tokens to the text",
-     "Load it with diffusers' FluxPriorReduxPipeline."),
     (r"^model\.diffusion_model\.", "a full checkpoint",
      "Use it as the base, in diffusers layout."),
     (r"motion_modules\.", "a motion module", "Load it with diffusers' MotionAdapter."),
