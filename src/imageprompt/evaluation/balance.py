@@ -1,0 +1,90 @@
+"""Likeness to the reference against following the text: both axes, Pareto front and knee."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from imageprompt.core.console import did_you_mean
+from imageprompt.core.errors import OptionError
+
+Array = NDArray[np.float64]
+
+LIKENESS = ("attributes", "dino", "csd", "face", "clip-i", "lab")
+"""Metrics of likeness, the preferred first: CLIP-I last, since many adapters read a CLIP's eyes."""
+TEXT = ("words", "clip-t")
+"""Metrics of following the text, the preferred first."""
+FEWEST = 3
+"""A curve of fewer points has no knee."""
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The metric of each axis."""
+
+    likeness: str
+    text: str
+
+    @classmethod
+    def of(
+        cls, known: Iterable[str], likeness: str | None = None, text: str | None = None
+    ) -> Axes | None:
+        """The axes named, or the preferred ones of those that are known; None if one is missing.
+
+        Raises OptionError for a name that is not known.
+        """
+        names = [*known]
+        found = _chosen(names, likeness, LIKENESS), _chosen(names, text, TEXT)
+        return None if None in found else cls(*map(str, found))
+
+
+def _chosen(known: Collection[str], given: str | None, preferred: Iterable[str]) -> str | None:
+    if given is None:
+        return next((name for name in preferred if name in known), None)
+    if given not in known:
+        raise OptionError(
+            f"metric {given}",
+            reason=f"not in this study{did_you_mean(given, known)}",
+            hint=f"It has {', '.join(known) or 'none'}.",
+        )
+    return given
+
+
+def higher_is_better(metric: str) -> bool | None:
+    """The direction of a metric; None for one without, or that is not known."""
+    from imageprompt.evaluation.metrics import METRICS
+
+    found = METRICS.get(metric)
+    return None if found is None else found.higher_is_better
+
+
+def oriented(metric: str, values: ArrayLike) -> Array:
+    """Values so that higher is better."""
+    sign = -1.0 if higher_is_better(metric) is False else 1.0
+    return sign * np.asarray(values, np.float64)
+
+
+def pareto(likeness: ArrayLike, text: ArrayLike) -> NDArray[np.bool_]:
+    """Which settings no other one beats on both axes, [n]; higher is better on either."""
+    points = np.stack([np.asarray(likeness, np.float64), np.asarray(text, np.float64)], 1)
+    as_good = np.all(points[None] >= points[:, None], axis=2)
+    better = np.any(points[None] > points[:, None], axis=2)
+    beaten = np.any(as_good & better, axis=1)
+    return np.asarray(~beaten & np.isfinite(points).all(axis=1))
+
+
+def balance(likeness: ArrayLike, text: ArrayLike) -> Array:
+    """How good each setting is on both axes together, [n]: the knee is where it is largest.
+
+    The sum of the shares of the way from the worst to the best value that each axis has. On a curve
+    whose ends are the best of either axis, it is the distance from the line between the ends.
+    """
+    return _share(np.asarray(likeness, np.float64)) + _share(np.asarray(text, np.float64))
+
+
+def _share(values: Array) -> Array:
+    low, high = np.nanmin(values), np.nanmax(values)
+    return (values - low) / (high - low) if high > low else np.zeros_like(values)
