@@ -44,6 +44,10 @@ COMMANDS = {
     "library": ("library", "styles by name: add references once, use them with --style NAME"),
     "check": ("check", "are these good reference pictures, and do they mix?"),
     "faces": ("faces", "list the faces in pictures; save their embeddings and crops"),
+    "compare": (
+        "compare",
+        "two adapters of a study, picture by picture: which is better, and how sure",
+    ),
     "score": ("score", "metrics of pictures that exist, in pairs or as sets"),
     "probe": ("probe", "what each site of a base carries of a reference"),
     "inspect": ("files", "what an adapter file is, whether it is complete, how to load it"),

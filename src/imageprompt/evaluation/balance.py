@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from imageprompt.core.console import did_you_mean
 from imageprompt.core.errors import OptionError
+from imageprompt.evaluation.words import known_ones
 
 Array = NDArray[np.float64]
 
@@ -47,8 +47,8 @@ def _chosen(known: Collection[str], given: str | None, preferred: Iterable[str])
     if given not in known:
         raise OptionError(
             f"metric {given}",
-            reason=f"not in this study{did_you_mean(given, known)}",
-            hint=f"It has {', '.join(known) or 'none'}.",
+            reason="not in this study",
+            hint=known_ones(given, known),
         )
     return given
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from imageprompt.core.console import aligned, did_you_mean, with_head
+from imageprompt.core.console import aligned, with_head
 from imageprompt.core.errors import OptionError, as_text
 from imageprompt.evaluation.balance import higher_is_better
 from imageprompt.evaluation.comparability import between
 from imageprompt.evaluation.statistics.paired import PairedResult, compare_differences, holm
 from imageprompt.evaluation.study.results import ADAPTER, MIN_CLUSTERS, Results
+from imageprompt.evaluation.words import known_ones, listed
 
 LISTED = 10
 """Missing pictures that a message names."""
@@ -103,7 +104,7 @@ class Comparison:
             name: [row.metric for row in self.rows if row.better == side]
             for side, name in (("A", self.a), ("B", self.b))
         }
-        parts = [f"{name} is better at {_listed(won)}" for name, won in found.items() if won]
+        parts = [f"{name} is better at {listed(won)}" for name, won in found.items() if won]
         if parts:
             return f"{'; '.join(parts)}."
         return "No metric tells the two apart: the differences may be chance."
@@ -170,7 +171,7 @@ def compare(a: Results, b: Results, metrics: Collection[str] | None = None) -> C
         means = float(one.mean()), float(other.mean())
         rows.append(MetricComparison(metric, *means, result, result.p, int((~finite).sum())))
     if not rows:
-        raise OptionError("metrics", reason=f"no pair has a finite value of {_listed(chosen)}")
+        raise OptionError("metrics", reason=f"no pair has a finite value of {listed(chosen)}")
     adjusted = holm({row.metric: row.result.p for row in rows})
     rows = [replace(row, p_holm=adjusted[row.metric]) for row in rows]
     return Comparison(*names, rows, unit, (a, b), _notes(a, b, rows, lost))
@@ -187,8 +188,8 @@ def part_of(results: Results, adapter: str | None = None, scale: float | None = 
         if adapter not in known:
             raise OptionError(
                 f"adapter {adapter!r}",
-                reason=f"not in this study{did_you_mean(adapter, known)}",
-                hint=f"It has {_listed(known)}.",
+                reason="not in this study",
+                hint=known_ones(adapter, known),
             )
         part = part.where(adapter=adapter)
     if scale is not None:
@@ -198,7 +199,7 @@ def part_of(results: Results, adapter: str | None = None, scale: float | None = 
             raise OptionError(
                 f"scale {scale:g}",
                 reason="not in this study",
-                hint=f"It has {_listed([f'{one:g}' for one in scales])}.",
+                hint=f"It has {listed([f'{one:g}' for one in scales])}.",
             )
         part = part.where(scale=float(near[0]))
     return part
@@ -215,7 +216,7 @@ def _names(a: Results, b: Results) -> tuple[str, str]:
         if len(adapters) != 1:
             raise OptionError(
                 f"{side}, {one.folder}",
-                reason=f"has pictures of {_listed(adapters) or 'no adapter'}",
+                reason=f"has pictures of {listed(adapters) or 'no adapter'}",
                 hint="Name one with --adapter." if adapters else "Finish the study first.",
             )
         scales = np.unique(one.scale)
@@ -236,8 +237,8 @@ def _metrics(a: Results, b: Results, given: Collection[str] | None) -> list[str]
         if name not in shared:
             raise OptionError(
                 f"metric {name!r}",
-                reason=f"not in both{did_you_mean(name, shared)}",
-                hint=f"Both have {_listed(shared) or 'none'}.",
+                reason="not in both",
+                hint=known_ones(name, shared),
             )
     return [*dict.fromkeys(given)]
 
@@ -300,7 +301,7 @@ def _check_references(a: Results, b: Results) -> None:
         raise OptionError(
             "A and B",
             reason="not comparable because these references differ: "
-            f"{_listed(sorted(map(str, changed))[:LISTED])} ({len(changed)} in all)",
+            f"{listed(sorted(map(str, changed))[:LISTED])} ({len(changed)} in all)",
             hint="Evaluate both with the same pictures.",
         )
 
@@ -335,11 +336,6 @@ def _base(results: Results) -> str:
 
 
 # ── words ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def _listed(names: Collection[str]) -> str:
-    *first, last = names or ("",)
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _range(row: MetricComparison) -> str:

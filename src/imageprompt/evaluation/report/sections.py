@@ -19,6 +19,7 @@ from imageprompt.evaluation.report.figures import Bar, Span, bar, figure
 from imageprompt.evaluation.report.pictures import Gallery, Shown
 from imageprompt.evaluation.settings import TITLES, Front, Setting, settings_of
 from imageprompt.evaluation.study.results import ADAPTER, CEILING, CONTROL, Results
+from imageprompt.evaluation.words import listed
 
 BEST_AND_WORST = 12
 COPYING = "copying"
@@ -40,7 +41,7 @@ def study_sections(results: Results, axes: Axes | None, gallery: Gallery) -> dic
     chosen = _chosen(settings, front)
     titles = {name: _title(name) for name in results.metrics}
     context = {
-        "title": f"{_listed(adapters) or 'References'} on {_listed(results.base.distinct())}",
+        "title": f"{listed(adapters) or 'References'} on {listed(results.base.distinct())}",
         "kicker": "imageprompt evaluation",
         "facts": _facts(results, settings),
         "complete": results.complete,
@@ -235,7 +236,7 @@ def _facts(results: Results, settings: Sequence[Setting]) -> str:
     }
     made = len(results.take(~results.row.equal(CEILING)).picture.distinct())
     parts = [_counted(count, name) for name, count in counts.items()]
-    scale = f"scale{'s' if len(scales) > 1 else ''} {_listed(scales)}"
+    scale = f"scale{'s' if len(scales) > 1 else ''} {listed(scales)}"
     return f"{made:,} pictures: {', '.join(parts)}, {scale}"
 
 
@@ -374,11 +375,11 @@ def _extremes(
     order = np.argsort(-score, kind="stable")
     count = min(BEST_AND_WORST, len(pool) // 2)
     rows = [(*pool[i], float(score[i])) for i in order]
-    listed = [
+    shown = [
         [_listing(part, row, [axes.likeness, axes.text], gallery) for part, row, _ in some]
         for some in (rows[:count], rows[::-1][:count])
     ]
-    return {"best": listed[0], "worst": listed[1], "of": names, "count": len(pool)}
+    return {"best": shown[0], "worst": listed[1], "of": names, "count": len(pool)}
 
 
 def _listing(
@@ -526,11 +527,6 @@ def _title(name: str) -> str:
 
     found = METRICS.get(name)
     return name if found is None else found.title
-
-
-def _listed(names: Sequence[str]) -> str:
-    *first, last = names or ("",)
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _counted(count: int, name: str) -> str:
