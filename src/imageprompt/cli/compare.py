@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from imageprompt.core.console import (
     Parser,
@@ -19,6 +20,8 @@ from imageprompt.core.errors import OptionError
 
 if TYPE_CHECKING:
     from imageprompt.evaluation.study.results import Results
+
+T = TypeVar("T")
 
 
 def add_compare(command: Parser) -> None:
@@ -59,7 +62,8 @@ def _compare(options: argparse.Namespace) -> int:
     if options.output is not None:
         check_folder(options.output.parent)
     studies = _studies(options)
-    adapters, scales = (_both(options, name) for name in ("adapter", "scale"))
+    adapters = _both("--adapter", options.adapter)
+    scales = _both("--scale", options.scale)
     a, b = (
         part_of(study, adapter, scale)
         for study, adapter, scale in zip(studies, adapters, scales, strict=True)
@@ -101,9 +105,8 @@ def _studies(options: argparse.Namespace) -> tuple[Results, Results]:
     return found[0], found[-1]
 
 
-def _both(options: argparse.Namespace, name: str) -> tuple[str | None, str | None]:
+def _both(flag: str, given: Sequence[T]) -> tuple[T | None, T | None]:
     """The values of a flag for A and B. Raises OptionError if it is given more often."""
-    given = getattr(options, name)
     if len(given) > 2:
-        raise OptionError(f"--{name} {len(given)} times", reason="there are two sides, A and B")
+        raise OptionError(f"{flag} {len(given)} times", reason="there are two sides, A and B")
     return (given[0], given[-1]) if given else (None, None)

@@ -379,7 +379,7 @@ def _extremes(
         [_listing(part, row, [axes.likeness, axes.text], gallery) for part, row, _ in some]
         for some in (rows[:count], rows[::-1][:count])
     ]
-    return {"best": shown[0], "worst": listed[1], "of": names, "count": len(pool)}
+    return {"best": shown[0], "worst": shown[1], "of": names, "count": len(pool)}
 
 
 def _listing(
