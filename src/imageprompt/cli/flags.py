@@ -110,17 +110,13 @@ def base(text: str) -> str:
 
 
 def add_extractors(command: argparse.ArgumentParser) -> None:
-    """The flags that say which models make the features, and where they are kept."""
+    """The flag that says which models make the features: `extractors_of` reads it."""
     command.add_argument(
         "--extractor",
         action="append",
         default=[],
         metavar="ROLE=SOURCE",
         help="the model of a role, such as clip=openai/clip-vit-large-patch14; repeated",
-    )
-    command.add_argument("--device", metavar="NAME", help="cpu, cuda ... (default: cpu)")
-    command.add_argument(
-        "--cache", metavar="FILE", help="keep features in this file, for the next call"
     )
 
 

@@ -59,6 +59,10 @@ def add_score(command: Parser) -> None:
         help="the text of each picture: one line each, in the order of the names",
     )
     flags.add_extractors(command)
+    command.add_argument("--device", metavar="NAME", help="cpu, cuda ... (default: cpu)")
+    command.add_argument(
+        "--cache", metavar="FILE", help="keep features in this file, for the next call"
+    )
     command.add_argument("--list", action="store_true", help="list the metrics and leave")
     add_json(command)
 
