@@ -111,7 +111,7 @@ def _reference_arguments(metadata: ReferenceMetadata, tokens: bytes | None) -> d
         if isinstance(value, str) and metadata.adapter.name is not None:
             arguments[name] = value
     if tokens is not None:
-        arguments |= {"image_prompt": _load_prompt(tokens), "tokens_from_recipe": True}
+        arguments |= {"image_prompt": load_tokens(tokens), "tokens_from_recipe": True}
     return arguments
 
 
@@ -173,7 +173,8 @@ def _encoder_folder(record: AssetRecord | None) -> str | None:
     return record.name
 
 
-def _load_prompt(tokens: bytes) -> ImagePrompt:
+def load_tokens(tokens: bytes) -> ImagePrompt:
+    """The image prompt that came with a recipe. Raises PromptError."""
     from tempfile import TemporaryDirectory
 
     from imageprompt.encoding.image_prompt import ImagePrompt

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from imageprompt.loading.recipe.png import RECIPE_KEY, TOKENS_KEY, read_picture, write_picture
+from imageprompt.loading.recipe.png import (
+    RECIPE_KEY,
+    TOKENS_KEY,
+    picture_bytes,
+    read_picture,
+    write_picture,
+)
 from imageprompt.loading.recipe.recipe import (
     FORMAT,
     AssetRecord,
@@ -27,6 +33,7 @@ __all__ = [
     "check_limit",
     "check_size",
     "library_versions",
+    "picture_bytes",
     "read_picture",
     "write_picture",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import os
 import zlib
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from imageprompt.loading.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
 # Keys of the text chunks: the recipe (JSON) and the image prompts (safetensors files, base64).
 RECIPE_KEY = "imageprompt"
@@ -39,6 +41,18 @@ def write_picture(
 
     `new` replaces nothing: FileExistsError if `path` exists.
     """
+    with write_atomically(path, new=new) as temporary:
+        image.save(temporary, format="PNG", pnginfo=_info(recipe, tokens))
+
+
+def picture_bytes(image: Image.Image, recipe: Recipe, tokens: Tokens) -> bytes:
+    """The file that `write_picture` writes, in memory."""
+    stream = io.BytesIO()
+    image.save(stream, format="PNG", pnginfo=_info(recipe, tokens))
+    return stream.getvalue()
+
+
+def _info(recipe: Recipe, tokens: Tokens) -> PngInfo:
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
@@ -46,8 +60,7 @@ def write_picture(
     for index, data in enumerate(tokens):
         if data is not None and len(data) <= MAX_TOKEN_BYTES:
             info.add_itxt(_key(index), base64.b64encode(data).decode(), zip=True)
-    with write_atomically(path, new=new) as temporary:
-        image.save(temporary, format="PNG", pnginfo=info)
+    return info
 
 
 def read_picture(path: str | os.PathLike[str]) -> tuple[Recipe, list[bytes | None]]:
