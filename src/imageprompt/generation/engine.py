@@ -15,8 +15,10 @@ from imageprompt.generation.request import Request, check_names
 from imageprompt.loading.models import Models, models_of, models_of_pipeline
 
 if TYPE_CHECKING:
+    from imageprompt.adapter.adapter import Adapter
     from imageprompt.generation.result import GenerationResult
     from imageprompt.generation.run import Progress
+    from imageprompt.loading import LoadedPipeline, LocatedAdapter
 
 _OWN = ("base", "dtype", "device")
 
@@ -47,8 +49,21 @@ class Engine:
         self._defaults = {"adapter": adapter, "encoder": encoder}
         self._models = Models() if _is_name(base) else models_of_pipeline(base)
         Request(references=(Reference(scale=0),), **self._given).check()
+        _ = self.loaded
+
+    @property
+    def loaded(self) -> LoadedPipeline:
+        """The base: its pipeline, its name, and the record that recipes keep of it."""
+        base, dtype, device = (self._given[name] for name in _OWN)
         folder = loading.base_folder(base)
-        self._models.base(base, folder, dtype, device, bars=False)
+        return self._models.base(base, folder, dtype, device, bars=False)
+
+    def adapter_file(self, located: LocatedAdapter) -> Adapter:
+        """The adapter in a file; its weights are those that calls of the engine use.
+
+        Nobody may write to them. Raises AdapterFileError.
+        """
+        return self._models.adapter_file(located, self.loaded.pipe)
 
     def __repr__(self) -> str:
         base = self._given["base"]
