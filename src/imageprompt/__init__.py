@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from imageprompt.encoding.images.open_image import open_picture
     from imageprompt.evaluation.image_quality.picture import check
     from imageprompt.evaluation.probing import probe
+    from imageprompt.evaluation.study.config import StudyConfig
+    from imageprompt.evaluation.study.results import read_results
+    from imageprompt.evaluation.study.run import StudyResult, evaluate
     from imageprompt.generation import GenerationResult, generate, repeat
     from imageprompt.generation.engine import Engine
     from imageprompt.generation.reference import Reference
@@ -51,16 +54,20 @@ _HOME = {
     "Reference": "imageprompt.generation.reference",
     "Request": "imageprompt.generation.request",
     "Schedule": "imageprompt.control",
+    "StudyConfig": "imageprompt.evaluation.study.config",
+    "StudyResult": "imageprompt.evaluation.study.run",
     "TrainResult": "imageprompt.training.train",
     "TrainingConfig": "imageprompt.training.config.config",
     "bundled": "imageprompt.core.bundled",
     "check": "imageprompt.evaluation.image_quality.picture",
     "convert": "imageprompt.checkpoint.convert",
     "diff": "imageprompt.checkpoint.diff",
+    "evaluate": "imageprompt.evaluation.study.run",
     "generate": "imageprompt.generation",
     "inspect": "imageprompt.checkpoint.inspect",
     "open_picture": "imageprompt.encoding.images.open_image",
     "probe": "imageprompt.evaluation.probing",
+    "read_results": "imageprompt.evaluation.study.results",
     "read_embeddings": "imageprompt.encoding.face_embeddings",
     "release": "imageprompt.loading.models",
     "repeat": "imageprompt.generation",
@@ -86,6 +93,8 @@ __all__ = [
     "Reference",
     "Request",
     "Schedule",
+    "StudyConfig",
+    "StudyResult",
     "TrainResult",
     "TrainingConfig",
     "__version__",
@@ -93,11 +102,13 @@ __all__ = [
     "check",
     "convert",
     "diff",
+    "evaluate",
     "generate",
     "inspect",
     "open_picture",
     "probe",
     "read_embeddings",
+    "read_results",
     "release",
     "repeat",
     "sliders",

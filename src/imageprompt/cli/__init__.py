@@ -50,6 +50,7 @@ COMMANDS = {
     ),
     "score": ("score", "metrics of pictures that exist, in pairs or as sets"),
     "probe": ("probe", "what each site of a base carries of a reference"),
+    "evaluate": ("evaluate", "generate a study of adapters and scales, score it, report"),
     "inspect": ("files", "what an adapter file is, whether it is complete, how to load it"),
     "validate": ("files", "every problem of an adapter file, one line each"),
     "convert": ("files", "an adapter file or training checkpoint in another layout"),
@@ -58,6 +59,7 @@ COMMANDS = {
     "build-cache": ("train", "encode a training set once, into its cache"),
     "hosts": ("tables", "the base architectures that are known"),
     "variants": ("tables", "the adapter architectures that are known"),
+    "plan": ("plan", "memory and time of a base with an adapter, before anything is downloaded"),
     "doctor": ("doctor", "versions, devices and a self-test"),
     "completion": ("completion", "print a completion script for bash, zsh or tcsh"),
 }

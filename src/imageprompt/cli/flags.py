@@ -109,7 +109,7 @@ def base(text: str) -> str:
 # ── metrics ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def add_extractors(command: argparse.ArgumentParser) -> None:
+def add_extractors(command: Any) -> None:
     """The flag that says which models make the features: `extractors_of` reads it."""
     command.add_argument(
         "--extractor",

@@ -222,22 +222,26 @@ def complete_lines(folder: Path) -> Iterator[bytes]:
 
 def read_study(folder: Path) -> tuple[dict[str, Any], bool]:
     """What study.json or plan.json says, and whether the study is finished. Raises OptionError."""
-    for name in (STUDY, PLAN):
-        try:
-            plain = parse_json(read_regular(folder / name, MAX_STUDY), Budget(nbytes=MAX_STUDY))
-            if not isinstance(plain, dict):
-                raise ValueError("not a JSON object")
-            return plain, name == STUDY
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise OptionError(
-                f"study file {str(folder / name)!r}",
-                reason=f"damaged ({reason})",
-                hint="Delete it, and run `imageprompt evaluate` again to have it written anew.",
-            ) from error
-    return {}, False
+    found = read_json(folder / STUDY)
+    return (read_json(folder / PLAN) or {}, False) if found is None else (found, True)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file that a study wrote; None if there is none. Raises OptionError."""
+    try:
+        plain = parse_json(read_regular(path, MAX_STUDY), Budget(nbytes=MAX_STUDY))
+        if not isinstance(plain, dict):
+            raise ValueError("not a JSON object")
+        return plain
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OptionError(
+            f"study file {str(path)!r}",
+            reason=f"damaged ({reason})",
+            hint="Choose another output, or delete this folder.",
+        ) from error
 
 
 def _broken(folder: Path, number: int, reason: str) -> OptionError:
