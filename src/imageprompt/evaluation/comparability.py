@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from imageprompt.evaluation.settings import Setting
-from imageprompt.evaluation.study.results import ADAPTER, Results
+from imageprompt.evaluation.study.results import ADAPTER, CEILING, Results
 
 _SHOWN = 5
 
@@ -30,9 +30,10 @@ def _within(results: Results, settings: Collection[Setting]) -> Iterator[str]:
         shown = ", ".join(f"{name}: {count}" for name, count in [*counts.items()][:_SHOWN])
         more = ", ..." if len(counts) > _SHOWN else ""
         yield f"the number of pictures differs ({shown}{more})"
+    generated = [one for one in settings if one.row != CEILING]  # that one has no text
     for name in results.metrics:
-        lost = [one for one in settings if name in one.means and one.means[name].missing]
-        if lost and len({one.means[name].missing for one in settings if name in one.means}) > 1:
+        lost = [one for one in generated if one.means[name].missing]
+        if len({one.means[name].missing for one in generated}) > 1:
             most = max(lost, key=lambda one: one.means[name].missing)
             missing = most.means[name].missing
             yield (
