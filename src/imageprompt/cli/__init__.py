@@ -51,6 +51,8 @@ COMMANDS = {
     "score": ("score", "metrics of pictures that exist, in pairs or as sets"),
     "probe": ("probe", "what each site of a base carries of a reference"),
     "evaluate": ("evaluate", "generate a study of adapters and scales, score it, report"),
+    "rate": ("rate", "a blind page on which people rate pictures"),
+    "ratings": ("rate", "what the raters say: means, preferences, agreement"),
     "inspect": ("files", "what an adapter file is, whether it is complete, how to load it"),
     "validate": ("files", "every problem of an adapter file, one line each"),
     "convert": ("files", "an adapter file or training checkpoint in another layout"),
