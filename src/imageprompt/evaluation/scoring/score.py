@@ -31,6 +31,7 @@ from imageprompt.evaluation.statistics.intervals import (
     jackknife,
     mean_interval,
 )
+from imageprompt.loading import quiet_loading
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,10 @@ class Scorer:
         """The extractor of a role. Raises EncoderError, NotFoundError."""
         if role not in self._opened:
             given = self._given.get(role)
-            known = given is None or isinstance(given, str)
-            self._opened[role] = (
-                EXTRACTORS[role].open(given, device=self._device) if known else given  # type: ignore[arg-type, assignment]
-            )
+            if given is None or isinstance(given, str):
+                with quiet_loading(True):
+                    given = EXTRACTORS[role].open(given, device=self._device)
+            self._opened[role] = given
         return self._opened[role]
 
     def open_extractors(self) -> dict[str, Backbone]:
