@@ -27,6 +27,7 @@ RUN_BY = {
     "docs/migrate/diffusers.md": "tests/docs/test_guides.py",
     "docs/migrate/tencent.md": "tests/docs/test_guides.py",
     "docs/pipelines.md": "tests/adapter/test_pipelines.py",
+    "docs/plan.md": "tests/docs/test_guides.py",
     "docs/start.md": "tests/docs/test_guides.py",
     "docs/training-data.md": "tests/docs/test_training_data_guide.py",
     "docs/training.md": "tests/docs/test_guides.py",
@@ -73,6 +74,15 @@ def test_start(folder: Path) -> None:
     for snippet in blocks(DOCS / "start.md", "python"):
         exec(compile(snippet, "docs/start.md", "exec"), names)
     assert [len(one) for one in names["results"]] == [1, 1]
+
+
+def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = blocks(DOCS / "plan.md", "text")[0].splitlines()
+    for command in commands(DOCS / "plan.md"):
+        assert cli.main(command) == 0, command
+        printed = capsys.readouterr().out.splitlines()
+        if "12GB" in command:
+            assert all(line in printed for line in shown if "..." not in line)
 
 
 def test_training(folder: Path) -> None:

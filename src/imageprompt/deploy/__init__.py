@@ -1,0 +1,1 @@
+"""Smaller, elsewhere, and known before you start: what a base needs."""

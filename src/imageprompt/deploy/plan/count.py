@@ -1,0 +1,111 @@
+"""Parameters, floating-point operations and memory of a model, counted without weights.
+
+Models are on the meta device. Attention is counted as fused: no matrix of scores is kept.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from imageprompt.deploy.plan.curve import Curve
+
+DTYPE = torch.bfloat16
+"""Memory is counted at two bytes a value."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one call."""
+
+    flops: float
+    bytes: float
+    """The most that it keeps at once beside the weights, with 2 bytes a value."""
+
+
+def parameters(model: nn.Module) -> int:
+    """How many weights a model has; shared ones count once."""
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def cost(model: nn.Module, call: Callable[[], Any]) -> Cost:
+    """Operations and memory of a call of a model on the meta device."""
+    live = _LiveBytes([*model.parameters(), *model.buffers()])
+    counter = FlopCounterMode(display=False)
+    attention = _FusedAttention()
+    with torch.no_grad(), attention, counter, live:
+        call()
+    return Cost(counter.get_total_flops() + attention.flops, live.peak)
+
+
+def cost_by_area(model: nn.Module, call: Callable[[int], Any], sides: Sequence[int]) -> list[Curve]:
+    """The curves of operations and of memory, through three sizes; `call` takes the side in px."""
+    costs = [cost(model, lambda side=side: call(side)) for side in sides]  # type: ignore[misc]
+    areas = [side * side / 1e6 for side in sides]
+    return [
+        Curve.through(areas, [one.flops for one in costs]),
+        Curve.through(areas, [one.bytes for one in costs]),
+    ]
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Replaces attention by an empty result of its shape, and counts its two products."""
+
+    flops = 0.0
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is not scaled_dot_product_attention:
+            return function(*args, **(kwargs or {}))
+        query, key, value = (
+            args[:3] if len(args) >= 3 else map(kwargs.get, ("query", "key", "value"))
+        )
+        rows, columns = query.shape[:-1].numel(), key.shape[-2]
+        self.flops += 2 * rows * columns * (query.shape[-1] + value.shape[-1])
+        return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
+class _LiveBytes(TorchDispatchMode):
+    """The most bytes of tensors that live at once, beside those that are known."""
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+        self._uses: dict[int, int] = {}
+        self._live = self.peak = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, list | tuple) else [made]:
+            if isinstance(tensor, Tensor):
+                self._see(tensor)
+        return made
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        if key not in self._uses:
+            self._live += storage.nbytes()
+            self.peak = max(self.peak, self._live)
+        self._uses[key] = self._uses.get(key, 0) + 1
+        weakref.finalize(tensor, self._drop, key, storage.nbytes())
+
+    def _drop(self, key: int, size: int) -> None:
+        self._uses[key] -= 1
+        if not self._uses[key]:
+            del self._uses[key]
+            self._live -= size

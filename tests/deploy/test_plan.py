@@ -1,0 +1,200 @@
+"""plan: memory and time from configs, beside what others measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imageprompt import cli
+from imageprompt.core.errors import NotFoundError, OptionError, WrongBaseError
+from imageprompt.deploy.plan import gpu_of, plan
+from imageprompt.deploy.plan.bases import BASES
+from imageprompt.deploy.plan.plan import CONTEXT, GIB
+
+# ── beside public measurements ──────────────────────────────────────────────────────────────────
+# What they measured leaves the CUDA context out unless it says otherwise; GB are 10^9 bytes.
+
+
+def weights(base: str, precision: str) -> float:
+    return plan(base, None, dtype="bfloat16").modes[precision].weights / GIB
+
+
+def peak(base: str, mode: str, **options: Any) -> float:
+    return plan(base, None, **{"dtype": "bfloat16", **options}).modes[mode].peak / GIB
+
+
+def denoising(base: str, precision: str) -> float:
+    """The denoiser alone on the card."""
+    found = plan(base, None, dtype="bfloat16").modes[f"{precision}, model offload"]
+    return found.phases["denoise"] / GIB
+
+
+GB = 1e9 / GIB
+PUBLIC = [
+    # diffusers-quantization-benchmarks: FLUX.1 dev, 1024 px
+    ("FLUX bfloat16, loaded", lambda: weights("flux-dev", "bfloat16"), 31.447),
+    ("FLUX bfloat16, peak", lambda: peak("flux-dev", "bfloat16"), 36.17),
+    ("FLUX bfloat16, model offload", lambda: peak("flux-dev", "bfloat16, model offload"), 23.27),
+    ("FLUX int8, loaded", lambda: weights("flux-dev", "int8"), 17.0),
+    ("FLUX nf4, loaded", lambda: weights("flux-dev", "nf4"), 12.6),
+    # diffusers' own benchmarks: the transformer of FLUX.1 dev, a step
+    ("FLUX transformer", lambda: denoising("flux-dev", "bfloat16"), 22.64),
+    ("FLUX transformer, nf4", lambda: denoising("flux-dev", "nf4"), 6.72),
+    # SDXL, 1024 px
+    ("SDXL bfloat16, peak", lambda: peak("sdxl", "bfloat16"), 8.8),
+    (
+        "SDXL float32, 4 pictures",
+        lambda: peak("sdxl", "float32", dtype="float32", batch_size=4),
+        28 * GB,
+    ),
+    (
+        "SDXL float16, 4 pictures",
+        lambda: peak("sdxl", "float16", dtype="float16", batch_size=4),
+        21.7 * GB,
+    ),
+]
+
+
+@pytest.mark.parametrize(("what", "planned", "measured"), PUBLIC, ids=[row[0] for row in PUBLIC])
+def test_memory_is_within_a_tenth_of_public_measurements(
+    what: str, planned: Any, measured: float
+) -> None:
+    assert planned() == pytest.approx(measured, rel=0.1), what
+
+
+@pytest.mark.parametrize(
+    ("base", "gpu", "options", "seconds"),
+    [
+        # diffusers' documentation: TITAN RTX, 512 px, 50 steps, float16 with fused attention
+        ("sd15", "TITAN RTX", {"steps": 50, "size": 512}, 2.63),
+        # the same in float32
+        ("sd15", "TITAN RTX", {"steps": 50, "size": 512, "dtype": "float32"}, 9.50),
+        # compiled, 30 steps, a card of 80 GB
+        ("sdxl", "A100 80GB", {"steps": 30, "size": 1024}, 2.6),
+    ],
+)
+def test_time_is_within_the_told_interval(
+    base: str, gpu: str, options: dict[str, Any], seconds: float
+) -> None:
+    found = plan(base, None, gpu=gpu_of(gpu), **options)
+    low, high = found.modes[found.dtype].seconds or (0, 0)
+    assert low * 0.99 <= seconds <= high
+    assert high == pytest.approx(4 * low)
+
+
+# ── counted ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_counted_figures_are_those_of_the_configs() -> None:
+    from imageprompt.deploy.plan import measure, open
+    from imageprompt.deploy.plan.count import cost, parameters
+
+    base, known = BASES["sd15"], open.counted("sd15")
+    denoiser = measure.build(base.denoiser)
+    assert parameters(denoiser) == known.denoiser.parameters == 859_520_964
+    found = cost(denoiser, lambda: measure.denoiser_call(base.denoiser, denoiser, base)(640))
+    assert known.denoiser.flops.at(0.640**2) == pytest.approx(found.flops, rel=1e-6)
+    assert known.denoiser.bytes.at(0.640**2) == pytest.approx(found.bytes, rel=0.01)
+
+
+def test_a_pipeline_folder_is_counted_from_its_configs() -> None:
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from imageprompt.core import bundled
+
+    found = plan("bundled", "plus")
+    unet = UNet2DConditionModel.from_pretrained(
+        bundled.folder() / "unet", torch_dtype=torch.float16
+    )
+    assert found.base.denoiser.parameters == sum(w.numel() for w in unet.parameters())
+    assert found.size == (64, 64)
+    again = plan("bundled", bundled.adapter("plus"))
+    assert again.adapter is not None
+    assert again.adapter.sites == found.adapter.sites  # type: ignore[union-attr]
+
+
+def test_a_transformer_folder_is_counted_too() -> None:
+    found = plan("bundled-sd3", "base")
+    assert found.base.rows == 2
+    assert found.base.denoiser.parameters == pytest.approx(5.4e6, rel=0.2)
+
+
+# ── options ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_adapter_costs_its_weights_and_saved_prompts_spare_the_encoder() -> None:
+    bare, full = plan("sdxl", None), plan("sdxl", "plus")
+    saved = plan("sdxl", "plus", saved_prompts=True)
+    millions = 340.8 + 83.0 + 632.1
+    added = full.modes["float16"].weights - bare.modes["float16"].weights
+    assert added / 2e6 == pytest.approx(millions, rel=1e-3)
+    assert full.saved / 2e6 == pytest.approx(83.0 + 632.1, rel=1e-3)
+    spared = full.modes["float16"].weights - saved.modes["float16"].weights
+    assert spared == pytest.approx(full.saved)
+
+
+def test_what_fits_a_card() -> None:
+    found = plan("flux-dev", None, dtype="bfloat16", gpu=gpu_of("24GB"))
+    fits = {name for name, mode in found.modes.items() if mode.fits}
+    assert "bfloat16" not in fits
+    assert {"bfloat16, model offload", "int8", "nf4"} <= fits
+    assert found.modes["int8"].seconds is None  # of a card of which only the memory is known
+    assert CONTEXT > 0
+
+
+def test_the_command_prints_json_at_once() -> None:
+    code = (
+        "import sys; from imageprompt.cli import main; code = main(); "
+        "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules); sys.exit(code)"
+    )
+    command = ["plan", "--base", "sdxl", "--adapter", "plus", "--size", "1024"]
+    command += ["--dtype", "bfloat16", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, check=True
+    )
+    mode = json.loads(done.stdout)["modes"]["bfloat16"]
+    assert mode["weights_gib"] == pytest.approx(8.43, abs=0.01)
+    assert set(mode) >= {"weights_gib", "activations_gib", "peak_gib", "seconds"}
+    assert mode["seconds"][0] < mode["seconds"][1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"base": "sdxxl"}, NotFoundError, "Did you mean 'sdxl'"),
+        ({"base": "sdxl", "dtype": "int3"}, OptionError, "not one of"),
+        ({"base": "sdxl", "steps": 0}, OptionError, "not from 1"),
+        ({"base": "sdxl", "batch_size": 10**6}, OptionError, "not from 1"),
+        ({"base": "sdxl", "size": 10**6}, OptionError, "pixels"),
+        ({"base": "sdxl", "adapter": "bundled/base"}, NotFoundError, "no such"),
+    ],
+)
+def test_bad_options(arguments: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        plan(**arguments)
+
+
+def test_an_adapter_of_another_base() -> None:
+    from imageprompt.core import bundled
+
+    with pytest.raises(WrongBaseError, match="for sdxl"):
+        plan("sdxl", bundled.adapter("plus"))
+
+
+def test_a_pipeline_that_plan_cannot_count(tmp_path: Path) -> None:
+    index = {"transformer": ["diffusers", "WanTransformer3DModel"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(OptionError, match="a WanTransformer3DModel"):
+        plan(tmp_path)
+
+
+def test_an_unknown_card(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--base", "sdxl", "--gpu", "RTX 3061"]) == 2
+    assert "Did you mean 'RTX 3060'" in capsys.readouterr().err
+    assert gpu_of("geforce rtx-4090").memory == 24
