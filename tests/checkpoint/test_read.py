@@ -18,9 +18,11 @@ from torch import Tensor
 import forked
 from forge import header, write
 from imageprompt.checkpoint.read.open import open_source
+from imageprompt.checkpoint.read.pickle.torch_objects import TorchPickle
 from imageprompt.checkpoint.read.stored_tensor import TensorSource
 from imageprompt.checkpoint.torch_io import read_file, tensor_of
 from imageprompt.core.errors import AdapterFileError
+from imageprompt.core.untrusted import LimitError
 
 State = dict[str, Tensor]
 
@@ -192,6 +194,33 @@ def test_harmless_values_of_other_libraries(tmp_path: Path) -> None:
     assert list(source.tensors) == ["weights.a"]
     assert "ignoring 4 values that are not tensors" in source.notes[0]
     assert "multiarray.scalar" in source.notes[1]
+
+
+class Python2Dict(dict[str, torch.Tensor]):
+    """An OrderedDict as Python 2 pickled it: its items are arguments, not operations."""
+
+    def __reduce__(self) -> Any:
+        from collections import OrderedDict
+
+        return OrderedDict, ([[name, value] for name, value in self.items()],)
+
+
+def test_files_that_python_2_wrote(tmp_path: Path) -> None:
+    content = Python2Dict(a=torch.arange(3.0), b=torch.ones(2))
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    found = read_file(tmp_path / "a.pth").tensors
+    assert list(found) == ["a", "b"]
+    assert found["a"].tolist() == [0, 1, 2]
+
+
+def test_one_list_of_items_does_not_fill_dicts_without_end() -> None:
+    """A list of 1,000 items may make a few dicts; here it is asked for 10,000."""
+    items = b"]q\x02(" + b"](U\x01aNe" * 1000 + b"e"
+    each = b"h\x01h\x02\x85R"
+    start = b"\x80\x02ccollections\nOrderedDict\nq\x01" + items
+    assert TorchPickle().read(start + each + b".")[0] == {"a": None}
+    with pytest.raises(LimitError):
+        TorchPickle().read(start + each * 10_000 + b".")
 
 
 def test_what_holds_no_named_tensors(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from imageprompt.checkpoint.read.pickle.machine import (
     PickleError,
     PickleMachine,
     PickleRefused,
+    pairs,
 )
 from imageprompt.checkpoint.read.raw import reading_budget
 from imageprompt.checkpoint.read.stored_tensor import (
@@ -142,7 +143,7 @@ class TorchPickle:
     def _find(self, module: str, name: str) -> Global:
         module = "builtins" if module == "__builtin__" else module  # Python 2's name
         full = f"{module}.{name}"
-        make = _MAKERS.get(full)
+        make = self._ordered if full == "collections.OrderedDict" else _MAKERS.get(full)
         if make is not None:
             return Global(full, make)
         if (module in ("torch", "torch.storage") and name in STORAGES) or (
@@ -153,6 +154,11 @@ class TorchPickle:
             self.unopened[full] = self.unopened.get(full, 0) + 1
             return Global(full)
         raise PickleRefused(f"the pickle asks for {full[:80]}, which no weights need")
+
+    def _ordered(self, items: Any = ()) -> dict[Any, Any]:
+        """Filled by the operations that follow, or from pairs, as Python 2 pickled it."""
+        self.budget.add(len(items))  # one list can be used many times
+        return pairs([part for item in items for part in (item[0], item[1])])
 
     def _load(self, persistent_id: Any) -> TorchStorage:
         """A persistent id: ("storage", type, key, location, number of elements[, view])."""
@@ -226,12 +232,7 @@ def _size(sizes: Any = ()) -> tuple[Any, ...]:
     return tuple(sizes)
 
 
-def _ordered() -> dict[Any, Any]:
-    return {}  # filled by the operations that follow, as Python 3 always pickles it
-
-
 _MAKERS: Mapping[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _ordered,
     "torch.Size": _size,
     "torch._utils._rebuild_tensor": _tensor_v2,
     "torch._utils._rebuild_tensor_v2": _tensor_v2,
