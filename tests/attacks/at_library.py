@@ -305,8 +305,9 @@ def _style_outside(folder: Path) -> str:
 
 
 def _full(folder: Path) -> Path:
-    for index in range(10_001):
-        os.close(os.open(folder / f"{index}.safetensors", os.O_CREAT | os.O_WRONLY))
+    (folder / "0.safetensors").touch()
+    for index in range(1, 10_001):  # links are made much faster than files
+        os.link(f"{folder}/0.safetensors", f"{folder}/{index}.safetensors")
     return folder
 
 

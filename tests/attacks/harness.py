@@ -1,7 +1,7 @@
 """Runs the rows of the table in child processes, with limits, a meter and a watch.
 
-A child makes the attack in a folder of its own, meets it, and reports. Rows of a door may share a
-child, one after the other; a row that does not hold there is run again alone, and that counts.
+A child makes the attack in a folder of its own, meets it, and reports. Rows may share a child, one
+after the other; a row that does not hold there is run again alone, and that counts.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from .attack import SECRET, Attack, Door, outside
 from .children import HERE, in_child, load, loaded_since, own_stdout, print_into, serve
 from .watch import Watch, plant
 
+Row = tuple[Door, Attack]
 TOGETHER = 24
 """Rows that share a child, unless each is to have its own."""
 MAX_TEXT = 20_000
@@ -80,8 +81,8 @@ def run(
 ) -> Iterator[Result]:
     """Run the rows whose door and attack have these words in their names, in a server process.
 
-    `together` rows of a door share a child; a row that waits longer than `wall` seconds hangs. Of
-    each door `most` rows are run, spread over all of them.
+    `together` rows share a child; a row that waits longer than `wall` seconds hangs. Of each door
+    `most` rows are run, spread over all of them.
     """
     numbers = (str(together), str(wall), str(most))
     for line in serve("attacks.harness", modules, door, attack, *numbers):
@@ -108,26 +109,27 @@ def main() -> None:
     parser.add_argument("most", type=int)
     options = parser.parse_args()
     results = own_stdout()
+    rows = []
     for door in table(options.modules):
         attacks = [one for one in door.attacks if options.attack in one.name]
-        attacks = spread(attacks, options.most)
-        if options.door in door.name and attacks:
-            load(list(door.imports))
-            for result in run_rows(door, attacks, options.together, options.wall):
-                print(json.dumps(asdict(result)), file=results, flush=True)
+        if options.door in door.name:
+            rows += [(door, attack) for attack in spread(attacks, options.most)]
+    for result in run_rows(rows, options.together, options.wall):
+        print(json.dumps(asdict(result)), file=results, flush=True)
 
 
-def run_rows(door: Door, attacks: Sequence[Attack], together: int, wall: float) -> Iterator[Result]:
-    """A result for each attack, in order."""
+def run_rows(rows: Sequence[Row], together: int, wall: float) -> Iterator[Result]:
+    """A result for each row, in order."""
     start = 0
-    while start < len(attacks):
-        batch = attacks[start : start + together]
-        found = _run(door, batch, wall) if together > 1 else []
+    while start < len(rows):
+        batch = rows[start : start + together]
+        load([name for door, _ in batch for name in door.imports])
+        found = _run(batch, wall) if together > 1 else []
         load([name for result in found for name in result.modules])
-        for attack, result in zip(batch, found, strict=False):
+        for (door, attack), result in zip(batch, found, strict=False):
             yield run_alone(door, attack, wall) if result.problems else result
         if len(found) < len(batch) and (together == 1 or not _was_large(found)):
-            yield run_alone(door, batch[len(found)], wall)
+            yield run_alone(*batch[len(found)], wall)
             start += 1
         start += len(found)
 
@@ -140,7 +142,7 @@ def run_alone(
     `prepare` is called in the child, after the attack is made.
     """
     for _ in range(3):
-        result = _run(door, [attack], wall, prepare)[0]
+        result = _run([(door, attack)], wall, prepare)[0]
         if not load(result.modules):
             break
     result.modules = []
@@ -153,22 +155,19 @@ def _was_large(found: list[Result]) -> bool:
 
 
 def _run(
-    door: Door,
-    attacks: Sequence[Attack],
-    wall: float,
-    prepare: Callable[[], None] = lambda: None,
+    rows: Sequence[Row], wall: float, prepare: Callable[[], None] = lambda: None
 ) -> list[Result]:
     """Run rows in one child; those that it reported, and for a single one always a result."""
     folder = Path(tempfile.mkdtemp(prefix="rows-"))
     start = time.monotonic()
     try:
-        rows = _Rows(door, attacks, folder, prepare)
-        lines, end = in_child(rows.run, folder, wall)
+        lines, end = in_child(_Rows(rows, folder, prepare).run, folder, wall)
     finally:
         _remove(folder)
-    found = [Result(door.name, **json.loads(line)) for line in lines]
-    if not found and len(attacks) == 1:
-        found = [Result(door.name, attacks[0].name, problems=[end.why], cpu=end.cpu)]
+    found = [Result(**json.loads(line)) for line in lines]
+    if not found and len(rows) == 1:
+        ((door, attack),) = rows
+        found = [Result(door.name, attack.name, problems=[end.why], cpu=end.cpu)]
     for result in found:
         result.wall = result.wall or time.monotonic() - start
     return found
@@ -191,8 +190,7 @@ def _remove(folder: Path) -> None:
 class _Rows:
     """Rows that share a child process."""
 
-    door: Door
-    attacks: Sequence[Attack]
+    rows: Sequence[Row]
     folder: Path
     prepare: Callable[[], None]
 
@@ -200,14 +198,14 @@ class _Rows:
         """Send a line of JSON for each row."""
         watch = Watch()
         limits.limit_memory()
-        for number, attack in enumerate(self.attacks):
+        for number, (door, attack) in enumerate(self.rows):
             with _restored():
-                report = self._row(attack, self.folder / str(number), watch)
-            send(json.dumps(report))
+                report = self._row(door, attack, self.folder / str(number), watch)
+            send(json.dumps({"door": door.name, "attack": attack.name, **report}))
             if report.get("peak", 0) > _LARGE:
                 return
 
-    def _row(self, attack: Attack, folder: Path, watch: Watch) -> dict[str, Any]:
+    def _row(self, door: Door, attack: Attack, folder: Path, watch: Watch) -> dict[str, Any]:
         start, known = time.monotonic(), len(sys.modules)
         places = {name: folder / name for name in ("it", "out", "tmp", "here")}
         folder.mkdir()
@@ -223,13 +221,13 @@ class _Rows:
         except BaseException as error:
             problem = f"the attack could not be made: {named(error)}"
             trace = traceback.format_exc()
-            return {"attack": attack.name, "problems": [problem], "trace": trace}
+            return {"problems": [problem], "trace": trace}
         watch.guard((folder, Path(os.environ["HOME"])), outside(places["it"]))
         meter = limits.Meter()
         with warnings.catch_warnings(record=True) as caught, limits.inside():
             warnings.simplefilter("always")
-            report = use(self.door, lambda: self.door.use(made, places["out"]), watch)
-        report |= {"attack": attack.name, "cpu": meter.cpu(), "peak": meter.peak()}
+            report = use(door, lambda: door.use(made, places["out"]), watch)
+        report |= {"cpu": meter.cpu(), "peak": meter.peak()}
         said = Said.of(report.pop("returned"), report["message"], caught)
         problems = [
             *report["problems"],
