@@ -8,6 +8,7 @@ picture always has something to add.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -152,6 +153,21 @@ def caption(scene: Scene, named: frozenset[str] | set[str] = frozenset(ATTRIBUTE
     ground += [scene.background] if "background" in named else []
     text = "a " + " ".join(subject)
     return f"{text} on a {' '.join(ground)} background" if ground else text
+
+
+def named_words(text: str) -> dict[str, str]:
+    """Attribute -> word, of those that a text names as captions do; the first of each counts.
+
+    A colour before the word background is the background's, any other the object's.
+    """
+    words = re.findall(r"[a-z]+", text.lower())
+    named: dict[str, str] = {}
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        for name, vocabulary in VOCABULARY.items():
+            of_ground = following == "background"
+            if word in vocabulary and not (word in PALETTE and (name == "background") != of_ground):
+                named.setdefault(name, word)
+    return named
 
 
 def random_caption(scene: Scene, rng: np.random.Generator, *, full: float, empty: float) -> str:
