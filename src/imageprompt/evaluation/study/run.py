@@ -183,8 +183,12 @@ class Study:
         judge: Judge | None = None,
         log: Callable[[str], object] = lambda line: None,
         progress: bool = True,
+        report: bool = True,
     ) -> StudyResult:
-        """Make what is missing, score it, and write the results. Raises an ImagePromptError."""
+        """Make what is missing, score it, and write the results, with `report` also its page.
+
+        Raises an ImagePromptError.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._locked(), Bars(progress) as bars:
             store = FeatureStore(self.folder / FEATURES)
@@ -196,7 +200,7 @@ class Study:
                 resume.write_json(self.folder / PLAN, stated)
                 log(self.describe())
                 self._make_missing(maker, studied, bars)
-                return self._finish(stated, scorer, judge, bars)
+                return self._finish(stated, scorer, judge, bars, report)
             finally:
                 store.close()
 
@@ -341,7 +345,12 @@ class Study:
     # ── the end ─────────────────────────────────────────────────────────────────────────────────
 
     def _finish(
-        self, stated: Mapping[str, Any], scorer: Scorer, judge: Judge | None, bars: Bars
+        self,
+        stated: Mapping[str, Any],
+        scorer: Scorer,
+        judge: Judge | None,
+        bars: Bars,
+        report: bool,
     ) -> StudyResult:
         results = read_results(self.folder)
         references = [one.picture for one in self.plan.references]
@@ -363,7 +372,8 @@ class Study:
             measured = Measured(settings_of(results), self.data, scorer, verdicts)
             study["protocol"] = self.protocol.report(measured)
         resume.write_json(self.folder / STUDY, study)
-        return StudyResult(self.folder, tuple(summary), study, _write_report(self.folder))
+        page = _write_report(self.folder) if report else None
+        return StudyResult(self.folder, tuple(summary), study, page)
 
     def _ceiling_kind(self) -> str | None:
         if not self.plan.ceiling:
@@ -402,13 +412,7 @@ def evaluate(
     return Study(study, root).run(judge=judge, log=log or (lambda line: None), progress=progress)
 
 
-def _write_report(folder: Path) -> Path | None:
-    """report.html, where there is what writes it."""
-    from importlib.util import find_spec
-
-    if find_spec("imageprompt.evaluation.report") is None:
-        return None
+def _write_report(folder: Path) -> Path:
     from imageprompt.evaluation.report import write_report
 
-    found: Path = write_report(folder)
-    return found
+    return write_report(folder)
