@@ -50,7 +50,7 @@ def test_commands(command: list[str], folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_named_layouts_exist() -> None:
-    named = set(re.findall(r"--to ([a-z]+)", GUIDE))
+    named = set(re.findall(r"--to ([a-z-]+)", GUIDE))
     assert named == {"bin"} | {layout.name for layout in FORMATS if layout.writable} - {"standard"}
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import imageprompt as ip
 from guides import DOCS, blocks, commands, run
-from tiny_flux import FEATURES, make, noise, pipeline, siglip
+from tiny_flux import FEATURES, NoEncoder, make, noise, pipeline, siglip
 from transformers_table import CASES, DIM, HEADS, SIDE
 
 CASE = CASES["flux"]
@@ -208,6 +208,7 @@ def test_references_of_kontext_get_no_image_term(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", ["flux", "sd3", "pixart", "flux2", "qwen-image", "sana"])
 def test_graphs_without_breaks(name: str) -> None:
     """A whole graph, the same for any scale, mask and step; equal to eager."""
@@ -216,7 +217,7 @@ def test_graphs_without_breaks(name: str) -> None:
     torch._dynamo.reset()
     case = CASES[name]
     model, inputs = case.build(), case.inputs(2)
-    adapter = ip.Adapter.create("base", denoiser=model, encoder=_Encoder(), num_tokens=3)
+    adapter = ip.Adapter.create("base", denoiser=model, encoder=NoEncoder(), num_tokens=3)
     for weight in adapter.parameters():
         weight.data = noise(*weight.shape, seed=weight.numel())
     adapter.attach(model)
@@ -234,19 +235,6 @@ def test_graphs_without_breaks(name: str) -> None:
         assert torch.allclose(case.read(compiled, inputs), case.read(model, inputs), atol=1e-5)
     assert counter.frame_count == count
     torch._dynamo.reset()
-
-
-class _Encoder:
-    fingerprint, image_size = "none", 8
-
-    def width(self, feature: object) -> int:
-        return FEATURES
-
-    def encode(self, pictures: Any, feature: Any) -> Tensor:
-        raise NotImplementedError
-
-    def encode_null(self, feature: Any) -> Tensor:
-        raise NotImplementedError
 
 
 # ── in diffusers' pipeline ──────────────────────────────────────────────────────────────────────
@@ -456,7 +444,7 @@ def test_the_guide_to_transformers(
     }
     pipe.save_pretrained(tmp_path / "base")
     monkeypatch.chdir(tmp_path)
-    first, guided = commands(page, needs_downloads=True)
+    first, guided, _ = commands(page, needs_downloads=True)
     small_run = ["--steps", "2", "--size", "16", "--output"]
     words = [local.get(word, word) for word in first]
     assert run([*words, *small_run, "out"]) == 0

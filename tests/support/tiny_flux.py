@@ -66,6 +66,21 @@ def siglip() -> Any:
     ).eval()
 
 
+class NoEncoder:
+    """Has a width, for new adapters that are given features."""
+
+    fingerprint, image_size = "none", 8
+
+    def width(self, feature: object) -> int:
+        return FEATURES
+
+    def encode(self, pictures: Any, feature: Any) -> Tensor:
+        raise NotImplementedError
+
+    def encode_null(self, feature: Any) -> Tensor:
+        raise NotImplementedError
+
+
 def make(pipe: Any, *texts: str, steps: int = 4, **call: Any) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     images = pipe(

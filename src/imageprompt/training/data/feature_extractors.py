@@ -70,10 +70,16 @@ class FeatureExtractors:
     ) -> None:
         """`feature` is another one than the variant's own.
 
-        Raises WrongBaseError for a base without a VAE, or whose denoiser reads more than its
-        latents, EncoderError without an encoder or for one
-        that does not make the feature.
+        Raises OptionError for a variant that cannot be trained, WrongBaseError for a base without a
+        VAE, or whose denoiser reads more than its latents, EncoderError without an encoder or for
+        one that does not make the feature.
         """
+        if variant.null_rule == "no tokens":
+            raise OptionError(
+                f"training of a {variant.name} adapter",
+                reason="nothing in it stands for 'no picture', which training drops pictures for",
+                hint="Choose another variant.",
+            )
         self.feature: Feature = feature or variant.feature
         self.null_rule: NullRule = variant.null_rule
         self._base = base
