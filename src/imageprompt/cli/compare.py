@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from imageprompt.cli import flags
 from imageprompt.core.console import (
     Parser,
     add_json,
@@ -68,10 +69,7 @@ def _compare(options: argparse.Namespace) -> int:
         part_of(study, adapter, scale)
         for study, adapter, scale in zip(studies, adapters, scales, strict=True)
     )
-    names = None
-    if options.metric is not None:
-        names = [name for given in options.metric for name in given.split(",") if name]
-    found = compare(a, b, names)
+    found = compare(a, b, None if options.metric is None else flags.names_of(options.metric))
     if options.output is not None:
         from imageprompt.evaluation.report import write_comparison
 

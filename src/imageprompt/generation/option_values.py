@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imageprompt.core.errors import OptionError
+from imageprompt.control.controls import Controls
+from imageprompt.core.errors import ImagePromptError, OptionError
+from imageprompt.core.untrusted import parse_json, read_regular
 
 JsonSchema = Mapping[str, Any]
+
+MAX_CONTROLS = 2**20  # bytes of a file of controls
 
 # Headings of the options in help texts.
 REFERENCES = "references"
@@ -65,6 +69,20 @@ def parse_scale(text: str) -> Any:
     if "=" in text:
         return _scale_by_site(text)
     return text if ":" in text else _number(text, "scale", "a number, or style=1,layout=0.2")
+
+
+def parse_controls(text: str) -> Controls:
+    """The controls in a file that `imageprompt tune` wrote. Raises OptionError, ScaleError."""
+    what = f"controls file {text!r}"
+    try:
+        data = parse_json(read_regular(text, MAX_CONTROLS))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OptionError(what, reason=f"cannot be read ({reason})") from None
+    try:
+        return Controls.from_dict(data)
+    except ImagePromptError as error:
+        raise OptionError(what, reason=str(error)) from error
 
 
 def _scale_by_site(text: str) -> dict[str, float]:

@@ -174,7 +174,15 @@ class Reference:
     lora: Annotated[
         float, _control("strength of a FaceID adapter's LoRA, 0..2 (default 1)", "S", ge=0, le=2)
     ] = 1.0
-    controls: Annotated[Controls | None, PYTHON_ONLY] = None
+    controls: Annotated[
+        Controls | None,
+        _control(
+            "all of these options from a file of `imageprompt tune`",
+            "FILE.json",
+            parse=values.parse_controls,
+        ),
+        PYTHON_ONLY,
+    ] = None
     """All of the control options in one object."""
 
     fusion: Annotated[
