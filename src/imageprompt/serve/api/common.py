@@ -1,0 +1,112 @@
+"""What several routes need: who asks, the service, pictures bound to what is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+from fastapi import Request
+
+from imageprompt.core.errors import ImagePromptError
+from imageprompt.serve import sources
+from imageprompt.serve.errors import ApiError, Problem, bad_request, param_of, problem_of
+from imageprompt.serve.service import Service
+
+TASK_SECONDS = 300.0
+"""How long a client waits for a task of the worker."""
+
+
+def service_of(request: Request) -> Service:
+    return cast(Service, request.app.state.service)
+
+
+def owner_of(request: Request) -> str:
+    return cast(str, request.state.owner)
+
+
+async def bound(
+    service: Service, owner: str, data: Mapping[str, Any], parts: Mapping[str, bytes]
+) -> dict[str, Any]:
+    """A checked request with all its pictures kept as uploads. Raises ApiError."""
+    found = copy.deepcopy(dict(data))
+    kept: dict[str, str] = {}
+    for place, holder, key in list(sources.places(found)):
+        source = holder[key]
+        if sources.kind_of(source) in ("part", "result"):
+            if source not in kept:
+                content = await _content(service, owner, place, source, parts)
+                kept[source] = await keep(service, owner, content, place)
+            holder[key] = kept[source]
+    unused = [name for name in parts if f"part:{name}" not in kept]
+    if unused:
+        name = unused[0][:60]
+        raise bad_request(
+            f"part {name!r}: nothing in the request names it",
+            param=name,
+            hint=f"Write part:{name} where the picture belongs.",
+        )
+    return found
+
+
+async def _content(
+    service: Service, owner: str, place: str, source: str, parts: Mapping[str, bytes]
+) -> bytes:
+    name = source.partition(":")[2]
+    if sources.kind_of(source) == "part":
+        if name not in parts:
+            raise bad_request(f"{place}: no part {name!r} in this body", param=place)
+        return parts[name]
+    job, _, index = name.partition("/")
+    content = await asyncio.to_thread(service.files.read_result, owner, job, int(index))
+    if content is None:
+        raise bad_request(f"{place}: no such picture", type="missing_upload", param=place)
+    return content
+
+
+async def keep(service: Service, owner: str, content: bytes, place: str | None) -> str:
+    """Keep a picture; returns `upload:HASH`. Raises ApiError."""
+    upload = await keep_upload(service, owner, content, place)
+    return f"upload:{upload.hash}"
+
+
+async def keep_upload(service: Service, owner: str, content: bytes, place: str | None) -> Any:
+    service.check_disk()
+    async with service.decoding:
+        with storage_errors():
+            return await asyncio.to_thread(service.files.keep, owner, content, place)
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """What the disk refuses is a 503."""
+    try:
+        yield
+    except OSError as error:
+        problem = Problem("storage", "the server cannot write to its disk", None, "Try later.")
+        raise ApiError(503, problem, retry_after=60) from error
+
+
+@contextmanager
+def places_without(prefix: str) -> Iterator[None]:
+    """Errors inside name the place without this prefix."""
+    try:
+        yield
+    except ApiError as error:
+        problem = error.problem
+        param = None if problem.param is None else problem.param.removeprefix(prefix)
+        message = problem.message.removeprefix(prefix)
+        changed = Problem(problem.type, message, param or None, problem.hint)
+        raise ApiError(error.status, changed, retry_after=error.retry_after) from error
+
+
+@contextmanager
+def library_errors(*names: str) -> Iterator[None]:
+    """Typed errors of the library as answers; those about one of the fields `names` say so."""
+    try:
+        yield
+    except ImagePromptError as error:
+        problem = problem_of(error, param_of(error, names))
+        raise ApiError(404 if problem.type == "not_found" else 400, problem) from error

@@ -1,0 +1,118 @@
+"""The app: routes, the page's files, errors as JSON; inside a guard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from imageprompt.core import __version__
+from imageprompt.serve.api import catalog, jobs, styles, uploads
+from imageprompt.serve.errors import ApiError, Problem
+from imageprompt.serve.guard import INTERNAL, Guard
+from imageprompt.serve.service import API, Service
+
+PAGE = Path(__file__).parent / "page"
+_TYPES: Mapping[str, str] = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".webp": "image/webp",
+    ".json": "application/json",
+    ".txt": "text/plain; charset=utf-8",
+    ".webmanifest": "application/manifest+json",
+    ".woff2": "font/woff2",
+}
+"""Of the page's own files; a file of another kind is not served."""
+
+
+def make_app(service: Service) -> Guard:
+    """The guarded app of a service that somebody else starts and stops."""
+    app = FastAPI(
+        title="imageprompt",
+        version=__version__,
+        docs_url=None,  # they load scripts from elsewhere
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
+    app.state.service = service
+    for router in (jobs.router, uploads.router, catalog.router, styles.router):
+        app.include_router(router, prefix=API)
+    app.include_router(catalog.operations)
+    open_paths = add_page(app)
+    add_error_handlers(app)
+    return Guard(app, service.settings, service.metrics, open_paths)
+
+
+def add_page(app: FastAPI) -> list[str]:
+    """A route for each of the page's files; returns their paths.
+
+    Which files there are is known before any request: no request can name another.
+    """
+    found = []
+    for file in sorted(PAGE.rglob("*")):
+        if file.is_file() and file.suffix in _TYPES:
+            name = file.relative_to(PAGE).as_posix()
+            paths = ["/"] if name == "index.html" else [f"/{name}"]
+            for path in paths:
+                app.add_api_route(
+                    path,
+                    partial(_page_file, file),
+                    name=f"page {name}",
+                    include_in_schema=False,
+                    response_model=None,
+                )
+            found += paths
+    return found
+
+
+async def _page_file(file: Path) -> Response:
+    headers = {"cache-control": "no-cache"}
+    return Response(file.read_bytes(), media_type=_TYPES[file.suffix], headers=headers)
+
+
+# ── errors ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Every error has the same form, whoever raises it."""
+    handlers: Mapping[Any, Any] = {
+        ApiError: _api_error,
+        HTTPException: _http_error,
+        RequestValidationError: _wrong_query,
+        Exception: _internal_error,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
+
+
+async def _api_error(_: Request, error: ApiError) -> Response:
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
+
+
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    known = {404: ("not_found", "no such route"), 405: ("method_not_allowed", "not by this method")}
+    kind, message = known.get(error.status_code, ("invalid_request", "the request is wrong"))
+    answer = ApiError(error.status_code, Problem(kind, message))
+    headers = {**(error.headers or {}), **answer.headers()}
+    return JSONResponse(answer.body(), status_code=error.status_code, headers=headers)
+
+
+async def _wrong_query(request: Request, error: RequestValidationError) -> Response:
+    first = error.errors()[0]
+    param = str(first["loc"][-1])[:60]
+    return await _api_error(
+        request, ApiError(400, Problem("invalid_request", f"{param}: {first['msg']}", param))
+    )
+
+
+async def _internal_error(request: Request, _: Exception) -> Response:
+    return await _api_error(request, ApiError(500, INTERNAL))

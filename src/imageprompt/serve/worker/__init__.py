@@ -1,0 +1,1 @@
+"""The worker: a process with one engine, and its supervisor in the server."""
