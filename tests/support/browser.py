@@ -83,6 +83,24 @@ class Page:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[scheme])
 
+    def downloads(self, folder: Path) -> None:
+        """Save what the page offers for download to a folder."""
+        self._call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+
+    def choose_file(self, selector: str, path: Path) -> None:
+        """Give a file to an input of type file."""
+        root = self._call("DOM.getDocument")["root"]["nodeId"]
+        node = self._call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self._call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+
+    def wait(self, condition: str) -> None:
+        """Wait until an expression is true, up to ten seconds."""
+        self.run(
+            "new Promise((done, fail) => { const end = Date.now() + 10000; const look = () =>"
+            f" ({condition}) ? done() : Date.now() > end ? fail(Error('waited in vain'))"
+            " : setTimeout(look, 20); look(); })"
+        )
+
     def screenshot(self, path: Path) -> None:
         """What the window shows, as PNG."""
         path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot")["data"]))

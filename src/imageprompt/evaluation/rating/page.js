@@ -140,6 +140,7 @@
 
   function ask(place) {
     at = place;
+    $("question").dataset.place = place;
     since = performance.now();
     const entry = current(), item = items.get(entry.item);
     $("reference").hidden = item.reference === null;
@@ -295,7 +296,7 @@
     const how = [
       data.items.some((item) => item.reference !== null) && "The request is the reference picture on top" + (data.items.some((item) => item.text) ? ", with the text beside it." : "."),
       !data.items.some((item) => item.reference !== null) && data.items.some((item) => item.text) && "The request is the text on top.",
-      pairs ? "Keys: ← and → choose, ↓ is “equal”, ⌫ goes back." : "Keys: 1 to 5 set the next scale, ↵ goes on, ⌫ goes back.",
+      !matchMedia("(hover: none)").matches && (pairs ? "Keys: ← and → choose, ↓ is “equal”, ⌫ goes back." : "Keys: 1 to 5 set the next scale, ↵ goes on, ⌫ goes back."),
       "Some questions come twice. Do not try to remember what you said.",
       "You can stop at any time and go on later in the same browser.",
     ];
