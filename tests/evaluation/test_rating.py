@@ -218,6 +218,16 @@ def test_a_broken_picture_is_named(study: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_pictures_outside_the_study_are_refused(study: Path, tmp_path: Path) -> None:
+    """A page is given away: what a stranger's study names must not end up in it."""
+    stolen = shutil.copytree(study, tmp_path / "study")
+    Image.new("RGB", (16, 16)).save(tmp_path / "private.png")
+    text = (stolen / "results.jsonl").read_text()
+    (stolen / "results.jsonl").write_text(text.replace("pictures/0-0-0.png", "../private.png"))
+    with pytest.raises(OptionError, match=r"private\.png.*not in the folder of its study"):
+        of_study(stolen)
+
+
 def test_the_key_of_another_page_is_not_overwritten(study: Path, tmp_path: Path) -> None:
     page.write_page(of_study(study), tmp_path)
     before = (tmp_path / page.KEY).read_bytes()

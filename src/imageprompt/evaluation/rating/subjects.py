@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from imageprompt.core.errors import NotFoundError, OptionError
+from imageprompt.core.untrusted import is_inside
 from imageprompt.evaluation.study.results import ADAPTER, Results, read_results
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif")
@@ -68,8 +69,20 @@ def _subjects(
     for (prompt, reference, seed), found in rows.items():
         first = next(iter(found.values()))
         name = ", ".join(part for part in (prompt, reference, f"seed {seed}") if part)
-        pictures = {condition: results.picture_path(row) for condition, row in found.items()}
+        pictures = {condition: _inside(results, row) for condition, row in found.items()}
         yield Subject(name, prompt, results.reference_path(first), reference, pictures)
+
+
+def _inside(results: Results, row: int) -> Path:
+    """A page is given away: a study may not fetch files of its reader into it."""
+    path = results.picture_path(row)
+    if not is_inside(path, results.folder):
+        raise OptionError(
+            f"picture {str(path)!r}",
+            reason="not in the folder of its study",
+            hint="Give studies alone that you trust, with their pictures inside.",
+        )
+    return path
 
 
 def of_folders(folders: Sequence[Path], references: Path | None = None) -> list[Subject]:
