@@ -17,8 +17,14 @@ from typing import TYPE_CHECKING, Any
 from imageprompt.checkpoint.formats import FORMATS, Format
 from imageprompt.checkpoint.identify.checks import canonical, copies_differ, not_finite, untrained
 from imageprompt.checkpoint.identify.identify import Identification, identify
+from imageprompt.checkpoint.read.file import open_file
 from imageprompt.checkpoint.read.open import locate_source, open_source
-from imageprompt.checkpoint.read.stored_tensor import TensorBytes, TensorSource, dtype_names
+from imageprompt.checkpoint.read.stored_tensor import (
+    StoredTensor,
+    TensorBytes,
+    TensorSource,
+    dtype_names,
+)
 from imageprompt.checkpoint.report import (
     Problem,
     base_name,
@@ -29,7 +35,9 @@ from imageprompt.checkpoint.report import (
 )
 from imageprompt.checkpoint.tensor_bytes import QUICK, quick_hash, same_bytes
 from imageprompt.checkpoint.torch_io import (
+    INT8_NAME,
     CastTensor,
+    as_int8,
     resolve_cast_dtype,
     write_pickle,
     write_safetensors,
@@ -115,7 +123,7 @@ def convert(
     target = Path(dst).expanduser()
     layout = _layout(target, to)
     _check_target(target, src, overwrite=overwrite or force)
-    cast, against = _cast(dtype), None
+    cast, against = _cast(dtype, layout, target), None
     if base is not None:
         from imageprompt.checkpoint.identify.base_config import open_base
 
@@ -125,7 +133,8 @@ def convert(
     found = identify(source, against.spec if against else None, renumber=renumber)
     _check_complete(found, source)
     tensors = canonical(found.parts)
-    planned = {name: cast(tensor) for name, tensor in layout.write(found.parts).items()}
+    laid_out = layout.write(found.parts)
+    planned = cast(laid_out)
     forced = _check_useful(source, found, planned, against, force=force)
     source_hash = f"{QUICK}:{quick_hash(tensors)}"
     metadata = converted_metadata(found, source, variant) | {"source_hash": source_hash}
@@ -148,8 +157,8 @@ def convert(
         layout=layout.name,
         variants=(variant,) if variant else found.variants,
         host=found.host,
-        tensors=len(planned),
-        parameters=sum(prod(tensor.shape) for tensor in planned.values()),
+        tensors=len(laid_out),
+        parameters=sum(prod(tensor.shape) for tensor in laid_out.values()),
         bytes=size,
         dtypes=dtype_names(planned.values()),
         left_out=len(source.tensors) - len(tensors) - len(found.copies),
@@ -211,12 +220,22 @@ def _check_not_source(target: Path, files: tuple[Path, ...]) -> None:
         )
 
 
-def _cast(dtype: str | None) -> Callable[[Any], TensorBytes]:
-    """From a stored tensor to the one to be written. Raises OptionError."""
+def _cast(
+    dtype: str | None, layout: Format, target: Path
+) -> Callable[[Mapping[str, StoredTensor]], Mapping[str, TensorBytes]]:
+    """From stored tensors to those to be written. Raises OptionError."""
     if dtype is None:
-        return lambda tensor: tensor
+        return lambda tensors: tensors
+    if dtype == INT8_NAME:
+        if layout.name != DEFAULT_LAYOUT or target.suffix != SAFETENSORS:
+            raise OptionError(
+                f"dtype int8 in {target.name} ({layout.name} layout)",
+                reason="only imageprompt reads its scales, from the standard layout in safetensors",
+                hint="Use float16 for other programs.",
+            )
+        return as_int8
     name = resolve_cast_dtype(dtype)
-    return lambda tensor: CastTensor.of(tensor, name)
+    return lambda tensors: {key: CastTensor.of(tensor, name) for key, tensor in tensors.items()}
 
 
 def _check_complete(found: Identification, source: TensorSource) -> None:
@@ -258,11 +277,11 @@ def _check_useful(
 
 def _verify(path: Path, planned: Mapping[str, TensorBytes], base: HostSpec | None) -> None:
     """Read back the written file: complete, and equal to its source. Raises AdapterFileError."""
-    written = open_source(path)
+    written = open_file(path)
     faults = sorted(planned.keys() ^ written.tensors.keys()) or [
         name for name, tensor in planned.items() if not same_bytes(written.tensors[name], tensor)
     ]
-    faults += [problem.message for problem in identify(written, base).problems]
+    faults += [problem.message for problem in identify(open_source(path), base).problems]
     if faults:
         raise AdapterFileError(
             str(path),

@@ -9,10 +9,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from imageprompt.checkpoint.read.file import WEIGHT_SUFFIXES, open_safetensors
+from imageprompt.checkpoint.read.int8 import INT8, SCALE
 from imageprompt.checkpoint.read.open import open_source
 from imageprompt.checkpoint.read.stored_tensor import (
     CHUNK,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 SAFETENSORS = ".safetensors"
 ALIGNMENT = 8
+INT8_NAME = "int8"
 CAST_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -88,7 +91,7 @@ def resolve_cast_dtype(name: str) -> str:
     near = get_close_matches(plain, CAST_DTYPES, n=1)
     raise OptionError(
         f"dtype {name!r}",
-        reason=f"not one of {', '.join(CAST_DTYPES)}",
+        reason=f"not one of {', '.join([*CAST_DTYPES, INT8_NAME])}",
         hint=f"Did you mean {near[0]}?" if near else "Choose one of these.",
     )
 
@@ -122,6 +125,66 @@ class CastTensor:
             cast = torch.frombuffer(bytearray(piece), dtype=before).to(after)
             content = memoryview(cast.view(torch.uint8).numpy().tobytes())
             yield from (content[start : start + size] for start in range(0, len(content), size))
+
+
+@dataclass(frozen=True)
+class Int8Rows:
+    """A stored matrix as int8: each row over its largest value / 127, rounded to nearest."""
+
+    stored: TensorBytes
+    dtype: str = INT8
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape)
+
+    def chunks(self, size: int = CHUNK) -> Iterator[memoryview]:
+        import torch
+
+        weight = tensor_of(self.stored).float()
+        whole = (weight / row_scales(weight)[:, None]).round().to(torch.int8)
+        return TorchTensor(whole).chunks(size)
+
+
+@dataclass(frozen=True)
+class RowScales:
+    """The scales of such a matrix, float32 [rows]."""
+
+    stored: TensorBytes
+    dtype: str = "F32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape[:1]
+
+    @property
+    def nbytes(self) -> int:
+        return 4 * self.shape[0]
+
+    def chunks(self, size: int = CHUNK) -> Iterator[memoryview]:
+        return TorchTensor(row_scales(tensor_of(self.stored).float())).chunks(size)
+
+
+def row_scales(weight: Tensor) -> Tensor:
+    """Largest absolute value of each row / 127; never 0."""
+    import torch
+
+    return weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+
+
+def as_int8(tensors: Mapping[str, StoredTensor]) -> dict[str, TensorBytes]:
+    """Every matrix of floats as int8 rows and their scales; vectors stay as they are."""
+    planned: dict[str, TensorBytes] = {}
+    for name, tensor in tensors.items():
+        if tensor.dtype in FLOATS and len(tensor.shape) == 2:
+            planned |= {name: Int8Rows(tensor), name + SCALE: RowScales(tensor)}
+        else:
+            planned[name] = tensor
+    return planned
 
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────

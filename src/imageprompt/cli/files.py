@@ -103,7 +103,7 @@ def add_convert(command: Parser) -> None:
         "--dtype",
         default=absent,
         metavar="TYPE",
-        help="float32, float16 or bfloat16 (default: unchanged)",
+        help="float32, float16, bfloat16, or int8 for imageprompt alone (default: unchanged)",
     )
     add(
         "--variant",

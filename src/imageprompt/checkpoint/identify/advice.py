@@ -18,6 +18,7 @@ from imageprompt.checkpoint.identify.published import (
     VIT_L_336,
     likely_encoder,
 )
+from imageprompt.checkpoint.read.int8 import AS_INT8
 from imageprompt.checkpoint.read.stored_tensor import TensorSource
 from imageprompt.checkpoint.report import Problem
 from imageprompt.core.spec import AdapterSpec, ImageFeature
@@ -101,8 +102,10 @@ def advice_on(
     spec = found.spec
     encoder = likely_encoder(spec.feature, spec.feature_dim, found.published)
     path, convert = source.path, []
-    if found.format not in _LOADABLE or not path.is_file():
-        convert = [Advice("first", f"imageprompt convert {quote(str(path))} {_CONVERTED}")]
+    int8 = source.container.endswith(AS_INT8)
+    if found.format not in _LOADABLE or int8 or not path.is_file():
+        dtype = " --dtype float16" if int8 else ""
+        convert = [Advice("first", f"imageprompt convert {quote(str(path))} {_CONVERTED}{dtype}")]
         path = _CONVERTED
     lines = [
         base,

@@ -9,6 +9,7 @@ from pathlib import Path
 from shlex import quote
 
 from imageprompt.checkpoint.read.file import INDEX_SUFFIX, open_file
+from imageprompt.checkpoint.read.int8 import with_scales
 from imageprompt.checkpoint.read.raw import refuse
 from imageprompt.checkpoint.read.stored_tensor import TensorSource
 from imageprompt.core.errors import OptionError, printable
@@ -65,7 +66,7 @@ def open_source(path: Path, *, inside: Path | None = None) -> TensorSource:
     what is wrong with it. Tensor names and notes in the result are printable and short.
     """
     try:
-        source = _open(path, inside)
+        source = with_scales(_open(path, inside))
     except OSError as error:  # a parent folder without access, a name that is too long
         refuse(path, f"cannot be read ({error.strerror})", "Check its name and permissions.")
     return replace(source, notes=tuple(map(_shown, source.notes)))
