@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from imageprompt.core.errors import OptionError
 from imageprompt.evaluation.words import known_ones
+
+if TYPE_CHECKING:
+    from imageprompt.evaluation.metrics import Metric
 
 Array = NDArray[np.float64]
 
@@ -53,12 +57,26 @@ def _chosen(known: Collection[str], given: str | None, preferred: Iterable[str])
     return given
 
 
-def higher_is_better(metric: str) -> bool | None:
-    """The direction of a metric; None for one without, or that is not known."""
+def metric_of(name: str) -> Metric | None:
+    """The metric of that name, or the one that has it as a part; None if it is not known."""
     from imageprompt.evaluation.metrics import METRICS
 
-    found = METRICS.get(metric)
+    found = METRICS.get(name)
+    if found is not None:
+        return found
+    return next((one for one in METRICS if name in getattr(one, "parts", ())), None)
+
+
+def higher_is_better(metric: str) -> bool | None:
+    """The direction of a metric; None for one without, or that is not known."""
+    found = metric_of(metric)
     return None if found is None else found.higher_is_better
+
+
+def range_of(metric: str) -> tuple[float | None, float | None]:
+    """Lowest and highest value of a metric; None where there is no limit, or it is not known."""
+    found = metric_of(metric)
+    return (None, None) if found is None else found.range
 
 
 def oriented(metric: str, values: ArrayLike) -> Array:

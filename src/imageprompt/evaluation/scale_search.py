@@ -105,14 +105,14 @@ class ScaleSearch:
         """The best scale above 0 of those measured; None if none leaves enough of the text."""
         scales = sorted(found)
         points = np.array([found[scale] for scale in scales])
-        score = self._rule.score(*points.T, found[0.0][1])[1:]
+        score = self._rule.score(points[:, 0], points[:, 1], found[0.0][1])[1:]
         if not len(score) or not np.isfinite(score).any():
             return None
         return scales[1 + int(np.argmax(score))]
 
     def _beside(self, best: int, known: Sequence[int], score: Array) -> float | None:
-        """A scale in a gap beside the best one, if there is any: a limit is looked for above it,
-        a knee in the middle of the wider gap."""
+        """A scale in a gap beside the best one, if there is any: the next one with a limit, for
+        the knee the middle of the wider gap."""
         below = max((index for index in known if index < best), default=best)
         above = min((index for index in known if index > best), default=best)
         if self._rule.minimum is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from imageprompt.evaluation.balance import FEWEST, Axes, balance, oriented, pareto
+from imageprompt.evaluation.balance import FEWEST, Axes, balance, oriented, pareto, range_of
 from imageprompt.evaluation.statistics.intervals import UNKNOWN, Interval, mean_interval
 from imageprompt.evaluation.study.results import ADAPTER, CEILING, CONTROL, Results
 
@@ -82,17 +82,30 @@ def _groups(results: Results) -> Iterator[tuple[str, str | None, float | None, A
 
 
 def _means(part: Results, clusters: Any) -> dict[str, Mean]:
-    return {name: mean_of(values, clusters) for name, values in part.metrics.items()}
+    return {
+        name: mean_of(values, clusters, *range_of(name)) for name, values in part.metrics.items()
+    }
 
 
-def mean_of(values: Any, clusters: Any) -> Mean:
-    """Over the finite values, with an interval over clusters: both [n]."""
+def mean_of(
+    values: Any, clusters: Any, low: float | None = None, high: float | None = None
+) -> Mean:
+    """Over the finite values, with an interval over clusters: both [n].
+
+    The interval ends at the lowest and the highest value that there can be.
+    """
     finite = np.isfinite(values)
     count, missing = int(finite.sum()), int((~finite).sum())
     if not count:
         return Mean(None, UNKNOWN, 0, missing)
     kept = values[finite]
-    return Mean(float(kept.mean()), mean_interval(kept, clusters[finite]), count, missing)
+    ends = mean_interval(kept, clusters[finite])
+    if ends.known:
+        ends = Interval(
+            ends.low if low is None else max(ends.low, low),
+            ends.high if high is None else min(ends.high, high),
+        )
+    return Mean(float(kept.mean()), ends, count, missing)
 
 
 @dataclass(frozen=True)

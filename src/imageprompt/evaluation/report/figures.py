@@ -16,13 +16,15 @@ def figure(value: float | None) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     digits = 3 if abs(value) < 1 else max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:.{digits}f}".replace("-", "−")
+    text = f"{value:.{digits}f}"
+    return text.replace("-", "−" if float(text) else "")
 
 
 def signed(value: float | None) -> str:
     """The same with its sign."""
     text = figure(value)
-    return f"+{text}" if value is not None and value > 0 and text != "–" else text
+    plus = value is not None and value > 0 and text.strip("0.") not in ("", "–")
+    return f"+{text}" if plus else text
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imageprompt.core.errors import OptionError
-from imageprompt.evaluation.balance import Axes, oriented
+from imageprompt.evaluation.balance import Axes, metric_of, oriented
 from imageprompt.evaluation.comparability import extractors_of, within
 from imageprompt.evaluation.compare import Comparison, compare
 from imageprompt.evaluation.report import plots
 from imageprompt.evaluation.report.figures import Bar, Span, bar, figure
 from imageprompt.evaluation.report.pictures import Gallery, Shown
-from imageprompt.evaluation.settings import TITLES, Front, Setting, settings_of
+from imageprompt.evaluation.settings import TITLES, Front, Mean, Setting, settings_of
+from imageprompt.evaluation.statistics.intervals import UNKNOWN, Interval
 from imageprompt.evaluation.study.results import ADAPTER, CEILING, CONTROL, Results
 from imageprompt.evaluation.words import listed
 
@@ -39,7 +40,9 @@ def study_sections(results: Results, axes: Axes | None, gallery: Gallery) -> dic
     adapters = [*dict.fromkeys(one.adapter for one in settings if one.adapter)]
     colours = {name: number % plots.COLOURS for number, name in enumerate(adapters)}
     chosen = _chosen(settings, front)
-    titles = {name: _title(name) for name in results.metrics}
+    of_sets = _set_metrics(results)
+    names = [*results.metrics, *dict.fromkeys(name for one in of_sets.values() for name in one)]
+    titles = {name: _title(name) for name in names}
     context = {
         "title": f"{listed(adapters) or 'References'} on {listed(results.base.distinct())}",
         "kicker": "imageprompt evaluation",
@@ -48,9 +51,9 @@ def study_sections(results: Results, axes: Axes | None, gallery: Gallery) -> dic
         "colours": colours,
         "axes": axes,
         "titles": titles,
-        "metrics": [*results.metrics],
+        "metrics": names,
         "cards": [*_cards(settings, front, chosen, colours)],
-        "rows": _summary(results, settings, front, colours),
+        "rows": _summary(settings, names, of_sets, front, colours),
         "against": [*_against(results, settings, axes, colours)],
         "unit": results.clusters()[0],
         "problems": within(results, settings),
@@ -58,7 +61,7 @@ def study_sections(results: Results, axes: Axes | None, gallery: Gallery) -> dic
         "grid": _grid(results, settings, gallery),
         "extremes": _extremes(results, chosen, axes, gallery),
         "copying": _copying(results, gallery),
-        "explained": [*_explained(results)],
+        "explained": [*_explained(results, names)],
         "environment": _environment(results),
         "failed": _failed(results),
     }
@@ -135,27 +138,65 @@ def _cards(
 @dataclass(frozen=True)
 class SummaryRow:
     setting: Setting
+    means: Mapping[str, Mean]
+    bars: Mapping[str, Bar]
     colour: int | None
     on_front: bool
     knee: bool
-    bars: Mapping[str, Bar]
 
 
 def _summary(
-    results: Results, settings: Sequence[Setting], front: Front | None, colours: Colours
+    settings: Sequence[Setting],
+    names: Sequence[str],
+    of_sets: Mapping[tuple[str | None, float | None], Mapping[str, Mean]],
+    front: Front | None,
+    colours: Colours,
 ) -> list[SummaryRow]:
-    spans = {name: _span(settings, name) for name in results.metrics}
+    none = Mean(None, UNKNOWN, 0)
+    means = [
+        {
+            name: {**one.means, **of_sets.get((one.adapter, one.scale), {})}.get(name, none)
+            for name in names
+        }
+        for one in settings
+    ]
+    spans = {name: _span_of([row[name] for row in means]) for name in names}
     knees = set() if front is None else {*front.knees.values()}
     return [
         SummaryRow(
             one,
+            row,
+            {name: bar(row[name].value, row[name].interval, spans[name]) for name in names},
             colours.get(str(one.adapter)),
             front is not None and front.on_front[index] and one.row == ADAPTER,
             index in knees,
-            {name: _bar(one, name, span) for name, span in spans.items()},
         )
-        for index, one in enumerate(settings)
+        for index, (one, row) in enumerate(zip(settings, means, strict=True))
     ]
+
+
+def _set_metrics(results: Results) -> dict[tuple[str | None, float | None], dict[str, Mean]]:
+    """(adapter, scale) -> the metrics of whole sets, which only the study's summary has."""
+    found = {}
+    rows = results.study.get("summary")
+    for row in rows if isinstance(rows, list) else []:
+        if isinstance(row, dict) and isinstance(row.get("metrics"), dict):
+            means = {
+                name: mean
+                for name, stated in row["metrics"].items()
+                if name not in results.metrics and (mean := _stated_mean(stated)) is not None
+            }
+            found[row.get("adapter"), row.get("scale")] = means
+    return found
+
+
+def _stated_mean(stated: Any) -> Mean | None:
+    """A mean as study.json has it; None for what is none."""
+    if not isinstance(stated, dict) or not isinstance(stated.get("value"), int | float):
+        return None
+    ends = stated.get("interval")
+    interval = Interval(*ends) if isinstance(ends, list) and len(ends) == 2 else UNKNOWN
+    return Mean(stated["value"], interval, int(stated.get("n", 0)))
 
 
 def _bar(setting: Setting, metric: str, span: Span) -> Bar:
@@ -164,7 +205,10 @@ def _bar(setting: Setting, metric: str, span: Span) -> Bar:
 
 
 def _span(settings: Sequence[Setting], metric: str) -> Span:
-    means = [one.means[metric] for one in settings]
+    return _span_of([one.means[metric] for one in settings])
+
+
+def _span_of(means: Sequence[Mean]) -> Span:
     ends = [end for one in means for end in (one.interval.low, one.interval.high)]
     return Span.of([*ends, *(one.value for one in means if one.value is not None)])
 
@@ -268,8 +312,8 @@ def _distributions(
 ) -> Iterator[str]:
     shown = [(plots.MUTED, one) for one in settings if one.row == CONTROL]
     shown += [(plots.colour_of(number), one) for number, one in enumerate(chosen.values())]
-    for name, title in titles.items():
-        groups = {}
+    for name in settings[0].lines.metrics:
+        title, groups = titles[name], {}
         for colour, one in shown:
             values = one.lines.metrics[name]
             if len(finite := values[np.isfinite(values)]):
@@ -467,13 +511,11 @@ def _one_pair(a: Results, b: Results, row: int, metric: str, gallery: Gallery) -
 # ── what was measured, and by what ──────────────────────────────────────────────────────────────
 
 
-def _explained(results: Results, names: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+def _explained(results: Results, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Formula, source and encoder of each metric."""
-    from imageprompt.evaluation.metrics import METRICS
-
     stated = extractors_of(results)
-    for name in results.metrics if names is None else names:
-        found = METRICS.get(name)
+    for name in names:
+        found = metric_of(name)
         role = str(found.extractor) if found is not None else ""
         fingerprints = results.extractors[role].distinct() if role in results.extractors else []
         yield {
@@ -523,10 +565,8 @@ def _failed(results: Results) -> list[tuple[str, str, int]]:
 
 
 def _title(name: str) -> str:
-    from imageprompt.evaluation.metrics import METRICS
-
-    found = METRICS.get(name)
-    return name if found is None else found.title
+    found = metric_of(name)
+    return found.title if found is not None and found.name == name else name
 
 
 def _counted(count: int, name: str) -> str:
