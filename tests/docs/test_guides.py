@@ -28,6 +28,7 @@ RUN_BY = {
     "docs/migrate/tencent.md": "tests/docs/test_guides.py",
     "docs/pipelines.md": "tests/adapter/test_pipelines.py",
     "docs/plan.md": "tests/docs/test_guides.py",
+    "docs/rating.md": "tests/docs/test_rating_guide.py",
     "docs/start.md": "tests/docs/test_guides.py",
     "docs/training-data.md": "tests/docs/test_training_data_guide.py",
     "docs/training.md": "tests/docs/test_guides.py",

@@ -338,6 +338,10 @@ def test_scales_are_summed_up(rated: dict[str, Path], tmp_path: Path) -> None:
 def test_what_is_resampled() -> None:
     assert clusters_of([("a", "x"), ("b", "x")]) == ("prompts", ["a", "b"])
     assert clusters_of([("", "x"), ("", "y")]) == ("references", ["x", "y"])
+    few = [("a", "x"), ("b", "y"), ("a", "z")]
+    assert clusters_of(few) == ("references", ["x", "y", "z"])
+    many = [(f"{number % 5}", f"{number}") for number in range(10)]
+    assert clusters_of(many) == ("prompts", [prompt for prompt, _ in many])
     assert clusters_of([("a", ""), ("a", "")]) == ("pictures", ["0", "1"])
 
 

@@ -13,7 +13,9 @@ ADAPTERS = ("secret-plus", "secret-base")
 COLOURS = ("red", "green", "blue", "orange", "purple", "teal", "gold", "navy")
 
 
-def make_study(folder: Path, *, prompts: int = 6, seeds: int = 2) -> Path:
+def make_study(
+    folder: Path, *, prompts: int = 6, seeds: int = 2, adapters: tuple[str, str] = ADAPTERS
+) -> Path:
     """Plain pictures with a bar: each prompt its colour, each adapter and seed its own bar."""
     (folder / "pictures").mkdir(parents=True)
     (folder / "references").mkdir()
@@ -22,7 +24,7 @@ def make_study(folder: Path, *, prompts: int = 6, seeds: int = 2) -> Path:
         reference = f"references/{prompt}.png"
         Image.new("RGB", (24, 24), COLOURS[prompt]).save(folder / reference)
         for seed in range(seeds):
-            for number, adapter in enumerate(ADAPTERS):
+            for number, adapter in enumerate(adapters):
                 picture = Image.new("RGB", (24, 24), COLOURS[prompt])
                 picture.paste("white", (0, 0, 4 + seed, 10 * (number + 1)))
                 name = f"pictures/{prompt}-{seed}-{number}.png"

@@ -10,7 +10,7 @@ import numpy as np
 
 from imageprompt.core.errors import NotFoundError, OptionError
 from imageprompt.core.untrusted import is_inside
-from imageprompt.evaluation.study.results import ADAPTER, Results, read_results
+from imageprompt.evaluation.study.results import ADAPTER, MIN_CLUSTERS, Results, read_results
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif")
 MAX_SUBJECTS = 20_000
@@ -147,13 +147,15 @@ def _unequal(what: str, lost: Sequence[str]) -> OptionError:
 
 
 def clusters_of(subjects: Sequence[tuple[str, str]]) -> tuple[str, list[str]]:
-    """What is resampled, and the label of each subject: its prompt, where there are several.
+    """What is resampled, and the label of each (prompt, reference): the prompt, as studies have it.
 
-    Else its reference; else each subject is one of its own.
+    The reference, where there are only a few prompts and more references; each by itself, where
+    there is one of both.
     """
     prompts, references = ([one[part] for one in subjects] for part in (0, 1))
-    if len(set(prompts)) > 1:
+    count, others = len(set(prompts)), len(set(references))
+    if count >= MIN_CLUSTERS or count >= max(2, others):
         return "prompts", prompts
-    if len(set(references)) > 1:
+    if others > 1:
         return "references", references
     return "pictures", [str(number) for number in range(len(subjects))]
