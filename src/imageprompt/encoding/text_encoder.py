@@ -110,12 +110,18 @@ def _from_source(source: Any) -> TextTower:
 def _load(source: str | os.PathLike[str]) -> TextTower:
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
+    from imageprompt.encoding.encoders._folder import part_config, silent_transformers
+
     folder = locate_folder(source)
     model_class: Any = CLIPTextModelWithProjection
     try:
-        model, report = model_class.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True
-        )
+        with silent_transformers():  # what is missing is raised as an error below
+            model, report = model_class.from_pretrained(
+                folder,
+                config=part_config(model_class, folder, "text_config"),
+                local_files_only=True,
+                output_loading_info=True,
+            )
         missing = sorted(report["missing_keys"])
         reason = f"{missing[0]} is missing" if missing else ""
         tokenizer = (

@@ -7,7 +7,8 @@ transformers' own for PIL, so torchvision is never needed.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,34 +75,29 @@ def load_vision_model(
     """
     import torch
     import transformers
-    from transformers.utils import logging
 
-    log: Any = logging
     name = kind.classes.get(stated_type(source), "")
     folder = locate_folder(source)
     reason, model, model_class = "", None, None
     if not name:
         reason = f"its config says {stated_type(source) or 'no model_type'}"
-    verbosity = log.get_verbosity()
-    log.set_verbosity_error()  # its report is raised as an error below
     try:
         if name:
             model_class = getattr(transformers, name)
-            model, report = model_class.from_pretrained(
-                folder,
-                config=_vision_config(model_class, folder),
-                dtype=dtype or torch.float32,
-                local_files_only=True,
-                output_loading_info=True,
-            )
+            with silent_transformers():  # its report is raised as an error below
+                model, report = model_class.from_pretrained(
+                    folder,
+                    config=part_config(model_class, folder, "vision_config"),
+                    dtype=dtype or torch.float32,
+                    local_files_only=True,
+                    output_loading_info=True,
+                )
             missing = sorted(report["missing_keys"])
             if missing and all(key.startswith("pooler.") for key in missing):
                 model.pooler, missing = None, []  # a classifier's weights come without one
             reason = f"{missing[0]} is missing" if missing else ""
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    finally:
-        log.set_verbosity(verbosity)
     if reason or model is None:
         with_projection = " vision tower with projection" if kind.family == "CLIP" else " model"
         raise EncoderError(
@@ -112,15 +108,32 @@ def load_vision_model(
     return model.to(device) if device else model, _stored_processor(folder)
 
 
-def _vision_config(model_class: Any, folder: Path) -> Any:
-    """Of a model with two towers, the vision part with the width that both are projected to."""
+def part_config(model_class: Any, folder: Path, part: str) -> Any:
+    """Of a model with two towers, one part with the width that both are projected to.
+
+    `part` is "vision_config" or "text_config". Raises EncoderError.
+    """
     stated = _read(folder / "config.json")
-    vision = stated.get("vision_config")
-    if not isinstance(vision, dict):
+    found = stated.get(part)
+    if not isinstance(found, dict):
         return model_class.config_class.from_dict(stated)
     if "projection_dim" in stated:
-        vision = {**vision, "projection_dim": stated["projection_dim"]}
-    return model_class.config_class.from_dict(vision)
+        found = {**found, "projection_dim": stated["projection_dim"]}
+    return model_class.config_class.from_dict(found)
+
+
+@contextmanager
+def silent_transformers() -> Iterator[None]:
+    """Without its report on weights that a part of a model leaves out."""
+    from transformers.utils import logging
+
+    log: Any = logging
+    verbosity = log.get_verbosity()
+    log.set_verbosity_error()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
 
 
 # ── processors ──────────────────────────────────────────────────────────────────────────────────
