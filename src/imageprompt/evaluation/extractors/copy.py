@@ -24,7 +24,7 @@ class CopyRole:
 
     name = "copy"
     summary = (
-        "SSCD, sscd_disc_mixup.torchscript.pt or .torchvision.pt; default: pHash, 64 bits, which "
+        "SSCD, sscd_disc_mixup.torchvision.pt (no TorchScript); default: pHash, 64 bits, which "
         "finds recompressed and resized copies, not mirrored or cropped ones"
     )
 
