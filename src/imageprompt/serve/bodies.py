@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,7 +71,9 @@ def _json(text: bytes, limits: Limits) -> Any:
         raise too_large("the JSON", limits.json_bytes)
     budget = Budget(nbytes=limits.json_bytes, items=_MAX_ITEMS, depth=_MAX_DEPTH)
     try:
-        return parse_json(text.decode("utf-8"), budget, unique=True)
+        data = parse_json(text.decode("utf-8"), budget, unique=True)
+        json.dumps(data, ensure_ascii=False).encode()  # no half of a surrogate pair
+        return data
     except ValueError as error:
         raise bad_request(f"not valid JSON ({error})", type="invalid_json") from error
 

@@ -52,11 +52,14 @@ class ApiError(Exception):
         return {"error": self.problem.as_dict()}
 
     def headers(self) -> dict[str, str]:
+        found: dict[str, str] = {}
         if self.status not in RETRIED:
-            return {"x-should-retry": "false"}
-        if self.retry_after is None:
-            return {}
-        return {"retry-after": str(max(1, min(MAX_RETRY_AFTER, round(self.retry_after))))}
+            found["x-should-retry"] = "false"
+        elif self.retry_after is not None:
+            found["retry-after"] = str(max(1, min(MAX_RETRY_AFTER, round(self.retry_after))))
+        if self.status in (408, 413):  # what is left of the body is not read
+            found["connection"] = "close"
+        return found
 
 
 def bad_request(

@@ -236,8 +236,6 @@ class _Reply:
         headers = {"content-type": "application/json", **error.headers()}
         if error.status == 401:
             headers["www-authenticate"] = "Bearer"
-        if error.status in (408, 413):  # what is left of the body is not read
-            headers["connection"] = "close"
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         raw.append((b"content-length", str(len(content)).encode()))
         with suppress(OSError):
