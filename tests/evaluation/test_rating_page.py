@@ -5,23 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from browser import Page, chromium, needs_chromium
+from browser import chromium, needs_chromium, without_errors
 from imageprompt.evaluation.rating.answers import read_key, read_raters
 from imageprompt.evaluation.rating.page import KEY, write_page
 from imageprompt.evaluation.rating.subjects import of_study
 from imageprompt.evaluation.rating.summary import summarise
 from rated import ADAPTERS, make_study
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
 pytestmark = needs_chromium
 PLUS, BASE = ADAPTERS
-SHOWN = "[...document.querySelectorAll('main > section')].find(one => !one.hidden).id"
-COUNT = "document.getElementById('count').textContent"
-SIDES = "[...document.querySelectorAll('.choose')].map(one => one.dataset.id)"
-PLACE = "document.getElementById('question').dataset.place"
 
 
 @pytest.fixture(scope="module")
@@ -36,79 +35,95 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with chromium(tmp_path_factory.mktemp("profile")) as opened:
-        opened.resize(1100, 800)
+def browser() -> Iterator[Browser]:
+    with chromium() as opened:
         yield opened
 
 
 @pytest.fixture
-def saved(page: Page, tmp_path: Path) -> Path:
-    """Where files that the page saves arrive; the browser's memory is empty."""
-    page.downloads(tmp_path)
-    return tmp_path
+def page(browser: Browser) -> Iterator[Page]:
+    """A tab of a browser that remembers nothing of other tests."""
+    size = {"width": 1100, "height": 800}
+    with (
+        browser.new_context(viewport=size) as context,
+        without_errors(context.new_page()) as opened,
+    ):
+        yield opened
 
 
-def start(page: Page, path: Path, rater: str, *, anew: bool = True) -> None:
-    page.open(path)
-    if anew:
-        page.run("localStorage.clear()")
-        page.open(path)
-    page.run(f"document.getElementById('rater').value = {json.dumps(rater)}")
-    page.run("document.querySelector('#start button').click()")
+def start(page: Page, path: Path, rater: str) -> None:
+    page.goto(path.as_uri())
+    page.fill("#rater", rater)
+    page.press("#rater", "Enter")
+
+
+def shown(page: Page) -> str:
+    """Which part of the page is shown: welcome, question or done."""
+    return str(page.locator("main > section:visible").get_attribute("id"))
+
+
+def count(page: Page) -> str:
+    return page.inner_text("#count")
+
+
+def sides(page: Page) -> list[str]:
+    """The ids of the pictures, from left to right."""
+    found: list[str] = page.locator(".choose").evaluate_all("all => all.map(one => one.dataset.id)")
+    return found
 
 
 def press(page: Page, key: str) -> None:
     """Press a key, and wait until the page has gone on."""
-    before = page.run(PLACE)
-    page.press(key)
-    page.wait(f"{PLACE} !== {json.dumps(before)} || {SHOWN} === 'done'")
+    place = page.get_attribute("#question", "data-place")
+    page.keyboard.press(key)
+    page.wait_for_function(
+        "place => document.getElementById('question').dataset.place !== place"
+        " || !document.getElementById('done').hidden",
+        arg=place,
+    )
 
 
-def download(page: Page, folder: Path, button: str) -> Path:
-    page.run(f"document.getElementById('{button}').click()")
-    for _ in range(200):
-        if found := [path for path in folder.glob("*.json") if path.stat().st_size]:
-            return found[0]
-        page.run("new Promise(done => setTimeout(done, 20))")
-    raise AssertionError(list(folder.iterdir()))
+def save(page: Page, button: str, folder: Path) -> Path:
+    """The file that a button saves."""
+    with page.expect_download() as download:
+        page.click(button)
+    path = folder / download.value.suggested_filename
+    download.value.save_as(path)
+    return path
 
 
-def rate_all(page: Page, key: dict[str, Any], prefer: str) -> list[dict[str, Any]]:
-    """Answer all questions by keys; returns what was shown."""
-    known = {one["id"]: one["pictures"] for one in key["items"]}
-    by_pictures = {frozenset(pictures): item for item, pictures in known.items()}
-    expected = {one["id"]: one["expected"] for one in key["items"]}
-    shown = []
-    while page.run(SHOWN) == "question":
-        sides = page.run(SIDES)
-        item = by_pictures[frozenset(sides)]
-        wanted = expected[item] or next(one for one in sides if known[item][one] == prefer)
-        shown.append({"item": item, "left": sides[0]})
-        press(page, ["ArrowLeft", "ArrowRight"][sides.index(wanted)])
-    return shown
+def rate_all(page: Page, key: dict[str, Any], prefer: str) -> list[tuple[str, str]]:
+    """Answer all questions by keys; returns their ids, and the pictures on the left."""
+    items = {frozenset(one["pictures"]): one for one in key["items"]}
+    found = []
+    while shown(page) == "question":
+        pictures = sides(page)
+        item = items[frozenset(pictures)]
+        conditions = {name: picture for picture, name in item["pictures"].items()}
+        wanted = item["expected"] or conditions[prefer]
+        found.append((item["id"], pictures[0]))
+        press(page, ["ArrowLeft", "ArrowRight"][pictures.index(wanted)])
+    return found
 
 
-def test_pairs_are_rated_by_keys(page: Page, folders: dict[str, Path], saved: Path) -> None:
+def test_pairs_are_rated_by_keys(page: Page, folders: dict[str, Path], tmp_path: Path) -> None:
     """To the end, with one repeat; the saved file is what `ratings` reads."""
     folder = folders["pairs"]
     key = json.loads((folder / KEY).read_text())
     start(page, folder / "rate.html", "Änne O'Neil")
-    assert page.run(COUNT) == "0 of 6"
-    shown = rate_all(page, key, PLUS)
-    assert page.run(SHOWN) == "done"
-    assert page.run(COUNT) == "6 of 6"
-    assert len(shown) == 6
-    (twice,) = {one["item"] for one in shown if shown.count(one) == 1} & {
-        one["item"] for one in shown if [other["item"] for other in shown].count(one["item"]) == 2
-    }
-    lefts = [one["left"] for one in shown if one["item"] == twice]
-    assert len(set(lefts)) == 2  # the sides are the other way round
-    path = download(page, saved, "save-all")
+    assert count(page) == "0 of 6"
+    seen = rate_all(page, key, PLUS)
+    assert shown(page) == "done"
+    assert count(page) == "6 of 6"
+    items = [item for item, _ in seen]
+    assert len(set(items)) == 5
+    (twice,) = {item for item in items if items.count(item) == 2}
+    assert len({left for item, left in seen if item == twice}) == 2  # the sides are swapped
+    path = save(page, "#save-all", tmp_path)
     assert path.name == f"ratings-{key['study']}-Änne_O_Neil.json"
     plain = json.loads(path.read_text("utf-8"))
     assert plain["complete"]
-    assert [one["left"] for one in plain["answers"]] == [one["left"] for one in shown]
+    assert [(one["item"], one["left"]) for one in plain["answers"]] == seen
     known = read_key(folder / KEY)
     (rater,) = read_raters([path], known)
     assert rater.name == "Änne O'Neil"
@@ -121,10 +136,11 @@ def test_pairs_are_rated_by_keys(page: Page, folders: dict[str, Path], saved: Pa
 def test_order_and_sides_are_those_of_the_rater(page: Page, folders: dict[str, Path]) -> None:
     def order(rater: str) -> list[list[str]]:
         start(page, folders["pairs"] / "rate.html", rater)
-        found = [page.run(SIDES)]
+        found = [sides(page)]
         for _ in range(2):
             press(page, "ArrowDown")
-            found.append(page.run(SIDES))
+            found.append(sides(page))
+        page.evaluate("localStorage.clear()")
         return found
 
     first = order("1")
@@ -136,77 +152,75 @@ def test_order_and_sides_are_those_of_the_rater(page: Page, folders: dict[str, P
 
 
 def test_a_rater_goes_on_after_closing_the_page(
-    page: Page, folders: dict[str, Path], saved: Path
+    page: Page, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     path = folders["pairs"] / "rate.html"
     start(page, path, "ben")
     press(page, "ArrowLeft")
     press(page, "2")
-    place = page.run(SIDES)
-    page.open(path)
-    assert page.run("document.getElementById('known').textContent") == "Go on as ben"
-    page.run("document.querySelector('#known button').click()")
-    assert page.run(COUNT) == "2 of 6"
-    assert page.run(SIDES) == place
-    part = download(page, saved, "save")
+    place = sides(page)
+    page.goto(path.as_uri())
+    assert page.inner_text("#known") == "Go on as ben"
+    page.click("#known button")
+    assert count(page) == "2 of 6"
+    assert sides(page) == place
+    part = save(page, "#save", tmp_path)
     assert not json.loads(part.read_text())["complete"]
-    page.run("localStorage.clear()")  # another browser
-    page.open(path)
-    page.choose_file("#import", part)
-    page.wait(f"{SHOWN} === 'question'")
-    assert page.run(SIDES) == place
-    assert page.run(COUNT) == "2 of 6"
+    page.evaluate("localStorage.clear()")  # another browser
+    page.goto(path.as_uri())
+    page.set_input_files("#import", part)
+    page.wait_for_selector("#question:visible")
+    assert sides(page) == place
+    assert count(page) == "2 of 6"
 
 
-def test_answers_can_be_changed(page: Page, folders: dict[str, Path], saved: Path) -> None:
+def test_answers_can_be_changed(page: Page, folders: dict[str, Path], tmp_path: Path) -> None:
     start(page, folders["pairs"] / "rate.html", "cy")
-    first = page.run(SIDES)
+    first = sides(page)
     press(page, "ArrowLeft")
     press(page, "Backspace")
-    assert page.run(SIDES) == first
-    assert page.run("document.querySelector('.chosen').dataset.id") == first[0]
+    assert sides(page) == first
+    assert page.get_attribute(".chosen", "data-id") == first[0]
     press(page, "ArrowDown")
     press(page, "Backspace")
-    assert page.run("document.getElementById('equal').classList.contains('main')")
-    page.run("document.querySelectorAll('.choose')[1].click()")
-    page.wait(f"{COUNT} === '1 of 6' && {SIDES}[0] !== '{first[0]}'")
-    (one,) = json.loads(download(page, saved, "save").read_text())["answers"]
+    assert "main" in str(page.get_attribute("#equal", "class"))
+    page.click(f".choose[data-id={first[1]}]")
+    page.wait_for_selector(f".choose[data-id={first[1]}]", state="detached")
+    assert count(page) == "1 of 6"
+    (one,) = json.loads(save(page, "#save", tmp_path).read_text())["answers"]
     assert (one["choice"], one["left"], one["repeat"]) == (first[1], first[0], False)
     assert one["seconds"] >= 0
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
+def test_files_that_do_not_belong_are_told(
+    page: Page, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    page.goto((folders["pairs"] / "rate.html").as_uri())
+    for text, message in (
         ("{", "This file is damaged."),
         ("[]", "This file holds no answers."),
         ('{"format": "imageprompt-ratings", "study": "x"}', "These answers are of another page."),
-    ],
-)
-def test_a_file_that_does_not_belong_is_told(
-    text: str, message: str, page: Page, folders: dict[str, Path], tmp_path: Path
-) -> None:
-    page.open(folders["pairs"] / "rate.html")
-    (tmp_path / "x.json").write_text(text)
-    page.choose_file("#import", tmp_path / "x.json")
-    page.wait("!document.getElementById('notice').hidden")
-    assert page.run("document.getElementById('notice').textContent") == message
-    assert page.run(SHOWN) == "welcome"
+    ):
+        (tmp_path / "x.json").write_text(text)
+        page.set_input_files("#import", tmp_path / "x.json")
+        page.wait_for_selector(f"#notice:has-text('{message}')")
+        assert shown(page) == "welcome"
 
 
-def test_scales_are_rated_by_digits(page: Page, folders: dict[str, Path], saved: Path) -> None:
+def test_scales_are_rated_by_digits(page: Page, folders: dict[str, Path], tmp_path: Path) -> None:
     folder = folders["scales"]
     start(page, folder / "rate.html", "dana")
-    assert page.run("document.querySelectorAll('fieldset').length") == 4
-    assert page.run("document.querySelector('fieldset').textContent").startswith("Content Does")
+    assert page.locator("fieldset").count() == 4
+    assert page.locator("fieldset").first.inner_text().startswith("Content Does the picture")
     key = json.loads((folder / KEY).read_text())
-    while page.run(SHOWN) == "question":
-        assert page.run("document.getElementById('next').disabled")
-        page.press("Enter")  # does nothing yet
-        page.press("1", "2", "9", "3", "5")
-        assert not page.run("document.getElementById('next').disabled")
+    while shown(page) == "question":
+        assert page.is_disabled("#next")
+        page.keyboard.press("Enter")  # does nothing yet
+        for digit in "12935":
+            page.keyboard.press(digit)
+        assert page.is_enabled("#next")
         press(page, "Enter")
-    path = download(page, saved, "save-all")
+    path = save(page, "#save-all", tmp_path)
     plain = json.loads(path.read_text())
     assert len(plain["answers"]) == len(key["items"]) + 1 == 5
     scores = {"content": 1, "style": 2, "text": 3, "overall": 5}
@@ -219,33 +233,40 @@ def test_scales_are_rated_by_digits(page: Page, folders: dict[str, Path], saved:
 
 def test_markup_of_strangers_is_text(page: Page, folders: dict[str, Path]) -> None:
     start(page, folders["pairs"] / "rate.html", "<img src=x onerror=alert(1)>")
-    assert page.run("document.getElementById('text').textContent").startswith("a <b>")
-    assert page.run("document.querySelectorAll('#text *').length") == 0
-    page.open(folders["pairs"] / "rate.html")
-    assert "<img" in page.run("document.getElementById('known').textContent")
-    assert page.run("document.querySelectorAll('#known img').length") == 0
+    assert page.inner_text("#text").startswith("a <b>")
+    assert page.locator("#text *").count() == 0
+    page.goto((folders["pairs"] / "rate.html").as_uri())
+    assert "<img" in page.inner_text("#known")
+    assert page.locator("#known img").count() == 0
 
 
-def test_pictures_beside_the_page(page: Page, folders: dict[str, Path]) -> None:
+def test_pictures_beside_the_page_and_enlarged(page: Page, folders: dict[str, Path]) -> None:
     start(page, folders["folder"] / "rate" / "index.html", "eve")
-    page.wait("[...document.querySelectorAll('#question img')].every(one => one.naturalWidth)")
-    assert page.run("document.querySelectorAll('#question img').length") == 3
+    page.wait_for_function(
+        "[...document.querySelectorAll('#question img')].every(one => one.naturalWidth)"
+    )
+    assert page.locator("#question img").count() == 3
+    page.locator(".magnify").first.click()
+    assert page.is_visible("#zoom img")
+    page.keyboard.press("ArrowLeft")  # no choice behind the picture
+    page.keyboard.press("Escape")
+    assert not page.is_visible("#zoom")
+    assert count(page) == "0 of 6"
 
 
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_needs_no_scrolling_sideways(
-    dark: bool, page: Page, folders: dict[str, Path]
+    scheme: Any, browser: Browser, folders: dict[str, Path]
 ) -> None:
-    """And a picture's card, text and button have colours of the scheme."""
-    page.resize(360, 640, dark=dark, mobile=True)
-    for mode in ("pairs", "scales"):
-        page.open(folders[mode] / "rate.html")
-        assert page.run("document.documentElement.scrollWidth") == 360
-        start(page, folders[mode] / "rate.html", "fay")
-        assert page.run("document.documentElement.scrollWidth") == 360
-        action = "equal" if mode == "pairs" else "next"
-        box = page.run(f"document.getElementById('{action}').getBoundingClientRect().toJSON()")
-        assert box["bottom"] <= 640
-    colour = page.run("getComputedStyle(document.body).backgroundColor")
-    assert colour == ("rgb(20, 20, 22)" if dark else "rgb(252, 252, 250)")
-    page.resize(1100, 800)
+    """The buttons are on the screen, and the colours are those of the scheme."""
+    phone = {"width": 360, "height": 640}
+    with browser.new_context(viewport=phone, color_scheme=scheme, has_touch=True) as context:
+        page = context.new_page()
+        for mode, action in (("pairs", "#equal"), ("scales", "#next")):
+            start(page, folders[mode] / "rate.html", "fay")
+            assert page.evaluate("document.documentElement.scrollWidth") == 360
+            box = page.locator(action).bounding_box()
+            assert box is not None
+            assert box["y"] + box["height"] <= 640
+        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert colour == ("rgb(20, 20, 22)" if scheme == "dark" else "rgb(252, 252, 250)")
