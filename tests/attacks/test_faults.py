@@ -23,7 +23,7 @@ from attacks.faults import WRITES, Child, Moments, Scene, child, content, spread
 from imageprompt import cli
 from imageprompt.core.errors import ImagePromptError, OptionError
 
-MOMENTS = 8
+MOMENTS = 4
 """Of one kind of file at most, where a sample is tried; else ALL_MOMENTS."""
 ALL_MOMENTS = 50
 

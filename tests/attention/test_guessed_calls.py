@@ -109,6 +109,7 @@ def test_no_guidance_on_one_noise(rows: int, rig: Rig) -> None:
     assert all(torch.allclose(row, one[0], atol=1e-5) for row in together)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("how", ["wrapped", "in place"])
 def test_no_guidance_on_one_noise_compiled(how: str, tmp_path: Path) -> None:
     """The pipeline is asked outside of the graph of its denoiser."""

@@ -16,7 +16,7 @@ from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from hosts_table import SMALLEST, HostCase
 from rigs import Rig, build, difference
 
-SCALES = (0.5, 1.2, 0.0, 0.8, 0.0, 2.0)
+SCALES = (0.0, 0.5, 1.2, 0.0, 0.8, 2.0)
 TOLERANCE = 1e-5
 
 
@@ -45,12 +45,12 @@ def read(host: HostCase, model: Any, inputs: dict[str, Any]) -> Tensor:
         return model(**inputs).sample
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_changing_the_scale(backend: str, rig: Rig) -> None:
+def test_changing_the_scale(rig: Rig) -> None:
+    """From 0, to it and from it again; the graph goes through AOTAutograd too."""
     inputs = rig.host.inputs(2)
     wanted = expected(rig, inputs)
     base = rig.host.read(rig.unet, inputs)
-    counter = CompileCounterWithBackend(backend)
+    counter = CompileCounterWithBackend("aot_eager")
     model = torch.compile(rig.unet, backend=counter)
     rig.adapter.attach(rig.unet)
     with rig.adapter.use(rig.prompt(1), scale=SCALES[0]) as handle:
@@ -63,26 +63,6 @@ def test_changing_the_scale(backend: str, rig: Rig) -> None:
         handle.scale = 0.0
         assert difference(read(rig.host, model, inputs), base) <= TOLERANCE
     assert counter.frame_count == compiled
-
-
-def test_starting_from_zero(rig: Rig) -> None:
-    """A graph traced at scale 0 holds for other scales."""
-    inputs = rig.host.inputs(2)
-    scales = (0.0, 1.0, 0.0)
-    wanted = expected(rig, inputs, scales)
-    counter = CompileCounter()
-    model = torch.compile(rig.unet, backend=counter)
-    rig.adapter.attach(rig.unet)
-    with rig.adapter.use(rig.prompt(1), scale=0.0) as handle:
-        found, counts = [], []
-        for scale in scales:
-            handle.scale = scale
-            found.append(read(rig.host, model, inputs))
-            counts.append(counter.frame_count)
-    assert counts[0] > 0
-    assert len(set(counts)) == 1
-    for one, out in zip(found, wanted, strict=True):
-        assert difference(one, out) <= TOLERANCE
 
 
 def test_whatever_changes_it_is_one_graph(rig: Rig) -> None:
