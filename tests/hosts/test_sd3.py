@@ -154,6 +154,16 @@ def test_tokens_follow_the_timestep_once_a_step(
     assert calls == [900.0, 500.0, 100.0]
 
 
+def test_a_style_opens_with_the_adapter_attached(
+    parts: dict[str, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    """There is no K', V' to compute before the timestep is known."""
+    adapter = attach(parts, tmp_path, CASE.build())
+    library = ip.Library(tmp_path / "styles")
+    library.add("one", adapter, features=noise(1, PATCHES, FEATURES, seed=1))
+    assert library.open("one", adapter).precomputed_kv is None
+
+
 @pytest.mark.parametrize("guided", [False, True])
 def test_a_step_has_fewer_operations_than_that_of_diffusers(
     guided: bool, parts: dict[str, dict[str, Tensor]], tmp_path: Path
