@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from imageprompt.evaluation.study.config import StudyConfig
     from imageprompt.evaluation.study.run import Estimate, StudyResult
 
-_WHAT = ("references", "count", "seeds", "seed")
+_WHAT = ("references", "count", "preset", "seeds", "seed")
 _SAMPLING = ("steps", "guidance_scale", "true_cfg_scale", "negative_prompt", "size", "batch_size")
 _MODELS = ("base", "dtype", "device")
 _PROTOCOL = ("protocol", "data", "limit")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from imageprompt.core.errors import OptionError, PictureError
 from imageprompt.core.untrusted import Budget, parse_json, read_regular
@@ -18,9 +18,12 @@ from imageprompt.evaluation.study.plan import Case
 from imageprompt.evaluation.study.references import StudyReference
 
 if TYPE_CHECKING:
+    from imageprompt.evaluation.metrics.contract import Rows
     from imageprompt.evaluation.scoring import Scorer
     from imageprompt.evaluation.study.config import StudyConfig
     from imageprompt.evaluation.study.judging import Verdicts
+
+Array = NDArray[np.float64]
 
 MAX_TEXT = 2**20  # bytes of a text file
 MAX_JSON = 2**27  # bytes of COCO's captions and the like
@@ -184,6 +187,27 @@ def read_json_file(path: Path) -> Any:
         raise OptionError(f"data {str(path)!r}", reason="no such file") from error
     except (OSError, ValueError) as error:
         raise OptionError(f"data {str(path)!r}", reason=f"cannot be read: {error}") from error
+
+
+# ── figures ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def likeness(pictures: Rows, references: Rows) -> Array:
+    """Cosines of features [n, d] and [m, d]: [n, m]; NaN where there are none."""
+    with np.errstate(invalid="ignore"):
+        unit = [
+            rows.astype(np.float64) / np.linalg.norm(rows, axis=1, keepdims=True)
+            for rows in (pictures, references)
+        ]
+    found: Array = unit[0] @ unit[1].T
+    return found
+
+
+def mean_where(values: Array, chosen: NDArray[np.bool_]) -> Array:
+    """The mean over the chosen columns of each row; NaN where none is."""
+    with np.errstate(invalid="ignore"):
+        found: Array = np.where(chosen, values, 0).sum(1) / chosen.sum(1)
+    return found
 
 
 def by_reference(setting: Setting) -> ArrayLike:

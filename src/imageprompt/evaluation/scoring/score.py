@@ -112,6 +112,10 @@ class Scorer:
         roles = {one.extractor for one in self.metrics.values() if one.extractor is not None}
         return {role: self.extractor(role) for role in sorted(roles)}
 
+    def features(self, role: str, pictures: Sequence[Picture]) -> Rows:
+        """The features of pictures, [n, width]; NaN for one that cannot be read."""
+        return self._store.rows(pictures, cast(Extractor, self.extractor(role)), {})
+
     @cached_property
     def of_pictures(self) -> list[str]:
         """The metrics that have a value for each picture."""

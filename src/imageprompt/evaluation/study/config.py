@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +22,7 @@ from imageprompt.core.config_reader import (
 )
 from imageprompt.core.errors import OptionError
 from imageprompt.core.yaml_file import brief, expand_user, read_yaml
+from imageprompt.generation.option_values import parse_size
 from imageprompt.generation.reference import Reference
 from imageprompt.generation.request import Request
 
@@ -32,6 +33,12 @@ _GET_ONE = "Write one (see docs/evaluation.md), or give --references, --prompts 
 _MODELS = ("variant", "reading", "encoder", "faces", "preset")
 _FREE_KEYS = ("output", "dtype", "device")
 """Keys that are no part of what was asked: where it goes, and what the environment tells."""
+
+
+def _parse_size(text: str) -> int | tuple[int, int]:
+    """`512x768`, or the side of a square."""
+    width, height = parse_size(text)
+    return width if width == height else (width, height)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +92,9 @@ class StudyConfig:
             "encoder, preset ...; default: those of the bundled base"
         ),
     ] = ()
+    preset: Annotated[
+        str | None, Key("what adapters take of the reference, such as style, unless they say it")
+    ] = None
     scales: Annotated[tuple[float, ...], Key("scales above 0, to 2")] = DRAWN_SCALES
     seeds: Annotated[
         int, Key("pictures of each reference and prompt, each with a seed", ge=1, le=MAX_SEEDS)
@@ -103,7 +113,7 @@ class StudyConfig:
     ] = None
     size: Annotated[
         int | tuple[int, int] | None,
-        Key("side in pixels, or [width, height]; default: the pipeline's"),
+        Key("side in pixels, or [width, height]; default: the pipeline's", parse=_parse_size),
     ] = None
     batch_size: Annotated[int, Key("pictures denoised together", ge=1, le=1024)] = 8
     dtype: Annotated[str | None, Key("float32, float16 or bfloat16; default: by the device")] = None
@@ -216,12 +226,13 @@ class StudyConfig:
                 )
             own = bundled.folder(self.base) / "adapters"
             given = sorted(path.stem for path in own.glob("*.safetensors"))
-        return tuple(
+        found = (
             AdapterEntry(adapter=one)
             if isinstance(one, str)
             else read_config(AdapterEntry, one, "the study", f"adapters[{index}].")
             for index, one in enumerate(given)
         )
+        return tuple(replace(one, preset=one.preset or self.preset) for one in found)
 
     def request(self, prompt: str, seed: int, reference: Reference | None = None) -> Request:
         """One picture; without a reference, the base's own."""

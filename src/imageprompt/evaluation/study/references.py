@@ -42,7 +42,7 @@ def references_in(folder: str | os.PathLike[str], root: Path) -> list[StudyRefer
         raise NotFoundError(f"references {str(folder)!r}", reason="no such file or folder")
     if not top.is_dir():
         return [StudyReference(Picture(top, name_of(top, root)), "")]
-    files = sorted(_files(top))
+    files = sorted(pictures_below(top))
     if not files:
         raise PictureError(f"references {str(folder)!r}", reason="no pictures in this folder")
     return [
@@ -86,7 +86,7 @@ def check_pictures(references: Sequence[StudyReference]) -> None:
         _ = one.picture.hash
 
 
-def _files(top: Path) -> Iterator[Path]:
+def pictures_below(top: Path) -> Iterator[Path]:
     """The pictures in a folder and its folders; hidden ones and linked folders are left out."""
     seen = found = 0
     places = [top]
