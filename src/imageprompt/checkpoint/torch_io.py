@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from imageprompt.checkpoint.read.file import WEIGHT_SUFFIXES, open_safetensors
-from imageprompt.checkpoint.read.int8 import INT8, SCALE
 from imageprompt.checkpoint.read.open import open_source
 from imageprompt.checkpoint.read.stored_tensor import (
     CHUNK,
@@ -132,7 +131,7 @@ class Int8Rows:
     """A stored matrix as int8: each row over its largest value / 127, rounded to nearest."""
 
     stored: TensorBytes
-    dtype: str = INT8
+    dtype: str = "I8"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -178,6 +177,8 @@ def row_scales(weight: Tensor) -> Tensor:
 
 def as_int8(tensors: Mapping[str, StoredTensor]) -> dict[str, TensorBytes]:
     """Every matrix of floats as int8 rows and their scales; vectors stay as they are."""
+    from imageprompt.checkpoint.read.int8 import SCALE
+
     planned: dict[str, TensorBytes] = {}
     for name, tensor in tensors.items():
         if tensor.dtype in FLOATS and len(tensor.shape) == 2:

@@ -9,7 +9,6 @@ from pathlib import Path
 from shlex import quote
 
 from imageprompt.checkpoint.read.file import INDEX_SUFFIX, open_file
-from imageprompt.checkpoint.read.int8 import with_scales
 from imageprompt.checkpoint.read.raw import refuse
 from imageprompt.checkpoint.read.stored_tensor import TensorSource
 from imageprompt.core.errors import OptionError, printable
@@ -66,7 +65,7 @@ def open_source(path: Path, *, inside: Path | None = None) -> TensorSource:
     what is wrong with it. Tensor names and notes in the result are printable and short.
     """
     try:
-        source = with_scales(_open(path, inside))
+        source = _scaled(_open(path, inside))
     except OSError as error:  # a parent folder without access, a name that is too long
         refuse(path, f"cannot be read ({error.strerror})", "Check its name and permissions.")
     return replace(source, notes=tuple(map(_shown, source.notes)))
@@ -79,6 +78,15 @@ def _open(path: Path, inside: Path | None) -> TensorSource:
 
         return open_folder(path) if path.is_dir() else read_sharded(path, inside=inside)
     return open_file(path, inside=inside)
+
+
+def _scaled(source: TensorSource) -> TensorSource:
+    """With int8 matrices as what they stand for."""
+    if not any(tensor.dtype == "I8" for tensor in source.tensors.values()):
+        return source
+    from imageprompt.checkpoint.read.int8 import with_scales
+
+    return with_scales(source)
 
 
 def _shown(note: str) -> str:

@@ -106,13 +106,12 @@ class Validation:
 
 
 def similarity(encoder: Any, made: Sequence[Image.Image], of: Sequence[Image.Image]) -> float:
-    """Mean cosine between the pooled features of pictures and of their references."""
+    """CLIP-I with the encoder's own pooled features: the mean over pictures and references."""
+    from imageprompt.evaluation.metrics.clip_i import METRIC
+
     feature = pooled_feature(encoder)
-    ours, theirs = (
-        torch.nn.functional.normalize(encoder.encode(list(rows), feature).float(), dim=1)
-        for rows in (made, of)
-    )
-    return float((ours * theirs).sum(1).mean())
+    ours, theirs = (encoder.encode([*rows], feature).float().cpu().numpy() for rows in (made, of))
+    return float(METRIC.compare(ours, theirs).mean())
 
 
 # ── references ──────────────────────────────────────────────────────────────────────────────────
