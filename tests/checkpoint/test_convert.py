@@ -52,6 +52,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 # ── there and back ───────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("layout", "suffix"), LAYOUTS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_round_trips_are_equal_to_the_bit(
@@ -175,8 +176,8 @@ def test_diffusers_own_loader_gives_equal_outputs(kind: str, tmp_path: Path) -> 
         if "_lora." in name or kind not in WITH_LORA:  # LoRA alone makes a difference, too
             without["ip_adapter"][name] = torch.zeros_like(tensor)
     assert (diffusers_output("sd15", kind, without, weight_name="") - reference).abs().max() > 1e-3
-    for suffix in (".safetensors", ".bin"):
-        name = f"adapter{suffix}"
+    # both forms hold the same bits: test_round_trips_are_equal_to_the_bit
+    for name in ("adapter.safetensors", "adapter.bin")[: 2 if kind == "faceid" else 1]:
         assert convert(tmp_path / "checkpoint.bin", tmp_path / name) == 0
         loaded = diffusers_output("sd15", kind, str(tmp_path), weight_name=name)
         assert (loaded - reference).abs().max() <= 1e-5

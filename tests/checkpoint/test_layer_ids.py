@@ -188,6 +188,7 @@ def test_families_are_what_diffusers_makes_of_their_configs(family: str) -> None
     assert len(expected.layers) == len(unet.attn_processors)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", [*ODD, *CASES])
 def test_any_config(name: str) -> None:
     """Odd and tiny configs: derived, or built on the meta device where they are not described."""

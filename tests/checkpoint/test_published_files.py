@@ -151,6 +151,7 @@ def saved(flat: dict[str, Tensor], path: Path) -> Path:
     return path
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
 @pytest.mark.parametrize("name", SMALL)
 def test_small_twins(name: str, suffix: str, tmp_path: Path) -> None:
