@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+import gzip
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def add_page(app: FastAPI) -> list[str]:
             for path in paths:
                 app.add_api_route(
                     path,
-                    partial(_page_file, file),
+                    _page_file(file),
                     name=f"page {name}",
                     include_in_schema=False,
                     response_model=None,
@@ -74,9 +75,23 @@ def add_page(app: FastAPI) -> list[str]:
     return found
 
 
-async def _page_file(file: Path) -> Response:
-    headers = {"cache-control": "no-cache"}
-    return Response(file.read_bytes(), media_type=_TYPES[file.suffix], headers=headers)
+def _page_file(file: Path) -> Callable[[Request], Awaitable[Response]]:
+    """The answer with the file: compressed once, and sent again only if it has changed."""
+    content = file.read_bytes()
+    packed = gzip.compress(content, mtime=0)
+    kind = _TYPES[file.suffix]
+    tag = f'"{hashlib.sha256(content).hexdigest()}"'
+    always = {"cache-control": "no-cache", "etag": tag, "vary": "accept-encoding"}
+
+    async def answer(request: Request) -> Response:
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=always)
+        if "gzip" in request.headers.get("accept-encoding", ""):
+            headers = {**always, "content-encoding": "gzip"}
+            return Response(packed, media_type=kind, headers=headers)
+        return Response(content, media_type=kind, headers=always)
+
+    return answer
 
 
 # ── errors ──────────────────────────────────────────────────────────────────────────────────────
