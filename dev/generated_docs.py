@@ -62,7 +62,31 @@ def training_keys() -> str:
     """One row per key of a training config, nested ones by their dotted name."""
     from imageprompt.training.config.config import TrainingConfig
 
-    rows = [f"| `{name}` | {default} | {help_} |" for name, default, help_ in _keys(TrainingConfig)]
+    return _keys_table(TrainingConfig)
+
+
+def study_keys() -> str:
+    """One row per key of a study."""
+    from imageprompt.evaluation.study.config import StudyConfig
+
+    return _keys_table(StudyConfig)
+
+
+def protocols() -> str:
+    """What each published protocol reads, and what it states beside what is done here."""
+    from imageprompt.evaluation.protocols import PROTOCOLS
+
+    parts = []
+    for one in PROTOCOLS:
+        rows = [f"| {c.topic} | {c.stated} | {c.here} |" for c in one.choices]
+        table = "\n".join(["| | stated | here |", "|---|---|---|", *rows])
+        layout = f"```text\n{one.layout}\n```"
+        parts.append(f"### {one.name}\n\n{one.title}: {one.summary}.\n\n{layout}\n\n{table}")
+    return "\n\n".join(parts)
+
+
+def _keys_table(kind: type) -> str:
+    rows = [f"| `{name}` | {default} | {help_} |" for name, default, help_ in _keys(kind)]
     return "\n".join(["| key | default | what it is |", "|---|---|---|", *rows])
 
 
@@ -339,6 +363,15 @@ LIMITS: dict[str, dict[str, tuple[str, str]]] = {
         "values, aliases counted in full": ("core.yaml_file:MAX_NODES", ""),
         "depth": ("core.yaml_file:MAX_DEPTH", ""),
     },
+    "study": {
+        "line of the results": ("evaluation.study.results:MAX_LINE", "bytes"),
+        "lines": ("evaluation.study.results:MAX_LINES", ""),
+        "study.json": ("evaluation.study.results:MAX_STUDY", "bytes"),
+        "references": ("evaluation.study.references:MAX_REFERENCES", ""),
+        "files beside them": ("evaluation.study.references:MAX_ENTRIES", ""),
+        "prompts": ("evaluation.study.run:MAX_PROMPTS", ""),
+        "data of a protocol, as JSON": ("evaluation.protocols.contract:MAX_JSON", "bytes"),
+    },
     "training data": {
         "entry of a list": ("training.data.sources._index:MAX_ENTRY", "bytes"),
         "caption": ("training.data.sources.contract:MAX_CAPTION", "characters"),
@@ -382,6 +415,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "hosts": hosts_table,
     "variants": variants_table,
     "training keys": training_keys,
+    "study keys": study_keys,
+    "protocols": protocols,
     "room map": room_map,
     "floors": floors,
     "commands": command_reference,
