@@ -84,7 +84,7 @@ class ScaleSearch:
     def __init__(self, rule: Rule, scales: Sequence[float], share: float = SHARE) -> None:
         self._rule = rule
         self._scales = np.array([0.0, *scales])
-        self._budget = max(3, int(share * len(scales)) - 1)  # the control costs something too
+        self.budget = max(3, int(share * len(scales)) - 1)  # the control costs something too
 
     def next(self, found: Mapping[float, tuple[float, float]]) -> float | None:
         """The scale to measure next; None when there is nothing more to learn, or to spend."""
@@ -93,7 +93,7 @@ class ScaleSearch:
         for share in _START_OF_KNEE if self._rule.minimum is None else _START_OF_LIMIT:
             if (index := round(share * last)) not in known:
                 return self._at(index)
-        if len(known) - 1 >= self._budget:
+        if len(known) - 1 >= self.budget:
             return None
         score = self._rule.score(*self._curves(found, known), found[0.0][1])
         best = int(np.argmax(score[1:])) + 1

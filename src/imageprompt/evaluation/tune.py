@@ -22,8 +22,9 @@ from imageprompt.core.atomic_files import check_folder, write_atomically
 from imageprompt.core.console import Bars, aligned, json_text, with_head
 from imageprompt.core.errors import OptionError, as_text
 from imageprompt.evaluation.balance import Axes, oriented
+from imageprompt.evaluation.metrics import METRICS
 from imageprompt.evaluation.report import write_report
-from imageprompt.evaluation.scale_search import SHARE, Rule, ScaleSearch, scales_up_to
+from imageprompt.evaluation.scale_search import Rule, ScaleSearch, scales_up_to
 from imageprompt.evaluation.settings import Setting, settings_of
 from imageprompt.evaluation.study.config import AdapterEntry, StudyConfig
 from imageprompt.evaluation.study.references import DRAWN, drawn_references
@@ -152,10 +153,10 @@ def tune(
     wanted = Rule.of(rule) if isinstance(rule, str) else rule or Rule()
     scales = _scales(highest)
     with _folder(studies) as folder, Bars(progress) as bars:
-        sweep = Sweep(config, folder, likeness, text, len(scales) * len(presets), log, bars)
+        search = ScaleSearch(wanted, scales)
+        sweep = Sweep(config, folder, likeness, text, search.budget * len(presets), log, bars)
         found: list[Point] = []
         for preset in presets:
-            search = ScaleSearch(wanted, scales)
             measured = dict[float, Point]()
             scale: float | None = scales[-1]
             while scale is not None:
@@ -232,7 +233,7 @@ class Sweep:
     ) -> None:
         """Raises OptionError unless there is one adapter and a metric for each axis."""
         self._folder, self._log, self._bars = folder, log, bars
-        self._most = max(3, int(SHARE * most))
+        self._most = most
         self.entry = _one_adapter(config)
         if config.references is None:
             drawn_references(folder, config.count)
@@ -245,7 +246,7 @@ class Sweep:
 
     def _axes(self, likeness: str | None, text: str | None) -> Axes:
         study = Study(self._study_config(None, HIGHEST, self._folder), self._folder)
-        asked = [name for name in (likeness, text) if name is not None]
+        asked = [METRICS[name].name for name in (likeness, text) if name is not None]
         names = [*dict.fromkeys([*study.metrics, *asked])]
         axes = Axes.of(names, likeness, text)
         if axes is None:
@@ -279,9 +280,11 @@ class Sweep:
         config = replace(self._study_config(preset, scale, self._folder / name), control=first)
         study = Study(config, self._folder)
         if first:
-            self._log(f"up to {self._most} settings of {study.plan.pictures:,} pictures or fewer")
+            self._log(
+                f"up to {self._most} settings of {len(study.plan.cases) * config.seeds:,} pictures"
+            )
         self._bars.update("setting", len(self._names), self._most)
-        study.run(log=self._log if first else lambda line: None, progress=False, report=False)
+        study.run(progress=False, report=False)
         self._names.append(name)
         settings = settings_of(read_results(study.folder))
         of_row = {one.row: one for one in settings}
