@@ -20,11 +20,10 @@ import transformers
 from PIL import Image
 
 import published_networks as networks
-from face_finder import Analysis, embedding
+from face_finder import embedding, install
 from face_finder import picture as faces_picture
 from imageprompt.core.errors import EncoderError, NotFoundError
 from imageprompt.demo import scenes
-from imageprompt.encoding.face_encoder import FaceEncoder
 from imageprompt.evaluation.extractors import (
     EXTRACTORS,
     Extractor,
@@ -37,7 +36,6 @@ from imageprompt.evaluation.extractors._inception import prepared
 from imageprompt.evaluation.extractors._tower import TwoTowers, described
 from imageprompt.evaluation.extractors._weights import MARK, PREFIX
 from imageprompt.evaluation.extractors.dino import dino_processor
-from imageprompt.evaluation.extractors.face import Faces
 from tiny_stack import make_tokenizer
 
 Close = pytest.approx
@@ -293,8 +291,11 @@ def test_the_judge_reads_drawn_scenes_and_their_texts() -> None:
         open_role("judge", "mine.safetensors")
 
 
-def test_faces_and_pictures_without_one() -> None:
-    extractor = Faces("drawn", FaceEncoder(Analysis()))
+def test_faces_and_pictures_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    (tmp_path / "recogniser.onnx").touch()
+    extractor = open_role("face", str(tmp_path))
+    assert extractor.name == str(tmp_path)
     largest = faces_picture(red=(10, 10, 30, 30), blue=(40, 10, 80, 60))
     rows = extractor.encode([largest, faces_picture()])
     np.testing.assert_array_equal(rows[0], embedding("blue"))

@@ -51,7 +51,7 @@ class Inception:
         self.fingerprint = identity(file.sha256, self.preprocessing, output)
         self._network, self._output, self._device = Network(file.tensors(device)), output, device
         try:
-            self.width = self._rows(torch.zeros(1, 3, SIDE, SIDE)).shape[1]
+            self.width = self._rows(torch.zeros(1, 3, 96, 96)).shape[1]
         except (KeyError, RuntimeError) as error:
             raise fits(role, stated, error) from None
 

@@ -102,12 +102,14 @@ def published_weights(role: str, files: Sequence[WeightFile], source: Source, kn
 
 def fits(role: str, source: Source, error: Exception) -> EncoderError:
     """The error for weights of another architecture."""
+    from imageprompt.evaluation.extractors import EXTRACTORS
+
     missing = isinstance(error, KeyError)
     reason = f"{error.args[0]} is missing" if missing else (str(error).splitlines() or [""])[0]
     return EncoderError(
         f"{role} weights {source.place!r}",
         reason=f"not the weights of its network ({reason})",
-        hint="`imageprompt score --list` names the file of each role.",
+        hint=f"Give {EXTRACTORS[role].summary}.",
     )
 
 

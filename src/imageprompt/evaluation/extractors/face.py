@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from imageprompt.core.errors import EncoderError
-from imageprompt.evaluation.extractors._weights import identity
+from imageprompt.evaluation.extractors._weights import Source, identity
 from imageprompt.evaluation.extractors.contract import Backbone
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ class FaceRole:
             )
         from imageprompt.encoding.face_encoder import FaceEncoder
 
-        return Faces(source, FaceEncoder.load(source))
+        stated = Source.of(source)
+        name = stated.name(verified=not stated.unverified)
+        return Faces(name, FaceEncoder.load(stated.place))
 
 
 class Faces:
