@@ -401,6 +401,21 @@ def test_generated_repeated_and_kept(file: Path, pipe: Any, encoder: Any, tmp_pa
     kept = {"image_prompt": tmp_path / "prompt.safetensors", "adapter": file, "base": pipe}
     saved = ip.generate("a star", **kept, **options)
     assert saved.images[0].tobytes() == made.images[0].tobytes()
+    requests = [
+        {"prompt": "a star", "reference": picture, **options}
+        for picture in (REFERENCE, Image.new("RGB", (16, 16), "red"))
+    ]
+    rows: list[int] = []
+    hook = pipe.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: rows.append(len(kwargs["hidden_states"])), with_kwargs=True
+    )
+    engine = ip.Engine(base=pipe, adapter=file, encoder=encoder)
+    both = engine.generate_many(requests, batch_size=2, progress=False)
+    hook.remove()
+    assert rows == [2, 2]
+    difference = np.asarray(both[0].images[0], int) - np.asarray(made.images[0], int)
+    assert abs(difference).max() <= 1
+    assert both[1].images[0].tobytes() != both[0].images[0].tobytes()
 
 
 def test_the_guide_to_redux(
