@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from imageprompt.encoding.image_prompt import ImagePrompt
     from imageprompt.encoding.images.framing import Framing, tiled
     from imageprompt.encoding.images.open_image import open_picture
+    from imageprompt.evaluation.compare import compare
     from imageprompt.evaluation.image_quality.picture import check
     from imageprompt.evaluation.probing import probe
     from imageprompt.evaluation.study.config import StudyConfig
     from imageprompt.evaluation.study.results import read_results
     from imageprompt.evaluation.study.run import StudyResult, evaluate
+    from imageprompt.evaluation.tune import tune
     from imageprompt.generation import GenerationResult, generate, repeat
     from imageprompt.generation.engine import Engine
     from imageprompt.generation.reference import Reference
@@ -60,6 +62,7 @@ _HOME = {
     "TrainingConfig": "imageprompt.training.config.config",
     "bundled": "imageprompt.core.bundled",
     "check": "imageprompt.evaluation.image_quality.picture",
+    "compare": "imageprompt.evaluation.compare",
     "convert": "imageprompt.checkpoint.convert",
     "diff": "imageprompt.checkpoint.diff",
     "evaluate": "imageprompt.evaluation.study.run",
@@ -74,6 +77,7 @@ _HOME = {
     "sliders": "imageprompt.control",
     "tiled": "imageprompt.encoding.images.framing",
     "train": "imageprompt.training.train",
+    "tune": "imageprompt.evaluation.tune",
     "validate": "imageprompt.checkpoint.validate",
 }
 
@@ -100,6 +104,7 @@ __all__ = [
     "__version__",
     "bundled",
     "check",
+    "compare",
     "convert",
     "diff",
     "evaluate",
@@ -114,6 +119,7 @@ __all__ = [
     "sliders",
     "tiled",
     "train",
+    "tune",
     "validate",
 ]
 
