@@ -16,6 +16,7 @@ from imageprompt.core.console import (
     print_json,
     print_table,
     wants_progress,
+    warn,
     with_head,
 )
 from imageprompt.core.errors import OptionError
@@ -123,6 +124,8 @@ def _print(scores: dict[str, Score]) -> None:
     head = ("metric", "value", "low", "high", "n", "better", "features of")
     print_aligned(with_head(head, [map(_figure, row) for row in rows]), indent="")
     for name, score in scores.items():
+        if score.warning:
+            warn(f"{name} {score.warning}")
         if score.infinite:
             note(f"{name}: {score.infinite} equal pictures, which are not part of the mean")
         for picture, reason in [*score.failed.items()][:_MOST_NAMED]:

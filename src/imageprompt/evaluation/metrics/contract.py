@@ -39,6 +39,8 @@ class Metric:
     """The role of its feature extractor (see EXTRACTORS); None if it reads pixels alone."""
     min_count: int = 1
     """The fewest pictures that it can be computed for."""
+    steady_count: int = 1
+    """With fewer, it says so little that a warning goes with it."""
     missing: str = "the metric has no value for it"
     """Why a picture that can be read may have no value."""
 

@@ -38,4 +38,5 @@ METRIC = TwoSetMetric(
     extractor="inception",
     measure=fid,
     min_count=2,
+    steady_count=2048,
 )

@@ -27,4 +27,5 @@ METRIC = SetMetric(
     extractor="inception-logits",
     measure=inception_score,
     min_count=2,
+    steady_count=1000,
 )

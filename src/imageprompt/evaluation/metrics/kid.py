@@ -29,4 +29,5 @@ METRIC = TwoSetMetric(
     extractor="inception",
     measure=kid,
     min_count=2,
+    steady_count=50,
 )

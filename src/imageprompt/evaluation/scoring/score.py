@@ -33,6 +33,8 @@ from imageprompt.evaluation.statistics.intervals import (
 )
 from imageprompt.loading import quiet_loading
 
+_REFERENCE = "its reference: "
+
 
 @dataclass(frozen=True)
 class Score:
@@ -52,9 +54,21 @@ class Score:
     extractor: str | None = None
     """Which extractor made the features."""
 
+    @property
+    def warning(self) -> str:
+        """Why the figure says little; "" if nothing is known against it."""
+        advised = self.metric.steady_count
+        few = 0 < self.n < advised
+        return f"of {self.n} pictures; it is steady from about {advised} on" if few else ""
+
     def as_dict(self) -> dict[str, Any]:
         """As plain data for JSON."""
-        more = {"extractor": self.extractor, "infinite": self.infinite, "failed": {**self.failed}}
+        more = {
+            "extractor": self.extractor,
+            "infinite": self.infinite,
+            "failed": {**self.failed},
+            "warning": self.warning,
+        }
         return {
             "value": self.value,
             "n": self.n,
@@ -140,14 +154,16 @@ class Scorer:
         Raises OptionError if the metric needs references or texts and there are none.
         """
         metric, failed = self.metrics[name], dict[str, str]()
+        unread = dict[str, str]()  # references
         if isinstance(metric, TextMetric):
             extractor, lines = self._text_extractor(metric), _needed(metric, texts, "texts")
             ours = self._rows(metric, pictures, failed)
             found = metric.compare(ours, _encode_texts(extractor, lines))
         elif isinstance(metric, FeatureMetric):
             others = _needed(metric, references, "references")
-            ours = self._rows(metric, pictures, failed)
-            found = metric.compare(ours, self._rows(metric, others, failed))
+            found = metric.compare(
+                self._rows(metric, pictures, failed), self._rows(metric, others, unread)
+            )
         elif isinstance(metric, PixelMetric):
             others = _needed(metric, references, "references")
             found = np.empty(len(pictures), np.float64)
@@ -159,9 +175,10 @@ class Scorer:
                 f"metric {name}",
                 reason="compares whole sets: a single picture has no value",
             )
-        for picture, value in zip(pictures, found, strict=True):
-            if np.isnan(value):
-                failed.setdefault(picture.name, metric.missing)
+        for index in np.flatnonzero(np.isnan(found)).tolist():
+            reference = None if references is None else unread.get(references[index].name)
+            reason = metric.missing if reference is None else f"{_REFERENCE}{reference}"
+            failed.setdefault(pictures[index].name, reason)
         return PictureValues(found, failed)
 
     def score(
@@ -254,7 +271,7 @@ class Scorer:
     ) -> float:
         model = () if metric.extractor is None else (self.extractor(metric.extractor),)
         try:
-            pixels = _pixels(picture, metric), _pixels(reference, metric, "its reference: ")
+            pixels = _pixels(picture, metric), _pixels(reference, metric, _REFERENCE)
             if metric.same_size and pixels[0].shape != pixels[1].shape:
                 sizes = " and ".join("{1}x{0}".format(*one.shape) for one in pixels)
                 raise PictureError(picture.name, reason=f"not as large as its reference: {sizes}")
