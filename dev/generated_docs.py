@@ -85,6 +85,34 @@ def protocols() -> str:
     return "\n\n".join(parts)
 
 
+def metrics_table() -> str:
+    """One row per metric."""
+    from imageprompt.evaluation.metrics import METRICS
+
+    better = {True: "higher", False: "lower", None: ""}
+    rows = [
+        "| metric | what it tells | formula | better | reads | source |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in METRICS:
+        reads = f"`{one.extractor}`" if one.extractor else "pixels"
+        cells = (one.summary, one.formula.replace("|", r"\|"), better[one.higher_is_better], reads)
+        rows.append(f"| `{one.name}` | {' | '.join(cells)} | {one.source} |")
+    return "\n".join(rows)
+
+
+def extractors_table() -> str:
+    """One row per role of a feature extractor."""
+    from imageprompt.evaluation.extractors import EXTRACTORS
+    from imageprompt.evaluation.metrics import METRICS
+
+    rows = ["| role | metrics | models |", "|---|---|---|"]
+    for one in EXTRACTORS:
+        used = ", ".join(f"`{metric.name}`" for metric in METRICS if metric.extractor == one.name)
+        rows.append(f"| `{one.name}` | {used} | {one.summary} |")
+    return "\n".join(rows)
+
+
 def _keys_table(kind: type) -> str:
     rows = [f"| `{name}` | {default} | {help_} |" for name, default, help_ in _keys(kind)]
     return "\n".join(["| key | default | what it is |", "|---|---|---|", *rows])
@@ -417,6 +445,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "training keys": training_keys,
     "study keys": study_keys,
     "protocols": protocols,
+    "metrics": metrics_table,
+    "extractors": extractors_table,
     "room map": room_map,
     "floors": floors,
     "commands": command_reference,
