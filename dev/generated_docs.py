@@ -238,6 +238,7 @@ PUBLIC = {
     "Adapter files": ("inspect", "validate", "convert", "diff", "AdapterReport"),
     "Training": ("train", "TrainingConfig", "TrainResult"),
     "Measuring a base": ("probe",),
+    "Evaluation": ("evaluate", "StudyConfig", "StudyResult", "read_results"),
     "The bundled stack": ("bundled",),
 }
 

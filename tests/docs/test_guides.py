@@ -25,6 +25,7 @@ RUN_BY = {
     "docs/files.md": "tests/docs/test_files_guide.py",
     "docs/library.md": "tests/cli/test_library_command.py",
     "docs/migrate/diffusers.md": "tests/docs/test_guides.py",
+    "docs/evaluation.md": "tests/docs/test_evaluation_guide.py",
     "docs/migrate/tencent.md": "tests/docs/test_guides.py",
     "docs/pipelines.md": "tests/adapter/test_pipelines.py",
     "docs/plan.md": "tests/docs/test_guides.py",
