@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from imageprompt import cli
+from imageprompt import cli, loading
 from imageprompt.control.controls import Controls
+from imageprompt.core import bundled
 from imageprompt.core.errors import OptionError
 from imageprompt.evaluation.scale_search import SHARE, Rule, ScaleSearch, monotone, scales_up_to
 from imageprompt.evaluation.study.results import read_results
@@ -19,7 +21,7 @@ from imageprompt.loading.recipe import read_picture
 
 SCALES = scales_up_to(1.0)
 STYLE = "style transfer"
-QUICK = {"count": 1, "prompts": ["a star", "a red shape"], "steps": 2, "adapters": ["plus"]}
+QUICK = {"count": 1, "prompts": ["a star", "a red shape"], "adapters": ["plus"]}
 
 # ── the rule and the search ─────────────────────────────────────────────────────────────────────
 
@@ -98,6 +100,16 @@ def test_a_search_that_cannot_succeed_ends() -> None:
 # ── with the bundled stack ──────────────────────────────────────────────────────────────────────
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick(tiny_folder: Path) -> Iterator[None]:
+    """The tiny stack in place of the bundled one, loaded once; it samples in one step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundled, "folder", lambda _=bundled.NAME: tiny_folder)
+        patch.setattr(bundled, "STEPS", 1)
+        patch.setattr(loading, "load_base", functools.cache(loading.load_base))
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tune") / "tuned"
@@ -105,13 +117,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tuned(folder: Path) -> TuneResult:
-    """Three of four scales, two pictures each, at two steps."""
+    """Three of four scales, two pictures each."""
     return tune(QUICK, ">= 0%", presets=[STYLE], highest=0.2, studies=folder, progress=False)
 
 
 def test_the_axes_of_the_bundled_stack_are_the_judge(tuned: TuneResult) -> None:
     assert (tuned.axes.likeness, tuned.axes.text) == ("attributes", "words")
-    assert [point.scale for point in tuned.points] == [0.1, 0.15, 0.2]
+    assert len(tuned.points) == 3  # of four, the largest first
+    assert tuned.points[-1].scale == 0.2
     assert {point.preset for point in tuned.points} == {STYLE}
     assert tuned.control.setting.pictures == 2  # one for each text
     assert tuned.pictures == 2 * len(tuned.points) + 2
@@ -141,13 +154,13 @@ def test_the_command_writes_what_generate_reads(
 ) -> None:
     controls = tmp_path / "new" / "controls.json"
     words = ["tune", "--count", "1", "--prompt", "a star", "--prompt", "a red shape"]
-    words += ["--steps", "2", "--highest", "0.2", "--text-following", ">= 0%"]
+    words += ["--highest", "0.2", "--text-following", ">= 0%"]
     words += ["--preset", "Style Transfer", "--studies", str(folder)]
     assert cli.main([*words, "--output", str(controls), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found == tuned.as_dict()
     assert found["controls"] == json.loads(controls.read_text("utf-8"))
-    made = ["generate", "--reference", str(next((folder / "references").iterdir())), "--steps", "1"]
+    made = ["generate", "--reference", str(next((folder / "references").iterdir()))]
     made += ["--prompt", "a star", "--controls", str(controls), "--output", str(tmp_path / "out")]
     assert cli.main(made) == 0
     recipe, _ = read_picture(next((tmp_path / "out").glob("*.png")))
