@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -64,9 +66,7 @@ def test_a_job_from_pictures_to_its_picture(server: Served, done: Any) -> None:
     assert reference["reference"] == f"upload:{hashlib.sha256(RED).hexdigest()}"
 
 
-def test_the_recipe_in_the_picture_names_no_path(
-    server: Served, done: Any, tmp_path: Path
-) -> None:
+def test_the_recipe_in_the_picture_names_no_path(server: Served, done: Any, tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     path.write_bytes(server.picture(done))
     recipe, tokens = read_picture(path)
@@ -135,9 +135,7 @@ def test_once_only(server: Served) -> None:
     with httpx2.Client(base_url=server.address, timeout=60) as client:
 
         def send() -> None:
-            answer = client.post(
-                f"{API}/jobs", json=request(), headers={"Idempotency-Key": "race"}
-            )
+            answer = client.post(f"{API}/jobs", json=request(), headers={"Idempotency-Key": "race"})
             together.append(answer.json()["id"])
 
         threads = [threading.Thread(target=send) for _ in range(4)]
@@ -331,9 +329,7 @@ def test_styles_from_adding_to_deleting(server: Served) -> None:
         )
         assert answer.status_code == 201, answer.text
         assert answer.json()["adapter"] == "plus"
-    taken = server.post(
-        "/styles", files=form({"name": "blue", "reference": "part:p"}, {"p": BLUE})
-    )
+    taken = server.post("/styles", files=form({"name": "blue", "reference": "part:p"}, {"p": BLUE}))
     assert (taken.status_code, taken.json()["error"]["param"]) == (409, "name")
     mixed = server.post(
         "/styles/mix", json={"name": "half", "weights": {"red vase": 0.6, "blue": 0.4}}
@@ -541,7 +537,7 @@ def test_names_of_files_and_parts_lead_nowhere(server: Served) -> None:
     for name in ("../x", "a/b", "x" * 200):
         parts = form(request(references=[shown(f"part:{name}")]), {name: RED})
         check_refused(server, server.post("/jobs", files=parts), 400)
-    new = {path for path in server.folder.rglob("*")} - set(before)
+    new = set(server.folder.rglob("*")) - set(before)
     inside = server.data / "results"
     assert all(path.is_relative_to(inside) for path in new if "jobs.sqlite" not in path.name)
 
@@ -569,7 +565,14 @@ def test_paths_in_urls_lead_nowhere(server: Served) -> None:
 def test_hosts_and_origins(server: Served) -> None:
     host = server.address.removeprefix("http://")
     port = host.rpartition(":")[2]
-    for name in ("evil.example", "evil.example:80", "localhost.evil.example", "", "[", "127.0.0.1.x"):
+    for name in (
+        "evil.example",
+        "evil.example:80",
+        "localhost.evil.example",
+        "",
+        "[",
+        "127.0.0.1.x",
+    ):
         answer = server.get("/bases", headers={"host": name})
         assert answer.status_code == 400, name
     for name in (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", "LOCALHOST"):
@@ -603,6 +606,18 @@ def test_wrong_methods_and_websockets(server: Served) -> None:
     upgrade = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
     upgrade["sec-websocket-key"] = "dGhlIHNhbXBsZSBub25jZQ=="
     assert server.client.get("/ws", headers=upgrade).status_code == 404
+
+
+def test_a_killed_worker_of_a_real_engine(server: Served) -> None:
+    """Its job runs once more, on another worker, and gives the picture that it would have given."""
+    wanted = request(steps=40, seed=3, references=[shown()])
+    job = server.submit(wanted, red=RED)
+    server.until(job, lambda found: found["step"] > 2)
+    os.kill(server.worker(), signal.SIGKILL)
+    ended = server.ended(job)
+    assert (ended["state"], ended["attempt"]) == ("done", 2)
+    again = server.ended(server.submit(wanted, red=RED))
+    assert pixels(server.picture(job)) == pixels(server.picture(again))
 
 
 def test_nothing_private_is_logged(server: Served, done: Any) -> None:

@@ -19,6 +19,7 @@ import httpx2
 from PIL import Image
 
 API = "/api/v1"
+TOY = Path(__file__).with_name("toy_server.py")
 PATIENCE = 120.0
 """Seconds; a machine with other work starts a worker slowly."""
 
@@ -26,10 +27,11 @@ PATIENCE = 120.0
 class Served:
     """A running server; requests go through `client`."""
 
-    def __init__(self, folder: Path, *options: str, ready: bool = True) -> None:
+    def __init__(self, folder: Path, *options: str, toy: bool = False, ready: bool = True) -> None:
         self.folder, self.data = folder, folder / "data"
         self.log = folder / "server.log"
-        command = [sys.executable, "-m", "imageprompt", "serve", "--json", "--port", "0"]
+        program = [str(TOY), "server"] if toy else ["-m", "imageprompt", "serve"]
+        command = [sys.executable, *program, "--json", "--port", "0"]
         command += ["--data", str(self.data), "--library", str(folder / "library"), *options]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -123,8 +125,8 @@ _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 @contextmanager
-def served(folder: Path, *options: str) -> Iterator[Served]:
-    server = Served(folder, *options)
+def served(folder: Path, *options: str, toy: bool = False) -> Iterator[Served]:
+    server = Served(folder, *options, toy=toy)
     try:
         yield server
     finally:

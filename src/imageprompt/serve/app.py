@@ -17,7 +17,8 @@ from imageprompt.core import __version__
 from imageprompt.serve.api import catalog, jobs, styles, uploads
 from imageprompt.serve.errors import ApiError, Problem
 from imageprompt.serve.guard import INTERNAL, Guard
-from imageprompt.serve.service import API, Service
+from imageprompt.serve.live_job import API
+from imageprompt.serve.service import Service
 
 PAGE = Path(__file__).parent / "page"
 _TYPES: Mapping[str, str] = {

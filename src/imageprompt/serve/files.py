@@ -50,8 +50,11 @@ class Files:
 
     # ── uploads ─────────────────────────────────────────────────────────────────────────────────
 
+    def uploads(self, owner: str) -> Path:
+        return self.folder / "uploads" / _checked(owner, _OWNER)
+
     def upload(self, owner: str, digest: str) -> Path:
-        return self.folder / "uploads" / _checked(owner, _OWNER) / _checked(digest, HASH)
+        return self.uploads(owner) / _checked(digest, HASH)
 
     def has(self, owner: str, digest: str) -> bool:
         """Is it there? It is then kept for as long as if it had just been sent."""

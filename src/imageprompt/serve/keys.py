@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from imageprompt.core.atomic_files import locked, write_atomically
 from imageprompt.core.errors import NotFoundError, OptionError
@@ -93,8 +92,19 @@ class Keys:
                 )
             keys[:] = kept
 
-    def _changed(self) -> _Change:
-        return _Change(self._path, list(self._read()) if self._path.exists() else [])
+    @contextmanager
+    def _changed(self) -> Iterator[list[Key]]:
+        """Inside the block the list of keys, which nobody else changes; it is written at the end,
+        unless there was an error."""
+        path = self._path
+        lock = path.with_name(f".{path.name}.lock")
+        with locked(lock, f"keys {str(path)!r}", timeout=10):
+            keys = list(self._read()) if path.exists() else []
+            yield keys
+            text = json.dumps({"keys": [asdict(key) for key in keys]}, indent=1)
+            with write_atomically(path) as temporary:
+                temporary.write_text(f"{text}\n", encoding="utf-8")
+            path.chmod(0o600)  # the hashes are nobody else's matter
 
     def _read(self) -> tuple[Key, ...]:
         try:
@@ -108,28 +118,6 @@ class Keys:
         return tuple(validate(Key, each, what=what) for each in data["keys"])
 
 
-class _Change:
-    """Inside the block, the list of keys; at its end it is written, unless there was an error."""
-
-    def __init__(self, path: Path, keys: list[Key]) -> None:
-        self._path, self._keys = path, keys
-        self._lock = locked(path.with_name(f".{path.name}.lock"), f"keys {str(path)!r}", timeout=10)
-
-    def __enter__(self) -> list[Key]:
-        self._lock.__enter__()
-        return self._keys
-
-    def __exit__(self, *error: Any) -> None:
-        try:
-            if error[0] is None:
-                text = json.dumps({"keys": [asdict(key) for key in self._keys]}, indent=1)
-                with write_atomically(self._path) as temporary:
-                    temporary.write_text(f"{text}\n", encoding="utf-8")
-                os.chmod(self._path, 0o600)  # noqa: PTH101 - the hashes are nobody else's matter
-        finally:
-            self._lock.__exit__(*error)
-
-
 def _hash(secret: str) -> str:
     """A plain hash is enough: a key has 256 random bits."""
-    return hashlib.sha256(secret.encode()).hexdigest()
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()

@@ -12,6 +12,8 @@ from typing import Any
 from imageprompt.serve.settings import Limits
 from imageprompt.serve.sources import START_PICTURES
 
+GUESSED_RATE = 512.0**2 * 20 / 10
+"""Pixels × steps a second, until it is known."""
 QUANTUM = 512.0**2 * 20
 """Pixels × steps that a key may spend in each round; larger jobs save up for several."""
 
@@ -95,6 +97,7 @@ class FairQueue:
         """Pixels × steps of all that wait."""
         self.reserved = 0
         """Jobs that are about to be pushed."""
+        self._rate: float | None = None
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -162,6 +165,16 @@ class FairQueue:
     def positions(self) -> dict[str, int]:
         """Job -> number of jobs before it."""
         return {entry.id: number for number, entry in enumerate(self.order())}
+
+    def learn(self, cost: float, seconds: float) -> None:
+        """A batch of this cost took so long."""
+        if cost > 0 and seconds > 0:
+            now = cost / seconds
+            self._rate = now if self._rate is None else 0.8 * self._rate + 0.2 * now
+
+    def seconds(self) -> float:
+        """How long the jobs that wait will take, by how fast the last ones were."""
+        return self.cost / (self._rate or GUESSED_RATE)
 
     def _add(self, entry: Entry) -> None:
         self._entries[entry.id] = entry

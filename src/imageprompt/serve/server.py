@@ -10,15 +10,13 @@ from types import FrameType
 
 import uvicorn
 
-from imageprompt.core.errors import ImagePromptError, OptionError
+from imageprompt.core.errors import OptionError
 from imageprompt.serve.app import make_app
 from imageprompt.serve.service import Service
 from imageprompt.serve.settings import Settings
 
 CLOSING_SECONDS = 5
 """What connections get after the drain."""
-
-log = logging.getLogger(__name__)
 
 
 def serve(settings: Settings, ready: Callable[[str], None], note: Callable[[str], None]) -> None:
@@ -37,6 +35,7 @@ async def _serve(
     ready: Callable[[str], None],
     note: Callable[[str], None],
 ) -> None:
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     service = Service(settings)
     await service.start()
     config = uvicorn.Config(
@@ -119,6 +118,3 @@ def _listening(settings: Settings) -> socket.socket:
 def _address(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-__all__ = ["DrainingServer", "ImagePromptError", "serve"]

@@ -11,6 +11,7 @@ from imageprompt.control import DEFAULT_SCALE
 from imageprompt.control.presets import PRESETS
 from imageprompt.core import __version__
 from imageprompt.serve import request_body
+from imageprompt.serve.admission import NOT_READY
 from imageprompt.serve.api.common import service_of
 from imageprompt.serve.errors import ApiError, Problem
 from imageprompt.serve.metrics import CONTENT_TYPE
@@ -65,7 +66,7 @@ async def show_health(request: Request) -> dict[str, Any]:
     service = service_of(request)
     return {
         "version": __version__,
-        "status": service.not_ready() or "ready",
+        "status": service.admission.closed() or "ready",
         "queue": {"jobs": len(service.queue), "most": service.settings.queue},
         "worker": {"ready": service.worker.ready, "starts": service.worker.starts},
     }
@@ -73,8 +74,7 @@ async def show_health(request: Request) -> dict[str, Any]:
 
 def _described(service: Service) -> dict[str, Any]:
     if not service.worker.described:
-        problem = Problem("not_ready", "the worker is starting", None, "Try again.")
-        raise ApiError(503, problem, retry_after=5)
+        raise ApiError(503, NOT_READY, retry_after=5)
     return service.worker.described
 
 
@@ -94,7 +94,7 @@ async def is_alive() -> dict[str, str]:
 @operations.get("/readyz")
 async def is_ready(request: Request) -> dict[str, str]:
     """Jobs are taken."""
-    reason = service_of(request).not_ready()
+    reason = service_of(request).admission.closed()
     if reason is not None:
         problem = Problem(reason, "no jobs are taken now", None, "Try again.")
         raise ApiError(503, problem, retry_after=5)

@@ -73,7 +73,7 @@ async def keep(service: Service, owner: str, content: bytes, place: str | None) 
 
 
 async def keep_upload(service: Service, owner: str, content: bytes, place: str | None) -> Any:
-    service.check_disk()
+    service.admission.check_disk()
     async with service.decoding:
         with storage_errors():
             return await asyncio.to_thread(service.files.keep, owner, content, place)

@@ -12,8 +12,9 @@ from fastapi import APIRouter, Query, Request, Response
 from imageprompt.serve.api.common import bound, owner_of, service_of
 from imageprompt.serve.bodies import read_body
 from imageprompt.serve.errors import ApiError, Problem, bad_request, not_found
+from imageprompt.serve.live_job import API, Job, image_dict
 from imageprompt.serve.request_body import checked_request
-from imageprompt.serve.service import API, Job, Service, image_dict
+from imageprompt.serve.service import Service
 from imageprompt.serve.sources import JOB
 from imageprompt.serve.store import ENDED, JobRecord
 
@@ -31,7 +32,7 @@ async def take_job(request: Request) -> dict[str, Any]:
         raise bad_request("Idempotency-Key: not 1 to 200 printable characters without spaces")
     body = await read_body(request, service.limits)
     checked_request(body.data, service.limits)
-    service.check_room(owner)
+    service.admission.check_room(owner)
     data = await bound(service, owner, body.data, body.parts)
     return job_dict(service, await service.submit(data, owner, once=once))
 

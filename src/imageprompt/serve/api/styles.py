@@ -21,8 +21,9 @@ from imageprompt.serve.api.common import (
 )
 from imageprompt.serve.bodies import read_body
 from imageprompt.serve.errors import ApiError, Problem, bad_request
+from imageprompt.serve.live_job import API
 from imageprompt.serve.request_body import ENCODING, checked_reference
-from imageprompt.serve.service import API, Service
+from imageprompt.serve.service import Service
 from imageprompt.serve.sources import upload_of
 
 router = APIRouter(tags=["styles"])
@@ -83,14 +84,14 @@ async def add_style(request: Request) -> dict[str, Any]:
     with places_without(f"{_PLACE}."):
         checked_reference(described | {"adapter": adapter}, service.limits, _PLACE)
         found = await bound(service, owner, {"references": [described]}, body.parts)
-        service.check_adapter(adapter, f"{_PLACE}.adapter")
+        service.admission.check_adapter(adapter, f"{_PLACE}.adapter")
     arguments = {
         "name": name,
         "tags": tags,
         "replace": replace,
         "adapter": adapter,
         "options": found["references"][0],
-        "folder": service.uploads_folder(owner),
+        "folder": str(service.files.uploads(owner)),
     }
     await service.worker.task("add_style", arguments, TASK_SECONDS)
     return _style_dict(service, await _find(service, name))
@@ -108,7 +109,7 @@ async def search_styles(request: Request) -> dict[str, Any]:
     (upload,) = await _pictures(service, owner, data, body.parts, most=1)
     found = await service.worker.task(
         "search_styles",
-        {"upload": upload, "limit": limit, "folder": service.uploads_folder(owner)},
+        {"upload": upload, "limit": limit, "folder": str(service.files.uploads(owner))},
         TASK_SECONDS,
     )
     with library_errors():
@@ -164,7 +165,7 @@ async def check_references(request: Request) -> JSONResponse:
     data = _object(body.data, ("reference",))
     most = service.limits.references
     uploads = await _pictures(service, owner, data, body.parts, most=most)
-    arguments = {"uploads": uploads, "folder": service.uploads_folder(owner)}
+    arguments = {"uploads": uploads, "folder": str(service.files.uploads(owner))}
     return JSONResponse(await service.worker.task("check", arguments, TASK_SECONDS))
 
 
@@ -223,7 +224,7 @@ async def _pictures(
         described = {"reference": pictures}
         checked_reference(described, service.limits, _PLACE)
         found = await bound(service, owner, {"references": [described]}, parts)
-        service.check_uploads(found, owner)
+        service.admission.check_uploads(found, owner)
     return [upload_of(one) for one in found["references"][0]["reference"]]
 
 
@@ -240,7 +241,7 @@ async def _find(service: Service, name: str) -> Style:
 def _style_dict(service: Service, style: Style) -> dict[str, Any]:
     from urllib.parse import quote
 
-    fitting = service.adapters_of(style.adapter.hash)
+    fitting = service.admission.adapters_of(style.adapter.hash)
     url = f"{API}/styles/{quote(style.name, safe='')}/thumbnail"
     return {
         "name": style.name,

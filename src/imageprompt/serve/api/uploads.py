@@ -14,7 +14,7 @@ from imageprompt.serve.api.jobs import picture_response
 from imageprompt.serve.bodies import read_picture_body
 from imageprompt.serve.errors import not_found
 from imageprompt.serve.files import media_type
-from imageprompt.serve.service import API
+from imageprompt.serve.live_job import API
 from imageprompt.serve.sources import HASH
 
 router = APIRouter(tags=["uploads"])

@@ -1,0 +1,227 @@
+"""Every route asks for a key; nothing but the page and two probes is open. No worker is started."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from imageprompt.core.errors import ImagePromptError, NotFoundError, OptionError, PictureError
+from imageprompt.serve.app import make_app
+from imageprompt.serve.errors import ApiError, Problem, problem_of
+from imageprompt.serve.files import Files
+from imageprompt.serve.keys import Keys
+from imageprompt.serve.service import Service
+from imageprompt.serve.settings import Limits, Settings
+from served import drawn
+
+
+def with_client(
+    folder: Path, check: Callable[[httpx2.AsyncClient, Any], Awaitable[None]], **more: Any
+) -> None:
+    """Run a check against the app, without a process."""
+
+    async def run() -> None:
+        settings = Settings(data=str(folder / "data"), library=str(folder / "library"), **more)
+        app = make_app(Service(settings))
+        transport = httpx2.ASGITransport(app=app)  # type: ignore[arg-type]
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            await check(client, app)
+
+    asyncio.run(run())
+
+
+def routes_of(app: FastAPI) -> list[tuple[str, str]]:
+    """Method and path of every route, as the schema and the app itself list them."""
+    listed = [
+        (method.upper(), path)
+        for path, methods in app.openapi()["paths"].items()
+        for method in methods
+    ]
+    own = [(m, r.path) for r in app.routes if isinstance(r, APIRoute) for m in r.methods]
+    return sorted({*listed, *own, ("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/nothing")})
+
+
+def test_every_route_needs_a_key(tmp_path: Path) -> None:
+    keys = Keys(tmp_path / "keys.json")
+    secret = keys.add("alice")
+    seen = 0
+
+    async def check(client: httpx2.AsyncClient, guard: Any) -> None:
+        nonlocal seen
+        routes = routes_of(guard._app)
+        for method, path in routes:
+            filled = re.sub(r"\{\w+\}", "x", path)
+            for headers in (
+                {},
+                {"authorization": f"Bearer {secret}x"},
+                {"authorization": f"Basic {secret}"},
+                {"authorization": secret},
+                {"authorization": "Bearer "},
+            ):
+                answer = await client.request(method, filled, headers=headers)
+                if answer.status_code != 401:
+                    assert path in guard._open, (method, path)
+                    assert method == "GET"
+                else:
+                    assert answer.headers["www-authenticate"] == "Bearer"
+                    assert answer.json()["error"]["type"] == "unauthorized"
+                seen += 1
+            # no other method opens it either
+            for other in ("POST", "PUT", "DELETE", "PATCH"):
+                assert (await client.request(other, filled)).status_code == 401
+        right = await client.get("/api/v1/presets", headers={"authorization": f"Bearer {secret}"})
+        assert right.status_code == 200
+        in_url = await client.get(f"/api/v1/presets?key={secret}&token={secret}")
+        assert in_url.status_code == 401
+
+    with_client(tmp_path, check, keys=str(tmp_path / "keys.json"))
+    assert seen > 100
+
+
+def test_there_is_one_route_for_everything_that_the_page_of_the_api_lists(tmp_path: Path) -> None:
+    """docs/http-api.md names every route, and no other."""
+    page = (Path(__file__).parents[2] / "docs" / "http-api.md").read_text("utf-8")
+    named = set()
+    for cell in re.findall(r"^\| (`(?:GET|POST|DELETE) .*?`) \|", page, re.MULTILINE):
+        method, path = re.findall(r"(GET|POST|DELETE) ([^ ?`]+)", cell)[0]
+        named.add((method, re.sub(r"\{\w+\}", "{}", path)))
+    named.add(("GET", "/styles/{}/thumbnail"))
+
+    async def check(_: httpx2.AsyncClient, guard: Any) -> None:
+        found = {
+            (
+                method,
+                re.sub(r"\{\w+\}", "{}", path.removeprefix("/api/v1")).replace(
+                    "result/{}", "result/{}.png"
+                ),
+            )
+            for method, path in routes_of(guard._app)
+            if path.startswith("/api/v1")
+        }
+        assert found == named
+
+    with_client(tmp_path, check)
+
+
+def test_errors_of_the_server_tell_nothing(tmp_path: Path) -> None:
+    async def check(client: httpx2.AsyncClient, guard: Any) -> None:
+        def broken() -> None:
+            raise RuntimeError("secret in /home/somebody")
+
+        guard._app.state.service.library.styles = lambda tag: broken()
+        answer = await client.get("/api/v1/styles")
+        assert answer.status_code == 500
+        assert answer.json() == {
+            "error": {
+                "type": "internal",
+                "message": "an error of the server",
+                "param": None,
+                "hint": "Its log has the details.",
+            }
+        }
+
+    with_client(tmp_path, check)
+
+
+def test_paths_are_left_out_of_problems() -> None:
+    for error, wanted in (
+        (NotFoundError("style 'x'", reason="not in /srv/lib/styles"), "style 'x': not in styles"),
+        (
+            OptionError("--init-image x", reason="no", hint="Give --mask (mask= in Python)."),
+            "init_image x: no",
+        ),
+        (PictureError("picture '/a b/c.png'", reason="cut"), "picture '/a b/c.png': cut"),
+        (OptionError("~/models/x.safetensors", reason="bad"), "x.safetensors: bad"),
+    ):
+        problem = problem_of(error)
+        assert "/srv" not in problem.message + problem.hint
+        if " b/" not in wanted:
+            assert problem.message == wanted
+    assert problem_of(ImagePromptError("x")).type == "invalid_request"
+
+
+def test_retry_after_is_whole_honest_and_at_most_two_minutes() -> None:
+    problem = Problem("queue_full", "x")
+    for seconds, wanted in ((0.2, "1"), (17.4, "17"), (1e9, "120")):
+        assert ApiError(429, problem, retry_after=seconds).headers() == {"retry-after": wanted}
+    assert ApiError(400, problem).headers() == {"x-should-retry": "false"}
+    assert "x-should-retry" not in ApiError(503, problem).headers()
+
+
+# ── keys and files ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_keys(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    keys = Keys(path)
+    with pytest.raises(NotFoundError, match="--add-key"):
+        keys.all()
+    first, second = keys.add("a"), keys.add("b")
+    assert len(first) > 40
+    assert first != second
+    assert first.removeprefix("ip-") not in path.read_text()
+    owners = {keys.owner(first), keys.owner(second)}
+    assert len(owners) == 2
+    assert None not in owners
+    for wrong in ("", "ip-", first[:-1], f"{first} ", "\udcff"):
+        assert keys.owner(wrong) is None
+    with pytest.raises(OptionError, match="exists already"):
+        keys.add("a")
+    with pytest.raises(OptionError):
+        keys.add("../x")
+    keys.remove("a")
+    assert keys.owner(first) is None
+    with pytest.raises(NotFoundError, match="There are: b"):
+        keys.remove("a")
+    path.write_text(json.dumps({"keys": [{"id": "x"}]}))
+    with pytest.raises(OptionError):
+        keys.all()
+
+
+def test_every_path_is_made_of_checked_parts(tmp_path: Path) -> None:
+    files = Files(tmp_path, Limits())
+    job, digest = "0" * 32, "0" * 64
+    for owner in ("..", "a/b", "", "A", "a" * 33, "a\x00", "a\n"):
+        with pytest.raises(OptionError):
+            files.upload(owner, digest)
+    for wrong in ("..", "", "0" * 63, f"{'0' * 63}/", "A" * 64, f"{digest}\n"):
+        with pytest.raises(OptionError):
+            files.upload("local", wrong)
+        with pytest.raises(OptionError):
+            files.results("local", wrong)
+    kept = files.keep("local", drawn("red"))
+    assert files.read_upload("local", kept.hash) == drawn("red")
+    assert files.read_upload("other", kept.hash) is None
+    assert list(files.old_uploads(-5)) == [("local", kept.hash)]
+    assert list(files.old_uploads(5)) == []
+    files.keep_result("local", job, 3, b"x")
+    assert [one.index for one in files.results_of("local", job)] == [3]
+    files.remove_results("local", job)
+    files.remove_results("local", job)
+    assert list(files.all_jobs()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"host": "0.0.0.0"}, "without --keys"),
+        ({"host": "example.org"}, "without --keys"),
+        ({"adapter": ("x",)}, "NAME=FILE"),
+        ({"adapter": ("../x=y",)}, "NAME=FILE"),
+        ({"adapter": ("a=b", "a=c")}, "given twice"),
+        ({"port": 70000}, "--port"),
+        ({"device": "x"}, "device"),
+    ],
+)
+def test_settings_that_are_refused(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        Settings(data=str(tmp_path), **options).check()
