@@ -238,7 +238,7 @@ PUBLIC = {
     "Adapter files": ("inspect", "validate", "convert", "diff", "AdapterReport"),
     "Training": ("train", "TrainingConfig", "TrainResult"),
     "Measuring a base": ("probe",),
-    "Evaluation": ("evaluate", "StudyConfig", "StudyResult", "read_results"),
+    "Evaluation": ("evaluate", "StudyConfig", "StudyResult", "read_results", "compare", "tune"),
     "The bundled stack": ("bundled",),
 }
 
