@@ -207,7 +207,7 @@ export async function restore(file) {
     toast(words(error));
     return true;
   }
-  fromRequest(found.request, found.index);
+  fromRequest(found.request);
   set({ tab: "compose", panel: state.panel });
   toast([t("restored"), ...found.warnings].join(" "), t("asReference"), async () => addReferences([file]));
   if (found.missing.length) set({ dialog: { name: "missing", ...found } });
