@@ -22,6 +22,7 @@ RUN_BY = {
     "CONTRIBUTING.md": "tests/docs/test_readme.py",
     "docs/control.md": "tests/docs/test_control_guide.py",
     "docs/faces.md": "tests/docs/test_faces_guide.py",
+    "docs/http-api.md": "tests/serve/test_guide.py",
     "docs/files.md": "tests/docs/test_files_guide.py",
     "docs/library.md": "tests/cli/test_library_command.py",
     "docs/migrate/diffusers.md": "tests/docs/test_guides.py",
