@@ -107,6 +107,18 @@ def _zombie(pid: int) -> bool:
     return True
 
 
+def test_a_job_that_was_to_end_does_not_run_again(server: Served) -> None:
+    job = server.submit({"prompt": "hang"})
+    server.until(job, lambda found: found["step"] > 0)
+    assert server.client.delete(f"{API}/jobs/{job['id']}").status_code == 202
+    server.close()
+    server = again(server)
+    try:
+        assert server.job(job)["state"] == "cancelled"
+    finally:
+        server.close()
+
+
 def test_a_lost_store_is_rebuilt_from_the_pictures(server: Served) -> None:
     job = server.submit({"prompt": "kept", "seed": 4, "num_images": 2})
     assert_right(server, job)

@@ -203,6 +203,12 @@ def test_every_path_is_made_of_checked_parts(tmp_path: Path) -> None:
     assert files.read_upload("other", kept.hash) is None
     assert list(files.old_uploads(-5)) == [("local", kept.hash)]
     assert list(files.old_uploads(5)) == []
+    few = Files(tmp_path, Limits(uploaded_bytes_of_one_key=len(drawn("red")) + 10))
+    few.keep("local", drawn("red"))  # it is there already
+    with pytest.raises(ApiError, match="too many uploads"):
+        few.keep("local", drawn("blue"))
+    few.remove_upload("local", kept.hash)
+    few.keep("local", drawn("blue"))
     files.keep_result("local", job, 3, b"x")
     assert [one.index for one in files.results_of("local", job)] == [3]
     files.remove_results("local", job)

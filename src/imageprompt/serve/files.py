@@ -15,7 +15,13 @@ from pathlib import Path
 from imageprompt.core.atomic_files import remove, write_atomically
 from imageprompt.core.errors import OptionError, PictureError
 from imageprompt.core.untrusted import read_regular
-from imageprompt.serve.errors import ApiError, Problem, bad_request, problem_of
+from imageprompt.serve.errors import (
+    MAX_RETRY_AFTER,
+    ApiError,
+    Problem,
+    bad_request,
+    problem_of,
+)
 from imageprompt.serve.settings import Limits
 from imageprompt.serve.sources import HASH, JOB
 
@@ -47,6 +53,7 @@ class Files:
 
     def __init__(self, folder: Path, limits: Limits) -> None:
         self.folder, self._limits = folder, limits
+        self._uploaded: dict[str, int] = {}
 
     # ── uploads ─────────────────────────────────────────────────────────────────────────────────
 
@@ -70,10 +77,38 @@ class Files:
         digest, width, height = self._opened(data, param)
         path = self.upload(owner, digest)
         if not self.has(owner, digest):
+            self._count(owner, len(data))
             path.parent.mkdir(parents=True, exist_ok=True)
             with write_atomically(path) as temporary:
                 temporary.write_bytes(data)
         return Upload(digest, width, height, len(data))
+
+    def remove_upload(self, owner: str, digest: str) -> None:
+        path = self.upload(owner, digest)
+        with contextlib.suppress(FileNotFoundError):
+            size = path.stat().st_size
+            path.unlink()
+            self._uploaded[owner] = self._bytes_of(owner) - size
+
+    def _count(self, owner: str, size: int) -> None:
+        """Before an upload is kept. Raises ApiError if the owner has too many."""
+        total = self._bytes_of(owner) + size
+        if total > self._limits.uploaded_bytes_of_one_key:
+            problem = Problem(
+                "quota", "you have too many uploads", None, "Delete some of your jobs."
+            )
+            raise ApiError(429, problem, retry_after=MAX_RETRY_AFTER)
+        self._uploaded[owner] = total
+
+    def _bytes_of(self, owner: str) -> int:
+        """Counted once; what other threads keep meanwhile may be counted twice until a restart."""
+        if owner not in self._uploaded:
+            try:
+                with os.scandir(self.uploads(owner)) as entries:
+                    self._uploaded[owner] = sum(entry.stat().st_size for entry in entries)
+            except FileNotFoundError:
+                self._uploaded[owner] = 0
+        return self._uploaded[owner]
 
     def _opened(self, data: bytes, param: str | None) -> tuple[str, int, int]:
         from imageprompt.encoding.images.open_image import open_with_hash, picture_size

@@ -98,6 +98,7 @@ class FairQueue:
         self.reserved = 0
         """Jobs that are about to be pushed."""
         self._rate: float | None = None
+        self._positions: dict[str, int] | None = None
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -164,7 +165,9 @@ class FairQueue:
 
     def positions(self) -> dict[str, int]:
         """Job -> number of jobs before it."""
-        return {entry.id: number for number, entry in enumerate(self.order())}
+        if self._positions is None:
+            self._positions = {entry.id: number for number, entry in enumerate(self.order())}
+        return self._positions
 
     def learn(self, cost: float, seconds: float) -> None:
         """A batch of this cost took so long."""
@@ -178,10 +181,12 @@ class FairQueue:
 
     def _add(self, entry: Entry) -> None:
         self._entries[entry.id] = entry
+        self._positions = None
         self.cost += entry.cost
 
     def _drop(self, entry: Entry) -> None:
         del self._entries[entry.id]
+        self._positions = None
         self.cost = self.cost - entry.cost if self._entries else 0.0
         if entry in self._again:
             self._again.remove(entry)

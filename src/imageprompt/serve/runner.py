@@ -102,6 +102,7 @@ class Runner:
             self._queue_changed()
         else:
             self._worker.send(Message("cancel", {"job": job.id}))
+            await self._store.change(partial(Store.cancel, job=job.id))
 
     def watch(self, job: Job, readers: int) -> None:
         """So many readers more (or less) follow a job; previews are made for readers only."""

@@ -114,6 +114,7 @@ class Service:
 
     async def _take_up(self) -> None:
         """Jobs of an earlier server wait again."""
+        await self._store.change(Store.end_cancelled)
         for record in await self._store.look_up(Store.unfinished):
             running, one = record.state == "running", record.id
             if running and record.attempt >= MAX_ATTEMPTS:
@@ -177,7 +178,7 @@ class Service:
         seconds = self.settings.keep_uploads * 3600
         for owner, digest in await asyncio.to_thread(lambda: [*self.files.old_uploads(seconds)]):
             if not await self._store.look_up(partial(Store.needed, owner=owner, upload=digest)):
-                self.files.upload(owner, digest).unlink(missing_ok=True)
+                await asyncio.to_thread(self.files.remove_upload, owner, digest)
 
     # ── jobs ────────────────────────────────────────────────────────────────────────────────────
 

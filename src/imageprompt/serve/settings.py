@@ -47,6 +47,8 @@ class Limits:
     """Of all bodies that are being read."""
     queued_jobs: int = 500
     queued_jobs_of_one_key: int = 200
+    uploaded_bytes_of_one_key: int = 8 * 2**30
+    """Of the uploads that are kept."""
     queued_work: float = 500 * 50 * 1024.0**2
     """Pixels × steps of the jobs that wait."""
     running_batch_pixels: int = recipe_limits.MAX_BATCH_PIXELS

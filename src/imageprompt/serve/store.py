@@ -26,6 +26,8 @@ State = Literal["queued", "running", "done", "failed", "cancelled"]
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
 
 FORMAT = 1
+_CANCELLED = "cancelled"
+"""In place of the lease of a job that is to end."""
 _TABLES = """
 CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL,
@@ -158,6 +160,20 @@ class Store:
         self._connection.executemany(
             "UPDATE jobs SET state='queued', lease=NULL, crashes=crashes+? WHERE id=?",
             [(int(crashed), one) for one in ids],
+        )
+
+    def cancel(self, job: str) -> None:
+        """A job that runs is to end; should the server end first, it is not started again."""
+        self._connection.execute(
+            "UPDATE jobs SET lease=? WHERE id=? AND state='running'", (_CANCELLED, job)
+        )
+
+    def end_cancelled(self) -> None:
+        """End the jobs that were to end when the last server did."""
+        self._connection.execute(
+            "UPDATE jobs SET state='cancelled', ended=?, lease=NULL"
+            " WHERE state='running' AND lease=?",
+            (time.time(), _CANCELLED),
         )
 
     def add_images(self, job: str, images: Sequence[Image]) -> None:
