@@ -93,6 +93,15 @@ def test_the_pairs_of_the_reference() -> None:
     assert both(mean_interval(differences, method="t")) == pytest.approx(expected)
 
 
+def test_differences_that_are_mostly_zero_have_a_bounded_interval() -> None:
+    """One resample in ten has none of the three others: its studentised mean has no bounds."""
+    values = np.zeros(24)
+    values[[3, 9, 15]] = 0.2, -0.2, 0.2
+    assert mean_interval(values) == mean_interval(values, method="t")
+    values[[4, 5, 6, 7, 8]] = 0.3, 0.1, 0.2, 0.2, 0.1
+    assert mean_interval(values) != mean_interval(values, method="t")
+
+
 def test_resamples_do_not_depend_on_the_size_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = mean_interval(DIFFERENCES, PROMPTS)
     (indices,) = draws(7, 50)

@@ -27,6 +27,8 @@ CONFIDENCE = 0.95
 LEVELS = (0.025, 0.975)
 _FEW = 8
 """Fewer clusters have so few different resamples that Student's t is used at once."""
+_ALIKE = 0.005
+"""The largest share of resamples without an error, a fifth of each tail."""
 _BLOCK = 2**21  # resampled clusters in memory at a time
 
 
@@ -222,7 +224,8 @@ def mean_interval(
 
     "studentised" (bootstrap-t, Efron 1981) and "t" hold their confidence with ten prompts;
     "percentile" and "bca" (Efron 1987) need about fifty. With fewer than _FEW clusters every method
-    is "t"; unknown with fewer than two. Raises OptionError for values that are not finite.
+    is "t", and so is "studentised" where most clusters are alike; unknown with fewer than two
+    clusters. Raises OptionError for values that are not finite.
     """
     clusters = Clusters.of(values, labels)
     mean, error = clusters.mean, clusters.standard_error
@@ -231,11 +234,12 @@ def mean_interval(
     if error <= 1e-12 * abs(mean):
         return Interval(mean, mean)
     tail = (1 - confidence) / 2
-    if method == "t" or clusters.count < _FEW:
+    pivots = _pivots(clusters, resamples, seed) if method == "studentised" else None
+    by_t = method == "t" or (method == "studentised" and pivots is None)
+    if by_t or clusters.count < _FEW:
         half = t_quantile(1 - tail, clusters.count - 1) * error
         return Interval(mean - half, mean + half)
-    if method == "studentised":
-        pivots = _pivots(clusters, resamples, seed)
+    if pivots is not None:
         high, low = np.quantile(pivots, (tail, 1 - tail))
         return Interval(mean - float(low) * error, mean - float(high) * error)
     sums = resampled_sums(np.stack([clusters.sums, clusters.sizes], 1), resamples, seed)
@@ -262,17 +266,24 @@ def expanded_levels(count: int) -> tuple[float, float]:
     return tail, 1 - tail
 
 
-def _pivots(clusters: Clusters, resamples: int, seed: int) -> Array:
-    """(mean of a resample - mean) / standard error of the resample."""
+def _pivots(clusters: Clusters, resamples: int, seed: int) -> Array | None:
+    """(mean of a resample - mean) / standard error of the resample.
+
+    None where too many resamples have no error, because most clusters are alike, such as those of
+    differences that are mostly 0: their pivots have no bounds.
+    """
     sums, sizes = clusters.sums - clusters.mean * clusters.sizes, clusters.sizes
     columns = np.stack([sums, sizes, sums * sums, sums * sizes, sizes * sizes], 1)
     total, size, squares, mixed, sizes2 = resampled_sums(columns, resamples, seed).T
     shift = total / size
     variance = np.maximum(squares - 2 * shift * mixed + shift * shift * sizes2, 0)
     error: Array = np.sqrt(variance * clusters.count / (clusters.count - 1)) / size
+    spread = error > 1e-6 * clusters.standard_error  # less is rounding
+    if (~spread).mean() > _ALIKE:
+        return None
     # a resample of one cluster over and over has no error: its pivot is of no size
     pivots: Array = np.zeros(len(shift))
-    np.divide(shift, error, out=pivots, where=error > 1e-12 * abs(shift))
+    np.divide(shift, error, out=pivots, where=spread)
     return pivots
 
 
