@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import pytest
 from PIL import Image
 
 from imageprompt import cli
-from imageprompt.core.errors import OptionError
+from imageprompt.core.errors import OptionError, PictureError
 from imageprompt.evaluation.rating import page
 from imageprompt.evaluation.rating.answers import read_key, read_raters
-from imageprompt.evaluation.rating.subjects import clusters_of, of_folders, of_study
+from imageprompt.evaluation.rating.questions import REPEATED, ask
+from imageprompt.evaluation.rating.subjects import Subject, clusters_of, of_folders, of_study
 from imageprompt.evaluation.rating.summary import summarise
 from rated import ADAPTERS, answer, make_study
 
@@ -133,6 +135,31 @@ def test_planted_questions_have_a_right_answer(rated: dict[str, Path]) -> None:
             assert one["expected"] == "low"
 
 
+@pytest.mark.parametrize("mode", ["pairs", "scales"])
+def test_shares_of_planted_questions(mode: Any) -> None:
+    """Of both kinds on scales; none where all references are one."""
+    subjects = [
+        Subject(str(n), "", Path(f"r{n // 2}"), f"r{n // 2}", {c: Path(f"{c}{n}") for c in "ab"})
+        for n in range(100)
+    ]
+    files = [path for one in subjects for path in (one.reference, *one.pictures.values())]
+    hashes = {path: str(path) for path in files if path is not None}
+    made = ask(subjects, hashes, mode)
+    planted = [one for one in made.items if one.expected is not None]
+    assert 0.05 <= len(planted) / len(made.items) <= 0.1
+    assert 0.05 <= REPEATED <= 0.1
+    expected = {one.expected for one in planted}
+    assert expected == {"high", "low"} if mode == "scales" else len(expected) == 6
+    for one in planted:
+        own = subjects[one.subject].reference
+        for picture, condition in one.conditions.items():
+            path = made.files[picture]
+            assert (path == own) == (condition == "reference")
+    assert len({one.id for one in made.items}) == len(made.items)
+    same = [replace(one, reference=Path("r0")) for one in subjects]
+    assert all(one.expected is None for one in ask(same, hashes, mode).items)
+
+
 def test_fewer_questions_are_drawn_over_all_prompts(study: Path, tmp_path: Path) -> None:
     page.write_page(of_study(study), tmp_path, mode="scales", count=12)
     asked = [one for one in key_of(tmp_path)["items"] if one["expected"] is None]
@@ -213,7 +240,10 @@ def test_bad_input_of_rate_is_one_line(
 def test_a_broken_picture_is_named(study: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(study, tmp_path / "study")
     (broken / "pictures" / "3-1-0.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    with pytest.raises(Exception, match=r"3-1-0\.png"):
+    with pytest.raises(PictureError, match=r"3-1-0\.png"):
+        page.write_page(of_study(broken), tmp_path / "out")
+    (broken / "pictures" / "3-1-0.png").unlink()
+    with pytest.raises(PictureError, match=r"3-1-0\.png': cannot be read: No such file"):
         page.write_page(of_study(broken), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,8 +14,9 @@ from PIL import Image
 
 from imageprompt.core.atomic_files import write_atomically, write_folder_atomically
 from imageprompt.core.console import json_text
-from imageprompt.core.errors import OptionError
-from imageprompt.encoding.images.open_image import open_with_hash
+from imageprompt.core.errors import OptionError, PictureError
+from imageprompt.core.untrusted import open_regular
+from imageprompt.encoding.images.open_image import open_picture
 from imageprompt.evaluation.rating.answers import read_key
 from imageprompt.evaluation.rating.questions import AXES, REPEATED, Mode, Questions, ask
 from imageprompt.evaluation.rating.subjects import Subject
@@ -57,16 +59,16 @@ def write_page(
     bytes. Warns of a page above 50 MB. Raises PictureError, WriteError, and OptionError where the
     key of another study is in the way.
     """
-    paths = list(dict.fromkeys(path for one in subjects for path in _files(one)))
-    hashes: dict[Path, str] = {}
-    encoded: dict[Path, bytes] = {}
-    for number, path in enumerate(paths):
-        on_picture(number, len(paths))
-        picture, hashes[path] = open_with_hash(path)
-        encoded[path] = _encode(picture)
-    questions = ask(subjects, hashes, mode, count=count)
+    files = dict.fromkeys(path for one in subjects for path in _files(one))
+    questions = ask(subjects, {path: _hash(path) for path in files}, mode, count=count)
     _check_key(output / KEY, questions)
-    content = {one: encoded[path] for one, path in sorted(questions.files.items())}
+    encoded: dict[Path, bytes] = {}
+    content: dict[str, bytes] = {}
+    for number, (name, path) in enumerate(sorted(questions.files.items())):
+        on_picture(number, len(questions.files))
+        if path not in encoded:
+            encoded[path] = _encode(open_picture(path))
+        content[name] = encoded[path]
     output.mkdir(parents=True, exist_ok=True)
     if folder:
         nbytes = _write_folder(output / FOLDER, questions, content, title, question)
@@ -90,6 +92,16 @@ def write_page(
 def _files(subject: Subject) -> list[Path]:
     reference = [] if subject.reference is None else [subject.reference]
     return [*reference, *subject.pictures.values()]
+
+
+def _hash(path: Path) -> str:
+    """SHA-256 of a file. Raises PictureError."""
+    try:
+        with open_regular(path) as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PictureError(f"picture {str(path)!r}", reason=f"cannot be read: {reason}") from error
 
 
 def _encode(picture: Image.Image) -> bytes:
@@ -141,6 +153,7 @@ def _render(questions: Questions, urls: dict[str, str], title: str, question: st
         title=title,
         data=data,
         pictures=urls,
+        sources="data:" if all(url.startswith("data:") for url in urls.values()) else "*",
         css=(here / "page.css").read_text("utf-8"),
         js=(here / "page.js").read_text("utf-8"),
     )
