@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
+from imageprompt import cli
 from imageprompt.core.errors import ImagePromptError, NotFoundError, OptionError, PictureError
 from imageprompt.serve.app import make_app
 from imageprompt.serve.errors import ApiError, Problem, problem_of
@@ -231,3 +234,24 @@ def test_every_path_is_made_of_checked_parts(tmp_path: Path) -> None:
 def test_settings_that_are_refused(tmp_path: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(OptionError, match=words):
         Settings(data=str(tmp_path), **options).check()
+
+
+def test_the_command_line_loads_none_of_it() -> None:
+    code = (
+        "import sys, imageprompt.cli, imageprompt.cli.serve as serve;"
+        "from imageprompt.core.console import Parser; serve.add_serve(Parser());"
+        "print([n for n in ('torch', 'fastapi', 'uvicorn', 'prometheus_client', 'pydantic')"
+        " if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_what_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import imageprompt.cli.serve as command
+
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    assert cli.main(["serve", "--data", str(tmp_path)]) == 2
+    assert "pip install imageprompt[serve]" in capsys.readouterr().err
