@@ -96,8 +96,9 @@ def trade_off(settings: Sequence[Setting], front: Front, titles: Mapping[str, st
     with _figure("balance", 5, 4) as (figure, drawn):
         axes = figure.subplots()
         axes.grid(True)
+        labels = _Labels(axes, settings, (text, likeness))
         for number, adapter in enumerate(_adapters(settings)):
-            colour = colour_of(number)
+            colour, knee = colour_of(number), front.knees.get(adapter)
             own = [i for i, one in enumerate(settings) if one.adapter == adapter]
             points = np.array([[settings[i].value(name) for name in (text, likeness)] for i in own])
             axes.plot(*points.T, color=colour, linewidth=1.4, alpha=0.55, zorder=2)
@@ -105,16 +106,16 @@ def trade_off(settings: Sequence[Setting], front: Front, titles: Mapping[str, st
                 _cross(axes, settings[i], text, likeness, colour)
                 fill = colour if front.on_front[i] else PAPER
                 axes.plot(x, y, "o", color=colour, markerfacecolor=fill, markersize=5.5, zorder=4)
-                if front.knees.get(adapter) == i:
-                    axes.plot(
-                        x, y, "o", color=colour, markerfacecolor="none", markersize=12, zorder=3
-                    )
-                _label(axes, f"{settings[i].scale:g}", (x, y), colour, above=number % 2 == 0)
+                if knee == i:
+                    ring = {"markerfacecolor": "none", "markersize": 12, "zorder": 3}
+                    axes.plot(x, y, "o", color=colour, **ring)
+            for i in sorted(own, key=lambda i: i not in (knee, own[0], own[-1])):
+                labels.add(f"{settings[i].scale:g}", settings[i], colour, above=number % 2 == 0)
         for one in settings:
             if one.row == CONTROL and np.isfinite([one.value(text), one.value(likeness)]).all():
                 place = one.value(text), one.value(likeness)
                 axes.plot(*place, "D", color=MUTED, markersize=5.5, zorder=4)
-                _label(axes, "text alone", place, MUTED, above=True)
+                labels.add("text alone", one, MUTED, above=True)
             if one.row == CEILING and np.isfinite(one.value(likeness)):
                 axes.axhline(one.value(likeness), color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
                 axes.annotate(
@@ -213,14 +214,30 @@ def _cross(axes: Any, setting: Setting, text: str, likeness: str, colour: str) -
     axes.plot((x, x), _ends(setting.means[likeness].interval), **line)
 
 
-def _label(axes: Any, words: str, place: tuple[float, float], colour: str, *, above: bool) -> None:
-    axes.annotate(
-        words,
-        place,
-        xytext=(6, 5 if above else -5),
-        textcoords="offset points",
-        color=colour,
-        va="bottom" if above else "top",
-        fontsize=8,
-        zorder=5,
-    )
+class _Labels:
+    """Words beside points; those that would lie on others are left out."""
+
+    def __init__(self, axes: Any, settings: Sequence[Setting], metrics: tuple[str, str]) -> None:
+        self._axes, self._metrics = axes, metrics
+        points = np.array([[one.value(name) for name in metrics] for one in settings])
+        with np.errstate(invalid="ignore"):
+            extent = np.nanmax(points, 0) - np.nanmin(points, 0)
+        self._room = np.where(extent > 0, extent, 1) * (0.09, 0.055)
+        self._taken: list[NDArray[np.float64]] = []
+
+    def add(self, words: str, setting: Setting, colour: str, *, above: bool) -> None:
+        place = np.array([setting.value(name) for name in self._metrics])
+        side = place + np.array([0, self._room[1] if above else -self._room[1]])
+        if any((np.abs(side - other) < self._room).all() for other in self._taken):
+            return
+        self._taken.append(side)
+        self._axes.annotate(
+            words,
+            place,
+            xytext=(6, 5 if above else -5),
+            textcoords="offset points",
+            color=colour,
+            va="bottom" if above else "top",
+            fontsize=8,
+            zorder=5,
+        )
