@@ -57,6 +57,9 @@ class Camera:
         self.folder = folder
 
     def take(self, page: Page, name: str) -> None:
+        close = page.locator(".toast.shown").get_by_role("button", name="Close")
+        if close.count():
+            close.click()
         page.wait_for_timeout(400)
         shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
         path = self.folder / f"page-{name}.webp"

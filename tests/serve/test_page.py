@@ -290,22 +290,24 @@ def test_start_picture_and_inpaint_mask(open_page: Open, server: Served, files: 
 
 
 def test_cancel_and_the_place_in_the_queue(open_page: Open, server: Served) -> None:
+    """More jobs than a browser opens connections; cancelling gets through all the same."""
     page = ready(open_page())
     page.get_by_label("Steps").first.fill("150")
-    page.locator(".go").click()
-    expect(page.locator(".dock .progress")).to_contain_text("of 150", timeout=WAIT)
-    page.locator(".go").click()
-    expect(page.locator(".dock .progress")).to_contain_text("1 more")
+    progress = page.locator(".dock .progress")
+    for _ in range(7):
+        page.locator(".go").click()
+    expect(progress).to_contain_text("6 more")
+    expect(progress).to_contain_text("of 150", timeout=WAIT)
     page.get_by_role("button", name="Cancel all").click()
-    expect(page.locator(".dock .progress")).to_have_count(0)
+    expect(progress).to_have_count(0, timeout=WAIT)
     page.locator(".go").click()
-    expect(page.locator(".dock .progress")).to_contain_text("of 150", timeout=WAIT)
+    expect(progress).to_contain_text("of 150", timeout=WAIT)
     page.locator("body").click(position={"x": 700, "y": 25})
     page.keyboard.press("Shift+X")
-    expect(page.locator(".dock .progress")).to_have_count(0)
+    expect(progress).to_have_count(0, timeout=WAIT)
     expect(page.locator("p[role=status]")).to_have_text("Cancelled")
-    states = [job["state"] for job in server.get("/jobs?limit=3").json()["jobs"]]
-    assert states == ["cancelled"] * 3
+    states = [job["state"] for job in server.get("/jobs?limit=8").json()["jobs"]]
+    assert states == ["cancelled"] * 8
 
 
 def test_a_png_restores_everything(open_page: Open, server: Served, files: list[Path]) -> None:
@@ -461,7 +463,7 @@ def test_the_library(open_page: Open, server: Served, files: list[Path]) -> None
 def test_the_keys(open_page: Open, server: Served, files: list[Path]) -> None:
     page = ready(open_page())
     add(page, *files)
-    button = page.get_by_role("button", name="Keys and help")
+    button = page.get_by_label("new each run")
     button.focus()
     page.keyboard.press("?")
     dialog = page.get_by_role("dialog")

@@ -107,11 +107,6 @@ export function upload(blob) {
   return call("POST", "uploads", blob, { headers: { "Content-Type": type } });
 }
 
-export async function sha256(blob) {
-  const digest = await crypto.subtle.digest("SHA-256", await blob.arrayBuffer());
-  return [...new Uint8Array(digest)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-}
-
 // ── pictures ───────────────────────────────────────────────────────────────────────────────────
 
 const local = new Map(); // path -> object URL; for pictures of this page and those behind a key

@@ -117,7 +117,7 @@ function App() {
 
 addEventListener("keydown", (event) => {
   if (document.querySelector("dialog[open]")) return;
-  const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName) && event.target.type !== "range";
+  const typing = event.target.matches?.("textarea, select, input:not([type=range], [type=checkbox])");
   const command = event.ctrlKey || event.metaKey;
   const go = (does) => {
     event.preventDefault();

@@ -1,5 +1,5 @@
 // Jobs: sent, followed, cancelled; and what they made.
-import { ApiError, call, eventsOf, remember, sha256, upload } from "./api.js";
+import { ApiError, call, eventsOf, remember, upload } from "./api.js";
 import { active, fromRequest, missingPictures, newReference, set, setForm, setReference, shownIndex, state, toRequest } from "./state.js";
 import { t } from "./words.js";
 
@@ -35,7 +35,7 @@ function showError(error) {
   const card = found ? shownIndex(Number(found[1])) : -1;
   const name = found?.[2] === "image_prompt" ? "reference" : found?.[2] || "reference";
   const param = card >= 0 ? `references.${card}.${name}` : (error.param || "").replace(/^request\./, "");
-  set({ errors: [{ param, message: error.message || words(error), hint: error.hint || "", shown: true },
+  set({ errors: [{ param, message: error.message || words(error), hint: error.hint || "" },
     { param: "", message: words(error), hint: "" }], tab: "compose" });
   say(words(error));
   requestAnimationFrame(() => document.querySelector(`[data-param="${CSS.escape(param)}"]`)?.focus());
@@ -69,17 +69,35 @@ async function send(request) {
 const change = (id, changes) =>
   set({ jobs: state.jobs.map((job) => (job.id === id ? { ...job, ...changes } : job)) });
 
-/** Listens to a job until it ends. */
-async function follow(job) {
+const STREAMS = 4; // a browser opens six connections to a server, and pictures need some too
+let streams = 0;
+
+/** Shows a job until it ends. Its events are kept, so that it may be listened to late. */
+function follow(job) {
   if (state.jobs.some((one) => one.id === job.id)) return;
   set({ jobs: [...state.jobs, { ...job, previews: {} }] });
   say(job.position ? t("placeInQueue", { place: job.position }) : t("sent"));
+  listenToNext();
+}
+
+function listenToNext() {
+  const next = streams < STREAMS && state.jobs.find((one) => !one.followed);
+  if (!next) return;
+  change(next.id, { followed: true });
+  streams++;
+  listen(next).finally(() => {
+    streams--;
+    set({ jobs: state.jobs.filter((one) => one.id !== next.id) });
+    listenToNext();
+  });
+}
+
+async function listen(job) {
   try {
     for await (const { event, data } of eventsOf(`jobs/${job.id}/events`)) happened(job, event, data);
   } catch (error) {
     if (error.status !== 404) toast(words(error));
   }
-  set({ jobs: state.jobs.filter((one) => one.id !== job.id) });
 }
 
 function happened(job, event, data) {
@@ -230,8 +248,8 @@ async function askForMissing() {
 
 /** Gives a missing picture; only the very file will do. Returns whether it was it. */
 export async function giveMissing(entry, file) {
-  if ((await sha256(file)) !== entry.hash) return false;
-  if (!(await keepPicture(file))) return true;
+  const hash = await keepPicture(file);
+  if (hash !== entry.hash) return !hash;
   const missing = state.dialog.missing.filter((one) => one.hash !== entry.hash);
   set({ dialog: missing.length ? { ...state.dialog, missing } : null });
   setForm({ references: [...state.form.references] });
