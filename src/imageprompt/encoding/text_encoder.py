@@ -45,17 +45,19 @@ class TextTower:
         return int(self.model.text_projection.weight.shape[0])
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """`text_embeds` [n, E], not normalised. Warns about texts that are truncated."""
+        """`text_embeds` [n, E], not normalised. Warns once about texts that are truncated."""
         import torch
 
         limit = self.model.config.max_position_embeddings
-        for text in texts:
-            length = len(self.tokenizer(text).input_ids)
-            if length > limit:
-                warnings.warn(
-                    f"a text of {length} tokens is truncated to {limit} for the text encoder",
-                    stacklevel=2,
-                )
+        lengths = [len(self.tokenizer(text).input_ids) for text in texts]
+        if long := [length for length in lengths if length > limit]:
+            which = (
+                f"{len(long)} of {len(lengths)} texts, up to" if len(lengths) > 1 else "a text of"
+            )
+            warnings.warn(
+                f"{which} {max(long)} tokens, truncated to {limit} for the text encoder",
+                stacklevel=2,
+            )
         ids = self.tokenizer(
             list(texts),
             padding="max_length",
