@@ -20,6 +20,7 @@ from imageprompt.demo import scenes
 RUN_BY = {
     "README.md": "tests/docs/test_readme.py",
     "CONTRIBUTING.md": "tests/docs/test_readme.py",
+    "docs/batch.md": "tests/serve/test_batch.py",
     "docs/control.md": "tests/docs/test_control_guide.py",
     "docs/faces.md": "tests/docs/test_faces_guide.py",
     "docs/http-api.md": "tests/serve/test_guide.py",

@@ -52,6 +52,7 @@ COMMANDS = {
     "rate": ("rate", "a blind page on which people rate pictures"),
     "ratings": ("rate", "what the raters say: means, preferences, agreement"),
     "serve": ("serve", "the HTTP API and the page, on this machine"),
+    "batch": ("batch", "many rows to pictures; killed and resumed at any moment"),
     "inspect": ("files", "what an adapter file is, whether it is complete, how to load it"),
     "validate": ("files", "every problem of an adapter file, one line each"),
     "convert": ("files", "an adapter file or training checkpoint in another layout"),
