@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tune as benchmark
 from imageprompt import cli, loading
 from imageprompt.control.controls import Controls
 from imageprompt.core import bundled
@@ -18,6 +19,7 @@ from imageprompt.evaluation.scale_search import SHARE, Rule, ScaleSearch, monoto
 from imageprompt.evaluation.study.results import read_results
 from imageprompt.evaluation.tune import TuneResult, tune
 from imageprompt.loading.recipe import read_picture
+from studies import sweep, write_study
 
 SCALES = scales_up_to(1.0)
 STYLE = "style transfer"
@@ -95,6 +97,22 @@ def test_a_search_that_cannot_succeed_ends() -> None:
     assert (found, count) == (None, 3)
     found, count = _searched(Rule(0.1), lambda scale: (scale, 0.9 - 0.5 * scale))
     assert (found, count) == (1.0, 2)  # everything is allowed
+
+
+def test_the_benchmark_on_a_study_that_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [*sweep({"plus": 0.0}, SCALES, prompts=5, seeds=1, noise=0.0)]
+    study = write_study(tmp_path / "study", lines)
+    monkeypatch.setattr(benchmark, "RESAMPLES", 3)
+    command = ["x", "--study", str(study), "--json", str(tmp_path / "rows.json")]
+    monkeypatch.setattr("sys.argv", command)
+    benchmark.main()
+    rows = json.loads((tmp_path / "rows.json").read_text("utf-8"))["rows"]
+    found = {row["rule"]: row["found"] for row in rows}
+    assert found["knee"] == 0.5  # where text following bends
+    assert found[">= 0.8"] == 0.55  # .9 - .1 s - .8 (s - .5) is .805
+    assert all(row["distance"] == 0 and row["share"] <= 0.4 for row in rows if row["optimum"])
 
 
 # ── with the bundled stack ──────────────────────────────────────────────────────────────────────
