@@ -508,6 +508,7 @@ def main() -> None:
     parser.add_argument("--save", default="")
     options = parser.parse_args()
     results = own_stdout()
+    load(["toy_training"])  # most of what the formats need, once instead of in the child, too
     sound = sound_files()
     chosen = [one for one in FORMATS if options.format in one.name]
     until = time.monotonic() + options.seconds

@@ -64,7 +64,7 @@ def opened(path: Path) -> TensorSource | None:
 STARTS = [b"", b"PK\3\4", b"PK\5\6", b"\x80\x02", b"\x80\x04\x95", b"\x20\0\0\0\0\0\0\0{", b"cos\n"]
 
 
-@bounded(300)
+@bounded(200)
 @given(st.sampled_from(STARTS), st.binary(max_size=200))
 def test_any_bytes(tmp_path: Path, start: bytes, rest: bytes) -> None:
     (tmp_path / "file").write_bytes(start + rest)
@@ -91,7 +91,7 @@ ENTRY = st.fixed_dictionaries(
 )
 
 
-@bounded(400)
+@bounded(250)
 @given(
     st.dictionaries(st.text(max_size=4) | st.just("__metadata__"), ENTRY | ODD, max_size=3),
     st.integers(0, 12),
@@ -106,7 +106,7 @@ def test_random_headers(tmp_path: Path, entries: dict[str, Any], size: int) -> N
             assert (theirs.metadata() or {}) == source.metadata
 
 
-@bounded(300)
+@bounded(200)
 @given(st.data())
 def test_headers_that_are_nearly_right(tmp_path: Path, data: st.DataObject) -> None:
     """One number of a right header is changed: it is refused, or it says the same bytes."""
@@ -244,7 +244,7 @@ OPCODES = (
 )  # fmt: skip
 
 
-@bounded(1500)
+@bounded(750)
 @given(st.lists(OPCODES, max_size=40))
 def test_random_programs(operations: list[bytes]) -> None:
     """A pickle's operations in any order end in a value or in our error; nothing is imported."""
@@ -264,7 +264,7 @@ VALUES = st.recursive(
 )
 
 
-@bounded(300)
+@bounded(200)
 @given(VALUES, st.integers(3, 5))
 def test_plain_values_are_read_as_python_reads_them(value: Any, protocol: int) -> None:
     """The machine agrees with Python's own reader on what is harmless."""

@@ -110,8 +110,19 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert sizes < 2 * BUNDLED_LIMIT
 
 
+IN_TWO_STEPS = """
+import sys
+from imageprompt import cli
+from imageprompt.core import bundled
+bundled.STEPS = 2
+sys.exit(cli.main())
+"""
+
+
 @pytest.mark.slow
-def test_the_wheel_runs_the_demo_outside_the_repository(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_runs_the_demo_outside_the_repository(
+    wheel: Path, tmp_path: Path, whole: bool
+) -> None:
     """In a new environment that sees this one's libraries, but not its editable install."""
     place = tmp_path / "environment"
     venv.create(place, with_pip=False)
@@ -125,7 +136,9 @@ def test_the_wheel_runs_the_demo_outside_the_repository(wheel: Path, tmp_path: P
     (Path(paths["purelib"]) / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
     where = run(python, "-c", "import imageprompt; print(imageprompt.__file__)", folder=tmp_path)
     assert Path(where.strip()).is_relative_to(place)
-    run(command, "demo", "--count", "1", "--output", "out", folder=tmp_path)
+    assert run(command, "--version", folder=tmp_path).startswith("imageprompt ")
+    demo: list[str | Path] = [command] if whole else [python, "-c", IN_TWO_STEPS]
+    run(*demo, "demo", "--count", "1", "--output", "out", folder=tmp_path)
     sheets = list((tmp_path / "out").rglob("*.png"))
     assert sheets
     with Image.open(max(sheets, key=lambda path: path.stat().st_size)) as sheet:

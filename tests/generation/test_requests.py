@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import forked
 import imageprompt as ip
 from imageprompt.control import Controls
 from imageprompt.core.errors import OptionError, PictureError, ScaleError
@@ -251,8 +250,8 @@ def test_a_run_loads_only_what_it_needs(tiny_folder: Path, tmp_path: Path) -> No
     Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
     out = tmp_path / "out"
     runs = [["--reference", str(tmp_path / "a.png")], ["--recipe", str(out / "0001.png")]]
-    script = [sys.executable, "-c", MODULES, str(tiny_folder), str(out), *map(json.dumps, runs)]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=120, check=True)
+    done = forked.run(MODULES, str(tiny_folder), str(out), *map(json.dumps, runs))
+    assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     found, replayed = (set(line.split()) for line in lines if line.startswith("loaded:"))
     assert 20 < len(found - {"loaded:"}) <= 95

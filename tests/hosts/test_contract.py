@@ -271,7 +271,7 @@ def test_new_adapters(host: str, variant: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.sample(2)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("host", "variant"), PAIRS)
 def test_files(host: str, variant: str, suffix: str, tmp_path: Path) -> None:
     """Saved and loaded: the same spec, the same bits, the same output."""
