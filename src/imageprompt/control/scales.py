@@ -17,7 +17,8 @@ Scaling = Literal["V only", "K+V", "K+V w/ C penalty", "K+mean(V) w/ C penalty"]
 """What the scale multiplies, by ComfyUI's names. "V only" is the paper: the attention result.
 
 "K+V" scales K' and V'; "K+mean(V)" scales K' and the mean of V' over the tokens. A "C penalty"
-multiplies the scale of a site by its width / 1280.
+multiplies the scale of a site by its width / 1280. Of tokens that follow those of the text (FLUX
+Redux), "V only" is how many times they count, and "K+V" scales the tokens; there is no other.
 """
 
 DEFAULT_SCALE = 0.8
