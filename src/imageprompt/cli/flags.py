@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Container, Iterator
-from dataclasses import MISSING
 from typing import Any, Literal, get_args, get_origin
 
 from imageprompt.core import bundled
@@ -85,9 +84,8 @@ def _help(field: Field) -> str:
     """The field's help, with its default where the text does not name one."""
     text = field.option.help.replace("%", "%%")
     default = field.default
-    if "default" in text or default in (None, "", MISSING) or not isinstance(default, str | float):
-        return text
-    return f"{text} (default {default:g})" if isinstance(default, float) else text
+    number = isinstance(default, int | float) and not isinstance(default, bool)
+    return f"{text} (default {default:g})" if number and "default" not in text else text
 
 
 # ── flags of several commands ───────────────────────────────────────────────────────────────────

@@ -78,9 +78,9 @@ class StudyConfig:
     output: Annotated[str, Key("folder for everything that the study writes")]
     references: Annotated[
         str | None,
-        Key("a folder of pictures, in which folders are subjects; default: drawn ones"),
+        Key("a folder of pictures, in which folders are subjects; default: drawn ones", "DIR"),
     ] = None
-    count: Annotated[int, Key("how many drawn references", ge=1, le=10_000)] = DRAWN_COUNT
+    count: Annotated[int, Key("how many drawn references", "N", ge=1, le=10_000)] = DRAWN_COUNT
     prompts: Annotated[
         str | tuple[str, ...] | None,
         Key("a list of texts, or a file with one text a line; default: a few, or no text"),
@@ -93,31 +93,39 @@ class StudyConfig:
         ),
     ] = ()
     preset: Annotated[
-        str | None, Key("what adapters take of the reference, such as style, unless they say it")
+        str | None,
+        Key("what adapters take of the reference, such as style, unless they say it", "NAME"),
     ] = None
     scales: Annotated[tuple[float, ...], Key("scales above 0, to 2")] = DRAWN_SCALES
     seeds: Annotated[
-        int, Key("pictures of each reference and prompt, each with a seed", ge=1, le=MAX_SEEDS)
+        int, Key("pictures of each reference and prompt, each with a seed", "N", ge=1, le=MAX_SEEDS)
     ] = 1
-    seed: Annotated[int, Key("the first seed", ge=0, le=2**62)] = 1
+    seed: Annotated[int, Key("the first seed", "N", ge=0, le=2**62)] = 1
     base: Annotated[
-        str, Key("pipeline: bundled, bundled-sd3, a folder, or owner/repo on the Hub")
+        str,
+        Key("pipeline: bundled, bundled-sd3, a folder, or owner/repo on the Hub", "PATH_OR_HUB_ID"),
     ] = bundled.NAME
-    negative_prompt: Annotated[str, Key("text to steer away from")] = ""
-    steps: Annotated[int | None, Key("denoising steps; default: the pipeline's", ge=1)] = None
+    negative_prompt: Annotated[str, Key("text to steer away from", "TEXT")] = ""
+    steps: Annotated[int | None, Key("denoising steps; default: the pipeline's", "N", ge=1)] = None
     guidance_scale: Annotated[
-        float | None, Key("classifier-free guidance scale; default: the pipeline's", ge=0)
+        float | None, Key("classifier-free guidance scale; default: the pipeline's", "G", ge=0)
     ] = None
     true_cfg_scale: Annotated[
-        float | None, Key("scale of a second guidance, of FLUX and its kin", ge=0)
+        float | None, Key("scale of a second guidance, of FLUX and its kin", "G", ge=0)
     ] = None
     size: Annotated[
         int | tuple[int, int] | None,
-        Key("side in pixels, or [width, height]; default: the pipeline's", parse=_parse_size),
+        Key(
+            "side in pixels, or [width, height]; default: the pipeline's", "WxH", parse=_parse_size
+        ),
     ] = None
-    batch_size: Annotated[int, Key("pictures denoised together", ge=1, le=1024)] = 8
-    dtype: Annotated[str | None, Key("float32, float16 or bfloat16; default: by the device")] = None
-    device: Annotated[str | None, Key("cpu, cuda or mps; default: the best one here")] = None
+    batch_size: Annotated[int, Key("pictures denoised together", "N", ge=1, le=1024)] = 8
+    dtype: Annotated[
+        str | None, Key("float32, float16 or bfloat16; default: by the device", "TYPE")
+    ] = None
+    device: Annotated[str | None, Key("cpu, cuda or mps; default: the best one here", "NAME")] = (
+        None
+    )
     metrics: Annotated[
         tuple[str, ...], Key("see `imageprompt score --list`; default: what can be measured")
     ] = ()
@@ -129,11 +137,11 @@ class StudyConfig:
         bool, Key("also score another picture of the subject, or the reference as the base's VAE")
     ] = True
     protocol: Annotated[
-        str | None, Key("a published protocol; its keys are the defaults of this study")
+        str | None, Key("a published protocol; its keys are the defaults of this study", "NAME")
     ] = None
-    data: Annotated[str | None, Key("the folder of the protocol's data set")] = None
+    data: Annotated[str | None, Key("the folder of the protocol's data set", "DIR")] = None
     limit: Annotated[
-        int | None, Key("the protocol on the first pictures of its data set only", ge=1)
+        int | None, Key("the protocol on the first pictures of its data set only", "N", ge=1)
     ] = None
 
     @classmethod

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from imageprompt import loading
-from imageprompt.core.errors import ImagePromptError
+from imageprompt.core.errors import ImagePromptError, OptionError
 from imageprompt.evaluation.study.config import StudyConfig
 from imageprompt.generation.apply_references import attach_references, image_prompt
 from imageprompt.generation.many import check_controls
@@ -106,6 +106,23 @@ def _check(
         "hash": loaded.record.hash,
         "encoder": None if encoder is None else {"name": encoder.name, "hash": encoder.hash},
     }
+
+
+def check_decoded(studied: StudyModels, config: StudyConfig, picture: Image) -> None:
+    """Whether `decoded` works with this base. Raises OptionError."""
+    try:
+        decoded(studied, config, picture, (64, 64))
+    except (
+        AttributeError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # of a VAE not known here
+        raise OptionError(
+            "the ceiling of this base",
+            reason=f"its autoencoder cannot be used alone ({type(error).__name__}: {error})",
+            hint="Leave it out with --no-ceiling (ceiling: false), or give folders of subjects.",
+        ) from error
 
 
 def decoded(

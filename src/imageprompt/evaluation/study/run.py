@@ -27,7 +27,12 @@ from imageprompt.evaluation.study import resume
 from imageprompt.evaluation.study.config import StudyConfig
 from imageprompt.evaluation.study.judging import Judge, judge_all
 from imageprompt.evaluation.study.measure import LineMaker, check_metrics, default_metrics
-from imageprompt.evaluation.study.models import StudyModels, decoded, open_models
+from imageprompt.evaluation.study.models import (
+    StudyModels,
+    check_decoded,
+    decoded,
+    open_models,
+)
 from imageprompt.evaluation.study.plan import Case, Grid, Plan, Row
 from imageprompt.evaluation.study.references import (
     StudyReference,
@@ -242,7 +247,10 @@ class Study:
         check_pictures(self.plan.references)
         for prompt in self.plan.prompts:
             self.config.request(prompt, self.config.seed).check()
-        return scorer, open_models(self.config, self.plan.references, log=log)
+        studied = open_models(self.config, self.plan.references, log=log)
+        if self.plan.ceiling and self.plan.decoded:
+            check_decoded(studied, self.config, self.plan.references[0].picture.open())
+        return scorer, studied
 
     def _stated(self, scorer: Scorer, studied: StudyModels) -> dict[str, Any]:
         """What plan.json says: all that the lines depend on."""
