@@ -29,6 +29,7 @@ from bases import BASES, SD15, Base, fill, meta_unet
 from conftest import ROOT
 from hosts_table import CASES
 from imageprompt import cli
+from imageprompt.demo import pipeline
 
 TINY = Base(
     name="tiny",
@@ -201,6 +202,7 @@ def _report(
     module: object, options: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> object:
     path = tmp_path / "report.json"
+    monkeypatch.setattr(pipeline, "STEPS", 8)
     monkeypatch.setattr(sys, "argv", ["x", *options, "--json", str(path)])
     module.main()
     return json.loads(path.read_text())["rows"]

@@ -45,7 +45,7 @@ def assert_equal(alone: ip.GenerationResult, together: ip.GenerationResult) -> i
     return sum(int((one > 0).sum()) for one in apart)
 
 
-def test_random_requests_equal_those_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_requests_equal_those_alone(monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
     draw = random.Random(5)
     requests = [
         {
@@ -58,7 +58,7 @@ def test_random_requests_equal_those_alone(monkeypatch: pytest.MonkeyPatch) -> N
             "mask": draw.choice([None, LEFT, 1 - LEFT]),
             **QUICK,
         }
-        for _ in range(16)
+        for _ in range(16 if whole else 12)
     ]
     sizes = batches(monkeypatch)
     engine = ip.Engine()
