@@ -77,7 +77,7 @@ def test_every_option_of_generate_has_its_flag(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         cli.main(["generate", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    python_only = {"controls", "progress"}
+    python_only = {"progress"}
     for kind, names in ((Reference, REFERENCE_FIELDS), (Request, REQUEST_FIELDS)):
         fields = {field.name: field for field in options(kind)}
         assert set(fields) == set(names) - python_only

@@ -89,7 +89,7 @@ def test_a_request_from_json() -> None:
 
 def test_every_option_of_generate_is_a_flag_with_help() -> None:
     flags = {field.name: field for kind in (Request, Reference) for field in options(kind)}
-    assert set(flags) == {*REQUEST_FIELDS, *REFERENCE_FIELDS} - {"progress", "controls"}
+    assert set(flags) == {*REQUEST_FIELDS, *REFERENCE_FIELDS} - {"progress"}
     assert all(field.option.help and field.option.group for field in flags.values())
     repeatable = {name for name, field in flags.items() if field.option.repeat}
     assert repeatable == {

@@ -28,7 +28,6 @@ NO_PRESET = "none"
 
 
 def add_tune(command: Parser) -> None:
-    from imageprompt.evaluation.scale_search import STEP
     from imageprompt.evaluation.study.config import StudyConfig
 
     describe(
@@ -81,7 +80,7 @@ def add_tune(command: Parser) -> None:
         type=float,
         metavar="S",
         default=1.0,
-        help=f"largest scale; they are looked at in steps of {STEP} (default %(default)g)",
+        help="the largest scale to look at (default %(default)g)",
     )
     flags.add_options(command.add_argument_group("sampling"), StudyConfig, _SAMPLING)
     flags.add_options(command.add_argument_group("models"), StudyConfig, _MODELS)
