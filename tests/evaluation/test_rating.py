@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from imageprompt import cli
-from imageprompt.core.errors import OptionError, PictureError
+from imageprompt.core.errors import ImagePromptError, OptionError, PictureError
 from imageprompt.evaluation.rating import page
 from imageprompt.evaluation.rating.answers import read_key, read_raters
 from imageprompt.evaluation.rating.questions import REPEATED, ask
@@ -494,3 +494,34 @@ def test_a_damaged_key_is_one_line(rated: dict[str, Path], tmp_path: Path) -> No
         (tmp_path / "key.json").write_text(json.dumps(plain | changed))
         with pytest.raises(OptionError, match=r"key .*: damaged"):
             read_key(tmp_path / "key.json")
+
+
+def test_mutated_files_are_read_or_refused(rated: dict[str, Path], tmp_path: Path) -> None:
+    """Values of other kinds everywhere: an error is one of ours, never another."""
+    rng = np.random.default_rng(0)
+    strange = [None, True, -1, 1e300, "x", "", [], {}, [[]], {"a": 1}]
+
+    def mutate(plain: Any) -> Any:
+        """With one value replaced, anywhere."""
+        if not isinstance(plain, dict | list) or not plain or rng.random() < 0.2:
+            return strange[rng.integers(len(strange))]
+        place = list(plain)[rng.integers(len(plain))] if isinstance(plain, dict) else None
+        number = int(rng.integers(len(plain))) if place is None else place
+        changed = plain.copy()
+        changed[number] = mutate(plain[number])
+        return changed
+
+    for mode, scores in (("pairs", PLUS), ("scales", {"overall": 3})):
+        key = key_of(rated[mode])
+        answers = json.loads(answer(tmp_path / "a", key, "a", lambda item, s=scores: s).read_text())
+        for turn in range(60):
+            files = {"key": key, "answers": answers}
+            name = ("key", "answers")[turn % 2]
+            files[name] = mutate(files[name])
+            for kind, plain in files.items():
+                (tmp_path / kind).write_text(json.dumps(plain))
+            try:
+                known = read_key(tmp_path / "key")
+                summarise(known, read_raters([tmp_path / "answers"], known)).as_dict()
+            except ImagePromptError:
+                pass

@@ -243,11 +243,11 @@ def _strengths(summary: Summary) -> Iterator[str]:
         elo = f"{one['elo']:+.0f}" + (f" ({ends[0]:+.0f} to {ends[1]:+.0f})" if ends else "")
         rows.append((one["condition"], f"{one['strength']:+.2f}", elo))
     yield from _table(("condition", "strength", "Elo (95 %)"), rows)
+    added = "half a win of each over each other was added, or strengths would be infinite"
     if found[0]["prior"]:
-        yield (
-            "Some never won, or never lost: half a win of each over each other was added, or"
-            " strengths would be infinite."
-        )
+        yield f"Some never won, or never lost: {added}."
+    elif share := found[0]["resamples_with_prior"]:
+        yield f"In {share:.0%} of the resamples some never won, or never lost: {added} there."
 
 
 def _table(

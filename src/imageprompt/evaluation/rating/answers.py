@@ -88,16 +88,29 @@ def read_key(path: Path) -> Key:
         ]
         mode, conditions = str(plain["mode"]), tuple(map(str, plain["conditions"]))
         study = str(plain["study"])
-        known = {*conditions}
-        if mode not in ("pairs", "scales") or not all(
-            set(one.pictures.values()) <= known for one in items if one.expected is None
-        ):
-            raise ValueError("conditions that are not listed")
+        if mode not in ("pairs", "scales") or len({one.id for one in items}) < len(items):
+            raise ValueError("an unknown mode, or a question twice")
+        for one in items:
+            _check_item(one, mode, conditions)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise OptionError(
             f"key {str(path)!r}", reason=f"damaged ({error})", hint="Run `imageprompt rate` again."
         ) from error
     return Key(study, mode, conditions, {one.id: one for one in items})
+
+
+def _check_item(item: Item, mode: str, conditions: tuple[str, ...]) -> None:
+    """Raises ValueError."""
+    shown = [*item.pictures.values()]
+    known = set(conditions) if item.expected is None else {"reference", "unrelated"}
+    right = item.pictures if mode == "pairs" else ("high", "low")
+    if (
+        len(set(shown)) != len(shown)
+        or len(shown) != (2 if mode == "pairs" else 1)
+        or not set(shown) <= known
+        or item.expected not in (None, *right)
+    ):
+        raise ValueError(f"{item.id} has other pictures than a question has")
 
 
 def read_raters(paths: Sequence[Path], key: Key) -> list[Rater]:
