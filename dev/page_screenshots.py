@@ -24,6 +24,7 @@ CHROMIUM = "/usr/bin/chromium"
 WIDE = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}
 QUALITY = 82
+GAP = 24  # px between screenshots in one file
 WAIT = 120_000  # ms, for what the worker makes
 
 
@@ -55,15 +56,30 @@ class Camera:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._shots: list[Image.Image] = []
 
     def take(self, page: Page, name: str) -> None:
+        self.add(page)
+        self.save(name)
+
+    def add(self, page: Page) -> None:
+        """One more for the next file, in which they stand side by side."""
         close = page.locator(".toast.shown").get_by_role("button", name="Close")
         if close.count():
             close.click()
         page.wait_for_timeout(400)
-        shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+        self._shots.append(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
+
+    def save(self, name: str) -> None:
+        width = sum(shot.width + GAP for shot in self._shots) - GAP
+        sheet = Image.new("RGB", (width, self._shots[0].height), "white")
+        left = 0
+        for shot in self._shots:
+            sheet.paste(shot, (left, 0))
+            left += shot.width + GAP
+        self._shots = []
         path = self.folder / f"page-{name}.webp"
-        shot.save(path, quality=QUALITY, method=6)
+        sheet.save(path, quality=QUALITY, method=6)
         print(f"{path}  {path.stat().st_size / 1000:.0f} kB")
 
 
@@ -101,7 +117,6 @@ def wide(browser: Browser, address: str, files: list[Path], camera: Camera) -> d
     page = browser.new_context(viewport=WIDE, color_scheme="light", locale="en-US").new_page()
     page.goto(address)
     expect(page.get_by_role("button", name="Run from words")).to_be_enabled()
-    camera.take(page, "empty")
     for file, name in zip(files[4:9], ("ember", "harbour", "moss", "orchard", "dusk"), strict=True):
         keep_style(page, file, name)
     add(page, files[:2])
@@ -147,9 +162,6 @@ def wide(browser: Browser, address: str, files: list[Path], camera: Camera) -> d
     page.get_by_label("Mix ember").check()
     page.get_by_label("Mix harbour").check()
     camera.take(page, "library")
-    page.keyboard.press("?")
-    camera.take(page, "help")
-    page.keyboard.press("Escape")
     return page.context.storage_state()
 
 
@@ -165,11 +177,11 @@ def dark_and_phone(browser: Browser, address: str, camera: Camera, saved: object
     ).new_page()
     phone.goto(address)
     phone.locator(".card").first.wait_for()
-    camera.take(phone, "phone-compose")
-    views = phone.locator(".bottom")
-    for name in ("Canvas", "Gallery", "Library"):
-        views.get_by_role("button", name=name).click()
-        camera.take(phone, f"phone-{name.lower()}")
+    camera.add(phone)
+    for name in ("Canvas", "Gallery"):
+        phone.locator(".bottom").get_by_role("button", name=name).click()
+        camera.add(phone)
+    camera.save("phone")
 
 
 def main(folder: Path) -> None:

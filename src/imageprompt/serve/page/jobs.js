@@ -35,10 +35,11 @@ function showError(error) {
   const card = found ? shownIndex(Number(found[1])) : -1;
   const name = found?.[2] === "image_prompt" ? "reference" : found?.[2] || "reference";
   const param = card >= 0 ? `references.${card}.${name}` : (error.param || "").replace(/^request\./, "");
-  set({ errors: [{ param, message: error.message || words(error), hint: error.hint || "" },
-    { param: "", message: words(error), hint: "" }], tab: "compose" });
+  const place = param && document.querySelector(`[data-param="${CSS.escape(param)}"]`);
+  const problem = { param: place ? param : "", message: place ? error.message : words(error) };
+  set({ errors: [{ ...problem, hint: place ? error.hint : "" }], tab: "compose" });
   say(words(error));
-  requestAnimationFrame(() => document.querySelector(`[data-param="${CSS.escape(param)}"]`)?.focus());
+  if (place) requestAnimationFrame(() => place.focus());
 }
 
 // ── sending ────────────────────────────────────────────────────────────────────────────────────
