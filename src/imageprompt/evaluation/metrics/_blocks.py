@@ -8,6 +8,8 @@ import numpy as np
 
 from imageprompt.evaluation.metrics.contract import Matrix, Rows
 
+Kernel = Callable[[Matrix], Matrix]
+
 BLOCK = 2048
 """Rows: a block of products takes 32 MB."""
 
@@ -17,27 +19,39 @@ def blocks(count: int) -> Iterator[slice]:
     return (slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK))
 
 
-def mean_kernel(x: Rows | Matrix, y: Rows | Matrix, kernel: Callable[[Matrix], Matrix]) -> float:
-    """Mean of a function of the inner products of all rows of x [n, d] with all of y [m, d]."""
+def as_float64(rows: Rows) -> Matrix:
+    """In float64."""
+    return rows.astype(np.float64)
+
+
+def mean_kernel(
+    x: Rows, y: Rows, kernel: Kernel, prepare: Callable[[Rows], Matrix] = as_float64
+) -> float:
+    """Mean of a function of the inner products of all rows of x [n, d] with all of y [m, d].
+
+    `prepare` is applied to each block of rows before.
+    """
     total = 0.0
     for rows in blocks(len(x)):
-        part = x[rows].astype(np.float64)
+        part = prepare(x[rows])
         for columns in blocks(len(y)):
-            total += float(kernel(part @ y[columns].astype(np.float64).T).sum())
+            total += float(kernel(part @ prepare(y[columns]).T).sum())
     return total / (len(x) * len(y))
 
 
-def mean_kernel_within(x: Rows | Matrix, kernel: Callable[[Matrix], Matrix]) -> tuple[float, float]:
+def mean_kernel_within(
+    x: Rows, kernel: Kernel, prepare: Callable[[Rows], Matrix] = as_float64
+) -> tuple[float, float]:
     """The same of all pairs of different rows, and of each row with itself."""
     apart = alike = 0.0
     for rows in blocks(len(x)):
-        part = x[rows].astype(np.float64)
+        part = prepare(x[rows])
         products = kernel(part @ part.T)
         trace = float(np.trace(products))
         alike += trace
         apart += float(products.sum()) - trace
         for columns in blocks(rows.start):  # each pair of blocks once
-            apart += 2 * float(kernel(part @ x[columns].astype(np.float64).T).sum())
+            apart += 2 * float(kernel(part @ prepare(x[columns]).T).sum())
     count = len(x)
     return apart / max(count * (count - 1), 1), alike / count
 

@@ -12,12 +12,11 @@ BANDWIDTH = 10.0
 
 def cmmd(pictures: Rows, references: Rows) -> float:
     """The V-statistic, 1000 times."""
-    x, y = unit(pictures), unit(references)
     within = 0.0
-    for rows in (x, y):
-        apart, alike = mean_kernel_within(rows, _kernel)
+    for rows in (pictures, references):
+        apart, alike = mean_kernel_within(rows, _kernel, unit)
         within += apart + (alike - apart) / len(rows)
-    return 1000 * (within - 2 * mean_kernel(x, y, _kernel))
+    return 1000 * (within - 2 * mean_kernel(pictures, references, _kernel, unit))
 
 
 def _kernel(products: Matrix) -> Matrix:

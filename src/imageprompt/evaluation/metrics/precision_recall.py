@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from imageprompt.evaluation.metrics._blocks import blocks, squared_distances
+from imageprompt.evaluation.metrics._blocks import as_float64, blocks, squared_distances
 from imageprompt.evaluation.metrics.contract import Matrix, Rows, TwoSetMetric
 
 NEIGHBOURS, DENSE_NEIGHBOURS = 3, 5
@@ -27,10 +27,10 @@ def precision_recall(
     inside = np.zeros(len(pictures))
     found, covered = np.zeros(len(references), bool), np.zeros(len(references), bool)
     for rows in blocks(len(references)):
-        part = references[rows].astype(np.float64)
+        part = as_float64(references[rows])
         narrow, wide = (radii[rows, None] for radii in around_references)
         for columns in blocks(len(pictures)):
-            apart = squared_distances(part, pictures[columns].astype(np.float64))
+            apart = squared_distances(part, as_float64(pictures[columns]))
             near[columns] |= (apart < narrow).any(0)
             dense = apart < wide
             inside[columns] += dense.sum(0)
@@ -49,9 +49,9 @@ def _radii(x: Rows, ks: tuple[int, ...]) -> list[Matrix]:
     most = max(ks)
     nearest = np.full((len(x), most), np.inf)
     for rows in blocks(len(x)):
-        part = x[rows].astype(np.float64)
+        part = as_float64(x[rows])
         for columns in blocks(len(x)):
-            apart = squared_distances(part, x[columns].astype(np.float64))
+            apart = squared_distances(part, as_float64(x[columns]))
             if rows == columns:
                 np.fill_diagonal(apart, np.inf)
             closest = np.partition(np.hstack([nearest[rows], apart]), most - 1, axis=1)
