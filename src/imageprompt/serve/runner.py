@@ -205,11 +205,11 @@ class Runner:
                 self.add(job, again=True)
 
     async def _keep_image(self, job: Job, data: Mapping[str, Any], png: bytes) -> None:
-        """The file first, then its row, then the event."""
+        """The file first, then the event; its row comes with the end of the job, which is run again
+        if the server does not get so far."""
         record = job.record
         image = Image(data["index"], data["width"], data["height"], data["seed"], len(png))
         await asyncio.to_thread(self._files.keep_result, record.owner, record.id, image.index, png)
-        await self._store.change(partial(Store.add_images, job=record.id, images=[image]))
         others = [one for one in record.images if one.index != image.index]
         record.images = sorted([*others, image], key=lambda one: one.index)
         self._metrics.pictures.inc()
@@ -228,9 +228,11 @@ class Runner:
 
     async def _end(self, job: Job, state: State, problem: Problem | None = None) -> None:
         record = job.record
+        end = partial(
+            Store.end, job=record.id, state=state, error=problem, images=tuple(record.images)
+        )
         for pause in (1.0, 5.0, None):
             try:
-                end = partial(Store.end, job=record.id, state=state, error=problem)
                 await self._store.change(end)
                 break
             except sqlite3.Error as error:

@@ -100,7 +100,8 @@ class DrainingServer(uvicorn.Server):
 def _listening(settings: Settings) -> socket.socket:
     """A socket that listens. Raises OptionError if the address is taken or not here."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # by the protocol asyncio knows that small packets are to be sent at once
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host.strip("[]"), settings.port))

@@ -182,7 +182,14 @@ class Store:
             [(job, one.index, one.width, one.height, one.seed, one.bytes) for one in images],
         )
 
-    def end(self, job: str, state: State, error: Problem | None = None) -> None:
+    def end(
+        self,
+        job: str,
+        state: State,
+        error: Problem | None = None,
+        images: Sequence[Image] = (),
+    ) -> None:
+        self.add_images(job, images)
         self._connection.execute(
             "UPDATE jobs SET state=?, ended=?, error=?, lease=NULL WHERE id=?",
             (state, time.time(), None if error is None else json.dumps(error.as_dict()), job),
