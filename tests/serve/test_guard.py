@@ -18,7 +18,7 @@ from fastapi.routing import APIRoute
 
 from imageprompt import cli
 from imageprompt.core.errors import ImagePromptError, NotFoundError, OptionError, PictureError
-from imageprompt.serve.app import make_app
+from imageprompt.serve.app import PAGE, make_app
 from imageprompt.serve.errors import ApiError, Problem, problem_of
 from imageprompt.serve.files import Files
 from imageprompt.serve.keys import Keys
@@ -57,6 +57,8 @@ def test_every_route_needs_a_key(tmp_path: Path) -> None:
     keys = Keys(tmp_path / "keys.json")
     secret = keys.add("alice")
     seen = 0
+    files = {f"/{path.relative_to(PAGE).as_posix()}" for path in PAGE.rglob("*")}
+    public = {"/", "/healthz", "/readyz", *files} - {"/index.html"}
 
     async def check(client: httpx2.AsyncClient, guard: Any) -> None:
         nonlocal seen
@@ -72,7 +74,7 @@ def test_every_route_needs_a_key(tmp_path: Path) -> None:
             ):
                 answer = await client.request(method, filled, headers=headers)
                 if answer.status_code != 401:
-                    assert path in guard._open, (method, path)
+                    assert path in public, (method, path)
                     assert method == "GET"
                 else:
                     assert answer.headers["www-authenticate"] == "Bearer"
