@@ -27,7 +27,7 @@ Calls = list[dict[str, Any]]
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Rig:
-    rig = build("tiny", "base", tmp_path)
+    rig = build(SMALLEST, "base", tmp_path)
     rig.adapter.attach(rig.unet)
     return rig
 

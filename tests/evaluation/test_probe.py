@@ -169,7 +169,7 @@ def test_blocks_of_a_transformer_are_grouped() -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """The command on the bundled stack with as few pictures as possible."""
     folder = tmp_path_factory.mktemp("probe")
-    options = ["--count", "6", "--steps", "4", "--output", str(folder)]
+    options = ["--count", "4", "--steps", "4", "--output", str(folder)]
     assert cli.main(["probe", *options]) == 0
     return json.loads((folder / "probe.json").read_text()), folder
 

@@ -66,18 +66,18 @@ def cross_attention(model: Any) -> Any:
 
 def _private_reads(path: Path) -> set[str]:
     """Private attributes that a file reads from objects that are not its own."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    defined = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and _on_self(n.value)}
-    defined |= {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    defined = {n.attr for n in nodes if isinstance(n, ast.Attribute) and _on_self(n.value)}
+    defined |= {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
     defined |= {
         n.target.id
-        for n in ast.walk(tree)
+        for n in nodes
         if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
     }
-    read = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    read = {n.attr for n in nodes if isinstance(n, ast.Attribute)}
     read |= {
         call.args[1].value
-        for call in ast.walk(tree)
+        for call in nodes
         if isinstance(call, ast.Call)
         and getattr(call.func, "id", "") in ("getattr", "hasattr")
         and len(call.args) > 1
@@ -85,7 +85,7 @@ def _private_reads(path: Path) -> set[str]:
     }
     read |= {
         call.args[0].value
-        for call in ast.walk(tree)
+        for call in nodes
         if isinstance(call, ast.Call)
         and getattr(call.func, "attr", "") == "get"
         and call.args

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def apart(library: Library, name: str = "red") -> Parts:
     return Parts(load_file(style.path), style.description() | {"name": "given"})
 
 
+@cache
 def png(width: int, height: int) -> torch.Tensor:
     """A white picture: tiny as a file, whatever its size."""
     stream = io.BytesIO()
@@ -75,6 +77,11 @@ def tensor(name: str, value: torch.Tensor | None) -> Callable[[Parts], Parts]:
         return replace(parts, tensors=kept if value is None else kept | {name: value})
 
     return change
+
+
+def large_thumbnail(side: int) -> Callable[[Parts], Parts]:
+    """With a thumbnail that is made where it is needed."""
+    return lambda parts: tensor("thumbnail", png(side, side))(parts)
 
 
 def about(**values: Any) -> Callable[[Parts], Parts]:
@@ -180,8 +187,8 @@ HOSTILE: dict[str, tuple[Callable[[Parts], Parts], str]] = {
         spoil("embedding", float("nan")),
         "its embedding have values that are not finite",
     ),
-    "a bomb of a thumbnail": (tensor("thumbnail", png(20_000, 20_000)), "million pixels"),
-    "a large thumbnail": (tensor("thumbnail", png(2000, 2000)), "2000x2000 is more than 1024"),
+    "a bomb of a thumbnail": (large_thumbnail(20_000), "million pixels"),
+    "a large thumbnail": (large_thumbnail(2000), "2000x2000 is more than 1024"),
     "a thumbnail that is none": (tensor("thumbnail", as_bytes(b"<svg/>")), "neither PNG nor JPEG"),
     "a cut thumbnail": (tensor("thumbnail", png(64, 64)[:45]), "thumbnail"),
 }
