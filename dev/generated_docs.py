@@ -58,6 +58,25 @@ def variants_table() -> str:
     return "\n".join(rows)
 
 
+def support_table() -> str:
+    """What is supported, in a few lines."""
+    from imageprompt.checkpoint.formats import FORMATS
+    from imageprompt.encoding.encoders import ENCODERS
+    from imageprompt.hosts import HOSTS
+    from imageprompt.variants import VARIANTS
+
+    bases = [host.summary.partition(": ")[2].removesuffix(", tiny") for host in HOSTS]
+    rows = {
+        "bases: generate and train": ", ".join(sorted(bases, key=lambda text: "SD1.5" not in text)),
+        "adapters": ", ".join(f"`{variant.name}`" for variant in VARIANTS),
+        "image encoders": ", ".join(encoder.summary.partition(" (")[0] for encoder in ENCODERS),
+        "files written": ", ".join(f"`{layout.name}`" for layout in FORMATS if layout.writable),
+    }
+    return "\n".join(
+        ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())]
+    )
+
+
 def training_keys() -> str:
     """One row per key of a training config, nested ones by their dotted name."""
     from imageprompt.training.config.config import TrainingConfig
@@ -441,6 +460,7 @@ def _amount(value: int, unit: str) -> str:
 # ── marks ───────────────────────────────────────────────────────────────────────────────────────
 
 PARTS: dict[str, Callable[[], str]] = {
+    "support": support_table,
     "hosts": hosts_table,
     "variants": variants_table,
     "training keys": training_keys,
