@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -189,6 +190,32 @@ def test_a_study_without_an_axis_still_has_a_page(tmp_path: Path) -> None:
     text = _page(write_study(tmp_path, _without("clip-t"))).text
     assert "This needs a metric of likeness, such as dino" in text
     assert "too few scales for a best balance" in text
+
+
+def test_what_only_the_study_has(tmp_path: Path) -> None:
+    """Metrics of whole sets, a protocol's own figures, and weights that nobody published."""
+    folder = write_study(tmp_path, [*sweep(prompts=2, seeds=1)])
+    path = folder / "study.json"
+    study = json.loads(path.read_text("utf-8"))
+    recall = {"value": 0.4321, "interval": [0.4, 0.5], "n": 2}
+    study["summary"] = [{"adapter": "plus", "scale": 0.5, "metrics": {"recall": recall}}]
+    study["extractors"]["dino"]["name"] = "file.pth (unverified weights)"
+    figure = {"name": "DINO", "setting": "plus, scale 0.5", "value": 0.77, "interval": None, "n": 2}
+    study["protocol"] = {
+        "title": "DreamBench",
+        "data": "all 30 subjects",
+        "source": "a paper",
+        "figures": [figure],
+        "published": {"their method": {"DINO": 0.5678}},
+        "choices": [{"topic": "seeds", "stated": "not stated", "here": "0 to 3"}],
+    }
+    path.write_text(json.dumps(study), encoding="utf-8")
+    text = _page(folder).text
+    assert "0.432 0.400 to 0.500" in text
+    assert "file.pth (unverified weights) DINO" in text  # above its column
+    assert "DreamBench: all 30 subjects. Source: a paper." in text
+    assert "DINO plus, scale 0.5 0.770 2 DINO their method, published 0.568" in text
+    assert "seeds not stated 0 to 3" in text
 
 
 def test_copies_are_listed(tmp_path: Path) -> None:

@@ -67,6 +67,12 @@ def metric_of(name: str) -> Metric | None:
     return next((one for one in METRICS if name in getattr(one, "parts", ())), None)
 
 
+def title_of(metric: str) -> str:
+    """What tables and pages call a metric."""
+    found = metric_of(metric)
+    return found.title if found is not None and found.name == metric else metric
+
+
 def higher_is_better(metric: str) -> bool | None:
     """The direction of a metric; None for one without, or that is not known."""
     found = metric_of(metric)
