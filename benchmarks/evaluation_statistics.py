@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from imageprompt.evaluation.statistics.intervals import (
     Method,
+    jackknife,
     mean_interval,
     share_interval,
     wilson,
@@ -93,6 +94,28 @@ def share_coverage(prompts: int, win_rate: float, studies: int) -> Row:
     return row(f"coverage, win rate {win_rate:g}", prompts, hits, studies, ".93-.97")
 
 
+def set_coverage(about: Literal["value", "corrected"], studies: int) -> Row:
+    """How often the jackknife's interval holds the Frechet distance of the distributions."""
+    rng = np.random.default_rng(6)
+    scale, shift, prompts = np.linspace(0.5, 1.5, 8), 0.2, 50
+    truth = 8 * shift**2 + float(np.square(scale - 1).sum())
+    labels = np.repeat(np.arange(prompts), SEEDS)
+    hits = 0
+    for _ in range(studies):
+        own = rng.normal(0, 0.5, (prompts, 1, 8)) + rng.normal(0, 0.75**0.5, (prompts, SEEDS, 8))
+        rows = (shift + own * scale).reshape(-1, 8)
+        found = jackknife(lambda kept, x=rows: {"": frechet(x[kept])}, labels, about=about)
+        hits += truth in found[""].interval
+    return row(f"coverage, Frechet distance, {about}", prompts, hits, studies, ".93-.97")
+
+
+def frechet(rows: Array) -> float:
+    """The Frechet distance of rows [n, d] from a standard normal distribution."""
+    mean, covariance = rows.mean(0), np.cov(rows.T)
+    roots = np.sqrt(np.linalg.eigvalsh(covariance).clip(0))
+    return float(mean @ mean + np.square(roots - 1).sum())
+
+
 def called_different(prompts: int, effect: str, studies: int) -> Row:
     """Two identical adapters: differences around 0."""
     rng = np.random.default_rng(3)
@@ -132,6 +155,8 @@ def rows(studies: int) -> Iterator[Row]:
     for prompts in (10, 20, 50):
         for win_rate in (0.5, 0.8):
             yield share_coverage(prompts, win_rate, studies)
+    yield set_coverage("value", studies)
+    yield set_coverage("corrected", studies)
     for effect in EFFECTS:
         for prompts in (8, 12, 20, 50):
             yield called_different(prompts, effect, studies)
@@ -147,7 +172,7 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=2000)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    found = list(tqdm(rows(options.studies), total=52, unit="row", disable=None))
+    found = list(tqdm(rows(options.studies), total=54, unit="row", disable=None))
     print("| what | prompts | share | wanted | ± |\n|---|---|---|---|---|")
     for one in found:
         cells = (one["what"], one["prompts"], f"{one['share']:.3f}", one["wanted"])

@@ -301,6 +301,7 @@ def test_intervals_cover_the_truth() -> None:
     assert 0.93 <= simulated.coverage(20, "skewed", "studentised", 200)["share"] <= 0.97
     assert 0.93 <= simulated.share_coverage(20, 0.8, 200)["share"] <= 0.97
     assert simulated.seeds_alone(20, 100)["share"] < 0.85
+    assert 0.93 <= simulated.set_coverage("corrected", 100)["share"] <= 1
 
 
 def test_identical_adapters_are_not_called_different() -> None:
@@ -324,7 +325,7 @@ def test_the_benchmark_runs(
     monkeypatch.setattr("sys.argv", ["evaluation_statistics", *options])
     simulated.main()
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    assert len(rows) == len(capsys.readouterr().out.splitlines()) - 2 == 52
+    assert len(rows) == len(capsys.readouterr().out.splitlines()) - 2 == 54
     assert all(0 <= row["share"] <= 1 for row in rows)
 
 

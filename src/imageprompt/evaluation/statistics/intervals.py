@@ -330,7 +330,9 @@ def jackknife(
 
     Clusters with the same label stay together; they are dealt to at most `groups` groups of about
     the same size. `statistic` is called once more than there are groups. The interval lies around
-    the value, or around `corrected`. Raises OptionError for fewer than two clusters.
+    the value, or around `corrected`: a FID has a bias, so that the interval around its value holds
+    the FID at this number of pictures, not that of infinitely many. Raises OptionError for fewer
+    than two clusters.
     """
     index = cluster_index(labels, len(labels))
     sizes = np.bincount(index) if len(index) else np.zeros(0, np.int64)
