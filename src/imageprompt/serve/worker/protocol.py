@@ -60,6 +60,7 @@ def _head(line: bytes) -> tuple[str, dict[str, Any], int]:
         kind, data, count = head["kind"], head["data"], head["bytes"]
     except (ValueError, KeyError, TypeError) as error:
         raise ProtocolError("not a message") from error
-    if not isinstance(kind, str) or not isinstance(data, dict) or not 0 <= count <= MAX_CONTENT:
+    sized = type(count) is int and 0 <= count <= MAX_CONTENT
+    if not isinstance(kind, str) or not isinstance(data, dict) or not sized:
         raise ProtocolError("not a message")
     return kind, data, count

@@ -129,7 +129,9 @@ class ServedModels:
 
     def _own_size(self) -> tuple[int, int]:
         denoiser: Any = denoiser_of(self.pipe)
-        side = getattr(getattr(denoiser, "config", None), "sample_size", None) or 64
+        side = getattr(self.pipe, "default_sample_size", None) or getattr(
+            getattr(denoiser, "config", None), "sample_size", 64
+        )
         width, height = side if isinstance(side, list | tuple) else (side, side)
         factor = loading.vae_scale_factor(self.pipe)
         return int(width * factor), int(height * factor)
@@ -147,16 +149,16 @@ class ServedModels:
         references = tuple(
             one if one.empty else self.reference(one, folder) for one in request.references
         )
-        return self.engine.request(
-            replace(
-                request,
-                **changes,
-                references=references,
-                base=None,
-                library=str(self.library.folder),
-                progress=False,
-            )
+        request = replace(
+            request,
+            **changes,
+            references=references,
+            base=None,  # it is the engine's
+            library=str(self.library.folder),
+            progress=False,
         )
+        request.check()
+        return request
 
     def reference(self, reference: Reference, folder: Path) -> Reference:
         """With pictures in place of names. Raises an ImagePromptError."""
