@@ -275,7 +275,7 @@ def test_a_thousand_pictures_stay_below_five_megabytes(tmp_path: Path) -> None:
     for number, one in enumerate(lines):
         one["picture"] = f"{number % 16}.png"
         one["reference"] = f"{len(str(one['prompt']))}-{one['reference'][-5]}.png"
-    folder = write_study(tmp_path, lines, pictures=160)
+    folder = write_study(tmp_path, lines, pictures=320)
     path = write_report(folder)
     assert len(lines) == 111 * 10
     assert path.read_text(encoding="utf-8").count("data:image/webp") > 600
