@@ -65,7 +65,7 @@ async function failure(response) {
 /** Events of a job as {event, data}, read again from the last one where the line breaks. */
 export async function* eventsOf(path, signal) {
   let last = "";
-  for (let failed = 0; ; ) {
+  for (let failed = 0; ;) {
     try {
       const headers = last ? { "Last-Event-ID": last } : {};
       const response = await call("GET", path, null, { headers, raw: true, signal });

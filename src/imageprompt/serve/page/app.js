@@ -3,7 +3,17 @@ import { html, render, useEffect, useRef, useState } from "./vendor/preact-htm.j
 import { onKeyNeeded } from "./api.js";
 import { Composer } from "./composer.js";
 import { Button, Dialog, FileButton, Icon } from "./controls.js";
-import { cancel, giveMissing, loadHistory, remove, run, selected, takeFiles, useTokens, words } from "./jobs.js";
+import {
+  cancel,
+  giveMissing,
+  loadHistory,
+  remove,
+  run,
+  selected,
+  takeFiles,
+  useTokens,
+  words,
+} from "./jobs.js";
 import { Shelf, step } from "./shelf.js";
 import { loadServer, looks, onChange, set, setLooks, state } from "./state.js";
 import { Stage } from "./stage.js";
@@ -22,40 +32,112 @@ function applyLooks() {
 function Head() {
   const themes = Object.keys(THEMES);
   const next = themes[(themes.indexOf(looks.theme) + 1) % themes.length];
-  return html`<header class="top"><h1><svg viewBox="0 0 32 32" aria-hidden="true"><rect x="3" y="3" width="18" height="18" rx="3" />
-      <rect class="front" x="11" y="11" width="18" height="18" rx="3" /></svg>imageprompt</h1>
-    <span class="base">${state.server?.base.name}</span><span class="end">
-    <${FileButton} icon="open" label=${t("openPicture")} class="quiet short" onFiles=${takeFiles} title=${t("openHint")} />
-    <${Button} icon=${THEMES[looks.theme]} label=${t(`theme_${THEMES[looks.theme]}`)} class="quiet" onClick=${() => setLooks({ theme: next })} />
-    <select class="language" aria-label=${t("language")} value=${useLanguage(looks.language)} onChange=${(event) => setLooks({ language: event.target.value })}>
-      ${Object.entries(LANGUAGES).map(([name, text]) => html`<option value=${name} selected=${name === useLanguage(looks.language)}>${text}</option>`)}</select>
-    <${Button} icon="help" label=${t("help")} class="quiet" onClick=${() => set({ dialog: { name: "help" } })} /></span></header>`;
+  return html`<header class="top">
+    <h1>
+      <svg viewBox="0 0 32 32" aria-hidden="true">
+        <rect x="3" y="3" width="18" height="18" rx="3" />
+        <rect class="front" x="11" y="11" width="18" height="18" rx="3" /></svg
+      >imageprompt
+    </h1>
+    <span class="base">${state.server?.base.name}</span
+    ><span class="end">
+      <${FileButton}
+        icon="open"
+        label=${t("openPicture")}
+        class="quiet short"
+        onFiles=${takeFiles}
+        title=${t("openHint")} />
+      <${Button}
+        icon=${THEMES[looks.theme]}
+        label=${t(`theme_${THEMES[looks.theme]}`)}
+        class="quiet"
+        onClick=${() => setLooks({ theme: next })} />
+      <select
+        class="language"
+        aria-label=${t("language")}
+        value=${useLanguage(looks.language)}
+        onChange=${(event) => setLooks({ language: event.target.value })}
+      >
+        ${Object.entries(LANGUAGES).map(([name, text]) => html`<option value=${name} selected=${name === useLanguage(looks.language)}>${text}</option>`)}
+      </select>
+      <${Button}
+        icon="help"
+        label=${t("help")}
+        class="quiet"
+        onClick=${() => set({ dialog: { name: "help" } })}
+    /></span>
+  </header>`;
 }
 
 // ── dialogs ────────────────────────────────────────────────────────────────────────────────────
 
-const KEYS = [["Ctrl ↵", "key_run"], ["Shift X", "key_cancel"], ["Alt A", "key_prompt"], ["← →", "key_gallery"], ["Del", "key_delete"],
-  ["↑ ↓", "key_move"], ["Ctrl Z", "key_undo"], ["[ ]", "key_brush"], ["E", "key_eraser"], ["?", "key_help"], ["Esc", "key_close"]];
+const KEYS = [
+  ["Ctrl ↵", "key_run"],
+  ["Shift X", "key_cancel"],
+  ["Alt A", "key_prompt"],
+  ["← →", "key_gallery"],
+  ["Del", "key_delete"],
+  ["↑ ↓", "key_move"],
+  ["Ctrl Z", "key_undo"],
+  ["[ ]", "key_brush"],
+  ["E", "key_eraser"],
+  ["?", "key_help"],
+  ["Esc", "key_close"],
+];
 
 const close = () => set({ dialog: null });
 
 function Help() {
-  return html`<${Dialog} title=${t("help")} onClose=${close}><dl class="keys">${KEYS.map(([keys, text]) =>
-    html`<div><dt>${keys.split(" ").map((key) => html`<kbd>${key}</kbd>`)}</dt><dd>${t(text)}</dd></div>`)}</dl>
-    <p class="note">${t("helpDrop")}</p><//>`;
+  return html`<${Dialog} title=${t("help")} onClose=${close}
+    ><dl class="keys">
+      ${KEYS.map(
+        ([keys, text]) =>
+          html`<div>
+            <dt>${keys.split(" ").map((key) => html`<kbd>${key}</kbd>`)}</dt>
+            <dd>${t(text)}</dd>
+          </div>`,
+      )}
+    </dl>
+    <p class="note">${t("helpDrop")}</p><//
+  >`;
 }
 
 function Missing() {
   const [wrong, setWrong] = useState("");
   const { missing, tokens } = state.dialog;
-  const give = async (entry, file) => file && setWrong((await giveMissing(entry, file)) ? "" : entry.hash);
-  return html`<${Dialog} title=${t("missingTitle")} onClose=${close}><p>${t("missingText")}</p>
-    <ul class="missing">${missing.map((entry) => html`<li key=${entry.hash}><div><strong>${entry.name || t("picture")}</strong>
-      <code>${entry.hash.slice(0, 16)}…</code>${wrong === entry.hash && html`<p class="problem" role="alert">${t("wrongFile")}</p>`}</div>
-      <${FileButton} icon="open" label=${t("chooseFile")} onFiles=${([file]) => give(entry, file)} /></li>`)}</ul>
-    <p class="line end">${missing.some((entry) => tokens[/^references\.(\d+)/.exec(entry.param || "")?.[1]]) &&
-      html`<${Button} text icon="layers" label=${t("useTokens")} class="primary" onClick=${useTokens} />`}
-    <${Button} text label=${t("later")} onClick=${close} /></p><//>`;
+  const give = async (entry, file) =>
+    file && setWrong((await giveMissing(entry, file)) ? "" : entry.hash);
+  return html`<${Dialog} title=${t("missingTitle")} onClose=${close}
+    ><p>${t("missingText")}</p>
+    <ul class="missing">
+      ${missing.map(
+        (entry) =>
+          html`<li key=${entry.hash}>
+            <div>
+              <strong>${entry.name || t("picture")}</strong>
+              <code>${entry.hash.slice(0, 16)}…</code
+              >${wrong === entry.hash && html`<p class="problem" role="alert">${t("wrongFile")}</p>`}
+            </div>
+            <${FileButton}
+              icon="open"
+              label=${t("chooseFile")}
+              onFiles=${([file]) => give(entry, file)}
+            />
+          </li>`,
+      )}
+    </ul>
+    <p class="line end">
+      ${
+        missing.some((entry) => tokens[/^references\.(\d+)/.exec(entry.param || "")?.[1]]) &&
+        html`<${Button}
+          text
+          icon="layers"
+          label=${t("useTokens")}
+          class="primary"
+          onClick=${useTokens}
+        />`
+      } <${Button} text label=${t("later")} onClick=${close} /></p
+  ><//>`;
 }
 
 function AskKey() {
@@ -65,12 +147,21 @@ function AskKey() {
     close();
     answer(key);
   };
-  return html`<${Dialog} title=${t("keyTitle")} onClose=${() => finish("")}><form onSubmit=${(event) => {
-      event.preventDefault();
-      finish(input.current.value.trim());
-    }}><p>${wrong ? t("keyWrong") : t("keyText")}</p>
-    <label class="field"><span class="name">${t("key")}</span><input ref=${input} type="password" autocomplete="off" required /></label>
-    <p class="line end"><button class="button primary" type="submit">${t("enter")}</button></p></form><//>`;
+  return html`<${Dialog} title=${t("keyTitle")} onClose=${() => finish("")}
+    ><form
+      onSubmit=${(event) => {
+        event.preventDefault();
+        finish(input.current.value.trim());
+      }}
+    >
+      <p>${wrong ? t("keyWrong") : t("keyText")}</p>
+      <label class="field"
+        ><span class="name">${t("key")}</span
+        ><input ref=${input} type="password" autocomplete="off" required
+      /></label>
+      <p class="line end"><button class="button primary" type="submit">${t("enter")}</button></p>
+    </form><//
+  >`;
 }
 
 const DIALOGS = { help: Help, missing: Missing, key: AskKey };
@@ -86,30 +177,62 @@ function Toast() {
     set({ toast: null });
     toast.run();
   };
-  return html`<div class=${`toast ${toast ? "shown" : ""}`} role="status">${toast && html`<span>${toast.text}</span>
-    ${toast.run && html`<${Button} text label=${toast.action} class="quiet" onClick=${act} />`}
-    <${Button} icon="close" label=${t("close")} class="quiet" onClick=${() => set({ toast: null })} />`}</div>`;
+  return html`<div class=${`toast ${toast ? "shown" : ""}`} role="status">
+    ${
+      toast &&
+      html`<span>${toast.text}</span>
+        ${toast.run && html`<${Button} text label=${toast.action} class="quiet" onClick=${act} />`}
+        <${Button}
+          icon="close"
+          label=${t("close")}
+          class="quiet"
+          onClick=${() => set({ toast: null })}
+        />`
+    }
+  </div>`;
 }
 
 // ── page ───────────────────────────────────────────────────────────────────────────────────────
 
-const TABS = [["compose", "brush"], ["picture", "picture"], ["gallery", "grid"], ["library", "bookmark"]];
+const TABS = [
+  ["compose", "brush"],
+  ["picture", "picture"],
+  ["gallery", "grid"],
+  ["library", "bookmark"],
+];
 
 function App() {
   applyLooks();
   const { tab, dialog } = state;
   const Shown = dialog && DIALOGS[dialog.name];
-  const go = (name) => set({ tab: name, ...(["gallery", "library"].includes(name) && { panel: name }) });
+  const go = (name) =>
+    set({ tab: name, ...(["gallery", "library"].includes(name) && { panel: name }) });
   return html`<${Head} />
     ${state.offline && html`<p class="offline" role="alert">${state.offline} <${Button} text label=${t("again")} onClick=${start} /></p>`}
     <main class=${`columns tab-${tab}`}>
       <section class="compose" aria-label=${t("compose")}><${Composer} /></section>
       <section class="stage" aria-label=${t("stage")}><${Stage} /></section>
-      <section class="shelf" aria-label=${t("shelf")}><${Shelf} /></section></main>
-    <nav class="bottom" aria-label=${t("views")}>${TABS.map(([name, icon]) => html`<button type="button" aria-current=${tab === name ? "page" : null}
-      onClick=${() => go(name)}><${Icon} name=${icon} /><span>${t(`tab_${name}`)}</span></button>`)}</nav>
-    <p class="hidden" role="status">${state.said}</p><${Toast} />
-    ${state.dropping && html`<div class="drop"><p><${Icon} name="picture" />${t("dropHere")}<small>${t("dropNote")}</small></p></div>`}
+      <section class="shelf" aria-label=${t("shelf")}><${Shelf} /></section>
+    </main>
+    <nav class="bottom" aria-label=${t("views")}>
+      ${TABS.map(
+        ([name, icon]) =>
+          html`<button
+            type="button"
+            aria-current=${tab === name ? "page" : null}
+            onClick=${() => go(name)}
+          >
+            <${Icon} name=${icon} /><span>${t(`tab_${name}`)}</span>
+          </button>`,
+      )}
+    </nav>
+    <p class="hidden" role="status">${state.said}</p>
+    <${Toast} /> ${
+      state.dropping &&
+      html`<div class="drop">
+        <p><${Icon} name="picture" />${t("dropHere")}<small>${t("dropNote")}</small></p>
+      </div>`
+    }
     ${Shown && html`<${Shown} key=${dialog.name} />`}`;
 }
 
@@ -117,7 +240,9 @@ function App() {
 
 addEventListener("keydown", (event) => {
   if (document.querySelector("dialog[open]")) return;
-  const typing = event.target.matches?.("textarea, select, input:not([type=range], [type=checkbox])");
+  const typing = event.target.matches?.(
+    "textarea, select, input:not([type=range], [type=checkbox])",
+  );
   const command = event.ctrlKey || event.metaKey;
   const go = (does) => {
     event.preventDefault();
@@ -133,7 +258,8 @@ addEventListener("keydown", (event) => {
   if (typing || command || event.altKey) return undefined;
   if (event.shiftKey && event.code === "KeyX") return go(() => cancel());
   if (event.key === "?") return go(() => set({ dialog: { name: "help" } }));
-  if (event.key === "Escape" && state.view !== "picture") return go(() => set({ view: "picture", paint: null, compare: [] }));
+  if (event.key === "Escape" && state.view !== "picture")
+    return go(() => set({ view: "picture", paint: null, compare: [] }));
   const inGallery = event.target === document.body || event.target.closest?.(".thumbs");
   if (!inGallery || event.shiftKey) return undefined;
   if (event.key === "ArrowRight" || event.key === "ArrowDown") return go(() => step(1));
@@ -144,8 +270,14 @@ addEventListener("keydown", (event) => {
 
 let depth = 0;
 const hasFiles = (event) => [...(event.dataTransfer?.types || [])].includes("Files");
-addEventListener("dragenter", (event) => hasFiles(event) && ++depth === 1 && set({ dropping: true }));
-addEventListener("dragleave", (event) => hasFiles(event) && (depth = Math.max(0, depth - 1)) === 0 && set({ dropping: false }));
+addEventListener(
+  "dragenter",
+  (event) => hasFiles(event) && ++depth === 1 && set({ dropping: true }),
+);
+addEventListener(
+  "dragleave",
+  (event) => hasFiles(event) && (depth = Math.max(0, depth - 1)) === 0 && set({ dropping: false }),
+);
 addEventListener("dragover", (event) => hasFiles(event) && event.preventDefault());
 addEventListener("drop", (event) => {
   depth = 0;

@@ -1,239 +1,53 @@
-// The left column: references, words, start picture, settings, and the button that runs them.
-import { html, useRef, useState } from "./vendor/preact-htm.js";
-import { call } from "./api.js";
-import { Button, Field, field, FileButton, Icon, NumberBox, Picture, Problem, Select, Slider } from "./controls.js";
-import { addReferences, cancel, cancelAll, keepPicture, loadStyles, run, say, tell, toast } from "./jobs.js";
-import { HUES, MaskView } from "./masks.js";
-import { active, clearForm, forget, set, setForm, setReference, size, state, steps } from "./state.js";
+// The left column: references, start picture, settings; below, the words and the button that runs all.
+import { html, useState } from "./vendor/preact-htm.js";
+import {
+  Button,
+  Field,
+  field,
+  FileButton,
+  NumberBox,
+  Picture,
+  Problem,
+  Select,
+  Slider,
+} from "./controls.js";
+import { cancel, cancelAll, keepPicture, run } from "./jobs.js";
+import { MaskView } from "./masks.js";
+import { References } from "./references.js";
+import { active, clearForm, forget, set, setForm, size, state } from "./state.js";
 import { t } from "./words.js";
-
-export const hueOf = (id) => state.form.references.findIndex((one) => one.id === id) % HUES;
-
-// ── one reference ──────────────────────────────────────────────────────────────────────────────
-
-const CURVES = { constant: () => 1, "linear-in": (x) => x, "linear-out": (x) => 1 - x,
-  "ease-in": smooth, "ease-out": (x) => 1 - smooth(x), "ease-in-out": (x) => smooth(1 - Math.abs(2 * x - 1)) };
-
-function smooth(x) {
-  return x * x * (3 - 2 * x);
-}
-
-/** When a reference acts: two handles over the steps, and how strong it is at each. */
-function Schedule({ one, param }) {
-  const n = steps();
-  const change = (changes) => (forget(param), setReference(one.id, changes));
-  if (one.custom) {
-    return html`<${Field} label=${t("when")} param=${param}><input type="text" value=${one.custom}
-      onInput=${(event) => change({ custom: event.target.value })} ...${field(param)} /><//>`;
-  }
-  const first = Math.round(one.start * n);
-  const last = Math.max(first + 1, Math.round(one.end * n));
-  const bars = Array.from({ length: Math.min(n, 60) }, (_, bar) => {
-    const step = (bar * n) / Math.min(n, 60) / n;
-    const on = step >= one.start - 1e-9 && step < one.end - 1e-9;
-    return on ? CURVES[one.curve]((step - one.start) / (one.end - one.start)) : 0;
-  });
-  const slide = (name, low, high) => (event) => {
-    const step = Math.min(high, Math.max(low, event.target.valueAsNumber));
-    event.target.value = step;
-    change({ [name]: step / n });
-  };
-  return html`<div class="schedule" role="group" aria-label=${t("when")}>
-    <div class="line"><span class="name">${t("when")}</span>
-      <span class="value">${t("stepsOf", { first: first + 1, last, n })}</span>
-      <${Select} bare label=${t("curve")} value=${one.curve} onChange=${(curve) => change({ curve })}
-        options=${Object.keys(CURVES).map((name) => [name, t(`curve_${name}`)])} /></div>
-    <div class="steps"><div class="bars" aria-hidden="true">${bars.map((height) =>
-      html`<i class=${height ? "on" : ""} style=${{ "--h": height.toFixed(3) }} />`)}</div>
-      <input type="range" aria-label=${t("firstStep")} min="0" max=${n} value=${first}
-        aria-valuetext=${String(first + 1)} onInput=${slide("start", 0, last - 1)} />
-      <input type="range" aria-label=${t("lastStep")} min="0" max=${n} value=${last}
-        onInput=${slide("end", first + 1, n)} /></div>
-    <${Problem} param=${param} /></div>`;
-}
-
-function Source({ one, number, param }) {
-  if (one.style) {
-    const style = state.styles.find((found) => found.name === one.style);
-    return html`<div class="source style">${style?.thumbnail
-      ? html`<${Picture} path=${style.thumbnail} alt=${one.style} />` : html`<${Icon} name="bookmark" />`}
-      <span class="tag">${one.style}</span></div>`;
-  }
-  if (one.tokens) {
-    return html`<div class="source style"><${Icon} name="layers" /><span class="tag">${t("tokens")}</span></div>`;
-  }
-  const drop = (event) => {
-    const files = [...event.dataTransfer.files];
-    if (!files.length) return;
-    event.preventDefault();
-    event.stopPropagation();
-    set({ dropping: false });
-    more(files);
-  };
-  const more = async (files) => {
-    for (const file of files) {
-      const hash = await keepPicture(file);
-      const now = state.form.references.find((card) => card.id === one.id);
-      if (hash && now) setReference(one.id, { pictures: [...now.pictures, hash] });
-    }
-  };
-  return html`<div class=${`source many-${Math.min(4, one.pictures.length)}`} onDrop=${drop} tabindex="-1" ...${field(param)}>
-    ${one.pictures.slice(0, 4).map((hash, at) => html`<span key=${hash} class="one"><${Picture} path=${`uploads/${hash}`}
-      alt=${t("reference", { number })} />${one.pictures.length > 1 && html`<${Button} icon="close" class="corner top"
-        label=${t("removePicture", { at: at + 1, number })} onClick=${() => setReference(one.id, {
-          pictures: one.pictures.filter((other) => other !== hash) })} />`}</span>`)}
-    <${FileButton} square icon="plus" label=${t("addPicture", { number })} multiple onFiles=${more} class="corner" />
-  </div>`;
-}
-
-function Card({ one, index, onGrab }) {
-  const [more, setMore] = useState(false);
-  const number = index + 1;
-  const { adapters, presets, scale } = state.server || { adapters: [], presets: [], scale: null };
-  const param = (name) => `references.${index}.${name}`;
-  const change = (changes) => setReference(one.id, changes);
-  const preset = presets.find((known) => known.name === one.preset);
-  const adapter = adapters.find((known) => (one.adapter ? known.name === one.adapter : known.default));
-  const remove = () => {
-    const before = state.form.references;
-    setForm({ references: before.filter((card) => card.id !== one.id) });
-    toast(t("removed", { number }), t("undo"), () => setForm({ references: before }));
-  };
-  const paint = () => set({ view: "paint", tab: "picture", paint: {
-    title: t("maskOf", { number }), hash: one.mask, hue: hueOf(one.id), over: null,
-    onDone: (mask) => change({ mask }) } });
-  return html`<li class=${`card hue-${hueOf(one.id)} ${one.muted ? "off" : ""}`} data-id=${one.id}
-      aria-label=${t("reference", { number })}>
-    <div class="head"><button type="button" class="grip" aria-label=${t("move", { number })}
-        title=${t("moveHint")} onPointerDown=${(event) => onGrab(event, one.id)}
-        onKeyDown=${(event) => moveByKey(event, one.id)}><${Icon} name="grip" /></button>
-      <span class="number">${number}</span>
-      <strong>${one.style || (one.tokens ? t("tokens") : adapter?.kind === "face" ? t("face") : t("picture"))}</strong>
-      <${Select} bare label=${t("adapter")} param=${param("adapter")} value=${one.adapter} onChange=${(name) => change({ adapter: name })}
-        options=${[["", t("automatic")], ...adapters.map(({ name, kind }) => [name, kind === "face" ? `${name} · ${t("face")}` : name])]} />
-      <span class="end">
-      <${Button} icon=${one.muted ? "muted" : "eye"} label=${t("mute", { number })} class="quiet"
-        aria-pressed=${one.muted} onClick=${() => change({ muted: !one.muted })} />
-      <${Button} icon="close" label=${t("remove", { number })} class="quiet" onClick=${remove} /></span></div>
-    <div class="body"><${Source} one=${one} number=${number} param=${param("reference")} />
-      <div class="choices">
-        <${Select} label=${t("take")} param=${param("preset")} value=${one.preset}
-          onChange=${(name) => change({ preset: name })}
-          options=${[["", t("everything")], ...presets.map(({ name }) => [name, t.maybe(`preset_${name}`) || name])]} />
-        ${one.rest.scale !== undefined ? html`<div class="line"><span class="name">${t("strength")}</span>
-            <span class="value">${t("bySite")}</span><${Button} text label=${t("oneNumber")} class="quiet"
-            onClick=${() => { const { scale: _, ...rest } = one.rest; change({ rest }); }} /></div>`
-          : html`<${Slider} label=${t("strength")} value=${one.scale} placeholder=${scale} min=${0} max=${1.5}
-            step=${0.05} param=${param("scale")} onChange=${(value) => change({ scale: value })} />`}
-      </div></div>
-    <${Problem} param=${param("reference")} /><${Problem} param=${param("style")} /><${Problem} param=${param("adapter")} />
-    ${preset?.reads && html`<${Slider} label=${t(preset.reads)} value=${one[preset.reads]} placeholder=${one.scale ?? scale}
-      min=${0} max=${2} step=${0.05} param=${param(preset.reads)} onChange=${(value) => change({ [preset.reads]: value })} />`}
-    <${Schedule} one=${one} param=${param("schedule")} />
-    <div class="line where"><span class="name">${t("where")}</span>
-      ${one.mask ? html`<span class="small-frame" style=${{ "--w": size()[0], "--h": size()[1] }}>
-        <${MaskView} hash=${one.mask} hue=${hueOf(one.id)} /></span>` : html`<span class="value">${t("wholePicture")}</span>`}
-      <span class="end">${one.pictures.length > 0 && html`<${Button} text label=${t("more")} class="quiet" aria-expanded=${more}
-        aria-controls=${`more-${one.id}`} aria-label=${`${t("more")}: ${t("reference", { number })}`} onClick=${() => setMore(!more)} />`}
-      ${one.mask && html`<${Button} text label=${t("clear")} class="quiet" onClick=${() => change({ mask: "" })} />`}
-      <${Button} icon="brush" text label=${one.mask ? t("edit") : t("paintArea")} onClick=${paint}
-        aria-label=${`${one.mask ? t("edit") : t("paintArea")}: ${t("reference", { number })}`} ...${field(param("mask"))} /></span></div>
-    <${Problem} param=${param("mask")} />
-    ${more && html`<div class="more" id=${`more-${one.id}`}><div class="pair">
-      <${Select} label=${t("framing")} param=${param("framing")} value=${one.framing} onChange=${(framing) => change({ framing })}
-        options=${["", "crop", "pad", "squash", "tiles"].map((name) => [name, t(`framing_${name || "auto"}`)])} />
-      ${adapter?.kind === "face" && html`<${Select} label=${t("whichFace")} param=${param("face")} value=${one.face}
-        onChange=${(face) => change({ face })} options=${["", "all", "0", "1", "2"].map((name) => [name, t(`face_${name || "largest"}`)])} />`}
-      ${one.pictures.length > 1 && html`<${Select} label=${t("fusion")} param=${param("fusion")} value=${one.fusion}
-        onChange=${(fusion) => change({ fusion })} options=${["", "average", "weighted"].filter((name) => name !== "weighted" || one.fusion === name).map((name) => [name, t(`fusion_${name || "concat"}`)])} />`}
-      </div><${SaveStyle} one=${one} /></div>`}
-  </li>`;
-}
-
-function SaveStyle({ one }) {
-  const name = useRef();
-  const save = async (event) => {
-    event.preventDefault();
-    const body = { name: name.current.value.trim(), reference: one.pictures.map((hash) => `upload:${hash}`) };
-    if (one.adapter) body.adapter = one.adapter;
-    if (one.framing) body.framing = one.framing;
-    if (one.fusion) body.fusion = one.fusion;
-    const made = body.name && (await tell(() => call("POST", "styles", body)));
-    if (!made) return;
-    name.current.value = "";
-    toast(t("styleKept", { name: made.name }));
-    loadStyles();
-  };
-  return html`<form class="save" onSubmit=${save}><input ref=${name} type="text" maxlength="60"
-      aria-label=${t("styleName")} placeholder=${t("styleName")} />
-    <${Button} icon="bookmark" label=${t("keepAsStyle")} text type="submit" onClick=${save} /></form>`;
-}
-
-// ── order ──────────────────────────────────────────────────────────────────────────────────────
-
-function moveTo(id, place) {
-  const references = state.form.references.filter((one) => one.id !== id);
-  place = Math.min(references.length, Math.max(0, place));
-  references.splice(place, 0, state.form.references.find((one) => one.id === id));
-  setForm({ references });
-  say(t("moved", { number: place + 1 }));
-}
-
-function moveByKey(event, id) {
-  const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
-  if (!by) return;
-  event.preventDefault();
-  const grip = event.currentTarget;
-  moveTo(id, state.form.references.findIndex((one) => one.id === id) + by);
-  requestAnimationFrame(() => grip.focus());
-}
-
-/** Drags a card by its grip: the others make room. */
-function grab(event, id) {
-  const grip = event.currentTarget;
-  grip.setPointerCapture(event.pointerId);
-  const card = grip.closest(".card");
-  card.classList.add("dragged");
-  const follow = ({ clientY }) => {
-    const cards = [...document.querySelectorAll(".card")];
-    const place = cards.filter((other) => other !== card).filter((other) => {
-      const box = other.getBoundingClientRect();
-      return clientY > box.top + box.height / 2;
-    }).length;
-    if (place !== cards.indexOf(card)) moveTo(id, place);
-  };
-  const drop = () => {
-    card.classList.remove("dragged");
-    grip.removeEventListener("pointermove", follow);
-  };
-  grip.addEventListener("pointermove", follow);
-  grip.addEventListener("lostpointercapture", drop, { once: true });
-}
-
-function References() {
-  const { references } = state.form;
-  const library = () => set({ panel: "library", tab: "library" });
-  return html`<section class="references" aria-labelledby="references">
-    <div class="title"><h2 id="references">${t("references")}</h2>
-      <span class="end"><${FileButton} icon="plus" label=${t("addReference")} multiple onFiles=${addReferences} />
-      <${Button} icon="bookmark" label=${t("addStyle")} text onClick=${library} /></span></div>
-    ${references.length === 0 && html`<p class="note">${t("noReferences")}</p>`}
-    <ol class="cards">${references.map((one, index) => html`<${Card} key=${one.id} one=${one} index=${index} onGrab=${grab} />`)}</ol>
-  </section>`;
-}
 
 // ── words, start picture, settings ─────────────────────────────────────────────────────────────
 
 function Words() {
   const { form } = state;
   const [open, setOpen] = useState(Boolean(form.negative));
-  const text = (name, param) => ({ value: form[name], ...field(param),
-    onInput: (event) => (forget(param), setForm({ [name]: event.target.value })) });
-  return html`<div class="words"><div class="line"><label class="name" for="prompt">${t("prompt")}</label>
-      ${!open && !form.negative && html`<${Button} icon="plus" label=${t("addNegative")} text class="quiet end" onClick=${() => setOpen(true)} />`}</div>
-    <textarea id="prompt" rows="3" placeholder=${t("promptHint")} ...${text("prompt", "prompt")} /><${Problem} param="prompt" />
-    ${(open || form.negative) && html`<${Field} label=${t("negative")} param="negative_prompt">
-      <textarea rows="2" placeholder=${t("negativeHint")} ...${text("negative", "negative_prompt")} /><//>`}</div>`;
+  const text = (name, param) => ({
+    value: form[name],
+    ...field(param),
+    onInput: (event) => (forget(param), setForm({ [name]: event.target.value })),
+  });
+  return html`<div class="words">
+    <div class="line">
+      <label class="name" for="prompt">${t("prompt")}</label>
+      ${!open && !form.negative && html`<${Button} icon="plus" label=${t("addNegative")} text class="quiet end" onClick=${() => setOpen(true)} />`}
+    </div>
+    <textarea
+      id="prompt"
+      rows="3"
+      placeholder=${t("promptHint")}
+      ...${text("prompt", "prompt")}
+    /><${Problem} param="prompt" /> ${
+      (open || form.negative) &&
+      html`<${Field} label=${t("negative")} param="negative_prompt">
+        <textarea
+          rows="2"
+          placeholder=${t("negativeHint")}
+          ...${text("negative", "negative_prompt")}
+        />
+      <//>`
+    }
+  </div>`;
 }
 
 function StartPicture() {
@@ -249,26 +63,87 @@ function StartPicture() {
     set({ dropping: false });
     take([...event.dataTransfer.files]);
   };
-  const paint = () => set({ view: "paint", tab: "picture", paint: { title: t("inpaintMask"), hash: form.inpaint,
-    hue: 7, over: `uploads/${form.start}`, onDone: (inpaint) => setForm({ inpaint }) } });
+  const paint = () =>
+    set({
+      view: "paint",
+      tab: "picture",
+      paint: {
+        title: t("inpaintMask"),
+        hash: form.inpaint,
+        hue: 7,
+        over: `uploads/${form.start}`,
+        onDone: (inpaint) => setForm({ inpaint }),
+      },
+    });
   if (!form.start) {
-    return html`<section class="start empty" onDrop=${drop}><${FileButton} icon="picture" class="quiet left"
-      label=${t("addStart")} onFiles=${take} ...${field("init_image")} /><${Problem} param="init_image" /></section>`;
+    return html`<section class="start empty" onDrop=${drop}>
+      <${FileButton}
+        icon="picture"
+        class="quiet left"
+        label=${t("addStart")}
+        onFiles=${take}
+        ...${field("init_image")}
+      /><${Problem} param="init_image" />
+    </section>`;
   }
-  return html`<section class="start" onDrop=${drop}><div class="title"><h2>${t("startPicture")}</h2>
-      <span class="end"><${Button} icon="close" label=${t("removeStart")} class="quiet"
-        onClick=${() => setForm({ start: "", inpaint: "", strength: null })} /></span></div>
-    <div class="body"><div class="source many-1"><${Picture} path=${`uploads/${form.start}`} alt=${t("startPicture")} />
-      ${form.inpaint && html`<${MaskView} hash=${form.inpaint} hue=${7} />`}</div>
-      <div class="choices"><${Slider} label=${t("change")} value=${form.strength} placeholder=${0.8} min=${0.05} max=${1}
-        step=${0.05} param="strength" onChange=${(strength) => setForm({ strength })} />
-      <div class="line"><${Button} icon="brush" text label=${form.inpaint ? t("editInpaint") : t("paintInpaint")} onClick=${paint}
-        ...${field("inpaint_mask")} />${form.inpaint && html`<${Button} text class="quiet" label=${t("clear")}
-        onClick=${() => setForm({ inpaint: "" })} />`}</div></div></div>
-    <${Problem} param="init_image" /><${Problem} param="inpaint_mask" /></section>`;
+  return html`<section class="start" onDrop=${drop}>
+    <div class="title">
+      <h2>${t("startPicture")}</h2>
+      <span class="end"
+        ><${Button}
+          icon="close"
+          label=${t("removeStart")}
+          class="quiet"
+          onClick=${() => setForm({ start: "", inpaint: "", strength: null })}
+      /></span>
+    </div>
+    <div class="body">
+      <div class="source many-1">
+        <${Picture} path=${`uploads/${form.start}`} alt=${t("startPicture")} />
+        ${form.inpaint && html`<${MaskView} hash=${form.inpaint} hue=${7} />`}
+      </div>
+      <div class="choices">
+        <${Slider}
+          label=${t("change")}
+          value=${form.strength}
+          placeholder=${0.8}
+          min=${0.05}
+          max=${1}
+          step=${0.05}
+          param="strength"
+          onChange=${(strength) => setForm({ strength })}
+        />
+        <div class="line">
+          <${Button}
+            icon="brush"
+            text
+            label=${form.inpaint ? t("editInpaint") : t("paintInpaint")}
+            onClick=${paint}
+            ...${field("inpaint_mask")}
+          />${
+            form.inpaint &&
+            html`<${Button}
+              text
+              class="quiet"
+              label=${t("clear")}
+              onClick=${() => setForm({ inpaint: "" })}
+            />`
+          }
+        </div>
+      </div>
+    </div>
+    <${Problem} param="init_image" /><${Problem} param="inpaint_mask" />
+  </section>`;
 }
 
-const RATIOS = [[1, 1], [4, 3], [3, 4], [3, 2], [2, 3], [16, 9]];
+const RATIOS = [
+  [1, 1],
+  [4, 3],
+  [3, 4],
+  [3, 2],
+  [2, 3],
+  [16, 9],
+];
 
 function Settings() {
   const { form, server } = state;
@@ -286,24 +161,78 @@ function Settings() {
     const area = (base?.width || 512) * (base?.height || 512);
     return side(Math.sqrt((area * a) / b)) === width && side(Math.sqrt((area * b) / a)) === height;
   });
-  return html`<section class="settings"><h2 class="hidden">${t("settings")}</h2>
-    <div class="size"><span class="name">${t("size")}</span>
-      <${NumberBox} label=${t("width")} value=${width} min="8" step=${multiple} param="size" onChange=${(w) => setSize(w, height)} />
+  return html`<section class="settings">
+    <h2 class="hidden">${t("settings")}</h2>
+    <div class="size">
+      <span class="name">${t("size")}</span>
+      <${NumberBox}
+        label=${t("width")}
+        value=${width}
+        min="8"
+        step=${multiple}
+        param="size"
+        onChange=${(w) => setSize(w, height)}
+      />
       <span aria-hidden="true">×</span>
-      <${NumberBox} label=${t("height")} value=${height} min="8" step=${multiple} param="size" onChange=${(h) => setSize(width, h)} />
-      <${Select} bare label=${t("shape")} value=${ratio ? ratio.join(":") : ""} onChange=${shape}
-        options=${[...(ratio ? [] : [["", t("custom")]]), ...RATIOS.map((pair) => [pair.join(":"), pair.join(":")])]} /></div>
+      <${NumberBox}
+        label=${t("height")}
+        value=${height}
+        min="8"
+        step=${multiple}
+        param="size"
+        onChange=${(h) => setSize(width, h)}
+      />
+      <${Select}
+        bare
+        label=${t("shape")}
+        value=${ratio ? ratio.join(":") : ""}
+        onChange=${shape}
+        options=${[...(ratio ? [] : [["", t("custom")]]), ...RATIOS.map((pair) => [pair.join(":"), pair.join(":")])]}
+      />
+    </div>
     <${Problem} param="size" />
-    <div class="pair"><${Slider} label=${t("steps")} value=${form.steps} placeholder=${base?.steps} min=${1}
-        max=${Math.min(100, server?.limits.steps || 100)} step=${1} param="steps" onChange=${(value) => setForm({ steps: value })} />
-      <${Slider} label=${t("guidance")} value=${form.guidance} placeholder=${base?.guidance_scale} min=${0} max=${15} step=${0.5}
-        param="guidance_scale" onChange=${(guidance) => setForm({ guidance })} /></div>
-    <div class="seed"><span class="name">${t("seed")}</span>
-      <${NumberBox} label=${t("seed")} value=${form.seed} min="0" step="1" param="seed"
-        onChange=${(seed) => setForm({ seed: seed ?? 1, fixed: true })} />
-      <label class="check"><input type="checkbox" checked=${!form.fixed}
-        onChange=${(event) => setForm({ fixed: !event.target.checked })} /><span>${t("newSeed")}</span></label></div>
-    <${Problem} param="seed" /></section>`;
+    <div class="pair">
+      <${Slider}
+        label=${t("steps")}
+        value=${form.steps}
+        placeholder=${base?.steps}
+        min=${1}
+        max=${Math.min(100, server?.limits.steps || 100)}
+        step=${1}
+        param="steps"
+        onChange=${(value) => setForm({ steps: value })}
+      />
+      <${Slider}
+        label=${t("guidance")}
+        value=${form.guidance}
+        placeholder=${base?.guidance_scale}
+        min=${0}
+        max=${15}
+        step=${0.5}
+        param="guidance_scale"
+        onChange=${(guidance) => setForm({ guidance })}
+      />
+    </div>
+    <div class="seed">
+      <span class="name">${t("seed")}</span>
+      <${NumberBox}
+        label=${t("seed")}
+        value=${form.seed}
+        min="0"
+        step="1"
+        param="seed"
+        onChange=${(seed) => setForm({ seed: seed ?? 1, fixed: true })}
+      />
+      <label class="check"
+        ><input
+          type="checkbox"
+          checked=${!form.fixed}
+          onChange=${(event) => setForm({ fixed: !event.target.checked })}
+        /><span>${t("newSeed")}</span></label
+      >
+    </div>
+    <${Problem} param="seed" />
+  </section>`;
 }
 
 // ── run ────────────────────────────────────────────────────────────────────────────────────────
@@ -314,14 +243,26 @@ export function Progress({ class: kind = "" }) {
   const job = jobs.find((one) => one.state === "running") || jobs[0];
   if (!job) return null;
   const waiting = jobs.length - 1;
-  const text = job.cancelling ? t("cancelling")
-    : job.state === "running" ? (job.total ? t("stepOf", { step: job.step, total: job.total }) : t("running"))
-    : job.position ? t("placeInQueue", { place: job.position }) : t("waiting");
-  return html`<div class=${`progress ${kind}`}><div class="line"><span>${text}</span>
+  const text = job.cancelling
+    ? t("cancelling")
+    : job.state === "running"
+      ? job.total
+        ? t("stepOf", { step: job.step, total: job.total })
+        : t("running")
+      : job.position
+        ? t("placeInQueue", { place: job.position })
+        : t("waiting");
+  return html`<div class=${`progress ${kind}`}>
+    <div class="line">
+      <span>${text}</span>
       ${waiting > 0 && html`<span class="value">${t("waitingJobs", { count: waiting })}</span>`}
-      <span class="end">${waiting > 0 && html`<${Button} text label=${t("cancelAll")} class="quiet" onClick=${cancelAll} />`}
-      <${Button} text label=${t("cancel")} class="quiet cancel" onClick=${() => cancel()} /></span></div>
-    <progress aria-label=${t("progress")} max="1" value=${job.total ? job.step / job.total : 0} /></div>`;
+      <span class="end"
+        >${waiting > 0 && html`<${Button} text label=${t("cancelAll")} class="quiet" onClick=${cancelAll} />`}
+        <${Button} text label=${t("cancel")} class="quiet cancel" onClick=${() => cancel()}
+      /></span>
+    </div>
+    <progress aria-label=${t("progress")} max="1" value=${job.total ? job.step / job.total : 0} />
+  </div>`;
 }
 
 const COUNTS = [1, 2, 3, 4, 6, 8];
@@ -330,17 +271,31 @@ const COUNTS = [1, 2, 3, 4, 6, 8];
 function Dock() {
   const { form, errors } = state;
   const general = errors.find((error) => !error.param);
-  return html`<div class="dock"><${Words} />
+  return html`<div class="dock">
+    <${Words} />
     ${general && html`<p class="problem" role="alert">${general.message}</p>`}<${Progress} />
-    <div class="line"><select class="count" aria-label=${t("count")} value=${form.count} ...${field("num_images")}
-      onChange=${(event) => (forget("num_images"), setForm({ count: Number(event.target.value) }))}>
-      ${COUNTS.map((count) => html`<option value=${count} selected=${count === form.count}>×${count}</option>`)}</select>
+    <div class="line">
+      <select
+        class="count"
+        aria-label=${t("count")}
+        value=${form.count}
+        ...${field("num_images")}
+        onChange=${(event) => (forget("num_images"), setForm({ count: Number(event.target.value) }))}
+      >
+        ${COUNTS.map((count) => html`<option value=${count} selected=${count === form.count}>×${count}</option>`)}
+      </select>
       <button type="button" class="button primary go" disabled=${!state.server} onClick=${run}>
-        <span>${active().length ? t("run") : t("runText")}</span><kbd>Ctrl ↵</kbd></button></div>
-    <${Problem} param="num_images" /></div>`;
+        <span>${active().length ? t("run") : t("runText")}</span><kbd>Ctrl ↵</kbd>
+      </button>
+    </div>
+    <${Problem} param="num_images" />
+  </div>`;
 }
 
 export function Composer() {
-  return html`<div class="scroll"><${References} /><${StartPicture} /><${Settings} />
-    <${Button} text label=${t("startOver")} class="quiet left" onClick=${clearForm} /></div><${Dock} />`;
+  return html`<div class="scroll">
+      <${References} /><${StartPicture} /><${Settings} />
+      <${Button} text label=${t("startOver")} class="quiet left" onClick=${clearForm} />
+    </div>
+    <${Dock} />`;
 }

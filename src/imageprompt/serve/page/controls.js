@@ -8,7 +8,8 @@ const ICONS = {
   plus: "M12 5v14M5 12h14",
   close: "M6 6l12 12M18 6 6 18",
   eye: "M2.5 12S6 5.5 12 5.5 21.5 12 21.5 12 18 18.5 12 18.5 2.5 12 2.5 12Z M12 9.2a2.8 2.8 0 1 0 0 5.6 2.8 2.8 0 0 0 0-5.6Z",
-  muted: "M4 4l16 16M9.9 5.8A9 9 0 0 1 12 5.5c6 0 9.5 6.5 9.5 6.5a17 17 0 0 1-3 3.6M6.2 7.3A16 16 0 0 0 2.5 12S6 18.5 12 18.5a9 9 0 0 0 4.3-1.1",
+  muted:
+    "M4 4l16 16M9.9 5.8A9 9 0 0 1 12 5.5c6 0 9.5 6.5 9.5 6.5a17 17 0 0 1-3 3.6M6.2 7.3A16 16 0 0 0 2.5 12S6 18.5 12 18.5a9 9 0 0 0 4.3-1.1",
   grip: "M9 5h.01M15 5h.01M9 12h.01M15 12h.01M9 19h.01M15 19h.01",
   brush: "M14 4l6 6-8.5 8.5c-1.8 1.8-6.5 1.5-7.5 1.5 0-1-.3-5.7 1.5-7.5L14 4Z M11 7l6 6",
   eraser: "M8 19h12M5.2 13.4l8.2-8.2 5.4 5.4L10.4 19H8l-2.8-2.8a2 2 0 0 1 0-2.8Z",
@@ -35,21 +36,33 @@ const ICONS = {
 };
 
 export function Icon({ name }) {
-  return html`<svg class="icon" viewBox="0 0 24 24" aria-hidden="true"><path d=${ICONS[name]} /></svg>`;
+  return html`<svg class="icon" viewBox="0 0 24 24" aria-hidden="true">
+    <path d=${ICONS[name]} />
+  </svg>`;
 }
 
 /** A button with an icon; `label` is its name, `text` shows it too. */
 export function Button({ icon, label, text, class: kind = "", ...rest }) {
-  return html`<button type="button" class=${`button ${kind} ${text ? "" : "square"}`}
-    aria-label=${text ? null : label} title=${text ? null : label} ...${rest}>
-    ${icon && html`<${Icon} name=${icon} />`}${text && html`<span>${label}</span>`}</button>`;
+  return html`<button
+    type="button"
+    class=${`button ${kind} ${text ? "" : "square"}`}
+    aria-label=${text ? null : label}
+    title=${text ? null : label}
+    ...${rest}
+  >
+    ${icon && html`<${Icon} name=${icon} />`}${text && html`<span>${label}</span>`}
+  </button>`;
 }
 
 /** What the server said of a field of the request, in words beside it. */
 export function Problem({ param }) {
   const found = state.errors.filter((error) => error.param === param);
-  return found.map((error) => html`<p class="problem" id=${problemId(param)}>
-    ${error.message}${error.hint && html` <span>${error.hint}</span>`}</p>`);
+  return found.map(
+    (error) =>
+      html`<p class="problem" id=${problemId(param)}>
+        ${error.message}${error.hint && html` <span>${error.hint}</span>`}
+      </p>`,
+  );
 }
 
 const problemId = (param) => `problem-${param.replaceAll(".", "-")}`;
@@ -58,13 +71,18 @@ const problemId = (param) => `problem-${param.replaceAll(".", "-")}`;
 export function field(param) {
   if (!param) return {};
   const wrong = state.errors.some((error) => error.param === param);
-  return { "data-param": param, "aria-invalid": wrong ? "true" : null,
-    "aria-describedby": wrong ? problemId(param) : null };
+  return {
+    "data-param": param,
+    "aria-invalid": wrong ? "true" : null,
+    "aria-describedby": wrong ? problemId(param) : null,
+  };
 }
 
 export function Field({ label, param, children, class: kind = "" }) {
-  return html`<label class=${`field ${kind}`}><span class="name">${label}</span>${children}
-    ${param && html`<${Problem} param=${param} />`}</label>`;
+  return html`<label class=${`field ${kind}`}
+    ><span class="name">${label}</span>${children}
+    ${param && html`<${Problem} param=${param} />`}</label
+  >`;
 }
 
 /** A number that may be empty: `value` null shows `placeholder`. */
@@ -74,8 +92,15 @@ export function NumberBox({ label, value, onChange, param, placeholder, ...rest 
     forget(param);
     onChange(text === "" || Number.isNaN(valueAsNumber) ? null : valueAsNumber);
   };
-  return html`<input type="number" aria-label=${label} value=${value ?? ""}
-    placeholder=${placeholder ?? ""} onInput=${change} ...${field(param)} ...${rest} />`;
+  return html`<input
+    type="number"
+    aria-label=${label}
+    value=${value ?? ""}
+    placeholder=${placeholder ?? ""}
+    onInput=${change}
+    ...${field(param)}
+    ...${rest}
+  />`;
 }
 
 /** Name, number and slider in one. */
@@ -83,17 +108,43 @@ export function Slider({ label, value, min, max, step, param, onChange, placehol
   const at = value ?? placeholder ?? min;
   const fill = { "--fill": `${(100 * Math.min(1, (at - min) / (max - min))).toFixed(1)}%` };
   const slide = (event) => (forget(param), onChange(event.target.valueAsNumber));
-  return html`<div class="slider"><div class="line"><span class="name">${label}</span>
-      <${NumberBox} label=${label} value=${value} param=${param} onChange=${onChange}
-        placeholder=${placeholder} min=${min} step="any" class="small" /></div>
-    <input type="range" aria-label=${label} class="range" style=${fill} min=${min} max=${max}
-      step=${step} value=${at} onInput=${slide} />
-    ${param && html`<${Problem} param=${param} />`}</div>`;
+  return html`<div class="slider">
+    <div class="line">
+      <span class="name">${label}</span>
+      <${NumberBox}
+        label=${label}
+        value=${value}
+        param=${param}
+        onChange=${onChange}
+        placeholder=${placeholder}
+        min=${min}
+        step="any"
+        class="small"
+      />
+    </div>
+    <input
+      type="range"
+      aria-label=${label}
+      class="range"
+      style=${fill}
+      min=${min}
+      max=${max}
+      step=${step}
+      value=${at}
+      onInput=${slide}
+    />
+    ${param && html`<${Problem} param=${param} />`}
+  </div>`;
 }
 
 export function Select({ label, value, options, onChange, param, bare }) {
   const change = (event) => (forget(param), onChange(event.target.value));
-  const select = html`<select aria-label=${label} value=${value} onChange=${change} ...${field(param)}>
+  const select = html`<select
+    aria-label=${label}
+    value=${value}
+    onChange=${change}
+    ...${field(param)}
+  >
     ${options.map(([name, text]) => html`<option value=${name} selected=${name === value}>${text}</option>`)}
   </select>`;
   return bare ? select : html`<${Field} label=${label} param=${param}>${select}<//>`;
@@ -106,19 +157,38 @@ export function FileButton({ label, icon, onFiles, multiple, class: kind = "", s
     onFiles([...input.current.files]);
     input.current.value = "";
   };
-  return html`<${Button} icon=${icon} label=${label} text=${!square} class=${kind}
-      onClick=${() => input.current.click()} ...${rest} />
-    <input ref=${input} type="file" hidden multiple=${multiple} aria-label=${label}
-      accept="image/png,image/jpeg,image/webp" onChange=${pick} />`;
+  return html`<${Button}
+      icon=${icon}
+      label=${label}
+      text=${!square}
+      class=${kind}
+      onClick=${() => input.current.click()}
+      ...${rest}
+    />
+    <input
+      ref=${input}
+      type="file"
+      hidden
+      multiple=${multiple}
+      aria-label=${label}
+      accept="image/png,image/jpeg,image/webp"
+      onChange=${pick}
+    />`;
 }
 
 /** A picture of the API by its path. */
 export function Picture({ path, alt = "", class: kind = "" }) {
   const url = usePicture(path);
   if (url === null) return html`<span class=${`gone ${kind}`}>${t("gone")}</span>`;
-  const crisp = (event) =>
-    event.target.classList.toggle("crisp", event.target.naturalWidth <= 128);
+  const crisp = (event) => event.target.classList.toggle("crisp", event.target.naturalWidth <= 128);
   return html`<img class=${kind} src=${url} alt=${alt} onLoad=${crisp} draggable=${false} />`;
+}
+
+/** A frame of these proportions, as large as its place allows. */
+export function Fit({ width, height, children, class: kind = "" }) {
+  return html`<div class="fit">
+    <div class=${`frame ${kind}`} style=${{ "--w": width, "--h": height }}>${children}</div>
+  </div>`;
 }
 
 /** A modal dialog: Escape closes it and the focus goes back to where it was. */
@@ -130,9 +200,19 @@ export function Dialog({ title, onClose, children, class: kind = "" }) {
     return () => before?.isConnected && before.focus();
   }, []);
   const outside = (event) => event.target === dialog.current && onClose();
-  return html`<dialog ref=${dialog} class=${kind} aria-label=${title} onClose=${onClose}
-      onMouseDown=${outside}>
-    <div class="sheet"><header><h2>${title}</h2>
-      <${Button} icon="close" label=${t("close")} class="quiet" onClick=${onClose} /></header>
-    ${children}</div></dialog>`;
+  return html`<dialog
+    ref=${dialog}
+    class=${kind}
+    aria-label=${title}
+    onClose=${onClose}
+    onMouseDown=${outside}
+  >
+    <div class="sheet">
+      <header>
+        <h2>${title}</h2>
+        <${Button} icon="close" label=${t("close")} class="quiet" onClick=${onClose} />
+      </header>
+      ${children}
+    </div>
+  </dialog>`;
 }

@@ -1,6 +1,17 @@
 // Jobs: sent, followed, cancelled; and what they made.
 import { ApiError, call, eventsOf, remember, upload } from "./api.js";
-import { active, fromRequest, missingPictures, newReference, set, setForm, setReference, shownIndex, state, toRequest } from "./state.js";
+import {
+  active,
+  fromRequest,
+  missingPictures,
+  newReference,
+  set,
+  setForm,
+  setReference,
+  shownIndex,
+  state,
+  toRequest,
+} from "./state.js";
 import { t } from "./words.js";
 
 const HISTORY = 60;
@@ -34,7 +45,8 @@ function showError(error) {
   const found = /^(?:request\.)?references\.(\d+)(?:\.([a-z_]+))?/.exec(error.param || "");
   const card = found ? shownIndex(Number(found[1])) : -1;
   const name = found?.[2] === "image_prompt" ? "reference" : found?.[2] || "reference";
-  const param = card >= 0 ? `references.${card}.${name}` : (error.param || "").replace(/^request\./, "");
+  const param =
+    card >= 0 ? `references.${card}.${name}` : (error.param || "").replace(/^request\./, "");
   const place = param && document.querySelector(`[data-param="${CSS.escape(param)}"]`);
   const problem = { param: place ? param : "", message: place ? error.message : words(error) };
   set({ errors: [{ ...problem, hint: place ? error.hint : "" }], tab: "compose" });
@@ -49,7 +61,12 @@ const newSeed = () => Math.floor(Math.random() * 2 ** 31);
 /** Sends the form as it is. */
 export async function run() {
   if (!state.form.fixed) setForm({ seed: newSeed() });
-  set({ errors: [], selected: "", fresh: false, view: state.view === "compare" ? "picture" : state.view });
+  set({
+    errors: [],
+    selected: "",
+    fresh: false,
+    view: state.view === "compare" ? "picture" : state.view,
+  });
   if (state.view === "sweep") set({ view: "picture" });
   const job = await send(toRequest());
   if (job) set({ tab: "picture" });
@@ -95,7 +112,8 @@ function listenToNext() {
 
 async function listen(job) {
   try {
-    for await (const { event, data } of eventsOf(`jobs/${job.id}/events`)) happened(job, event, data);
+    for await (const { event, data } of eventsOf(`jobs/${job.id}/events`))
+      happened(job, event, data);
   } catch (error) {
     if (error.status !== 404) toast(words(error));
   }
@@ -108,12 +126,13 @@ function happened(job, event, data) {
     change(job.id, { state: "running", position: null, step: 0 });
     say(t("running"));
   }
-  if (event === "progress") change(job.id, { step: data.step, total: data.total, index: data.index });
+  if (event === "progress")
+    change(job.id, { step: data.step, total: data.total, index: data.index });
   if (event === "preview") {
     const jpeg = `data:image/jpeg;base64,${data.jpeg}`;
     change(job.id, { previews: { ...now.previews, [data.index]: jpeg } });
   }
-  if (event === "image") addPictures([pictureOf(job, data)]);
+  if (event === "image") addPictures([madeBy(job, data)]);
   if (event === "done") say(t("ready", { count: data.images }));
   if (event === "cancelled") say(t("cancelled"));
   if (event === "failed") {
@@ -123,7 +142,9 @@ function happened(job, event, data) {
   if (["failed", "cancelled"].includes(event)) markCell(job.id, { state: event });
 }
 
-export async function cancel(job = state.jobs.find((one) => one.state === "running") || state.jobs[0]) {
+export async function cancel(
+  job = state.jobs.find((one) => one.state === "running") || state.jobs[0],
+) {
   if (!job) return;
   change(job.id, { cancelling: true });
   await tell(() => call("DELETE", `jobs/${job.id}`));
@@ -133,14 +154,20 @@ export const cancelAll = () => Promise.all([...state.jobs].reverse().map(cancel)
 
 // ── pictures ───────────────────────────────────────────────────────────────────────────────────
 
-const pictureOf = (job, image) => ({
-  ...image, id: `${job.id}/${image.index}`, job: job.id, request: job.request, created: job.created,
+const madeBy = (job, image) => ({
+  ...image,
+  id: `${job.id}/${image.index}`,
+  job: job.id,
+  request: job.request,
+  created: job.created,
 });
 
 function addPictures(pictures) {
   const fresh = pictures.filter((one) => !state.pictures.some((known) => known.id === one.id));
-  const all = [...fresh, ...state.pictures].sort((a, b) =>
-    b.created - a.created || (a.job === b.job ? a.index - b.index : a.job < b.job ? 1 : -1));
+  const all = [...fresh, ...state.pictures].sort(
+    (a, b) =>
+      b.created - a.created || (a.job === b.job ? a.index - b.index : a.job < b.job ? 1 : -1),
+  );
   set({ pictures: all });
   for (const picture of fresh) markCell(picture.job, { picture: picture.id, state: "done" });
 }
@@ -150,11 +177,17 @@ export async function loadHistory(older = false) {
   const before = older && state.more ? `&before=${encodeURIComponent(state.more)}` : "";
   const { jobs, next } = await call("GET", `jobs?limit=${HISTORY}${before}`);
   set({ more: next });
-  addPictures(jobs.flatMap((job) => job.images.map((image) => pictureOf(job, image))));
-  jobs.filter((job) => ["queued", "running"].includes(job.state)).reverse().forEach(follow);
+  addPictures(jobs.flatMap((job) => job.images.map((image) => madeBy(job, image))));
+  jobs
+    .filter((job) => ["queued", "running"].includes(job.state))
+    .reverse()
+    .forEach(follow);
 }
 
-export const selected = () => state.pictures.find((one) => one.id === state.selected);
+/** The picture of this id; undefined where it is gone. */
+export const pictureOf = (id) => state.pictures.find((one) => one.id === id);
+
+export const selected = () => pictureOf(state.selected);
 
 export function select(id) {
   set({ selected: id, view: "picture", fresh: false });
@@ -228,7 +261,9 @@ export async function restore(file) {
   }
   fromRequest(found.request);
   set({ tab: "compose", panel: state.panel });
-  toast([t("restored"), ...found.warnings].join(" "), t("asReference"), async () => addReferences([file]));
+  toast([t("restored"), ...found.warnings].join(" "), t("asReference"), async () =>
+    addReferences([file]),
+  );
   if (found.missing.length) set({ dialog: { name: "missing", ...found } });
   return true;
 }
@@ -237,7 +272,8 @@ export async function restore(file) {
 export async function takeFiles(files) {
   const pictures = files.filter((file) => /^image\/(png|jpeg|webp)$/.test(file.type));
   if (!pictures.length) return files.length && toast(t("notAPicture"));
-  if (pictures.length === 1 && pictures[0].type === "image/png" && (await restore(pictures[0]))) return;
+  if (pictures.length === 1 && pictures[0].type === "image/png" && (await restore(pictures[0])))
+    return;
   await addReferences(pictures);
 }
 
@@ -264,14 +300,35 @@ export function useTokens() {
     const index = Number(/^references\.(\d+)/.exec(entry.param || "")?.[1]);
     const one = state.form.references[index];
     if (!one || !tokens[index]) continue;
-    const rest = Object.fromEntries(Object.entries(one.rest).filter(([name]) => !ENCODING.includes(name)));
-    setReference(one.id, { tokens: tokens[index], pictures: [], framing: "", fusion: "", face: "", rest });
+    const rest = Object.fromEntries(
+      Object.entries(one.rest).filter(([name]) => !ENCODING.includes(name)),
+    );
+    setReference(one.id, {
+      tokens: tokens[index],
+      pictures: [],
+      framing: "",
+      fusion: "",
+      face: "",
+      rest,
+    });
   }
   set({ dialog: null });
 }
 
-const ENCODING = ["reference", "framing", "fusion", "weights", "noise", "noise_seed", "reference_mask",
-  "negative_reference", "subtract_text", "subtract_strength", "fusion_text", "face_strength"];
+const ENCODING = [
+  "reference",
+  "framing",
+  "fusion",
+  "weights",
+  "noise",
+  "noise_seed",
+  "reference_mask",
+  "negative_reference",
+  "subtract_text",
+  "subtract_strength",
+  "fusion_text",
+  "face_strength",
+];
 
 // ── sweep ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -283,7 +340,8 @@ function markCell(job, changes) {
 /** One picture for each value and seed. `what` is a card's id, or "guidance". */
 export async function sweep({ what, from, to, count, seeds }) {
   const values = Array.from({ length: count }, (_, step) =>
-    Number((from + ((to - from) * step) / Math.max(1, count - 1)).toFixed(2)));
+    Number((from + ((to - from) * step) / Math.max(1, count - 1)).toFixed(2)),
+  );
   const index = active().findIndex((one) => one.id === what);
   const cells = [];
   for (let row = 0; row < seeds; row++) {
@@ -293,7 +351,10 @@ export async function sweep({ what, from, to, count, seeds }) {
   for (const cell of cells) {
     const request = { ...toRequest(), seed: cell.seed, num_images: 1 };
     if (index < 0) request.guidance_scale = cell.value;
-    else request.references = request.references.map((one, at) => (at === index ? { ...one, scale: cell.value } : one));
+    else
+      request.references = request.references.map((one, at) =>
+        at === index ? { ...one, scale: cell.value } : one,
+      );
     const job = await send(request);
     if (!job) break;
     set({ cells: state.cells.map((one) => (one === cell ? { ...one, job: job.id } : one)) });

@@ -15,7 +15,8 @@ function maskSize() {
   return [Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale))];
 }
 
-const canvasOf = (width, height) => Object.assign(document.createElement("canvas"), { width, height });
+const canvasOf = (width, height) =>
+  Object.assign(document.createElement("canvas"), { width, height });
 
 /** A picture with white inside becomes a canvas that is opaque inside. */
 function opaqueInside(image, width, height) {
@@ -37,7 +38,8 @@ const kept = new Map(); // hash -> promise of an opaque-inside canvas
 function maskCanvas(hash) {
   if (!kept.has(hash)) {
     const found = imageOf(`uploads/${hash}`).then((image) =>
-      opaqueInside(image, image.naturalWidth, image.naturalHeight));
+      opaqueInside(image, image.naturalWidth, image.naturalHeight),
+    );
     found.catch(() => kept.delete(hash));
     kept.set(hash, found);
   }
@@ -58,14 +60,20 @@ export function MaskView({ hash, hue }) {
   const canvas = useRef();
   useEffect(() => {
     let current = true;
-    maskCanvas(hash).then((mask) => {
-      if (!current || !canvas.current) return;
-      const { width, height } = Object.assign(canvas.current, { width: mask.width, height: mask.height });
-      const context = canvas.current.getContext("2d");
-      context.clearRect(0, 0, width, height);
-      context.drawImage(mask, 0, 0);
-      tint(context, colourOf(canvas.current));
-    }, () => {});
+    maskCanvas(hash).then(
+      (mask) => {
+        if (!current || !canvas.current) return;
+        const { width, height } = Object.assign(canvas.current, {
+          width: mask.width,
+          height: mask.height,
+        });
+        const context = canvas.current.getContext("2d");
+        context.clearRect(0, 0, width, height);
+        context.drawImage(mask, 0, 0);
+        tint(context, colourOf(canvas.current));
+      },
+      () => {},
+    );
     return () => (current = false);
   }, [hash, hue]);
   return html`<canvas ref=${canvas} class=${`mask hue-${hue}`} aria-hidden="true" />`;
@@ -73,8 +81,13 @@ export function MaskView({ hash, hue }) {
 
 // ── painting ───────────────────────────────────────────────────────────────────────────────────
 
-const HALVES = { left: [0, 0, 0.5, 1], right: [0.5, 0, 0.5, 1], top: [0, 0, 1, 0.5],
-  bottom: [0, 0.5, 1, 0.5], whole: [0, 0, 1, 1] };
+const HALVES = {
+  left: [0, 0, 0.5, 1],
+  right: [0.5, 0, 0.5, 1],
+  top: [0, 0, 1, 0.5],
+  bottom: [0, 0.5, 1, 0.5],
+  whole: [0, 0, 1, 1],
+};
 
 function draw(context, operation) {
   const { width, height } = context.canvas;
@@ -112,8 +125,10 @@ function drawn(operations, width, height) {
 
 /** Whether anything is inside: an empty mask is no mask. */
 const isEmpty = (canvas) =>
-  !canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data
-    .some((value, at) => at % 4 === 3 && value > 0);
+  !canvas
+    .getContext("2d")
+    .getImageData(0, 0, canvas.width, canvas.height)
+    .data.some((value, at) => at % 4 === 3 && value > 0);
 
 async function keep(operations, width, height) {
   const inside = drawn(operations, width, height);
@@ -156,7 +171,11 @@ export function Painter() {
   };
 
   useEffect(() => {
-    if (hash) maskCanvas(hash).then((image) => setOperations((now) => [{ image }, ...now]), () => {});
+    if (hash)
+      maskCanvas(hash).then(
+        (image) => setOperations((now) => [{ image }, ...now]),
+        () => {},
+      );
   }, []);
 
   const show = (more = []) => {
@@ -169,8 +188,10 @@ export function Painter() {
 
   const at = (event) => {
     const box = canvas.current.getBoundingClientRect();
-    return [((event.clientX - box.left) * width) / box.width,
-      ((event.clientY - box.top) * height) / box.height];
+    return [
+      ((event.clientX - box.left) * width) / box.width,
+      ((event.clientY - box.top) * height) / box.height,
+    ];
   };
   const begin = (event) => {
     if (event.button) return;
@@ -180,7 +201,8 @@ export function Painter() {
   };
   const go = (event) => {
     if (!stroke.current) return;
-    for (const part of event.getCoalescedEvents?.() || [event]) stroke.current.points.push(at(part));
+    for (const part of event.getCoalescedEvents?.() || [event])
+      stroke.current.points.push(at(part));
     show([stroke.current]);
   };
   const end = () => {
@@ -208,33 +230,87 @@ export function Painter() {
     }
   };
   const tools = html`<div class="tools" role="toolbar" aria-label=${t("painting")}>
-    <${Button} icon="brush" label=${t("brush")} aria-pressed=${!erase} onClick=${() => setErase(false)} />
-    <${Button} icon="eraser" label=${t("eraser")} aria-pressed=${erase} onClick=${() => setErase(true)} />
-    <label class="brush"><span>${t("brushSize")}</span><input type="range" min="4" max="256" value=${brush}
-      onInput=${(event) => setBrush(event.target.valueAsNumber)} /></label>
+    <${Button}
+      icon="brush"
+      label=${t("brush")}
+      aria-pressed=${!erase}
+      onClick=${() => setErase(false)}
+    />
+    <${Button}
+      icon="eraser"
+      label=${t("eraser")}
+      aria-pressed=${erase}
+      onClick=${() => setErase(true)}
+    />
+    <label class="brush"
+      ><span>${t("brushSize")}</span
+      ><input
+        type="range"
+        min="4"
+        max="256"
+        value=${brush}
+        onInput=${(event) => setBrush(event.target.valueAsNumber)}
+    /></label>
     <i />
     <${Button} icon="undo" label=${t("undo")} disabled=${!operations.length} onClick=${undo} />
     <${Button} icon="redo" label=${t("redo")} disabled=${!undone.length} onClick=${redo} />
     <${Button} icon="invert" label=${t("invert")} onClick=${() => add({ invert: true })} />
     <${Button} icon="trash" label=${t("clearMask")} onClick=${() => add({ clear: true })} />
     <i />
-    <select aria-label=${t("fill")} value="" onChange=${(event) => {
-      add({ box: HALVES[event.target.value] });
-      event.target.value = "";
-    }}><option value="" disabled selected>${t("fill")}</option>
-      ${Object.keys(HALVES).map((name) => html`<option value=${name}>${t(`half_${name}`)}</option>`)}</select>
-    <${FileButton} icon="open" label=${t("loadMask")} square onFiles=${([file]) => file && load(file)} />
+    <select
+      aria-label=${t("fill")}
+      value=""
+      onChange=${(event) => {
+        add({ box: HALVES[event.target.value] });
+        event.target.value = "";
+      }}
+    >
+      <option value="" disabled selected>${t("fill")}</option>
+      ${Object.keys(HALVES).map((name) => html`<option value=${name}>${t(`half_${name}`)}</option>`)}
+    </select>
+    <${FileButton}
+      icon="open"
+      label=${t("loadMask")}
+      square
+      onFiles=${([file]) => file && load(file)}
+    />
   </div>`;
   return html`<section class="painter" onKeyDown=${keys} aria-label=${title}>
-    <div class="bar"><strong class=${`hue-${hue}`}>${title}</strong>
-      <span class="end"><${Button} label=${t("cancel")} text onClick=${close} />
-      <${Button} label=${t("done")} text class="primary" disabled=${busy} onClick=${done} /></span></div>
-    <div class="fit"><div class="frame" style=${{ "--w": width, "--h": height }}>
-      ${over && html`<${Picture} path=${over} class="under" />`}
-      <div class="others">${state.form.references.map((one, index) => one.mask && index % HUES !== hue && !one.muted
-        && html`<${MaskView} hash=${one.mask} hue=${index % HUES} />`)}</div>
-      <canvas ref=${canvas} class=${`paint hue-${hue} ${erase ? "erasing" : ""}`} width=${width}
-        height=${height} tabindex="0" role="img" aria-label=${t("canvas")} onPointerDown=${begin}
-        onPointerMove=${go} onPointerUp=${end} onPointerCancel=${end} /></div></div>
-    ${tools}<p class="note">${t("paintNote")}</p></section>`;
+    <div class="bar">
+      <strong class=${`hue-${hue}`}>${title}</strong>
+      <span class="end"
+        ><${Button} label=${t("cancel")} text onClick=${close} />
+        <${Button} label=${t("done")} text class="primary" disabled=${busy} onClick=${done}
+      /></span>
+    </div>
+    <div class="fit">
+      <div class="frame" style=${{ "--w": width, "--h": height }}>
+        ${over && html`<${Picture} path=${over} class="under" />`}
+        <div class="others">
+          ${state.form.references.map(
+            (one, index) =>
+              one.mask &&
+              index % HUES !== hue &&
+              !one.muted &&
+              html`<${MaskView} hash=${one.mask} hue=${index % HUES} />`,
+          )}
+        </div>
+        <canvas
+          ref=${canvas}
+          class=${`paint hue-${hue} ${erase ? "erasing" : ""}`}
+          width=${width}
+          height=${height}
+          tabindex="0"
+          role="img"
+          aria-label=${t("canvas")}
+          onPointerDown=${begin}
+          onPointerMove=${go}
+          onPointerUp=${end}
+          onPointerCancel=${end}
+        />
+      </div>
+    </div>
+    ${tools}
+    <p class="note">${t("paintNote")}</p>
+  </section>`;
 }

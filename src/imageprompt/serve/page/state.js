@@ -9,14 +9,41 @@ let waiting = false;
 /** A card of one reference. `rest` keeps the fields of a request that the card does not show. */
 export const newReference = (more = {}) => ({
   id: crypto.randomUUID?.() ?? String(Math.random()),
-  pictures: [], style: "", tokens: "", adapter: "", scale: null, preset: "",
-  composition: null, boost: null, start: 0, end: 1, curve: "constant", custom: "",
-  mask: "", muted: false, face: "", framing: "", fusion: "", rest: {}, ...more,
+  pictures: [],
+  style: "",
+  tokens: "",
+  adapter: "",
+  scale: null,
+  preset: "",
+  composition: null,
+  boost: null,
+  start: 0,
+  end: 1,
+  curve: "constant",
+  custom: "",
+  mask: "",
+  muted: false,
+  face: "",
+  framing: "",
+  fusion: "",
+  rest: {},
+  ...more,
 });
 
 const newForm = () => ({
-  references: [], prompt: "", negative: "", size: null, seed: 1, fixed: false, steps: null,
-  guidance: null, count: 1, start: "", strength: null, inpaint: "", rest: {},
+  references: [],
+  prompt: "",
+  negative: "",
+  size: null,
+  seed: 1,
+  fixed: false,
+  steps: null,
+  guidance: null,
+  count: 1,
+  start: "",
+  strength: null,
+  inpaint: "",
+  rest: {},
 });
 
 const read = (key) => {
@@ -36,17 +63,25 @@ export const state = {
   jobs: [], // those that wait or run, oldest first
   pictures: [], // {id, job, index, url, width, height, seed, request}, newest first
   more: null, // the job before which older ones begin
-  styles: [], search: "", scores: {}, resembles: "",
+  styles: [],
+  search: "",
+  scores: {},
+  resembles: "",
   view: "picture", // paint, compare, sweep
   fresh: false, // an empty canvas, though there are pictures
   selected: "", // the id of a picture; "" follows the job that runs
   paint: null, // {title, hash, hue, over, onDone}
-  compare: [], sweep: null, cells: [],
+  compare: [],
+  sweep: null,
+  cells: [],
   panel: "gallery", // library
   tab: "compose", // phone: picture, gallery, library
-  dialog: null, toast: null, said: "",
+  dialog: null,
+  toast: null,
+  said: "",
   errors: [], // {param, message, hint}
-  showMasks: false, dropping: false,
+  showMasks: false,
+  dropping: false,
 };
 
 state.form.references = state.form.references.map((one) => newReference(one));
@@ -112,8 +147,10 @@ export async function loadServer() {
     offline: "",
     server: {
       base: bases.bases.find((one) => one.default) || bases.bases[0],
-      limits: bases.limits, adapters: adapters.adapters,
-      presets: presets.presets, scale: presets.scale,
+      limits: bases.limits,
+      adapters: adapters.adapters,
+      presets: presets.presets,
+      scale: presets.scale,
     },
   });
 }
@@ -136,7 +173,9 @@ export function scheduleText({ start, end, curve, custom }) {
   if (custom) return custom;
   const whole = start <= 0 && end >= 1;
   const window = whole && curve !== "constant" ? "" : `${fraction(start)}-${fraction(end)}`;
-  return whole && curve === "constant" ? "" : `${window} ${curve === "constant" ? "" : curve}`.trim();
+  return whole && curve === "constant"
+    ? ""
+    : `${window} ${curve === "constant" ? "" : curve}`.trim();
 }
 
 function referenceToRequest(one) {
@@ -189,17 +228,35 @@ export const shownIndex = (index) => state.form.references.indexOf(active()[inde
 
 // ── request -> form ────────────────────────────────────────────────────────────────────────────
 
-const SHOWN = ["reference", "style", "image_prompt", "adapter", "scale", "preset", "composition",
-  "boost", "schedule", "mask", "face", "framing", "fusion"];
+const SHOWN = [
+  "reference",
+  "style",
+  "image_prompt",
+  "adapter",
+  "scale",
+  "preset",
+  "composition",
+  "boost",
+  "schedule",
+  "mask",
+  "face",
+  "framing",
+  "fusion",
+];
 
 function referenceFromRequest(one) {
   const rest = Object.fromEntries(Object.entries(one).filter(([name]) => !SHOWN.includes(name)));
   const pictures = [one.reference ?? []].flat();
   const keep = (name) => one[name] !== null && one[name] !== undefined && (rest[name] = one[name]);
   const card = newReference({
-    pictures: pictures.map(hashOf).filter(Boolean), style: one.style || "",
-    tokens: one.image_prompt || "", adapter: one.adapter || "", preset: one.preset || "",
-    composition: one.composition ?? null, boost: one.boost ?? null, rest,
+    pictures: pictures.map(hashOf).filter(Boolean),
+    style: one.style || "",
+    tokens: one.image_prompt || "",
+    adapter: one.adapter || "",
+    preset: one.preset || "",
+    composition: one.composition ?? null,
+    boost: one.boost ?? null,
+    rest,
   });
   if (pictures.length > card.pictures.length) keep("reference");
   if (typeof one.scale === "number") card.scale = one.scale;
@@ -220,12 +277,26 @@ function scheduleFrom(schedule) {
   const found = /^(?:([\d.]+)\s*-\s*([\d.]+))?\s*([a-z][a-z-]*)?$/.exec(text.trim());
   if (!found || !text.trim()) return { custom: text };
   return {
-    start: Number(found[1] ?? 0), end: Number(found[2] ?? 1), curve: found[3] || "constant",
+    start: Number(found[1] ?? 0),
+    end: Number(found[2] ?? 1),
+    curve: found[3] || "constant",
   };
 }
 
-const PLAIN = ["prompt", "negative_prompt", "references", "init_image", "strength", "inpaint_mask",
-  "seed", "num_images", "steps", "guidance_scale", "size", "base"];
+const PLAIN = [
+  "prompt",
+  "negative_prompt",
+  "references",
+  "init_image",
+  "strength",
+  "inpaint_mask",
+  "seed",
+  "num_images",
+  "steps",
+  "guidance_scale",
+  "size",
+  "base",
+];
 
 /** Fills the form; `index` is the picture of the request that is wanted. */
 export function fromRequest(request, index = 0) {
@@ -236,11 +307,19 @@ export function fromRequest(request, index = 0) {
     .filter((one) => [one.reference ?? []].flat().length || one.style || one.image_prompt)
     .map(referenceFromRequest);
   setForm({
-    ...newForm(), references, rest,
-    prompt: request.prompt || "", negative: request.negative_prompt || "",
-    size: request.size || null, seed: (request.seed ?? 1) + index, fixed: true,
-    steps: request.steps ?? null, guidance: request.guidance_scale ?? null, count: 1,
-    start: hashOf(request.init_image), strength: request.strength ?? null,
+    ...newForm(),
+    references,
+    rest,
+    prompt: request.prompt || "",
+    negative: request.negative_prompt || "",
+    size: request.size || null,
+    seed: (request.seed ?? 1) + index,
+    fixed: true,
+    steps: request.steps ?? null,
+    guidance: request.guidance_scale ?? null,
+    count: 1,
+    start: hashOf(request.init_image),
+    strength: request.strength ?? null,
     inpaint: hashOf(request.inpaint_mask),
   });
   set({ errors: [], view: "picture" });
