@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from imageprompt.hosts.unet import FAMILIES
+
 Config = Mapping[str, Any]
 
 
@@ -121,23 +123,7 @@ def _unet(**config: Any) -> Part:
     return Part("diffusers", "UNet2DConditionModel", {"layers_per_block": 2, **config})
 
 
-_SD = {
-    "block_out_channels": (320, 640, 1280, 1280),
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-}
-_SDXL = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-}
+_SDXL = {"sample_size": 128, "addition_embed_type": "text_time", "addition_time_embed_dim": 256}
 
 
 def _flux(guidance: bool) -> Part:
@@ -186,7 +172,7 @@ BASES: Mapping[str, PublishedBase] = {
     "sd15": PublishedBase(
         family="sd15",
         title="Stable Diffusion 1.5",
-        denoiser=_unet(**_SD, cross_attention_dim=768, attention_head_dim=8),
+        denoiser=_unet(**FAMILIES["sd15"]),
         vae=_VAE_4,
         text={"CLIP-L": (CLIP_L_TEXT, 77)},
         image_encoder=VIT_H,
@@ -197,12 +183,7 @@ BASES: Mapping[str, PublishedBase] = {
     "sd2": PublishedBase(
         family="sd2",
         title="Stable Diffusion 2.1",
-        denoiser=_unet(
-            **_SD,
-            cross_attention_dim=1024,
-            attention_head_dim=(5, 10, 20, 20),
-            use_linear_projection=True,
-        ),
+        denoiser=_unet(**FAMILIES["sd2"]),
         vae=_VAE_4,
         text={"OpenCLIP-H": (OPENCLIP_H_TEXT, 77)},
         image_encoder=VIT_H,
@@ -213,7 +194,7 @@ BASES: Mapping[str, PublishedBase] = {
     "sdxl": PublishedBase(
         family="sdxl",
         title="Stable Diffusion XL",
-        denoiser=_unet(**_SDXL, projection_class_embeddings_input_dim=2816),
+        denoiser=_unet(**FAMILIES["sdxl"], **_SDXL, projection_class_embeddings_input_dim=2816),
         vae=_VAE_4,
         text={"CLIP-L": (CLIP_L_TEXT, 77), "OpenCLIP-bigG": (OPENCLIP_G_TEXT, 77)},
         image_encoder=VIT_H,
@@ -225,12 +206,7 @@ BASES: Mapping[str, PublishedBase] = {
     "kolors": PublishedBase(
         family="kolors",
         title="Kolors",
-        denoiser=_unet(
-            **_SDXL,
-            projection_class_embeddings_input_dim=5632,
-            encoder_hid_dim=4096,
-            encoder_hid_dim_type="text_proj",
-        ),
+        denoiser=_unet(**FAMILIES["kolors"], **_SDXL, projection_class_embeddings_input_dim=5632),
         vae=_VAE_4,
         text={"ChatGLM3-6B": (6_243_584_000, 256)},
         image_encoder=CLIP_L_336,
