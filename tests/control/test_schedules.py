@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from hosts_table import CASES
+from hosts_table import CASES, SMALLEST
 from ids import stable
 from imageprompt.attention.step_tracker import (
     StepPosition,
@@ -451,7 +451,7 @@ def test_pipelines(strength: float | None, steps: int) -> None:
 # ── compiled, and cached ────────────────────────────────────────────────────────────────────────
 
 
-def test_compiled(rig: Rig) -> None:
+def test_compiled(tmp_path: Path) -> None:
     """Another step is another row of numbers: one graph, and the step is still known.
 
     Masks, negative rows and scaled keys are part of the graph.
@@ -463,6 +463,8 @@ def test_compiled(rig: Rig) -> None:
         "mask": torch.eye(8),
     }
     torch._dynamo.reset()
+    rig = build(SMALLEST, "base", tmp_path)
+    rig.adapter.attach(rig.unet)
     base = loop(rig, schedule())
     with rig.adapter.use(rig.prompt(1), **use):
         expected = loop(rig, schedule())

@@ -104,7 +104,7 @@ def test_training(folder: Path) -> None:
     ]
     for command in steps:
         if command[0] == "demo":
-            command = [*command, "--num-scenes", "60"]
+            command = [*command, "--num-scenes", "24"]
         elif command[0] == "train" and ">" not in command:
             command = [*command, *SHORT]
         assert run(command) == 0, command
