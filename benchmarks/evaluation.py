@@ -4,7 +4,7 @@
     python benchmarks/evaluation.py scoring --pictures 1000
     python benchmarks/evaluation.py memory
 
-`kills` runs a study of the bundled stack in a process that is killed (SIGKILL) ten times, at
+`kills` runs a study of the bundled stack in processes that are killed (SIGKILL) ten times, at
 moments spread over its length, and compares all lines and pictures with those of a whole run.
 `scoring` generates and scores one study, and prints the CPU seconds of both. `memory` reads the
 results of 10,000 and 100,000 rows, and verifies them as a resumed study does.
@@ -14,64 +14,75 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-STUDY: dict[str, Any] = {"count": 3, "steps": 4, "batch_size": 4, "seeds": 2}
+STUDY: dict[str, Any] = {"steps": 2, "batch_size": 4, "seeds": 2, "scales": [1.0]}
 KILLS = 10
-
-
-def command(config: dict[str, Any], folder: Path) -> list[str]:
-    keys = [f"--set={key}={json.dumps(value)}" for key, value in config.items()]
-    return [sys.executable, "-m", "imageprompt", "evaluate", "--output", str(folder), *keys]
+RESULTS = "results.jsonl"
 
 
 # ── kills ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def kills(options: argparse.Namespace) -> dict[str, Any]:
-    """Kill one study again and again as soon as it has some more pictures."""
+    """Kill one study again and again, each time when it has some more pictures."""
+    import diffusers  # noqa: F401 - imported once, as the processes are forked
+    import torch
+    import transformers  # noqa: F401
+
+    from imageprompt.evaluation.study.references import drawn_references
+
+    torch.set_num_threads(1)
     top = Path(options.folder)
-    config = STUDY | {"scales": [1.0]}
+    drawn_references(top, 3)  # shared: recipes name their paths
     whole, killed = top / "whole", top / "killed"
-    run = {"capture_output": True, "text": True, "check": True}
-    subprocess.run(command(config, whole), **run)
+    start(whole).join()
     total = count(whole)
-    moments = [round((i + 1) * total / (KILLS + 1)) for i in range(KILLS)]
     at: list[dict[str, int]] = []
-    for number, moment in enumerate(moments):
-        process = subprocess.Popen(
-            command(config, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        while process.poll() is None and count(killed) < moment:
-            time.sleep(0.01)
+    for number in range(KILLS):
+        process = start(killed)
+        moment = round((number + 1) * total / (KILLS + 1))
+        while process.is_alive() and count(killed) < moment:
+            time.sleep(0.005)
         time.sleep(0.07 * number)  # not always just after a picture
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        at.append({"pictures": count(killed), "lines": lines(killed)})
-    subprocess.run(command(config, killed), **run)
-    same_lines = (whole / "results.jsonl").read_bytes() == (killed / "results.jsonl").read_bytes()
+        process.kill()
+        process.join()
+        at.append({"pictures": count(killed), "lines": lines(killed), "exit": process.exitcode})
+    start(killed).join()
     pictures = sorted(path.relative_to(whole) for path in (whole / "pictures").rglob("*.png"))
     same = sum((whole / one).read_bytes() == (killed / one).read_bytes() for one in pictures)
-    extra = count(killed) - len(pictures)
     return {
         "lines": lines(whole),
-        "lines_equal": same_lines,
+        "lines_equal": (whole / RESULTS).read_bytes() == (killed / RESULTS).read_bytes(),
         "pictures": len(pictures),
         "pictures_equal": same,
-        "extra_pictures": extra,
+        "extra_pictures": count(killed) - len(pictures),
         "killed_at": at,
     }
+
+
+def start(folder: Path) -> Any:
+    """A process that runs the study."""
+    process = get_context("fork").Process(target=_study, args=(folder,))
+    process.start()
+    return process
+
+
+def _study(folder: Path) -> None:
+    from imageprompt.evaluation.study.config import StudyConfig
+    from imageprompt.evaluation.study.run import Study
+
+    keys = STUDY | {"output": str(folder), "references": str(folder.parent / "references")}
+    Study(StudyConfig.load(keys)).run(progress=False, report=False)
 
 
 def count(folder: Path) -> int:
@@ -79,7 +90,7 @@ def count(folder: Path) -> int:
 
 
 def lines(folder: Path) -> int:
-    path = folder / "results.jsonl"
+    path = folder / RESULTS
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
@@ -173,7 +184,7 @@ def write_rows(folder: Path, rows: int) -> None:
     """The results of a plan, with invented figures."""
     folder.mkdir(parents=True)
     more = {"metrics": {"clip-i": 0.7, "dino": 0.5, "words": 1.0, "lab": 20.25, "copying": 0.1}}
-    with (folder / "results.jsonl").open("w") as stream:
+    with (folder / RESULTS).open("w") as stream:
         for number, row in enumerate(row for chunk in plan_of(rows).chunks() for row in chunk):
             hashes = {"adapter": "a" * 64, "base": "b" * 16, "picture": f"{number:032x}"}
             line = expected(row) | more | {"hashes": hashes, "extractors": {"clip": "c" * 16}}

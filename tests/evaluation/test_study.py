@@ -71,6 +71,11 @@ def finished(small: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
 def lines_of(folder: Path) -> list[bytes]:
     return (folder / "results.jsonl").read_bytes().splitlines()
 
@@ -228,6 +233,28 @@ def test_finished_studies_are_not_made_again(
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_a_chunk_is_made_whole(
+    copied: Path, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One picture of a chunk without lines is gone: all of the chunk are made again, in batches of
+    the same pictures."""
+    made: list[int] = []
+    generate = Study._generate
+    monkeypatch.setattr(
+        Study,
+        "_generate",
+        lambda self, requests, *more: made.append(len(requests)) or generate(self, requests, *more),
+    )
+    path = copied / "results.jsonl"
+    before = path.read_bytes()
+    path.write_bytes(b"".join(before.splitlines(keepends=True)[:16]))
+    rows = [json.loads(line) for line in before.splitlines()]
+    (copied / rows[20]["picture"]).unlink()
+    evaluate(small | {"output": str(copied)}, progress=False)
+    assert made == [8]
+    assert path.read_bytes() == before
+
+
 # ── kill -9 ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -285,11 +312,6 @@ def test_a_killed_study_goes_on_and_nothing_differs(
 
 
 # ── a folder that has another study, or a damaged one ───────────────────────────────────────────
-
-
-@pytest.fixture
-def copied(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
 @pytest.mark.parametrize(
