@@ -59,6 +59,7 @@ def frozen() -> tuple[Any, Any, Any]:
     return pipe, adapter, adapter.encode(features=features("faceid"))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("order", ["before attach", "after attach"])
 @pytest.mark.parametrize("offload", OFFLOADS)
 def test_live_lora_under_offloading(offload: str, order: str, tmp_path: Any) -> None:

@@ -40,6 +40,7 @@ def test_one_reference_with_guidance(host: str, kind: str, tmp_path: Path) -> No
     assert difference(found, rig.host.read(rig.unet, inputs)) > MATTERS
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("scale", [0.0, 0.25, 1.0, 2.0])
 def test_every_scale(scale: float, tmp_path: Path) -> None:
     rig = build("sd15", "plus", tmp_path)
@@ -135,6 +136,7 @@ def test_scale_by_site(tmp_path: Path) -> None:
 # ── through a whole pipeline ─────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("prompts", "pictures", "guidance"), [(1, 1, 4.0), (1, 3, 4.0), (2, 2, 4.0), (1, 1, 1.0)]
 )

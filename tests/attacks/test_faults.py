@@ -45,6 +45,7 @@ def test_sigkill_at_every_moment_that_differs(scene: Scene, whole: bool) -> None
         assert scene.problems_after_next(here) == [], when
 
 
+@pytest.mark.sample(2)
 def test_sigkill_at_random_times(scene: Scene, whole: bool) -> None:
     began = time.monotonic()
     scene.write.save(scene.copy(), 1)
@@ -66,6 +67,7 @@ def sizes(scene: Scene, whole: bool) -> set[int]:
     return {1, scene.size // 2, scene.size - 1} if whole else {scene.size // 2}
 
 
+@pytest.mark.sample(2)
 def test_a_kill_in_the_middle_of_a_write(scene: Scene, whole: bool) -> None:
     for size in sizes(scene, whole):
         here = scene.copy()
@@ -89,6 +91,7 @@ def test_what_is_written_is_on_the_disk_before_it_has_its_name(scene: Scene) -> 
 # ── full disks ──────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.sample(2)
 def test_a_limit_on_file_sizes_is_one_line_and_leaves_what_was(scene: Scene, whole: bool) -> None:
     for size in sizes(scene, whole):
         here = scene.copy()
@@ -101,6 +104,7 @@ def test_a_limit_on_file_sizes_is_one_line_and_leaves_what_was(scene: Scene, who
         assert faults.leftovers(here) == [], size
 
 
+@pytest.mark.sample(2)
 def test_a_full_disk_is_one_line_and_leaves_what_was(scene: Scene) -> None:
     if not scene.size or scene.write.appends:
         return  # it needs no room, or no more than its last block has

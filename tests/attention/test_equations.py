@@ -62,6 +62,7 @@ def test_every_site_of_every_variant(kind: str, tmp_path: Path) -> None:
     check_sites(rig, scales, rig.features(1))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("host", CASES)
 def test_every_site_of_every_host(host: str, tmp_path: Path) -> None:
     """Two prompts with two references each."""

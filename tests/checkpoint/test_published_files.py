@@ -103,6 +103,7 @@ def test_templates_without_torch(name: str) -> None:
     assert flat == {n: s for n, s in ALL[name].shapes().items() if n.startswith("ip_adapter.")}
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ALL)
 def test_layouts_hold_it_and_give_it_back(name: str, tmp_path: Path) -> None:
     """Standard -> every other layout -> standard: the same stored tensors under the same names."""
@@ -172,6 +173,7 @@ def test_small_twins(name: str, suffix: str, tmp_path: Path) -> None:
         assert {n: t.shape for n, t in written.items()} == {n: t.shape for n, t in state.items()}
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", SMALL)
 def test_round_trips_of_weights(name: str, tmp_path: Path) -> None:
     """Standard file -> every other layout's file -> standard, equal to the bit."""
