@@ -58,6 +58,7 @@ def blocks() -> list[Any]:
 
 
 BLOCKS = blocks()
+CACHED: dict[str, dict[str, torch.Tensor]] = {}
 PICTURES = [Image.fromarray(one) for one in BLOCKS]
 WIDE, TALL = textured(300, 451), textured(400, 240)
 
@@ -352,6 +353,28 @@ def test_weights_of_another_network(role: str, tmp_path: Path) -> None:
     if role == "inception":
         with pytest.raises(EncoderError, match="not the weights of its network"):
             open_role(role, PREFIX + networks.save(tmp_path, "short.pth", short))
+
+
+@pytest.mark.parametrize("shape", [(), (7, 2), (0, 3, 3, 3)])
+@pytest.mark.parametrize(
+    ("role", "shapes", "names"),
+    [
+        ("inception", networks.inception, ("Conv2d_1a_3x3.conv.weight",
+                                           "Mixed_7c.branch1x1.bn.bias")),
+        ("copy", networks.sscd, ("backbone.conv1.weight", "backbone.layer4.0.bn3.bias")),
+        ("csd", networks.csd, ("backbone.conv1.weight", "backbone.positional_embedding",
+                               "last_layer_style")),
+    ],
+)  # fmt: skip
+def test_shapes_that_do_not_fit(
+    role: str, shapes: Any, names: tuple[str, ...], shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    tensors = CACHED.setdefault(role, networks.weights(shapes()))
+    for name in names:
+        changed = f"module.{name}" if role == "csd" else name
+        torch.save(tensors | {changed: torch.zeros(shape)}, tmp_path / "odd.pth")
+        with pytest.raises(EncoderError, match="not the weights of its network"):
+            open_role(role, f"{PREFIX}{tmp_path / 'odd.pth'}")
 
 
 def test_lpips_needs_both_files(tmp_path: Path) -> None:

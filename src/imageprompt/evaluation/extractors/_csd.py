@@ -11,9 +11,10 @@ import torch
 from imageprompt.encoding.encoders.clip import ClipEncoder
 from imageprompt.evaluation.extractors._tower import Tower
 from imageprompt.evaluation.extractors._weights import (
+    MISFITS,
     Source,
     WeightFile,
-    fits,
+    misfit,
     published_weights,
 )
 
@@ -48,28 +49,30 @@ def open_csd(source: str, device: str | None) -> Tower:
         model = tower(
             {one.removeprefix("module."): value for one, value in file.tensors(None).items()}
         )
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise fits("csd", stated, error) from None
+    except MISFITS as error:
+        raise misfit("csd", stated, error) from None
     return Tower(name, ClipEncoder(model.to(device or "cpu")), "image_embeds")
 
 
 def tower(tensors: Mapping[str, Tensor]) -> Any:
-    """A CLIP of transformers that projects to styles. Raises KeyError, RuntimeError, ValueError."""
+    """A CLIP of transformers that projects to styles. Raises one of MISFITS."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    patches = tensors["backbone.conv1.weight"]
     positions, hidden = tensors["backbone.positional_embedding"].shape
+    _, _, patch, _ = tensors["backbone.conv1.weight"].shape
     style = tensors["last_layer_style"]
-    side = round((positions - 1) ** 0.5) * patches.shape[-1]
+    _, width = style.shape
+    if min(positions, hidden, patch, width) < 1:
+        raise ValueError("a tensor is empty")
     layers = {one.split(".")[3] for one in tensors if one.startswith("backbone.transformer.")}
     config = CLIPVisionConfig(
         hidden_size=hidden,
         intermediate_size=len(tensors["backbone.transformer.resblocks.0.mlp.c_fc.bias"]),
         num_hidden_layers=len(layers),
         num_attention_heads=max(hidden // HEAD_WIDTH, 1),
-        patch_size=patches.shape[-1],
-        image_size=side,
-        projection_dim=style.shape[1],
+        patch_size=patch,
+        image_size=round((positions - 1) ** 0.5) * patch,
+        projection_dim=width,
         hidden_act="quick_gelu",
     )
     with torch.device("meta"):

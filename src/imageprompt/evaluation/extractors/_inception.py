@@ -15,10 +15,11 @@ import torch.nn.functional as F
 
 from imageprompt.evaluation.extractors._convolutions import Convolutions
 from imageprompt.evaluation.extractors._weights import (
+    MISFITS,
     Source,
     WeightFile,
-    fits,
     identity,
+    misfit,
     published_weights,
 )
 
@@ -52,8 +53,8 @@ class Inception:
         self._network, self._output, self._device = Network(file.tensors(device)), output, device
         try:
             self.width = self._rows(torch.zeros(1, 3, 96, 96)).shape[1]
-        except (KeyError, RuntimeError) as error:
-            raise fits(role, stated, error) from None
+        except MISFITS as error:
+            raise misfit(role, stated, error) from None
 
     def encode(self, pictures: Sequence[Image]) -> Rows:
         return self._rows(torch.stack([prepared(picture) for picture in pictures]))

@@ -14,10 +14,11 @@ from imageprompt.checkpoint.read.file import WEIGHT_SUFFIXES
 from imageprompt.core.errors import EncoderError
 from imageprompt.evaluation.extractors._convolutions import Convolutions
 from imageprompt.evaluation.extractors._weights import (
+    MISFITS,
     Source,
     WeightFile,
-    fits,
     identity,
+    misfit,
     published_weights,
 )
 
@@ -48,13 +49,13 @@ class Lpips:
         self.name = published_weights("lpips", [trunk, heads], stated, PUBLISHED)
         self.fingerprint = identity(trunk.sha256, heads.sha256, self.preprocessing)
         layers = trunk.tensors(device, ("features.",))
-        self._trunk = _trunk(layers)
         try:
+            self._trunk = _trunk(layers)
             self._heads = _head_weights(heads.tensors(device))
             black = np.zeros((64, 64, 3), np.uint8)
             self.distance(black, black)
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise fits("lpips", stated, error) from None
+        except MISFITS as error:
+            raise misfit("lpips", stated, error) from None
 
     def distance(self, picture: Pixels, reference: Pixels) -> float:
         with torch.no_grad():

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from imageprompt.encoding.encoders._folder import IMAGENET
 from imageprompt.evaluation.extractors._convolutions import Convolutions
 from imageprompt.evaluation.extractors._weights import (
+    MISFITS,
     Source,
     WeightFile,
-    fits,
     identity,
+    misfit,
     published_weights,
 )
 
@@ -53,8 +54,8 @@ class Sscd:
         try:
             with torch.no_grad():
                 found = self._network.embed(torch.zeros(1, 3, 64, 64, device=self._device))
-        except (KeyError, RuntimeError) as error:
-            raise fits("copy", stated, error) from None
+        except MISFITS as error:
+            raise misfit("copy", stated, error) from None
         self.width = found.shape[1]
 
     def encode(self, pictures: Sequence[Image]) -> Rows:

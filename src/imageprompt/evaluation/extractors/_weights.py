@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 PREFIX = "unverified:"
 MARK = " (unverified weights)"
+MISFITS = (LookupError, RuntimeError, ValueError, TypeError, ArithmeticError)
+"""What networks raise when they are tried with tensors of other names or shapes."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def published_weights(role: str, files: Sequence[WeightFile], source: Source, kn
     return source.name(verified=not strange)
 
 
-def fits(role: str, source: Source, error: Exception) -> EncoderError:
+def misfit(role: str, source: Source, error: Exception) -> EncoderError:
     """The error for weights of another architecture."""
     from imageprompt.evaluation.extractors import EXTRACTORS
 
