@@ -288,10 +288,20 @@ def test_start_picture_and_inpaint_mask(open_page: Open, server: Served, files: 
     stroke(page, (0.4, 0.5), (0.6, 0.5))
     page.get_by_role("button", name="Done").click()
     expect(page.locator(".start canvas")).to_be_visible()
-    request = run(page, server)["request"]
+    job = run(page, server)
+    request = job["request"]
     assert request["init_image"] == f"upload:{digest(files[0].read_bytes())}"
     assert request["strength"] == 0.9
     assert request["inpaint_mask"].startswith("upload:")
+
+    made = f"upload:{digest(server.picture(job))}"  # goes on from what was made
+    page.get_by_role("button", name="Use the picture as start picture").click()
+    expect(page.locator(".start canvas")).to_have_count(0)
+    page.get_by_role("button", name="Use the picture as a reference").click()
+    expect(page.locator(".card")).to_have_count(1)
+    request = run(page, server)["request"]
+    assert request["init_image"] == made
+    assert request["references"][0]["reference"] == [made]
 
 
 def test_cancel_and_the_place_in_the_queue(open_page: Open, server: Served) -> None:
@@ -620,3 +630,9 @@ def test_nothing_that_axe_finds(
     check("sweep and library")
     page.keyboard.press("?")
     check("help")
+    page.keyboard.press("Escape")
+    page.get_by_role("tab", name="Gallery").click()
+    page.locator(".thumbs button").first.click()
+    page.get_by_role("button", name="Compare").click()
+    page.locator(".thumbs button").nth(1).click()
+    check("comparing")

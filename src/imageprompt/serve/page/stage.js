@@ -1,13 +1,23 @@
 // The centre: the picture of now, in the making or made, with what made it.
 import { html } from "./vendor/preact-htm.js";
-import { pictureUrl } from "./api.js";
+import { call, pictureUrl } from "./api.js";
 import { Compare } from "./compare.js";
 import { Progress } from "./composer.js";
 import { Button, FileButton, Fit, Icon, Picture } from "./controls.js";
-import { addReferences, pictureOf, remove, reuse, selected, takeFiles } from "./jobs.js";
+import {
+  addReferences,
+  keepPicture,
+  pictureOf,
+  remove,
+  reuse,
+  say,
+  selected,
+  takeFiles,
+  tell,
+} from "./jobs.js";
 import { MaskView, Painter } from "./masks.js";
 import { hueOf } from "./references.js";
-import { active, set, size, state } from "./state.js";
+import { active, set, setForm, size, state } from "./state.js";
 import { Sweep } from "./sweep.js";
 import { t } from "./words.js";
 
@@ -126,8 +136,14 @@ function Recipe({ picture }) {
         class="primary"
         onClick=${() => reuse(picture)}
       />
+      <${Button}
+        icon="picture"
+        label=${t("asReferencePicture")}
+        onClick=${() => tell(async () => addReferences([await fileOf(picture)]))}
+      />
+      <${Button} icon="start" label=${t("asStart")} onClick=${() => startFrom(picture)} />
       <a
-        class="button"
+        class="button short"
         href=${picture.url.replace(/^\//, "")}
         download=${`imageprompt-${picture.seed}.png`}
         onClick=${download(picture)}
@@ -137,6 +153,7 @@ function Recipe({ picture }) {
         icon="compare"
         label=${t("compare")}
         text
+        class="short"
         onClick=${() => markForCompare(picture)}
         aria-pressed=${state.compare.includes(picture.id)}
       />
@@ -144,6 +161,20 @@ function Recipe({ picture }) {
     </div>
   </section>`;
 }
+
+const fileOf = async (picture) =>
+  (
+    await call("GET", `jobs/${picture.job}/result/${picture.index}.png`, null, { raw: true })
+  ).blob();
+
+const startFrom = (picture) =>
+  tell(async () => {
+    const hash = await keepPicture(await fileOf(picture));
+    if (!hash) return;
+    setForm({ start: hash, inpaint: "" });
+    set({ tab: "compose" });
+    say(t("startPicture"));
+  });
 
 const download = (picture) => async (event) => {
   event.preventDefault();
