@@ -210,6 +210,11 @@ def test_a_limit_that_no_scale_keeps(folder: Path, tuned: TuneResult) -> None:
         tune(QUICK, "1.1", presets=[STYLE], highest=0.2, studies=folder, progress=False)
 
 
+def test_texts_that_nothing_can_be_followed_of() -> None:
+    with pytest.raises(OptionError, match="metric words: no picture of text alone has a value"):
+        tune(QUICK | {"prompts": [""]}, highest=0.2, progress=False)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

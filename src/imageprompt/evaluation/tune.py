@@ -295,7 +295,21 @@ class Sweep:
             self._control = Point(None, 0.0, of_row[CONTROL])
             self.control_pictures = of_row[CONTROL].pictures
             self.pictures += self.control_pictures
+        for setting in of_row.values():
+            self._check_values(setting)
         return Point(preset, scale, of_row[ADAPTER])
+
+    def _check_values(self, setting: Setting) -> None:
+        """Raises OptionError if no picture of a setting has a value on an axis."""
+        for name in (self.axes.likeness, self.axes.text):
+            if not np.isfinite(setting.value(name)):
+                reasons = (one[name] for one in setting.lines.failed.values() if name in one)
+                raise OptionError(
+                    f"metric {name}",
+                    reason=f"no picture of {setting.name} has a value "
+                    f"({next(reasons, 'the texts say nothing')})",
+                    hint="Use other texts, or name another metric.",
+                )
 
     def write_whole(self) -> None:
         """All settings as one study with a report, in the folder above theirs."""
