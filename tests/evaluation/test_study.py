@@ -38,6 +38,18 @@ SMALL: dict[str, Any] = {
 }
 
 
+LINE: dict[str, Any] = {
+    "prompt": "a star",
+    "reference": "a.png",
+    "seed": 1,
+    "scale": 0.5,
+    "adapter": "plus",
+    "base": "bundled",
+    "picture": "pictures/1.png",
+    "metrics": {},
+}
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two pictures of a cat."""
@@ -370,13 +382,33 @@ def test_unknown_keys_are_kept(copied: Path) -> None:
         ('{"row":"adapter"}', "without prompt, reference"),
         ("{}", "without"),
         ("NaN", "not JSON"),
+        ({"picture": None}, "picture null is not text"),
+        ({"metrics": [1]}, "metrics is not an object"),
+        ({"metrics": {"lab": "low"}}, '"low" is not a number'),
+        ({"seed": -1}, "seed -1 is not a whole number"),
+        ({"scale": True}, "true is not a number"),
+        ({"prompt": 5}, "5 is not text"),
+        ({"row": "middle"}, 'row "middle" is not one of'),
+        ({"hashes": {"base": 1}}, "1 is not text"),
     ],
 )
-def test_broken_lines(line: str, told: str, tmp_path: Path) -> None:
+def test_broken_lines(line: str | dict[str, Any], told: str, tmp_path: Path) -> None:
+    if isinstance(line, dict):
+        line = json.dumps(LINE | line)
     (tmp_path / "results.jsonl").write_text(f"{line}\n")
     with pytest.raises(OptionError, match="line 1") as caught:
         read_results(tmp_path)
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("picture", ["../x.png", "/etc/x.png", "a/../../x.png", "C:x", "..\\\\x"])
+def test_a_study_names_only_pictures_of_its_own(picture: str, copied: Path) -> None:
+    path = copied / "results.jsonl"
+    first, *rest = path.read_text().splitlines()
+    line = json.dumps(json.loads(first) | {"picture": picture})
+    path.write_text("\n".join([line, *rest]) + "\n")
+    with pytest.raises(OptionError, match=r"line 1: picture .* leads out of the study"):
+        read_results(copied)
 
 
 # ── what a study refuses, before the first picture ──────────────────────────────────────────────

@@ -17,7 +17,7 @@ import os
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -297,6 +297,7 @@ class _Columns:
             texts.add(line.get(name, ADAPTER if name == "row" else None))
         if line.get("row", ADAPTER) not in ROWS:
             raise ValueError(f"row {_shown(line['row'])} is not one of {', '.join(ROWS)}")
+        _check_inside(line["picture"])
         seed, scale = line["seed"], line["scale"]
         self._seed.append(-1 if seed is None else _whole(seed))
         self._scale.append(_number(scale))
@@ -342,6 +343,15 @@ class _Columns:
             study=study,
             complete=complete,
         )
+
+
+def _check_inside(picture: Any) -> None:
+    """A study of a stranger names only pictures of its own."""
+    if not isinstance(picture, str):
+        raise ValueError(f"picture {_shown(picture)} is not text")
+    parts = PurePosixPath(picture.replace("\\", "/")).parts
+    if ".." in parts or picture.startswith(("/", "\\")) or picture[1:2] == ":":
+        raise ValueError(f"picture {_shown(picture)} leads out of the study")
 
 
 def _mapping(line: Mapping[str, Any], name: str) -> Mapping[str, Any]:
