@@ -29,6 +29,8 @@ from imageprompt.evaluation.metrics.psnr import psnr
 from imageprompt.evaluation.metrics.ssim import ssim
 from imageprompt.evaluation.metrics.vendi import vendi
 from imageprompt.evaluation.metrics.words import words
+from imageprompt.evaluation.scoring.score import _within
+from imageprompt.evaluation.statistics.intervals import UNKNOWN, Interval
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(500, 16)), RNG.normal(0.3, 1.2, size=(400, 16))
@@ -72,6 +74,8 @@ def test_precision_and_recall(k: int, expected: tuple[float, ...]) -> None:
     found = precision_recall(Y, X, k, k)
     names = ("precision", "recall", "density", "coverage")
     assert found == pytest.approx(dict(zip(names, expected, strict=True)))
+    assert METRICS["precision-recall"].range_of("recall") == (0, 1)
+    assert METRICS["precision-recall"].range_of("density") == (0, None)
     mixed = precision_recall(Y, X)
     assert mixed == pytest.approx(
         {"precision": 0.4575, "recall": 0.924, "density": 0.361, "coverage": 0.664}
@@ -103,6 +107,12 @@ def test_a_block_is_all_that_exists_of_a_square_matrix(monkeypatch: pytest.Monke
     assert mean_kernel(rows, rows, kernel) == pytest.approx(2)
     assert mean_kernel_within(rows, kernel) == pytest.approx((2, 2))
     assert largest == 500**2
+
+
+def test_intervals_end_where_values_do() -> None:
+    assert _within(Interval(-0.2, 1.3), (0, 1)) == Interval(0, 1)
+    assert _within(Interval(-0.2, 1.3), (0, None)) == Interval(0, 1.3)
+    assert not _within(UNKNOWN, (0, 1)).known
 
 
 def test_equal_sets() -> None:

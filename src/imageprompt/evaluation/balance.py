@@ -82,7 +82,7 @@ def higher_is_better(metric: str) -> bool | None:
 def range_of(metric: str) -> tuple[float | None, float | None]:
     """Lowest and highest value of a metric; None where there is no limit, or it is not known."""
     found = metric_of(metric)
-    return (None, None) if found is None else found.range
+    return (None, None) if found is None else found.range_of(metric)
 
 
 def oriented(metric: str, values: ArrayLike) -> Array:

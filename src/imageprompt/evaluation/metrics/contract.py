@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -43,6 +43,10 @@ class Metric:
     """With fewer, it says so little that a warning goes with it."""
     missing: str = "the metric has no value for it"
     """Why a picture that can be read may have no value."""
+
+    def range_of(self, figure: str) -> Range:
+        """Of a figure that it gives: its own name, or that of a part."""
+        return self.range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +90,16 @@ class SetMetric(Metric):
 class TwoSetMetric(Metric):
     """Figures for a set of pictures beside a set of references, which are not paired.
 
-    `measure` takes (pictures, references). One with several figures names them in `parts` and
-    returns them by name; their titles and directions are those of the metric.
+    `measure` takes (pictures, references). One with several figures names them in `parts`, with
+    their ranges, and returns them by name; their directions are those of the metric.
     """
 
     extractor: str
     measure: Callable[[Rows, Rows], float | Mapping[str, float]]
-    parts: tuple[str, ...] = ()
+    parts: Mapping[str, Range] = field(default_factory=dict)
+
+    def range_of(self, figure: str) -> Range:
+        return self.parts.get(figure, self.range)
 
 
 def cosine(a: Rows, b: Rows) -> Values:

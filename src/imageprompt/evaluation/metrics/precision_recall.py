@@ -71,6 +71,6 @@ METRIC = TwoSetMetric(
     range=(0, None),
     extractor="inception",
     measure=precision_recall,
-    parts=("precision", "recall", "density", "coverage"),
+    parts={"precision": (0, 1), "recall": (0, 1), "density": (0, None), "coverage": (0, 1)},
     min_count=DENSE_NEIGHBOURS + 1,
 )

@@ -22,7 +22,7 @@ from imageprompt.evaluation.metrics import (
     TextMetric,
     TwoSetMetric,
 )
-from imageprompt.evaluation.metrics.contract import Pixels, Rows, Values
+from imageprompt.evaluation.metrics.contract import Pixels, Range, Rows, Values
 from imageprompt.evaluation.scoring.features import FeatureStore
 from imageprompt.evaluation.scoring.pictures import Picture
 from imageprompt.evaluation.statistics.intervals import (
@@ -226,7 +226,7 @@ class Scorer:
             self.metrics[name],
             float(values.mean()) if len(values) else None,
             len(values),
-            interval,
+            _within(interval, self.metrics[name].range_of(name)),
             int(np.isinf(found.values).sum()),
             found.failed,
             self._extractor_name(self.metrics[name]),
@@ -255,7 +255,7 @@ class Scorer:
                     metric,
                     found.value,
                     len(ours),
-                    found.interval,
+                    _within(found.interval, metric.range_of(name)),
                     failed=failed,
                     extractor=self._extractor_name(metric),
                 ),
@@ -345,3 +345,12 @@ def _measure_beside(
 ) -> Mapping[str, float]:
     found = metric.measure(ours[rows], theirs)
     return found if isinstance(found, Mapping) else {metric.name: found}
+
+
+def _within(interval: Interval, limits: Range) -> Interval:
+    """Ends of an interval no further than the values that there can be."""
+    low, high = limits
+    return Interval(
+        interval.low if low is None else max(interval.low, low),
+        interval.high if high is None else min(interval.high, high),
+    )
