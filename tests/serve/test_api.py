@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -20,7 +22,7 @@ import pytest
 from PIL import Image
 
 from imageprompt.loading.recipe import read_picture
-from served import API, Served, drawn, form, pixels, read_events, served
+from served import API, Served, alike, drawn, form, pixels, read_events, served
 
 STEPS = 2
 RED, BLUE = drawn("red"), drawn("blue")
@@ -194,15 +196,15 @@ def test_batches_give_the_pictures_of_requests_alone(server: Served) -> None:
     mixed.append(request(seed=9, guidance_scale=2))
     parts = [{"red": RED}, {"blue": BLUE}, {"blue": BLUE}, {"red": RED}, {}]
     alone = [
-        pixels(server.picture(server.ended(server.submit(one, **pictures))))
+        server.picture(server.ended(server.submit(one, **pictures)))
         for one, pictures in zip(mixed, parts, strict=True)
     ]
     hold = server.submit(request(steps=60, size=[128, 128]))
     jobs = [server.submit(one, **pictures) for one, pictures in zip(mixed, parts, strict=True)]
     server.client.delete(f"{API}/jobs/{hold['id']}")
-    together = [pixels(server.picture(server.ended(job))) for job in jobs]
-    assert together == alone
-    assert len(set(alone)) == len(alone)
+    together = [server.picture(server.ended(job)) for job in jobs]
+    assert all(map(alike, together, alone))
+    assert not any(alike(a, b) for a, b in itertools.combinations(alone, 2))
     text = server.client.get("/metrics").text
     largest = re.search(r'batch_pictures_bucket\{le="2.0"\} (\S+)', text)
     total = re.search(r"batch_pictures_count (\S+)", text)
@@ -300,6 +302,7 @@ def test_the_schema_is_that_of_python(server: Served) -> None:
     pictures |= {"negative_reference", "image_prompt", "base", "adapter"}
     for here, there in zip(ours, whole, strict=True):
         assert set(there) - set(here) <= set(NOT_SERVED)
+        assert set(here) <= set(there)
         for name, described in here.items():
             if name in pictures:  # what a picture can be differs, no more
                 ignored = {"anyOf", "enum"}
@@ -409,6 +412,9 @@ WRONG: dict[str, tuple[Any, int, str | None]] = {
     "scale": ({"references": [shown(scale=99)]}, 400, "references.0.scale"),
     "preset": ({"references": [shown(preset="x")]}, 400, "references.0.preset"),
     "schedule": ({"references": [shown(schedule={})]}, 400, "references.0.schedule"),
+    "controls": ({"references": [shown(controls={})]}, 400, "references.0.controls"),
+    "progress": ({"progress": True}, 400, "progress"),
+    "callback": ({"on_step": "x"}, 400, "on_step"),
     "no source": ({"references": [{}]}, 400, "references.0"),
 }
 
@@ -597,6 +603,25 @@ def test_a_slow_body_does_not_hold_others_up(server: Served) -> None:
             b"POST /api/v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: 100\r\n\r\n{"
         )
+        assert server.client.get("/healthz").status_code == 200
+
+
+def test_garbage_ends_its_own_connection_only(server: Served) -> None:
+    host, port = server.address.removeprefix("http://").split(":")
+    for content in (
+        bytes(range(256)) * 40,
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 20_000 + b"\r\n",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked"
+        b"\r\n\r\n0\r\n\r\nGET /metrics HTTP/1.1\r\n\r\n",
+    ):
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            with contextlib.suppress(OSError):
+                connection.sendall(content)
+                connection.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):
+                assert b"200 OK" not in connection.recv(2**16)
         assert server.client.get("/healthz").status_code == 200
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,14 @@ from fastapi.routing import APIRoute
 from imageprompt import cli
 from imageprompt.core.errors import ImagePromptError, NotFoundError, OptionError, PictureError
 from imageprompt.serve.app import PAGE, make_app
+from imageprompt.serve.dialects import dialect_of
 from imageprompt.serve.errors import ApiError, Problem, problem_of
 from imageprompt.serve.files import Files
 from imageprompt.serve.keys import Keys
+from imageprompt.serve.request_body import REFERENCE, TOP
 from imageprompt.serve.service import Service
 from imageprompt.serve.settings import Limits, Settings
+from imageprompt.serve.store import JobRecord, Store, StoreThread
 from served import drawn
 
 
@@ -77,8 +82,8 @@ def test_every_route_needs_a_key(tmp_path: Path) -> None:
                     assert path in public, (method, path)
                     assert method == "GET"
                 else:
-                    assert answer.headers["www-authenticate"] == "Bearer"
-                    assert answer.json()["error"]["type"] == "unauthorized"
+                    assert answer.headers["www-authenticate"] == dialect_of(path).challenge
+                    assert '"unauthorized"' in answer.text
                 seen += 1
             # no other method opens it either
             for other in ("POST", "PUT", "DELETE", "PATCH"):
@@ -113,6 +118,19 @@ def test_there_is_one_route_for_everything_that_the_page_of_the_api_lists(tmp_pa
             if path.startswith("/api/v1")
         }
         assert found == named
+
+    with_client(tmp_path, check)
+
+
+def test_openapi_has_the_request(tmp_path: Path) -> None:
+    async def check(client: httpx2.AsyncClient, _: Any) -> None:
+        described = (await client.get("/openapi.json")).json()
+        body = described["paths"]["/api/v1/jobs"]["post"]["requestBody"]["content"]
+        properties = body["application/json"]["schema"]["properties"]
+        assert set(properties) == set(TOP)
+        assert set(properties["references"]["items"]["properties"]) == set(REFERENCE)
+        assert "$defs" not in json.dumps(body)
+        assert set(body["multipart/form-data"]["schema"]["properties"]) == {"request"}
 
     with_client(tmp_path, check)
 
@@ -219,6 +237,45 @@ def test_every_path_is_made_of_checked_parts(tmp_path: Path) -> None:
     files.remove_results("local", job)
     files.remove_results("local", job)
     assert list(files.all_jobs()) == []
+
+
+def test_uploads_are_kept_as_long_as_a_job_needs_them(tmp_path: Path) -> None:
+    async def check() -> None:
+        settings = Settings(data=str(tmp_path), library=str(tmp_path / "l"), keep_uploads=0)
+        service = Service(settings)
+        needed, unneeded = (service.files.keep("local", drawn(c)).hash for c in ("red", "blue"))
+        job = JobRecord(id="0" * 32, owner="local", request={})
+        service._store.start()
+        await service._store.change(partial(Store.add, job=job, uploads=[needed]))
+        for digest in (needed, unneeded):
+            os.utime(service.files.upload("local", digest), (1, 1))
+        await service._sweep()
+        assert service.files.read_upload("local", needed) == drawn("red")
+        assert service.files.read_upload("local", unneeded) is None
+        service._store.stop()
+
+    asyncio.run(check())
+
+
+def test_a_change_that_fails_harms_no_other(tmp_path: Path) -> None:
+    """Changes that are committed together fail one by one."""
+
+    async def check() -> None:
+        store = StoreThread(tmp_path / "jobs.sqlite")
+        assert store.start()
+        jobs = [JobRecord(id=f"{n:032x}", owner="a", request={}) for n in (1, 2, 1, 3)]
+        changes = [store.change(partial(Store.add, job=job)) for job in jobs]
+        results = await asyncio.gather(*changes, return_exceptions=True)
+        assert [type(one).__name__ for one in results] == [
+            *("NoneType", "NoneType", "IntegrityError", "NoneType")
+        ]
+        assert len(await store.look_up(Store.known)) == 3
+        assert [one.id for one in await store.look_up(Store.unfinished)] == [
+            f"{n:032x}" for n in (1, 2, 3)
+        ]
+        store.stop()
+
+    asyncio.run(check())
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from starlette.requests import ClientDisconnect
 
 from imageprompt.core.errors import ImagePromptError
+from imageprompt.serve.dialects import dialect_of
 from imageprompt.serve.errors import ApiError, Problem, bad_request
 from imageprompt.serve.files import too_large
 from imageprompt.serve.keys import LOCAL, Keys
@@ -25,6 +26,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+SLOWEST = 64 * 2**10
+"""Bytes a second at which a body may arrive."""
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 OPEN_PATHS = ("/healthz", "/readyz")
 """Routes that need no key, beside the files of the page."""
@@ -129,11 +132,11 @@ class Guard:
     def _owner(self, scope: Scope, headers: MutableMapping[str, str]) -> str:
         if self._keys is None:
             return LOCAL
-        kind, _, secret = headers.get("authorization", "").partition(" ")
+        secret = dialect_of(scope["path"]).secret(headers.get("authorization", ""))
         owner = None
-        if kind.lower() == "bearer":
+        if secret is not None:
             try:
-                owner = self._keys.owner(secret.strip())
+                owner = self._keys.owner(secret)
             except ImagePromptError as error:
                 log.error("%s", error)
         if owner is not None:
@@ -160,10 +163,12 @@ class Guard:
     def free(self, count: int) -> None:
         self._reading -= count
 
-    def longest(self, headers: MutableMapping[str, str]) -> int:
+    def longest(self, path: str, headers: MutableMapping[str, str]) -> int:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        binary = kind == "multipart/form-data" or kind.startswith("image/")
-        return self._limits.body_bytes if binary else self._limits.json_bytes
+        if kind == "multipart/form-data" or kind.startswith("image/"):
+            return self._limits.body_bytes
+        in_json = dialect_of(path).pictures_in_json
+        return self._limits.picture_json_bytes if in_json else self._limits.json_bytes
 
     @property
     def body_seconds(self) -> float:
@@ -176,7 +181,7 @@ class _Body:
     def __init__(self, guard: Guard, scope: Scope, receive: Receive) -> None:
         self._guard, self._receive = guard, receive
         self._headers = _headers(scope)
-        self._limit = guard.longest(self._headers)
+        self._limit = guard.longest(scope["path"], self._headers)
         self._end = time.monotonic() + guard.body_seconds
         self._complete = False
         self.count = 0
@@ -204,6 +209,7 @@ class _Body:
             raise too_large("the body", self._limit)
         self._guard.reserve(size)
         self.count += size
+        self._end += size / SLOWEST
         return message
 
     def done(self) -> None:
@@ -232,10 +238,9 @@ class _Reply:
             return
         if self._began:  # too late for a status: the connection is cut
             raise error
-        content = json.dumps(error.body()).encode()
-        headers = {"content-type": "application/json", **error.headers()}
-        if error.status == 401:
-            headers["www-authenticate"] = "Bearer"
+        dialect = dialect_of(self._scope["path"])
+        content = json.dumps(dialect.body(error)).encode()
+        headers = {"content-type": "application/json", **dialect.headers(error)}
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         raw.append((b"content-length", str(len(content)).encode()))
         with suppress(OSError):

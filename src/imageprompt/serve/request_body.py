@@ -11,8 +11,8 @@ from typing import Any
 
 from imageprompt.core.errors import ImagePromptError
 from imageprompt.core.schema import json_schema, options, validate
-from imageprompt.generation.reference import REFERENCE_FIELDS, Reference
-from imageprompt.generation.request import REQUEST_FIELDS, Request
+from imageprompt.generation.reference import Reference
+from imageprompt.generation.request import Request
 from imageprompt.serve import sources
 from imageprompt.serve.errors import ApiError, bad_request, param_of, problem_of
 from imageprompt.serve.settings import Limits
@@ -21,10 +21,11 @@ NOT_SERVED = (
     *("library", "dtype", "device", "batch_size"),
     *("controlnet", "control_image", "control_scale"),
     *("encoder", "variant", "reading", "text_encoder", "faces", "face_embeddings", "lora_mode"),
+    "controls",
 )
 """Fields that name files, models or devices of the server, or that are the operator's to choose."""
-TOP = tuple(name for name in (*REQUEST_FIELDS, "references") if name not in NOT_SERVED)
-REFERENCE = tuple(name for name in REFERENCE_FIELDS if name not in NOT_SERVED)
+REFERENCE = tuple(f.name for f in options(Reference) if f.name not in NOT_SERVED)
+TOP = (*(f.name for f in options(Request) if f.name not in NOT_SERVED), "references")
 ENCODING = (
     *("fusion", "weights", "framing", "reference_mask", "negative_reference", "noise"),
     *("noise_seed", "subtract_text", "subtract_strength", "fusion_text", "face", "face_strength"),
@@ -75,6 +76,13 @@ def schema(bases: Sequence[str], adapters: Sequence[str]) -> dict[str, Any]:
     found = copy.deepcopy(_schema())
     found["properties"]["base"]["enum"] = [*bases, None]
     found["$defs"]["Reference"]["properties"]["adapter"]["enum"] = [*adapters, None]
+    return found
+
+
+def body_schema() -> dict[str, Any]:
+    """The same for OpenAPI, in one piece: its references cannot lead inside."""
+    found = copy.deepcopy(_schema())
+    found["properties"]["references"]["items"] = found.pop("$defs")["Reference"]
     return found
 
 

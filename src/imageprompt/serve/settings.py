@@ -37,12 +37,14 @@ class Limits:
     """Pictures, masks and tokens of one request, in all."""
     prompt_characters: int = 8000
     json_bytes: int = 2**20
+    picture_json_bytes: int = 48 * 2**20
+    """Of JSON with pictures in base64, which OpenAI's and A1111's APIs have."""
     body_bytes: int = 96 * 2**20
     picture_bytes: int = 32 * 2**20
     picture_pixels: int = 32_000_000
     parts: int = 64
-    body_seconds: float = 60.0
-    """A body has to arrive in this time."""
+    body_seconds: float = 30.0
+    """How long a body may stop on its way."""
     bodies_bytes: int = 512 * 2**20
     """Of all bodies that are being read."""
     queued_jobs: int = 500
