@@ -14,7 +14,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from imageprompt.core import __version__
-from imageprompt.serve.api import catalog, jobs, styles, uploads
+from imageprompt.serve.api import catalog, jobs, openai, styles, uploads
+from imageprompt.serve.dialects import dialect_of
 from imageprompt.serve.errors import ApiError, Problem
 from imageprompt.serve.guard import INTERNAL, Guard
 from imageprompt.serve.live_job import API
@@ -48,7 +49,8 @@ def make_app(service: Service) -> Guard:
     app.state.service = service
     for router in (jobs.router, uploads.router, catalog.router, styles.router):
         app.include_router(router, prefix=API)
-    app.include_router(catalog.operations)
+    for router in (catalog.operations, openai.router):
+        app.include_router(router)
     open_paths = add_page(app)
     add_error_handlers(app)
     return Guard(app, service.settings, service.metrics, open_paths)
@@ -110,16 +112,18 @@ def add_error_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, handler)
 
 
-async def _api_error(_: Request, error: ApiError) -> Response:
-    return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
+async def _api_error(request: Request, error: ApiError) -> Response:
+    dialect = dialect_of(request.url.path)
+    headers = dialect.headers(error)
+    return JSONResponse(dialect.body(error), status_code=error.status, headers=headers)
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
     known = {404: ("not_found", "no such route"), 405: ("method_not_allowed", "not by this method")}
     kind, message = known.get(error.status_code, ("invalid_request", "the request is wrong"))
-    answer = ApiError(error.status_code, Problem(kind, message))
-    headers = {**(error.headers or {}), **answer.headers()}
-    return JSONResponse(answer.body(), status_code=error.status_code, headers=headers)
+    answer = await _api_error(request, ApiError(error.status_code, Problem(kind, message)))
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 async def _wrong_query(request: Request, error: RequestValidationError) -> Response:

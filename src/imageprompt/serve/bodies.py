@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,34 +31,42 @@ class Body:
 
 async def read_body(request: Request, limits: Limits) -> Body:
     """JSON, or multipart with a part `request`. Raises ApiError."""
-    kind = _content_type(request)
+    kind = content_type(request)
     if kind == "application/json":
-        return Body(_json(await request.body(), limits))
+        return Body(_json(await request.body(), limits.json_bytes))
     if kind != "multipart/form-data":
         raise _unsupported("application/json or multipart/form-data")
-    parts = await _form(request, limits)
+    parts = _unique(await read_form(request, limits))
     if REQUEST_PART not in parts:
         raise bad_request(
             f"the form has no part {REQUEST_PART!r}", type="invalid_multipart", param=REQUEST_PART
         )
     text = parts.pop(REQUEST_PART)
-    return Body(_json(text, limits), parts)
+    return Body(_json(text, limits.json_bytes), parts)
 
 
 async def read_picture_body(request: Request, limits: Limits) -> bytes:
     """The bytes of the only picture of a body. Raises ApiError."""
-    kind = _content_type(request)
+    kind = content_type(request)
     if kind.startswith("image/") or kind == "application/octet-stream":
         return await request.body()
     if kind != "multipart/form-data":
         raise _unsupported("multipart/form-data or image/...")
-    parts = await _form(request, limits)
+    parts = _unique(await read_form(request, limits))
     if len(parts) != 1:
         raise bad_request(f"{len(parts)} parts: one picture is expected", type="invalid_multipart")
     return next(iter(parts.values()))
 
 
-def _content_type(request: Request) -> str:
+async def read_json_with_pictures(request: Request, limits: Limits) -> Any:
+    """JSON in which pictures may stand as base64. Raises ApiError."""
+    if content_type(request) != "application/json":
+        raise _unsupported("application/json")
+    return await asyncio.to_thread(_json, await request.body(), limits.picture_json_bytes)
+
+
+def content_type(request: Request) -> str:
+    """Without parameters, in lower case."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
@@ -66,10 +75,10 @@ def _unsupported(expected: str) -> ApiError:
     return ApiError(415, problem)
 
 
-def _json(text: bytes, limits: Limits) -> Any:
-    if len(text) > limits.json_bytes:
-        raise too_large("the JSON", limits.json_bytes)
-    budget = Budget(nbytes=limits.json_bytes, items=_MAX_ITEMS, depth=_MAX_DEPTH)
+def _json(text: bytes, limit: int) -> Any:
+    if len(text) > limit:
+        raise too_large("the JSON", limit)
+    budget = Budget(nbytes=limit, items=_MAX_ITEMS, depth=_MAX_DEPTH)
     try:
         data = parse_json(text.decode("utf-8"), budget, unique=True)
         json.dumps(data, ensure_ascii=False).encode()  # no half of a surrogate pair
@@ -78,8 +87,9 @@ def _json(text: bytes, limits: Limits) -> Any:
         raise bad_request(f"not valid JSON ({error})", type="invalid_json") from error
 
 
-async def _form(request: Request, limits: Limits) -> dict[str, bytes]:
-    """Part name -> content. Nothing is written to a file; names of files are not looked at."""
+async def read_form(request: Request, limits: Limits) -> list[tuple[str, bytes]]:
+    """Name and content of each part. Nothing is written to a file; names of files are not looked
+    at. Raises ApiError."""
     parser = MultiPartParser(
         request.headers,
         request.stream(),
@@ -93,17 +103,24 @@ async def _form(request: Request, limits: Limits) -> dict[str, bytes]:
     except (MultiPartException, KeyError, ValueError) as error:
         reason = getattr(error, "message", "") or "it has no boundary"
         raise bad_request(f"not a valid form ({reason})", type="invalid_multipart") from error
-    parts: dict[str, bytes] = {}
+    parts: list[tuple[str, bytes]] = []
     try:
         for name, value in form.multi_items():
-            if name in parts:
-                raise bad_request(
-                    f"two parts named {name[:60]!r}", type="invalid_multipart", param=name[:60]
-                )
             if isinstance(value, UploadFile):
-                parts[name] = await value.read()
+                parts.append((name, await value.read()))
             else:
-                parts[name] = value.encode("utf-8", "surrogateescape")
+                parts.append((name, value.encode("utf-8", "surrogateescape")))
     finally:
         await form.close()
     return parts
+
+
+def _unique(parts: Sequence[tuple[str, bytes]]) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for name, content in parts:
+        if name in found:
+            raise bad_request(
+                f"two parts named {name[:60]!r}", type="invalid_multipart", param=name[:60]
+            )
+        found[name] = content
+    return found

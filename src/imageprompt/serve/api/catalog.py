@@ -34,13 +34,13 @@ async def list_bases(request: Request) -> dict[str, Any]:
     service = service_of(request)
     limits = {name: value for name, value in asdict(service.limits).items() if name in _LIMITS}
     limits["queued_jobs"] = service.settings.queue
-    return {"bases": [_public(_described(service)["base"])], "limits": limits}
+    return {"bases": [_public(described_of(service)["base"])], "limits": limits}
 
 
 @router.get("/adapters")
 async def list_adapters(request: Request) -> dict[str, Any]:
     """The names that `adapter` can have."""
-    return {"adapters": [_public(one) for one in _described(service_of(request))["adapters"]]}
+    return {"adapters": [_public(one) for one in described_of(service_of(request))["adapters"]]}
 
 
 @router.get("/presets")
@@ -55,7 +55,7 @@ async def list_presets() -> dict[str, Any]:
 @router.get("/schema")
 async def show_schema(request: Request) -> dict[str, Any]:
     """The JSON schema of a request."""
-    described = _described(service_of(request))
+    described = described_of(service_of(request))
     adapters = [one["name"] for one in described["adapters"]]
     return request_body.schema([described["base"]["name"]], adapters)
 
@@ -72,7 +72,8 @@ async def show_health(request: Request) -> dict[str, Any]:
     }
 
 
-def _described(service: Service) -> dict[str, Any]:
+def described_of(service: Service) -> dict[str, Any]:
+    """What the worker serves. Raises ApiError while it starts for the first time."""
     if not service.worker.described:
         raise ApiError(503, NOT_READY, retry_after=5)
     return service.worker.described

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -17,6 +18,7 @@ from imageprompt.serve.service import Service
 
 TASK_SECONDS = 300.0
 """How long a client waits for a task of the worker."""
+_ONCE = re.compile(r"[\x21-\x7e]{1,200}")
 
 
 def service_of(request: Request) -> Service:
@@ -25,6 +27,21 @@ def service_of(request: Request) -> Service:
 
 def owner_of(request: Request) -> str:
     return cast(str, request.state.owner)
+
+
+def once_of(request: Request) -> str | None:
+    """The Idempotency-Key. Raises ApiError."""
+    once = request.headers.get("idempotency-key")
+    if once is not None and not _ONCE.fullmatch(once):
+        raise bad_request("Idempotency-Key: not 1 to 200 printable characters without spaces")
+    return once
+
+
+def check_streams(service: Service) -> None:
+    """May one more client wait for events? Raises ApiError."""
+    if service.streams >= service.limits.streams:
+        problem = Problem("queue_full", "too many event streams", None, "Close some.")
+        raise ApiError(429, problem, retry_after=10)
 
 
 async def bound(

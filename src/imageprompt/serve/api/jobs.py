@@ -9,27 +9,39 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
-from imageprompt.serve.api.common import bound, owner_of, service_of
+from imageprompt.serve.api.common import bound, check_streams, once_of, owner_of, service_of
 from imageprompt.serve.bodies import read_body
-from imageprompt.serve.errors import ApiError, Problem, bad_request, not_found
+from imageprompt.serve.errors import not_found
 from imageprompt.serve.live_job import API, Job, image_dict
-from imageprompt.serve.request_body import checked_request
+from imageprompt.serve.request_body import body_schema, checked_request
 from imageprompt.serve.service import Service
 from imageprompt.serve.sources import JOB
 from imageprompt.serve.store import ENDED, JobRecord
 
 router = APIRouter(tags=["jobs"])
 
-_ONCE = re.compile(r"[\x21-\x7e]{1,200}")
+
+_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": body_schema()},
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["request"],
+                "properties": {"request": body_schema()},
+                "additionalProperties": {"type": "string", "format": "binary"},
+            }
+        },
+    },
+}
 
 
-@router.post("/jobs", status_code=202)
+@router.post("/jobs", status_code=202, openapi_extra={"requestBody": _BODY})
 async def take_job(request: Request) -> dict[str, Any]:
     """Take a request into the queue."""
     service, owner = service_of(request), owner_of(request)
-    once = request.headers.get("idempotency-key")
-    if once is not None and not _ONCE.fullmatch(once):
-        raise bad_request("Idempotency-Key: not 1 to 200 printable characters without spaces")
+    once = once_of(request)
     body = await read_body(request, service.limits)
     checked_request(body.data, service.limits)
     service.admission.check_room(owner)
@@ -80,9 +92,7 @@ async def follow_job(
     """What happens to a job, as Server-Sent Events."""
     service = service_of(request)
     found = await service.find(owner_of(request), job)
-    if service.streams >= service.limits.streams:
-        problem = Problem("queue_full", "too many event streams", None, "Close some.")
-        raise ApiError(429, problem, retry_after=10)
+    check_streams(service)
     last_id = request.headers.get("last-event-id", "")
 
     async def gone() -> None:
@@ -174,7 +184,7 @@ class EventStream(Response):
         self._service.streams += 1
         self._service.metrics.streams.set(self._service.streams)
         tell = asyncio.create_task(self._tell(send))
-        left = asyncio.create_task(_left(receive))
+        left = asyncio.create_task(reader_left(receive))
         try:
             await asyncio.wait((tell, left), return_when=asyncio.FIRST_COMPLETED)
             whole = tell.done() and not tell.cancelled() and tell.exception() is None
@@ -197,6 +207,7 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _left(receive: Any) -> None:
+async def reader_left(receive: Any) -> None:
+    """Until the client has closed the connection."""
     while (await receive())["type"] != "http.disconnect":
         pass
