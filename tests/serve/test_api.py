@@ -610,7 +610,6 @@ def test_garbage_ends_its_own_connection_only(server: Served) -> None:
     host, port = server.address.removeprefix("http://").split(":")
     for content in (
         bytes(range(256)) * 40,
-        b"GET / HTTP/9.9\r\n\r\n",
         b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 20_000 + b"\r\n",
         b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked"
@@ -621,7 +620,8 @@ def test_garbage_ends_its_own_connection_only(server: Served) -> None:
                 connection.sendall(content)
                 connection.shutdown(socket.SHUT_WR)
             with contextlib.suppress(OSError):
-                assert b"200 OK" not in connection.recv(2**16)
+                answer = connection.recv(2**16)
+                assert not answer or answer.startswith(b"HTTP/1.1 4"), answer
         assert server.client.get("/healthz").status_code == 200
 
 
