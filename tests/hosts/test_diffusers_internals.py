@@ -48,9 +48,9 @@ RELIED_ON = {
     "_version": "Tensor._version: core/fingerprint, hosts/_unet_processor",
 }
 STANDARD_LIBRARY = {
-    *("_actions", "_option_string_actions", "_SubParsersAction", "_Hash", "_getframe")
+    *("_actions", "_option_string_actions", "_SubParsersAction", "_Hash", "_getframe", "_exit")
 }
-"""Names of argparse, hashlib and sys that the command line and annotations use."""
+"""Names of argparse, hashlib, os and sys that the code and annotations use."""
 
 
 def unet() -> Any:

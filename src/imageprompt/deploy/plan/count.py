@@ -80,8 +80,7 @@ class _LiveBytes(TorchDispatchMode):
 
     def __init__(self, known: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._known = {tensor.untyped_storage()._cdata for tensor in known}
-        self._uses: dict[int, int] = {}
+        self._seen = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
         self._live = self.peak = 0
 
     def __torch_dispatch__(
@@ -90,22 +89,17 @@ class _LiveBytes(TorchDispatchMode):
         made = function(*args, **(kwargs or {}))
         for tensor in made if isinstance(made, list | tuple) else [made]:
             if isinstance(tensor, Tensor):
-                self._see(tensor)
+                self._see(tensor.untyped_storage())
         return made
 
-    def _see(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._known:
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._seen:
             return
-        if key not in self._uses:
-            self._live += storage.nbytes()
-            self.peak = max(self.peak, self._live)
-        self._uses[key] = self._uses.get(key, 0) + 1
-        weakref.finalize(tensor, self._drop, key, storage.nbytes())
+        self._seen.add(storage)
+        size = storage.nbytes()
+        self._live += size
+        self.peak = max(self.peak, self._live)
+        weakref.finalize(storage, self._drop, size)
 
-    def _drop(self, key: int, size: int) -> None:
-        self._uses[key] -= 1
-        if not self._uses[key]:
-            del self._uses[key]
-            self._live -= size
+    def _drop(self, size: int) -> None:
+        self._live -= size
