@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from imageprompt.core import __version__
-from imageprompt.serve.api import catalog, jobs, openai, styles, uploads
+from imageprompt.serve.api import a1111, catalog, jobs, openai, styles, uploads
 from imageprompt.serve.dialects import dialect_of
 from imageprompt.serve.errors import ApiError, Problem
 from imageprompt.serve.guard import INTERNAL, Guard
@@ -49,7 +49,7 @@ def make_app(service: Service) -> Guard:
     app.state.service = service
     for router in (jobs.router, uploads.router, catalog.router, styles.router):
         app.include_router(router, prefix=API)
-    for router in (catalog.operations, openai.router):
+    for router in (catalog.operations, openai.router, a1111.router):
         app.include_router(router)
     open_paths = add_page(app)
     add_error_handlers(app)
