@@ -33,6 +33,7 @@ def add_batch(command: Parser) -> None:
         "imageprompt batch jobs.jsonl --output out",
         "imageprompt batch jobs.csv --output out --workers 2 --steps 20 --adapter base",
         "imageprompt batch jobs.jsonl --output /shared/out --shard 1/4",
+        "imageprompt batch jobs.jsonl --output /shared/out --ray auto",
         "imageprompt batch --output out --status",
         "imageprompt batch --output out --verify",
         notes="A row of JOBS has arguments of `generate`, in JSON Lines, CSV or Parquet; the flags"
@@ -43,7 +44,10 @@ def add_batch(command: Parser) -> None:
     command.add_argument("jobs", nargs="?", metavar="JOBS", help=".jsonl, .csv or .parquet")
     command.add_argument("--output", required=True, metavar="DIR", help="folder of the batch")
     command.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes (default 1)"
+        "--workers", type=int, metavar="N", help="processes (default 1; with --ray all it has)"
+    )
+    command.add_argument(
+        "--ray", metavar="ADDRESS", help="make them on a Ray cluster: HOST:PORT, or auto"
     )
     command.add_argument(
         "--shard", metavar="I/N", help="make every N-th shard only, from the I-th: for machines"
@@ -85,6 +89,7 @@ def _batch(options: argparse.Namespace) -> int:
             defaults=provided(options, *names),
             shard=None if options.shard is None else _part(options.shard),
             workers=options.workers,
+            ray=options.ray,
             shard_rows=options.rows_per_shard,
             batch_size=options.batch_size,
             seed=options.seed,

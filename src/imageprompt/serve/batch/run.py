@@ -65,7 +65,8 @@ def batch(
     *,
     defaults: Mapping[str, Any] | None = None,
     shard: tuple[int, int] | None = None,
-    workers: int = 1,
+    workers: int | None = None,
+    ray: str | None = None,
     shard_rows: int = SHARD_ROWS,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
@@ -76,7 +77,9 @@ def batch(
     Each row has arguments of `generate`; `defaults` are for those that lack them, and rows without
     a seed get one by their number and `seed`. Rows that cannot be made are recorded. Several calls,
     also on machines that share the folder with working locks, take different shards; `shard=(i, n)`
-    makes every n-th alone. `jobs` may be None to go on. Raises OptionError, NotFoundError.
+    makes every n-th alone. `jobs` may be None to go on. `workers` are processes, 1 by default;
+    with `ray`, the address of a cluster, they run there, by default as many as it has GPUs or
+    cores. Raises OptionError, NotFoundError.
     """
     folder = check_folder(output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +91,13 @@ def batch(
     }
     begun = begin(None if jobs is None else Path(jobs).expanduser(), folder, settings)
     shards = shards_of(begun, shard)
-    if _at_least_1(workers, "workers") == 1:
+    if workers is not None:
+        _at_least_1(workers, "workers")
+    if ray is not None:
+        from imageprompt.serve.batch.ray_shards import share_on_ray
+
+        share_on_ray(begun, shards, ray, workers, lambda: _tell(begun, shards, on_progress))
+    elif workers in (None, 1):
         work(begun, shards, on_progress)
     else:
         _share(begun, shards, workers, on_progress)
