@@ -38,10 +38,13 @@ _GIVEN_UP = Problem("crashed", "the server ended several times with this job")
 
 
 class Service:
-    """`submit`, `wait` and `events` are what other APIs translate to."""
+    """`submit`, `wait` and `events` are what other APIs translate to.
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings, self.limits = settings, settings.limits
+    The ids of its jobs begin with `mark`, hexadecimal digits that tell it from its replicas.
+    """
+
+    def __init__(self, settings: Settings, mark: str = "") -> None:
+        self.settings, self.limits, self._mark = settings, settings.limits, mark
         self.metrics = Metrics()
         self.folder = settings.data_folder
         self.files = Files(self.folder, self.limits)
@@ -195,7 +198,8 @@ class Service:
         self.admission.check_uploads(request, owner)
         if once is not None and (known := await self._known(owner, once, request)) is not None:
             return known
-        record = JobRecord(id=secrets.token_hex(16), owner=owner, request=request)
+        name = self._mark + secrets.token_hex(16)[len(self._mark) :]
+        record = JobRecord(id=name, owner=owner, request=request)
         job = Job(record, self.admission.entry(record))
         self.admission.check_room(owner, job.entry.cost)
         add = partial(
