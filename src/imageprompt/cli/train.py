@@ -6,6 +6,7 @@ import argparse
 import os
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imageprompt.core.console import (
     Bars,
@@ -18,6 +19,9 @@ from imageprompt.core.console import (
     wants_progress,
 )
 from imageprompt.core.errors import OptionError
+
+if TYPE_CHECKING:
+    from imageprompt.training.cache.build import CacheReport
 
 SIGNAL = 128  # plus the number of the signal that stopped the run, as shells do
 
@@ -117,6 +121,7 @@ def add_build_cache(command: Parser) -> None:
         "imageprompt build-cache config.yaml",
         "imageprompt build-cache config.yaml --set cache=features --dry-run",
         "imageprompt build-cache config.yaml --verify",
+        "imageprompt build-cache config.yaml --ray auto",
         notes="It can be stopped and continued, and several can run at once: nothing is encoded"
         " twice.\n`imageprompt train` encodes what is missing by itself.",
     )
@@ -125,22 +130,15 @@ def add_build_cache(command: Parser) -> None:
     _add_set(command)
     add("--dry-run", action="store_true", help="print what is missing and the disk space it needs")
     add("--verify", action="store_true", help="read the whole cache; encode damaged parts again")
+    add("--ray", metavar="ADDRESS", help="build it on a Ray cluster: HOST:PORT, or auto")
     add_json(command)
 
 
 def _build_cache(options: argparse.Namespace) -> int:
-    from imageprompt.training.cache.build import KIND_NAMES, build_cache_for
-    from imageprompt.training.config.config import TrainingConfig
+    from imageprompt.training.cache.build import KIND_NAMES
 
-    config = TrainingConfig.load(options.config, options.set)
     with Bars(wants_progress(options)) as bars:
-        report = build_cache_for(
-            config,
-            verify=options.verify,
-            dry_run=options.dry_run,
-            log=bars.log,
-            on_progress=bars.update,
-        )
+        report = _cache_report(options, bars)
     if options.json:
         print_json(report.as_dict())
         return 0
@@ -153,6 +151,25 @@ def _build_cache(options: argparse.Namespace) -> int:
     broken = len(report.broken)
     print_lines(f"{report.samples:,} samples, {broken:,} broken, in {report.seconds:.1f} s")
     return 0
+
+
+def _cache_report(options: argparse.Namespace, bars: Bars) -> CacheReport:
+    if options.ray is not None:
+        from imageprompt.training.cache.ray_build import build_on_ray
+
+        if options.verify or options.dry_run:
+            raise OptionError("--ray", reason="goes with neither --verify nor --dry-run")
+        return build_on_ray(options.config, options.set, options.ray, on_progress=bars.update)
+    from imageprompt.training.cache.build import build_cache_for
+    from imageprompt.training.config.config import TrainingConfig
+
+    return build_cache_for(
+        TrainingConfig.load(options.config, options.set),
+        verify=options.verify,
+        dry_run=options.dry_run,
+        log=bars.log,
+        on_progress=bars.update,
+    )
 
 
 def _add_set(command: argparse.ArgumentParser) -> None:
