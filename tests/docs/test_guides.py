@@ -21,6 +21,7 @@ RUN_BY = {
     "README.md": "tests/docs/test_readme.py",
     "CONTRIBUTING.md": "tests/docs/test_readme.py",
     "docs/batch.md": "tests/serve/test_batch.py",
+    "docs/clients.md": "tests/serve/test_openai.py",
     "docs/control.md": "tests/docs/test_control_guide.py",
     "docs/faces.md": "tests/docs/test_faces_guide.py",
     "docs/http-api.md": "tests/serve/test_guide.py",

@@ -7,12 +7,14 @@ import io
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import webuiapi
 from PIL import Image
 
+from guides import DOCS, blocks
 from imageprompt.serve.keys import Keys
 from served import Served, pixels, served
 
@@ -276,6 +278,21 @@ def test_starts_that_are_refused(api: Any, server: Served) -> None:
         assert place in caught.value.args[1]
     form = server.client.post("/sdapi/v1/txt2img", data={"prompt": "a"})
     assert (form.status_code, form.json()["error"]) == (415, "unsupported_type")
+
+
+def test_the_guide(server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the address and the key of this server."""
+    (snippet,) = (text for text in blocks(DOCS / "clients.md", "python") if "webuiapi" in text)
+    RED.save(tmp_path / "cat.png")
+    monkeypatch.chdir(tmp_path)
+    port = server.address.rpartition(":")[2]
+    key = server.secrets["alice"]  # type: ignore[attr-defined]
+    assert "port=8000)" in snippet
+    names: dict[str, Any] = {}
+    exec(snippet.replace("port=8000)", f"port={port}, username='any', password={key!r})"), names)
+    (reference,) = request_of(server, names["result"])["references"]
+    assert (reference["scale"], reference["schedule"]) == (0.7, "0-0.6")
+    assert Image.open("star.png").size == names["again"].image.size == (64, 64)
 
 
 def test_a_wrong_password_is_refused(server: Served) -> None:

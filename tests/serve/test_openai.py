@@ -6,8 +6,10 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,12 @@ import openai
 import pytest
 from PIL import Image
 
+from guides import DOCS, blocks
+from imageprompt.control import DEFAULT_SCALE
 from imageprompt.loading.recipe import read_picture
+from imageprompt.serve.api.openai import options
+from imageprompt.serve.api.openai.options import SCALE_OF, STEPS_OF
+from imageprompt.serve.settings import Limits
 from served import Served, drawn, pixels, served
 
 RED, BLUE = drawn("red", (64, 64)), drawn("blue", (64, 64))
@@ -465,6 +472,36 @@ def test_a_client_that_leaves_cancels(toy: Served) -> None:
     assert done.job == job["id"]
 
 
+def test_a_server_that_stops_answers(tmp_path: Path) -> None:
+    """What runs comes whole; what waits is refused, and not made later for nobody."""
+    answers: dict[str, Any] = {}
+    with served(tmp_path, toy=True) as server:
+
+        def ask(name: str) -> None:
+            try:
+                answers[name] = client_of(server, max_retries=0).images.generate(prompt="slow")
+            except openai.APIStatusError as error:
+                answers[name] = error
+
+        threads = [threading.Thread(target=ask, args=(name,)) for name in ("first", "second")]
+        for number, thread in enumerate(threads):
+            thread.start()
+            end = time.monotonic() + 60
+            while count(server) <= number and time.monotonic() < end:
+                time.sleep(0.02)
+        server.terminate()
+        for thread in threads:
+            thread.join(timeout=60)
+        assert server.process.wait(timeout=60) == 0
+        assert len(answers["first"].data) == 1
+        refused = answers["second"]
+        assert (refused.status_code, refused.code) == (503, "draining")
+        assert 1 <= int(refused.response.headers["retry-after"]) <= 120
+    with served(tmp_path, toy=True) as server:
+        states = [job["state"] for job in server.get("/jobs").json()["jobs"]]
+    assert sorted(states) == ["cancelled", "done"]
+
+
 # ── node ────────────────────────────────────────────────────────────────────────────────────────
 
 NODE = """
@@ -497,24 +534,14 @@ const own = JSON.stringify({ steps: 2, seed: 5 });
 """
 
 
-def _node_has_openai() -> bool:
-    if shutil.which("node") is None:
-        return False
-    look = ["node", "-e", 'require.resolve("openai")']
-    return subprocess.run(look, capture_output=True, check=False, timeout=60).returncode == 0
-
-
-@pytest.mark.skipif(
-    not _node_has_openai(),
-    reason="no node, or none that finds the package openai (npm install openai; set NODE_PATH)",
-)
-def test_node(server: Served, client: openai.OpenAI, tmp_path: Path) -> None:
+def node(script: str, folder: Path, *arguments: str) -> str:
+    """What a script prints in a folder with three pictures."""
     for name, content in (("a.png", RED), ("b.png", BLUE), ("mask.png", half_mask())):
-        (tmp_path / name).write_bytes(content)
-    (tmp_path / "client.js").write_text(NODE)
+        (folder / name).write_bytes(content)
+    (folder / "client.js").write_text(script)
     done = subprocess.run(
-        ["node", "client.js", server.address],
-        cwd=tmp_path,
+        ["node", "client.js", *arguments],
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=120,
@@ -522,7 +549,25 @@ def test_node(server: Served, client: openai.OpenAI, tmp_path: Path) -> None:
         env={**os.environ, "NO_COLOR": "1"},
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    return done.stdout
+
+
+def _node_has_openai() -> bool:
+    if shutil.which("node") is None:
+        return False
+    look = ["node", "-e", 'require.resolve("openai")']
+    return subprocess.run(look, capture_output=True, check=False, timeout=60).returncode == 0
+
+
+needs_node = pytest.mark.skipif(
+    not _node_has_openai(),
+    reason="no node, or none that finds the package openai (npm install openai; set NODE_PATH)",
+)
+
+
+@needs_node
+def test_node(server: Served, client: openai.OpenAI, tmp_path: Path) -> None:
+    found = json.loads(node(NODE, tmp_path, server.address))
     assert found["models"] == [model.id for model in client.models.list()]
     assert found["error"] == ["BadRequestError", 400, "output_format", "invalid_option"]
     assert found["events"][-1] == "image_generation.completed"
@@ -533,3 +578,55 @@ def test_node(server: Served, client: openai.OpenAI, tmp_path: Path) -> None:
     asked = server.job({"id": found["job"]})["request"]
     assert len(asked["references"]) == 1
     assert asked["init_image"] != asked["references"][0]["reference"]
+
+
+# ── the guide ───────────────────────────────────────────────────────────────────────────────────
+
+GUIDE = DOCS / "clients.md"
+
+
+@pytest.fixture
+def reader(server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of somebody who follows the guide."""
+    (tmp_path / "cat.png").write_bytes(RED)
+    (tmp_path / "style.png").write_bytes(BLUE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def snippets(server: Served, language: str, word: str) -> list[str]:
+    """Those of the guide that name a package, for this server."""
+    found = [text for text in blocks(GUIDE, language) if word in text]
+    return [text.replace("http://127.0.0.1:8000", server.address) for text in found]
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_the_guide(server: Served, reader: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = snippets(server, "python", "openai")
+    names: dict[str, Any] = {}
+    exec(first, names)
+    assert Image.open(reader / "star.png").size == (64, 64)
+    asked = request_of(server, names["controlled"])
+    assert [one.get("preset") for one in asked["references"]] == [None, "style"]
+    assert asked["seed"] == 7
+    scales = [one["scale"] for one in request_of(server, names["likeness"])["references"]]
+    assert scales == [1.0, 1.0]
+    exec(second, {})
+    assert capsys.readouterr().out.split()[-1] == "image_generation.completed"
+
+
+@needs_node
+def test_the_guide_in_javascript(server: Served, reader: Path) -> None:
+    (script,) = snippets(server, "js", "openai")
+    assert int(node(script, reader)) > 1000
+
+
+def test_the_guides_figures() -> None:
+    text = GUIDE.read_text("utf-8")
+    assert f"scale {SCALE_OF['low']}; `high`: {SCALE_OF['high']}; missing: {DEFAULT_SCALE}" in text
+    for name, factor in STEPS_OF.items():
+        also = "(, `auto` and `standard`| and `hd`)?"
+        assert re.search(rf"`{name}`{also} {factor:g}\b", text), name
+    assert f"at most {Limits().num_images} |" in text
+    for name in options._REFUSED:
+        assert f"`{name}`" in text
