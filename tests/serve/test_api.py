@@ -257,6 +257,13 @@ def test_a_recipe_gives_the_request_back(server: Served, done: Any) -> None:
     once_more = server.ended(server.submit(found["request"]))
     assert once_more["state"] == "done", once_more
     assert pixels(server.picture(once_more)) == pixels(png)
+    # which is all that its own recipe knows of the reference
+    back = server.post("/recipe", files=[("png", ("a", server.picture(once_more)))]).json()
+    (reference,) = back["request"]["references"]
+    assert reference["image_prompt"] == back["tokens"]["0"]
+    assert "reference" not in reference
+    third = server.ended(server.submit(back["request"]))
+    assert pixels(server.picture(third)) == pixels(png)
     assert server.post("/recipe", files=[("a", ("a", RED))]).json()["error"]["type"] == "no_recipe"
 
 

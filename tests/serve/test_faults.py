@@ -283,6 +283,27 @@ def test_keys_part_clients_from_one_another(tmp_path: Path) -> None:
         assert server.client.get(url, headers=alice).status_code == 401
 
 
+def test_a_disk_that_refuses(server: Served) -> None:
+    """The system lets the server write no more: what cannot be kept fails or is refused."""
+    import resource
+
+    assert_right(server, server.submit({"prompt": "before"}))
+    running = server.submit({"prompt": "slow"})
+    server.until(running, lambda job: job["step"] > 0)
+    pid, unlimited = server.process.pid, resource.RLIM_INFINITY
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (100, unlimited))
+    refused = server.post("/jobs", json={"prompt": "late"})
+    assert (refused.status_code, refused.json()["error"]["type"]) == (503, "storage")
+    assert 1 <= int(refused.headers["retry-after"]) <= 120
+    time.sleep(1)  # the running one ends meanwhile
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (unlimited, unlimited))
+    ended = server.ended(running)
+    assert ended["error"]["type"] == "storage"
+    time.sleep(2.1)
+    assert_right(server, server.submit({"prompt": "after"}))
+    assert str(server.data) not in refused.text + str(ended)
+
+
 def test_a_full_disk(tmp_path: Path) -> None:
     """A small file system: jobs fail with words, or are refused; with room again all is well."""
     small = tmp_path / "data"

@@ -11,7 +11,7 @@ from imageprompt.core.errors import OptionError
 from imageprompt.generation.reference import Reference
 from imageprompt.loading.recipe import AssetRecord, Recipe, ReferenceMetadata, read_picture
 from imageprompt.serve.errors import ApiError, bad_request, problem_of
-from imageprompt.serve.request_body import REFERENCE
+from imageprompt.serve.request_body import ENCODING, REFERENCE
 
 _FIELD_OF = {"text": "fusion_text"}
 """Key of a recipe's encode options -> field of Reference, where they differ."""
@@ -63,9 +63,12 @@ class Restorer:
                 found.request[name] = _upload(record, name, has, found)
         references = []
         for number, metadata in enumerate(recipe.references):
-            references.append(self._reference(metadata, number, has, found))
+            reference = self._reference(metadata, number, has, found)
             if digest is not None and number < len(tokens) and tokens[number] is not None:
                 found.tokens[str(number)] = f"tokens:{digest}/{number}"
+                if not reference.keys() & {"reference", "style"}:
+                    reference = _of_tokens(reference, found.tokens[str(number)])
+            references.append(reference)
         found.request["references"] = references
         return found
 
@@ -147,6 +150,12 @@ _DEFAULTS: Mapping[str, Any] = {
     **{name: getattr(Reference(), name) for name in REFERENCE},
     "scale": None,  # always said
 }
+
+
+def _of_tokens(reference: Mapping[str, Any], tokens: str) -> dict[str, Any]:
+    """A reference that has no picture, by its tokens; how they were encoded is in them."""
+    kept = {name: value for name, value in reference.items() if name not in ENCODING}
+    return {**kept, "image_prompt": tokens}
 
 
 def _upload(
