@@ -189,7 +189,14 @@ def test_what_keeps_settings_from_being_compared_is_said(tmp_path: Path) -> None
 def test_a_study_without_an_axis_still_has_a_page(tmp_path: Path) -> None:
     text = _page(write_study(tmp_path, _without("clip-t"))).text
     assert "This needs a metric of likeness, such as dino" in text
-    assert "too few scales for a best balance" in text
+    assert "scale 1 the largest: a balance needs a metric of likeness and one of the text" in text
+
+
+def test_two_scales_have_no_best_balance(tmp_path: Path) -> None:
+    lines = [line(scale=scale, dino=scale, clip_t=1 - scale) for scale in (0.5, 1.0)]
+    text = _page(write_study(tmp_path, lines)).text
+    assert "scale 1 too few scales for a best balance" in text
+    assert "knee" not in text.split("Means with")[0]
 
 
 def test_what_only_the_study_has(tmp_path: Path) -> None:
