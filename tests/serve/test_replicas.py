@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from imageprompt.serve.errors import ApiError
-from imageprompt.serve.replicas import Lost, Message, Router, answers_of, by_affinity, mark_of
+from imageprompt.serve.replicas import (
+    AHEAD,
+    Lost,
+    Message,
+    Router,
+    answers_of,
+    by_affinity,
+    mark_of,
+)
 from imageprompt.serve.settings import Limits
 from served import drawn
 
@@ -25,10 +33,10 @@ class Server:
         self.number, self.asked = number, list[str]()
         self.status, self.alive, self.breaks = 200, True, False
         self.jobs: list[Any] = []
-        self.says = ""
+        self.says, self.queued = "", 0
 
-    async def ready(self) -> bool:
-        return self.alive
+    async def waiting(self) -> int | None:
+        return self.queued if self.alive else None
 
     async def answer(self, scope: Mapping[str, Any], body: bytes) -> AsyncIterator[Message]:
         self.asked.append(scope["path"])
@@ -112,6 +120,26 @@ def test_the_same_reference_goes_to_the_same_server(client: Client) -> None:
     first = client.post(with_reference("upload:1"))
     assert client.post(with_reference("upload:1", prompt="other", seed=3)) == first
     assert {client.post(with_reference(f"upload:{n}")) for n in range(20)} == {0, 1, 2}
+
+
+def test_what_needs_nothing_encoded_is_spread(client: Client, servers: list[Server]) -> None:
+    assert sorted(client.post({"prompt": "a"}) for _ in range(6)) == [0, 0, 1, 1, 2, 2]
+    servers[0].queued = servers[1].queued = 5
+    servers[2].queued = 1
+    asyncio.run(client.router.look())
+    assert [client.post({"prompt": "a"}) for _ in range(4)] == [2, 2, 2, 2]
+
+
+def test_a_server_at_which_many_jobs_wait_is_asked_last(
+    client: Client, servers: list[Server]
+) -> None:
+    first = client.post(with_reference("upload:1"))
+    servers[first].queued = AHEAD
+    asyncio.run(client.router.look())
+    assert [client.post(with_reference("upload:1")) for _ in range(2)] != [first, first]
+    body = json.dumps(with_reference("upload:1")).encode()
+    _, answer = client.send("POST", f"{API}/jobs", body, idempotency_key="k")
+    assert answer["server"] == first  # a repetition would come there, too
 
 
 def test_a_form_goes_by_its_pictures(client: Client) -> None:

@@ -32,8 +32,8 @@ from imageprompt.serve.settings import Settings
 
 UNREADY_SECONDS = 600.0
 """A server whose worker has been away for so long is ended, and another one started."""
-READY_SECONDS = 5.0
-"""How long the router waits for a server to say that it lives."""
+ANSWER_SECONDS = 5.0
+"""How long the router waits for a server to say how many jobs wait there."""
 LOOK_SECONDS = 2.0
 WAITING_REQUESTS = 1000
 """In the router and on their way; more are answered with 429."""
@@ -101,8 +101,9 @@ class ServerReplica:
         async for message in answers_of(self._app, scope, body):
             yield message
 
-    async def ready(self) -> bool:
-        return self._service.worker.ready and not self._service.admission.draining
+    async def waiting(self) -> int | None:
+        working = self._service.worker.ready and not self._service.admission.draining
+        return len(self._service.queue) if working else None
 
     def check_health(self) -> None:
         """Ray Serve calls this; a supervisor starts its worker again by itself."""
@@ -172,9 +173,10 @@ class _Handle(Replica):
             with contextlib.suppress(Exception):  # it has ended already
                 response.cancel()
 
-    async def ready(self) -> bool:
-        response = self._handle.ready.remote()
+    async def waiting(self) -> int | None:
+        response = self._handle.waiting.remote()
         try:
-            return bool(await asyncio.wait_for(response, READY_SECONDS))
+            jobs: int | None = await asyncio.wait_for(response, ANSWER_SECONDS)
+            return jobs
         except (TimeoutError, asyncio.CancelledError, exceptions.RayError, RayServeException):
-            return False
+            return None

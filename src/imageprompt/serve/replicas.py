@@ -1,8 +1,9 @@
 """One address for several servers: which of them answers a request.
 
 Each server has its own jobs; all have the same base, adapters and library. A request goes to the
-server that has most likely encoded its references already, by rendezvous hashing; what is about a
-job, to the server that has it, which the first two digits of the job's id tell.
+server that has most likely encoded its references already, by rendezvous hashing, unless many more
+jobs wait there than elsewhere; what is about a job, to the server that has it, which the first two
+digits of the job's id tell.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from imageprompt.serve.sources import JOB
 Message = MutableMapping[str, Any]
 MOST = 256
 """Servers: two digits of a job's id."""
+AHEAD = 8
+"""Jobs that may wait at a server more than elsewhere before its references are encoded there."""
 _OF_A_JOB = re.compile(rf"{API}/jobs/({JOB})(?:/|$)", re.ASCII)
 _NAMED = re.compile(rf"result:({JOB})/".encode(), re.ASCII)
 _KEPT_BY_ALL = (f"{API}/uploads", f"{API}/recipe", "/v1/files")
@@ -52,8 +55,8 @@ class Replica(Protocol):
     def answer(self, scope: Mapping[str, Any], body: bytes) -> AsyncIterator[Message]:
         """The ASGI messages of its answer. Raises Lost."""
 
-    async def ready(self) -> bool:
-        """Does it live, and work? False after a while without an answer."""
+    async def waiting(self) -> int | None:
+        """How many jobs wait there; None if it does not work, or has not answered for a while."""
 
 
 def mark_of(number: int) -> str:
@@ -75,7 +78,8 @@ class Router:
 
     def __init__(self, replicas: Sequence[Replica], limits: Limits) -> None:
         self._replicas, self._limits = replicas, limits
-        self.alive: set[int] = set()
+        self.alive: dict[int, int] = {}
+        """The servers that work, and how many jobs wait there, as far as is known."""
         self._unseen = set(range(len(replicas)))
 
     async def watch(self, seconds: float) -> None:
@@ -85,9 +89,9 @@ class Router:
             await asyncio.sleep(seconds)
 
     async def look(self) -> None:
-        found = await asyncio.gather(*(one.ready() for one in self._replicas))
-        self.alive = {number for number, ready in enumerate(found) if ready}
-        self._unseen -= self.alive
+        found = await asyncio.gather(*(one.waiting() for one in self._replicas))
+        self.alive = {number: jobs for number, jobs in enumerate(found) if jobs is not None}
+        self._unseen -= self.alive.keys()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await Request(scope, receive).body()
@@ -119,22 +123,38 @@ class Router:
                 return [number], True
         if scope["method"] in SAFE_METHODS or path.startswith(_STATEFUL):
             return by_affinity(headers.get("authorization", "").encode(), count), False
-        key = await self._encoded(scope, body)
-        return by_affinity(key, count), "idempotency-key" in headers
+        key, once = await self._encoded(scope, body), headers.get("idempotency-key")
+        if once is not None:  # repeated, it has to come to the same server
+            return by_affinity(key or once.encode(), count), True
+        order = self._by_load(by_affinity(key, count) if key else range(count))
+        if order and order[0] in self.alive:
+            self.alive[order[0]] += 1
+        return order, False
+
+    def _by_load(self, order: Sequence[int]) -> list[int]:
+        """Those at which too many jobs wait come last; without an order, the idle ones first."""
+        jobs = [self.alive.get(number, 0) for number in range(len(self._replicas))]
+        if isinstance(order, range):
+            return sorted(order, key=lambda number: jobs[number])
+        least = min(self.alive.values(), default=0)
+        return sorted(order, key=lambda number: jobs[number] > least + AHEAD)
 
     async def _encoded(self, scope: Scope, body: bytes) -> bytes:
-        """What a body says that has to be encoded; what is wrong in it, the server tells."""
+        """What a body says that has to be encoded; empty if there is nothing.
+
+        What is wrong in it, the server tells.
+        """
         request = Request(scope, _receive_of(body))
         try:
             if content_type(request) != "multipart/form-data":
-                return json.dumps([*_named(json.loads(body))]).encode()
+                return _key([*_named(json.loads(body))])
             found: list[Any] = []
             for name, content in await read_form(request, self._limits):
                 if name == REQUEST_PART:
                     found += _named(json.loads(content))
                 elif name.removesuffix("[]") in _ENCODED or media_type(content) is not None:
                     found.append([name, hashlib.sha256(content).hexdigest()])
-            return json.dumps(found).encode()
+            return _key(found)
         except (ApiError, ValueError, RecursionError):
             return b""
 
@@ -164,7 +184,7 @@ class Router:
                     yield message
                 return
             except (Lost, StopAsyncIteration):
-                self.alive.discard(number)
+                self.alive.pop(number, None)
                 if begun:
                     raise Lost from None
             finally:
@@ -229,6 +249,10 @@ def _ask_another(scope: Scope, answer: Sequence[Message]) -> bool:
     if status == 400:
         return any(b'"missing_upload"' in message.get("body", b"") for message in answer)
     return status in (429, 503) or (status == 404 and scope["method"] in SAFE_METHODS)
+
+
+def _key(found: Sequence[Any]) -> bytes:
+    return json.dumps(found).encode() if found else b""
 
 
 def _named(data: Any) -> Iterator[Any]:
