@@ -14,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
+import face_finder
+import imageprompt as ip
 from imageprompt.core.errors import OptionError
 from imageprompt.generation import run
 from imageprompt.loading.recipe import read_picture
@@ -23,6 +25,7 @@ from imageprompt.serve.worker.pictures import PictureMaker
 from imageprompt.serve.worker.protocol import Message, ProtocolError
 from imageprompt.serve.worker.served_models import ServedModels, _public
 from served import drawn
+from tiny_stack import make_pipeline
 
 Told = list[Message]
 
@@ -214,6 +217,43 @@ def test_an_unexpected_error_ends_its_job_and_tells_nothing(
     assert ends(told) == {"0": "internal", "1": "internal"}
     assert all("secret" not in json.dumps(message.data) for message in told)
     assert "secret" in caplog.text
+
+
+def test_face_adapters_find_the_faces_themselves(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    face_finder.install(monkeypatch)
+    adapter = ip.Adapter.create("faceid", denoiser=make_pipeline().unet, encoder=None)
+    adapter.save(tmp_path / "faceid.safetensors")
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "rec.onnx").write_bytes(b"weights")
+    for name, who in (("me", {"red": (10, 10, 60, 70)}), ("nobody", {})):
+        face_finder.picture(**who).save(tmp_path / f"{name}.png")
+    hashes = {}
+    for name in ("me", "nobody"):
+        content = (tmp_path / f"{name}.png").read_bytes()
+        hashes[name] = _hash(content)
+        (tmp_path / hashes[name]).write_bytes(content)
+    told: Told = []
+    jobs = [
+        {
+            "id": name,
+            "request": {
+                "steps": 1,
+                "references": [{"reference": f"upload:{digest}", "adapter": "face"}],
+            },
+            "folder": str(tmp_path),
+        }
+        for name, digest in hashes.items()
+    ]
+    faces = f"face={tmp_path / 'faceid.safetensors'}"
+    served = Settings(base=settings.base, adapter=(faces,), faces=str(tmp_path / "pack"))
+    with_faces = ServedModels(served)
+    assert with_faces.adapters["face"].kind == "face"
+    PictureMaker(with_faces, 8, told.append).run(jobs)
+    assert ends(told) == {"me": "done", "nobody": "invalid_picture"}
+    with pytest.raises(OptionError, match="--faces PACK"):
+        ServedModels(Settings(base=settings.base, adapter=(faces,)))
 
 
 def test_two_adapters_of_one_name(settings: Settings) -> None:

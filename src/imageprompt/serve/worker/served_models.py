@@ -67,12 +67,20 @@ class ServedModels:
         for name, source in {**own, **self._settings.adapters}.items():
             located = loading.find_adapter(source, self.folder, cached_only=False)
             adapter = self.engine.adapter_file(located)
-            feature = adapter.spec.feature
+            reads_faces = adapter.spec.feature.face is not None
+            if reads_faces and self._settings.faces is None:
+                if name in own:
+                    continue
+                raise OptionError(
+                    f"--adapter {name}",
+                    reason=f"{adapter.spec.variant} reads faces, and nothing finds them here",
+                    hint="Name a model pack: --faces PACK.",
+                )
             found[name] = ServedAdapter(
                 name=name,
                 source=source,
                 variant=adapter.spec.variant,
-                kind="picture" if feature.face is None else "face",
+                kind="face" if reads_faces else "picture",
                 projector=adapter.fingerprint(),
                 hash=loading.adapter_record(adapter, located).hash,
             )
@@ -172,12 +180,6 @@ class ServedModels:
         served = self.adapter_for(reference)
         changes["adapter"] = served.source
         if served.kind == "face" and not reference.encoded:
-            if self._settings.faces is None:
-                raise OptionError(
-                    f"adapter {served.name!r}",
-                    reason="this server has no face model",
-                    hint="Start it with --faces PACK.",
-                )
             changes["faces"] = self._settings.faces
         return replace(reference, **changes)
 
