@@ -145,15 +145,17 @@ def test_several_servers_on_kuberay() -> None:
     cluster = spec["rayClusterConfig"]
     (workers,) = cluster["workerGroupSpecs"]
     assert workers["replicas"] * gpus >= replicas
+    policy = kind("rayservice.yaml", "NetworkPolicy")["spec"]
+    assert policy["policyTypes"] == ["Ingress"]
     for group in (cluster["headGroupSpec"], workers):
-        pod = group["template"]["spec"]
+        labels, pod = group["template"]["metadata"]["labels"], group["template"]["spec"]
+        assert labels == policy["podSelector"]["matchLabels"]
         assert pod["securityContext"]["runAsNonRoot"] is True
         (container,) = pod["containers"]
         mounts = {one["mountPath"] for one in container["volumeMounts"]}
         assert mounts == {"/data", "/keys"}
     pins = (DOCS.parent / "constraints.txt").read_text("utf-8").splitlines()
     assert f"ray=={cluster['rayVersion']}" in pins
-    assert kind("rayservice.yaml", "NetworkPolicy")["spec"]["policyTypes"] == ["Ingress"]
 
 
 def test_the_alerts_name_metrics_that_there_are() -> None:
