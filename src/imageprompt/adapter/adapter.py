@@ -123,6 +123,7 @@ class Adapter:
         reading: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        base: object = None,
     ) -> Adapter:
         """Load a file: a path, or a Hub id `owner/repo/sub/file`. Its tensors tell what it is.
 
@@ -130,11 +131,14 @@ class Adapter:
         and "faceid-plus-v2". `reading` runs the file by the equation of another program where the
         two differ: "comfyui" or "diffsynth" for InstantX's adapter for FLUX.
 
+        `base` is the pipeline or denoiser that a light adapter (`imageprompt compress`) was made
+        for: its K' and V' are differences to that one's own. Other files do not need it.
+
         dtype None keeps that of the file; float8 becomes float16, with a warning. Raises
         NotFoundError, OptionError, and AdapterFileError, also for a known variant that cannot run
         yet, for weights that are not finite and for whole numbers (int8).
         """
-        spec, module = read_module(source, variant, dtype)
+        spec, module = read_module(source, variant, dtype, base)
         reading_of(VARIANTS[spec.variant], reading or "")  # raises for one that it does not have
         spec = replace(spec, reading=reading or "")
         return cls(spec, module.to(device=device).requires_grad_(False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from imageprompt.adapter.compatibility import check_options, feature_source
 from imageprompt.adapter.weights import AdapterModule, new_lora
 from imageprompt.checkpoint.identify.identify import read_adapter
 from imageprompt.checkpoint.read.open import locate_adapter
-from imageprompt.checkpoint.read.stored_tensor import TORCH_DTYPES
+from imageprompt.checkpoint.read.stored_tensor import TORCH_DTYPES, TensorSource
 from imageprompt.checkpoint.tensor_bytes import not_computable
 from imageprompt.core.errors import AdapterFileError, OptionError, WrongBaseError
 from imageprompt.core.spec import AdapterSpec, ProjectorOptions, Site
@@ -24,10 +25,14 @@ Built = tuple[AdapterSpec, AdapterModule]
 
 
 def read_module(
-    source: str | os.PathLike[str], variant: str | None, dtype: torch.dtype | None = None
+    source: str | os.PathLike[str],
+    variant: str | None,
+    dtype: torch.dtype | None = None,
+    base: object = None,
 ) -> Built:
     """The adapter in a file, on the CPU; see `Adapter.load`. dtype None keeps that of the file."""
-    spec, parts = read_adapter(locate_adapter(source), variant)
+    on_base = None if base is None else partial(_on_base, base)
+    spec, parts = read_adapter(locate_adapter(source), variant, on_base)
     name = os.fspath(source)
     weights = {
         **{f"image_proj.{key}": value for key, value in parts.projector.items()},
@@ -40,6 +45,29 @@ def read_module(
     projector.load_state_dict(_part(weights, "image_proj."), assign=True)
     module = AdapterModule.of(projector, _part(weights, "ip_adapter."))
     return spec, module if dtype is None else module.to(dtype)
+
+
+def _on_base(base: object, source: TensorSource) -> TensorSource:
+    from imageprompt.checkpoint.identify.light_base import on_weights
+
+    return on_weights(source, text_weights(AttachedDenoiser.of(base)))
+
+
+def text_weights(base: AttachedDenoiser) -> dict[str, Tensor]:
+    """K and V of the text by the names of the K' and V' beside them, on the CPU.
+
+    Only where they read what image tokens are: the shapes are equal.
+    """
+    from imageprompt.adapter.offloading import StoredWeights
+
+    stored, found = StoredWeights(base.denoiser), dict[str, Tensor]()
+    for site in base.spec.sites:
+        pair = base.host.text_weights(base.denoiser, site.name) or ()
+        for kind, weight in zip("kv", pair, strict=False):
+            if tuple(weight.shape) == (site.inner_dim, site.cross_attention_dim):
+                name = f"ip_adapter.{site.file_id}.to_{kind}_ip.weight"
+                found[name] = stored.read(weight).detach().cpu()
+    return found
 
 
 def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

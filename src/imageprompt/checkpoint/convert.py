@@ -130,6 +130,10 @@ def convert(
         against = open_base(base)
     source = open_source(locate_source(src))
     _check_not_source(target, source.files)
+    if source.light is not None:
+        from imageprompt.checkpoint.identify.light_base import on_files
+
+        source = on_files(source, against)
     found = identify(source, against.spec if against else None, renumber=renumber)
     _check_complete(found, source)
     tensors = canonical(found.parts)

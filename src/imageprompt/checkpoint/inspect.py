@@ -20,7 +20,7 @@ from imageprompt.checkpoint.identify.identify import Identification, identify, n
 from imageprompt.checkpoint.identify.problems import PROJECTOR, SITES
 from imageprompt.checkpoint.identify.published import POSITIONS, likely_encoder
 from imageprompt.checkpoint.read.open import locate_source, open_source
-from imageprompt.checkpoint.read.stored_tensor import dtype_names
+from imageprompt.checkpoint.read.stored_tensor import StoredTensor, dtype_names
 from imageprompt.checkpoint.report import (
     Problem,
     base_name,
@@ -145,14 +145,19 @@ def inspect(path: Location, deep: bool = False, base: Location | None = None) ->
 
         against = open_base(base)
     source = open_source(locate_source(path))
+    if source.light is not None and (deep or against is not None):
+        from imageprompt.checkpoint.identify.light_base import on_files
+
+        source = on_files(source, against)
     found = identify(source, against.spec if against else None)
     tensors = canonical(found.parts)
+    stored = tensors if source.light is None else source.light.stored
     whole, dtype_notes = stored_numbers(tensors)
     problems = [*found.problems, *whole]
     if deep:
         problems += copies_differ(found) + not_finite(tensors) + constants(tensors)
         problems += untrained(found, against)
-    hashes = {QUICK: quick_hash(tensors)} | ({FULL: full_hash(tensors)} if deep else {})
+    hashes = {QUICK: quick_hash(stored)} | ({FULL: full_hash(tensors)} if deep else {})
     return AdapterReport(
         path=str(source.path),
         files=tuple(str(file) for file in source.files),
@@ -166,8 +171,8 @@ def inspect(path: Location, deep: bool = False, base: Location | None = None) ->
         **_projector(found),
         lora_rank=found.lora_rank,
         tensors=len(tensors),
-        parameters=sum(prod(tensor.shape) for tensor in tensors.values()),
-        bytes=sum(tensor.nbytes for tensor in tensors.values()),
+        parameters=_parameters(stored),
+        bytes=sum(tensor.nbytes for tensor in stored.values()),
         dtypes=_dtypes(found),
         hashes=hashes,
         metadata=_metadata(found.metadata),
@@ -175,6 +180,10 @@ def inspect(path: Location, deep: bool = False, base: Location | None = None) ->
         notes=(*source.notes, *dtype_notes, *needs_of(found)),
         remedies=tuple(advice_on(found, source, problems)),
     )
+
+
+def _parameters(stored: Mapping[str, StoredTensor]) -> int:
+    return sum(prod(tensor.shape) for tensor in stored.values())
 
 
 def _metadata(metadata: Mapping[str, str]) -> dict[str, str]:

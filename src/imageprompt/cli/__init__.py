@@ -62,6 +62,7 @@ COMMANDS = {
     "hosts": ("tables", "the base architectures that are known"),
     "variants": ("tables", "the adapter architectures that are known"),
     "plan": ("plan", "memory and time of a base with an adapter, before anything is downloaded"),
+    "compress": ("compress", "a lighter adapter for one base: K' and V' in low rank, int8"),
     "doctor": ("doctor", "versions, devices and a self-test"),
     "completion": ("completion", "print a completion script for bash, zsh or tcsh"),
 }

@@ -98,13 +98,15 @@ def load_adapter_file(
 ) -> Adapter:
     """The adapter in a file, to the pipeline's device; without a pipeline, to the CPU.
 
-    In float32 on the CPU, and in the pipeline's dtype elsewhere. `variant` and `reading` are as in
-    `Adapter.load`.
+    In float32 on the CPU, and in the pipeline's dtype elsewhere. A light adapter needs the
+    pipeline. `variant` and `reading` are as in `Adapter.load`.
     """
     from imageprompt.adapter.adapter import Adapter
 
     device, dtype = adapter_precision(pipe)
-    return Adapter.load(path, variant=variant, reading=reading, device=device, dtype=dtype)
+    return Adapter.load(
+        path, variant=variant, reading=reading, device=device, dtype=dtype, base=pipe
+    )
 
 
 def adapter_precision(pipe: Any) -> tuple[Any, Any]:

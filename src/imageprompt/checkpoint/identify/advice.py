@@ -103,9 +103,10 @@ def advice_on(
     encoder = likely_encoder(spec.feature, spec.feature_dim, found.published)
     path, convert = source.path, []
     int8 = source.container.endswith(AS_INT8)
-    if found.format not in _LOADABLE or int8 or not path.is_file():
-        dtype = " --dtype float16" if int8 else ""
-        convert = [Advice("first", f"imageprompt convert {quote(str(path))} {_CONVERTED}{dtype}")]
+    light = source.light is not None
+    if found.format not in _LOADABLE or int8 or light or not path.is_file():
+        more = (" --base DIR" if light else "") + (" --dtype float16" if int8 or light else "")
+        convert = [Advice("first", f"imageprompt convert {quote(str(path))} {_CONVERTED}{more}")]
         path = _CONVERTED
     lines = [
         base,

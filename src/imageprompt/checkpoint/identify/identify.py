@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -178,15 +178,23 @@ def _copies(
             yield names[id(one)], one, other
 
 
-def read_adapter(path: Path, variant: str | None = None) -> tuple[AdapterSpec, Parts[Tensor]]:
+def read_adapter(
+    path: Path,
+    variant: str | None = None,
+    on_base: Callable[[TensorSource], TensorSource] | None = None,
+) -> tuple[AdapterSpec, Parts[Tensor]]:
     """Load a complete adapter of any layout, from a file or folder; `variant` is the user's choice.
 
+    `on_base` gives a light adapter the weights of its base, without which it cannot be read.
     Raises NotFoundError; AdapterFileError if it is not an adapter, is incomplete, of no known
     variant, or of one of several that run differently; OptionError for a variant that does not fit.
     """
     from imageprompt.checkpoint.torch_io import tensor_of
 
-    found = identify(open_source(path))
+    source = open_source(path)
+    if source.light is not None and on_base is not None:
+        source = on_base(source)
+    found = identify(source)
     faults = [*found.problems, *differing_copies(found.copies, found.stored_as)]
     problems = [problem.message for problem in faults]
     if problems or found.spec is None:

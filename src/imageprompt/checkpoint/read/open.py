@@ -65,7 +65,7 @@ def open_source(path: Path, *, inside: Path | None = None) -> TensorSource:
     what is wrong with it. Tensor names and notes in the result are printable and short.
     """
     try:
-        source = _scaled(_open(path, inside))
+        source = _whole(_scaled(_open(path, inside)))
     except OSError as error:  # a parent folder without access, a name that is too long
         refuse(path, f"cannot be read ({error.strerror})", "Check its name and permissions.")
     return replace(source, notes=tuple(map(_shown, source.notes)))
@@ -87,6 +87,15 @@ def _scaled(source: TensorSource) -> TensorSource:
     from imageprompt.checkpoint.read.int8 import with_scales
 
     return with_scales(source)
+
+
+def _whole(source: TensorSource) -> TensorSource:
+    """With the weights of light adapters as what they stand for."""
+    if "light" not in source.metadata:
+        return source
+    from imageprompt.checkpoint.read.light import with_light
+
+    return with_light(source)
 
 
 def _shown(note: str) -> str:

@@ -11,10 +11,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from imageprompt.core.errors import AdapterFileError
 from imageprompt.core.untrusted import open_regular
+
+if TYPE_CHECKING:
+    from imageprompt.checkpoint.read.light import LightForm
 
 CHUNK = 1 << 20
 MAX_DIMENSIONS = 32
@@ -149,6 +152,8 @@ class TensorSource:
     tensors: Mapping[str, StoredTensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    light: LightForm | None = None
+    """For a light adapter that has not met its base yet: what the file itself holds."""
 
 
 def read_range(

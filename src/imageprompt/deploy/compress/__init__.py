@@ -1,0 +1,1 @@
+"""compress: a lighter adapter, K' and V' in low rank beside the base's own."""
