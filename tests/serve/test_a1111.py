@@ -111,7 +111,10 @@ def test_txt2img_with_units(api: Any, server: Served) -> None:
     model = api.controlnet_model_list()[0]
     units = [
         Unit(weight=0.6, guidance_end=0.7, model=model, more={"effective_region_mask": raw(HALF)}),
-        Unit(BLUE, more={"image": [{"image": raw(BLUE)}, raw(RED)], "resize_mode": 1}),
+        Unit(
+            BLUE,
+            more={"image": [{"image": raw(BLUE)}, raw(RED)], "resize_mode": 1, "control_mode": 0},
+        ),
         Unit(enabled=False, module="canny"),
     ]
     result = api.txt2img(prompt="a star", controlnet_units=units, **FEW)
@@ -292,7 +295,8 @@ def test_the_guide(server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     exec(snippet.replace("port=8000)", f"port={port}, username='any', password={key!r})"), names)
     (reference,) = request_of(server, names["result"])["references"]
     assert (reference["scale"], reference["schedule"]) == (0.7, "0-0.6")
-    assert Image.open("star.png").size == names["again"].image.size == (64, 64)
+    with Image.open("star.png") as picture:
+        assert picture.size == names["again"].image.size == (64, 64)
 
 
 def test_a_wrong_password_is_refused(server: Served) -> None:

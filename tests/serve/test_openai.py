@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -25,7 +26,10 @@ from imageprompt.control import DEFAULT_SCALE
 from imageprompt.loading.recipe import read_picture
 from imageprompt.serve.api.openai import options
 from imageprompt.serve.api.openai.options import SCALE_OF, STEPS_OF
-from imageprompt.serve.settings import Limits
+from imageprompt.serve.app import make_app
+from imageprompt.serve.keys import Keys
+from imageprompt.serve.service import Service
+from imageprompt.serve.settings import Limits, Settings
 from served import Served, drawn, pixels, served
 
 RED, BLUE = drawn("red", (64, 64)), drawn("blue", (64, 64))
@@ -404,6 +408,29 @@ def test_other_errors_have_the_form_of_openai(client: openai.OpenAI, server: Ser
     assert caught.value.param == "image"
 
 
+def test_a_key_is_needed(tmp_path: Path) -> None:
+    """By the asynchronous client; without a process."""
+    secret = Keys(tmp_path / "keys.json").add("alice")
+    settings = Settings(data=str(tmp_path / "data"), keys=str(tmp_path / "keys.json"))
+
+    async def ask(key: str) -> None:
+        transport = httpx2.ASGITransport(app=make_app(Service(settings)))  # type: ignore[arg-type]
+        async with openai.AsyncOpenAI(
+            base_url="http://localhost/v1",
+            api_key=key,
+            max_retries=0,
+            http_client=httpx2.AsyncClient(transport=transport),
+        ) as client:
+            await client.models.list()
+
+    with pytest.raises(openai.AuthenticationError) as caught:
+        asyncio.run(ask("wrong"))
+    assert caught.value.code == "unauthorized"
+    with pytest.raises(openai.InternalServerError) as starting:  # no worker is started here
+        asyncio.run(ask(secret))
+    assert (starting.value.status_code, starting.value.code) == (503, "not_ready")
+
+
 # ── retries ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -605,7 +632,8 @@ def test_the_guide(server: Served, reader: Path, capsys: pytest.CaptureFixture[s
     first, second = snippets(server, "python", "openai")
     names: dict[str, Any] = {}
     exec(first, names)
-    assert Image.open(reader / "star.png").size == (64, 64)
+    with Image.open(reader / "star.png") as picture:
+        assert picture.size == (64, 64)
     asked = request_of(server, names["controlled"])
     assert [one.get("preset") for one in asked["references"]] == [None, "style"]
     assert asked["seed"] == 7
