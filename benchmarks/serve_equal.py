@@ -5,7 +5,7 @@
 
 Requests differ in text, seed, reference, adapter, scale, preset, schedule, mask, guidance and
 number of pictures. Eight clients send them at once to `imageprompt serve`; afterwards one client
-sends each again and waits for it. Pictures are compared value by value; two that belong to different
+sends each again and waits for it. Pictures are compared value by value; two that belong to two
 requests differ by far more than rounding, which is checked too.
 """
 
