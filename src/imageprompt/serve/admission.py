@@ -20,7 +20,7 @@ from imageprompt.serve.worker.supervisor import Supervisor
 PAUSE = 2.0
 """Seconds without new jobs after the disk has refused something."""
 NOT_READY = Problem("not_ready", "the worker is starting", None, "Try again.")
-_DRAINING = Problem("draining", "the server is stopping", None, "Try again.")
+DRAINING = Problem("draining", "the server is stopping", None, "Try again.")
 _STORAGE = Problem("storage", "the server cannot write to its disk", None, "Try later.")
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Admission:
     def check_room(self, owner: str, cost: float = 0.0) -> None:
         """Would a job of this owner be taken?"""
         if self.draining:
-            raise ApiError(503, _DRAINING, retry_after=10)
+            raise ApiError(503, DRAINING, retry_after=10)
         if not self._worker.described:
             raise ApiError(503, NOT_READY, retry_after=5)
         self.check_disk()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -107,16 +107,24 @@ def storage_errors() -> Iterator[None]:
 
 
 @contextmanager
-def places_without(prefix: str) -> Iterator[None]:
-    """Errors inside name the place without this prefix."""
+def places_renamed(rename: Callable[[str], str]) -> Iterator[None]:
+    """Errors inside name the place as the client did."""
     try:
         yield
     except ApiError as error:
         problem = error.problem
-        param = None if problem.param is None else problem.param.removeprefix(prefix)
-        message = problem.message.removeprefix(prefix)
+        if problem.param is None:
+            raise
+        param, message = rename(problem.param), problem.message
+        if message.startswith(problem.param):
+            message = param + message.removeprefix(problem.param)
         changed = Problem(problem.type, message, param or None, problem.hint)
         raise ApiError(error.status, changed, retry_after=error.retry_after) from error
+
+
+def wrong_option(place: str, reason: str, hint: str = "") -> ApiError:
+    """A 400 about a value."""
+    return bad_request(f"{place}: {reason}", type="invalid_option", param=place, hint=hint)
 
 
 @contextmanager

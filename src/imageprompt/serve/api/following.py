@@ -8,6 +8,7 @@ from collections.abc import Callable
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from imageprompt.serve.admission import DRAINING
 from imageprompt.serve.api.common import service_of
 from imageprompt.serve.api.jobs import reader_left
 from imageprompt.serve.errors import ApiError, Problem
@@ -17,7 +18,6 @@ from imageprompt.serve.service import Service
 from imageprompt.serve.store import ENDED, JobRecord
 
 _CANCELLED = Problem("cancelled", "the job was cancelled")
-_DRAINING = Problem("draining", "the server is stopping", None, "Try again.")
 
 
 async def until_ended(
@@ -47,7 +47,7 @@ async def until_ended(
             await service.cancel(job)
         if left.done():
             raise ClientDisconnect
-        raise ApiError(503, _DRAINING, retry_after=10)
+        raise ApiError(503, DRAINING, retry_after=10)
     finally:
         service.streams -= 1
         for task in (follow, left):

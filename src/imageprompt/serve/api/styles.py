@@ -16,7 +16,7 @@ from imageprompt.serve.api.common import (
     bound,
     library_errors,
     owner_of,
-    places_without,
+    places_renamed,
     service_of,
 )
 from imageprompt.serve.bodies import read_body
@@ -81,7 +81,7 @@ async def add_style(request: Request) -> dict[str, Any]:
     name, tags, replace = _new_style(service, data)
     described = {k: v for k, v in data.items() if k in ("reference", "adapter", *ENCODING)}
     adapter = described.pop("adapter", None)
-    with places_without(f"{_PLACE}."):
+    with places_renamed(_without_place):
         checked_reference(described | {"adapter": adapter}, service.limits, _PLACE)
         found = await bound(service, owner, {"references": [described]}, body.parts)
         service.admission.check_adapter(adapter, f"{_PLACE}.adapter")
@@ -220,7 +220,7 @@ async def _pictures(
     pictures = given if isinstance(given, list) else [given]
     if not 1 <= len(pictures) <= most:
         raise bad_request(f"reference: not 1 to {most} pictures", param="reference")
-    with places_without(f"{_PLACE}."):
+    with places_renamed(_without_place):
         described = {"reference": pictures}
         checked_reference(described, service.limits, _PLACE)
         found = await bound(service, owner, {"references": [described]}, parts)
@@ -252,3 +252,7 @@ def _style_dict(service: Service, style: Style) -> dict[str, Any]:
         "references": len(style.references),
         "thumbnail": url if "thumbnail" in style.tensors else None,
     }
+
+
+def _without_place(param: str) -> str:
+    return param.removeprefix(f"{_PLACE}.")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import io
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 from imageprompt.core.errors import PictureError
 from imageprompt.serve.api.a1111.units import CONTROLNET, references_of
+from imageprompt.serve.api.common import places_renamed, wrong_option
 from imageprompt.serve.api.inline import picture_in
-from imageprompt.serve.errors import ApiError, Problem, bad_request, problem_of
+from imageprompt.serve.errors import ApiError, bad_request, problem_of
 from imageprompt.serve.settings import Limits
 
 SAMPLER, SCHEDULER = "default", "automatic"
@@ -73,7 +74,9 @@ class Translation:
         for name, values in _NEUTRAL.items():
             if name in self._payload and self._payload[name] not in values:
                 shown = " or ".join(repr(value) for value in values if value != "")
-                raise _wrong(name, f"not supported but as {shown or 'nothing'}", "Leave it out.")
+                raise wrong_option(
+                    name, f"not supported but as {shown or 'nothing'}", "Leave it out."
+                )
         settings = self._payload.get("override_settings", {})
         check_settings(settings, self._described, "override_settings")
 
@@ -102,7 +105,7 @@ class Translation:
     def _whole(self, name: str, default: int) -> int:
         value = self._payload.get(name, default)
         if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
-            raise _wrong(name, "not a whole number")
+            raise wrong_option(name, "not a whole number")
         return value
 
     def add(self, content: bytes) -> str:
@@ -114,14 +117,14 @@ class Translation:
     def _references(self) -> Iterator[dict[str, Any]]:
         scripts = self._payload.get("alwayson_scripts", {})
         if not isinstance(scripts, dict):
-            raise _wrong("alwayson_scripts", "not an object")
+            raise wrong_option("alwayson_scripts", "not an object")
         for name, script in scripts.items():
             arguments = script.get("args", []) if isinstance(script, dict) else script
             place = f"alwayson_scripts.{name[:40]}"
             if name.lower() == CONTROLNET.lower():
                 yield from references_of(arguments, self._described, self._limits, self.add)
             elif not isinstance(arguments, list) or any(arguments):
-                raise _wrong(place, "not supported", "Leave it out.")
+                raise wrong_option(place, "not supported", "Leave it out.")
 
     # ── img2img ─────────────────────────────────────────────────────────────────────────────────
 
@@ -129,7 +132,7 @@ class Translation:
         """Add the picture that the result begins with, and its mask."""
         listed = self._payload.get("init_images")
         if not isinstance(listed, list) or len(listed) != 1:
-            raise _wrong("init_images", "not a list of one picture")
+            raise wrong_option("init_images", "not a list of one picture")
         content = picture_in(listed[0], "init_images.0", self._limits)
         self.request["init_image"] = self.add(content)
         self.request["strength"] = self._payload.get("denoising_strength", _DENOISING)
@@ -138,7 +141,7 @@ class Translation:
             invert = bool(self._payload.get("inpainting_mask_invert"))
             blur = self._whole("mask_blur", 4)
             if not 0 <= blur <= _MAX_BLUR:
-                raise _wrong("mask_blur", f"not a whole number from 0 to {_MAX_BLUR}")
+                raise wrong_option("mask_blur", f"not a whole number from 0 to {_MAX_BLUR}")
             self.request["inpaint_mask"] = self.add(_mask(mask, invert=invert, blur=blur))
 
 
@@ -154,7 +157,7 @@ def _mask(content: bytes, *, invert: bool, blur: int) -> bytes:
         raise ApiError(400, problem_of(error, "mask")) from error
     weights = 1 - weights if invert else weights
     if not weights.any():
-        raise _wrong("mask", "black all over: nothing would be painted")
+        raise wrong_option("mask", "black all over: nothing would be painted")
     mask = Image.fromarray((weights * 255).round().astype("uint8"))
     stream = io.BytesIO()
     mask.filter(ImageFilter.GaussianBlur(blur)).save(stream, format="PNG")
@@ -180,21 +183,17 @@ def title_of(described: Mapping[str, Any]) -> str:
 def check_settings(settings: Any, described: Mapping[str, Any], place: str) -> None:
     """Raises ApiError for a setting that is not, and cannot be made, so."""
     if not isinstance(settings, dict):
-        raise _wrong(place, "not an object")
+        raise wrong_option(place, "not an object")
     known = settings_of(described)
     for name, value in settings.items():
         same = value == known.get(name, _NOTHING)
         if name == "sd_model_checkpoint":
             same = same or value == described["base"]["name"]
         if not same:
-            raise _wrong(f"{place}.{name[:40]}", "cannot be changed", "Leave it out.")
+            raise wrong_option(f"{place}.{name[:40]}", "cannot be changed", "Leave it out.")
 
 
 _NOTHING = object()
-
-
-def _wrong(name: str, reason: str, hint: str = "") -> ApiError:
-    return bad_request(f"{name}: {reason}", type="invalid_option", param=name, hint=hint)
 
 
 # ── errors ──────────────────────────────────────────────────────────────────────────────────────
@@ -210,19 +209,11 @@ _NAMES = {
 }
 
 
-@contextmanager
-def in_words_of_a1111() -> Iterator[None]:
+def in_words_of_a1111() -> AbstractContextManager[None]:
     """Errors inside name keys as the client did."""
-    try:
-        yield
-    except ApiError as error:
-        problem = error.problem
-        if problem.param is None:
-            raise
-        first, dot, rest = problem.param.partition(".")
-        param = f"{_NAMES.get(first, first)}{dot}{rest}"
-        message = problem.message
-        if message.startswith(problem.param):
-            message = param + message.removeprefix(problem.param)
-        changed = Problem(problem.type, message, param, problem.hint)
-        raise ApiError(error.status, changed, retry_after=error.retry_after) from error
+    return places_renamed(_key)
+
+
+def _key(param: str) -> str:
+    first, dot, rest = param.partition(".")
+    return f"{_NAMES.get(first, first)}{dot}{rest}"

@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from imageprompt.serve.api.common import wrong_option
 from imageprompt.serve.api.inline import picture_in
-from imageprompt.serve.errors import ApiError, bad_request
+from imageprompt.serve.errors import ApiError
 from imageprompt.serve.settings import Limits
 
 CONTROLNET = "ControlNet"
@@ -37,9 +38,9 @@ def references_of(
 ) -> Iterator[dict[str, Any]]:
     """The references of the enabled units; `add` takes pictures. Raises ApiError."""
     if not isinstance(units, list) or not all(isinstance(unit, dict) for unit in units):
-        raise bad_request(f"{_place(None)}: not a list of units", param=_place(None))
+        raise wrong_option(_place(None), "not a list of units")
     if len(units) > limits.references:
-        raise bad_request(f"{_place(None)}: more than {limits.references}", param=_place(None))
+        raise wrong_option(_place(None), f"more than {limits.references}")
     for index, unit in enumerate(units):
         if unit.get("enabled", True):
             yield _Unit(unit, _place(index), described, limits).reference(add)
@@ -125,8 +126,7 @@ class _Unit:
         return None if (begin, end) == (0, 1) else f"{begin:g}-{end:g}"
 
     def _wrong(self, name: str, reason: str, hint: str = "") -> ApiError:
-        place = f"{self._place}.{name}"
-        return bad_request(f"{place}: {reason}", type="invalid_option", param=place, hint=hint)
+        return wrong_option(f"{self._place}.{name}", reason, hint)
 
 
 _USE_REGION = "Use effective_region_mask."

@@ -10,11 +10,12 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from imageprompt.serve.admission import DRAINING
 from imageprompt.serve.api.following import check_done
 from imageprompt.serve.api.inline import encoded
 from imageprompt.serve.api.openai.options import Options
 from imageprompt.serve.dialects import dialect_of
-from imageprompt.serve.errors import ApiError, Problem, not_found
+from imageprompt.serve.errors import ApiError, not_found
 from imageprompt.serve.events import Event
 from imageprompt.serve.live_job import Job
 from imageprompt.serve.service import Service
@@ -27,7 +28,6 @@ _NO_TOKENS: Mapping[str, Any] = {
     "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
 }
 """Clients expect numbers; nothing is counted in tokens here."""
-_STOPPING = Problem("draining", "the server is stopping", None, "Try again.")
 
 
 def record_of(job: Job | JobRecord) -> JobRecord:
@@ -109,7 +109,7 @@ class Stream:
             if record.state == "queued" and isinstance(self.job, Job):
                 if not self.kept:
                     await self.service.cancel(self.job)
-                raise ApiError(503, _STOPPING)
+                raise ApiError(503, DRAINING)
             check_done(record)
         except ApiError as error:
             yield _sse("error", dict(dialect_of("/v1/").body(error)))

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from imageprompt.serve.errors import ApiError, bad_request
+from imageprompt.serve.api.common import wrong_option
+from imageprompt.serve.errors import bad_request
 
 Format = Literal["png", "webp", "jpeg"]
 
@@ -69,9 +70,13 @@ def options_of(values: Mapping[str, Any], *, edit: bool) -> Options:
     if "prompt" not in values:
         raise bad_request("prompt: missing", param="prompt")
     if values.get("output_format", "png") == "png" and values.get("output_compression", 100) != 100:
-        raise _wrong("output_compression", "a PNG is not compressed with loss", "Use webp or jpeg.")
+        raise wrong_option(
+            "output_compression", "a PNG is not compressed with loss", "Use webp or jpeg."
+        )
     if values.get("stream") and values.get("response_format") == "url":
-        raise _wrong("response_format", "a stream has the pictures themselves", "Leave it out.")
+        raise wrong_option(
+            "response_format", "a stream has the pictures themselves", "Leave it out."
+        )
     quality = values.get("quality", "auto")
     return Options(
         prompt=values["prompt"],
@@ -93,22 +98,24 @@ def options_of(values: Mapping[str, Any], *, edit: bool) -> Options:
 def _check(name: str, value: Any, edit: bool) -> None:
     shown = name[:60]
     if name in _REFUSED:
-        raise _wrong(name, "not supported", "Leave it out.")
+        raise wrong_option(name, "not supported", "Leave it out.")
     if name not in _KNOWN or (name == "input_fidelity" and not edit):
         near = difflib.get_close_matches(shown, _KNOWN, n=1)
         hint = f"Did you mean {near[0]}?" if near and near[0] != name else ""
-        raise _wrong(shown, "no such field", hint or "Fields of imageprompt go into ip_adapter.")
+        raise wrong_option(
+            shown, "no such field", hint or "Fields of imageprompt go into ip_adapter."
+        )
     if name in _CHOICES and value not in _CHOICES[name]:
-        raise _wrong(name, f"not one of {', '.join(_CHOICES[name])}")
+        raise wrong_option(name, f"not one of {', '.join(_CHOICES[name])}")
     if name in _TEXTS and not isinstance(value, str):
-        raise _wrong(name, "not a text")
+        raise wrong_option(name, "not a text")
     if name in _NUMBERS:
         low, high = _NUMBERS[name]
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not whole or not low <= value <= high:
-            raise _wrong(name, f"not a whole number from {low} to {high}")
+            raise wrong_option(name, f"not a whole number from {low} to {high}")
     if name == "stream" and not isinstance(value, bool):
-        raise _wrong(name, "not true or false")
+        raise wrong_option(name, "not true or false")
 
 
 def _size(text: str) -> tuple[int, int] | None:
@@ -116,9 +123,5 @@ def _size(text: str) -> tuple[int, int] | None:
         return None
     found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text, re.ASCII)
     if found is None:
-        raise _wrong("size", "not WIDTHxHEIGHT in pixels, nor auto")
+        raise wrong_option("size", "not WIDTHxHEIGHT in pixels, nor auto")
     return int(found[1]), int(found[2])
-
-
-def _wrong(name: str, reason: str, hint: str = "") -> ApiError:
-    return bad_request(f"{name}: {reason}", type="invalid_option", param=name, hint=hint)

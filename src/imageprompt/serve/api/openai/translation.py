@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import hashlib
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from imageprompt.core.errors import PictureError
 from imageprompt.serve import sources
+from imageprompt.serve.api.common import places_renamed
 from imageprompt.serve.api.openai.body import OWN_FIELD, Asked
 from imageprompt.serve.api.openai.options import SCALE_OF, STEPS_OF, Options
-from imageprompt.serve.errors import ApiError, Problem, bad_request, problem_of
+from imageprompt.serve.errors import ApiError, bad_request, problem_of
 from imageprompt.serve.request_body import TOP
 
 _MAPPED = ("prompt", "num_images", "size", "base")
@@ -169,22 +171,12 @@ def _wrong_mask(reason: str, hint: str) -> ApiError:
 _NAMES = {"num_images": "n", "init_image": "image", "inpaint_mask": "mask"}
 
 
-@contextmanager
-def in_words_of_openai(own: Mapping[str, Any]) -> Iterator[None]:
+def in_words_of_openai(own: Mapping[str, Any]) -> AbstractContextManager[None]:
     """Errors inside name fields as the client did."""
-    try:
-        yield
-    except ApiError as error:
-        problem = error.problem
-        param = None if problem.param is None else _param(problem.param, own)
-        message = problem.message
-        if problem.param and param and message.startswith(problem.param):
-            message = param + message.removeprefix(problem.param)
-        changed = Problem(problem.type, message, param, problem.hint)
-        raise ApiError(error.status, changed, retry_after=error.retry_after) from error
+    return places_renamed(partial(_param, own=own))
 
 
-def _param(param: str, own: Mapping[str, Any]) -> str:
+def _param(param: str, *, own: Mapping[str, Any]) -> str:
     first = param.partition(".")[0]
     if own.get(first) is not None:
         return f"{OWN_FIELD}.{param}"
