@@ -27,6 +27,13 @@ def server(tmp_path: Path) -> Iterator[Served]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One server for tests that it survives."""
+    with served(tmp_path_factory.mktemp("lasting"), toy=True) as running:
+        yield running
+
+
 def again(server: Served, *options: str) -> Served:
     """Another server on the same data."""
     return Served(server.folder, *options, toy=True)
@@ -43,39 +50,40 @@ def assert_right(server: Served, job: Any) -> None:
         assert pixels(server.picture(job, image["index"])) == expected
 
 
-def test_a_killed_worker_starts_again_and_its_jobs_run_once_more(server: Served) -> None:
-    first = server.submit({"prompt": "hang"})
-    others = [server.submit({"prompt": f"p{seed}", "seed": seed}) for seed in range(5)]
-    server.until(first, lambda job: job["step"] > 0)
-    os.kill(server.worker(), signal.SIGKILL)
+def test_a_killed_worker_starts_again_and_its_jobs_run_once_more(lasting: Served) -> None:
+    first = lasting.submit({"prompt": "hang"})
+    others = [lasting.submit({"prompt": f"p{seed}", "seed": seed}) for seed in range(5)]
+    lasting.until(first, lambda job: job["step"] > 0)
+    os.kill(lasting.worker(), signal.SIGKILL)
     for job in (first, *others):
-        assert_right(server, job)
-    assert server.job(first)["attempt"] == 2
-    assert all(server.job(job)["attempt"] <= 2 for job in others)
-    kinds = [(kind, data) for _, kind, data in server.events(first)]
+        assert_right(lasting, job)
+    assert lasting.job(first)["attempt"] == 2
+    assert all(lasting.job(job)["attempt"] <= 2 for job in others)
+    kinds = [(kind, data) for _, kind, data in lasting.events(first)]
     assert ("started", {"attempt": 2}) in kinds
 
 
-def test_a_poisoned_job_fails_alone(server: Served) -> None:
-    poison = server.submit({"prompt": "crash"})
-    others = [server.submit({"prompt": f"slow p{seed}", "seed": seed}) for seed in range(3)]
-    once = server.submit({"prompt": "crash once"})
-    refused = server.submit({"prompt": "refuse"})
-    found = server.ended(poison)
+def test_a_poisoned_job_fails_alone(lasting: Served) -> None:
+    poison = lasting.submit({"prompt": "crash"})
+    others = [lasting.submit({"prompt": f"slow p{seed}", "seed": seed}) for seed in range(3)]
+    once = lasting.submit({"prompt": "crash once"})
+    refused = lasting.submit({"prompt": "refuse"})
+    found = lasting.ended(poison)
     assert found["state"] == "failed"
     assert found["error"]["type"] == "crashed"
     for job in (*others, once):
-        assert_right(server, job)
-    assert server.ended(refused)["error"] == {
+        assert_right(lasting, job)
+    assert lasting.ended(refused)["error"] == {
         "type": "invalid_option",
         "message": "no",
         "param": None,
         "hint": "",
     }
-    assert server.get("/health").json()["status"] == "ready"
+    assert lasting.get("/health").json()["status"] == "ready"
 
 
-@pytest.mark.parametrize("moment", [0.0, 0.05, 0.6])
+@pytest.mark.sample(3)
+@pytest.mark.parametrize("moment", [0.6, 0.0, 0.05])
 def test_a_killed_server_loses_nothing(tmp_path: Path, moment: float) -> None:
     """Killed while jobs wait, run and end; the next server ends them all, each once."""
     server = Served(tmp_path, toy=True)
@@ -283,25 +291,25 @@ def test_keys_part_clients_from_one_another(tmp_path: Path) -> None:
         assert server.client.get(url, headers=alice).status_code == 401
 
 
-def test_a_disk_that_refuses(server: Served) -> None:
+def test_a_disk_that_refuses(lasting: Served) -> None:
     """The system lets the server write no more: what cannot be kept fails or is refused."""
     import resource
 
-    assert_right(server, server.submit({"prompt": "before"}))
-    running = server.submit({"prompt": "slow"})
-    server.until(running, lambda job: job["step"] > 0)
-    pid, unlimited = server.process.pid, resource.RLIM_INFINITY
+    assert_right(lasting, lasting.submit({"prompt": "before"}))
+    running = lasting.submit({"prompt": "slow"})
+    lasting.until(running, lambda job: job["step"] > 0)
+    pid, unlimited = lasting.process.pid, resource.RLIM_INFINITY
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (100, unlimited))
-    refused = server.post("/jobs", json={"prompt": "late"})
+    refused = lasting.post("/jobs", json={"prompt": "late"})
     assert (refused.status_code, refused.json()["error"]["type"]) == (503, "storage")
     assert 1 <= int(refused.headers["retry-after"]) <= 120
     time.sleep(1)  # the running one ends meanwhile
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (unlimited, unlimited))
-    ended = server.ended(running)
+    ended = lasting.ended(running)
     assert ended["error"]["type"] == "storage"
     time.sleep(2.1)
-    assert_right(server, server.submit({"prompt": "after"}))
-    assert str(server.data) not in refused.text + str(ended)
+    assert_right(lasting, lasting.submit({"prompt": "after"}))
+    assert str(lasting.data) not in refused.text + str(ended)
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
