@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -132,6 +133,14 @@ def test_servers_behind_one_address(found: Any) -> None:
     assert serve["events"][0] in ("queued", "started")
     assert serve["events"][-2:] == ["image", "done"]
     assert len(serve["red"]) == len(serve["blue"]) == 1  # each reference has one server
+
+
+@on_ray
+@pytest.mark.slow
+def test_wrong_arguments_are_refused(found: Any) -> None:
+    words = ["not between 1 and 256", "could not convert|invalid literal", "--add-key", "port="]
+    refused = found["serve"]["refused"]
+    assert all(re.search(one, told) for one, told in zip(words, refused, strict=True))
 
 
 @on_ray

@@ -225,6 +225,10 @@ def test_the_next_one_takes_what_the_first_does_not(
         servers[first].alive = False
     second = client.post(with_reference("upload:1"))
     assert second != first
+    if fault == "dead":  # it is not asked again before it is known to live
+        asked = len(servers[first].asked)
+        client.post(with_reference("upload:1"))
+        assert len(servers[first].asked) == asked
     servers[first].status, servers[first].alive = 200, True
     asyncio.run(client.router.look())
     assert client.post(with_reference("upload:1")) == first

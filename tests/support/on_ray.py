@@ -82,10 +82,17 @@ def serve(folder: Path) -> Any:
     import httpx2
     from ray import serve as ray_serve
 
+    from imageprompt.core.errors import OptionError
     from imageprompt.serve import ray_app
 
     arguments = {"replicas": "2", "keys": str(folder / "keys.json"), "data": str(folder / "served")}
     arguments |= {"base": str(folder / "stack"), "library": str(folder / "library")}
+    refused = []
+    for wrong in ({"replicas": "0"}, {"replicas": "x"}, {"keys": None}, {"port": "1"}):
+        try:
+            ray_app.app(arguments | wrong)
+        except OptionError as error:
+            refused.append(str(error))
     began = time.monotonic()
     ray_serve.start(http_options={"host": "127.0.0.1", "port": PORT})
     ray_serve.run(ray_app.app(arguments), name="imageprompt", route_prefix="/")
@@ -97,7 +104,7 @@ def serve(folder: Path) -> Any:
         trust_env=False,
     ) as client:
         until(lambda: client.get("/readyz").status_code == 200)
-        found: dict[str, Any] = {"seconds to start": time.monotonic() - began}
+        found: dict[str, Any] = {"seconds to start": time.monotonic() - began, "refused": refused}
         found |= ask(client, folder)
         found |= survive(client)
     ray_serve.delete("imageprompt")

@@ -22,7 +22,7 @@ from ray.serve.config import BackpressureConfig
 from ray.serve.exceptions import RayServeException
 
 from imageprompt.core.errors import OptionError
-from imageprompt.core.schema import validate
+from imageprompt.core.schema import options, validate
 from imageprompt.serve.app import add_page, make_app
 from imageprompt.serve.guard import Guard, Receive, Scope, Send
 from imageprompt.serve.metrics import Metrics
@@ -43,8 +43,10 @@ _LISTS = ("adapter", "allow_host")
 def app(arguments: Mapping[str, Any]) -> serve.Application:
     """The application; Ray Serve calls this. Raises OptionError."""
     given = dict(arguments)
-    count = int(given.pop("replicas", 1))
-    gpus = float(given.pop("gpus", 0))
+    try:
+        count, gpus = int(given.pop("replicas", 1)), float(given.pop("gpus", 0))
+    except ValueError as error:
+        raise OptionError("replicas= or gpus=", reason=str(error)) from error
     if not 1 <= count <= MOST:
         raise OptionError(f"replicas={count}", reason=f"not between 1 and {MOST}")
     described = asdict(settings_of(given))
@@ -72,12 +74,22 @@ def app(arguments: Mapping[str, Any]) -> serve.Application:
 
 
 def settings_of(given: Mapping[str, Any]) -> Settings:
-    """The settings of all servers. They need keys: Ray's proxies may listen everywhere."""
+    """The settings of all servers. They need keys: Ray's proxies may listen on all addresses."""
+    known = {field.name for field in options(Settings)} - {"host", "port"}
+    for name in given:
+        if name not in known:
+            raise OptionError(f"{name}=", reason=f"not one of {', '.join(sorted(known))}")
+    if given.get("keys") is None:
+        raise OptionError(
+            "keys=",
+            reason="missing, and everybody who reaches Ray's proxy could use the servers",
+            hint="Make a key first: imageprompt serve --keys FILE --add-key NAME.",
+        )
     plain = {
         name: [value] if name in _LISTS and isinstance(value, str) else value
         for name, value in given.items()
     }
-    settings: Settings = validate(Settings, {**plain, "host": "0.0.0.0"}, what="")
+    settings: Settings = validate(Settings, {**plain, "host": "0.0.0.0"}, what="arguments")
     return settings.check()
 
 

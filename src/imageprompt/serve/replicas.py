@@ -334,3 +334,5 @@ async def answers_of(app: Any, scope: Mapping[str, Any], body: bytes) -> AsyncIt
             if not messages.empty():
                 messages.get_nowait()
             await asyncio.sleep(0.01)
+        if not running.cancelled():
+            running.exception()  # told above, or nobody is left to hear it
