@@ -497,6 +497,10 @@ def test_a_client_that_leaves_cancels(toy: Served) -> None:
         assert toy.ended(job)["state"] == state
     done = client_of(toy).images.generate(prompt="slow", extra_headers={"Idempotency-Key": "later"})
     assert done.job == job["id"]
+    stream = client_of(toy).images.generate(prompt="slow", stream=True)
+    stream.close()
+    (job,) = toy.get("/jobs", params={"limit": 1}).json()["jobs"]
+    assert toy.ended(job)["state"] == "cancelled"
 
 
 def test_a_server_that_stops_answers(tmp_path: Path) -> None:
