@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
 from imageprompt.core.errors import NotFoundError, OptionError
 from imageprompt.core.schema import options, without_none
-from imageprompt.core.untrusted import parse_json
+from imageprompt.core.untrusted import Budget, open_regular, parse_json
 from imageprompt.generation.option_values import FILE, FILES
 from imageprompt.generation.reference import Reference
 from imageprompt.generation.request import Request
 
 MAX_LINE = 2**20
 """Bytes of a row."""
+MAX_VALUES = 10_000
+"""Values of a row, those in lists and objects included."""
+MAX_ROWS = 5_000_000
+MAX_NORMALISED = 2**26
+"""Bytes of a row whose paths are in full."""
 _FIELDS = {field.name: field for kind in (Request, Reference) for field in options(kind)}
 _PATHS = frozenset(name for name, field in _FIELDS.items() if field.option.json in (FILE, FILES))
 """The arguments that may be paths: those of a row are relative to the folder of its file."""
@@ -44,7 +50,8 @@ class Rows:
 
     @classmethod
     def open(cls, path: Path) -> Rows:
-        with path.open("rb") as stream:
+        """Raises OSError, ValueError."""
+        with open_regular(path, inside=path.parent) as stream:
             ends = np.fromiter(_ends(stream), np.int64)
         return cls(path, ends)
 
@@ -54,15 +61,22 @@ class Rows:
     def read(self, start: int, stop: int) -> list[dict[str, Any]]:
         """The rows from `start` to before `stop`."""
         begin = 0 if start == 0 else int(self.ends[start - 1])
-        with self.path.open("rb") as stream:
+        with open_regular(self.path, inside=self.path.parent) as stream:
             stream.seek(begin)
-            content = stream.read(int(self.ends[stop - 1]) - begin)
-        return [json.loads(line) for line in content.splitlines()]
+            lines = [stream.readline(MAX_NORMALISED) for _ in range(start, stop)]
+        return [_parsed(line, MAX_NORMALISED) for line in lines]
 
 
-def _ends(stream: Any) -> Iterator[int]:
+def _ends(stream: BinaryIO) -> Iterator[int]:
     position = 0
-    for line in stream:
+    for number in range(MAX_ROWS + 1):
+        line = stream.readline(MAX_NORMALISED)
+        if not line:
+            return
+        if number == MAX_ROWS:
+            raise ValueError(f"more than {MAX_ROWS:,} rows")
+        if not (line.startswith(b"{") and line.endswith(b"\n")):
+            raise ValueError(f"row {number} is not a JSON object in a line")
         position += len(line)
         yield position
 
@@ -70,9 +84,24 @@ def _ends(stream: Any) -> Iterator[int]:
 def normalise(source: Path, target: Path) -> str:
     """Write the rows of a job file as JSONL with absolute paths; returns the hash of that file.
 
+    Raises as `normalised` does.
+    """
+    digest = hashlib.sha256()
+    with target.open("wb") as stream:
+        for line in normalised(source):
+            stream.write(line)
+            digest.update(line)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return digest.hexdigest()
+
+
+def normalised(source: Path) -> Iterator[bytes]:
+    """The rows of a job file as lines of JSON with absolute paths.
+
     A row that cannot be read is kept as {"error": reason}: it is a record of the result, not the
-    end of the batch. Raises NotFoundError, and OptionError for a file of another kind or without
-    rows.
+    end of the batch. Raises NotFoundError, and OptionError for a file of another kind, without
+    rows or of too many.
     """
     kind = source.suffix.lower()
     if kind not in _READERS:
@@ -81,25 +110,29 @@ def normalise(source: Path, target: Path) -> str:
             reason=f"ends in none of {', '.join(_READERS)}",
             hint="Write one JSON object a line: the arguments of generate.",
         )
-    if not source.is_file():
-        raise NotFoundError(f"job file {str(source)!r}", reason="there is no such file")
-    digest, count = hashlib.sha256(), 0
-    with target.open("wb") as stream:
+    count = 0
+    try:
         for row in _READERS[kind](source):
+            if count == MAX_ROWS:
+                raise OptionError(
+                    f"job file {str(source)!r}", reason=f"more than {MAX_ROWS:,} rows"
+                )
             line = json.dumps(_absolute(row, source.parent.resolve()), ensure_ascii=False)
-            content = f"{line}\n".encode(errors="backslashreplace")
-            stream.write(content)
-            digest.update(content)
+            yield f"{line}\n".encode(errors="backslashreplace")
             count += 1
-        stream.flush()
-        os.fsync(stream.fileno())
+    except FileNotFoundError:
+        raise NotFoundError(f"job file {str(source)!r}", reason="there is no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OptionError(
+            f"job file {str(source)!r}", reason=f"cannot be read: {reason}"
+        ) from error
     if not count:
         raise OptionError(f"job file {str(source)!r}", reason="has no rows")
-    return digest.hexdigest()
 
 
 def _json_lines(source: Path) -> Iterator[dict[str, Any]]:
-    with source.open("rb") as stream:
+    with open_regular(source) as stream:
         while line := stream.readline(MAX_LINE + 1):
             if len(line) > MAX_LINE:
                 while line and not line.endswith(b"\n"):
@@ -109,9 +142,9 @@ def _json_lines(source: Path) -> Iterator[dict[str, Any]]:
                 yield _parsed(line)
 
 
-def _parsed(line: bytes) -> dict[str, Any]:
+def _parsed(line: bytes, limit: int = MAX_LINE) -> dict[str, Any]:
     try:
-        row = parse_json(line)
+        row = parse_json(line, Budget(nbytes=limit, items=MAX_VALUES))
     except ValueError as error:
         return {"error": f"not valid JSON: {error}"}
     return row if isinstance(row, dict) else {"error": "not a JSON object"}
@@ -120,10 +153,14 @@ def _parsed(line: bytes) -> dict[str, Any]:
 def _csv(source: Path) -> Iterator[dict[str, Any]]:
     """Empty cells are left out; lists and objects are written as JSON."""
     csv.field_size_limit(MAX_LINE)
-    with source.open(encoding="utf-8-sig", newline="", errors="surrogateescape") as stream:
-        reader = csv.DictReader(stream)
+    with io.TextIOWrapper(
+        open_regular(source), encoding="utf-8-sig", newline="", errors="surrogateescape"
+    ) as stream:
+        lines = _CsvLines(stream)
+        reader = csv.DictReader(lines)
         try:
             for row in reader:
+                lines.size = 0
                 cells = {name: text for name, text in row.items() if text not in (None, "")}
                 yield _typed(cells)
         except csv.Error as error:
@@ -132,9 +169,32 @@ def _csv(source: Path) -> Iterator[dict[str, Any]]:
             ) from error
 
 
+class _CsvLines:
+    """Lines of a CSV file. Raises csv.Error where a row has more than MAX_LINE characters."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.size = 0
+        """Characters since the last row."""
+
+    def __iter__(self) -> _CsvLines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._stream.readline(MAX_LINE + 1)
+        self.size += len(line)
+        if self.size > MAX_LINE:
+            raise csv.Error(f"a row of more than {MAX_LINE} characters")
+        if not line:
+            raise StopIteration
+        return line
+
+
 def _typed(cells: Mapping[Any, Any]) -> dict[str, Any]:
     if None in cells:
         return {"error": "more cells than columns"}
+    if len(cells) > MAX_VALUES:
+        return {"error": f"more than {MAX_VALUES} cells"}
     return {name: _value(name, text) for name, text in cells.items()}
 
 
@@ -142,7 +202,7 @@ def _value(name: str, text: str) -> Any:
     if name not in _NUMBERS and not text.startswith(("[", "{")):
         return text
     try:
-        return json.loads(text)
+        return parse_json(text, Budget(nbytes=4 * MAX_LINE, items=MAX_VALUES))
     except ValueError:
         return text
 

@@ -12,15 +12,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from imageprompt.core.atomic_files import check_folder, locked, write_atomically
 from imageprompt.core.errors import OptionError
-from imageprompt.serve.batch.rows import normalise
+from imageprompt.core.untrusted import open_regular
+from imageprompt.serve.batch.rows import normalise, normalised
 from imageprompt.serve.batch.shards import INDEX, MANIFEST, ROWS, Batch, claimed, make_shard
 
 SHARD_ROWS, BATCH_SIZE = 64, 8
+MAX_FILES = 1_000_000
+"""Of a shard that are looked at."""
+MAX_PICTURE = 2**28
+"""Bytes of a picture."""
 _POLL = 0.2  # s
 _RESTARTS = 10
 """Times that a worker is started again without having finished a shard in between."""
@@ -123,12 +129,10 @@ def begin(jobs: Path | None, folder: Path, settings: Mapping[str, Any]) -> Batch
 
 
 def _check_same(found: Batch, jobs: Path, settings: Mapping[str, Any]) -> None:
-    comparison = found.folder / ".comparison.jsonl"
-    try:
-        digest = normalise(jobs, comparison)
-    finally:
-        comparison.unlink(missing_ok=True)
-    changed = [] if digest == found.hash else ["the rows"]
+    digest = hashlib.sha256()
+    for line in normalised(jobs):
+        digest.update(line)
+    changed = [] if digest.hexdigest() == found.hash else ["the rows"]
     plain = json.loads(json.dumps(settings))
     changed += [name for name in plain if plain[name] != found.settings.get(name)]
     if changed:
@@ -219,12 +223,15 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
 def status(output: str | os.PathLike[str]) -> Status:
     """How far a batch is. Raises OptionError if there is none."""
     begun = Batch.open(Path(output))
-    finished = [shard for shard in range(begun.shard_count) if begun.is_done(shard)]
-    records = [record for shard in finished for record in begun.records(shard)]
+    finished, done, failed = begun.finished(), 0, 0
+    for shard in finished:
+        records = begun.records(shard)
+        done += len(records)
+        failed += sum("error" in record for record in records)
     return Status(
         rows=len(begun.rows),
-        done=len(records),
-        failed=sum("error" in record for record in records),
+        done=done,
+        failed=failed,
         shards=begun.shard_count,
         done_shards=len(finished),
     )
@@ -241,17 +248,18 @@ def verify(
     """
     begun = Batch.open(Path(output))
     problems, pictures = list[str](), 0
-    if hashlib.sha256((begun.folder / ROWS).read_bytes()).hexdigest() != begun.hash:
+    if not _has_hash(begun.folder, ROWS, begun.hash):
         problems.append(f"{ROWS} has changed")
-    for shard in range(begun.shard_count):
-        on_progress("shards", shard, begun.shard_count)
-        if not begun.is_done(shard):
-            problems.append(f"shard {shard:06d} is not finished")
-            continue
+    finished = begun.finished()
+    if missing := begun.shard_count - len(finished):
+        gap = next(number for number, shard in enumerate([*finished, -1]) if number != shard)
+        problems.append(f"{missing} shards are not finished, the first is {gap:06d}")
+    for number, shard in enumerate(finished):
+        on_progress("shards", number, len(finished))
         faults, count = _verify_shard(begun, shard)
         problems += faults
         pictures += count
-    on_progress("shards", begun.shard_count, begun.shard_count)
+    on_progress("shards", len(finished), len(finished))
     return Verification(status(output), pictures, tuple(problems))
 
 
@@ -263,15 +271,26 @@ def _verify_shard(begun: Batch, shard: int) -> tuple[list[str], int]:
     expected = {
         one["file"]: one["sha256"] for record in records for one in record.get("pictures", ())
     }
-    present = {path.name for path in folder.iterdir()} - {INDEX}
+    present = {path.name for path in islice(folder.iterdir(), MAX_FILES)} - {INDEX}
     for name in sorted(expected.keys() | present):
         if name not in expected:
             problems.append(f"{folder.name}/{name} has no record")
         elif name not in present:
             problems.append(f"{folder.name}/{name} is missing")
-        elif hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected[name]:
+        elif not _has_hash(folder, name, expected[name], MAX_PICTURE):
             problems.append(f"{folder.name}/{name} has changed")
     return problems, len(expected)
+
+
+def _has_hash(folder: Path, name: str, sha256: str, limit: int | None = None) -> bool:
+    """Is it a file of at most `limit` bytes that lies there, with this hash?"""
+    try:
+        with open_regular(folder / name, inside=folder) as stream:
+            if limit is not None and os.fstat(stream.fileno()).st_size > limit:
+                return False
+            return hashlib.file_digest(stream, "sha256").hexdigest() == sha256
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return False
 
 
 def _at_least_1(value: int, what: str) -> int:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.atomic_files import (
     BusyError,
+    append_line,
     locked,
     sync_folder,
     write_atomically,
@@ -30,17 +31,22 @@ from imageprompt.core.atomic_files import (
 )
 from imageprompt.core.errors import ImagePromptError, OptionError
 from imageprompt.core.schema import options, validate
-from imageprompt.core.untrusted import parse_json, read_regular
-from imageprompt.serve.batch.rows import Rows
+from imageprompt.core.untrusted import Budget, parse_json, read_regular
+from imageprompt.serve.batch.rows import MAX_VALUES, Rows
 
 if TYPE_CHECKING:
     from imageprompt.generation.request import Request
     from imageprompt.generation.result import GenerationResult
 
 MANIFEST, ROWS, INDEX = "batch.json", "rows.jsonl", "index.jsonl"
+SHARDS, CLAIMS = "shards", "claims"
 MAX_MANIFEST = 2**20
+MAX_INDEX = 2**26
+"""Bytes of the records of a shard."""
+MAX_NUMBER = 2**62
 MAX_ATTEMPTS = 10
 """A shard in which the process died so often is recorded as failed."""
+_SHARD = re.compile(r"[0-9]{6,9}")
 _NAMED = re.compile(r"request (\d+): ")
 Record = dict[str, Any]
 
@@ -57,14 +63,18 @@ class Batch:
 
     @classmethod
     def open(cls, folder: Path) -> Batch:
-        """Raises OptionError if no batch has begun there."""
+        """Raises OptionError if no batch has begun there, or what stands there is none."""
         try:
-            found = parse_json(read_regular(folder / MANIFEST, MAX_MANIFEST))
-            return cls(folder, Rows.open(folder / ROWS), found["settings"], found["rows"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            found = parse_json(read_regular(folder / MANIFEST, MAX_MANIFEST, inside=folder))
+            settings, rows = _checked(found)
+            for name in (SHARDS, CLAIMS):
+                if (folder / name).is_symlink():
+                    raise ValueError(f"{name} is a link")
+            return cls(folder, Rows.open(folder / ROWS), settings, rows)
+        except (OSError, ValueError) as error:
             raise OptionError(
                 f"output {str(folder)!r}",
-                reason=f"holds no batch ({error})",
+                reason=f"holds no batch ({getattr(error, 'strerror', None) or error})",
                 hint="Begin one: imageprompt batch JOBS.jsonl --output DIR.",
             ) from error
 
@@ -82,10 +92,20 @@ class Batch:
         return range(start, min(start + self.shard_rows, len(self.rows)))
 
     def path_of(self, shard: int) -> Path:
-        return self.folder / "shards" / f"{shard:06d}"
+        return self.folder / SHARDS / f"{shard:06d}"
 
     def is_done(self, shard: int) -> bool:
-        return self.path_of(shard).is_dir()
+        path = self.path_of(shard)
+        return path.is_dir() and not path.is_symlink()
+
+    def finished(self) -> list[int]:
+        """The shards that are done."""
+        if not (self.folder / SHARDS).is_dir():
+            return []
+        with os.scandir(self.folder / SHARDS) as entries:
+            names = {one.name for one in entries if one.is_dir(follow_symlinks=False)}
+        numbers = sorted(int(name) for name in names if _SHARD.fullmatch(name))
+        return [one for one in numbers if one < self.shard_count and f"{one:06d}" in names]
 
     def broken_off(self, shard: int) -> int:
         """How often a process died in a shard."""
@@ -93,14 +113,13 @@ class Batch:
         return path.stat().st_size if path.exists() else 0
 
     def _attempts(self, shard: int) -> Path:
-        return self.folder / "claims" / f"{shard:06d}.attempts"
+        return self.folder / CLAIMS / f"{shard:06d}.attempts"
 
     @contextlib.contextmanager
     def attempt(self, shard: int) -> Iterator[None]:
-        """Counts as broken off if the block does not end."""
+        """Counts as broken off if the block does not end: one byte more in its file."""
         path = self._attempts(shard)
-        with path.open("ab") as stream:
-            stream.write(b".")
+        append_line(path, "")
         yield
         path.unlink()
 
@@ -113,9 +132,40 @@ class Batch:
         """The records of a finished shard. Raises OptionError."""
         path = self.path_of(shard) / INDEX
         try:
-            return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+            lines = read_regular(path, MAX_INDEX, inside=self.folder).split(b"\n")[:-1]
+            if len(lines) > len(self.range_of(shard)):
+                raise ValueError(f"it has {len(lines)} records")
+            return [_record(line) for line in lines]
         except (OSError, ValueError) as error:
-            raise OptionError(str(path), reason=f"cannot be read: {error}") from error
+            reason = getattr(error, "strerror", None) or str(error)
+            raise OptionError(str(path), reason=f"cannot be read: {reason}") from error
+
+
+def _checked(found: Any) -> tuple[Mapping[str, Any], str]:
+    """The settings and the hash in batch.json. Raises ValueError."""
+    settings = found.get("settings") if isinstance(found, dict) else None
+    if not isinstance(settings, dict) or not isinstance(found.get("rows"), str):
+        raise ValueError(f"{MANIFEST} has no settings or no rows")
+    for name in ("shard_rows", "batch_size", "seed"):
+        value, least = settings.get(name), -MAX_NUMBER if name == "seed" else 1
+        if type(value) is not int or not least <= value <= MAX_NUMBER:
+            raise ValueError(f"{name} in {MANIFEST} is not a whole number of at least {least}")
+    if not isinstance(settings.get("defaults"), dict):
+        raise ValueError(f"defaults in {MANIFEST} are not an object")
+    return settings, found["rows"]
+
+
+def _record(line: bytes) -> Record:
+    """One record of a shard. Raises ValueError."""
+    found = parse_json(line, Budget(nbytes=MAX_INDEX, items=MAX_VALUES))
+    pictures = found.get("pictures", []) if isinstance(found, dict) else None
+    if not isinstance(pictures, list):
+        raise ValueError("a record is not an object with a list of pictures")
+    for one in pictures:
+        texts = [one.get(name) for name in ("file", "sha256")] if isinstance(one, dict) else [None]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("a picture without file and sha256")
+    return dict(found)
 
 
 # ── claims ──────────────────────────────────────────────────────────────────────────────────────
@@ -127,7 +177,7 @@ def claimed(batch: Batch, shard: int) -> Iterator[int | None]:
 
     Yields how many attempts were broken off before.
     """
-    claims = batch.folder / "claims"
+    claims = batch.folder / CLAIMS
     claims.mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
         try:
