@@ -236,6 +236,12 @@ def test_the_command_names_what_has_no_value(
     assert "psnr" in printed.out
 
 
+def test_a_set_names_its_references_that_cannot_be_read(broken: tuple[Path, Path]) -> None:
+    ours, theirs = map(pictures_in, broken)
+    scores = Scorer(["kid"], {"inception": Mean()}).score(ours, reference_set=theirs)
+    assert [*scores["kid"].failed] == ["0.png", "reference 2.webp"]
+
+
 def test_prompts_are_one_a_line(
     folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,7 +259,12 @@ def test_prompts_are_one_a_line(
     ("arguments", "error"),
     [
         ([], "nothing to score"),
-        (["nowhere", "nowhere"], "nowhere"),
+        (["nowhere", "{b}"], "error: nowhere: no such file. Check the path."),
+        (["{a}", "nowhere"], "error: nowhere: no such file. Check the path."),
+        (["{a}"], "references: none. Name a picture or a folder to compare with"),
+        (["{a}", "{b}", "--metric", ","], "--metric: names none"),
+        (["{a}", "{b}", "--device", "tpu"], "device 'tpu': not available on this machine"),
+        (["{a}/0.png", "{b}/0.webp", "--metric", "kid"], "there is 1 of the pictures"),
         (["{a}", "{b}", "--extractor", "clip"], "not ROLE=SOURCE"),
         (["{a}", "{b}", "--metric", "csd"], "csd"),
         (["{a}", "--prompts", "nowhere.txt", "--metric", "words"], "nowhere.txt"),
@@ -266,7 +277,7 @@ def test_bad_input_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     a, b = map(str, folders)
-    assert cli.main(["score", *(word.format(a=a, b=b) for word in arguments)]) in (1, 2)
+    assert cli.main(["score", *(word.format(a=a, b=b) for word in arguments)]) == 2
     printed = capsys.readouterr().err
     assert error in printed
     assert "Traceback" not in printed

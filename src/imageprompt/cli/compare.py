@@ -69,7 +69,7 @@ def _compare(options: argparse.Namespace) -> int:
         part_of(study, adapter, scale)
         for study, adapter, scale in zip(studies, adapters, scales, strict=True)
     )
-    found = compare(a, b, None if options.metric is None else flags.names_of(options.metric))
+    found = compare(a, b, None if options.metric is None else flags.metrics_of(options.metric))
     if options.output is not None:
         from imageprompt.evaluation.report import write_comparison
 

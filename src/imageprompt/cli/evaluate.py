@@ -144,7 +144,7 @@ def _changes(options: argparse.Namespace) -> dict[str, Any]:
     if "scales" in options:
         changes["scales"] = [one.strip() for one in options.scales.split(",")]
     if "metric" in options:
-        changes["metrics"] = flags.names_of(options.metric)
+        changes["metrics"] = flags.metrics_of(options.metric)
     if extractors := flags.extractors_of(options):
         changes["extractors"] = extractors
     for name in ("control", "ceiling"):
@@ -165,6 +165,8 @@ def _adapter(text: str) -> Any:
 
 
 def _print(result: StudyResult) -> None:
+    from imageprompt.evaluation.conclusions import conclusions
+
     names = [*dict.fromkeys(name for row in result.summary for name in row["metrics"])]
     rows = [
         (
@@ -182,6 +184,8 @@ def _print(result: StudyResult) -> None:
     if protocol is not None:
         print_lines("", f"{protocol['title']}, {protocol['data']}")
         print_aligned(with_head(("figure", "of", "value", "low", "high", "n"), _figures(protocol)))
+    if found := conclusions(result.results()):
+        print_lines("", *found)
     print_lines("", *(path for path in (result.folder, result.report) if path is not None))
 
 

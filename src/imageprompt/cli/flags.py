@@ -138,3 +138,12 @@ def extractors_of(options: argparse.Namespace) -> dict[str, str]:
 def names_of(given: list[str]) -> list[str]:
     """The names in comma-separated lists."""
     return [name.strip() for names in given for name in names.split(",") if name.strip()]
+
+
+def metrics_of(given: list[str]) -> list[str]:
+    """The names in lists of --metric. Raises OptionError if there is none."""
+    if names := names_of(given):
+        return names
+    raise OptionError(
+        "--metric", reason="names none", hint="`imageprompt score --list` lists them."
+    )

@@ -77,7 +77,7 @@ def _score(options: argparse.Namespace) -> int:
 
     with Bars(wants_progress(options)) as bars:
         scorer = Scorer(
-            flags.names_of(options.metric or [DEFAULT_METRICS]),
+            flags.metrics_of(options.metric or [DEFAULT_METRICS]),
             flags.extractors_of(options),
             store=FeatureStore(options.cache),
             device=options.device,

@@ -13,6 +13,12 @@ def listed(names: Collection[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
+def counted(count: int, name: str) -> str:
+    """ "1 seed", "2 seeds", "3 pairs of twins"."""
+    first, *rest = name.split(" ")
+    return " ".join((f"{count:,}", first if count == 1 else f"{first}s", *rest))
+
+
 def known_ones(word: str, known: Collection[str]) -> str:
     """A hint beside a word that is not known: the nearest, and all that there are."""
     near = did_you_mean(word, known).removeprefix(". ")

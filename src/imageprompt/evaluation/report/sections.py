@@ -11,6 +11,7 @@ import numpy as np
 from imageprompt.evaluation.balance import Axes, metric_of, title_of
 from imageprompt.evaluation.comparability import extractors_of, within
 from imageprompt.evaluation.compare import Comparison
+from imageprompt.evaluation.conclusions import pairs_of_adapters, verdicts
 from imageprompt.evaluation.report import plots
 from imageprompt.evaluation.report.pictures import Gallery
 from imageprompt.evaluation.report.shown import copying, differing, extremes, grid
@@ -24,7 +25,7 @@ from imageprompt.evaluation.report.summary import (
 )
 from imageprompt.evaluation.settings import Front, Setting, settings_of
 from imageprompt.evaluation.study.results import ADAPTER, CEILING, CONTROL, Results
-from imageprompt.evaluation.words import listed
+from imageprompt.evaluation.words import counted, listed
 
 
 def study_sections(results: Results, axes: Axes | None, gallery: Gallery) -> dict[str, Any]:
@@ -34,6 +35,7 @@ def study_sections(results: Results, axes: Axes | None, gallery: Gallery) -> dic
     adapters = [*dict.fromkeys(one.adapter for one in settings if one.adapter)]
     colours = {name: number % plots.COLOURS for number, name in enumerate(adapters)}
     chosen = chosen_settings(settings, front)
+    pairs = {} if axes is None else pairs_of_adapters(results, settings, axes)
     of_sets = set_metrics(results)
     names = [*results.metrics, *dict.fromkeys(name for one in of_sets.values() for name in one)]
     titles = {name: title_of(name) for name in names}
@@ -48,9 +50,10 @@ def study_sections(results: Results, axes: Axes | None, gallery: Gallery) -> dic
         "encoders": _encoders(results, names),
         "protocol": results.study.get("protocol"),
         "metrics": names,
-        "cards": [*cards(settings, front, chosen, colours)],
+        "cards": [*cards(results, settings, front, chosen, colours)],
         "rows": summary_rows(settings, names, of_sets, front, colours),
-        "against": [*against_each_other(results, settings, axes, colours)],
+        "against": [*against_each_other(pairs, colours)],
+        "verdicts": [*verdicts(pairs)],
         "unit": results.clusters()[0],
         "problems": within(results, settings),
         "plots": _plots(settings, front, chosen, titles),
@@ -111,7 +114,7 @@ def _facts(results: Results, settings: Sequence[Setting]) -> str:
         "seed": len(np.unique(of_adapters.seed)),
     }
     made = len(results.take(~results.row.equal(CEILING)).picture.distinct())
-    parts = [_counted(count, name) for name, count in counts.items()]
+    parts = [counted(count, name) for name, count in counts.items()]
     scale = f"scale{'s' if len(scales) > 1 else ''} {listed(scales)}"
     return f"{made:,} pictures: {', '.join(parts)}, {scale}"
 
@@ -216,7 +219,3 @@ def _failed(results: Results) -> list[tuple[str, str, int]]:
         for name, reason in reasons.items():
             counts[name, reason] = counts.get((name, reason), 0) + 1
     return [(name, reason, count) for (name, reason), count in sorted(counts.items())]
-
-
-def _counted(count: int, name: str) -> str:
-    return f"{count:,} {name}{'' if count == 1 else 's'}"

@@ -6,15 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from imageprompt.core.errors import OptionError
-from imageprompt.evaluation.balance import Axes
-from imageprompt.evaluation.compare import Comparison, compare
+from imageprompt.evaluation.compare import Comparison
+from imageprompt.evaluation.conclusions import Pairs, command_of
 from imageprompt.evaluation.report.figures import Bar, Span, bar
 from imageprompt.evaluation.settings import Front, Mean, Setting
 from imageprompt.evaluation.statistics.intervals import UNKNOWN, Interval
 from imageprompt.evaluation.study.results import ADAPTER, Results
-
-MAX_PAIRS_OF_ADAPTERS = 6
 
 Colours = Mapping[str, int]
 """Adapter -> the number of its colour."""
@@ -29,6 +26,8 @@ class Card:
     knee: bool
     """Is it a knee, not the only or the first scale?"""
     bars: Mapping[str, Bar]
+    command: str | None
+    """How to generate with it."""
 
 
 def chosen_settings(settings: Sequence[Setting], front: Front | None) -> dict[str, Setting]:
@@ -40,6 +39,7 @@ def chosen_settings(settings: Sequence[Setting], front: Front | None) -> dict[st
 
 
 def cards(
+    results: Results,
     settings: Sequence[Setting],
     front: Front | None,
     chosen: Mapping[str, Setting],
@@ -49,7 +49,7 @@ def cards(
         names = [] if front is None else [front.axes.likeness, front.axes.text]
         bars = {name: _bar(setting, name, _span(settings, name)) for name in names}
         knee = front is not None and adapter in front.knees
-        yield Card(setting, colours[adapter], knee, bars)
+        yield Card(setting, colours[adapter], knee, bars, command_of(results, setting))
 
 
 @dataclass(frozen=True)
@@ -142,23 +142,11 @@ class Against:
     colours: tuple[int, int]
 
 
-def against_each_other(
-    results: Results, settings: Sequence[Setting], axes: Axes | None, colours: Colours
-) -> Iterator[Against]:
+def against_each_other(pairs: Pairs, colours: Colours) -> Iterator[Against]:
     """Each pair of adapters at each scale that both have."""
-    if axes is None:
-        return
-    names = [*colours]
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-    found = []
-    for a, b in pairs[:MAX_PAIRS_OF_ADAPTERS]:
-        scales = [{one.scale for one in settings if one.adapter == name} for name in (a, b)]
-        for scale in sorted(scale for scale in scales[0] & scales[1] if scale is not None):
-            one, other = (results.where(adapter=name, scale=scale) for name in (a, b))
-            try:
-                found.append((compare(one, other, [axes.likeness, axes.text]), scale, (a, b)))
-            except OptionError:  # unequal or incomparable sets: `problems` says why
-                continue
+    found = [
+        (comparison, scale, names) for names, one in pairs.items() for scale, comparison in one
+    ]
     differences = [
         (row.metric, end)
         for comparison, _, _ in found

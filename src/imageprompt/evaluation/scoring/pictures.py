@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imageprompt.core.errors import OptionError, PictureError
+from imageprompt.core.hub import no_such_file
 from imageprompt.encoding.images.open_image import open_picture
 
 if TYPE_CHECKING:
@@ -59,14 +60,21 @@ def _hash(content: bytes) -> str:
 def pictures_in(path: str | os.PathLike[str]) -> list[Picture]:
     """The picture at a path, or all pictures of a folder and its folders, sorted by path.
 
-    Their names are relative to the folder. Raises PictureError if there is none.
+    Their names are relative to the folder. Raises NotFoundError if there is nothing at the path,
+    PictureError if the folder has no pictures.
     """
     root = Path(path).expanduser()
+    if not root.exists():
+        raise no_such_file(root)
     if not root.is_dir():
         return [Picture(root, root.name)]
     files = sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES)
     if not files:
-        raise PictureError(f"{root}", reason="no pictures in this folder")
+        raise PictureError(
+            f"{root}",
+            reason="no pictures in this folder",
+            hint="Name one that has PNG, JPEG or WEBP files.",
+        )
     return [Picture(file, file.relative_to(root).as_posix()) for file in files]
 
 

@@ -32,8 +32,13 @@ from imageprompt.evaluation.statistics.intervals import (
     mean_interval,
 )
 from imageprompt.loading import quiet_loading
+from imageprompt.loading.pipeline import usable_device
 
 _REFERENCE = "its reference: "
+_GIVE = {
+    "references": "Name a picture or a folder to compare with, or choose another metric.",
+    "texts": "Give a file of them, one a line: --prompts FILE.",
+}
 
 
 @dataclass(frozen=True)
@@ -102,13 +107,14 @@ class Scorer:
         device: str | None = None,
         on_progress: Callable[[str, int, int], object] = lambda phase, done, total: None,
     ) -> None:
-        """Raises OptionError for an unknown metric or role."""
+        """Raises OptionError for an unknown metric or role, or a device that is not here."""
         self.metrics = {name: METRICS[name] for name in dict.fromkeys(metrics)}
         self._given = dict(extractors or {})
         for role in self._given:
             EXTRACTORS[role]
         self._store = store or FeatureStore()
-        self._device, self._on_progress = device, on_progress
+        self._device = None if device is None else usable_device(device)
+        self._on_progress = on_progress
         self._opened: dict[str, Backbone] = {}
 
     def extractor(self, role: str) -> Backbone:
@@ -243,7 +249,9 @@ class Scorer:
         _check_count(metric, len(ours), "pictures")
         if isinstance(metric, TwoSetMetric):
             others = _needed(metric, references, "references")
-            theirs = _complete(self._rows(metric, others, failed))
+            unread = dict[str, str]()
+            theirs = _complete(self._rows(metric, others, unread))
+            failed |= {f"reference {name}": reason for name, reason in unread.items()}
             _check_count(metric, len(theirs), "references")
             measure = partial(_measure_beside, metric, ours, theirs)
         else:
@@ -319,7 +327,11 @@ def _encode_texts(extractor: TextExtractor, texts: Sequence[str]) -> Rows:
 
 def _needed(metric: Metric, given: Sequence[Any] | None, what: str) -> Sequence[Any]:
     if given is None:
-        raise OptionError(f"metric {metric.name}", reason=f"compares pictures with {what}: none")
+        raise OptionError(
+            f"metric {metric.name}",
+            reason=f"compares pictures with {what}: none",
+            hint=_GIVE[what],
+        )
     return given
 
 
@@ -331,8 +343,10 @@ def _complete(rows: Rows) -> Rows:
 def _check_count(metric: Metric, count: int, what: str) -> None:
     if count < metric.min_count:
         raise OptionError(
-            f"metric {metric.name} of {count} {what}",
-            reason=f"needs at least {metric.min_count}",
+            f"metric {metric.name}",
+            reason=f"there {'is' if count == 1 else 'are'} {count} of the {what}, "
+            f"and it needs at least {metric.min_count}",
+            hint=f"Give more {what}, or leave the metric out.",
         )
 
 

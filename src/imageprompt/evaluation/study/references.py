@@ -39,12 +39,18 @@ def references_in(folder: str | os.PathLike[str], root: Path) -> list[StudyRefer
     """
     top = Path(folder).expanduser()
     if not top.exists():
-        raise NotFoundError(f"references {str(folder)!r}", reason="no such file or folder")
+        raise NotFoundError(
+            f"references {str(folder)!r}", reason="no such file or folder", hint="Check the path."
+        )
     if not top.is_dir():
         return [StudyReference(Picture(top, name_of(top, root)), "")]
     files = sorted(pictures_below(top))
     if not files:
-        raise PictureError(f"references {str(folder)!r}", reason="no pictures in this folder")
+        raise PictureError(
+            f"references {str(folder)!r}",
+            reason="no pictures in this folder",
+            hint="Name one that has PNG, JPEG or WEBP files.",
+        )
     return [
         StudyReference(
             Picture(file, name_of(file, root)),

@@ -50,6 +50,7 @@ from imageprompt.evaluation.study.results import (
     read_results,
 )
 from imageprompt.evaluation.study.summary import summarise
+from imageprompt.evaluation.words import counted
 
 if TYPE_CHECKING:
     from imageprompt.evaluation.protocols import Protocol, ProtocolData
@@ -175,10 +176,15 @@ class Study:
         """How many pictures are made, in one line."""
         plan = self.plan
         settings = len(plan.adapters) * len(plan.scales)
-        parts = f"{len(plan.adapters)} adapter(s) x {len(plan.scales)} scale(s)"
-        each = f"{len(plan.cases)} of reference and prompt x {len(plan.seeds)} seed(s)"
+        counts = {
+            "adapter": len(plan.adapters),
+            "scale": len(plan.scales),
+            "pair of reference and prompt": len(plan.cases),
+            "seed": len(plan.seeds),
+        }
+        parts = " x ".join(counted(count, name) for name, count in counts.items())
         control = plan.pictures - settings * len(plan.cases) * len(plan.seeds)
-        return f"{plan.pictures:,} pictures: {parts} x {each}, and {control} without an adapter"
+        return f"{plan.pictures:,} pictures: {parts}, and {control:,} without an adapter"
 
     # ── running ─────────────────────────────────────────────────────────────────────────────────
 
