@@ -517,7 +517,8 @@ def test_the_command(
     assert shown.err == ""
     assert [one["adapter"] for one in printed["summary"]] == ["base", "p"]
     assert cli.main(["evaluate", *flags.split()]) == 0
-    assert "8 pictures: 2 adapter(s)" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "8 pictures: 2 adapters x 1 scale x 4 pairs of reference and prompt" in shown.err
 
 
 def test_a_study_file(small: dict[str, Any], photos: Path, tmp_path: Path) -> None:

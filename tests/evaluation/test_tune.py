@@ -194,6 +194,7 @@ def test_the_command_writes_what_generate_reads(
         (["--highest", "3"], "highest scale = 3.0: a scale is a number from 0"),
         (["--likeness", "dina"], "metric 'dina': not one of attributes, clip-i"),
         (["--base", "sd15"], "no adapter"),
+        (["--adapter", "base", "--adapter", "plus"], "2 adapters: tune takes one"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -68,7 +68,13 @@ def add_tune(command: Parser) -> None:
     flags.add_options(what, StudyConfig, _WHAT)
     add(what, "--prompts", "a file with one text a line", metavar="FILE")
     add(what, "--prompt", "a text; may be repeated", action="append", metavar="TEXT")
-    add(what, "--adapter", "adapter file, Hub id or short name (default plus)", metavar="FILE")
+    add(
+        what,
+        "--adapter",
+        "adapter file, Hub id or short name (default plus)",
+        action="append",
+        metavar="FILE",
+    )
     what.add_argument(
         "--preset",
         metavar="NAMES",
@@ -134,7 +140,7 @@ def _study(options: argparse.Namespace) -> dict[str, Any]:
         if name in options:
             study["prompts"] = getattr(options, name)
     if "adapter" in options:
-        study["adapters"] = [options.adapter]
+        study["adapters"] = options.adapter
     elif study.get("base", bundled.NAME) in bundled.FOLDERS:
         study["adapters"] = [bundled.DEFAULT_ADAPTER]
     if extractors := flags.extractors_of(options):
