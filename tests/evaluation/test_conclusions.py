@@ -36,9 +36,10 @@ def test_a_difference_that_may_be_chance(tmp_path: Path) -> None:
 
 
 def test_no_axes_and_few_scales(tmp_path: Path) -> None:
-    lines = [line(prompt=f"p{n}", dino=n, clip_t=n) for n in range(5)]
+    lines = [line(scale=s, prompt=f"p{n}", dino=n, clip_t=n) for s in (0.5, 1) for n in range(5)]
     few = conclusions(read_results(write_study(tmp_path / "few", lines)))
     assert few == ["plus: too few scales for a best balance"]
+    assert conclusions(read_results(write_study(tmp_path / "one", lines[:5]))) == []
     for one in lines:
         del one["metrics"]["clip-t"]
     assert conclusions(read_results(write_study(tmp_path / "none", lines))) == []

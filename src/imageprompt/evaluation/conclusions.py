@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -33,11 +34,12 @@ def conclusions(results: Results) -> list[str]:
 
 
 def _best_scales(settings: Sequence[Setting], front: Front) -> Iterator[str]:
-    for adapter in dict.fromkeys(one.adapter for one in settings if one.adapter is not None):
+    scales = Counter(one.adapter for one in settings if one.adapter is not None)
+    for adapter, count in scales.items():
         if adapter in front.knees:
             best = settings[front.knees[adapter]]
             yield f"{adapter}: the best balance of likeness and text is at scale {best.scale:g}"
-        else:
+        elif count > 1:
             yield f"{adapter}: too few scales for a best balance"
 
 
