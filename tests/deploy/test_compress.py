@@ -14,9 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import imageprompt as ip
+from guides import DOCS, commands
 from imageprompt import cli, loading
 from imageprompt.checkpoint.convert import convert
 from imageprompt.checkpoint.inspect import inspect
+from imageprompt.core import bundled
 from imageprompt.core.errors import AdapterFileError, OptionError
 from imageprompt.deploy.compress import run
 from imageprompt.deploy.compress.low_rank import Matrix, Ranks, last_true, second_moment
@@ -200,7 +202,7 @@ def test_the_expanded_file_is_the_light_one_on_its_base(
 def test_what_is_measured_is_what_the_file_does(
     compressed: Any, pipe: Any, trained: Path, references: Path
 ) -> None:
-    _, measured = run._pictures(references)
+    _, measured = run.open_pictures(references)
     whole = ip.Adapter.load(trained).attach(pipe, pipe.image_encoder)
     try:
         measure = run.Measure(pipe, pipe.unet, whole, measured, seed=1)
@@ -381,3 +383,31 @@ def test_dropped_blocks_have_no_effect(
     loaded = ip.Adapter.load(path, base=pipe).module.state_dict()
     shutil.rmtree(tmp_path)
     assert all(loaded[name].any() == (name.split(".")[1] != gone) for name in matrices)
+
+
+# ── the guide ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_commands_of_the_guide(
+    trained: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the tiny stack with trained adapters in place of the bundled one."""
+    stack = shutil.copytree(tiny_folder, tmp_path / "stack")
+    for name in ("plus", "base"):
+        shutil.copy(trained, stack / "adapters" / f"{name}.safetensors")
+    monkeypatch.setattr(bundled, "folder", lambda _=bundled.NAME: stack)
+    monkeypatch.setattr(run, "FITTED", 2)
+    monkeypatch.setattr(run, "MEASURED", 2)
+    monkeypatch.setattr(bundled, "STEPS", 1)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (16, 16), "red").save("a.png")
+    steps = commands(DOCS / "compress.md")
+    assert [command[0] for command in steps] == ["compress"] * 2 + [
+        "generate",
+        "inspect",
+        "convert",
+    ]
+    for command in steps:
+        more = ["--pictures", "2"] if command[0] == "compress" else []
+        assert cli.main([*command, *more]) == 0, command
+    assert Path("full.safetensors").exists()

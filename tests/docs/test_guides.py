@@ -22,6 +22,7 @@ RUN_BY = {
     "CONTRIBUTING.md": "tests/docs/test_readme.py",
     "docs/batch.md": "tests/serve/test_batch.py",
     "docs/clients.md": "tests/serve/test_openai.py",
+    "docs/compress.md": "tests/deploy/test_compress.py",
     "docs/control.md": "tests/docs/test_control_guide.py",
     "docs/faces.md": "tests/docs/test_faces_guide.py",
     "docs/http-api.md": "tests/serve/test_guide.py",

@@ -25,6 +25,7 @@ LIGHT = "light"
 UP, DOWN = ".up.weight", ".down.weight"
 AS_LIGHT = ", light"
 """How the container of such a file ends."""
+NOTE = "light: "
 FLOATS = {"F32": "<f4", "F16": "<f2"}
 MAX_JSON = 2**16  # characters
 MAX_WEIGHT = 2**26  # numbers of one weight; FLUX has 1.3e7
@@ -81,7 +82,7 @@ def with_light(source: TensorSource) -> TensorSource:
     parts = {name.removesuffix(".weight") + end for name in pairs for end in (UP, DOWN)}
     tensors = {name: one for name, one in source.tensors.items() if name not in parts} | whole
     made = f" of {form.base}" if form.base else ""
-    note = f"light: K' and V' are of rank {rank} or less beside K and V{made}, and need that base"
+    note = f"{NOTE}K' and V' are of rank {rank} or less beside K and V{made}, and need that base"
     container, notes = source.container + AS_LIGHT, (*source.notes, note)
     return replace(source, tensors=tensors, container=container, notes=notes, light=form)
 
@@ -107,8 +108,11 @@ def expanded(source: TensorSource, text: Text) -> TensorSource:
         up, down = pair
         tensors[name] = _product(up, down, partial(_pieces, up, down, own))
     container = source.container.removesuffix(AS_LIGHT)
+    notes = tuple(note for note in source.notes if not note.startswith(NOTE))
     metadata = {key: value for key, value in source.metadata.items() if key != LIGHT}
-    return replace(source, tensors=tensors, container=container, metadata=metadata, light=None)
+    return replace(
+        source, tensors=tensors, container=container, metadata=metadata, notes=notes, light=None
+    )
 
 
 def refuse_without_base(path: Path, base: str) -> NoReturn:

@@ -121,9 +121,14 @@ def _latents(pipe: Any, denoiser: Any, pictures: Sequence[Image]) -> Tensor:
     stated = denoiser.config.get("sample_size")
     factor = vae.factor
     side = factor * stated if isinstance(stated, int) else pictures[0].width // factor * factor
-    scaling, found = vae.scaling, []
+    scaling, found, dtype = vae.scaling, [], vae.model.dtype
+    upcast = dtype is torch.float16 and vae.model.config.get("force_upcast")
+    if upcast:
+        vae.model.to(torch.float32)  # it would overflow, as SDXL's does
     for picture in pictures:
         moments = vae.encode([ImageOps.fit(picture.convert("RGB"), (side, side))])
         noise = torch.zeros(1, scaling.channels(moments), *moments.shape[2:])
         found.append(scaling.sample(moments, noise))
+    if upcast:
+        vae.model.to(dtype)
     return torch.cat(found)

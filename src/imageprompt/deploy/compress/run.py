@@ -66,13 +66,13 @@ def compress(
         raise OptionError(f"error {error:g}", reason="not between 0 and 1")
     if dtype not in _DTYPES:
         raise OptionError(f"dtype {dtype!r}", reason=f"not one of {', '.join(_DTYPES)}")
-    fitted, measured = _pictures(references)
+    fitted, measured = open_pictures(references)
     folder = loading.base_folder(base)
     located = loading.find_adapter(adapter, folder, cached_only=False)
     loaded = loading.load_base(base, folder, dtype=None, device=device, bars=False)
     loaded.pipe.set_progress_bar_config(disable=True)
     with loading.few_threads(loaded):
-        work = _Work(loaded, located, encoder, fitted, measured, dtype, on_step)
+        work = Work(loaded, located, encoder, fitted, measured, dtype, on_step)
         choice = work.within(budget) if error is None else work.under(error)
         made = work.result(choice, pictures)
         if output is not None:
@@ -80,7 +80,7 @@ def compress(
     return made
 
 
-def _pictures(references: str | os.PathLike[str] | None) -> tuple[list[Image], list[Image]]:
+def open_pictures(references: str | os.PathLike[str] | None) -> tuple[list[Image], list[Image]]:
     """Those to fit and those to measure. Raises OptionError, PictureError."""
     if references is None:
         drawn = [scenes.stream("validation", seed=40_000), scenes.stream("test", seed=40_000)]
@@ -102,7 +102,7 @@ def _pictures(references: str | os.PathLike[str] | None) -> tuple[list[Image], l
     return opened[::2], opened[1::2]
 
 
-class _Work:
+class Work:
     """An adapter attached to its base, and everything that is measured of it."""
 
     def __init__(
@@ -233,11 +233,11 @@ class _Work:
         if self.base.name not in bundled.FOLDERS:
             return None
         drawn = list(islice(scenes.stream("test", seed=50_000), count))
-        after = self._read(drawn)
+        after = self.read(drawn)
         self.search.restore(self.matrices)
-        return Attributes(pictures=count, before=self._read(drawn), after=after)
+        return Attributes(pictures=count, before=self.read(drawn), after=after)
 
-    def _read(self, drawn: Sequence[scenes.Scene]) -> Mapping[str, float]:
+    def read(self, drawn: Sequence[scenes.Scene]) -> Mapping[str, float]:
         """Attribute -> share of the pictures that have the reference's word; and of all five."""
         made = pipeline.sample(
             self.base.pipe,
