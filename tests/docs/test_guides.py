@@ -24,6 +24,7 @@ RUN_BY = {
     "docs/clients.md": "tests/serve/test_openai.py",
     "docs/compress.md": "tests/deploy/test_compress.py",
     "docs/control.md": "tests/docs/test_control_guide.py",
+    "docs/deployment.md": "tests/docs/test_deployment.py",
     "docs/faces.md": "tests/docs/test_faces_guide.py",
     "docs/http-api.md": "tests/serve/test_guide.py",
     "docs/files.md": "tests/docs/test_files_guide.py",
