@@ -290,6 +290,18 @@ def test_a_figure_of_few_pictures_comes_with_a_warning(
     assert "warning: fid of 6 pictures; it is steady from about 2048 on" in capsys.readouterr().err
 
 
+def test_sets_of_several_sizes_come_with_a_warning(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    others = shutil.copytree(folders[1], tmp_path / "others")
+    Image.new("RGB", (96, 64)).save(others / "wide.png")
+    ours, metrics = pictures_in(folders[0]), Scorer(["kid"], {"inception": Mean()})
+    alike = metrics.score(ours, reference_set=pictures_in(folders[1]))["kid"]
+    assert "sizes" not in alike.warning
+    mixed = metrics.score(ours, reference_set=pictures_in(others))["kid"]
+    assert "of 2 sizes, 40x32 to 96x64: resizing them changes the figure" in mixed.warning
+
+
 def test_the_list_of_metrics(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["score", "--list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)

@@ -194,6 +194,8 @@ def test_the_command_writes_what_generate_reads(
         (["--highest", "3"], "highest scale = 3.0: a scale is a number from 0"),
         (["--likeness", "dina"], "metric 'dina': not one of attributes, clip-i"),
         (["--base", "sd15"], "no adapter"),
+        (["--output", "."], "--output .: is a folder. Name a file"),
+        (["--text-following", ">= 90"], "at least 90: words is never above 1. Write '>= 0.9', or"),
         (["--adapter", "base", "--adapter", "plus"], "2 adapters: tune takes one"),
     ],
 )
@@ -207,8 +209,8 @@ def test_bad_input_is_one_line(
 
 
 def test_a_limit_that_no_scale_keeps(folder: Path, tuned: TuneResult) -> None:
-    with pytest.raises(OptionError, match=r"no scale has text following at least 1.1: the most is"):
-        tune(QUICK, "1.1", presets=[STYLE], highest=0.2, studies=folder, progress=False)
+    with pytest.raises(OptionError, match=r"no scale has text following at least 1: the most is"):
+        tune(QUICK, "1", presets=[STYLE], highest=0.2, studies=folder, progress=False)
 
 
 def test_texts_that_nothing_can_be_followed_of() -> None:

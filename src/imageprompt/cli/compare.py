@@ -57,11 +57,10 @@ def add_compare(command: Parser) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from imageprompt.core.atomic_files import check_folder
     from imageprompt.evaluation.compare import compare, part_of
 
     if options.output is not None:
-        check_folder(options.output.parent)
+        flags.check_output_file(options.output)
     studies = _studies(options)
     adapters = _both("--adapter", options.adapter)
     scales = _both("--scale", options.scale)
@@ -73,7 +72,6 @@ def _compare(options: argparse.Namespace) -> int:
     if options.output is not None:
         from imageprompt.evaluation.report import write_comparison
 
-        options.output.parent.mkdir(parents=True, exist_ok=True)
         write_comparison(found, options.output)
     print_json(found.as_dict()) if options.json else print_text(found)
     if options.output is not None and not options.json:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Container, Iterator
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from imageprompt.core import bundled
+from imageprompt.core.atomic_files import check_folder
 from imageprompt.core.errors import OptionError
 from imageprompt.core.schema import Field, options, without_none
 
@@ -138,6 +140,17 @@ def extractors_of(options: argparse.Namespace) -> dict[str, str]:
 def names_of(given: list[str]) -> list[str]:
     """The names in comma-separated lists."""
     return [name.strip() for names in given for name in names.split(",") if name.strip()]
+
+
+def check_output_file(path: Path) -> None:
+    """Before the work: can this file be written? Raises OptionError, WriteError."""
+    if path.is_dir():
+        raise OptionError(
+            f"--output {path}",
+            reason="is a folder",
+            hint="Name a file in it that is to be written.",
+        )
+    check_folder(path.parent).mkdir(parents=True, exist_ok=True)
 
 
 def metrics_of(given: list[str]) -> list[str]:

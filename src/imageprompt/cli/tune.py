@@ -101,12 +101,12 @@ def add_tune(command: Parser) -> None:
 
 
 def _tune(options: argparse.Namespace) -> int:
-    from imageprompt.core.atomic_files import check_folder, write_atomically
+    from imageprompt.core.atomic_files import write_atomically
     from imageprompt.evaluation.tune import tune
 
     output = options.output
     if output is not None:
-        check_folder(output.parent).mkdir(parents=True, exist_ok=True)
+        flags.check_output_file(output)
     result = tune(
         _study(options),
         options.text_following,

@@ -84,13 +84,15 @@ class ScaleSearch:
     def __init__(self, rule: Rule, scales: Sequence[float], share: float = SHARE) -> None:
         self._rule = rule
         self._scales = np.array([0.0, *scales])
-        self.budget = max(3, int(share * len(scales)) - 1)  # the control costs something too
+        self._start = _START_OF_KNEE if rule.minimum is None else _START_OF_LIMIT
+        most = int(share * len(scales)) - 1  # the control costs something too
+        self.budget = max(3, len(self._start), most)
 
     def next(self, found: Mapping[float, tuple[float, float]]) -> float | None:
         """The scale to measure next; None when there is nothing more to learn, or to spend."""
         known = sorted(self._index(scale) for scale in found)
         last = len(self._scales) - 1
-        for share in _START_OF_KNEE if self._rule.minimum is None else _START_OF_LIMIT:
+        for share in self._start:
             if (index := round(share * last)) not in known:
                 return self._at(index)
         if len(known) - 1 >= self.budget:

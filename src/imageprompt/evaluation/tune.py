@@ -21,7 +21,7 @@ from imageprompt.control.controls import Controls
 from imageprompt.core.atomic_files import check_folder, write_atomically
 from imageprompt.core.console import Bars, aligned, json_text, with_head
 from imageprompt.core.errors import OptionError, as_text
-from imageprompt.evaluation.balance import Axes, oriented
+from imageprompt.evaluation.balance import Axes, oriented, range_of
 from imageprompt.evaluation.metrics import METRICS
 from imageprompt.evaluation.report import write_report
 from imageprompt.evaluation.scale_search import Rule, ScaleSearch, scales_up_to
@@ -38,6 +38,7 @@ from imageprompt.evaluation.study.results import (
     read_study,
 )
 from imageprompt.evaluation.study.run import Study
+from imageprompt.evaluation.words import counted
 
 HIGHEST = 1.0
 """The largest scale that is looked at, unless another is given."""
@@ -155,12 +156,14 @@ def tune(
     with _folder(studies) as folder, Bars(progress) as bars:
         search = ScaleSearch(wanted, scales)
         sweep = Sweep(config, folder, likeness, text, search.budget * len(presets), log, bars)
+        _check_rule(wanted, sweep.axes)
         found: list[Point] = []
         for preset in presets:
             measured = dict[float, Point]()
             scale: float | None = scales[-1]
             while scale is not None:
                 measured[scale] = sweep.measure(preset, scale)
+                _check_share(wanted, sweep.control, sweep.axes)
                 places = {s: p.values(sweep.axes) for s, p in measured.items()}
                 scale = search.next({0.0: sweep.control.values(sweep.axes), **places})
             found += sorted(measured.values(), key=lambda point: point.scale)
@@ -189,6 +192,28 @@ def _scales(highest: float) -> list[float]:
             f"highest scale {highest:g}", reason="there is nothing to search", hint="Try 1."
         )
     return scales
+
+
+def _check_rule(rule: Rule, axes: Axes) -> None:
+    """Raises OptionError for a limit that text following cannot reach."""
+    _, most = range_of(axes.text)
+    if rule.minimum is not None and not rule.relative and most is not None and rule.minimum > most:
+        raise OptionError(
+            str(rule),
+            reason=f"{axes.text} is never above {most:g}",
+            hint="Write '>= 0.9', or '>= 90%' of text following without a reference.",
+        )
+
+
+def _check_share(rule: Rule, control: Point, axes: Axes) -> None:
+    """Raises OptionError for a share of nothing, which each scale has."""
+    text_alone = control.values(axes)[1]
+    if rule.relative and rule.minimum and text_alone == 0:
+        raise OptionError(
+            str(rule),
+            reason=f"{axes.text} is 0 without a reference: the base does not follow these texts",
+            hint="Use other texts or more steps, or a limit such as '>= 0.9'.",
+        )
 
 
 @contextmanager
@@ -281,7 +306,8 @@ class Sweep:
         study = Study(config, self._folder)
         if first:
             self._log(
-                f"up to {self._most} settings of {len(study.plan.cases) * config.seeds:,} pictures"
+                f"up to {counted(self._most, 'setting')} of "
+                f"{counted(len(study.plan.cases) * config.seeds, 'picture')}"
             )
         self._bars.update("setting", len(self._names), self._most)
         study.run(progress=False, report=False)

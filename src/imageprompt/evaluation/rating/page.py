@@ -15,11 +15,12 @@ from PIL import Image
 from imageprompt.core.atomic_files import write_atomically, write_folder_atomically
 from imageprompt.core.console import json_text
 from imageprompt.core.errors import OptionError, PictureError
-from imageprompt.core.untrusted import open_regular
+from imageprompt.core.untrusted import read_regular
 from imageprompt.encoding.images.open_image import open_picture
 from imageprompt.evaluation.rating.answers import read_key
 from imageprompt.evaluation.rating.questions import AXES, REPEATED, Mode, Questions, ask
 from imageprompt.evaluation.rating.subjects import Subject
+from imageprompt.evaluation.scoring.pictures import MAX_FILE
 from imageprompt.library.thumbnail import image_bytes
 
 SIDE = 512  # px
@@ -97,8 +98,7 @@ def _files(subject: Subject) -> list[Path]:
 def _hash(path: Path) -> str:
     """SHA-256 of a file. Raises PictureError."""
     try:
-        with open_regular(path) as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return hashlib.sha256(read_regular(path, MAX_FILE)).hexdigest()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or str(error)
         raise PictureError(f"picture {str(path)!r}", reason=f"cannot be read: {reason}") from error

@@ -70,7 +70,7 @@ def _subjects(
         first = next(iter(found.values()))
         name = ", ".join(part for part in (prompt, reference, f"seed {seed}") if part)
         pictures = {condition: _inside(results, row) for condition, row in found.items()}
-        yield Subject(name, prompt, results.reference_path(first), reference, pictures)
+        yield Subject(name, prompt, _reference(results, first), reference, pictures)
 
 
 def _inside(results: Results, row: int) -> Path:
@@ -81,6 +81,17 @@ def _inside(results: Results, row: int) -> Path:
             f"picture {str(path)!r}",
             reason="not in the folder of its study",
             hint="Give studies alone that you trust, with their pictures inside.",
+        )
+    return path
+
+
+def _reference(results: Results, row: int) -> Path | None:
+    path = results.reference_path(row)
+    if path is not None and not results.may_show(row, path):
+        raise OptionError(
+            f"reference {str(path)!r}",
+            reason="not in the folder of the study, and not the picture that was measured",
+            hint="Restore it, or give studies alone that you trust.",
         )
     return path
 

@@ -47,7 +47,10 @@ class Gallery:
     """Picture that cannot be opened -> why."""
     _shown: list[Shown] = field(default_factory=list)
 
-    def add(self, path: Path, about: str) -> Shown:
+    def add(self, path: Path, about: str, *, own: bool = True) -> Shown:
+        """`own`: does the study vouch for the file? If not, it is not opened."""
+        if not own:
+            self.broken[path] = "not in the folder of its study, and not the reference measured"
         shown = Shown(path, about, self._file(path))
         self._shown.append(shown)
         return shown
@@ -68,6 +71,8 @@ class Gallery:
         return None if relative.startswith("..") else quote(Path(relative).as_posix())
 
     def _url(self, path: Path) -> str | None:
+        if path in self.broken:
+            return None
         try:
             return f"data:image/webp;base64,{_encoded(path, self.side)}"
         except PictureError as error:
@@ -80,6 +85,8 @@ class Gallery:
         for side in SIDES:
             sizes = []
             for one in sample:
+                if one.path in self.broken:
+                    continue
                 try:
                     sizes.append(len(_encoded(one.path, side)))
                 except PictureError:

@@ -20,12 +20,16 @@ from imageprompt.evaluation.report.summary import (
     cards,
     chosen_settings,
     comparison_rows,
+    is_number,
     set_metrics,
     summary_rows,
 )
 from imageprompt.evaluation.settings import Front, Setting, settings_of
 from imageprompt.evaluation.study.results import ADAPTER, CEILING, CONTROL, Results
 from imageprompt.evaluation.words import counted, listed
+
+MAX_STATED = 2000
+"""Figures and choices of a protocol."""
 
 
 def study_sections(results: Results, axes: Axes | None, gallery: Gallery) -> dict[str, Any]:
@@ -48,7 +52,7 @@ def study_sections(results: Results, axes: Axes | None, gallery: Gallery) -> dic
         "axes": axes,
         "titles": titles,
         "encoders": _encoders(results, names),
-        "protocol": results.study.get("protocol"),
+        "protocol": _protocol(results.study.get("protocol")),
         "metrics": names,
         "cards": [*cards(results, settings, front, chosen, colours)],
         "rows": summary_rows(settings, names, of_sets, front, colours),
@@ -177,6 +181,42 @@ def _explained(results: Results, names: Sequence[str]) -> Iterator[dict[str, Any
             "extractor": stated.get(role, {}),
             "fingerprints": fingerprints,
         }
+
+
+def _protocol(stated: Any) -> dict[str, Any] | None:
+    """What study.json says of the protocol, without what has another shape; None if nothing."""
+    if not isinstance(stated, dict):
+        return None
+    figures, choices, published = (stated.get(key) for key in ("figures", "choices", "published"))
+    return {
+        **{key: str(stated.get(key, "")) for key in ("title", "data", "source")},
+        "figures": [one for one in _dicts(figures) if _is_figure(one)],
+        "choices": [
+            {key: str(one.get(key, "")) for key in ("topic", "stated", "here")}
+            for one in _dicts(choices)
+        ],
+        "published": {
+            method: {name: value for name, value in row.items() if is_number(value)}
+            for method, row in (published.items() if isinstance(published, dict) else ())
+            if isinstance(row, dict)
+        },
+    }
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    found = value[:MAX_STATED] if isinstance(value, list) else []
+    return [one for one in found if isinstance(one, dict)]
+
+
+def _is_figure(one: Mapping[str, Any]) -> bool:
+    ends = one.get("interval") or [None, None]
+    return (
+        {"name", "setting", "value", "n"} <= one.keys()
+        and is_number(one["n"])
+        and isinstance(ends, list)
+        and len(ends) == 2
+        and all(end is None or is_number(end) for end in (one["value"], *ends))
+    )
 
 
 def _encoders(results: Results, names: Sequence[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imageprompt.core.untrusted import is_inside
 from imageprompt.evaluation.balance import Axes, oriented, title_of
 from imageprompt.evaluation.compare import Comparison
 from imageprompt.evaluation.report.figures import figure
@@ -54,18 +55,25 @@ def grid(results: Results, settings: Sequence[Setting], gallery: Gallery) -> Gri
             else None
             for one, found in zip(heads, places, strict=True)
         ]
-        source = next(
-            (one.lines.reference_path(found[prompt, reference]), one.lines)
+        lines, row = next(
+            (one.lines, found[prompt, reference])
             for one, found in zip(heads, places, strict=True)
             if (prompt, reference) in found
-        )[0]
-        picture = None if source is None else gallery.add(source, f"reference {source.name}")
-        shown.append((prompt or "no text", picture, cells))
+        )
+        shown.append((prompt or "no text", _reference(lines, row, gallery), cells))
     return Grid(heads, shown, seed, len(cases) - len(kept))
 
 
 def _shown(lines: Results, row: int, gallery: Gallery) -> Shown:
-    return gallery.add(lines.picture_path(row), _about(lines, row))
+    path = lines.picture_path(row)
+    return gallery.add(path, _about(lines, row), own=is_inside(path, lines.folder))
+
+
+def _reference(lines: Results, row: int, gallery: Gallery) -> Shown | None:
+    path = lines.reference_path(row)
+    if path is None:
+        return None
+    return gallery.add(path, f"reference {path.name}", own=lines.may_show(row, path))
 
 
 def _about(lines: Results, row: int) -> str:
@@ -128,12 +136,11 @@ def extremes(
 def _listing(
     lines: Results, row: int, metrics: Sequence[str], gallery: Gallery, tag: str = ""
 ) -> Listed:
-    source = lines.reference_path(row)
     values = ", ".join(figure(float(lines.metrics[name][row])) for name in metrics)
     adapter = lines.adapter[row]
     return Listed(
         _shown(lines, row, gallery),
-        None if source is None else gallery.add(source, f"reference {source.name}"),
+        _reference(lines, row, gallery),
         f"{adapter} {lines.scale[row]:g}: {values}",
         tag,
     )
@@ -196,10 +203,9 @@ def differing(comparison: Comparison, gallery: Gallery) -> Iterator[dict[str, An
 
 
 def _one_pair(a: Results, b: Results, row: int, metric: str, gallery: Gallery) -> dict[str, Any]:
-    source = a.reference_path(row)
     values = (figure(float(one.metrics[metric][row])) for one in (a, b))
     return {
-        "reference": None if source is None else gallery.add(source, f"reference {source.name}"),
+        "reference": _reference(a, row, gallery),
         "a": _shown(a, row, gallery),
         "b": _shown(b, row, gallery),
         "line": " and ".join(values),

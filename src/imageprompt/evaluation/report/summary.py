@@ -11,7 +11,10 @@ from imageprompt.evaluation.conclusions import Pairs, command_of
 from imageprompt.evaluation.report.figures import Bar, Span, bar
 from imageprompt.evaluation.settings import Front, Mean, Setting
 from imageprompt.evaluation.statistics.intervals import UNKNOWN, Interval
-from imageprompt.evaluation.study.results import ADAPTER, Results
+from imageprompt.evaluation.study.results import ADAPTER, MAX_NAMES, Results
+
+MAX_SETTINGS = 500
+"""Of a page."""
 
 Colours = Mapping[str, int]
 """Adapter -> the number of its colour."""
@@ -96,8 +99,14 @@ def set_metrics(results: Results) -> dict[tuple[str | None, float | None], dict[
     """(adapter, scale) -> the metrics of whole sets, which only the study's summary has."""
     found = {}
     rows = results.study.get("summary")
-    for row in rows if isinstance(rows, list) else []:
-        if isinstance(row, dict) and isinstance(row.get("metrics"), dict):
+    for row in rows[:MAX_SETTINGS] if isinstance(rows, list) else []:
+        if (
+            isinstance(row, dict)
+            and isinstance(row.get("metrics"), dict)
+            and len(row["metrics"]) <= MAX_NAMES
+            and isinstance(row.get("adapter"), str | None)
+            and (row.get("scale") is None or is_number(row["scale"]))
+        ):
             means = {
                 name: mean
                 for name, stated in row["metrics"].items()
@@ -109,11 +118,20 @@ def set_metrics(results: Results) -> dict[tuple[str | None, float | None], dict[
 
 def _stated_mean(stated: Any) -> Mean | None:
     """A mean as study.json has it; None for what is none."""
-    if not isinstance(stated, dict) or not isinstance(stated.get("value"), int | float):
+    if not isinstance(stated, dict) or not is_number(stated.get("value")):
         return None
     ends = stated.get("interval")
-    interval = Interval(*ends) if isinstance(ends, list) and len(ends) == 2 else UNKNOWN
-    return Mean(stated["value"], interval, int(stated.get("n", 0)))
+    known = isinstance(ends, list) and len(ends) == 2 and all(map(is_number, ends))
+    count = stated.get("n", 0)
+    return Mean(
+        float(stated["value"]),
+        Interval(*map(float, ends)) if known else UNKNOWN,  # type: ignore[arg-type]
+        int(count) if is_number(count) else 0,
+    )
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _bar(setting: Setting, metric: str, span: Span) -> Bar:

@@ -15,6 +15,7 @@ from imageprompt.evaluation.compare import Comparison
 from imageprompt.evaluation.report.figures import bar, figure, signed
 from imageprompt.evaluation.report.pictures import Gallery
 from imageprompt.evaluation.report.sections import comparison_sections, study_sections
+from imageprompt.evaluation.report.summary import MAX_SETTINGS
 from imageprompt.evaluation.study.results import Results, read_results
 
 REPORT = "report.html"
@@ -49,6 +50,13 @@ def _check_rows(results: Results) -> None:
             f"study {str(results.folder)!r}",
             reason="has no results yet",
             hint="Run `imageprompt evaluate` first.",
+        )
+    settings = {*zip(results.adapter.codes.tolist(), results.scale.tolist(), strict=True)}
+    if len(settings) > MAX_SETTINGS:
+        raise OptionError(
+            f"study {str(results.folder)!r}",
+            reason=f"has {len(settings)} adapters and scales; a page shows {MAX_SETTINGS}",
+            hint="Compare parts of it: imageprompt compare STUDY --adapter A --adapter B.",
         )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from imageprompt.core.errors import ImagePromptError, OptionError
+from imageprompt.core.untrusted import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,6 +28,16 @@ _TABLE = """CREATE TABLE IF NOT EXISTS features
     (extractor TEXT, picture TEXT, row BLOB, PRIMARY KEY (extractor, picture)) WITHOUT ROWID"""
 
 
+MAX_ROW = 2**20
+"""Bytes of a value; features have a few thousand."""
+
+
+def _check_file(path: Path) -> None:
+    """Raises OSError unless the file is a plain one in its folder, or there is none."""
+    if os.path.lexists(path):
+        open_regular(path, inside=path.parent).close()
+
+
 class FeatureStore:
     """Rows of features in an SQLite file, or in memory; another process can read it meanwhile."""
 
@@ -34,17 +45,31 @@ class FeatureStore:
         """Opens the file, or makes it. Raises OptionError if it is something else."""
         self._name = ":memory:" if path is None else str(Path(path))
         try:
+            if path is not None:
+                _check_file(Path(path))
             self._database = sqlite3.connect(self._name, timeout=60, isolation_level=None)
+            self._database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_ROW)
+            self._database.execute("PRAGMA trusted_schema=OFF")
+            self._check_schema()
             if path is not None:
                 self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=NORMAL")
             self._database.execute(_TABLE)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = getattr(error, "strerror", None) or str(error)
             raise OptionError(
                 f"feature cache {self._name}",
-                reason=str(error),
+                reason=reason,
                 hint="Name a new file, or delete this one: everything in it can be made again.",
             ) from error
+
+    def _check_schema(self) -> None:
+        """Raises ValueError for a file with a view, a trigger or a table that is not ours."""
+        schema = self._database.execute("SELECT type, name, sql FROM sqlite_master LIMIT 3")
+        ours = " ".join(_TABLE.replace("IF NOT EXISTS ", "").split())
+        for kind, name, sql in schema:
+            if (kind, name, " ".join(str(sql).split())) != ("table", "features", ours):
+                raise ValueError("not a cache of features: it has other tables or views")
 
     def close(self) -> None:
         self._database.close()

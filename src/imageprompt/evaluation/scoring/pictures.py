@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING
 
 from imageprompt.core.errors import OptionError, PictureError
 from imageprompt.core.hub import no_such_file
+from imageprompt.core.untrusted import read_regular
 from imageprompt.encoding.images.open_image import open_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".avif", ".heic", ".bmp", ".tif", ".tiff"))
+
+MAX_FILE = 2**28
+"""Bytes of a picture's file."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,10 @@ class Picture:
             picture = self.source.convert("RGB")
             return _hash(f"{picture.size}".encode() + picture.tobytes())
         try:
-            return _hash(self.source.read_bytes())
-        except OSError as error:
-            raise PictureError(self.name, reason=f"cannot be read: {error.strerror}") from error
+            return _hash(read_regular(self.source, MAX_FILE))
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = getattr(error, "strerror", None) or str(error)
+            raise PictureError(self.name, reason=f"cannot be read: {reason}") from error
 
     def open(self) -> Image:
         """An upright, opaque RGB picture. Raises PictureError."""

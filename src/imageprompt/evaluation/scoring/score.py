@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import compress
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imageprompt.core.errors import ImagePromptError, OptionError, PictureError
+from imageprompt.encoding.images.open_image import picture_size
 from imageprompt.evaluation.extractors import EXTRACTORS, Backbone, Extractor, TextExtractor
 from imageprompt.evaluation.metrics import (
     METRICS,
@@ -58,13 +60,20 @@ class Score:
     """Picture -> why it has no value."""
     extractor: str | None = None
     """Which extractor made the features."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Of a metric of two sets: the sizes of their pictures in pixels, if they differ."""
 
     @property
     def warning(self) -> str:
         """Why the figure says little; "" if nothing is known against it."""
         advised = self.metric.steady_count
-        few = 0 < self.n < advised
-        return f"of {self.n} pictures; it is steady from about {advised} on" if few else ""
+        found = []
+        if 0 < self.n < advised:
+            found.append(f"of {self.n} pictures; it is steady from about {advised} on")
+        if self.sizes:
+            ends = " to ".join("{}x{}".format(*one) for one in (self.sizes[0], self.sizes[-1]))
+            found.append(f"of {len(self.sizes)} sizes, {ends}: resizing them changes the figure")
+        return "; ".join(found)
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data for JSON."""
@@ -247,6 +256,7 @@ class Scorer:
         failed = dict[str, str]()
         ours = _complete(self._rows(metric, pictures, failed))
         _check_count(metric, len(ours), "pictures")
+        sizes: tuple[tuple[int, int], ...] = ()
         if isinstance(metric, TwoSetMetric):
             others = _needed(metric, references, "references")
             unread = dict[str, str]()
@@ -254,6 +264,7 @@ class Scorer:
             failed |= {f"reference {name}": reason for name, reason in unread.items()}
             _check_count(metric, len(theirs), "references")
             measure = partial(_measure_beside, metric, ours, theirs)
+            sizes = _different_sizes([*pictures, *others])
         else:
             measure = partial(_measure, metric, ours)
         for name, found in jackknife(measure, range(len(ours))).items():
@@ -266,6 +277,7 @@ class Scorer:
                     _within(found.interval, metric.range_of(name)),
                     failed=failed,
                     extractor=self._extractor_name(metric),
+                    sizes=sizes,
                 ),
             )
 
@@ -338,6 +350,15 @@ def _needed(metric: Metric, given: Sequence[Any] | None, what: str) -> Sequence[
 def _complete(rows: Rows) -> Rows:
     """The rows that have no NaN."""
     return rows[np.isfinite(rows).all(1)]
+
+
+def _different_sizes(pictures: Sequence[Picture]) -> tuple[tuple[int, int], ...]:
+    """The sizes of those that can be read, smallest first; () if there is one only."""
+    found = set()
+    for one in pictures:
+        with suppress(PictureError):
+            found.add(picture_size(one.source))
+    return tuple(sorted(found)) if len(found) > 1 else ()
 
 
 def _check_count(metric: Metric, count: int, what: str) -> None:

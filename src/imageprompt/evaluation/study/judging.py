@@ -107,7 +107,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return known
     size = 0
-    with open_regular(path) as stream:
+    with open_regular(path, inside=path.parent) as stream:
         for number, line in enumerate(stream):
             if not line.endswith(b"\n"):
                 break

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from imageprompt.core.errors import NotFoundError, OptionError
-from imageprompt.core.untrusted import Budget, open_regular, parse_json, read_regular
+from imageprompt.core.errors import ImagePromptError, NotFoundError, OptionError
+from imageprompt.core.untrusted import Budget, is_inside, open_regular, parse_json, read_regular
 
 RESULTS = "results.jsonl"
 PLAN = "plan.json"
@@ -37,6 +37,8 @@ ROWS = (ADAPTER, CONTROL, CEILING)
 MAX_LINES = 10_000_000
 MAX_LINE = 2**18  # bytes
 MAX_STUDY = 2**26  # bytes
+MAX_NAMES = 256
+"""Of metrics, of hashes and of extractors, each."""
 MIN_CLUSTERS = 5
 """Fewer prompts than this are no clusters: intervals then are over the references."""
 
@@ -125,6 +127,22 @@ class Results:
     def picture_path(self, row: int) -> Path:
         return self.folder / str(self.picture[row])
 
+    def may_show(self, row: int, path: Path) -> bool:
+        """May a page, which is given away, show this file with a line?
+
+        It lies in the folder of the study, or it has the content of the reference that the line
+        was measured with: a study of a stranger brings no files of its reader into a page.
+        """
+        if is_inside(path, self.folder):
+            return True
+        stated = self.hashes["reference"][row] if "reference" in self.hashes else None
+        from imageprompt.evaluation.scoring.pictures import Picture
+
+        try:
+            return stated is not None and Picture(path, path.name).hash == stated
+        except ImagePromptError:
+            return False
+
     def where(self, **values: str | float | None) -> Results:
         """The lines whose columns have these values, such as `where(row="adapter", scale=0.6)`."""
         kept = np.ones(len(self), bool)
@@ -199,7 +217,7 @@ def complete_lines(folder: Path) -> Iterator[bytes]:
     """The lines of `results.jsonl` that end in a line break, without it."""
     path = folder / RESULTS
     try:
-        with open_regular(path) as stream:
+        with open_regular(path, inside=folder) as stream:
             for number in range(MAX_LINES + 1):
                 content = stream.readline(MAX_LINE)
                 if not content.endswith(b"\n"):
@@ -229,7 +247,8 @@ def read_study(folder: Path) -> tuple[dict[str, Any], bool]:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a file that a study wrote; None if there is none. Raises OptionError."""
     try:
-        plain = parse_json(read_regular(path, MAX_STUDY), Budget(nbytes=MAX_STUDY))
+        content = read_regular(path, MAX_STUDY, inside=path.parent)
+        plain = parse_json(content, Budget(nbytes=MAX_STUDY))
         if not isinstance(plain, dict):
             raise ValueError("not a JSON object")
         return plain
@@ -312,6 +331,7 @@ class _Columns:
 
     def _add_numbers(self, found: Mapping[str, Any]) -> None:
         for name in found:
+            _check_count(self._metrics, name)
             if name not in self._metrics:
                 self._metrics[name] = array("d", [math.nan]) * self._count
         for name, column in self._metrics.items():
@@ -319,6 +339,7 @@ class _Columns:
 
     def _add_texts(self, columns: dict[str, _Texts], found: Mapping[str, Any]) -> None:
         for name in found:
+            _check_count(columns, name)
             if name not in columns:
                 columns[name] = _Texts(self._count)
         for name, column in columns.items():
@@ -343,6 +364,12 @@ class _Columns:
             study=study,
             complete=complete,
         )
+
+
+def _check_count(columns: Mapping[str, Any], name: str) -> None:
+    """Each name is a column over all lines."""
+    if len(columns) >= MAX_NAMES and name not in columns:
+        raise ValueError(f"more than {MAX_NAMES} metrics, hashes or extractors")
 
 
 def _check_inside(picture: Any) -> None:
