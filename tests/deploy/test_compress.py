@@ -23,7 +23,7 @@ from imageprompt.core.errors import AdapterFileError, OptionError
 from imageprompt.deploy.compress import run
 from imageprompt.deploy.compress.low_rank import Matrix, Ranks, last_true, second_moment
 from imageprompt.deploy.compress.result import Budget, parse_budget
-from tiny_stack import make_pipeline
+from tiny_stack import make_pipeline, make_xl_pipeline
 
 # ── low rank ────────────────────────────────────────────────────────────────────────────────────
 
@@ -214,6 +214,18 @@ def test_what_is_measured_is_what_the_file_does(
         assert measure.error() == pytest.approx(compressed.error, rel=1e-3)
     finally:
         whole.detach()
+
+
+def test_bases_with_sizes_and_two_text_encoders_are_measured() -> None:
+    pipe = make_xl_pipeline()
+    encoder = pipe.image_encoder
+    adapter = ip.Adapter.create("base", denoiser=pipe, encoder=encoder).attach(pipe, encoder)
+    measure = run.Measure(pipe, pipe.unet, adapter, [Image.new("RGB", (16, 16), "red")])
+    assert measure.predict().shape == (3, 4, 8, 8)
+    assert measure.error() == 0 < measure.effect
+    with torch.no_grad():
+        adapter.module.sites[0].to_v_ip.weight.zero_()
+    assert 0 < measure.error() < 1
 
 
 def test_a_light_file_says_what_it_is_and_asks_for_its_base(
