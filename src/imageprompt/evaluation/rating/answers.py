@@ -193,7 +193,9 @@ def _object(path: Path, limit: int, what: str) -> dict[str, Any]:
     try:
         plain = parse_json(read_regular(path, limit), Budget(nbytes=limit, items=4_000_000))
     except FileNotFoundError:
-        raise NotFoundError(f"{what} {str(path)!r}", reason="not found") from None
+        raise NotFoundError(
+            f"{what} {str(path)!r}", reason="not found", hint="Check the path."
+        ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise OptionError(f"{what} {str(path)!r}", reason=f"cannot be read: {reason}") from error

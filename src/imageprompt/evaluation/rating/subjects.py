@@ -120,7 +120,7 @@ def of_folders(folders: Sequence[Path], references: Path | None = None) -> list[
 def _by_stem(folder: Path) -> dict[str, Path]:
     """The pictures of a folder, by name without ending. Raises NotFoundError, OptionError."""
     if not folder.is_dir():
-        raise NotFoundError(f"folder {str(folder)!r}", reason="not found")
+        raise NotFoundError(f"folder {str(folder)!r}", reason="not found", hint="Check the path.")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
