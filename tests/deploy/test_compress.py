@@ -299,10 +299,11 @@ def test_the_command_meets_an_error(
         (("--error", "0.00001"), "no ranks reach it in int8; the nearest is 0.0"),
         (("--error", "2"), "not between 0 and 1"),
         (("--budget", "much"), "Write 50M, 500k"),
+        (("--budget", "50%", "--pictures", "-1"), "not from 0 to"),
     ],
 )
 def test_goals_that_cannot_be_met(
-    options: tuple[str, str],
+    options: tuple[str, ...],
     message: str,
     trained: Path,
     tiny_folder: Path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,14 @@ from imageprompt.adapter.adapter import Adapter
 from imageprompt.adapter.attachment import AttachedDenoiser
 from imageprompt.adapter.build import text_weights
 from imageprompt.core import bundled
+from imageprompt.core.atomic_files import check_folder
 from imageprompt.core.errors import AdapterFileError, OptionError
 from imageprompt.demo import judge, pipeline, scenes
 from imageprompt.deploy.compress.low_rank import Matrix, second_moment
 from imageprompt.deploy.compress.measure import Measure
 from imageprompt.deploy.compress.result import Attributes, Block, Budget, Compression
 from imageprompt.deploy.compress.search import Choice, Search
+from imageprompt.deploy.compress.write import write_expanded, write_light
 from imageprompt.encoding.images.open_image import open_picture
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 
 FITTED, MEASURED = 16, 16  # drawn references
 MAX_REFERENCES = 256
-PICTURES = 24
+PICTURES, MAX_PICTURES = 24, 10_000
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 _DTYPES = {"int8": None, "float16": torch.float16, "float32": torch.float32}
 _TIGHTER = 0.9  # the target for the fitted references, where the others had a larger error
@@ -66,6 +69,9 @@ def compress(
         raise OptionError(f"error {error:g}", reason="not between 0 and 1")
     if dtype not in _DTYPES:
         raise OptionError(f"dtype {dtype!r}", reason=f"not one of {', '.join(_DTYPES)}")
+    if not 0 <= pictures <= MAX_PICTURES:
+        raise OptionError(f"pictures {pictures}", reason=f"not from 0 to {MAX_PICTURES}")
+    output = None if output is None else check_folder(output)
     fitted, measured = open_pictures(references)
     folder = loading.base_folder(base)
     located = loading.find_adapter(adapter, folder, cached_only=False)
@@ -256,16 +262,10 @@ class Work:
 
     def write(self, made: Compression, choice: Choice, output: Path) -> Compression:
         """The two files; returns what was made with their names."""
-        from dataclasses import replace
-
-        from imageprompt.core.atomic_files import check_folder
-        from imageprompt.deploy.compress.write import write_expanded, write_light
-
-        folder = check_folder(output)
-        folder.mkdir(parents=True, exist_ok=True)
+        output.mkdir(parents=True, exist_ok=True)
         stem = self.located.path.stem
-        light = folder / f"{stem}-light.safetensors"
-        whole = folder / f"{stem}-expanded.safetensors"
+        light = output / f"{stem}-light.safetensors"
+        whole = output / f"{stem}-expanded.safetensors"
         write_light(
             light,
             self.adapter,
