@@ -254,7 +254,7 @@ def test_pictures_outside_the_study_are_refused(study: Path, tmp_path: Path) -> 
     Image.new("RGB", (16, 16)).save(tmp_path / "private.png")
     text = (stolen / "results.jsonl").read_text()
     (stolen / "results.jsonl").write_text(text.replace("pictures/0-0-0.png", "../private.png"))
-    with pytest.raises(OptionError, match=r"private\.png.*not in the folder of its study"):
+    with pytest.raises(OptionError, match=r"private\.png.*leads out of the study"):
         of_study(stolen)
 
 

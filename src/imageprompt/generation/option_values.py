@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from imageprompt.control.controls import Controls
@@ -58,13 +56,13 @@ def parse_scale(text: str) -> Any:
     """
     if text.endswith(".json"):  # `imageprompt probe --output` writes such files
         try:
-            text = Path(text).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_regular(text, MAX_CONTROLS).decode()
+        except (OSError, ValueError) as error:  # UnicodeDecodeError, a NUL in the path
             raise OptionError(f"scale file {text!r}", reason=f"cannot be read ({error})") from None
     if text.lstrip().startswith(("{", "[")):
         try:
-            return json.loads(text)
-        except (ValueError, RecursionError) as error:
+            return parse_json(text)
+        except ValueError as error:
             raise OptionError(f"scale {text!r:.80}", reason=f"not valid JSON ({error})") from None
     if "=" in text:
         return _scale_by_site(text)

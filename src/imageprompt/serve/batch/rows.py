@@ -135,8 +135,11 @@ def _json_lines(source: Path) -> Iterator[dict[str, Any]]:
     with open_regular(source) as stream:
         while line := stream.readline(MAX_LINE + 1):
             if len(line) > MAX_LINE:
+                start = stream.tell()
                 while line and not line.endswith(b"\n"):
                     line = stream.readline(MAX_LINE)
+                    if stream.tell() - start > MAX_NORMALISED:
+                        raise ValueError(f"a row of more than {MAX_NORMALISED} bytes")
                 yield {"error": f"longer than {MAX_LINE} bytes"}
             elif line.strip():
                 yield _parsed(line)
