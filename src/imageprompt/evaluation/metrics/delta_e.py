@@ -11,9 +11,21 @@ from imageprompt.evaluation.probing.measures import to_lab
 Array = NDArray[np.float64]
 
 
+# Rounded as in scikit-image, whose figures are compared with: the sixth digit depends on it.
+_MATRIX = np.array(
+    [
+        [0.412453, 0.357580, 0.180423],
+        [0.212671, 0.715160, 0.072169],
+        [0.019334, 0.119193, 0.950227],
+    ]
+)
+_WHITE = np.array([0.95047, 1.0, 1.08883])
+
+
 def delta_e(picture: Pixels, reference: Pixels) -> float:
     """Mean CIEDE2000 difference of the pixels."""
-    return float(ciede2000(to_lab(picture), to_lab(reference)).mean())
+    labs = (to_lab(pixels, _MATRIX, _WHITE) for pixels in (picture, reference))
+    return float(ciede2000(*labs).mean())
 
 
 def ciede2000(a: Array, b: Array) -> Array:

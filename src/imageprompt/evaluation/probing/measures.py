@@ -89,11 +89,14 @@ MEASURES: Mapping[str, Callable[[PictureStatistics, PictureStatistics], float]] 
 }
 
 
-def to_lab(rgb: NDArray[np.uint8]) -> Array:
-    """sRGB bytes [..., 3] to CIELAB (D65): L 0..100, a and b about -100..100."""
+def to_lab(rgb: NDArray[np.uint8], matrix: Array = _TO_XYZ, white: Array | None = None) -> Array:
+    """sRGB bytes [..., 3] to CIELAB (D65): L 0..100, a and b about -100..100.
+
+    `white` is the XYZ of white; by default that of the matrix, so that greys have no colour.
+    """
     value = rgb.astype(np.float64) / 255
     linear = np.where(value > 0.04045, ((value + 0.055) / 1.055) ** 2.4, value / 12.92)
-    xyz = linear @ _TO_XYZ.T / _TO_XYZ.sum(1)
+    xyz = linear @ matrix.T / (matrix.sum(1) if white is None else white)
     bent = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
     x, y, z = np.moveaxis(bent, -1, 0)
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
