@@ -99,7 +99,8 @@ def disturbed(folder: Path, options: Any) -> None:
     while rows_done(folder) == before and process.poll() is None:  # until the models are loaded
         time.sleep(0.1)
     loaded, at = rows_done(folder), time.monotonic()
-    process.wait()
+    if process.wait():
+        raise SystemExit(f"the batch ended with code {process.returncode}")
     rate = (rows_done(folder) - loaded) / (time.monotonic() - at)
     print(f"killed: {killed}; {before} rows before the last start, {at - began:.0f} s to begin")
     where = "Ray" if options.ray else f"{options.workers} processes"
