@@ -27,7 +27,7 @@ MINUTES = {
     "judge": 5.0,
     "base": 60.0,
     "decoder": 10.0,
-    "sd3-base": 20.0,
+    "sd3-base": 62.0,
 }
 ADAPTER_STEPS = 6000
 SD3_ADAPTER_STEPS = 1500
