@@ -347,7 +347,12 @@ ALLOWED = {
     "core/atomic_files.py",
     "core/console.py",  # the null device
     "checkpoint/torch_io.py",  # write_safetensors and write_pickle, into a given temporary file
+    "evaluation/rating/page.py",  # a folder of write_folder_atomically
+    "evaluation/study/judging.py",  # cuts a broken last line
     "generation/replay.py",  # a folder of tempfile
+    "serve/batch/rows.py",  # into a given temporary file
+    "serve/batch/shards.py",  # a folder of write_folder_atomically
+    "serve/worker/process.py",  # its own pipes
     "training/data/sources/contract.py",  # a folder of tempfile
 }
 

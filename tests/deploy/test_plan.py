@@ -194,6 +194,36 @@ def test_a_pipeline_that_plan_cannot_count(tmp_path: Path) -> None:
         plan(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("file", "changes", "words"),
+    [
+        ("unet", {"layers_per_block": 10**12}, "layers"),
+        ("unet", {"block_out_channels": [10**12, 1, 1]}, "not a number up to"),
+        ("unet", {"block_out_channels": "wide"}, "describe no model"),
+        ("unet", {"sample_size": 10**6}, "not a number up to"),
+        ("vae", {"block_out_channels": []}, "describe no model"),
+        ("text_encoder", {"num_hidden_layers": -5}, "layers"),
+        ("", {"vae": ["diffusers", "AutoencoderTiny"]}, "not an AutoencoderKL"),
+        ("", {"text_encoder": ["transformers", "AutoModel"]}, "plan cannot count it"),
+        ("", {"unet": ["os", "system"]}, "plan cannot count it"),
+    ],
+)
+def test_configs_of_strangers(
+    file: str, changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    from imageprompt.core import bundled
+
+    for path in bundled.folder().rglob("*.json"):
+        target = tmp_path / path.relative_to(bundled.folder())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    path = tmp_path / file / ("config.json" if file else "model_index.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(OptionError, match=words) as error:
+        plan(tmp_path)
+    assert "\n" not in str(error.value)
+
+
 def test_an_unknown_card(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "--base", "sdxl", "--gpu", "RTX 3061"]) == 2
     assert "Did you mean 'RTX 3060'" in capsys.readouterr().err

@@ -96,7 +96,7 @@ def _config(
     for subfolder in subfolders:
         path = root / subfolder / "config.json"
         if os.path.exists(path):  # noqa: PTH110 - never raises
-            return _read_config(path, root), path.parent
+            return read_config(path, root), path.parent
     raise NotFoundError(
         f"{os.fspath(reference)!r}",
         reason="no config.json there",
@@ -104,7 +104,7 @@ def _config(
     )
 
 
-def _read_config(path: Path, inside: Path) -> dict[str, Any]:
+def read_config(path: Path, inside: Path | None) -> dict[str, Any]:
     """Raises OptionError for anything but a JSON object that describes a model of usual size."""
     try:
         config = parse_json(read_regular(path, MAX_CONFIG, inside=inside))

@@ -11,11 +11,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from imageprompt.checkpoint.identify.base_config import read_config
 from imageprompt.core import bundled
 from imageprompt.core.errors import NotFoundError, OptionError, WrongBaseError
 from imageprompt.core.hub import hub_id, locate_file, no_such_file
 from imageprompt.core.spec import HostSpec, ProjectorOptions
-from imageprompt.core.untrusted import parse_json, read_regular
 from imageprompt.deploy.plan.bases import BASES, VIT_H, Part, PublishedBase
 from imageprompt.deploy.plan.gpus import Gpu
 from imageprompt.deploy.plan.plan import (
@@ -30,7 +30,10 @@ from imageprompt.deploy.plan.plan import (
 from imageprompt.hosts import HOSTS
 from imageprompt.variants import VARIANTS, Variant, projector_shapes, site_shapes
 
-MAX_CONFIG = 2**20
+MAX_NUMBER, MAX_POSITIONS = 2**19, 4096
+"""Of a config: of its channels, words ..., and of the sides of its latents."""
+TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
+VAE = "AutoencoderKL"
 DTYPES = ("float32", "float16", "bfloat16")
 ALIASES = {"flux": "flux-dev", "sd3": "sd35-large"}
 FACE_DIM = 512  # of an ArcFace embedding
@@ -87,7 +90,12 @@ def counted(base: str | os.PathLike[str]) -> CountedBase:
     from imageprompt.deploy.plan.measure import count_base
 
     published = pipeline_configs(base)
-    return _counted(str(base), published, count_base(published))
+    try:
+        return _counted(str(base), published, count_base(published))
+    except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise OptionError(
+            f"base {str(base)!r}", reason=f"its configs describe no model ({error})"
+        ) from error
 
 
 def _counted(name: str, base: PublishedBase, figures: Mapping[str, Any]) -> CountedBase:
@@ -204,7 +212,11 @@ def pipeline_configs(base: str | os.PathLike[str]) -> PublishedBase:
             hint=f"It counts {', '.join(COUNTED_CLASSES)}.",
         )
     denoiser = Part("diffusers", parts[name], _plain(_config(location, f"{name}/config.json")))
-    vae = Part("diffusers", parts.get("vae", ""), _plain(_config(location, "vae/config.json")))
+    if parts.get("vae") != VAE:
+        raise OptionError(
+            f"base {str(base)!r}", reason=f"its autoencoder is not an {VAE}", hint="Name another."
+        )
+    vae = Part("diffusers", VAE, _plain(_config(location, "vae/config.json")))
     text = {
         f"{part} ({kind})": (_text_part(location, part, kind), _tokens(location, part))
         for part, kind in parts.items()
@@ -228,26 +240,42 @@ def pipeline_configs(base: str | os.PathLike[str]) -> PublishedBase:
 
 
 def _config(location: str | os.PathLike[str], name: str) -> dict[str, Any]:
-    """A JSON object in a pipeline's folder or repository. Raises NotFoundError, OptionError."""
+    """A config in a pipeline's folder or repository. Raises NotFoundError, OptionError."""
     local = Path(location).expanduser()
-    path = local / name if local.is_dir() else locate_file(f"{os.fspath(location)}/{name}")
-    try:
-        found = parse_json(read_regular(path, MAX_CONFIG))
-        if not isinstance(found, dict):
-            raise ValueError("not a JSON object")
-    except FileNotFoundError:
-        raise no_such_file(path) from None
-    except (OSError, ValueError) as error:
-        raise OptionError(str(path), reason=str(error), hint="Download it again.") from error
-    return found
+    if not local.is_dir():
+        return _checked(read_config(locate_file(f"{os.fspath(location)}/{name}"), None), name)
+    if not (local / name).is_file():
+        raise no_such_file(local / name)
+    return _checked(read_config(local / name, local), name)
+
+
+def _checked(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """Raises OptionError for sizes beyond any model."""
+    for key, value in config.items():
+        numbers = value if isinstance(value, list) else [value]
+        most = MAX_POSITIONS if key in ("pos_embed_max_size", "sample_size") else MAX_NUMBER
+        if any(isinstance(n, int) and not -1 <= n <= most for n in numbers):
+            raise OptionError(f"{name}: {key[:60]!r}", reason=f"not a number up to {most}")
+    return config
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is about the file."""
-    return {name: value for name, value in config.items() if not name.startswith("_")}
+    """What decides the model's size, without what is about the file."""
+    ours = ("architectures", "attn_implementation", "auto_map", "dtype", "torch_dtype")
+    return {
+        name: value
+        for name, value in config.items()
+        if not name.startswith("_") and name not in ours
+    }
 
 
 def _text_part(location: str | os.PathLike[str], part: str, kind: str) -> Part:
+    if kind not in TEXT_ENCODERS:
+        raise OptionError(
+            f"a {kind[:60]}",
+            reason="plan cannot count it",
+            hint=f"It counts {', '.join(TEXT_ENCODERS)}.",
+        )
     return Part("transformers", kind, _plain(_config(location, f"{part}/config.json")))
 
 
