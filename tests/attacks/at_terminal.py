@@ -402,7 +402,8 @@ def _cached(_: Any, text: str) -> None:
     )
     build.build_cache_for = lambda *_, **__: report
     TrainingConfig.load = lambda *_: None
-    train._build_cache(SimpleNamespace(config="x", set=[], json=False, verify=False, dry_run=False))
+    flags = {"set": [], "json": False, "verify": False, "dry_run": False, "ray": None}
+    train._build_cache(SimpleNamespace(config="x", **flags))
 
 
 def _label(text: str, _: Path) -> str:

@@ -319,7 +319,11 @@ def test_control_c_while_an_object_is_deleted(
 
     monkeypatch.setattr(tables, "_variants", work)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # main() replaces it
-    assert cli.main(["variants"]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # xdist's workers ignore it
+    try:
+        assert cli.main(["variants"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not finished
     assert capsys.readouterr().err == "imageprompt: interrupted\n"
 
