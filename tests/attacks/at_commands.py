@@ -337,7 +337,7 @@ def with_streams(stdout: str, stderr: str, encoding: str = "utf-8") -> Callable[
         )
         if "Traceback" in written:
             raise AssertionError(written)
-        return f"{written}exit code {code}"
+        return f"exit code {code}\n{written}"
 
     return use
 
