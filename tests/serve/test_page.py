@@ -74,6 +74,7 @@ def open_page(browser: Browser, server: Served) -> Iterator[Open]:
         contexts.append(browser.new_context(locale=options.pop("locale", "en-US"), **options))
         page = contexts[-1].new_page()
         page.set_default_timeout(20_000)
+        expect.set_options(timeout=20_000)  # a busy machine paints slowly
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
