@@ -152,7 +152,7 @@ def test_once_only(server: Served) -> None:
 
 
 def test_cancel_and_delete(server: Served) -> None:
-    running = server.submit(request(steps=150))
+    running = server.submit(request(steps=150, num_images=8))
     waiting = server.submit(request(steps=150, size=[128, 128]))  # another size: does not join
     server.until(running, lambda job: job["state"] == "running" and job["step"] > 0)
     assert server.job(waiting)["position"] == 0
@@ -178,7 +178,7 @@ def test_deleting_a_job_deletes_its_pictures(server: Served) -> None:
 
 
 def test_a_reader_who_leaves_can_cancel(server: Served) -> None:
-    job = server.submit(request(steps=150))
+    job = server.submit(request(steps=150, num_images=8))
     url = f"{API}/jobs/{job['id']}/events"
     with server.client.stream("GET", url, params={"on_disconnect": "cancel"}) as answer:
         for _, kind, _ in read_events(answer.iter_lines()):
