@@ -190,6 +190,13 @@ def test_whole_sets_need_no_pairs_and_give_every_part(folders: tuple[Path, Path]
     assert scores["kid"].extractor == "mean colours"
 
 
+def test_a_set_has_each_picture_once(folders: tuple[Path, Path]) -> None:
+    pair = paired(pictures_in(folders[0] / "0.png"), pictures_in(folders[1]))
+    scorer = Scorer(["psnr", "inception-score"], {"inception-logits": Mean()})
+    with pytest.raises(OptionError, match="inception-score: 1 picture, and it needs"):
+        scorer.score([a for a, _ in pair], [b for _, b in pair])
+
+
 @pytest.mark.parametrize(
     ("metric", "references", "words"),
     [
@@ -264,7 +271,7 @@ def test_prompts_are_one_a_line(
         (["{a}"], "references: none. Name a picture or a folder to compare with"),
         (["{a}", "{b}", "--metric", ","], "--metric: names none"),
         (["{a}", "{b}", "--device", "tpu"], "device 'tpu': not available on this machine"),
-        (["{a}/0.png", "{b}/0.webp", "--metric", "kid"], "there is 1 of the pictures"),
+        (["{a}/0.png", "{b}/0.webp", "--metric", "kid"], "1 picture, and it needs"),
         (["{a}", "{b}", "--extractor", "clip"], "not ROLE=SOURCE"),
         (["{a}", "{b}", "--metric", "csd"], "csd"),
         (["{a}", "--prompts", "nowhere.txt", "--metric", "words"], "nowhere.txt"),

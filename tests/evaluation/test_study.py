@@ -100,6 +100,15 @@ def message(config: dict[str, Any], tmp_path: Path) -> str:
     return str(caught.value)
 
 
+def test_a_study_writes_nothing_through_a_link(small: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "pictures").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OptionError, match="leads out of the study"):
+        evaluate(small | {"output": str(tmp_path / "study")}, progress=False)
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 # ── the plan ────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -134,7 +134,7 @@ def _changes(options: argparse.Namespace) -> dict[str, Any]:
     """Keys of the study that flags give."""
     changes = provided(options, *_KEYS)
     if "prompts" in options and "prompt" in options:
-        raise OptionError("--prompts with --prompt", reason="both say the texts", hint="Give one.")
+        raise OptionError("--prompts with --prompt", reason="both give the texts", hint="Give one.")
     if "prompts" in options:
         changes["prompts"] = options.prompts
     if "prompt" in options:
@@ -165,8 +165,6 @@ def _adapter(text: str) -> Any:
 
 
 def _print(result: StudyResult) -> None:
-    from imageprompt.evaluation.conclusions import conclusions
-
     names = [*dict.fromkeys(name for row in result.summary for name in row["metrics"])]
     rows = [
         (
@@ -184,7 +182,7 @@ def _print(result: StudyResult) -> None:
     if protocol is not None:
         print_lines("", f"{protocol['title']}, {protocol['data']}")
         print_aligned(with_head(("figure", "of", "value", "low", "high", "n"), _figures(protocol)))
-    if found := conclusions(result.results()):
+    if found := result.conclusions:
         print_lines("", *found)
     print_lines("", *(path for path in (result.folder, result.report) if path is not None))
 

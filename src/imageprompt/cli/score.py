@@ -101,9 +101,9 @@ def _score(options: argparse.Namespace) -> int:
 
 def _texts(file: str, count: int) -> list[str]:
     """The lines of a file, one for each picture. Raises OptionError, NotFoundError."""
-    from imageprompt.evaluation.scoring.texts import read_lines
+    from imageprompt.evaluation.scoring.texts import read_texts
 
-    lines = read_lines(file)
+    lines = read_texts(file)
     if len(lines) == 1:
         return lines * count
     if len(lines) != count:

@@ -135,7 +135,7 @@ def _study(options: argparse.Namespace) -> dict[str, Any]:
 
     study = provided(options, *_WHAT, *_SAMPLING, *_MODELS)
     if "prompts" in options and "prompt" in options:
-        raise OptionError("--prompts with --prompt", reason="both say the texts", hint="Give one.")
+        raise OptionError("--prompts with --prompt", reason="both give the texts", hint="Give one.")
     for name in ("prompts", "prompt"):
         if name in options:
             study["prompts"] = getattr(options, name)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from imageprompt.core.errors import OptionError
-from imageprompt.evaluation.words import known_ones
+from imageprompt.evaluation.phrases import known_ones
 
 if TYPE_CHECKING:
     from imageprompt.evaluation.metrics import Metric

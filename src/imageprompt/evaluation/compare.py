@@ -13,9 +13,9 @@ from imageprompt.core.console import aligned, with_head
 from imageprompt.core.errors import OptionError, as_text
 from imageprompt.evaluation.balance import higher_is_better
 from imageprompt.evaluation.comparability import between
+from imageprompt.evaluation.phrases import known_ones, listed
 from imageprompt.evaluation.statistics.paired import PairedResult, compare_differences, holm
 from imageprompt.evaluation.study.results import ADAPTER, MIN_CLUSTERS, Results
-from imageprompt.evaluation.words import known_ones, listed
 
 LISTED = 10
 """Missing pictures that a message names."""

@@ -12,9 +12,9 @@ from imageprompt.core import bundled
 from imageprompt.core.errors import OptionError
 from imageprompt.evaluation.balance import Axes
 from imageprompt.evaluation.compare import SIGNIFICANT, Comparison, compare
+from imageprompt.evaluation.phrases import counted, listed
 from imageprompt.evaluation.settings import Front, Setting, settings_of
 from imageprompt.evaluation.study.results import Results
-from imageprompt.evaluation.words import counted, listed
 
 MAX_PAIRS_OF_ADAPTERS = 6
 _OPTIONS = ("adapter", "variant", "reading", "encoder", "faces", "preset")

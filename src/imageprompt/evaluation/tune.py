@@ -23,6 +23,7 @@ from imageprompt.core.console import Bars, aligned, json_text, with_head
 from imageprompt.core.errors import OptionError, as_text
 from imageprompt.evaluation.balance import Axes, oriented, range_of
 from imageprompt.evaluation.metrics import METRICS
+from imageprompt.evaluation.phrases import counted
 from imageprompt.evaluation.report import write_report
 from imageprompt.evaluation.scale_search import Rule, ScaleSearch, scales_up_to
 from imageprompt.evaluation.settings import Setting, settings_of
@@ -38,7 +39,6 @@ from imageprompt.evaluation.study.results import (
     read_study,
 )
 from imageprompt.evaluation.study.run import Study
-from imageprompt.evaluation.words import counted
 
 HIGHEST = 1.0
 """The largest scale that is looked at, unless another is given."""
@@ -277,7 +277,7 @@ class Sweep:
         if axes is None:
             raise OptionError(
                 f"metrics {', '.join(names)}",
-                reason="none of likeness and text following among them",
+                reason="measures neither likeness nor text following",
                 hint="Name a CLIP with a text encoder: --extractor clip=SOURCE, or both metrics: "
                 "--likeness dino --text clip-t.",
             )

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from math import prod
 
 from imageprompt.checkpoint.read.stored_tensor import StoredTensor, TensorSource
 
 SCALE = "_scale"
 INT8, WIDE = "I8", "F32"
+MAX_NUMBERS = 2**26  # of a matrix; the largest of FLUX Redux has 5.1e7
 AS_INT8 = ", int8"
 """How the container of such a file ends."""
 
@@ -39,6 +41,7 @@ def _has_scale(tensors: Mapping[str, StoredTensor], name: str) -> bool:
         scale is not None
         and tensor.dtype == INT8
         and len(tensor.shape) == 2
+        and prod(tensor.shape) <= MAX_NUMBERS
         and (scale.dtype, scale.shape) == (WIDE, tensor.shape[:1])
     )
 

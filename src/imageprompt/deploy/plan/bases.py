@@ -64,7 +64,6 @@ T5_XXL = Part(
     },
 )
 VIT_H = _clip_vision(1280, 32, 5120, 1024)
-VIT_BIG_G = _clip_vision(1664, 48, 8192, 1280)
 CLIP_L_VISION = _clip_vision(1024, 24, 4096, 768)
 CLIP_L_336 = _clip_vision(1024, 24, 4096, 768, 336)
 SIGLIP = Part(

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
-MAX_TEXT = 2**20  # bytes of a text file
 MAX_JSON = 2**27  # bytes of COCO's captions and the like
 
 
@@ -166,16 +165,6 @@ def folders_of(folder: Path, most: int = 100_000) -> list[Path]:
     if not found:
         raise OptionError(f"data {str(folder)!r}", reason="no folders in it")
     return sorted(found)
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 text file. Raises OptionError."""
-    try:
-        return read_regular(path, MAX_TEXT).decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise OptionError(f"data {str(path)!r}", reason="no such file") from error
-    except (OSError, ValueError) as error:
-        raise OptionError(f"data {str(path)!r}", reason=f"cannot be read: {error}") from error
 
 
 def read_json_file(path: Path) -> Any:

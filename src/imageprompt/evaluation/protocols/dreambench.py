@@ -17,9 +17,9 @@ from imageprompt.evaluation.protocols.contract import (
     need_folder,
     of_metrics,
     pictures_of,
-    read_text,
 )
 from imageprompt.evaluation.scoring import Picture
+from imageprompt.evaluation.scoring.texts import read_text
 from imageprompt.evaluation.study.plan import Case
 from imageprompt.evaluation.study.references import StudyReference, name_of
 

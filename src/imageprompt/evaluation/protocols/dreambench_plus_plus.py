@@ -17,9 +17,9 @@ from imageprompt.evaluation.protocols.contract import (
     by_reference,
     need_folder,
     of_metrics,
-    read_text,
 )
 from imageprompt.evaluation.scoring import Picture
+from imageprompt.evaluation.scoring.texts import read_text
 from imageprompt.evaluation.study.plan import Case
 from imageprompt.evaluation.study.references import StudyReference, name_of, pictures_below
 from imageprompt.evaluation.study.results import ADAPTER

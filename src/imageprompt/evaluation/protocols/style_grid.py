@@ -21,9 +21,9 @@ from imageprompt.evaluation.protocols.contract import (
     mean_where,
     need_folder,
     of_metrics,
-    read_text,
 )
 from imageprompt.evaluation.scoring import Picture
+from imageprompt.evaluation.scoring.texts import read_text
 from imageprompt.evaluation.settings import Setting
 from imageprompt.evaluation.study.plan import Case
 from imageprompt.evaluation.study.references import StudyReference, name_of, pictures_below

@@ -80,7 +80,7 @@ def _inside(results: Results, row: int) -> Path:
         raise OptionError(
             f"picture {str(path)!r}",
             reason="not in the folder of its study",
-            hint="Give studies alone that you trust, with their pictures inside.",
+            hint="Use only studies that you trust, with their pictures inside.",
         )
     return path
 
@@ -91,7 +91,7 @@ def _reference(results: Results, row: int) -> Path | None:
         raise OptionError(
             f"reference {str(path)!r}",
             reason="not in the folder of the study, and not the picture that was measured",
-            hint="Restore it, or give studies alone that you trust.",
+            hint="Restore it, and use only studies that you trust.",
         )
     return path
 

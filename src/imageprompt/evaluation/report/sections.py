@@ -12,6 +12,7 @@ from imageprompt.evaluation.balance import Axes, metric_of, title_of
 from imageprompt.evaluation.comparability import extractors_of, within
 from imageprompt.evaluation.compare import Comparison
 from imageprompt.evaluation.conclusions import pairs_of_adapters, verdicts
+from imageprompt.evaluation.phrases import counted, listed
 from imageprompt.evaluation.report import plots
 from imageprompt.evaluation.report.pictures import Gallery
 from imageprompt.evaluation.report.shown import copying, differing, extremes, grid
@@ -26,7 +27,6 @@ from imageprompt.evaluation.report.summary import (
 )
 from imageprompt.evaluation.settings import Front, Setting, settings_of
 from imageprompt.evaluation.study.results import ADAPTER, CEILING, CONTROL, Results
-from imageprompt.evaluation.words import counted, listed
 
 MAX_STATED = 2000
 """Figures and choices of a protocol."""

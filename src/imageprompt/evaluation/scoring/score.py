@@ -254,6 +254,7 @@ class Scorer:
         references: Sequence[Picture] | None,
     ) -> Iterator[tuple[str, Score]]:
         failed = dict[str, str]()
+        pictures = [*{id(one): one for one in pictures}.values()]  # one beside many references
         ours = _complete(self._rows(metric, pictures, failed))
         _check_count(metric, len(ours), "pictures")
         sizes: tuple[tuple[int, int], ...] = ()
@@ -365,8 +366,8 @@ def _check_count(metric: Metric, count: int, what: str) -> None:
     if count < metric.min_count:
         raise OptionError(
             f"metric {metric.name}",
-            reason=f"there {'is' if count == 1 else 'are'} {count} of the {what}, "
-            f"and it needs at least {metric.min_count}",
+            reason=f"{count} {what.removesuffix('s') if count == 1 else what}, and it needs at "
+            f"least {metric.min_count}",
             hint=f"Give more {what}, or leave the metric out.",
         )
 

@@ -20,8 +20,10 @@ from imageprompt.core import bundled
 from imageprompt.core.atomic_files import append_line, check_folder, locked, sweep, write_atomically
 from imageprompt.core.console import Bars
 from imageprompt.core.errors import OptionError
+from imageprompt.core.untrusted import is_inside
+from imageprompt.evaluation.phrases import counted
 from imageprompt.evaluation.scoring import FeatureStore, Scorer
-from imageprompt.evaluation.scoring.texts import read_lines as read_texts
+from imageprompt.evaluation.scoring.texts import read_texts
 from imageprompt.evaluation.settings import settings_of
 from imageprompt.evaluation.study import resume
 from imageprompt.evaluation.study.config import StudyConfig
@@ -50,7 +52,6 @@ from imageprompt.evaluation.study.results import (
     read_results,
 )
 from imageprompt.evaluation.study.summary import summarise
-from imageprompt.evaluation.words import counted
 
 if TYPE_CHECKING:
     from imageprompt.evaluation.protocols import Protocol, ProtocolData
@@ -99,6 +100,13 @@ class StudyResult:
         """The lines, in columns."""
         return read_results(self.folder)
 
+    @property
+    def conclusions(self) -> list[str]:
+        """What it says, in sentences: which scale is best, and which adapter is better."""
+        from imageprompt.evaluation.conclusions import conclusions
+
+        return conclusions(self.results())
+
     def as_dict(self) -> dict[str, Any]:
         """As plain data for JSON."""
         plain = {
@@ -108,6 +116,7 @@ class StudyResult:
             "pictures": self.study["pictures"],
             "ceiling": self.study["ceiling"],
             "summary": [*self.summary],
+            "conclusions": self.conclusions,
         }
         protocol = self.study.get("protocol")
         return plain | ({} if protocol is None else {"protocol": protocol})
@@ -305,6 +314,8 @@ class Study:
         if all((self.folder / row.picture).exists() for row in mine):
             return
         for folder in {(self.folder / row.picture).parent for row in mine}:
+            if not is_inside(folder, self.folder):
+                raise OptionError(str(folder), reason="leads out of the study", hint="Remove it.")
             folder.mkdir(parents=True, exist_ok=True)
         if mine[0].row == CEILING:
             for row in mine:

@@ -35,7 +35,11 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "input_fidelity": tuple(SCALE_OF),
 }
 _TEXTS = ("prompt", "model", "size", "user", "safety_identifier")
-_NUMBERS = {"n": (1, 1000), "output_compression": (0, 100), "partial_images": (0, 3)}
+_NUMBERS = {
+    "n": (1, 1000),
+    "output_compression": (0, 100),
+    "partial_images": (0, MAX_PARTIAL_IMAGES),
+}
 _REFUSED = ("style", "markup", "complexity", "frame_count", "frame_duration_ms", "svg")
 """They would change the picture, and nothing here does what they ask for."""
 _OTHERS = ("stream", "ip_adapter")
