@@ -343,7 +343,8 @@ def test_control_c_while_working(tiny_folder: Path, tmp_path: Path, reference: s
     assert done.returncode == 130
     assert "Traceback" not in done.stderr
     kept = sorted(out.glob("*"))
-    assert [Path(line) for line in done.stdout.splitlines()] == kept
+    told = [Path(line) for line in done.stdout.splitlines()]
+    assert told in (kept, kept[:-1])  # Ctrl-C may come between a picture and its line
     for path in kept:  # whole pictures, each with its recipe
         with Image.open(path) as picture:
             picture.load()
