@@ -49,13 +49,36 @@ def _hosts(options: argparse.Namespace) -> int:
 
 
 def add_variants(command: Parser) -> None:
-    describe(command, _variants, "imageprompt variants", "imageprompt variants --json")
+    describe(
+        command,
+        _variants,
+        "imageprompt variants",
+        "imageprompt variants --budget 50M",
+        "imageprompt variants --budget 200M --base sdxl --json",
+        notes="With a budget: the parameters of each variant on the published bases, and the rank "
+        "that\nK' and V' can have within it (imageprompt compress). Image encoders are apart.",
+    )
+    absent = argparse.SUPPRESS
+    command.add_argument(
+        "--budget", metavar="N", default=absent, help="parameters of the whole adapter: 50M, 500k"
+    )
+    command.add_argument(
+        "--base", metavar="NAME", default=absent, help="with a budget: one published base"
+    )
     add_json(command)
 
 
 def _variants(options: argparse.Namespace) -> int:
     from imageprompt.variants import VARIANTS
 
+    if "budget" in options:
+        return _designs(options)
+    if "base" in options:
+        raise OptionError(
+            "--base without --budget",
+            reason="has no effect",
+            hint="Give the parameters of the whole adapter: --budget 50M.",
+        )
     rows = [
         {
             "variant": variant.name,
@@ -66,6 +89,26 @@ def _variants(options: argparse.Namespace) -> int:
         for variant in VARIANTS
     ]
     return print_table(rows, options.json)
+
+
+def _designs(options: argparse.Namespace) -> int:
+    from imageprompt.deploy.compress.result import parse_budget
+    from imageprompt.deploy.plan.designs import designs, suits
+
+    budget = parse_budget(options.budget).parameters
+    if budget is None:
+        raise OptionError(
+            f"budget {options.budget!r}",
+            reason="a share of K' and V', of no adapter",
+            hint="Give parameters, 50M for example; a share is for imageprompt compress.",
+        )
+    found = designs(budget, getattr(options, "base", None))
+    if options.json:
+        print_json([design.as_dict() for design in found])
+        return 0
+    print_table([design.as_row() for design in found], as_json=False)
+    print_lines("", suits(budget))
+    return 0
 
 
 # ── presets ─────────────────────────────────────────────────────────────────────────────────────

@@ -140,13 +140,17 @@ def _host(denoiser: Part) -> HostSpec:
 
 def _adapter(adapter: str | os.PathLike[str], base: CountedBase) -> AdapterWeights:
     variant = VARIANTS.get(str(adapter))
-    return _from_file(adapter, base) if variant is None else _new(variant, base)
+    return _from_file(adapter, base) if variant is None else new_adapter(variant, base)
 
 
-def _new(variant: Variant, base: CountedBase) -> AdapterWeights:
+def new_adapter(
+    variant: Variant, base: CountedBase, options: ProjectorOptions | None = None
+) -> AdapterWeights:
+    """What a new adapter of a variant would add to a base."""
     feature = variant.feature
     width = FACE_DIM if feature.image is None else base.feature_dims[feature.image]
-    spec = variant.propose(width, base.host.cross_attention_dim, ProjectorOptions())
+    options = options or ProjectorOptions()
+    spec = variant.propose(width, base.host.cross_attention_dim, options)
     return AdapterWeights(
         variant.name,
         _weights(site_shapes(variant, base.host, spec)),
