@@ -19,6 +19,7 @@ import re
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +101,17 @@ def send_together(server: Served, wanted: list[dict[str, Any]]) -> list[list[byt
     jobs: list[Any] = [None] * len(wanted)
     turns = iter(range(len(wanted)))
 
+    def post(client: httpx2.Client, one: dict[str, Any]) -> httpx2.Response:
+        return client.post(f"{API}/jobs", files=form(one, parts_of(one)))
+
     def send() -> None:
         with httpx2.Client(base_url=server.address, timeout=600, trust_env=False) as client:
             for turn in turns:
                 one = wanted[turn]
-                answer = client.post(f"{API}/jobs", files=form(one, parts_of(one)))
+                while (
+                    answer := post(client, one)
+                ).status_code == 429:  # the queue of a key is full
+                    time.sleep(int(answer.headers["retry-after"]))
                 jobs[turn] = answer.raise_for_status().json()
 
     threads = [threading.Thread(target=send) for _ in range(CLIENTS)]

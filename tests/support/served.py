@@ -35,7 +35,7 @@ class Served:
         command += ["--data", str(self.data), "--library", str(folder / "library"), *options]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=log, env={**os.environ, **_ENVIRONMENT}
+                command, stdout=subprocess.PIPE, stderr=log, env=environment()
             )
         if ready:
             assert self.process.stdout is not None
@@ -121,7 +121,9 @@ class Served:
         raise AssertionError(self.log.read_text())
 
 
-_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+def environment() -> dict[str, str]:
+    """Of processes: offline, with one thread unless told."""
+    return {"OMP_NUM_THREADS": "1", **os.environ, "HF_HUB_OFFLINE": "1"}
 
 
 @contextmanager
