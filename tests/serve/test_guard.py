@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -25,21 +26,26 @@ from imageprompt.serve.dialects import dialect_of
 from imageprompt.serve.errors import ApiError, Problem, problem_of
 from imageprompt.serve.files import Files
 from imageprompt.serve.keys import Keys
+from imageprompt.serve.rate_limit import RateLimit
 from imageprompt.serve.request_body import REFERENCE, TOP
 from imageprompt.serve.service import Service
 from imageprompt.serve.settings import Limits, Settings
-from imageprompt.serve.store import JobRecord, Store, StoreThread
+from imageprompt.serve.store import ENDED, JobRecord, State, Store, StoreThread
 from served import drawn
+from toy_server import picture_of
 
 
 def with_client(
-    folder: Path, check: Callable[[httpx2.AsyncClient, Any], Awaitable[None]], **more: Any
+    folder: Path,
+    check: Callable[[httpx2.AsyncClient, Any], Awaitable[None]],
+    clock: Callable[[], float] = time.monotonic,
+    **more: Any,
 ) -> None:
     """Run a check against the app, without a process."""
 
     async def run() -> None:
         settings = Settings(data=str(folder / "data"), library=str(folder / "library"), **more)
-        app = make_app(Service(settings))
+        app = make_app(Service(settings), clock)
         transport = httpx2.ASGITransport(app=app)  # type: ignore[arg-type]
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
             await check(client, app)
@@ -180,6 +186,57 @@ def test_retry_after_is_whole_honest_and_at_most_two_minutes() -> None:
     assert "x-should-retry" not in ApiError(503, problem).headers()
 
 
+# ── how often ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_key_has_so_many_requests_a_minute() -> None:
+    now = 1000.0
+    limit = RateLimit(30, lambda: now)
+    assert [limit.take("a") for _ in range(30)] == [0.0] * 30
+    seconds = limit.take("a")
+    assert seconds == pytest.approx(2)
+    assert limit.take("b") == 0  # another key
+    now += seconds - 0.01
+    assert limit.take("a") == pytest.approx(0.01)  # a refused request costs nothing
+    now += 0.01
+    assert limit.take("a") == 0
+    assert limit.take("a") == pytest.approx(2)
+    now += 1e6  # no more than a minute's worth is saved
+    assert sum(limit.take("a") == 0 for _ in range(100)) == 30
+
+
+def test_who_asks_too_often_is_told_when_to_come_again(tmp_path: Path) -> None:
+    now = 0.0
+    keys = Keys(tmp_path / "keys.json")
+    alice, bob = ({"authorization": f"Bearer {keys.add(name)}"} for name in ("alice", "bob"))
+
+    async def check(client: httpx2.AsyncClient, guard: Any) -> None:
+        nonlocal now
+        for _ in range(7):
+            assert (await client.get("/api/v1/presets", headers=alice)).status_code == 200
+        for path, kind in (("/api/v1/presets", "rate_limit"), ("/v1/models", "rate_limit_error")):
+            refused = await client.get(path, headers=alice)
+            assert refused.status_code == 429
+            assert refused.json()["error"]["type"] == kind
+            assert refused.headers["retry-after"] == "9"  # 60 / 7, whole and not too early
+            assert "x-should-retry" not in refused.headers
+        assert (await client.post("/api/v1/jobs", headers=alice)).status_code == 429
+        for path in ("/", "/healthz", "/app.js"):  # what needs no key is not counted
+            assert (await client.get(path, headers=alice)).status_code == 200
+        for _ in range(9):  # nor is who has none
+            assert (await client.get("/api/v1/presets")).status_code == 401
+        assert (await client.get("/api/v1/presets", headers=bob)).status_code == 200
+        now += 9
+        assert (await client.get("/api/v1/presets", headers=alice)).status_code == 200
+        assert (await client.get("/api/v1/presets", headers=alice)).status_code == 429
+        told = (await client.get("/metrics", headers=bob)).text
+        assert "imageprompt_rate_limited_total 4.0" in told
+        assert 'http_requests_total{route="none",status="429"} 4.0' in told
+
+    more = {"keys": str(tmp_path / "keys.json"), "requests_per_minute": 7}
+    with_client(tmp_path, check, clock=lambda: now, **more)
+
+
 # ── keys and files ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -257,6 +314,73 @@ def test_uploads_are_kept_as_long_as_a_job_needs_them(tmp_path: Path) -> None:
     asyncio.run(check())
 
 
+def test_old_jobs_are_deleted_and_do_not_come_back(tmp_path: Path) -> None:
+    """By age, with files and rows; never those that wait or run, also if the store is lost."""
+    hours = 3600.0
+    now = time.time()
+    ages = {"a": 30.0, "b": 20.0, "c": 30.0, "d": 30.0, "e": 30.0}
+    states: dict[str, State] = {"a": "done", "b": "done", "c": "running", "d": "queued"}
+    states["e"] = "failed"
+
+    def service_of(**more: Any) -> Service:
+        service = Service(Settings(data=str(tmp_path), library=str(tmp_path / "l"), **more))
+        service._store.start()
+        return service
+
+    def record(letter: str) -> JobRecord:
+        state, then = states[letter], now - ages[letter] * hours
+        ended = then if state in ENDED else None
+        return JobRecord(
+            id=letter * 32, owner="local", request={}, state=state, created=then, ended=ended
+        )
+
+    async def check() -> None:
+        service = service_of()  # for ever
+        upload = service.files.keep("local", drawn("red")).hash
+        for letter in states:
+            added = partial(Store.add, job=record(letter), uploads=[upload], once=letter)
+            await service._store.change(added)
+            service.files.keep_result("local", letter * 32, 0, picture_of("a star", 1, 0))
+            path = service.files.result("local", letter * 32, 0)
+            os.utime(path, (now - ages[letter] * hours,) * 2)
+        await service._sweep()
+        assert await service._store.look_up(Store.known) == {one * 32 for one in "abcde"}
+        service._store.stop()
+
+        service = service_of(keep_jobs=24.0)  # another server
+        blocked = service.files.remove_results
+        service.files.remove_results = refusing("a" * 32, blocked)  # type: ignore[method-assign]
+        await service._sweep()
+        assert await service._store.look_up(Store.known) == {one * 32 for one in "abcd"}
+        service.files.remove_results = blocked  # type: ignore[method-assign]
+        await service._sweep()
+        assert await service._store.look_up(Store.known) == {one * 32 for one in "bcd"}
+        assert sorted(job for _, job in service.files.all_jobs()) == [one * 32 for one in "bcd"]
+        assert await service._store.look_up(partial(Store.once, owner="local", once="a")) is None
+        assert b"imageprompt_jobs_removed_total 2.0" in service.metrics.text()
+        await service._rebuild()
+        assert await service._store.look_up(Store.known) == {one * 32 for one in "bcd"}
+        service._store.stop()
+
+        for file in tmp_path.glob("jobs.sqlite*"):
+            file.unlink()
+        service = service_of(keep_jobs=24.0)  # the pictures are all that is known
+        await service._rebuild()
+        assert await service._store.look_up(Store.known) == {"b" * 32}
+        service._store.stop()
+
+    asyncio.run(check())
+
+
+def refusing(name: str, call: Callable[[str, str], None]) -> Callable[[str, str], None]:
+    def refused(owner: str, job: str) -> None:
+        if job == name:
+            raise PermissionError
+        call(owner, job)
+
+    return refused
+
+
 def test_a_change_that_fails_harms_no_other(tmp_path: Path) -> None:
     """Changes that are committed together fail one by one."""
 
@@ -287,6 +411,8 @@ def test_a_change_that_fails_harms_no_other(tmp_path: Path) -> None:
         ({"adapter": ("../x=y",)}, "NAME=FILE"),
         ({"adapter": ("a=b", "a=c")}, "given twice"),
         ({"port": 70000}, "--port"),
+        ({"requests_per_minute": 0}, "--requests-per-minute 0"),
+        ({"keep_jobs": 0.5}, "--keep-jobs 0.5"),
         ({"device": "x"}, "device"),
     ],
 )

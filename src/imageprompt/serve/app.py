@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ _TYPES: Mapping[str, str] = {
 """Of the page's own files; a file of another kind is not served."""
 
 
-def make_app(service: Service) -> Guard:
+def make_app(service: Service, clock: Callable[[], float] = time.monotonic) -> Guard:
     """The guarded app of a service that somebody else starts and stops."""
     app = FastAPI(
         title="imageprompt",
@@ -53,7 +54,7 @@ def make_app(service: Service) -> Guard:
         app.include_router(router)
     open_paths = add_page(app)
     add_error_handlers(app)
-    return Guard(app, service.settings, service.metrics, open_paths)
+    return Guard(app, service.settings, service.metrics, open_paths, clock)
 
 
 def add_page(app: FastAPI) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import suppress
@@ -19,6 +20,7 @@ from imageprompt.serve.errors import ApiError, Problem, bad_request
 from imageprompt.serve.files import too_large
 from imageprompt.serve.keys import LOCAL, Keys
 from imageprompt.serve.metrics import Metrics
+from imageprompt.serve.rate_limit import RateLimit
 from imageprompt.serve.settings import Settings, is_address
 
 Scope = MutableMapping[str, Any]
@@ -61,11 +63,18 @@ class Guard:
     """ASGI middleware around the whole app: a route that is added later is guarded, too."""
 
     def __init__(
-        self, app: App, settings: Settings, metrics: Metrics, open_paths: Iterable[str]
+        self,
+        app: App,
+        settings: Settings,
+        metrics: Metrics,
+        open_paths: Iterable[str],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app, self._limits, self._metrics = app, settings.limits, metrics
         self._open = {*OPEN_PATHS, *open_paths}
         self._keys = None if settings.keys is None else Keys(settings.keys_file)
+        often = settings.requests_per_minute
+        self._rate = None if often is None else RateLimit(often, clock)
         names = ("localhost", settings.host, *settings.allow_host)
         self._names = {name.lower().rstrip(".") for name in names}
         self._reading = 0
@@ -105,7 +114,7 @@ class Guard:
     # ── who asks ────────────────────────────────────────────────────────────────────────────────
 
     def _check(self, scope: Scope) -> None:
-        """Host, origin and key. Raises ApiError. Sets the owner."""
+        """Host, origin, key, and how often it asks. Raises ApiError. Sets the owner."""
         headers = _headers(scope)
         host = headers.get("host", "")
         if not self._knows(host):
@@ -119,7 +128,10 @@ class Guard:
             if origin is not None and not _same(origin, host):
                 problem = Problem("foreign_origin", "a page of another site sent this")
                 raise ApiError(403, problem)
-        scope.setdefault("state", {})["owner"] = self._owner(scope, headers)
+        owner = self._owner(scope, headers)
+        scope.setdefault("state", {})["owner"] = owner
+        if scope["path"] not in self._open:
+            self._count(owner)
 
     def _knows(self, host: str) -> bool:
         """An address, or a name that is listed: names can be made to point here by anybody."""
@@ -150,6 +162,16 @@ class Guard:
             "Send Authorization: Bearer KEY.",
         )
         raise ApiError(401, problem)
+
+    def _count(self, owner: str) -> None:
+        """One more request of a key. Raises ApiError if it asks too often."""
+        if self._rate is None:
+            return
+        seconds = self._rate.take(owner)
+        if seconds > 0:
+            self._metrics.too_often.inc()
+            problem = Problem("rate_limit", "this key asks too often", None, "Try again later.")
+            raise ApiError(429, problem, retry_after=math.ceil(seconds))
 
     # ── bodies ──────────────────────────────────────────────────────────────────────────────────
 

@@ -18,6 +18,10 @@ class Metrics:
         self.requests = Counter(
             "http_requests", "Answers by route and status", ["route", "status"], **kept
         )
+        self.too_often = Counter(
+            "rate_limited", "Requests refused because their key asked too often", **kept
+        )
+        self.removed = Counter("jobs_removed", "Jobs deleted because they were old", **kept)
         self.jobs = Counter("jobs", "Jobs that have ended, by state", ["state"], **kept)
         self.pictures = Counter("pictures", "Pictures that were made", **kept)
         self.waiting = Gauge("queue_jobs", "Jobs that wait", **kept)

@@ -101,7 +101,7 @@ class ServerReplica:
     ) -> None:
         settings: Settings = validate(Settings, described, what="")
         folder = settings.data_folder / f"replica-{number}"
-        settings = replace(settings, data=str(folder))
+        settings = replace(settings, data=str(folder), requests_per_minute=None)  # the router's
         folder.mkdir(parents=True, exist_ok=True)
         self._service = Service(settings, mark_of(number))
         await self._service.start()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -32,9 +34,13 @@ MAX_ATTEMPTS = 5
 ONCE_SECONDS = 24 * 3600.0
 """How long an idempotency key is remembered."""
 SWEEP_SECONDS = 3600.0
+SWEPT_AT_ONCE = 200
+"""Old jobs that are deleted with one change."""
 PING_SECONDS = 15.0
 """Quiet time after which a stream says that it lives."""
 _GIVEN_UP = Problem("crashed", "the server ended several times with this job")
+
+log = logging.getLogger(__name__)
 
 
 class Service:
@@ -140,6 +146,8 @@ class Service:
                 needed = sorted(sources.uploads_in(record.request))
                 with contextlib.suppress(sqlite3.Error):
                     await self._store.change(partial(Store.add, job=record, uploads=needed))
+        with contextlib.suppress(OSError, sqlite3.Error):
+            await self._remove_old()
 
     def _record_of_files(self, owner: str, job: str) -> JobRecord | None:
         found = self.files.results_of(owner, job)
@@ -176,12 +184,34 @@ class Service:
             await asyncio.sleep(SWEEP_SECONDS)
 
     async def _sweep(self) -> None:
-        """Delete uploads that no job needs, and forget old idempotency keys."""
+        """Delete old jobs and uploads that no job needs, and forget old idempotency keys."""
         await self._store.change(partial(Store.forget_once, seconds=ONCE_SECONDS))
+        await self._remove_old()
         seconds = self.settings.keep_uploads * 3600
         for owner, digest in await asyncio.to_thread(lambda: [*self.files.old_uploads(seconds)]):
             if not await self._store.look_up(partial(Store.needed, owner=owner, upload=digest)):
                 await asyncio.to_thread(self.files.remove_upload, owner, digest)
+
+    async def _remove_old(self) -> None:
+        """Delete the jobs that are kept no longer: files first, or a lost store would bring them
+        back. What cannot be deleted now is tried again with the next sweep."""
+        if self.settings.keep_jobs is None:
+            return
+        number, before = 0, time.time() - self.settings.keep_jobs * 3600
+        look_up = partial(Store.old, before=before, limit=SWEPT_AT_ONCE)
+        while found := await self._store.look_up(partial(look_up, after=number)):
+            removed = []
+            number = found[-1][0]
+            for _, owner, job in found:
+                try:
+                    await asyncio.to_thread(self.files.remove_results, owner, job)
+                    removed.append(job)
+                except OSError as error:
+                    log.error("job %s is not deleted: %s", job, type(error).__name__)
+            await self._store.change(partial(Store.remove, jobs=removed))
+            for job in removed:
+                self._runner.recent.pop(job, None)
+            self.metrics.removed.inc(len(removed))
 
     # ── jobs ────────────────────────────────────────────────────────────────────────────────────
 
@@ -265,7 +295,7 @@ class Service:
     async def remove(self, owner: str, job: str) -> None:
         """Delete a job that has ended, and its pictures."""
         await asyncio.to_thread(self.files.remove_results, owner, job)
-        await self._store.change(partial(Store.remove, job=job))
+        await self._store.change(partial(Store.remove, jobs=[job]))
         self._runner.recent.pop(job, None)
 
     def position(self, job: Job) -> int | None:

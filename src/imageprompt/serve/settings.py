@@ -115,6 +115,10 @@ class Settings:
     keys: Annotated[
         str | None, _network("file of the keys that clients need (default: none)", "FILE")
     ] = None
+    requests_per_minute: Annotated[
+        int | None,
+        _network("requests that one key may make (default: no limit)", "N", ge=1, le=1_000_000),
+    ] = None
 
     data: Annotated[
         str | None,
@@ -127,6 +131,15 @@ class Settings:
             "hours that an upload is kept which no job needs (default 24)", "H", ge=0, le=87_600
         ),
     ] = 24.0
+    keep_jobs: Annotated[
+        float | None,
+        _keeping(
+            "hours that a job which has ended is kept, with its pictures (default: for ever)",
+            "H",
+            ge=1,
+            le=876_000,
+        ),
+    ] = None
     drain: Annotated[
         float,
         _keeping(
@@ -141,12 +154,15 @@ class Settings:
             ("port", 0, 65535),
             ("batch_size", 1, 64),
             ("queue", 1, 100_000),
+            ("requests_per_minute", 1, 1_000_000),
             ("keep_uploads", 0, 87_600),
+            ("keep_jobs", 1, 876_000),
             ("drain", 0, 3600),
         ):
-            if not low <= getattr(self, name) <= high:
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
                 raise OptionError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}",
+                    f"--{name.replace('_', '-')} {value}",
                     reason=f"not between {low} and {high}",
                 )
         if self.dtype is not None:

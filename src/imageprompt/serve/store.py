@@ -195,9 +195,11 @@ class Store:
             (state, time.time(), None if error is None else json.dumps(error.as_dict()), job),
         )
 
-    def remove(self, job: str) -> None:
+    def remove(self, jobs: Sequence[str]) -> None:
         for table, column in (("images", "job"), ("uploads_of_jobs", "job"), ("jobs", "id")):
-            self._connection.execute(f"DELETE FROM {table} WHERE {column}=?", (job,))
+            self._connection.executemany(
+                f"DELETE FROM {table} WHERE {column}=?", [(job,) for job in jobs]
+            )
 
     def forget_once(self, seconds: float) -> None:
         """Idempotency keys older than this may be used again."""
@@ -235,6 +237,14 @@ class Store:
             "SELECT id, fingerprint FROM jobs WHERE owner=? AND once=?", (owner, once)
         ).fetchone()
         return found
+
+    def old(self, before: float, after: int, limit: int) -> list[tuple[int, str, str]]:
+        """Number, owner and id of the first jobs after a number that ended before a time."""
+        return self._connection.execute(
+            "SELECT number, owner, id FROM jobs WHERE number>? AND ended<?"
+            " AND state IN ('done', 'failed', 'cancelled') ORDER BY number LIMIT ?",
+            (after, before, limit),
+        ).fetchall()
 
     def needed(self, owner: str, upload: str) -> bool:
         """Does a job need this upload?"""
