@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from imageprompt.core import __version__
 
 if TYPE_CHECKING:
+    from imageprompt import workflows
     from imageprompt.adapter.adapter import Adapter
     from imageprompt.checkpoint.convert import convert
     from imageprompt.checkpoint.diff import diff
@@ -79,7 +80,10 @@ _HOME = {
     "train": "imageprompt.training.train",
     "tune": "imageprompt.evaluation.tune",
     "validate": "imageprompt.checkpoint.validate",
+    "workflows": "imageprompt.workflows",
 }
+_MODULES = ("bundled", "workflows")
+"""The names that are modules themselves."""
 
 __all__ = [
     "Adapter",
@@ -121,6 +125,7 @@ __all__ = [
     "train",
     "tune",
     "validate",
+    "workflows",
 ]
 
 
@@ -128,7 +133,7 @@ def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(_HOME[name])
-    value: object = module if name == "bundled" else getattr(module, name)
+    value: object = module if name in _MODULES else getattr(module, name)
     globals()[name] = value
     return value
 

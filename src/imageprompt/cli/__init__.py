@@ -40,6 +40,7 @@ _SIGNALS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "termi
 COMMANDS = {
     "demo": ("demo", "generate with references on the bundled stack; one contact sheet"),
     "generate": ("generate", "pictures from reference pictures and text"),
+    "workflow": ("workflow", "whole jobs: product pictures, restyling, colourising ... measured"),
     "presets": ("tables", "what `generate --preset` can take from a reference"),
     "library": ("library", "styles by name: add references once, use them with --style NAME"),
     "check": ("check", "are these good reference pictures, and do they mix?"),

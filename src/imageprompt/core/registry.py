@@ -1,16 +1,23 @@
-"""Plug-ins by file: every module of a package that defines a certain constant is a member."""
+"""Plug-ins by file: every module of a package that defines a certain constant is a member.
+
+A registry with a group also has what other packages offer as entry points of that group.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+import warnings
 from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 
 from imageprompt.core.errors import OptionError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 
 class Named(Protocol):
@@ -26,11 +33,13 @@ T = TypeVar("T", bound=Named)
 class Registry(Generic[T]):
     """The members of a package, loaded on first use and sorted by name.
 
-    Modules whose name starts with `_` are skipped: they are parts that members share.
+    Modules whose name starts with `_` are skipped: they are parts that members share. `group` is
+    that of other packages' entry points: one that cannot be loaded, or whose name is taken, is left
+    out with a warning.
     """
 
-    def __init__(self, package: str, constant: str) -> None:
-        self._package, self._constant = package, constant
+    def __init__(self, package: str, constant: str, *, group: str = "") -> None:
+        self._package, self._constant, self._group = package, constant, group
 
     @cached_property
     def _stems(self) -> frozenset[str]:
@@ -58,15 +67,44 @@ class Registry(Generic[T]):
                     raise ValueError(f"two modules of {self._package} are named {member.name!r}")
                 names.add(member.name)
                 yield member
+        for name, entry in self._offered.items():
+            member_ = self._of_package(name, entry)
+            if member_ is not None and member_.name not in names:
+                names.add(member_.name)
+                yield member_
+            elif member_ is not None:
+                warnings.warn(f"plug-in {entry.value}: the name {name!r} is taken", stacklevel=3)
+
+    @cached_property
+    def _offered(self) -> dict[str, EntryPoint]:
+        """The entry points of other packages by name; nothing is loaded."""
+        if not self._group:
+            return {}
+        from importlib.metadata import entry_points
+
+        return {one.name: one for one in entry_points(group=self._group)}
+
+    def _of_package(self, name: str, entry: EntryPoint) -> T | None:
+        """The member behind an entry point; None, with a warning, where it has a fault."""
+        try:
+            member = cast(T, entry.load())
+            if member.name != name:
+                raise ValueError(f"it is named {member.name!r}")
+        except Exception as error:  # of a package that is not ours
+            reason = f"{type(error).__name__}: {error}"
+            warnings.warn(f"plug-in {entry.value} cannot be used ({reason})", stacklevel=3)
+            return None
+        return member
 
     def reload(self) -> None:
         """Look at the files of the package again, for plug-ins that came or went."""
-        for cached in ("_members", "_stems"):
+        for cached in ("_members", "_stems", "_offered"):
             vars(self).pop(cached, None)
 
     def names(self) -> list[str]:
-        """The names that the files of the package stand for; nothing is loaded."""
-        return sorted(one.replace("_", "-") for one in self._stems if not one.startswith("_"))
+        """The names that files and entry points stand for; nothing is loaded."""
+        stems = {one.replace("_", "-") for one in self._stems if not one.startswith("_")}
+        return sorted(stems | set(self._offered))
 
     def get(self, name: str) -> T | None:
         """The member whose file has this name (`faceid-plus` is `faceid_plus.py`), or None.
@@ -76,7 +114,8 @@ class Registry(Generic[T]):
         stem = name.replace("-", "_")
         if "_members" not in vars(self):
             if not stem.isidentifier() or stem.startswith("_") or stem not in self._stems:
-                return None
+                offered = self._offered.get(name)
+                return None if offered is None else self._of_package(name, offered)
             module = importlib.import_module(f"{self._package}.{stem}")
             member = cast(T | None, getattr(module, self._constant, None))
             return member if member is not None and member.name == name else None

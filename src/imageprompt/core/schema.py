@@ -112,6 +112,10 @@ class Field:
     """MISSING where the field has to be given."""
 
     @property
+    def required(self) -> bool:
+        return self.default is MISSING
+
+    @property
     def flag(self) -> str:
         return self.option.flag or f"--{self.name.replace('_', '-')}"
 

@@ -59,7 +59,7 @@ class GenerationResult:
         tokens = [prompt.to().as_bytes() for prompt in self.image_prompts]
         paths = []
         for image, recipe in zip(self.images, self.recipes, strict=True):
-            for path in _free_numbers(folder):
+            for path in free_numbers(folder):
                 with contextlib.suppress(FileExistsError):  # another process was faster
                     write_picture(path, image, recipe, tokens, new=True)
                     paths.append(path)
@@ -98,7 +98,7 @@ class GenerationResult:
         )
 
 
-def _free_numbers(folder: Path) -> Iterator[Path]:
+def free_numbers(folder: Path) -> Iterator[Path]:
     """The paths of the numbers after those that are taken."""
     taken = [int(path.stem) for path in folder.glob("*.png") if path.stem.isdecimal()]
     return (folder / f"{number:04d}.png" for number in itertools.count(max(taken, default=0) + 1))

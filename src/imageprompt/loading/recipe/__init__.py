@@ -5,6 +5,7 @@ from __future__ import annotations
 from imageprompt.loading.recipe.png import (
     RECIPE_KEY,
     TOKENS_KEY,
+    WORKFLOW_KEY,
     picture_bytes,
     read_picture,
     write_picture,
@@ -25,6 +26,7 @@ __all__ = [
     "FORMAT",
     "RECIPE_KEY",
     "TOKENS_KEY",
+    "WORKFLOW_KEY",
     "AssetRecord",
     "Recipe",
     "ReferenceMetadata",

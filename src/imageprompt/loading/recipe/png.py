@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-# Keys of the text chunks: the recipe (JSON) and the image prompts (safetensors files, base64).
+# Keys of the text chunks: the recipe (JSON), the image prompts (safetensors files, base64), and
+# what a workflow did (JSON).
 RECIPE_KEY = "imageprompt"
 TOKENS_KEY = "imageprompt-tokens"
+WORKFLOW_KEY = "imageprompt-workflow"
 # Readers refuse text chunks that unpack to more than 1 MiB; base64 turns 3 bytes into 4.
 MAX_TOKEN_BYTES = 700_000
 _MAX_TEXT = 2**20
@@ -35,14 +37,21 @@ Tokens = Sequence[bytes | None]
 
 
 def write_picture(
-    path: Path, image: Image.Image, recipe: Recipe, tokens: Tokens, *, new: bool = False
+    path: Path,
+    image: Image.Image,
+    recipe: Recipe | None,
+    tokens: Tokens,
+    *,
+    new: bool = False,
+    workflow: str | None = None,
 ) -> None:
     """Write a PNG with its recipe and those `tokens` that are not larger than MAX_TOKEN_BYTES.
 
-    `new` replaces nothing: FileExistsError if `path` exists.
+    `workflow` is what a workflow did, as JSON: its pictures need not have a recipe. `new` replaces
+    nothing: FileExistsError if `path` exists.
     """
     with write_atomically(path, new=new) as temporary:
-        image.save(temporary, format="PNG", pnginfo=_info(recipe, tokens))
+        image.save(temporary, format="PNG", pnginfo=_info(recipe, tokens, workflow))
 
 
 def picture_bytes(image: Image.Image, recipe: Recipe, tokens: Tokens) -> bytes:
@@ -52,11 +61,14 @@ def picture_bytes(image: Image.Image, recipe: Recipe, tokens: Tokens) -> bytes:
     return stream.getvalue()
 
 
-def _info(recipe: Recipe, tokens: Tokens) -> PngInfo:
+def _info(recipe: Recipe | None, tokens: Tokens, workflow: str | None = None) -> PngInfo:
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    info.add_itxt(RECIPE_KEY, recipe.to_json(), zip=True)
+    if recipe is not None:
+        info.add_itxt(RECIPE_KEY, recipe.to_json(), zip=True)
+    if workflow is not None:
+        info.add_itxt(WORKFLOW_KEY, workflow, zip=True)
     for index, data in enumerate(tokens):
         if data is not None and len(data) <= MAX_TOKEN_BYTES:
             info.add_itxt(_key(index), base64.b64encode(data).decode(), zip=True)

@@ -1,0 +1,102 @@
+"""Inputs that workflows share, as annotated fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+from imageprompt.core.schema import Option
+from imageprompt.generation import option_values as values
+from imageprompt.generation.option_values import FILE, FILES
+from imageprompt.loading.recipe import limits
+
+PICTURES = "pictures"
+
+picture = partial(Option, metavar="PIC", json=FILE, group=PICTURES)
+"""A field for one picture: anything that `open_picture` opens."""
+pictures = partial(Option, metavar="PIC", json=FILES, repeat=True, group=PICTURES)
+"""A field for one or several pictures; its flag is repeated."""
+HOW = "how"
+control = partial(Option, group=HOW)
+"""A field for a number or a word that says how."""
+_sampling = partial(Option, group=values.SAMPLING)
+_models = partial(Option, group=values.MODELS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationInputs:
+    """The inputs of every workflow that generates; a workflow's own class adds its own."""
+
+    num_images: Annotated[
+        int, _sampling("number of pictures (default 1)", "N", ge=1, le=limits.NUM_IMAGES.high)
+    ] = 1
+    seed: Annotated[
+        int,
+        _sampling(
+            "picture i uses the seed N + i (default 1)",
+            "N",
+            ge=limits.SEED.low,
+            le=limits.SEED.high,
+        ),
+    ] = 1
+    steps: Annotated[
+        int | None,
+        _sampling(
+            "denoising steps (default: the pipeline's)",
+            "N",
+            ge=limits.STEPS.low,
+            le=limits.STEPS.high,
+        ),
+    ] = None
+    guidance_scale: Annotated[
+        float | None,
+        _sampling(
+            "classifier-free guidance scale (default: the pipeline's)",
+            "G",
+            ge=limits.GUIDANCE_SCALE.low,
+            le=limits.GUIDANCE_SCALE.high,
+        ),
+    ] = None
+    size: Annotated[
+        tuple[int, int] | None,
+        _sampling(
+            "512x768 or 512, in pixels (default: the shape of the picture that it starts from, "
+            "about as large as the base's own)",
+            "WxH",
+            parse=values.parse_size,
+        ),
+    ] = None
+    base: Annotated[
+        Any,
+        _models(
+            "diffusers pipeline, or bundled-sd3 (default: bundled)", "PATH_OR_HUB_ID", json=FILE
+        ),
+    ] = None
+    adapter: Annotated[
+        Any,
+        _models(
+            "adapter file or Hub id (default: the base's own plus)", "FILE_OR_HUB_ID", json=FILE
+        ),
+    ] = None
+    encoder: Annotated[
+        Any,
+        _models(
+            "image encoder (default: the one of the base, or beside the adapter)",
+            "PATH_OR_HUB_ID",
+            json=FILE,
+        ),
+    ] = None
+    dtype: Annotated[
+        str | None,
+        _models("float32, float16 or bfloat16 (default: float32 on the CPU, else float16)", "TYPE"),
+    ] = None
+    device: Annotated[
+        str | None, _models("cpu, cuda, cuda:N, mps, xpu (default: the best available)", "NAME")
+    ] = None
+
+
+MODELS = ("base", "adapter", "encoder", "dtype", "device")
+"""The inputs that an engine is made of."""
+SAMPLING = ("steps", "guidance_scale")
+"""The inputs that every call of the engine gets."""
