@@ -54,7 +54,7 @@ def make_app(service: Service, clock: Callable[[], float] = time.monotonic) -> G
         app.include_router(router)
     open_paths = add_page(app)
     add_error_handlers(app)
-    return Guard(app, service.settings, service.metrics, open_paths, clock)
+    return Guard(app, service.settings, service.metrics, open_paths, clock, service.tracing)
 
 
 def add_page(app: FastAPI) -> list[str]:

@@ -22,6 +22,7 @@ from imageprompt.serve.keys import LOCAL, Keys
 from imageprompt.serve.metrics import Metrics
 from imageprompt.serve.rate_limit import RateLimit
 from imageprompt.serve.settings import Settings, is_address
+from imageprompt.serve.tracing import Tracing, note
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -31,6 +32,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 SLOWEST = 64 * 2**10
 """Bytes a second at which a body may arrive."""
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+METRICS = "/metrics"
 OPEN_PATHS = ("/healthz", "/readyz")
 """Routes that need no key, beside the files of the page."""
 CONTENT_SECURITY_POLICY = "; ".join(
@@ -69,6 +71,7 @@ class Guard:
         metrics: Metrics,
         open_paths: Iterable[str],
         clock: Callable[[], float] = time.monotonic,
+        tracing: Tracing | None = None,
     ) -> None:
         self._app, self._limits, self._metrics = app, settings.limits, metrics
         self._open = {*OPEN_PATHS, *open_paths}
@@ -77,6 +80,8 @@ class Guard:
         self._rate = None if often is None else RateLimit(often, clock)
         names = ("localhost", settings.host, *settings.allow_host)
         self._names = {name.lower().rstrip(".") for name in names}
+        self._tracing = tracing or Tracing()
+        self._untraced = {*self._open, METRICS}
         self._reading = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,7 +91,10 @@ class Guard:
         if scope["type"] != "http":  # there are no websockets here
             await send({"type": "websocket.close", "code": 1008})
             return
-        await self._answer(scope, receive, _Reply(send, scope))
+        reply = _Reply(send, scope)
+        tracing = self._tracing if scope["path"] not in self._untraced else Tracing()
+        with tracing.request(scope, lambda: reply.status):
+            await self._answer(scope, receive, reply)
 
     async def _answer(self, scope: Scope, receive: Receive, reply: _Reply) -> None:
         began = time.perf_counter()
@@ -99,16 +107,17 @@ class Guard:
         except ClientDisconnect:
             pass
         except Exception:
-            log.exception("an error of the server")
+            log.exception("an error of the server%s", note(self._tracing.parent()))
             await reply.refuse(ApiError(500, INTERNAL))
         finally:
             body.done()
             route = getattr(scope.get("route"), "path", "none")
             self._metrics.requests.labels(route, str(reply.status)).inc()
             log.info(
-                "%s %s %d, %d bytes in, %.0f ms",
+                "%s %s %d, %d bytes in, %.0f ms%s",
                 *(scope["method"] if scope["method"].isalpha() else "?", route, reply.status),
                 *(body.count, 1000 * (time.perf_counter() - began)),
+                note(self._tracing.parent()),
             )
 
     # ── who asks ────────────────────────────────────────────────────────────────────────────────

@@ -9,6 +9,7 @@ from typing import Any
 from imageprompt.serve.events import EventLog
 from imageprompt.serve.queue import Entry
 from imageprompt.serve.store import ENDED, Image, JobRecord
+from imageprompt.serve.tracing import JobTrace
 
 API = "/api/v1"
 
@@ -19,6 +20,7 @@ class Job:
 
     record: JobRecord
     entry: Entry
+    trace: JobTrace = field(default_factory=JobTrace)
     log: EventLog = field(default_factory=EventLog)
     step: int = 0
     total: int | None = None

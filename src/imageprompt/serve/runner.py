@@ -20,6 +20,7 @@ from imageprompt.serve.live_job import Job, add_end, image_dict
 from imageprompt.serve.metrics import Metrics
 from imageprompt.serve.queue import FairQueue
 from imageprompt.serve.store import Image, State, Store, StoreThread
+from imageprompt.serve.tracing import note
 from imageprompt.serve.worker.protocol import Message
 from imageprompt.serve.worker.supervisor import Supervisor
 
@@ -89,6 +90,7 @@ class Runner:
         if self.live:
             self._crowded_until = time.monotonic() + CROWDED_SECONDS
         self.live[job.id] = job
+        job.trace.waits()
         (self._queue.push_again if again else self._queue.push)(job.entry)
         job.log.add("queued", position=self._queue.positions()[job.id])
         self._queue_changed()
@@ -138,13 +140,17 @@ class Runner:
             job.step, job.total, job.stepped = 0, None, time.monotonic()
             job.log.add("started", attempt=record.attempt)
             self._metrics.waited.observe(now - record.created)
-        self._metrics.batch.observe(sum(job.entry.pictures for job in jobs))
+        pictures = sum(job.entry.pictures for job in jobs)
+        for job in jobs:
+            job.trace.started(len(jobs), pictures)
+        self._metrics.batch.observe(pictures)
         self.spawn(self._store.change(partial(Store.start, ids=ids, lease=self._lease)))
         described = [
             {
                 "id": job.id,
                 "request": job.record.request,
                 "folder": str(self._files.uploads(job.record.owner)),
+                "trace": job.record.trace,
             }
             for job in jobs
         ]
@@ -174,11 +180,13 @@ class Runner:
             if job.step:
                 self._metrics.step.observe(now - job.stepped)
             job.step, job.total, job.stepped = data["step"], data["total"], now
+            job.trace.stepped(data["step"], data["total"])
             job.log.add("progress", **{k: v for k, v in data.items() if k != "job"})
         elif message.kind == "preview":
             jpeg = base64.b64encode(message.content).decode()
             job.log.add("preview", index=data["index"], step=data["step"], jpeg=jpeg)
         elif message.kind == "image":
+            job.trace.pictured()
             job.writes.append(self.spawn(self._keep_image(job, data, message.content)))
         elif message.kind == "ended":
             del self.batch[job.id]
@@ -236,7 +244,9 @@ class Runner:
                 await self._store.change(end)
                 break
             except sqlite3.Error as error:
-                log.error("the end of job %s is not kept: %s", record.id, error)
+                log.error(
+                    "the end of job %s is not kept: %s%s", record.id, error, note(record.trace)
+                )
                 if pause is None:  # the next server finds it running, and starts it again
                     break
                 await asyncio.sleep(pause)
@@ -245,6 +255,11 @@ class Runner:
         self.recent[job.id] = job
         while len(self.recent) > RECENT:
             self.recent.popitem(last=False)
+        job.trace.ended(state, problem)
+        log.info(
+            "job %s %s after %.0f ms%s",
+            *(record.id, state, 1000 * (record.ended - record.created), note(record.trace)),
+        )
         self._metrics.jobs.labels(state).inc()
         if problem is not None and problem.type == "out_of_memory":
             self._metrics.out_of_memory.inc()

@@ -27,6 +27,7 @@ from imageprompt.serve.request_body import checked_request
 from imageprompt.serve.runner import Runner
 from imageprompt.serve.settings import Settings
 from imageprompt.serve.store import Image, JobRecord, Store, StoreThread, fingerprint
+from imageprompt.serve.tracing import Tracing, tracing_of_environment
 from imageprompt.serve.worker.supervisor import Supervisor
 
 MAX_ATTEMPTS = 5
@@ -49,8 +50,9 @@ class Service:
     The ids of its jobs begin with `mark`, hexadecimal digits that tell it from its replicas.
     """
 
-    def __init__(self, settings: Settings, mark: str = "") -> None:
+    def __init__(self, settings: Settings, mark: str = "", tracing: Tracing | None = None) -> None:
         self.settings, self.limits, self._mark = settings, settings.limits, mark
+        self.tracing = tracing or tracing_of_environment()
         self.metrics = Metrics()
         self.folder = settings.data_folder
         self.files = Files(self.folder, self.limits)
@@ -107,7 +109,10 @@ class Service:
         if left := list(self._runner.batch):
             with contextlib.suppress(sqlite3.Error):
                 await self._store.change(partial(Store.requeue, ids=left, crashed=False))
+        for job in self._runner.live.values():
+            job.trace.ended("kept")  # the next server goes on with it, in the same trace
         await asyncio.to_thread(self._store.stop)
+        await asyncio.to_thread(self.tracing.close)
         self._held.close()
 
     def drain(self) -> None:
@@ -133,7 +138,8 @@ class Service:
             if running:
                 await self._store.change(partial(Store.requeue, ids=[one], crashed=False))
             record.state = "queued"
-            self._runner.add(Job(record, self.admission.entry(record)), again=running)
+            job = Job(record, self.admission.entry(record), self.tracing.job(record))
+            self._runner.add(job, again=running)
 
     async def _rebuild(self) -> None:
         """Jobs whose pictures are there, but whose rows are lost."""
@@ -229,7 +235,7 @@ class Service:
         if once is not None and (known := await self._known(owner, once, request)) is not None:
             return known
         name = self._mark + secrets.token_hex(16)[len(self._mark) :]
-        record = JobRecord(id=name, owner=owner, request=request)
+        record = JobRecord(id=name, owner=owner, request=request, trace=self.tracing.parent())
         job = Job(record, self.admission.entry(record))
         self.admission.check_room(owner, job.entry.cost)
         add = partial(
@@ -250,6 +256,7 @@ class Service:
             raise self.admission.disk_refused(error) from error
         finally:
             self.queue.reserved -= 1
+        job.trace = self.tracing.job(record)
         self._runner.add(job)
         return job
 

@@ -25,7 +25,7 @@ T = TypeVar("T")
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
 
-FORMAT = 1
+FORMAT = 2
 _CANCELLED = "cancelled"
 """In place of the lease of a job that is to end."""
 _TABLES = """
@@ -33,7 +33,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL,
     state TEXT NOT NULL, request TEXT NOT NULL, created REAL NOT NULL, started REAL, ended REAL,
     attempt INTEGER NOT NULL DEFAULT 0, crashes INTEGER NOT NULL DEFAULT 0, lease TEXT,
-    error TEXT, once TEXT, fingerprint TEXT);
+    error TEXT, once TEXT, fingerprint TEXT, trace TEXT);
 CREATE INDEX IF NOT EXISTS jobs_of_owner ON jobs (owner, number);
 CREATE INDEX IF NOT EXISTS jobs_in_state ON jobs (state);
 CREATE UNIQUE INDEX IF NOT EXISTS jobs_once ON jobs (owner, once) WHERE once IS NOT NULL;
@@ -73,6 +73,8 @@ class JobRecord:
     """How often it was started."""
     crashes: int = 0
     """How often a worker died with it."""
+    trace: str | None = None
+    """The `traceparent` of the request that it came with."""
     error: Problem | None = None
     images: list[Image] = field(default_factory=list)
 
@@ -87,13 +89,15 @@ class Store:
         run("PRAGMA synchronous=FULL")
         run("PRAGMA foreign_keys=ON")
         (version,) = run("PRAGMA user_version").fetchone()
-        if version not in (0, FORMAT):
+        if not 0 <= version <= FORMAT:
             raise OptionError(
                 f"data folder {str(path.parent)!r}",
-                reason=f"its jobs have format {version}; this version reads {FORMAT}",
+                reason=f"its jobs have format {version}; this version reads 1 to {FORMAT}",
                 hint="Use another folder, or a newer imageprompt.",
             )
         self._connection.executescript(_TABLES)
+        if version == 1:
+            run("ALTER TABLE jobs ADD COLUMN trace TEXT")
         run(f"PRAGMA user_version={FORMAT}")
         if run("PRAGMA quick_check(1)").fetchone() != ("ok",):
             raise sqlite3.DatabaseError("damaged")
@@ -136,10 +140,10 @@ class Store:
         """Raises sqlite3.IntegrityError if the owner has used `once` already."""
         self._connection.execute(
             "INSERT INTO jobs (id, owner, state, request, created, started, ended, attempt, once,"
-            " fingerprint) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " fingerprint, trace) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *(job.id, job.owner, job.state, json.dumps(job.request), job.created),
-                *(job.started, job.ended, job.attempt, once, fingerprint),
+                *(job.started, job.ended, job.attempt, once, fingerprint, job.trace),
             ),
         )
         self._connection.executemany(
@@ -259,14 +263,14 @@ class Store:
 
     def _jobs(self, where: str, values: Sequence[Any]) -> list[JobRecord]:
         rows = self._connection.execute(
-            "SELECT id, owner, request, state, created, started, ended, attempt, crashes, error"
-            f" FROM jobs {where}",
+            "SELECT id, owner, request, state, created, started, ended, attempt, crashes, error,"
+            f" trace FROM jobs {where}",
             values,
         ).fetchall()
         return [self._record(row) for row in rows]
 
     def _record(self, row: Sequence[Any]) -> JobRecord:
-        id_, owner, request, state, created, started, ended, attempt, crashes, error = row
+        id_, owner, request, state, created, started, ended, attempt, crashes, error, trace = row
         images = self._connection.execute(
             "SELECT number, width, height, seed, bytes FROM images WHERE job=? ORDER BY number",
             (id_,),
@@ -281,6 +285,7 @@ class Store:
             ended=ended,
             attempt=attempt,
             crashes=crashes,
+            trace=trace,
             error=None if error is None else Problem.from_dict(json.loads(error)),
             images=[Image(*image) for image in images],
         )

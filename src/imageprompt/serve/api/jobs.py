@@ -17,6 +17,7 @@ from imageprompt.serve.request_body import body_schema, checked_request
 from imageprompt.serve.service import Service
 from imageprompt.serve.sources import JOB
 from imageprompt.serve.store import ENDED, JobRecord
+from imageprompt.serve.tracing import trace_id
 
 router = APIRouter(tags=["jobs"])
 
@@ -140,6 +141,7 @@ def job_dict(service: Service, job: Job | JobRecord) -> dict[str, Any]:
         "started": record.started,
         "ended": record.ended if record.state in ENDED else None,
         "attempt": record.attempt,
+        "trace": trace_id(record.trace),
         "step": 0 if live is None else live.step,
         "total": None if live is None else live.total,
         "request": record.request,

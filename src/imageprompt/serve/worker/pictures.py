@@ -17,6 +17,7 @@ from imageprompt.generation.result import GenerationResult
 from imageprompt.generation.run import Progress
 from imageprompt.loading.recipe import picture_bytes
 from imageprompt.serve.errors import ApiError, Problem, problem_of
+from imageprompt.serve.tracing import note
 from imageprompt.serve.worker.protocol import Message
 from imageprompt.serve.worker.served_models import ServedModels
 
@@ -40,6 +41,7 @@ class WorkerJob:
 
     id: str
     request: Request
+    trace: str | None = None
     made: int = 0
     ended: bool = False
     previewed: dict[int, float] = field(default_factory=dict)
@@ -72,9 +74,9 @@ class PictureMaker:
                 continue
             try:
                 request = self._models.request(one["request"], Path(one["folder"]))
-                jobs.append(WorkerJob(one["id"], request))
+                jobs.append(WorkerJob(one["id"], request, one.get("trace")))
             except (ImagePromptError, ApiError) as error:
-                self._fail(one["id"], _problem(error))
+                self._fail(one["id"], _problem(error, one["id"], one.get("trace")))
         self._make(jobs)
         for one in described:
             self.signals.cancelled.discard(one["id"])
@@ -92,7 +94,7 @@ class PictureMaker:
                     self._make([job])
                 return
             for job in left:
-                self._end(job, "failed", _problem(error))
+                self._end(job, "failed", _problem(error, job.id, job.trace))
             if _broken_device(error):
                 raise
 
@@ -177,7 +179,7 @@ def _jpeg(picture: Image) -> bytes:
     return stream.getvalue()
 
 
-def _problem(error: Exception) -> Problem:
+def _problem(error: Exception, job: str, trace: str | None) -> Problem:
     """An error of a job in the words of the API; what it does not expect goes to the log."""
     if isinstance(error, ApiError):
         return error.problem
@@ -191,7 +193,8 @@ def _problem(error: Exception) -> Problem:
             re.sub(r"^request \d+: ", "", error.what), reason=error.reason, hint=error.hint
         )
         return problem_of(plain)
-    log.error("a job failed: %s", "".join(traceback.format_exception(error)))
+    told = "".join(traceback.format_exception(error))
+    log.error("job %s failed%s: %s", job, note(trace), told)
     return Problem("internal", "an error of the server", None, "The server's log has its details.")
 
 
