@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
+from imageprompt.core.errors import OptionError
 from imageprompt.core.schema import Option
 from imageprompt.generation import option_values as values
 from imageprompt.generation.option_values import FILE, FILES
+from imageprompt.generation.reference import as_list
 from imageprompt.loading.recipe import limits
 
 PICTURES = "pictures"
@@ -100,3 +102,17 @@ MODELS = ("base", "adapter", "encoder", "dtype", "device")
 """The inputs that an engine is made of."""
 SAMPLING = ("steps", "guidance_scale")
 """The inputs that every call of the engine gets."""
+
+
+def numbers(name: str, given: Any, *, highest: float) -> list[float]:
+    """A list of 1 to 16 numbers from 0 to `highest`. Raises OptionError."""
+    found = as_list(given)
+    for one in found:
+        if isinstance(one, bool) or not isinstance(one, int | float) or not 0 <= one <= highest:
+            raise OptionError(f"{name} {one!r:.60}", reason=f"not a number from 0 to {highest:g}")
+    if not 1 <= len(found) <= MOST_NUMBERS:
+        raise OptionError(f"{len(found)} {name}", reason=f"not 1 to {MOST_NUMBERS} of them")
+    return found
+
+
+MOST_NUMBERS = 16

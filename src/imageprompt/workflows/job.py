@@ -110,6 +110,10 @@ class Job:
         self._steps += steps * len(result)
         return result
 
+    def report(self, what: str, done: int, total: int) -> None:
+        """Progress of work that is not generating: "training", steps done, all steps."""
+        self._on_progress(f"{self.workflow.name}: {what}", done, total)
+
     # ── handing over ────────────────────────────────────────────────────────────────────────────
 
     def add(
@@ -137,6 +141,13 @@ class Job:
     def file(self, suffix: str, write: Callable[[Path], object]) -> None:
         """A further file, such as `-curve.png`; `write` gets the path to write to."""
         self.files[suffix] = write
+
+    def summarise(self) -> None:
+        """The means of the pictures' own figures as those of the run."""
+        for name in dict.fromkeys(name for one in self.pictures for name in one.measured):
+            found = [one.measured.get(name) for one in self.pictures]
+            values = [value for value in found if isinstance(value, int | float)]
+            self.measured[name] = float(np.mean(values)) if values else None
 
     def result(self, checks: list[PictureQuality], started: float) -> WorkflowResult:
         return WorkflowResult(

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from imageprompt.core.errors import OptionError
 from imageprompt.generation import option_values as values
 from imageprompt.generation.option_values import NUMBERS
 from imageprompt.generation.reference import as_list
 from imageprompt.workflows._judged import kept
 from imageprompt.workflows.contract import Workflow
-from imageprompt.workflows.inputs import GenerationInputs, control, pictures
+from imageprompt.workflows.inputs import GenerationInputs, control, numbers, pictures
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,7 +47,7 @@ class Inputs(GenerationInputs):
 
 
 def steps(inputs: Inputs, job: Job) -> None:
-    scales = _checked(inputs.scales)
+    scales = numbers("scales", inputs.scales, highest=2)
     from imageprompt.encoding.images.open_image import open_picture
 
     given = as_list(inputs.picture)
@@ -118,17 +117,6 @@ def _compare(
     pairs = len(made) * (len(made) - 1)
     diversity = 1 - (float(cosines.sum()) - len(made)) / pairs if pairs else float("nan")
     return [float(one) for one in copying], flags, diversity
-
-
-def _checked(scales: Any) -> Sequence[float]:
-    """Raises OptionError."""
-    found = as_list(scales)
-    for one in found:
-        if isinstance(one, bool) or not isinstance(one, int | float) or not 0 <= one <= 2:
-            raise OptionError(f"scales {one!r:.60}", reason="not a number from 0 to 2")
-    if not 1 <= len(found) <= 16:
-        raise OptionError(f"{len(found)} scales", reason="not 1 to 16 of them")
-    return found
 
 
 WORKFLOW = Workflow(

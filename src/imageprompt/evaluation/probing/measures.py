@@ -23,7 +23,7 @@ SIDE = 64
 
 Array = NDArray[np.float64]
 
-_TO_XYZ = np.array(
+TO_XYZ = np.array(
     [
         [0.4124564, 0.3575761, 0.1804375],
         [0.2126729, 0.7151522, 0.0721750],
@@ -58,10 +58,19 @@ def picture_statistics(picture: Image, size: tuple[int, int] | None = None) -> P
 
 def colour(a: PictureStatistics, b: PictureStatistics) -> float:
     """Fréchet distance of the colours as normal distributions in CIELAB; 2.3 is just visible."""
-    root = _root(a.covariance)
-    shared = np.trace(_root(root @ b.covariance @ root))
-    apart = np.square(a.mean - b.mean).sum()
-    spread = np.trace(a.covariance) + np.trace(b.covariance) - 2 * shared
+    return _frechet(a.mean, a.covariance, b.mean, b.covariance)
+
+
+def colours_apart(a: Array, b: Array) -> float:
+    """The same for two sets of CIELAB colours [n, 3] and [m, 3]."""
+    return _frechet(a.mean(0), np.cov(a.T), b.mean(0), np.cov(b.T))
+
+
+def _frechet(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array) -> float:
+    root = matrix_root(cov_a)
+    shared = np.trace(matrix_root(root @ cov_b @ root))
+    apart = np.square(mean_a - mean_b).sum()
+    spread = np.trace(cov_a) + np.trace(cov_b) - 2 * shared
     return float(np.sqrt(max(apart + spread, 0.0)))
 
 
@@ -89,7 +98,7 @@ MEASURES: Mapping[str, Callable[[PictureStatistics, PictureStatistics], float]] 
 }
 
 
-def to_lab(rgb: NDArray[np.uint8], matrix: Array = _TO_XYZ, white: Array | None = None) -> Array:
+def to_lab(rgb: NDArray[np.uint8], matrix: Array = TO_XYZ, white: Array | None = None) -> Array:
     """sRGB bytes [..., 3] to CIELAB (D65): L 0..100, a and b about -100..100.
 
     `white` is the XYZ of white; by default that of the matrix, so that greys have no colour.
@@ -157,8 +166,8 @@ def _gaussian(length: int, deviation: float) -> Array:
     return matrix
 
 
-def _root(matrix: Array) -> Array:
-    """Square root of a symmetric matrix; eigenvalues below 0 are rounding errors."""
+def matrix_root(matrix: Array) -> Array:
+    """Square root of a symmetric positive matrix; eigenvalues below 0 are rounding errors."""
     values, vectors = np.linalg.eigh(matrix)
     root: Array = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     return root
