@@ -39,6 +39,28 @@ def test_step_caches_forget_when_the_image_prompt_changes(host: str, cache: str)
         assert torch.equal(rig.case.read(rig.model, rig.inputs()), second)
 
 
+def test_step_caches_serve_both_sides_of_guidance() -> None:
+    """Each has a cache context of its own; what they add differs, and none is computed again."""
+    import diffusers
+
+    rig = Rig(CASES["wan"])
+    prompt = rig.prompt(1)
+    rig.model.enable_cache(diffusers.FirstBlockCacheConfig(threshold=1e9))
+    computed: list[str] = []
+    rig.model.blocks[-1].attn2.register_forward_pre_hook(lambda *_: computed.append("last"))
+    made: dict[str, list[torch.Tensor]] = {"cond": [], "uncond": []}
+    with rig.adapter.use(prompt, scale=1.0):
+        for _ in range(4):
+            for side, pictures in made.items():
+                with rig.model.cache_context(side):
+                    pictures.append(rig.case.read(rig.model, rig.inputs()))
+    assert len(computed) == 3  # the reset for the negative side was for both
+    for pictures in made.values():
+        for one in pictures:  # a cache adds what the blocks added to the first
+            assert torch.allclose(pictures[0], one, atol=1e-5)
+    assert not torch.equal(made["cond"][0], made["uncond"][0])
+
+
 def test_fused_projections(rig: Rig) -> None:
     """They change nothing, or are refused with the remedy (SD3's skip the norm that is heard)."""
     if not hasattr(rig.model, "fuse_qkv_projections") or rig.case.host == "bria":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -16,7 +16,7 @@ from imageprompt.attention.state import AttentionState
 from imageprompt.attention.witness import CacheContexts
 from imageprompt.core.errors import AttachError
 from imageprompt.core.spec import HostSpec
-from imageprompt.hosts import AttachableHost, denoiser_of, host_of
+from imageprompt.hosts import AttachableHost, denoisers_of, host_of
 
 
 @dataclass(eq=False)
@@ -28,7 +28,8 @@ class _Installation:
     """
 
     state: AttentionState
-    undo: Any
+    undos: tuple[Any, ...]
+    """What undoes the host's part, for each denoiser."""
     hooks: tuple[Any, ...]
     adapters: int = 0
 
@@ -51,19 +52,27 @@ class AttachedDenoiser:
     denoiser: nn.Module
     host: AttachableHost
     spec: HostSpec
+    others: tuple[nn.Module, ...] = ()
+    """Denoisers of the same pipeline that run other steps, with the same sites: Wan 2.2's second
+    transformer. They share the state of `denoiser`."""
 
     @classmethod
     def of(cls, pipe: object) -> AttachedDenoiser:
         """The denoiser of a pipeline, or a denoiser itself. Raises AttachError."""
-        if getattr(pipe, "transformer_2", None) is not None:
-            raise AttachError(
-                f"a {type(pipe).__name__} with two transformers",
-                reason="each runs a part of the steps, and an adapter acts on one",
-                hint="Attach it to pipe.transformer, and a copy of it to pipe.transformer_2.",
-            )
-        denoiser = cast(nn.Module, denoiser_of(pipe))
+        denoiser, *others = cast(list[nn.Module], denoisers_of(pipe))
         host = host_of(denoiser)
-        return cls(denoiser, host, host.describe(denoiser))
+        spec = host.describe(denoiser)
+        if any(host_of(other) is not host or host.describe(other) != spec for other in others):
+            raise AttachError(
+                f"the two transformers of a {type(pipe).__name__}",
+                reason="each runs a part of the steps, and their attention layers differ",
+                hint="Attach an adapter to each of them: attach(pipe.transformer) and so on.",
+            )
+        return cls(denoiser, host, spec, tuple(others))
+
+    @property
+    def denoisers(self) -> tuple[nn.Module, ...]:
+        return (self.denoiser, *self.others)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -102,47 +111,73 @@ class AttachedDenoiser:
 
     def install(self) -> AttentionState:
         """Let the sites read a state, which is returned. All sites or none; raises AttachError."""
+        self._check_shared()
         if self.denoiser not in _installations:
-            drop_copies(self.denoiser)
             state = AttentionState()
-            undo = self.host.install(self.denoiser, self.spec, state)
-            state.check = partial(_check_intact, self.host, undo)
-            hooks = (
-                self.denoiser.register_forward_pre_hook(
-                    eager_hook(state.before_forward), with_kwargs=True
-                ),
-                self.denoiser.register_forward_hook(
-                    eager_hook(state.after_forward), always_call=True
-                ),
-            )
-            if hasattr(self.denoiser, "cache_context"):
-                state.contexts = CacheContexts(self.denoiser)
-            state.installation = _Installation(state, undo, hooks)
-            _installations[self.denoiser] = weakref.ref(state.installation)
+            undos = self._install_host(state)
+            state.check = partial(_check_intact, self.host, undos)
+            before, after = eager_hook(state.before_forward), eager_hook(state.after_forward)
+            hooks: list[Any] = []
+            for denoiser in self.denoisers:
+                hooks.append(denoiser.register_forward_pre_hook(before, with_kwargs=True))
+                hooks.append(denoiser.register_forward_hook(after, always_call=True))
+                if hasattr(denoiser, "cache_context"):
+                    state.contexts = state.contexts or CacheContexts()
+                    state.contexts.listen(denoiser)
+            state.installation = _Installation(state, undos, tuple(hooks))
+            for denoiser in self.denoisers:
+                _installations[denoiser] = weakref.ref(state.installation)
         self.check()
         installation = _installed(self.denoiser)
         installation.adapters += 1
         return installation.state
 
+    def _install_host(self, state: AttentionState) -> tuple[Any, ...]:
+        """What undoes it, for each denoiser. All or none; raises AttachError."""
+        undos: list[Any] = []
+        try:
+            for denoiser in self.denoisers:
+                drop_copies(denoiser)
+                undos.append(self.host.install(denoiser, self.spec, state))
+        except BaseException:
+            for undo in undos:
+                self.host.remove(undo)
+            raise
+        return tuple(undos)
+
+    def _check_shared(self) -> None:
+        """Raises AttachError for a state that belongs to one of two denoisers, or to both."""
+        found = [_installations.get(denoiser) for denoiser in self.denoisers]
+        installations = {id(one and one()): one and one() for one in found}
+        shared = next(iter(installations.values()))
+        if len(installations) > 1 or (shared and len(shared.undos) != len(found)):
+            raise AttachError(
+                "adapters on a pipeline with two transformers",
+                reason="one is attached to both transformers, another to one alone",
+                hint="Attach both to the pipeline, or detach one.",
+            )
+
     def uninstall(self) -> None:
         """The inverse of `install`; the last adapter to leave restores the denoiser."""
         installation = _installed(self.denoiser)
         installation.adapters -= 1
-        if installation.adapters == 0:
-            for hook in installation.hooks:
-                hook.remove()
+        if installation.adapters > 0:
+            return
+        for hook in installation.hooks:
+            hook.remove()
+        for denoiser, undo in zip(self.denoisers, installation.undos, strict=True):
             if installation.state.contexts is not None:
-                installation.state.contexts.remove(self.denoiser)
-            self.host.remove(installation.undo)
-            del _installations[self.denoiser]
+                installation.state.contexts.remove(denoiser)
+            self.host.remove(undo)
+            del _installations[denoiser]
 
     def intact(self) -> bool:
         """Are the attention processors still those of `install`?"""
-        return self.host.intact(_installed(self.denoiser).undo)
+        return _intact(self.host, _installed(self.denoiser).undos)
 
     def check(self) -> None:
         """Raises AttachError if the attention processors were replaced since `install`."""
-        _check_intact(self.host, _installed(self.denoiser).undo)
+        _check_intact(self.host, _installed(self.denoiser).undos)
 
 
 def _has_hooks(denoiser: nn.Module) -> bool:
@@ -156,8 +191,12 @@ def _has_hooks(denoiser: nn.Module) -> bool:
     return False
 
 
-def _check_intact(host: AttachableHost, undo: Any) -> None:
-    if not host.intact(undo):
+def _intact(host: AttachableHost, undos: Sequence[Any]) -> bool:
+    return all(host.intact(undo) for undo in undos)
+
+
+def _check_intact(host: AttachableHost, undos: Sequence[Any]) -> None:
+    if not _intact(host, undos):
         raise AttachError(
             "the attention processors of this denoiser",
             reason="replaced after an adapter was attached, which would then have no effect",

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 def check_free(attached: AttachedDenoiser | None, base: AttachedDenoiser) -> None:
     """Raises AttachError for an adapter that is attached to another denoiser than `base`'s."""
-    if attached is not None and attached.denoiser is not base.denoiser:
+    if attached is not None and attached.denoisers != base.denoisers:
         raise AttachError(
             "this adapter",
             reason=f"already attached, to another {type(attached.denoiser).__name__} than that "

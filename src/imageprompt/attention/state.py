@@ -1,6 +1,7 @@
 """What one denoiser call shares with its attention sites: active prompts, step and guidance layout.
 
-A denoiser with adapters attached owns one AttentionState. Its forward pre-hook works out which rows
+A denoiser with adapters attached owns one AttentionState (two that run in turn, Wan 2.2's, share
+it). Its forward pre-hook works out which rows
 of the batch are positive or negative and which step of the loop the call is; each site then asks
 for its image terms.
 
@@ -74,7 +75,9 @@ class AttentionState:
         """Changes when a new loop begins or the text was written to: what was cached is stale."""
         self._tracker = StepTracker()
         self._text = TextWatch()
-        self._contributions: list[tuple[Any, ...]] = []
+        self._contributions: weakref.WeakKeyDictionary[nn.Module, dict[str | None, list[Any]]] = (
+            weakref.WeakKeyDictionary()
+        )
         self._lock = threading.RLock()  # held while what threads share here is changed
         self._running = threading.RLock()  # one call at a time among those with a prompt in use
         self._holder: int | None = None
@@ -292,15 +295,30 @@ class AttentionState:
     # ── diffusers' caches over steps ────────────────────────────────────────────────────────────
 
     def _void_step_caches(self, denoiser: nn.Module) -> None:
-        """Reset the step caches if the sites now add something else than at the last call."""
+        """Reset the step caches if the sites now add something else than when they were filled.
+
+        Most keep what they hold for each cache context; what the two sides of guidance add differs.
+        """
         contributions = [prompt.contribution for prompt in self.current]
-        if contributions != self._contributions:
-            self._contributions = contributions
+        added = self._contributions.setdefault(denoiser, {})
+        context = None if self.contexts is None else self.contexts.name
+        if contributions != added.get(context, []):
             reset_step_caches(denoiser)
+        elif contributions != added.get(_LAST_CALL, []):
+            reset_step_caches(denoiser, by_context=False)
+        if len(added) > _MOST_CONTEXTS:
+            added.clear()
+        added[context] = added[_LAST_CALL] = contributions
 
 
-def reset_step_caches(denoiser: nn.Module) -> None:
+_LAST_CALL = "the last call, in whatever context"
+_MOST_CONTEXTS = 16
+
+
+def reset_step_caches(denoiser: nn.Module, *, by_context: bool = True) -> None:
     """Reset every stateful hook of diffusers on a denoiser: the next call computes everything.
+
+    Without `by_context` only those that keep one state for all cache contexts.
 
     Such hooks return at a later step what a layer returned at an earlier one, image terms included.
     Of those in diffusers 0.42, PyramidAttentionBroadcast and TaylorSeer run on a UNet.
@@ -311,6 +329,8 @@ def reset_step_caches(denoiser: nn.Module) -> None:
     for module, hook in _stateful_hooks(denoiser):
         # a reset also forgets the cache context that the pipeline has set, which must survive
         managers = [value for value in vars(hook).values() if hasattr(value, "set_context")]
+        if managers and not by_context:
+            continue
         contexts = [manager._context for manager in managers]
         hook.reset_state(module)
         for manager, context in zip(managers, contexts, strict=True):

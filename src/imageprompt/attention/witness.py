@@ -151,19 +151,29 @@ class CacheContexts:
 
     _is_stateful, _hook_order = True, ("contexts",)  # as diffusers reads a registry and a hook
 
-    def __init__(self, denoiser: nn.Module) -> None:
-        from diffusers.hooks.hooks import HookRegistry, StateManager
+    def __init__(self) -> None:
+        from diffusers.hooks.hooks import StateManager
 
         self.hooks, self._manager = {"contexts": self}, StateManager(object)
+
+    def listen(self, denoiser: nn.Module) -> None:
+        """Hear the contexts of this denoiser; one of several that run in turn."""
+        from diffusers.hooks.hooks import HookRegistry
+
         before = HookRegistry.check_if_exists_or_initialize(denoiser)
         registry = _registry_class()(denoiser)
         registry.__dict__, registry.listener = before.__dict__, self
         denoiser._diffusers_hook = registry
 
     @property
+    def name(self) -> str | None:
+        """That of the context; None outside of one."""
+        return getattr(self._manager._context, "name", None)
+
+    @property
     def branch(self) -> Branch | None:
         """The branch that the context names; None outside of one, or if it names both."""
-        name = getattr(self._manager._context, "name", None)
+        name = self.name
         if not isinstance(name, str) or "cond" not in name or "cond_uncond" in name:
             return None
         return "negative" if "uncond" in name else "positive"

@@ -20,6 +20,7 @@ __all__ = [
     "Host",
     "Training",
     "denoiser_of",
+    "denoisers_of",
     "families",
     "host_of",
     "training_of",
@@ -43,14 +44,20 @@ def families(stated: str = "") -> Iterator[HostSpec]:
             yield from host.families()
 
 
-_ATTRIBUTES = ("unet", "transformer")
-"""The attributes of a pipeline that may hold its denoiser."""
+_ATTRIBUTES = ("unet", "transformer", "transformer_2")
+"""The attributes of a pipeline that may hold its denoiser; the third runs the later steps."""
 
 
 def denoiser_of(pipe: object) -> object:
     """The denoiser of a pipeline, or the denoiser itself; wrappers of torch.compile are removed."""
-    found = next((getattr(pipe, name) for name in _ATTRIBUTES if hasattr(pipe, name)), pipe)
-    return getattr(found, "_orig_mod", found)
+    return denoisers_of(pipe)[0]
+
+
+def denoisers_of(pipe: object) -> list[object]:
+    """Its denoisers: two where each runs a part of the steps (Wan 2.2), else one."""
+    parts = [getattr(pipe, name, None) for name in _ATTRIBUTES]
+    found = [getattr(part, "_orig_mod", part) for part in parts if part is not None]
+    return list({id(part): part for part in found}.values()) or [getattr(pipe, "_orig_mod", pipe)]
 
 
 def host_of(denoiser: object) -> AttachableHost:

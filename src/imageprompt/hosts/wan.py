@@ -1,4 +1,4 @@
-"""wan: WanTransformer3DModel, cross-attention in every block: Wan 2.1 and 2.2."""
+"""wan: WanTransformer3DModel, cross-attention in every block: Wan 2.1, and 2.2 with its two."""
 
 from __future__ import annotations
 
