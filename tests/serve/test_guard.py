@@ -69,7 +69,7 @@ def test_every_route_needs_a_key(tmp_path: Path) -> None:
     secret = keys.add("alice")
     seen = 0
     files = {f"/{path.relative_to(PAGE).as_posix()}" for path in PAGE.rglob("*")}
-    public = {"/", "/healthz", "/readyz", *files} - {"/index.html"}
+    public = {"/", "/docs", "/healthz", "/readyz", *files} - {"/index.html", "/docs.html"}
 
     async def check(client: httpx2.AsyncClient, guard: Any) -> None:
         nonlocal seen
@@ -137,6 +137,35 @@ def test_openapi_has_the_request(tmp_path: Path) -> None:
         assert set(properties["references"]["items"]["properties"]) == set(REFERENCE)
         assert "$defs" not in json.dumps(body)
         assert set(body["multipart/form-data"]["schema"]["properties"]) == {"request"}
+        tags = {tag["name"] for tag in described["tags"]}
+        for path, operations in described["paths"].items():
+            for method, operation in operations.items():
+                assert operation["description"], path
+                assert len(operation["tags"]) == 1
+                assert set(operation["tags"]) <= tags
+                assert "422" not in operation["responses"]  # wrong requests are 400 here
+                assert "default" in operation["responses"]
+                if method == "post" and path.startswith("/api/"):
+                    assert operation["requestBody"]["required"], path
+        references = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(described)))
+        assert references == set(described["components"]["schemas"])
+
+    with_client(tmp_path, check)
+
+
+def test_a_body_has_the_fields_that_openapi_says(tmp_path: Path) -> None:
+    """Of routes whose fields are their own; what is refused names them all."""
+
+    async def check(client: httpx2.AsyncClient, _: Any) -> None:
+        described = (await client.get("/openapi.json")).json()["paths"]
+        for path in ("styles", "styles/search", "styles/mix", "check"):
+            content = described[f"/api/v1/{path}"]["post"]["requestBody"]["content"]
+            schema = content["application/json"]["schema"]
+            answer = await client.post(f"/api/v1/{path}", json={"x": 1})
+            assert answer.status_code == 400
+            hint = answer.json()["error"]["hint"]
+            assert hint == f"The fields are {', '.join(schema['properties'])}."
+            assert set(schema["required"]) <= set(schema["properties"])
 
     with_client(tmp_path, check)
 

@@ -70,7 +70,9 @@ def open_page(browser: Browser, server: Served) -> Iterator[Open]:
     said: list[str] = []
     contexts = []
 
-    def opened(*, gate: Callable[[Route], None] | None = None, **options: Any) -> Page:
+    def opened(
+        path: str = "/", *, gate: Callable[[Route], None] | None = None, **options: Any
+    ) -> Page:
         contexts.append(browser.new_context(locale=options.pop("locale", "en-US"), **options))
         page = contexts[-1].new_page()
         page.set_default_timeout(20_000)
@@ -80,7 +82,8 @@ def open_page(browser: Browser, server: Served) -> Iterator[Open]:
         page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
         if gate is not None:
             page.route("**/api/v1/**", gate)
-        page.goto(server.address)
+            page.route("**/openapi.json", gate)
+        page.goto(f"{server.address}{path}")
         return page
 
     yield opened
@@ -550,14 +553,15 @@ def test_an_error_stands_beside_its_field(
     expect(page.locator(".settings .problem")).to_contain_text("1000")
 
 
-def test_a_key_is_asked_for(open_page: Open) -> None:
-    def gate(route: Route) -> None:
-        if route.request.headers.get("authorization") == "Bearer right":
-            return route.fallback()
-        problem = {"type": "unauthorized", "message": "no key", "param": None, "hint": ""}
-        return route.fulfill(status=401, json={"error": problem})
+def only_with_a_key(route: Route) -> None:
+    if route.request.headers.get("authorization") == "Bearer right":
+        return route.fallback()
+    problem = {"type": "unauthorized", "message": "no key", "param": None, "hint": ""}
+    return route.fulfill(status=401, json={"error": problem})
 
-    page = open_page(gate=gate)
+
+def test_a_key_is_asked_for(open_page: Open) -> None:
+    page = open_page(gate=only_with_a_key)
     page.get_by_role("textbox", name="Key").fill("wrong")
     page.keyboard.press("Enter")
     expect(page.get_by_role("dialog")).to_contain_text("does not know")
@@ -568,6 +572,64 @@ def test_a_key_is_asked_for(open_page: Open) -> None:
     expect(page.locator(".thumbs img").first).to_be_visible()  # pictures come with the key too
     page.reload()
     expect(page.locator(".go")).to_be_enabled()
+
+
+# ── the page of the API ────────────────────────────────────────────────────────────────────────
+
+
+def test_the_api_to_read_and_to_try(open_page: Open, server: Served) -> None:
+    described = server.client.get("/openapi.json").json()
+    count = sum(len(operations) for operations in described["paths"].values())
+    page = open_page("/docs")
+    routes = page.locator(".route")
+    expect(routes).to_have_count(count)
+    expect(page.locator("section h2")).to_have_text([tag["name"] for tag in described["tags"]])
+    search = page.get_by_label("Find a route")
+    search.fill("METRICS")
+    expect(routes).to_have_count(1)
+    routes.locator("summary").click()
+    routes.get_by_role("button", name="Send").click()
+    expect(page.locator(".answer")).to_contain_text("200 text/plain")
+    expect(page.locator(".answer pre")).to_contain_text("imageprompt_queue_jobs")
+    search.fill("no such route")
+    expect(page.locator(".docs")).to_contain_text("Nothing found.")
+
+    search.fill("post /api/v1/jobs")  # bodies, to the fields of a reference
+    routes.locator("summary").first.click()
+    expect(routes).to_contain_text("multipart/form-data")
+    fields = routes.locator(".fields").first
+    expect(fields).to_contain_text("part:NAME, upload:HASH, result:JOB/N")
+    fields.locator("summary", has_text="reference, style").click()
+    expect(fields.locator(".fields").first).to_contain_text("schedule")
+
+    search.fill("")
+    page.goto(f"{server.address}/docs#get-api-v1-uploads-digest-")  # a link to a route opens it
+    route = page.locator("#get-api-v1-uploads-digest-")
+    route.get_by_role("textbox", name="digest").fill("../../x")
+    route.get_by_role("button", name="Send").click()
+    expect(route.locator(".answer")).to_contain_text("404 application/json")
+    hash = server.post("/uploads", files=[("a", ("x", drawn("red")))]).json()["hash"]
+    route.get_by_role("textbox", name="digest").fill(hash)
+    route.get_by_role("button", name="Send").click()
+    expect(route.locator(".answer img")).to_be_visible()
+
+    axe = Axe()
+    for scheme, width in (("light", 1280), ("dark", 360)):
+        page = open_page("/docs#get-api-v1-jobs", color_scheme=scheme, locale="zh-CN")
+        page.set_viewport_size({"width": width, "height": 800})
+        expect(page.locator("#get-api-v1-jobs .try")).to_be_visible()
+        expect(page.locator(".top")).to_contain_text("HTTP 接口")
+        page.wait_for_timeout(200)
+        result = axe.run(page)
+        assert result.violations_count == 0, result.generate_report()
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_page_of_the_api_asks_for_a_key(open_page: Open) -> None:
+    page = open_page("/docs", gate=only_with_a_key)
+    page.get_by_role("textbox", name="Key").fill("right")
+    page.keyboard.press("Enter")
+    expect(page.locator(".route").first).to_be_visible()
 
 
 # ── looks ───────────────────────────────────────────────────────────────────────────────────────

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from imageprompt.serve.dialects import dialect_of
 from imageprompt.serve.errors import ApiError, Problem
 from imageprompt.serve.guard import INTERNAL, Guard
 from imageprompt.serve.live_job import API
+from imageprompt.serve.openapi import described
 from imageprompt.serve.service import Service
 
 PAGE = Path(__file__).parent / "page"
@@ -38,6 +40,9 @@ _TYPES: Mapping[str, str] = {
 """Of the page's own files; a file of another kind is not served."""
 
 
+_PATHS = {"index.html": "/", "docs.html": "/docs"}
+
+
 def make_app(service: Service, clock: Callable[[], float] = time.monotonic) -> Guard:
     """The guarded app of a service that somebody else starts and stops."""
     app = FastAPI(
@@ -47,6 +52,7 @@ def make_app(service: Service, clock: Callable[[], float] = time.monotonic) -> G
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
+    app.openapi = cache(lambda: described(app))  # type: ignore[method-assign]
     app.state.service = service
     for router in (jobs.router, uploads.router, catalog.router, styles.router):
         app.include_router(router, prefix=API)
@@ -66,16 +72,15 @@ def add_page(app: FastAPI) -> list[str]:
     for file in sorted(PAGE.rglob("*")):
         if file.is_file() and file.suffix in _TYPES:
             name = file.relative_to(PAGE).as_posix()
-            paths = ["/"] if name == "index.html" else [f"/{name}"]
-            for path in paths:
-                app.add_api_route(
-                    path,
-                    _page_file(file),
-                    name=f"page {name}",
-                    include_in_schema=False,
-                    response_model=None,
-                )
-            found += paths
+            path = _PATHS.get(name, f"/{name}")
+            app.add_api_route(
+                path,
+                _page_file(file),
+                name=f"page {name}",
+                include_in_schema=False,
+                response_model=None,
+            )
+            found.append(path)
     return found
 
 

@@ -33,6 +33,10 @@ ENCODING = (
 """Fields that say how the pictures of a reference, or of a new style, are encoded."""
 
 
+PICTURE = {"type": "string", "format": "picture", "pattern": sources.PICTURE_PATTERN}
+"""The schema of a picture in a request."""
+
+
 def checked_request(data: Any, limits: Limits) -> Request:
     """A request with its pictures still by name. Raises ApiError for the first thing wrong."""
     _check_object(data, TOP, "")
@@ -92,13 +96,12 @@ def _schema() -> dict[str, Any]:
     _reduce(whole, TOP)
     reference = whole["$defs"]["Reference"]
     _reduce(reference, REFERENCE)
-    picture = {"type": "string", "pattern": sources.PICTURE_PATTERN}
     for name in sources.START_PICTURES:
-        whole["properties"][name] |= {"anyOf": [picture, {"type": "null"}]}
+        whole["properties"][name] |= {"anyOf": [PICTURE, {"type": "null"}]}
     for name in sources.PICTURES:
-        pictures = {"type": "array", "items": picture}
-        reference["properties"][name] |= {"anyOf": [picture, pictures, {"type": "null"}]}
-    tokens = {"type": "string", "pattern": sources.TOKENS_PATTERN}
+        pictures = {"type": "array", "items": PICTURE}
+        reference["properties"][name] |= {"anyOf": [PICTURE, pictures, {"type": "null"}]}
+    tokens = {"type": "string", "format": "tokens", "pattern": sources.TOKENS_PATTERN}
     reference["properties"][sources.TOKENS] |= {"anyOf": [tokens, {"type": "null"}]}
     return whole
 

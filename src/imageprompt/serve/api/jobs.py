@@ -13,6 +13,7 @@ from imageprompt.serve.api.common import bound, check_streams, once_of, owner_of
 from imageprompt.serve.bodies import read_body
 from imageprompt.serve.errors import not_found
 from imageprompt.serve.live_job import API, Job, image_dict
+from imageprompt.serve.openapi import json_or_form
 from imageprompt.serve.request_body import body_schema, checked_request
 from imageprompt.serve.service import Service
 from imageprompt.serve.sources import JOB
@@ -22,23 +23,7 @@ from imageprompt.serve.tracing import trace_id
 router = APIRouter(tags=["jobs"])
 
 
-_BODY: dict[str, Any] = {
-    "required": True,
-    "content": {
-        "application/json": {"schema": body_schema()},
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["request"],
-                "properties": {"request": body_schema()},
-                "additionalProperties": {"type": "string", "format": "binary"},
-            }
-        },
-    },
-}
-
-
-@router.post("/jobs", status_code=202, openapi_extra={"requestBody": _BODY})
+@router.post("/jobs", status_code=202, openapi_extra=json_or_form(body_schema()))
 async def take_job(request: Request) -> dict[str, Any]:
     """Take a request into the queue."""
     service, owner = service_of(request), owner_of(request)

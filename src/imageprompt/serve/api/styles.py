@@ -22,7 +22,8 @@ from imageprompt.serve.api.common import (
 from imageprompt.serve.bodies import read_body
 from imageprompt.serve.errors import ApiError, Problem, bad_request
 from imageprompt.serve.live_job import API
-from imageprompt.serve.request_body import ENCODING, checked_reference
+from imageprompt.serve.openapi import fields, json_or_form
+from imageprompt.serve.request_body import ENCODING, PICTURE, body_schema, checked_reference
 from imageprompt.serve.service import Service
 from imageprompt.serve.sources import upload_of
 
@@ -30,6 +31,45 @@ router = APIRouter(tags=["styles"])
 
 _PLACE = "references.0"
 _MAX_STYLES_OF_MIX = 32
+_MAX_HITS = 200
+_OF_REFERENCE = body_schema()["properties"]["references"]["items"]["properties"]
+_NEW = {
+    "name": {"type": "string", "description": "how it is called from now on"},
+    "tags": {"type": "array", "items": {"type": "string"}, "default": []},
+    "replace": {"type": "boolean", "default": False, "description": "the style of this name"},
+}
+_STYLE = fields(
+    {
+        **_NEW,
+        "reference": _OF_REFERENCE["reference"],
+        "adapter": _OF_REFERENCE["adapter"],
+        **{name: _OF_REFERENCE[name] for name in ENCODING},
+    },
+    *("name", "reference"),
+)
+_SEARCH = fields(
+    {
+        "reference": PICTURE,
+        "limit": {"type": "integer", "minimum": 1, "maximum": _MAX_HITS, "default": 10},
+    },
+    "reference",
+)
+_MIX = fields(
+    {
+        **_NEW,
+        "weights": {
+            "type": "object",
+            "additionalProperties": {"type": "number"},
+            "minProperties": 2,
+            "maxProperties": _MAX_STYLES_OF_MIX,
+            "description": "styles and their weights",
+        },
+    },
+    *("name", "weights"),
+)
+_CHECK = fields(
+    {"reference": {"anyOf": [PICTURE, {"type": "array", "items": PICTURE}]}}, "reference"
+)
 
 
 @router.get("/styles")
@@ -72,12 +112,12 @@ async def show_thumbnail(request: Request, name: str) -> Response:
     return Response(content, media_type="image/png", headers={"cache-control": "no-cache"})
 
 
-@router.post("/styles", status_code=201)
+@router.post("/styles", status_code=201, openapi_extra=json_or_form(_STYLE))
 async def add_style(request: Request) -> dict[str, Any]:
     """Encode pictures and keep them as a style."""
     service, owner = service_of(request), owner_of(request)
     body = await read_body(request, service.limits)
-    data = _object(body.data, ("name", "reference", "tags", "adapter", "replace", *ENCODING))
+    data = _object(body.data, _STYLE)
     name, tags, replace = _new_style(service, data)
     described = {k: v for k, v in data.items() if k in ("reference", "adapter", *ENCODING)}
     adapter = described.pop("adapter", None)
@@ -97,15 +137,15 @@ async def add_style(request: Request) -> dict[str, Any]:
     return _style_dict(service, await _find(service, name))
 
 
-@router.post("/styles/search")
+@router.post("/styles/search", openapi_extra=json_or_form(_SEARCH))
 async def search_styles(request: Request) -> dict[str, Any]:
     """The styles that resemble a picture, best first."""
     service, owner = service_of(request), owner_of(request)
     body = await read_body(request, service.limits)
-    data = _object(body.data, ("reference", "limit"))
+    data = _object(body.data, _SEARCH)
     limit = data.get("limit", 10)
-    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= 200:
-        raise bad_request("limit: not a whole number from 1 to 200", param="limit")
+    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= _MAX_HITS:
+        raise bad_request(f"limit: not a whole number from 1 to {_MAX_HITS}", param="limit")
     (upload,) = await _pictures(service, owner, data, body.parts, most=1)
     found = await service.worker.task(
         "search_styles",
@@ -123,12 +163,12 @@ async def search_styles(request: Request) -> dict[str, Any]:
     }
 
 
-@router.post("/styles/mix", status_code=201)
+@router.post("/styles/mix", status_code=201, openapi_extra=json_or_form(_MIX))
 async def mix_styles(request: Request) -> dict[str, Any]:
     """Keep the weighted mean of styles as a new one."""
     service = service_of(request)
     body = await read_body(request, service.limits)
-    data = _object(body.data, ("name", "weights", "tags", "replace"))
+    data = _object(body.data, _MIX)
     name, tags, replace = _new_style(service, data)
     weights = data.get("weights")
     if not isinstance(weights, dict) or not 2 <= len(weights) <= _MAX_STYLES_OF_MIX:
@@ -157,12 +197,12 @@ async def delete_style(request: Request, name: str) -> Response:
     return Response(status_code=204)
 
 
-@router.post("/check", tags=["references"])
+@router.post("/check", tags=["references"], openapi_extra=json_or_form(_CHECK))
 async def check_references(request: Request) -> JSONResponse:
     """Are these good reference pictures, and do they mix?"""
     service, owner = service_of(request), owner_of(request)
     body = await read_body(request, service.limits)
-    data = _object(body.data, ("reference",))
+    data = _object(body.data, _CHECK)
     most = service.limits.references
     uploads = await _pictures(service, owner, data, body.parts, most=most)
     arguments = {"uploads": uploads, "folder": str(service.files.uploads(owner))}
@@ -172,7 +212,9 @@ async def check_references(request: Request) -> JSONResponse:
 # ── parts ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _object(data: Any, names: Sequence[str]) -> Mapping[str, Any]:
+def _object(data: Any, schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An object with fields of a schema alone; what they are is checked elsewhere."""
+    names = schema["properties"]
     if not isinstance(data, dict):
         raise bad_request("the request: not an object")
     for name in data:

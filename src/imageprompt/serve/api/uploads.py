@@ -15,12 +15,13 @@ from imageprompt.serve.bodies import read_picture_body
 from imageprompt.serve.errors import not_found
 from imageprompt.serve.files import media_type
 from imageprompt.serve.live_job import API
+from imageprompt.serve.openapi import one_picture
 from imageprompt.serve.sources import HASH
 
 router = APIRouter(tags=["uploads"])
 
 
-@router.post("/uploads", status_code=201)
+@router.post("/uploads", status_code=201, openapi_extra=one_picture())
 async def keep_picture(request: Request) -> dict[str, Any]:
     """Keep one picture."""
     service, owner = service_of(request), owner_of(request)
@@ -42,7 +43,7 @@ async def show_upload(request: Request, digest: str) -> Response:
     return picture_response(content, kind, f"{digest[:12]}.{kind.partition('/')[2]}")
 
 
-@router.post("/recipe")
+@router.post("/recipe", openapi_extra=one_picture(["image/png"]))
 async def restore_request(request: Request) -> dict[str, Any]:
     """The request in a PNG that imageprompt wrote, and the hashes of the pictures it lacks."""
     service, owner = service_of(request), owner_of(request)

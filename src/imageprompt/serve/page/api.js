@@ -19,7 +19,8 @@ export class ApiError extends Error {
   }
 }
 
-/** Answers of the server as JSON; a Response where `raw`. Throws ApiError. */
+/** Answers of the server as JSON; a Response where `raw`, also of an error where it is "any". Throws
+ * ApiError. */
 export async function call(method, path, body, { headers = {}, raw, signal, keepalive } = {}) {
   const plain = body && !(body instanceof Blob);
   const used = key;
@@ -41,7 +42,7 @@ export async function call(method, path, body, { headers = {}, raw, signal, keep
     if (used === key) await newKey();
     return call(method, path, body, { headers, raw, signal });
   }
-  if (!response.ok) throw await failure(response);
+  if (!response.ok && raw !== "any") throw await failure(response);
   if (raw) return response;
   return response.status === 204 ? null : response.json();
 }

@@ -1,8 +1,8 @@
 // The page: head, three columns, dialogs, keys, and pictures that are dropped anywhere.
-import { html, render, useEffect, useRef, useState } from "./vendor/preact-htm.js";
-import { onKeyNeeded } from "./api.js";
+import { html, render, useEffect, useState } from "./vendor/preact-htm.js";
 import { Composer } from "./composer.js";
 import { Button, Dialog, FileButton, Icon } from "./controls.js";
+import { applyLooks, AskKey, Brand, closeDialog, Looks } from "./frame.js";
 import {
   cancel,
   giveMissing,
@@ -15,30 +15,15 @@ import {
   words,
 } from "./jobs.js";
 import { Shelf, step } from "./shelf.js";
-import { loadServer, looks, onChange, set, setLooks, state } from "./state.js";
+import { loadServer, onChange, set, state } from "./state.js";
 import { Stage } from "./stage.js";
-import { LANGUAGES, t, useLanguage } from "./words.js";
-
-const THEMES = { "": "auto", light: "sun", dark: "moon" };
-
-function applyLooks() {
-  const language = useLanguage(looks.language);
-  document.documentElement.lang = language === "zh" ? "zh-Hans" : language;
-  document.documentElement.style.colorScheme = looks.theme || "light dark";
-}
+import { t } from "./words.js";
 
 // ── head ───────────────────────────────────────────────────────────────────────────────────────
 
 function Head() {
-  const themes = Object.keys(THEMES);
-  const next = themes[(themes.indexOf(looks.theme) + 1) % themes.length];
   return html`<header class="top">
-    <h1>
-      <svg viewBox="0 0 32 32" aria-hidden="true">
-        <rect x="3" y="3" width="18" height="18" rx="3" />
-        <rect class="front" x="11" y="11" width="18" height="18" rx="3" /></svg
-      >imageprompt
-    </h1>
+    <${Brand} />
     <span class="base">${state.server?.base.name}</span
     ><span class="end">
       <${FileButton}
@@ -47,19 +32,7 @@ function Head() {
         class="quiet short"
         onFiles=${takeFiles}
         title=${t("openHint")} />
-      <${Button}
-        icon=${THEMES[looks.theme]}
-        label=${t(`theme_${THEMES[looks.theme]}`)}
-        class="quiet"
-        onClick=${() => setLooks({ theme: next })} />
-      <select
-        class="language"
-        aria-label=${t("language")}
-        value=${useLanguage(looks.language)}
-        onChange=${(event) => setLooks({ language: event.target.value })}
-      >
-        ${Object.entries(LANGUAGES).map(([name, text]) => html`<option value=${name} selected=${name === useLanguage(looks.language)}>${text}</option>`)}
-      </select>
+      <${Looks} />
       <${Button}
         icon="help"
         label=${t("help")}
@@ -85,10 +58,8 @@ const KEYS = [
   ["Esc", "key_close"],
 ];
 
-const close = () => set({ dialog: null });
-
 function Help() {
-  return html`<${Dialog} title=${t("help")} onClose=${close}
+  return html`<${Dialog} title=${t("help")} onClose=${closeDialog}
     ><dl class="keys">
       ${KEYS.map(
         ([keys, text]) =>
@@ -98,7 +69,7 @@ function Help() {
           </div>`,
       )}
     </dl>
-    <p class="note">${t("helpDrop")}</p><//
+    <p class="note">${t("helpDrop")} <a href="docs">${t("api")}</a></p><//
   >`;
 }
 
@@ -107,7 +78,7 @@ function Missing() {
   const { missing, tokens } = state.dialog;
   const give = async (entry, file) =>
     file && setWrong((await giveMissing(entry, file)) ? "" : entry.hash);
-  return html`<${Dialog} title=${t("missingTitle")} onClose=${close}
+  return html`<${Dialog} title=${t("missingTitle")} onClose=${closeDialog}
     ><p>${t("missingText")}</p>
     <ul class="missing">
       ${missing.map(
@@ -136,32 +107,8 @@ function Missing() {
           class="primary"
           onClick=${useTokens}
         />`
-      } <${Button} text label=${t("later")} onClick=${close} /></p
+      } <${Button} text label=${t("later")} onClick=${closeDialog} /></p
   ><//>`;
-}
-
-function AskKey() {
-  const input = useRef();
-  const { wrong, answer } = state.dialog;
-  const finish = (key) => {
-    close();
-    answer(key);
-  };
-  return html`<${Dialog} title=${t("keyTitle")} onClose=${() => finish("")}
-    ><form
-      onSubmit=${(event) => {
-        event.preventDefault();
-        finish(input.current.value.trim());
-      }}
-    >
-      <p>${wrong ? t("keyWrong") : t("keyText")}</p>
-      <label class="field"
-        ><span class="name">${t("key")}</span
-        ><input ref=${input} type="password" autocomplete="off" required
-      /></label>
-      <p class="line end"><button class="button primary" type="submit">${t("enter")}</button></p>
-    </form><//
-  >`;
 }
 
 const DIALOGS = { help: Help, missing: Missing, key: AskKey };
@@ -292,8 +239,6 @@ addEventListener("paste", (event) => {
 });
 
 // ── start ──────────────────────────────────────────────────────────────────────────────────────
-
-onKeyNeeded((wrong) => new Promise((answer) => set({ dialog: { name: "key", wrong, answer } })));
 
 async function start() {
   set({ offline: "" });

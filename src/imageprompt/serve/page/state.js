@@ -59,6 +59,7 @@ export const looks = { theme: "", language: "", ...read(LOOKS) };
 export const state = {
   form: { ...newForm(), ...read(SAVED) },
   server: null, // {base, limits, adapters, presets, scale}
+  api: null, // the OpenAPI document, on its page
   offline: "",
   jobs: [], // those that wait or run, oldest first
   pictures: [], // {id, job, index, url, width, height, seed, request}, newest first

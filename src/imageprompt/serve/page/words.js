@@ -256,6 +256,21 @@ const en = {
   key_close: "Close, leave",
   helpDrop:
     "Drop or paste pictures anywhere. A PNG made by imageprompt restores all of its settings.",
+
+  api: "The HTTP API",
+  apiNote: "What programs can ask this server for. The document itself:",
+  apiFind: "Find a route",
+  apiParameters: "Parameters",
+  apiBody: "Body",
+  apiAnswers: "Answers",
+  apiTry: "Try it",
+  apiSend: "Send",
+  apiRequired: "required",
+  apiDefault: "default {value}",
+  apiOr: "or",
+  apiListOf: "list of",
+  apiCut: "The rest is left out.",
+  toPage: "To the page",
 };
 
 const zh = {
@@ -511,6 +526,21 @@ const zh = {
   key_help: "打开帮助",
   key_close: "关闭、离开",
   helpDrop: "图片可拖放或粘贴到任意位置。由 imageprompt 生成的 PNG 会还原全部设置。",
+
+  api: "HTTP 接口",
+  apiNote: "程序可向此服务器请求的内容。接口文档本身：",
+  apiFind: "查找接口",
+  apiParameters: "参数",
+  apiBody: "请求体",
+  apiAnswers: "响应",
+  apiTry: "试一试",
+  apiSend: "发送",
+  apiRequired: "必填",
+  apiDefault: "默认 {value}",
+  apiOr: "或",
+  apiListOf: "列表：",
+  apiCut: "其余内容已省略。",
+  toPage: "返回页面",
 };
 
 export const WORDS = { en, zh };
