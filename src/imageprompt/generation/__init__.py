@@ -27,6 +27,7 @@ def generate(
     num_images: int = 1,
     steps: int | None = None,
     guidance_scale: float | None = None,
+    guidance_until: float | None = None,
     true_cfg_scale: float | None = None,
     guidance: str | Sequence[str] = "auto",
     negative_prompt: str = "",
@@ -60,6 +61,8 @@ def generate(
     - `init_image` is the picture to start from, `strength` (0..1) how much of it changes,
       `inpaint_mask` (white inside) where. It is scaled to `size`, or to about the base's own size.
     - `controlnet` (folder, Hub id or model) with its `control_image` and `control_scale` (0..2).
+    - `guidance_until` (0..1) is the share of the steps after which guidance is off: the rest takes
+      half the time. UNet and SD3 pipelines only.
     - `true_cfg_scale` above 1 gives FLUX, whose `guidance_scale` is an input of the model, a
       negative side: a second pass with `negative_prompt` and what stands for no picture.
     - `guidance` is the layout of the guidance batch, for pipelines where it cannot be inferred:

@@ -90,7 +90,7 @@ class _Job:
         )
         no_negative = options.get("negative_prompt") is None  # some pipelines tell it from ""
         return (
-            json.dumps([same, request.layout], sort_keys=True, default=str),
+            json.dumps([same, request.layout, request.guidance_until], sort_keys=True, default=str),
             id(self.prepared.pipe),
             no_negative,
             references,

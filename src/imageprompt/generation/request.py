@@ -100,6 +100,16 @@ class Request:
             le=limits.GUIDANCE_SCALE.high,
         ),
     ] = None
+    guidance_until: Annotated[
+        float | None,
+        _sampling(
+            "share of the steps after which guidance is off, 0..1: the rest takes half the time "
+            "(default: never off)",
+            "S",
+            ge=limits.GUIDANCE_UNTIL.low,
+            le=limits.GUIDANCE_UNTIL.high,
+        ),
+    ] = None
     true_cfg_scale: Annotated[
         float | None,
         _sampling(
@@ -282,6 +292,7 @@ _LIMITS: Mapping[str, limits.Limit] = {
     "guidance": limits.GUIDANCE,
     "steps": limits.STEPS,
     "guidance_scale": limits.GUIDANCE_SCALE,
+    "guidance_until": limits.GUIDANCE_UNTIL,
     "true_cfg_scale": limits.GUIDANCE_SCALE,
     "dtype": limits.DTYPE,
     "device": limits.DEVICE,

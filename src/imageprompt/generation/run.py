@@ -73,6 +73,11 @@ def prepare(request: Request, models: Models) -> Prepared:
     size, start = _fit(request, start, pipe)
     options = options_of(request, pipe, start, size)
     check_guided(request, pipe, options)
+    if request.guidance_until is not None:
+        from imageprompt.generation.guidance_cutoff import check_cutoff
+
+        scale = options.get("guidance_scale")
+        check_cutoff(request.guidance_until, pipe, scale, request.layout)
     return Prepared(request, base, pipe, opened, start, size, options, net_record)
 
 
@@ -242,7 +247,8 @@ class Steps:
         self, parts: Sequence[tuple[int, range]], done: Callable[[int, int], None] | None
     ) -> dict[str, Any]:
         """The pipeline's arguments that report its steps; `parts` are (request, its pictures)."""
-        if not self._by_step or (done is None and not self._wanted):
+        cutoff = self._cutoff(self._requests[parts[0][0]])
+        if not self._by_step or (done is None and cutoff is None and not self._wanted):
             return {}
 
         def step_end(pipe: Any, step: int, _: Any, outputs: dict[str, Any]) -> dict[str, Any]:
@@ -250,9 +256,20 @@ class Steps:
             if done is not None:
                 done(step + 1, total)
             self._tell(parts, step + 1, total)
+            if cutoff is not None:
+                cutoff(pipe, step + 1, total, outputs)
             return outputs
 
-        return {"callback_on_step_end": step_end}
+        tensors = {} if cutoff is None else {"callback_on_step_end_tensor_inputs": cutoff.inputs}
+        return {"callback_on_step_end": step_end, **tensors}
+
+    def _cutoff(self, request: Request) -> Any:
+        """What stops guidance in one call of the pipeline; None if nothing does."""
+        if request.guidance_until is None:
+            return None
+        from imageprompt.generation.guidance_cutoff import GuidanceCutoff
+
+        return GuidanceCutoff(self._pipe, request.guidance_until)
 
     def _tell(self, parts: Sequence[tuple[int, range]], step: int, total: int) -> None:
         first, count = 0, sum(len(pictures) for _, pictures in parts)
@@ -380,6 +397,7 @@ def _recipe(
         batch_size=request.batch_size,
         steps=options["num_inference_steps"],
         guidance_scale=options.get("guidance_scale"),
+        guidance_until=request.guidance_until,
         true_cfg_scale=request.true_cfg_scale,
         guidance=request.layout,
         width=width,

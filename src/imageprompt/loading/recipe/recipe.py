@@ -85,6 +85,8 @@ class Recipe:
     steps: Annotated[int, limits.STEPS]
     guidance_scale: Annotated[float | None, limits.GUIDANCE_SCALE]
     """None if the pipeline has no such option."""
+    guidance_until: Annotated[float | None, limits.GUIDANCE_UNTIL] = None
+    """The share of the steps after which guidance was off; None: it never was."""
     true_cfg_scale: Annotated[float | None, limits.GUIDANCE_SCALE] = None
     """None if it was not given, or the pipeline has no such option."""
     guidance: Annotated[str | tuple[str, ...], limits.GUIDANCE] = "auto"
