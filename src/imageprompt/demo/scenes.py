@@ -162,7 +162,7 @@ def named_words(text: str) -> dict[str, str]:
     """
     words = re.findall(r"[a-z]+", text.lower())
     named: dict[str, str] = {}
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):  # also for no words
         for name, vocabulary in VOCABULARY.items():
             of_ground = following == "background"
             if word in vocabulary and not (word in PALETTE and (name == "background") != of_ground):
