@@ -35,6 +35,7 @@ RUN_BY = {
     "docs/pipelines.md": "tests/adapter/test_pipelines.py",
     "docs/plan.md": "tests/docs/test_guides.py",
     "docs/rating.md": "tests/docs/test_rating_guide.py",
+    "docs/stable-diffusion-cpp.md": "tests/checkpoint/test_stable_diffusion_cpp.py",
     "docs/start.md": "tests/docs/test_guides.py",
     "docs/training-data.md": "tests/docs/test_training_data_guide.py",
     "docs/training.md": "tests/docs/test_guides.py",
