@@ -93,8 +93,9 @@ def test_every_option_of_generate_is_a_flag_with_help() -> None:
     assert all(field.option.help and field.option.group for field in flags.values())
     repeatable = {name for name, field in flags.items() if field.option.repeat}
     assert repeatable == {
-        "reference", "mask", "reference_mask", "negative_reference", "face_embeddings"
-    }  # fmt: skip
+        *("reference", "content", "mask", "reference_mask"),
+        *("negative_reference", "face_embeddings"),
+    }
 
 
 def test_the_schema_of_a_recipe() -> None:

@@ -176,6 +176,11 @@ class ActivePrompt:
         self._version = next(_versions)
         self._select_step(self._step)
 
+    def scale_rows(self, numbers: Tensor) -> None:
+        """Multiply V' of each prompt by its number [P], beside the scale; for training."""
+        self._batch.scale_rows(numbers)
+        self._scaled = {}
+
     # ── the step ────────────────────────────────────────────────────────────────────────────────
 
     def go_to(self, position: StepPosition) -> None:

@@ -47,6 +47,11 @@ class BatchedKV:
         """Take on K', V' of another timestep; `bind` builds their rows."""
         self._key_values, self.key = list(key_values), ()
 
+    def scale_rows(self, numbers: Tensor) -> None:
+        """Multiply V' of each prompt by its number [P]."""
+        rows = numbers.repeat(len(self._key_values[0][0]) // self._prompts)[:, None, None, None]
+        self.replace([(k, v * rows.to(v)) for k, v in self._key_values])
+
     def bind(
         self,
         layout: CFGLayout,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imageprompt.checkpoint.identify.advice import Advice, advice_on
 from imageprompt.checkpoint.identify.checks import (
@@ -20,7 +20,7 @@ from imageprompt.checkpoint.identify.identify import Identification, identify, n
 from imageprompt.checkpoint.identify.problems import PROJECTOR, SITES
 from imageprompt.checkpoint.identify.published import POSITIONS, likely_encoder
 from imageprompt.checkpoint.read.open import locate_source, open_source
-from imageprompt.checkpoint.read.stored_tensor import StoredTensor, dtype_names
+from imageprompt.checkpoint.read.stored_tensor import StoredTensor, TensorSource, dtype_names
 from imageprompt.checkpoint.report import (
     Problem,
     base_name,
@@ -31,7 +31,10 @@ from imageprompt.checkpoint.report import (
 )
 from imageprompt.checkpoint.tensor_bytes import FULL, QUICK, full_hash, quick_hash
 from imageprompt.core.errors import as_text
-from imageprompt.core.hub import Location
+from imageprompt.core.hub import PARTS, Location
+
+if TYPE_CHECKING:
+    from imageprompt.checkpoint.identify.base_config import BaseConfig
 
 MAX_METADATA = 16  # entries of the metadata in the text; the JSON has more
 MAX_ENTRIES, MAX_VALUE = 1000, 100_000  # entries, and characters of each, in the JSON
@@ -131,13 +134,42 @@ class AdapterReport:
         return facts + ([f"width {self.width}"] if self.width else [])
 
 
-def inspect(path: Location, deep: bool = False, base: Location | None = None) -> AdapterReport:
+@dataclass(frozen=True, kw_only=True)
+class PairReport:
+    """What a file with a content and a style adapter turned out to be."""
+
+    path: str
+    content: AdapterReport
+    style: AdapterReport
+
+    @property
+    def parts(self) -> tuple[AdapterReport, AdapterReport]:
+        return self.content, self.style
+
+    @property
+    def ok(self) -> bool:
+        """True if no problem was found in either."""
+        return all(part.ok for part in self.parts)
+
+    def as_dict(self) -> dict[str, Any]:
+        parts = {"content": self.content.as_dict(), "style": self.style.as_dict()}
+        return {"path": self.path, "pair": parts, "ok": self.ok}
+
+    def __str__(self) -> str:
+        start = f"{self.path}: a pair of adapters, for the content and the style of a picture"
+        return as_text([start, *(line for part in self.parts for line in str(part).splitlines())])
+
+
+def inspect(
+    path: Location, deep: bool = False, base: Location | None = None
+) -> AdapterReport | PairReport:
     """Identify a file, a folder or a Hub file by its tensors, never by its name.
 
-    `base` (a folder, a published family or "bundled") is what the sites are compared with. `deep`
-    reads the weights too: NaN, constant tensors, unequal copies, and weights still equal to those
-    of `base` or of the base inside a training checkpoint. Raises NotFoundError, OptionError, and
-    AdapterFileError, which says what the file is, if it is not an adapter.
+    A file that holds a pair of adapters gives a report on both. `base` (a folder, a published
+    family or "bundled") is what the sites are compared with. `deep` reads the weights too: NaN,
+    constant tensors, unequal copies, and weights still equal to those of `base` or of the base
+    inside a training checkpoint. Raises NotFoundError, OptionError, and AdapterFileError, which
+    says what the file is, if it is not an adapter.
     """
     against = None
     if base is not None:
@@ -145,6 +177,13 @@ def inspect(path: Location, deep: bool = False, base: Location | None = None) ->
 
         against = open_base(base)
     source = open_source(locate_source(path))
+    if source.holds_pair:
+        content, style = (_report(source.part(part), deep, against) for part in PARTS)
+        return PairReport(path=str(source.path), content=content, style=style)
+    return _report(source, deep, against)
+
+
+def _report(source: TensorSource, deep: bool, against: BaseConfig | None) -> AdapterReport:
     if source.light is not None and (deep or against is not None):
         from imageprompt.checkpoint.identify.light_base import on_files
 

@@ -21,7 +21,7 @@ from imageprompt.checkpoint.read.open import locate_source, open_source
 from imageprompt.checkpoint.read.stored_tensor import TensorSource
 from imageprompt.checkpoint.report import Problem, problem_dicts
 from imageprompt.core.errors import AdapterFileError, as_text
-from imageprompt.core.hub import Location
+from imageprompt.core.hub import PARTS, Location
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,8 @@ def _findings(
     source: TensorSource, against: BaseConfig | None, widths: Mapping[str, int] | None
 ) -> tuple[list[Problem], list[str]]:
     """Findings and notes. Raises AdapterFileError if the source is not an adapter."""
+    if source.holds_pair:
+        return _findings_of_pair(source, against, widths)
     found = identify(source, against.spec if against else None)
     tensors = canonical(found.parts)
     whole, dtype_notes = stored_numbers(tensors)
@@ -83,6 +85,19 @@ def _findings(
     problems += [*constants(tensors), *untrained(found, against)]
     problems += [] if widths is None else _wrong_encoder(found, widths)
     return problems, [*dtype_notes, *needs_of(found)]
+
+
+def _findings_of_pair(
+    source: TensorSource, against: BaseConfig | None, widths: Mapping[str, int] | None
+) -> tuple[list[Problem], list[str]]:
+    """Those of both adapters, each with the name of its part before it."""
+    problems: list[Problem] = []
+    notes: list[str] = []
+    for part in PARTS:
+        findings, about = _findings(source.part(part), against, widths)
+        problems += [Problem(one.code, f"{part}: {one.message}") for one in findings]
+        notes += [f"{part}: {note}" for note in about]
+    return problems, notes
 
 
 def _wrong_encoder(found: Identification, widths: Mapping[str, int]) -> list[Problem]:

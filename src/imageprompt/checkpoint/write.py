@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from imageprompt.checkpoint.identify.published import likely_encoder
 from imageprompt.checkpoint.read.stored_tensor import TensorSource
 from imageprompt.core import __version__
 from imageprompt.core.errors import OptionError
+from imageprompt.core.hub import PARTS
 from imageprompt.core.spec import AdapterSpec
 from imageprompt.variants import VARIANTS
 
@@ -48,6 +50,13 @@ def adapter_metadata(spec: AdapterSpec, encoder: str | None) -> dict[str, str]:
     ours = {"generator": "imageprompt", "host": spec.host, **_projector_metadata(spec)}
     ours |= _variant_metadata(spec.variant, ())
     return ours if encoder is None else ours | {"encoder": encoder}
+
+
+def pair_metadata(content: Mapping[str, str], style: Mapping[str, str]) -> dict[str, str]:
+    """The metadata of a file that holds a pair, from those of its two adapters."""
+    parts = dict(zip(PARTS, (content, style), strict=True))
+    named = {f"{part}.{key}": value for part, own in parts.items() for key, value in own.items()}
+    return {"generator": "imageprompt", "pair": " and ".join(PARTS), **named}
 
 
 def _projector_metadata(spec: AdapterSpec) -> dict[str, str]:

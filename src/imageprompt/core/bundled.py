@@ -17,6 +17,8 @@ GUIDANCE = 5.0
 """The settings at which their pictures look best; other pipelines keep their own defaults."""
 
 DEFAULT_ADAPTER = "plus"
+PAIR = "dual"
+"""The file with a content and a style adapter, where a base has one."""
 
 
 def folder(stack: str = NAME) -> Path:
@@ -35,5 +37,5 @@ def folder(stack: str = NAME) -> Path:
 
 
 def adapter(name: str = DEFAULT_ADAPTER, stack: str = NAME) -> Path:
-    """The file of one of a stack's adapters, "base" or "plus"."""
+    """The file of one of a stack's adapters, "base", "plus" or "dual"."""
     return folder(stack) / "adapters" / f"{name}.safetensors"

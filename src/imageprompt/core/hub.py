@@ -17,6 +17,9 @@ from imageprompt.core.errors import NotFoundError
 Location = str | os.PathLike[str]
 """A local path, "owner/repo[/sub/path]" on the Hub, or "bundled[/sub/path]" in a stack."""
 
+PARTS = ("content", "style")
+"""The adapters of a file that holds a pair; FILE#content and FILE#style name them."""
+
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _HUB_ID = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:/(?P<path>[^\\:]+))?")  # no drive of Windows
 
@@ -39,6 +42,18 @@ def hub_id(location: Location) -> HubId | None:
     if found is None or ".." in text.split("/"):
         return None
     return HubId(repo=found["repo"], path=(found["path"] or "").strip("/"))
+
+
+def part_of(location: Location, part: str) -> str:
+    """The name of one adapter of a file that holds a pair."""
+    return f"{os.fspath(location)}#{part}"
+
+
+def split_part(location: Location) -> tuple[str, str]:
+    """A location without its part, and the part; "" where it names none."""
+    name = os.fspath(location)
+    before, _, part = name.rpartition("#")
+    return (before, part) if before and part in PARTS else (name, "")
 
 
 def locate_file(location: Location, *, cached_only: bool = False) -> Path:

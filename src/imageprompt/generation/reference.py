@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from typing import Annotated, Any
 
 from imageprompt.control import DEFAULT_SCALE, Controls, Scale, Scaling
+from imageprompt.core import bundled
 from imageprompt.core.errors import OptionError, PictureError
+from imageprompt.core.hub import PARTS, part_of, split_part
 from imageprompt.core.schema import PYTHON_ONLY, Option, plain_numbers
 from imageprompt.encoding.options import EncodeOptions
 from imageprompt.generation import option_values as values
@@ -54,7 +57,9 @@ class Reference:
 
     Source: `reference`, a picture (path, bytes of a file, PIL image) or a list of them; or an
     `image_prompt` (object or file); or a `style` of the library; or `face_embeddings` (beside
-    aligned face pictures for FaceID-plus).
+    aligned face pictures for FaceID-plus); or `content`, a picture whose shape and place count,
+    and `style`, a picture whose look counts (a file's name with its suffix or folder, or an
+    object), for the two adapters of a pair (default: the base's "dual").
 
     Models: `adapter`, a file, Hub id, loaded Adapter, or short name of one that comes with the base
     (None: the style's, else the base's "plus"); `variant` if the file does not tell; `reading` as
@@ -72,9 +77,21 @@ class Reference:
         Any, _source("reference picture; may be repeated", "PIC", repeat=True, json=FILES)
     ] = None
     style: Annotated[
-        str | None,
+        Any,
         _source(
-            "use a style of the library instead of pictures (see `imageprompt library`)", "NAME"
+            "style of the library instead of pictures (see `imageprompt library`); or a picture "
+            "whose look is taken, by a pair's style adapter",
+            "NAME_OR_PIC",
+            json=FILES,
+        ),
+    ] = None
+    content: Annotated[
+        Any,
+        _source(
+            "picture whose shape and place are taken, by a pair's content adapter; may be repeated",
+            "PIC",
+            repeat=True,
+            json=FILES,
         ),
     ] = None
     image_prompt: Annotated[
@@ -316,7 +333,8 @@ class Reference:
     @property
     def empty(self) -> bool:
         """Has it no source?"""
-        return not self.pictures and not self.embeddings and not self.encoded
+        sources = (self.pictures, self.embeddings, as_list(self.content))
+        return not any(sources) and not self.encoded
 
     @property
     def encoded(self) -> bool:
@@ -360,6 +378,10 @@ class Reference:
 
     def check(self) -> None:
         """Check what needs no file to be opened. Raises OptionError, ScaleError, PictureError."""
+        if self.content is not None or is_picture(self.style):
+            for part in self.by_adapter():
+                part.check()
+            return
         controls = self.effective_controls
         sources = [name for name in SOURCES if as_list(getattr(self, name))]
         if len(sources) > 1 or (self.encoded and self.embeddings):
@@ -447,6 +469,37 @@ class Reference:
                 hint="Give one mask for all, or leave the fusion out.",
             )
 
+    # ── content and style ───────────────────────────────────────────────────────────────────────
+
+    def by_adapter(self) -> tuple[Reference, ...]:
+        """Content and style as a Reference each, for their adapters of the pair; else this one.
+
+        Raises OptionError for another source beside them, and for an adapter that is no pair.
+        """
+        if self.content is None and not is_picture(self.style):
+            return (self,)
+        others = ("reference", "image_prompt", "face_embeddings")
+        for name in others:
+            if as_list(getattr(self, name)):
+                raise OptionError(
+                    f"{flag_of('content' if self.content is not None else 'style')} and "
+                    f"{flag_of(name)}",
+                    reason="cannot be combined",
+                    hint="Give one of them, or start another reference: --also, also= in Python.",
+                )
+        found = []
+        for part in PARTS:
+            source = getattr(self, part)
+            if source is None:
+                continue
+            changes = {"content": None, "style": None, "reference": source}
+            if part == "style" and not is_picture(source):  # of the library, with its own adapter
+                changes |= {"style": source, "reference": None, "adapter": None}
+            else:
+                changes["adapter"] = _adapter_of_pair(self.adapter, part)
+            found.append(self._replaced(**changes))
+        return tuple(found)
+
     # ── a mask for each picture ─────────────────────────────────────────────────────────────────
 
     @property
@@ -505,6 +558,36 @@ def as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def is_picture(style: Any) -> bool:
+    """Is it a picture, and not the name of a style in the library?
+
+    A text is one if it has the suffix of a picture, or a folder.
+    """
+    if isinstance(style, str):
+        return _PICTURE.search(style) is not None
+    return style is not None and not isinstance(style, int | float | dict)
+
+
+_PICTURE = re.compile(r"[/\\:]|\.(png|jpe?g|webp|bmp|gif|tiff?)$", re.IGNORECASE)
+
+
+def _adapter_of_pair(adapter: Any, part: str) -> Any:
+    """One adapter of a pair, which is given by name or loaded. Raises OptionError."""
+    if adapter is None:
+        adapter = bundled.PAIR
+    if isinstance(adapter, str | os.PathLike):
+        name, named = split_part(adapter)
+        if not named:
+            return part_of(name, part)
+    elif (found := getattr(adapter, part, None)) is not None:
+        return found
+    raise OptionError(
+        f"{flag_of(part)} with {adapter!r:.80}",
+        reason="needs a pair of adapters, this is a single one",
+        hint="Name the file that holds both, or leave --adapter out for the base's own pair.",
+    )
 
 
 def flag_of(name: str) -> str:

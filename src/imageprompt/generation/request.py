@@ -206,6 +206,8 @@ class Request:
     def __post_init__(self) -> None:
         for name in _LIMITS:
             object.__setattr__(self, name, plain_numbers(getattr(self, name)))
+        parts = tuple(part for reference in self.references for part in reference.by_adapter())
+        object.__setattr__(self, "references", parts)
 
     def check(self) -> None:
         """All that can be checked before loading. Raises OptionError, ScaleError ..."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from imageprompt.checkpoint.read.open import locate_adapter
 from imageprompt.core import bundled
 from imageprompt.core.errors import EncoderError, NotFoundError, OptionError
-from imageprompt.core.hub import hub_id, locate_file, locate_folder
+from imageprompt.core.hub import hub_id, locate_file, locate_folder, part_of, split_part
 from imageprompt.loading.assets import file_hash
 from imageprompt.loading.pipeline import LoadedPipeline, device_of, quiet_loading
 from imageprompt.loading.recipe import AssetRecord
@@ -28,6 +28,11 @@ class LocatedAdapter:
 
     path: Path
     name: str
+
+    @property
+    def file(self) -> Path:
+        """The file itself, also where `path` names one adapter of a pair in it."""
+        return Path(split_part(self.path)[0])
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,9 @@ def find_adapter(
     """
     own = _own_adapters(base_folder)
     name = bundled.DEFAULT_ADAPTER if adapter is None else os.fspath(adapter)
-    if name in own:
-        return LocatedAdapter(own[name], name)
+    short, part = split_part(name)
+    if short in own:
+        return LocatedAdapter(Path(part_of(own[short], part)) if part else own[short], name)
     if adapter is None:
         raise OptionError(
             "no adapter",
@@ -119,7 +125,7 @@ def adapter_precision(pipe: Any) -> tuple[Any, Any]:
 
 def adapter_record(adapter: Adapter, located: LocatedAdapter) -> AssetRecord:
     """What a recipe keeps of an adapter that was loaded from a file."""
-    return _record(adapter, located.name, file_hash(located.path, limit=None))
+    return _record(adapter, located.name, file_hash(located.file, limit=None))
 
 
 def attach_adapter(

@@ -237,7 +237,7 @@ class Models:
             record = loading.adapter_record(loaded, located)
             return KeptAdapter(loaded, record, Kept(32), alive=(reference.encoder, reference.faces))
 
-        files = [located.path, _face_pack(reference.faces)]
+        files = [located.file, _face_pack(reference.faces)]
         key = (*key, located.name, str(pipe.device), str(pipe.dtype))
         kept = self._adapters.get(key, load, files)
         if kept.watched is not None and stamps_of(kept.watched) != kept.watched:
@@ -262,7 +262,7 @@ class Models:
             return loading.load_adapter_file(located.path, pipe, variant, reading)
 
         key = (located.path, variant, reading, *loading.adapter_precision(pipe))
-        file = self._adapter_files.get(key, load, [located.path])
+        file = self._adapter_files.get(key, load, [located.file])
         return Adapter(file.spec, file.module)
 
     def encoder(self, kept: KeptAdapter, found: Any) -> Any:

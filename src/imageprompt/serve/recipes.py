@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imageprompt.core.errors import OptionError
+from imageprompt.core.hub import split_part
 from imageprompt.generation.reference import Reference
 from imageprompt.loading.recipe import AssetRecord, Recipe, ReferenceMetadata, read_picture
 from imageprompt.serve.errors import ApiError, bad_request, problem_of
@@ -139,8 +140,10 @@ class Restorer:
         reference: dict[str, Any],
         found: RestoredRequest,
     ) -> None:
+        part = split_part(metadata.adapter.name or "")[1]
         for served in self._adapters:
-            if served["hash"] == metadata.adapter.hash:
+            same = served["hash"] == metadata.adapter.hash
+            if same and split_part(served["name"])[1] == part:
                 reference["adapter"] = served["name"]
                 return
         found.warnings.append(f"{place}: made with an adapter that is not served")

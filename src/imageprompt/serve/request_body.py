@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from imageprompt.core import bundled
 from imageprompt.core.errors import ImagePromptError
+from imageprompt.core.hub import PARTS, part_of
 from imageprompt.core.schema import json_schema, options, validate
-from imageprompt.generation.reference import Reference
+from imageprompt.generation.reference import Reference, is_picture
 from imageprompt.generation.request import Request
 from imageprompt.serve import sources
 from imageprompt.serve.errors import ApiError, bad_request, param_of, problem_of
@@ -73,6 +75,27 @@ def checked_reference(data: Any, limits: Limits, place: str) -> Reference:
     reference: Reference = _build(Reference, data, place)
     _check(reference, place, REFERENCE)
     return reference
+
+
+def pairs_apart(references: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Checked references; a content and a style picture are one each, for their own adapters."""
+    found: list[dict[str, Any]] = []
+    for reference in references:
+        plain = {name: value for name, value in reference.items() if name not in PARTS}
+        style = reference.get("style")
+        pictures = {"content": reference.get("content")}
+        pictures |= {"style": style} if is_picture(style) else {}
+        for part, picture in pictures.items():
+            if picture is not None:
+                adapter = part_of(plain.get("adapter") or bundled.PAIR, part)
+                found.append({**plain, "reference": picture, "adapter": adapter})
+        if "style" in pictures:
+            continue
+        if pictures["content"] is None:
+            found.append(dict(reference))
+        elif style is not None:  # of the library, with its own adapter
+            found.append({**plain, "style": style, "adapter": None})
+    return found
 
 
 def schema(bases: Sequence[str], adapters: Sequence[str]) -> dict[str, Any]:

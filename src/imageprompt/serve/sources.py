@@ -9,8 +9,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
-PICTURES = ("reference", "mask", "reference_mask", "negative_reference")
-"""Fields of a reference that hold one picture or a list of them."""
+from imageprompt.generation.reference import is_picture
+
+PICTURES = ("reference", "content", "mask", "reference_mask", "negative_reference")
+"""Fields of a reference that hold one picture or a list of them. `style` may hold some, too."""
 START_PICTURES = ("init_image", "inpaint_mask")
 TOKENS = "image_prompt"
 
@@ -46,7 +48,8 @@ def places(data: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
         if data.get(name) is not None:
             yield name, data, name
     for index, reference in enumerate(data.get("references") or ()):
-        for name in (*PICTURES, TOKENS):
+        style = ("style",) if is_picture(reference.get("style")) else ()
+        for name in (*PICTURES, *style, TOKENS):
             yield from _places_in(reference, name, f"references.{index}.{name}")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from imageprompt.adapter.pair import AdapterPair
 from imageprompt.core.atomic_files import check_folder
 from imageprompt.core.errors import as_text
 from imageprompt.training.cache.open import open_dataset
@@ -17,9 +18,10 @@ from imageprompt.training.data.feature_extractors import FeatureExtractors, feat
 from imageprompt.training.data.latents import Vae
 from imageprompt.training.data.views import PictureOptions
 from imageprompt.training.frozen_pipeline import FrozenPipeline
-from imageprompt.training.init import init_adapter
+from imageprompt.training.init import init_trained
 from imageprompt.training.loop.distributed import Processes
 from imageprompt.training.loop.objective import NullConditions, Objective
+from imageprompt.training.loop.pair_objective import objective_of
 from imageprompt.training.memory.int8 import stored_weights
 from imageprompt.training.train import check_validation
 from imageprompt.variants import VARIANTS
@@ -97,8 +99,13 @@ def estimate_run(config: TrainingConfig) -> RunEstimate:
     )
     base.check_guidance_scale(config.guidance_scale)
     extractors = FeatureExtractors(base, variant, feature_to_read(config))
-    dataset = open_dataset(config.data, None, extractors, PictureOptions.of(config))
-    adapter = init_adapter(config, base).attach(base.pipe)
+    dataset = open_dataset(
+        config.data, None, extractors, PictureOptions.of(config), pairs=config.pairs
+    )
+    adapter = init_trained(config, base).attach(base.pipe)
+    each = adapter.adapters if isinstance(adapter, AdapterPair) else (adapter,)
+    specs = [one.spec for one in each]
+    tokens = [spec.tokens for spec in specs if spec.tokens is not None]
     frozen = _unique([*base.pipe.components.values(), getattr(base.encoder, "model", None)])
     adapter.module.requires_grad_(True)
     trained = sum(weight.numel() for weight in adapter.parameters())
@@ -107,10 +114,10 @@ def estimate_run(config: TrainingConfig) -> RunEstimate:
     adapter_files = 2 if config.validate_every else 1
     activations = _activation_bytes(config, base, extractors.vae, adapter, dataset, frozen)
     return RunEstimate(
-        variant=config.variant,
-        host=adapter.spec.host,
+        variant=config.variant if config.pairs == "none" else f"a pair of {config.variant}",
+        host=specs[0].host,
         starts_from="new" if config.adapter is None else f"from {config.adapter}",
-        tokens=adapter.spec.tokens,
+        tokens=sum(tokens) if len(tokens) == len(specs) else None,
         trained_parameters=trained,
         frozen_parameters=sum(weight.numel() for weight in frozen),
         data=dataset.describe() if config.cache is None else f"{len(dataset):,} samples, cached",
@@ -147,7 +154,7 @@ def _activation_bytes(
     Measured at one or two small sizes; a part is the same at every size (a transformer's text), the
     rest grows with the area.
     """
-    nulls, objective = NullConditions.of(dataset), Objective.of(config)
+    nulls, objective = NullConditions.of(dataset), objective_of(config)
     weights = [*frozen, *adapter.parameters()]
 
     def at(side: int) -> int:

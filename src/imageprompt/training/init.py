@@ -10,6 +10,7 @@ IP-Adapter paper.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imageprompt.adapter.adapter import Adapter
+from imageprompt.adapter.pair import AdapterPair
 from imageprompt.core.errors import OptionError
+from imageprompt.core.hub import PARTS, part_of
 from imageprompt.loading import load_adapter_file
-from imageprompt.training.config.config import TrainingConfig
+from imageprompt.training.config.config import PartConfig, TrainingConfig
 from imageprompt.training.data.feature_extractors import feature_to_read
 from imageprompt.training.loop.logging import log
 from imageprompt.variants import VARIANTS
@@ -56,6 +59,31 @@ def init_adapter(config: TrainingConfig, base: Any) -> Adapter:
             hint="Only the number of tokens can be changed: leave the others out.",
         )
     return _with_other_tokens(config, base, loaded, in_file | changed)
+
+
+def init_trained(config: TrainingConfig, base: Any) -> Adapter | AdapterPair:
+    """What a run trains: an adapter, or a pair of them. Raises what making them does."""
+    return init_adapter(config, base) if config.pairs == "none" else init_pair(config, base)
+
+
+def init_pair(config: TrainingConfig, base: Any) -> AdapterPair:
+    """A new pair of adapters for a base, or the one in the file `config.adapter`, in float32.
+
+    Raises OptionError for a variant that reads faces, and if file and config disagree.
+    """
+    if VARIANTS[config.variant].feature.reads_faces:
+        raise OptionError(
+            f"pairs: {config.pairs} with {config.variant}",
+            reason="content and style are read from pictures, this variant reads faces",
+            hint="Set variant: plus, or pairs: none.",
+        )
+    made = []
+    for name in PARTS:
+        part: PartConfig = getattr(config, name)
+        file = None if config.adapter is None else part_of(config.adapter, name)
+        own = {key: value for key in _KEYS if (value := getattr(part, key)) is not None}
+        made.append(init_adapter(replace(config, adapter=file, **own), base))
+    return AdapterPair(*made)
 
 
 def _create(config: TrainingConfig, base: Any, options: dict[str, Any]) -> Adapter:
@@ -105,12 +133,14 @@ def caption_warm_start(
     samples: Any,
     as_tokens: Callable[[Tensor], Tensor],
     *,
+    part: int | None = None,
     log: Callable[[str], None] = lambda line: None,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> None:
     """Fit the projector to the captions' text states; skipped if all captions are the same.
 
     `as_tokens` turns text states into what the base's attention reads, as wide as image tokens.
+    `part` says which of a pair's features the adapter reads.
     Raises OptionError for a projector without a fixed number of tokens, or one that reads faces,
     and for a base whose attention reads text of another width.
     """
@@ -127,6 +157,7 @@ def caption_warm_start(
     def pairs(step: int) -> tuple[Tensor, Tensor]:
         indices = samples.indices(step, BATCH, config.seed)
         features, states, lengths = samples.caption_batch(indices)
+        features = features if part is None else features[part]
         chosen = [
             choose_states(states[row : row + 1], int(length), tokens)
             for row, length in enumerate(lengths)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from imageprompt.adapter.adapter import Adapter
+from imageprompt.adapter.pair import AdapterPair
 from imageprompt.core.atomic_files import check_folder, sweep
 from imageprompt.core.console import Bars
 from imageprompt.core.errors import AdapterFileError, OptionError
@@ -21,11 +23,12 @@ from imageprompt.training.config.config import TrainingConfig
 from imageprompt.training.data.feature_extractors import FeatureExtractors, feature_to_read
 from imageprompt.training.data.views import PictureOptions
 from imageprompt.training.frozen_pipeline import FrozenPipeline
-from imageprompt.training.init import caption_warm_start, init_adapter
+from imageprompt.training.init import caption_warm_start, init_trained
 from imageprompt.training.loop import checkpoints
 from imageprompt.training.loop.checkpoints import RunIdentity
 from imageprompt.training.loop.distributed import Processes, run_lock
 from imageprompt.training.loop.logging import format_duration, log
+from imageprompt.training.loop.pair_objective import objective_of
 from imageprompt.training.loop.trainer import BEST, RunResult, Trainer
 from imageprompt.variants import VARIANTS
 
@@ -151,21 +154,34 @@ def _open_run(
             encoders,
             PictureOptions.of(config),
             online=config.online,
+            pairs=config.pairs,
             log=log_line,
             on_progress=bars.update,
         )
     torch.manual_seed(config.seed)
-    adapter = init_adapter(config, base)
+    adapter = init_trained(config, base)
     adapter.attach(base.pipe, encoder=base.encoder if encoders.reads_pictures else None)
     fresh = not checkpoints.steps_in(config.folder / "checkpoints")
     warm_start = fresh and config.warm_start == "captions"
     if warm_start:
         with Bars(visible and sys.stderr.isatty()) as bars:
-            caption_warm_start(
-                config, adapter, samples, base.as_tokens, log=log_line, on_progress=bars.update
-            )
+            parts: list[tuple[Adapter, int | None]]
+            if isinstance(adapter, AdapterPair):
+                parts = [(adapter.content, 0), (adapter.style, 1)]
+            else:
+                parts = [(adapter, None)]
+            for one, part in parts:
+                caption_warm_start(
+                    config,
+                    one,
+                    samples,
+                    base.as_tokens,
+                    part=part,
+                    log=log_line,
+                    on_progress=bars.update,
+                )
     if config.cache is not None:  # only validation needs the rest, and moves it there and back
-        base.park(encoder=not config.online)
+        base.park(encoder=not config.online and config.pairs == "none")
     validations: list[Validation] = []
 
     def open_validation() -> None:
@@ -185,6 +201,7 @@ def _open_run(
         samples,
         config,
         config.folder,
+        objective=objective_of(config),
         identity=RunIdentity(config.identity(), samples.fingerprint(), allow_changes),
         processes=processes,
         trackers=config.trackers,

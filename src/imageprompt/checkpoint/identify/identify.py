@@ -97,6 +97,13 @@ def _key_values(found: Identification) -> tuple[Shapes, Shapes]:
 
 
 def _identify(source: TensorSource, base: HostSpec | None, renumber: bool) -> Identification:
+    if source.holds_pair:
+        raise AdapterFileError(
+            str(source.path),
+            reason="holds a pair of adapters, content and style",
+            hint=f"Name one of them: {source.path.name}#content or {source.path.name}#style; "
+            "generate takes both: --content PIC --style PIC --adapter FILE.",
+        )
     understood = parse_names(source.tensors)
     if understood is None:
         from imageprompt.checkpoint.read.refusals import explain_names

@@ -12,7 +12,7 @@ from imageprompt.checkpoint.read.file import INDEX_SUFFIX, open_file
 from imageprompt.checkpoint.read.raw import refuse
 from imageprompt.checkpoint.read.stored_tensor import TensorSource
 from imageprompt.core.errors import OptionError, printable
-from imageprompt.core.hub import Location, locate_file
+from imageprompt.core.hub import Location, locate_file, part_of, split_part
 
 _MAX_NOTE = 400  # characters
 
@@ -24,7 +24,9 @@ def locate_source(reference: Location, *, cached_only: bool = False) -> Path:
     """
     if os.path.isdir(os.path.expanduser(reference)):  # noqa: PTH111, PTH112 - never raises
         return Path(reference).expanduser()
-    return locate_file(reference, cached_only=cached_only)
+    name, part = split_part(reference)
+    path = locate_file(name, cached_only=cached_only)
+    return Path(part_of(path, part)) if part else path
 
 
 def locate_adapter(
@@ -64,10 +66,14 @@ def open_source(path: Path, *, inside: Path | None = None) -> TensorSource:
     Raises NotFoundError, or AdapterFileError that says what the path holds instead of tensors, or
     what is wrong with it. Tensor names and notes in the result are printable and short.
     """
+    name, part = split_part(path)
     try:
-        source = _whole(_scaled(_open(path, inside)))
+        source = _whole(_scaled(_open(Path(name), inside)))
     except OSError as error:  # a parent folder without access, a name that is too long
         refuse(path, f"cannot be read ({error.strerror})", "Check its name and permissions.")
+    if part and not source.holds_pair:
+        refuse(Path(name), f"holds no pair of adapters, so it has no {part}", "Leave #... out.")
+    source = source.part(part) if part else source
     return replace(source, notes=tuple(map(_shown, source.notes)))
 
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from imageprompt.core.errors import AdapterFileError
+from imageprompt.core.hub import PARTS, part_of
 from imageprompt.core.untrusted import open_regular
 
 if TYPE_CHECKING:
     from imageprompt.checkpoint.read.light import LightForm
+
+T = TypeVar("T")
 
 CHUNK = 1 << 20
 MAX_DIMENSIONS = 32
@@ -154,6 +157,22 @@ class TensorSource:
     notes: tuple[str, ...] = ()
     light: LightForm | None = None
     """For a light adapter that has not met its base yet: what the file itself holds."""
+
+    @property
+    def holds_pair(self) -> bool:
+        """Are these a content and a style adapter, each below its own prefix?"""
+        return bool(self.tensors) and {n.partition(".")[0] for n in self.tensors} == {*PARTS}
+
+    def part(self, name: str) -> TensorSource:
+        """One adapter of a pair, as a file of its own would hold it."""
+        path = Path(part_of(self.path, name))
+        tensors, metadata = _below(name, self.tensors), _below(name, self.metadata)
+        return replace(self, path=path, tensors=tensors, metadata=metadata)
+
+
+def _below(part: str, values: Mapping[str, T]) -> dict[str, T]:
+    start = f"{part}."
+    return {k.removeprefix(start): value for k, value in values.items() if k.startswith(start)}
 
 
 def read_range(

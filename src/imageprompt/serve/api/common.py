@@ -14,6 +14,7 @@ from fastapi import Request
 from imageprompt.core.errors import ImagePromptError
 from imageprompt.serve import sources
 from imageprompt.serve.errors import ApiError, Problem, bad_request, param_of, problem_of
+from imageprompt.serve.request_body import pairs_apart
 from imageprompt.serve.service import Service
 
 TASK_SECONDS = 300.0
@@ -47,7 +48,10 @@ def check_streams(service: Service) -> None:
 async def bound(
     service: Service, owner: str, data: Mapping[str, Any], parts: Mapping[str, bytes]
 ) -> dict[str, Any]:
-    """A checked request with all its pictures kept as uploads. Raises ApiError."""
+    """A checked request with all its pictures kept as uploads, and each pair as two references.
+
+    Raises ApiError.
+    """
     found = copy.deepcopy(dict(data))
     kept: dict[str, str] = {}
     for place, holder, key in list(sources.places(found)):
@@ -65,6 +69,8 @@ async def bound(
             param=name,
             hint=f"Write part:{name} where the picture belongs.",
         )
+    if found.get("references"):
+        found["references"] = pairs_apart(found["references"])
     return found
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from imageprompt import loading
+from imageprompt.checkpoint.read.open import open_source
 from imageprompt.core import bundled
 from imageprompt.core.errors import ImagePromptError, OptionError, PictureError
+from imageprompt.core.hub import PARTS, part_of, split_part
 from imageprompt.core.untrusted import read_regular
 from imageprompt.generation.engine import Engine
 from imageprompt.generation.reference import Reference
@@ -64,7 +66,7 @@ class ServedModels:
                 hint="Choose another name.",
             )
         found = {}
-        for name, source in {**own, **self._settings.adapters}.items():
+        for name, source in self._each_adapter({**own, **self._settings.adapters}):
             located = loading.find_adapter(source, self.folder, cached_only=False)
             adapter = self.engine.adapter_file(located)
             reads_faces = adapter.spec.feature.face is not None
@@ -85,6 +87,16 @@ class ServedModels:
                 hash=loading.adapter_record(adapter, located).hash,
             )
         return found
+
+    def _each_adapter(self, named: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+        """Name and source of every adapter; a file with a pair has two."""
+        for name, source in named.items():
+            located = loading.find_adapter(source, self.folder, cached_only=False)
+            if not open_source(located.path).holds_pair:
+                yield name, source
+                continue
+            for part in PARTS:
+                yield part_of(name, part), part_of(source, part)
 
     @property
     def default_adapter(self) -> str | None:
@@ -203,12 +215,15 @@ class ServedModels:
 
     def public_recipe(self, recipe: Recipe) -> Recipe:
         """The recipe without paths of this machine: adapters by their names here."""
-        names = {one.hash: one.name for one in self.adapters.values()}
+        names = {(one.hash, split_part(one.name)[1]): one.name for one in self.adapters.values()}
 
         def renamed(record: AssetRecord) -> AssetRecord:
             if record.name is None:
                 return record
-            return replace(record, name=names.get(record.hash) or _public(record.name))
+            return replace(
+                record,
+                name=names.get((record.hash, split_part(record.name)[1])) or _public(record.name),
+            )
 
         references = tuple(
             replace(

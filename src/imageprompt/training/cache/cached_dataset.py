@@ -30,6 +30,7 @@ from imageprompt.training.data.feature_extractors import (
     dataset_fingerprint,
 )
 from imageprompt.training.data.latents import LatentScaling
+from imageprompt.training.data.pairs import PairReferences
 from imageprompt.training.data.sources import Records
 from imageprompt.training.data.sources.contract import HASH
 from imageprompt.training.data.views import PictureOptions
@@ -175,7 +176,10 @@ class CachedDataset(Dataset):
         index: CacheIndex,
         extractors: FeatureExtractors,
         online: Records | None = None,
+        pairs: PairReferences | None = None,
     ) -> None:
+        """With `pairs`, features are those of a content and a style reference, encoded online."""
+        self._pairs = pairs
         self.index, self._extractors, self._online = index, extractors, online
         self._stores = {
             kind: open_store(folder, kind, model_id)
@@ -215,7 +219,7 @@ class CachedDataset(Dataset):
             added[name] = self._of_null("text", tensors["text"][indices], name)
         if "text_embeds" in added:
             added["time_ids"] = tensors["time_ids"][indices, numbers].float()
-        return Batch(latents, self._states(indices), self._features(indices), added)
+        return Batch(latents, self._states(indices), self._features(indices, streams), added)
 
     def null_text(self) -> Tensor:
         return self.index.tensors["null.states"]
@@ -225,6 +229,8 @@ class CachedDataset(Dataset):
         return {name: tensors[_NULL + name] for name in names if _NULL + name in tensors}
 
     def null_features(self) -> Features:
+        if self._pairs is not None:
+            return self._pairs.null_features()
         tensors = self.index.tensors
         return combine_features(
             self.index.feature, tensors.get("null.encoded"), tensors.get("null.face")
@@ -233,7 +239,8 @@ class CachedDataset(Dataset):
     def caption_batch(self, indices: Tensor) -> tuple[Features, Tensor, list[int]]:
         """Image features, text states, and the number of tokens in each caption."""
         tokens = self.index.tensors["tokens"][indices].tolist()
-        return self._features(indices), self._states(indices), tokens
+        features = self._features(indices, RandomStreams.of_samples(indices))
+        return features, self._states(indices), tokens
 
     def describe(self) -> str:
         """One line: how many samples, in how many sizes, encoded when."""
@@ -253,8 +260,11 @@ class CachedDataset(Dataset):
     def _states(self, indices: Tensor) -> Tensor:
         return self._of_null("text", self.index.tensors["text"][indices], "states")
 
-    def _features(self, indices: Tensor) -> Features:
+    def _features(self, indices: Tensor, streams: RandomStreams) -> Features:
         tensors = self.index.tensors
+        if self._pairs is not None and self._online is not None:
+            records = map(self._online.record, tensors["origin"][indices].tolist())
+            return self._pairs.features([self._pairs.open(record) for record in records], streams)
         face = tensors["face"][indices] if "face" in tensors else None
         encoded = None
         if self._online is not None:

@@ -32,7 +32,7 @@ FREE_KEYS = frozenset(
 # Keys that runs of older versions do not state: they have the defaults.
 NEW_KEYS = frozenset(
     ("feature", "shift", "loss_weighting", "guidance_scale", "max_sequence_length", "quantize")
-)
+) | frozenset(("pairs", "content", "style"))
 
 _GET_ONE = "Write one with `imageprompt train --example tiny-base > config.yaml`."
 
@@ -81,6 +81,27 @@ class Timesteps:
         is_uniform = streams.rand() < share
         times = uniform.where(is_uniform, logit_normal) * total
         return times.long().clamp(0, total - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartConfig:
+    """One adapter of a pair: its projector, and how often it loses its reference alone."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    tokens: Annotated[int | None, Key("image tokens; default: as above", le=4096)] = None
+    depth: Annotated[int | None, Key("projector blocks; default: as above", le=256)] = None
+    heads: Annotated[int | None, Key("projector heads; default: as above", le=1024)] = None
+    width: Annotated[int | None, Key("projector width; default: as above", le=65536)] = None
+    drop: Annotated[
+        float, Key("probability that this adapter alone loses its reference", ge=0, le=1)
+    ] = 0.12
+    off: Annotated[
+        float,
+        Key(
+            "share of its drops at scale 0, for the other alone; the rest see the null image", le=1
+        ),
+    ] = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +251,19 @@ class TrainingConfig:
     depth: Annotated[int | None, Key("projector blocks; default: the variant's", le=256)] = None
     heads: Annotated[int | None, Key("projector heads; default: the variant's", le=1024)] = None
     width: Annotated[int | None, Key("projector width; default: the variant's", le=65536)] = None
+    pairs: Annotated[
+        Literal["none", "columns", "self-made"],
+        Key(
+            "train a content and a style adapter in one file: on the columns content_reference and "
+            "style_reference of the data, or on pairs made from each picture"
+        ),
+    ] = "none"
+    content: Annotated[PartConfig, Key("the content adapter of a pair")] = field(
+        default_factory=PartConfig
+    )
+    style: Annotated[PartConfig, Key("the style adapter of a pair")] = field(
+        default_factory=PartConfig
+    )
     warm_start: Annotated[
         Literal["none", "captions"],
         Key("`captions`: the projector first learns the captions' text states"),
@@ -289,6 +323,8 @@ class TrainingConfig:
             raise bad_key("decay_from", 1, f"must be below 1 with schedule: {self.schedule}")
         if sum((self.drop.image, self.drop.text, self.drop.both)) > 1:
             raise bad_key("drop", asdict(self.drop), "probabilities must add up to at most 1")
+        if self.content.drop + self.style.drop > 1:
+            raise bad_key("content.drop", self.content.drop, "with style.drop, must be at most 1")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise bad_key("betas", self.betas, "must be at least 0 and below 1")
         if not 0 <= self.scales[0] <= self.scales[1]:
@@ -329,6 +365,7 @@ class TrainingConfig:
             if one.name not in NEW_KEYS or getattr(self, one.name) != one.default
         }
         plain |= {"drop": asdict(self.drop), "timesteps": asdict(self.timesteps)}
+        plain |= {key: asdict(plain[key]) for key in ("content", "style") if key in plain}
         plain["init"] = self.init or "copy"  # decides nothing once a run has started
         if self.timesteps.uniform is None:  # the base decides, which is among the keys
             plain["timesteps"]["uniform"] = 1.0

@@ -184,6 +184,11 @@ class RandomStreams:
         seeds = [mix_seeds(seed, 1, position) for position in range(first, first + count)]
         return cls(seeds, mix_seeds(seed, 2, step))
 
+    @classmethod
+    def of_samples(cls, indices: Tensor) -> RandomStreams:
+        """Always the same for a sample; for what is random outside of the run's steps."""
+        return cls([mix_seeds(4, index) for index in indices.tolist()])
+
     def __len__(self) -> int:
         return len(self.generators)
 

@@ -23,6 +23,7 @@ from imageprompt.training.data.feature_extractors import (
     dataset_fingerprint,
     stack_faces,
 )
+from imageprompt.training.data.pairs import Opened, PairReferences
 from imageprompt.training.data.scan import Quarantine
 from imageprompt.training.data.sources import Record, Records
 from imageprompt.training.data.sources.contract import HASH
@@ -45,6 +46,8 @@ class _Row:
     reference: Image | None
     """None for variants that read face embeddings alone."""
     face: NDArray[np.float32] | None
+    pair: Opened | None = None
+    """What the references of a pair come from."""
 
 
 class OnlineDataset(Dataset):
@@ -56,7 +59,10 @@ class OnlineDataset(Dataset):
         extractors: FeatureExtractors,
         options: PictureOptions,
         quarantine: Quarantine,
+        pairs: PairReferences | None = None,
     ) -> None:
+        """With `pairs`, features are those of a content and a style reference."""
+        self._pairs = pairs
         self._records, self._extractors, self._options = records, extractors, options
         self._quarantine = quarantine
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
@@ -85,7 +91,7 @@ class OnlineDataset(Dataset):
         if "text_embeds" in added:
             added["time_ids"] = torch.tensor([view.time_ids() for view in views]).float()
         latents = scaling.sample(moments, noise)
-        return Batch(latents, text, self._features(rows), added)
+        return Batch(latents, text, self._features(rows, streams), added)
 
     def null_text(self) -> Tensor:
         return self._text([""])[0]
@@ -94,6 +100,8 @@ class OnlineDataset(Dataset):
         return self._text([""])[1]
 
     def null_features(self) -> Features:
+        if self._pairs is not None:
+            return self._pairs.null_features()
         if self._extractors.reads_faces and self._first_face is None:
             first = int(self._sampler.buckets[0][0])
             self._first_face = stack_faces([self._first_good(first, Record.id_embeds)], [""])
@@ -105,7 +113,8 @@ class OnlineDataset(Dataset):
         captions = [row.record.text for row in rows]
         counts = self._extractors.token_counts(captions)
         states = self._text(captions)[0]
-        return self._features(rows), states, [min(n, states.shape[1]) for n in counts]
+        features = self._features(rows, RandomStreams.of_samples(indices))
+        return features, states, [min(n, states.shape[1]) for n in counts]
 
     def describe(self) -> str:
         """One line: how many samples, in how many sizes, encoded when."""
@@ -145,6 +154,8 @@ class OnlineDataset(Dataset):
 
     def _read(self, record: Record) -> _Row:
         picture, digest = record.open_with_hash()
+        if self._pairs is not None:
+            return _Row(record, picture, digest[:HASH], None, None, self._pairs.open(record))
         reference = None
         if self._extractors.reads_pictures:
             reference = picture if record.reference is None else record.open_reference()
@@ -192,7 +203,9 @@ class OnlineDataset(Dataset):
                 stacklevel=4,
             )
 
-    def _features(self, rows: Sequence[_Row]) -> Features:
+    def _features(self, rows: Sequence[_Row], streams: RandomStreams) -> Features:
+        if self._pairs is not None:
+            return self._pairs.features([row.pair for row in rows if row.pair], streams)
         pictures = [row.reference for row in rows if row.reference is not None]
         encoded = self._extractors.encode_references(pictures) if pictures else None
         faces = None

@@ -141,30 +141,40 @@ class Objective:
         clean, noise = batch.latents.to(device).float(), draws.noise.to(device)
         noisy = schedule.add_noise(clean, noise, times)
         text = replace_rows(batch.text, nulls.text, draws.drop_text)
-        features = _replace_features(batch.features, nulls.features, draws.drop_image)
         added = {
             name: replace_rows(value, nulls.added[name], draws.drop_text)
             if name in nulls.added
             else value
             for name, value in batch.added.items()
         }
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
-            tokens = _project(adapter, features, draws.identity_only)
-            with adapter.use(ImagePrompt(tokens), scale=draws.scale, guidance="none"):
-                prediction = training_of(denoiser).predict(
-                    denoiser,
-                    noisy.to(dtype),
-                    schedule.model_timesteps.to(device)[times],
-                    text.to(device, dtype),
-                    _cast_added(added, device, dtype),
-                    DISTILLED_GUIDANCE if self.guidance_scale is None else self.guidance_scale,
-                )
-                error = prediction.float() - schedule.target(clean, noise, times)
-                losses = error.square().flatten(1).mean(1)
-                if self.min_snr is not None:
-                    losses = losses * schedule.min_snr(self.min_snr, times)
-                weights = schedule.weights(self.loss_weighting, times)
-                yield losses if weights is None else losses * weights
+        with (
+            torch.autocast(device.type, torch.bfloat16, enabled=self.autocast),
+            self.in_use(adapter, batch.features, nulls.features, draws),
+        ):
+            prediction = training_of(denoiser).predict(
+                denoiser,
+                noisy.to(dtype),
+                schedule.model_timesteps.to(device)[times],
+                text.to(device, dtype),
+                _cast_added(added, device, dtype),
+                DISTILLED_GUIDANCE if self.guidance_scale is None else self.guidance_scale,
+            )
+            error = prediction.float() - schedule.target(clean, noise, times)
+            losses = error.square().flatten(1).mean(1)
+            if self.min_snr is not None:
+                losses = losses * schedule.min_snr(self.min_snr, times)
+            weights = schedule.weights(self.loss_weighting, times)
+            yield losses if weights is None else losses * weights
+
+    @contextmanager
+    def in_use(
+        self, adapter: Any, features: Features, null: Features, draws: RandomDraws
+    ) -> Iterator[None]:
+        """In the block the adapter acts with these features, or the null ones where dropped."""
+        features = replace_features(features, null, draws.drop_image)
+        tokens = _project(adapter, features, draws.identity_only)
+        with adapter.use(ImagePrompt(tokens), scale=draws.scale, guidance="none"):
+            yield
 
 
 def replace_rows(values: Tensor, null: Tensor, which: Tensor) -> Tensor:
@@ -173,7 +183,7 @@ def replace_rows(values: Tensor, null: Tensor, which: Tensor) -> Tensor:
     return torch.where(mask, null.to(values.device, values.dtype), values)
 
 
-def _replace_features(features: Features, null: Features, which: Tensor) -> Features:
+def replace_features(features: Features, null: Features, which: Tensor) -> Features:
     if isinstance(features, Tensor):
         return replace_rows(features, null, which)  # type: ignore[arg-type]
     return tuple(replace_rows(*pair, which) for pair in zip(features, null, strict=True))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
+from imageprompt.adapter.pair import AdapterPair
 from imageprompt.core.atomic_files import write_atomically
 from imageprompt.core.contact_sheet import Page, text_height
 from imageprompt.core.errors import OptionError
@@ -42,8 +43,9 @@ class Validation:
     """Generates pictures at a step: one row a reference, one column a prompt, the same noise.
 
     The score is the mean cosine between the image encoder's pooled features of each reference and
-    of the picture made with the first prompt. It measures closeness to the references, not
-    picture quality: look at the sheets. Without an image encoder (FaceID) there is no score.
+    of the picture made with the first prompt. A pair sees each as content and as style. It measures
+    closeness to the references, not picture quality: look at the sheets. Without an image encoder
+    (FaceID) there is no score.
     """
 
     def __init__(
@@ -89,10 +91,14 @@ class Validation:
         config, pictures = self.config, []
         engine = Engine(self.pipe)
         for row, reference in enumerate(self.references):
-            image_prompt = adapter.encode(**reference.encode_arguments)
+            shown: dict[str, Any]
+            if isinstance(adapter, AdapterPair):
+                shown = {"content": reference.picture, "style": reference.picture}
+            else:
+                shown = {"image_prompt": adapter.encode(**reference.encode_arguments)}
             made = engine.generate(
                 prompt,
-                image_prompt=image_prompt,
+                **shown,
                 adapter=adapter,
                 scale=config.scale,
                 size=(self.size, self.size),

@@ -13,6 +13,7 @@ from imageprompt.core.errors import NotFoundError, OptionError, PictureError
 from imageprompt.core.untrusted import open_regular, parse_json
 from imageprompt.training.data.sources.contract import (
     MAX_PATH,
+    PAIR_COLUMNS,
     LocalFile,
     Record,
     check_caption,
@@ -201,7 +202,7 @@ def read_entry(
             reason=f"has no caption {caption!r}",
             hint="Add it, or name its key in data.caption.",
         )
-    others = {key: entry[key] for key in (_REFERENCE, _ID_EMBED) if entry.get(key)}
+    others = {key: entry[key] for key in (_REFERENCE, _ID_EMBED, *PAIR_COLUMNS) if entry.get(key)}
     for key, other in {_PICTURE[0]: name, **others}.items():
         if not isinstance(other, str) or len(other) > MAX_PATH:
             reason = f"its {key} is not a path of at most {MAX_PATH} characters"
@@ -213,4 +214,5 @@ def read_entry(
         LocalFile(folder / name, inside),
         files.get(_REFERENCE),
         files.get(_ID_EMBED),
+        *(files.get(key) for key in PAIR_COLUMNS),
     )

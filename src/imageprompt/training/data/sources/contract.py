@@ -26,6 +26,7 @@ MAX_PATH = 4096
 MAX_CAPTION = 16_384
 """Characters of a caption; text encoders read a few thousand at most."""
 MAX_CAPTION_BYTES = 4 * MAX_CAPTION
+PAIR_COLUMNS = ("content_reference", "style_reference")
 HASH = 16
 """Bytes kept of a file's SHA-256, where a sample is looked up by what it holds."""
 MAX_EMBEDDING_NUMBERS = 256 * 512
@@ -37,7 +38,8 @@ class Record:
     """One sample, not read yet: its name, its caption, and where its pictures are.
 
     `reference` is the picture to condition on where that is not `picture` itself (a face crop),
-    `id_embed` a precomputed face embedding.
+    `id_embed` a precomputed face embedding. `content_reference` and `style_reference` are what the
+    two adapters of a pair condition on.
     """
 
     key: str
@@ -45,6 +47,8 @@ class Record:
     picture: DataFile
     reference: DataFile | None = None
     id_embed: DataFile | None = None
+    content_reference: DataFile | None = None
+    style_reference: DataFile | None = None
 
     def size(self) -> tuple[int, int]:
         """Width and height of the upright picture, from its header. Raises PictureError."""
@@ -66,6 +70,18 @@ class Record:
     def open_reference(self) -> Image:
         """The picture to condition on. Raises PictureError."""
         return self._open(self.reference or self.picture)
+
+    def open_pair(self) -> tuple[Image, Image]:
+        """The content and the style reference. Raises PictureError if it lacks one."""
+        missing = [name for name in PAIR_COLUMNS if getattr(self, name) is None]
+        if missing:
+            raise PictureError(
+                f"sample {self.key!r}",
+                reason=f"has no {missing[0]}",
+                hint="Give both references of every picture, or set pairs: self-made.",
+            )
+        content, style = (self._open(getattr(self, name)) for name in PAIR_COLUMNS)
+        return content, style
 
     def open_with_hash(self, *, reference: bool = False) -> tuple[Image, bytes]:
         """The picture (or the one to condition on) and the SHA-256 of its bytes.

@@ -13,6 +13,7 @@ from imageprompt.core.yaml_file import brief, expand_user
 from imageprompt.training.data.sources._index import JsonObjects, Names, Ranges, read_entry
 from imageprompt.training.data.sources.contract import (
     MAX_CAPTION_BYTES,
+    PAIR_COLUMNS,
     DataOptions,
     LocalFile,
     Record,
@@ -24,7 +25,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 METADATA = "metadata.jsonl"
 MAX_DEPTH = 64
 """Folders within folders."""
-_TEXT, _FACE, _REFERENCE = ".txt", ".npy", ".reference"
+_TEXT, _FACE = ".txt", ".npy"
+_REFERENCES = ("reference", *PAIR_COLUMNS)
 _HAS_TEXT, _HAS_FACE = 1, 2
 
 
@@ -32,7 +34,8 @@ class SidecarRecords:
     """Pictures of a folder and its subfolders, sorted by name.
 
     `a/b.jpg` has its caption in `a/b.txt`, and may have a face embedding in `a/b.npy` and a picture
-    to condition on in `a/b.reference.png`.
+    to condition on in `a/b.reference.png`, or two in `a/b.content_reference.png` and
+    `a/b.style_reference.png`.
     """
 
     def __init__(self, folder: Path, inside: Path | None) -> None:
@@ -41,14 +44,15 @@ class SidecarRecords:
         found = sorted(_files(folder))
         texts, faces = ({_stem(n) for n, _ in found if _ending(n) == e} for e in (_TEXT, _FACE))
         self._names, self._marks = Names(), Ranges()  # marks: size, and what is beside it
-        self._references: dict[str, str] = {}
+        self._references: dict[str, dict[str, str]] = {kind: {} for kind in _REFERENCES}
         no_caption = 0
         for name, size in found:
             stem = _stem(name)
             if _ending(name) not in SUFFIXES:
                 continue
-            if stem.endswith(_REFERENCE):
-                self._references[stem[: -len(_REFERENCE)]] = name
+            of, dot, kind = stem.rpartition(".")
+            if dot and kind in _REFERENCES:
+                self._references[kind][of] = name
                 continue
             self._names.append(name)
             self._marks.append(size, _HAS_TEXT * (stem in texts) + _HAS_FACE * (stem in faces))
@@ -67,13 +71,15 @@ class SidecarRecords:
         name = self._names[index]
         stem, marks = _stem(name), self._marks[index][1]
         beside = self._folder / stem
-        reference = self._references.get(stem)
+        named = (self._references[kind].get(stem) for kind in _REFERENCES)
+        reference, *pair = (self._file(self._folder / one) if one else None for one in named)
         return Record(
             name,
             self._caption(beside.with_name(beside.name + _TEXT)) if marks & _HAS_TEXT else "",
             self._file(self._folder / name),
-            self._file(self._folder / reference) if reference else None,
+            reference,
             self._file(beside.with_name(beside.name + _FACE)) if marks & _HAS_FACE else None,
+            *pair,
         )
 
     def _file(self, path: Path) -> LocalFile:

@@ -24,6 +24,7 @@ from imageprompt.core.yaml_file import brief
 from imageprompt.training.data.sources._index import MAX_ENTRY, Names, Ranges
 from imageprompt.training.data.sources.contract import (
     MAX_CAPTION_BYTES,
+    PAIR_COLUMNS,
     DataOptions,
     Record,
     Records,
@@ -36,13 +37,15 @@ if TYPE_CHECKING:
     from imageprompt.training.data.sources._tar import Member
 
 # name endings (after the first dot) by what the member is
-_KINDS = {
+_KINDS: dict[str, tuple[str, ...]] = {
     "picture": ("jpg", "jpeg", "png", "webp"),
     "text": ("txt",),
     "json": ("json",),
     "reference": ("reference.jpg", "reference.jpeg", "reference.png", "reference.webp"),
     "id_embed": ("npy", "id_embed.npy"),
 }
+for _name in PAIR_COLUMNS:
+    _KINDS[_name] = tuple(f"{_name}.{ending}" for ending in _KINDS["picture"])
 _KIND_OF = {ending: kind for kind, endings in _KINDS.items() for ending in endings}
 _NONE = (0, -1)
 
@@ -60,6 +63,7 @@ class TarRecords:
         self._ranges = {kind: Ranges() for kind in _KINDS}
         self._problems: dict[str, str] = {}
         self._no_picture = self._no_caption = self._not_files = 0
+        self._has_pairs = False
         for number, shard in enumerate(self._shards):
             self._list(number, shard)
         for count, what in (
@@ -86,12 +90,14 @@ class TarRecords:
             picture,
             files["reference"],
             files["id_embed"],
+            *(files[name] for name in PAIR_COLUMNS),
         )
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self._keys.digest() + self._shard_of.tobytes())
-        for ranges in self._ranges.values():
-            digest.update(ranges.digest())
+        for kind, ranges in self._ranges.items():
+            if self._has_pairs or kind not in PAIR_COLUMNS:
+                digest.update(ranges.digest())
         return digest.hexdigest()[:16]
 
     def problems(self) -> Mapping[str, str]:
@@ -124,6 +130,7 @@ class TarRecords:
             self._no_picture += bool(found)
             return
         self._no_caption += not found.keys() & {"text", "json"}
+        self._has_pairs |= not found.keys().isdisjoint(PAIR_COLUMNS)
         self._keys.append(key)
         self._shard_of.append(number)
         for kind, ranges in self._ranges.items():
