@@ -1,0 +1,160 @@
+"""A trained restorer with the adapter of its references: a file, and slices of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from imageprompt.checkpoint.torch_io import read_file, torch_tensors, write_safetensors
+from imageprompt.core import __version__
+from imageprompt.core.errors import AdapterFileError
+from imageprompt.workflows.restore_ct.network import MULTIPLE, UNIT, Adapter, Restorer
+from imageprompt.workflows.restore_ct.notice import NOTICE
+from imageprompt.workflows.restore_ct.projection import Dose
+from imageprompt.workflows.restore_ct.registration import registered
+
+TILE, MARGIN = 192, 64
+"""Side of a tile, and what is seen around it, in pixels; pixels farther away do not matter."""
+_KIND = "imageprompt restore-ct"
+_PARTS = ("restorer", "adapter")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Slices [n, h, w] in HU, and how far the reference was trusted at each pixel, 0..1; None
+    without one."""
+
+    slices: Tensor
+    trust: Tensor | None
+
+
+@dataclass(frozen=True)
+class Model:
+    """Both networks, and what they were trained for."""
+
+    restorer: Restorer
+    adapter: Adapter
+    dose: Dose
+    pixel_mm: float
+    trained_on: str
+    """In words."""
+
+    @torch.no_grad()
+    def restore(
+        self,
+        slices: Tensor,
+        references: Tensor | None = None,
+        scale: float = 1.0,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Restored:
+        """Slices [n, h, w] in HU, each with its reference, which is registered to it.
+
+        Without references, or at scale 0, the restorer works alone.
+        """
+        found, trusted = [], []
+        for index, one in enumerate(slices):
+            x = one[None] / UNIT
+            alone = self._tiled(x)
+            if references is None or not scale:
+                found.append(alone)
+            else:
+                reference = registered(references[index][None] / UNIT, alone)
+                restored, trust = self._tiled_with(x, reference, alone, scale)
+                found.append(restored)
+                trusted.append(trust)
+            if progress is not None:
+                progress(index + 1, len(slices))
+        return Restored(torch.cat(found) * UNIT, torch.cat(trusted) if trusted else None)
+
+    def _tiled(self, x: Tensor) -> Tensor:
+        return tiled(self.restorer, x[None])[0]
+
+    def _tiled_with(
+        self, x: Tensor, reference: Tensor, alone: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        def both(stacked: Tensor) -> Tensor:
+            low, shown, base = torch.split(stacked, 1, 1)
+            tokens = self.adapter(shown, low, base)
+            restored = self.restorer(low, tokens, scale)
+            return torch.cat((restored, tokens[1].gate.mean(1, keepdim=True)), 1)
+
+        result = tiled(both, torch.stack((x, reference, alone), 1))
+        return result[:, 0], result[:, 1]
+
+    # ── files ───────────────────────────────────────────────────────────────────────────────────
+
+    def save(self, path: Path) -> None:
+        """A safetensors file. Raises WriteError."""
+        tensors = {
+            f"{part}.{name}": value
+            for part in _PARTS
+            for name, value in getattr(self, part).state_dict().items()
+        }
+        metadata = {
+            "kind": _KIND,
+            "version": __version__,
+            "views": str(self.dose.views),
+            "photons": repr(self.dose.photons),
+            "pixel_mm": repr(self.pixel_mm),
+            "trained_on": self.trained_on,
+            "notice": NOTICE,
+        }
+        write_safetensors(path, torch_tensors(tensors), metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> Model:
+        """Raises NotFoundError, and AdapterFileError for a file that is no such model."""
+        loaded = read_file(path, container="safetensors")
+        about = loaded.metadata
+        networks: dict[str, torch.nn.Module] = {"restorer": Restorer(), "adapter": Adapter()}
+        try:
+            if about["kind"] != _KIND:
+                raise KeyError("kind")
+            for part, network in networks.items():
+                start = f"{part}."
+                state = {
+                    k[len(start) :]: v for k, v in loaded.tensors.items() if k.startswith(start)
+                }
+                network.load_state_dict(state)
+                network.eval().requires_grad_(False)
+            dose = Dose(int(about["views"]), float(about["photons"]))
+            pixel_mm = float(about["pixel_mm"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise AdapterFileError(
+                str(path),
+                reason="not a model of restore-ct of this version",
+                hint="Give the file ...-model.safetensors that a run has written.",
+            ) from error
+        return cls(
+            networks["restorer"],  # type: ignore[arg-type]
+            networks["adapter"],  # type: ignore[arg-type]
+            dose,
+            pixel_mm,
+            about.get("trained_on", "unknown"),
+        )
+
+
+def tiled(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The network on pictures [n, c, h, w] of any size, tile by tile: as if it saw them whole."""
+    height, width = x.shape[-2:]
+    below, right = (-side % MULTIPLE for side in (height, width))
+    padded = F.pad(x, (0, right, 0, below), mode="replicate")
+    rows = []
+    for top in range(0, padded.shape[-2], TILE):
+        row = []
+        for left in range(0, padded.shape[-1], TILE):
+            above, before = min(top, MARGIN), min(left, MARGIN)
+            seen = padded[
+                ...,
+                top - above : top + TILE + MARGIN,
+                left - before : left + TILE + MARGIN,
+            ]
+            result = network(seen)
+            row.append(result[..., above : above + TILE, before : before + TILE])
+        rows.append(torch.cat(row, -1))
+    return torch.cat(rows, -2)[..., :height, :width]
