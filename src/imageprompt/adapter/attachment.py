@@ -180,6 +180,19 @@ class AttachedDenoiser:
         _check_intact(self.host, _installed(self.denoiser).undos)
 
 
+EXPORTED = "_imageprompt_exported"
+"""The attribute that marks a denoiser without weights of its own, which a runtime computes."""
+
+
+def is_exported(denoiser: nn.Module) -> bool:
+    return hasattr(denoiser, EXPORTED)
+
+
+def state_of(denoiser: nn.Module) -> AttentionState | None:
+    """What the sites of a denoiser read; None where no adapter is attached."""
+    return _installed(denoiser).state if denoiser in _installations else None
+
+
 def _has_hooks(denoiser: nn.Module) -> bool:
     """Does any module have a hook of diffusers? Its own search takes milliseconds."""
     modules = [denoiser]

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from imageprompt.adapter.attachment import AttachedDenoiser
+from imageprompt.adapter.attachment import AttachedDenoiser, is_exported
 from imageprompt.adapter.compatibility import check_options, feature_source
 from imageprompt.adapter.weights import AdapterModule, new_lora
 from imageprompt.checkpoint.identify.identify import read_adapter
@@ -50,7 +50,14 @@ def read_module(
 def _on_base(base: object, source: TensorSource) -> TensorSource:
     from imageprompt.checkpoint.identify.light_base import on_weights
 
-    return on_weights(source, text_weights(AttachedDenoiser.of(base)))
+    on = AttachedDenoiser.of(base)
+    if is_exported(on.denoiser):
+        raise AdapterFileError(
+            source.path.name,
+            reason="a light adapter needs the weights of its base, and an exported base has none",
+            hint="Expand it first: imageprompt convert LIGHT FULL.safetensors --base DIR.",
+        )
+    return on_weights(source, text_weights(on))
 
 
 def text_weights(base: AttachedDenoiser) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,19 @@ LIVE = ("scale", "lora", "controls", "guidance")
 _FIXED = ("owner", "state", "thread", "prompts", "layout", "timesteps", "called", "unsure")
 
 _versions = count(1)
+
+
+@dataclass(frozen=True)
+class ExportedRows:
+    """What one image prompt adds in an exported graph."""
+
+    sites: Sequence[tuple[Tensor, Tensor, Tensor] | None]
+    """K', V' [B, H, N, D] and the scale of each row [B], for every reader; None where it has no
+    part."""
+    masks: Mapping[int, Tensor]
+    """The mask [B, Q] of each level, of ones where there is none."""
+    has_norms: bool
+    """Does it also read the rows of the picture (`ImageTerm.norms`)?"""
 
 
 class ActivePrompt:
@@ -367,6 +380,22 @@ class ActivePrompt:
             norms = None if self._norms is None else self._norms[index]
             found.append(new_slot(*self._scaled_key_value(index), weight, norms))
         return found
+
+    def exported(self, levels: Sequence[int], latents: tuple[int, int]) -> ExportedRows:
+        """What exported graphs read of it; `levels` are those of the readers, as in `slots`."""
+        rows, weights = int(self._batch.rows[0][0].shape[0]), self._weights()
+        zeros = torch.zeros(rows)
+        sites: list[tuple[Tensor, Tensor, Tensor] | None] = []
+        for index in self._places:
+            if index is None:
+                sites.append(None)
+                continue
+            on = self._table.included[index] and not self._lacks_negative_rows(index)
+            scale = weights[index].float().flatten().expand(rows) if on else zeros
+            sites.append((*self._scaled_key_value(index), scale))
+        sizes = {level: level_size(*latents, level) for level in set(levels)}
+        masks = {level: self._batch.level_mask(size)[:, 0, :, 0] for level, size in sizes.items()}
+        return ExportedRows(sites, masks, self._norms is not None)
 
     def _weights(self) -> Tensor:
         """What image terms are multiplied by: [S], or [S, B, 1, 1, 1] where rows differ."""

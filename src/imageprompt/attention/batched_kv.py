@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imageprompt.attention.cfg_layout import LAYOUTS, CFGLayout
+from imageprompt.attention.compiled import is_exporting
 from imageprompt.attention.decoupled import KeyValue
 from imageprompt.core.errors import GuidanceError
 
@@ -76,7 +77,9 @@ class BatchedKV:
                 reason="guidance needs a negative side",
                 hint="Encode with an encoder attached, or pass null_features=.",
             )
-        self.layout, self.key, self._resized_masks = layout, key, {}
+        # what is made while torch.export traces is no tensor: the next call must not find it
+        self.key = () if is_exporting() else key
+        self.layout, self._resized_masks = layout, {}
         self._images_per_prompt, self._latent_size = images_per_prompt, size
         self.rows = [
             (

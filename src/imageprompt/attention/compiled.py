@@ -10,7 +10,8 @@ Shapes: B batch, H heads, Q query positions, N image tokens, D head width.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ from imageprompt.core.spec import Entry
 
 Slot = tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None]
 """What one image prompt adds at a site: K', V' [B, H, N, D], weights [B, 1, Q, 1] in float32, and
-`ImageTerm.norms`."""
+`ImageTerm.norms`. In exported graphs that of R prompts: [B, R, H, N, D] and [B, R, 1, Q, 1]."""
 
 _DEEPEST = 200
 Slots = tuple[Slot, ...] | None
@@ -72,6 +73,33 @@ def is_compiled(parts: Sequence[nn.Module]) -> bool:
     return False
 
 
+_traced = False
+
+
+@contextmanager
+def traced() -> Iterator[None]:
+    """While a denoiser is exported: its sites read their slots, whatever traces them.
+
+    Of the whole process: nothing else may run a denoiser with an adapter meanwhile.
+    """
+    global _traced
+    _traced = True
+    try:
+        yield
+    finally:
+        _traced = False
+
+
+def reads_slots() -> bool:
+    """Does a site read its slots: does a graph run it, or record it?"""
+    return torch.compiler.is_compiling() or _traced
+
+
+def is_exporting() -> bool:
+    """Does torch.export, or torch.jit.trace, record what runs now?"""
+    return torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
+
+
 def level_size(height: int, width: int, level: int) -> tuple[int, int]:
     """The size of a UNet's level for latents of that size: half of the one before, rounded up."""
     for _ in range(level):
@@ -101,6 +129,8 @@ def slot_terms(slots: Slots, q: Tensor) -> list[ImageTerm]:
             reason="this way of compiling it was not noticed before the call",
             hint="Use torch.compile(unet), unet.compile() or unet.compile_repeated_blocks().",
         )
+    if _traced:  # what is compared below may be symbols there
+        return [ImageTerm(key, value, weight, norms=norms) for key, value, weight, norms in slots]
     terms = []
     for key, value, weight, norms in slots:
         frames, rest = divmod(q.shape[0], key.shape[0])

@@ -25,7 +25,8 @@ class ImageTerm:
     """What one image prompt adds at a site: K', V' [B, H, N, D], a weight and a region.
 
     `scale` is a tensor (0-dim, or anything that broadcasts to [B, H, Q, D]), so a new value never
-    recompiles a graph. `mask` [1 or B, 1, Q, 1] holds weights from 0 to 1.
+    recompiles a graph. `mask` [1 or B, 1, Q, 1] holds weights from 0 to 1. In exported graphs a
+    term stands for R prompts: K', V' [B, R, H, N, D], scale [B, R, 1, Q, 1], no mask.
     """
 
     key: Tensor
@@ -58,6 +59,9 @@ def decoupled_attention(
     """
     z = kernel(q, k, v, mask)
     for term in image_terms:
+        if term.key.ndim == 5:
+            z = z + _attention_of_several(q, term, kernel)
+            continue
         weight = term.scale if term.mask is None else term.scale * term.mask
         z = torch.addcmul(z, kernel(q, term.key, term.value, None), weight).to(z.dtype)
     return z
@@ -67,10 +71,25 @@ def image_attention(q: Tensor, image_terms: Sequence[ImageTerm]) -> Tensor | Non
     """The sum of scale * mask * Attention(q, k', v') alone, [B, H, Q, D]; None without a term."""
     total = None
     for term in image_terms:
-        weight = term.scale if term.mask is None else term.scale * term.mask
-        added = fused_kernel(q, term.key, term.value, None) * weight.to(q.dtype)
+        if term.key.ndim == 5:
+            added = _attention_of_several(q, term, fused_kernel)
+        else:
+            weight = term.scale if term.mask is None else term.scale * term.mask
+            added = fused_kernel(q, term.key, term.value, None) * weight.to(q.dtype)
         total = added if total is None else total + added
     return total
+
+
+def _attention_of_several(q: Tensor, term: ImageTerm, kernel: Kernel) -> Tensor:
+    """The sum over R prompts of scale * Attention(q, k', v'), [B, H, Q, D].
+
+    They stand beside the heads, so one call serves any number of them.
+    """
+    prompts, heads = term.key.shape[1:3]
+    queries = q.unsqueeze(1).expand(-1, prompts, -1, -1, -1).flatten(1, 2)
+    attended = kernel(queries, term.key.flatten(1, 2), term.value.flatten(1, 2), None)
+    by_prompt = attended.view(-1, prompts, heads, *attended.shape[2:])
+    return (by_prompt * term.scale.to(q.dtype)).sum(1)
 
 
 def attention_among_rows(

@@ -28,11 +28,11 @@ from imageprompt.attention.cfg_layout import (
     check_prompts,
     count_images_per_prompt,
 )
-from imageprompt.attention.compiled import Reader, StrengthReader, is_compiled
+from imageprompt.attention.compiled import Reader, StrengthReader, is_compiled, is_exporting
 from imageprompt.attention.decoupled import ImageTerm
 from imageprompt.attention.step_tracker import StepPosition, StepTracker, is_view
 from imageprompt.attention.witness import CacheContexts, Witness, find_witness
-from imageprompt.core.errors import GuidanceError
+from imageprompt.core.errors import AttachError, GuidanceError
 from imageprompt.core.spec import Arguments, Call, CallReader, KeywordArguments
 
 _in_use: ContextVar[tuple[ActivePrompt, ...]] = ContextVar("imageprompt_in_use", default=())
@@ -139,6 +139,12 @@ class AttentionState:
         Returns the arguments of a call whose text gets longer. No graph traces it.
         """
         active, compiled = self.active, is_compiled([denoiser, *self.parts])
+        if active and is_exporting():
+            raise AttachError(
+                "export of a denoiser with an image prompt in use",
+                reason="its K', V' and scale would be constants of the graph: one picture for ever",
+                hint="Use `imageprompt export`, whose graph reads them as inputs.",
+            )
         if active or compiled:  # graphs of every thread read the same slots
             self._acquire()
         try:

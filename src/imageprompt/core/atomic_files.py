@@ -122,6 +122,11 @@ def sync_folder(path: Path) -> None:
     _sync(path, os.O_RDONLY)
 
 
+def sync_file(path: Path) -> None:
+    """Flush a file to the disk that another library has written."""
+    _sync(path, os.O_RDWR)
+
+
 def _sync(path: Path, flags: int) -> None:
     """Flush `path` (file or folder) to the disk; a folder that cannot be synced is not an error."""
     try:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from imageprompt.attention.compiled import Hook, Slots, slot_terms
+from imageprompt.attention.compiled import Hook, Slots, reads_slots, slot_terms
 from imageprompt.attention.decoupled import (
     ImageTerm,
     attention_among_rows,
@@ -47,20 +47,20 @@ class Place:
     @property
     def acts(self) -> bool:
         """Does a prompt in use act here?"""
-        if torch.compiler.is_compiling():
+        if reads_slots():
             return self.slots != ()
         return self.state.acts_at(self.number)
 
     def terms(self, q: Tensor) -> list[ImageTerm]:
         """The image terms here for queries [B, H, Q, D] of the picture's rows."""
-        if torch.compiler.is_compiling():
+        if reads_slots():
             return slot_terms(self.slots, q)
         return self.state.terms(self.number, q)
 
     def added(self, q: Tensor, rows: Rows) -> Tensor | None:
         """What is added to rows whose queries are `q` [B, H, S, D]: [B, S, H * D], or None."""
-        compiling = torch.compiler.is_compiling()
-        count = self.slots[0][2].shape[2] if compiling and self.slots else self.state.positions
+        compiling = reads_slots()
+        count = self.slots[0][2].shape[-2] if compiling and self.slots else self.state.positions
         count = count or q.shape[2] - self.references  # no grid
         if rows == "text by row first":
             return self._added_by_row(q, count)
@@ -98,10 +98,11 @@ def _with_text_rows(term: ImageTerm, count: int) -> ImageTerm:
     if term.mask is not None:
         mean = term.mask.mean(dim=2, keepdim=True).expand(-1, -1, count, -1)
         return replace(term, mask=torch.cat((mean, term.mask), dim=2))
-    if term.scale.ndim < 4 or term.scale.shape[2] == 1:
+    if term.scale.ndim < 4 or term.scale.shape[-2] == 1:
         return term
-    mean = term.scale.mean(dim=2, keepdim=True).expand(-1, -1, count, -1)
-    return replace(term, scale=torch.cat((mean, term.scale), dim=2))
+    mean = term.scale.mean(dim=-2, keepdim=True)
+    mean = mean.expand(*mean.shape[:-2], count, -1)
+    return replace(term, scale=torch.cat((mean, term.scale), dim=-2))
 
 
 def _unheard(names: str) -> AttachError:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from imageprompt.attention.compiled import Slots, slot_terms
+from imageprompt.attention.compiled import Slots, reads_slots, slot_terms
 from imageprompt.attention.decoupled import (
     Kernel,
     KeyValue,
@@ -67,7 +67,7 @@ class SiteProcessor:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        compiling = torch.compiler.is_compiling()
+        compiling = reads_slots()
         if self.slots == () if compiling else not self.state.active:
             plain: Tensor = self.original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs
@@ -107,7 +107,7 @@ class SiteProcessor:
 
     def _text_key_value(self, attn: Any, text: Tensor) -> KeyValue:
         """A graph computes K and V of the text itself, as without an adapter."""
-        if torch.compiler.is_compiling():
+        if reads_slots():
             return _text_key_value(attn, text)
         return self._text_cache.key_value(attn, text, self.state.epoch)
 

@@ -1,0 +1,283 @@
+"""`export`: opens the base, traces its parts, measures them against eager, writes the folder."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imageprompt import loading
+from imageprompt.adapter.adapter import Adapter
+from imageprompt.adapter.attachment import AttachedDenoiser
+from imageprompt.adapter.compatibility import check_base
+from imageprompt.core.atomic_files import check_folder, sync_file, write_folder_atomically
+from imageprompt.core.errors import OptionError
+from imageprompt.core.spec import Entry
+from imageprompt.deploy.export.backends import BACKENDS, Backend, NotExportable
+from imageprompt.deploy.export.modules import Exportable, exportable_denoiser
+from imageprompt.deploy.export.parity import Parity, traced_sizes
+from imageprompt.generation.exported.calls import calls_of
+from imageprompt.generation.exported.denoiser import stand_in
+from imageprompt.generation.exported.manifest import (
+    CODE,
+    DENOISER,
+    FORMAT,
+    NAME,
+    ExportedAdapter,
+    ExportedBase,
+    Manifest,
+    Part,
+    config_hash,
+    file_sample,
+    hashes_of,
+    trust,
+)
+from imageprompt.generation.runtimes import RUNTIMES
+from imageprompt.loading.recipe import AssetRecord, library_versions
+from imageprompt.variants import VARIANTS, entry_at, reading_of
+
+_WEIGHTS = (".safetensors", ".bin")
+_LIBRARIES = ("openvino", "onnx", "onnxruntime", "coremltools", "executorch")
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written."""
+
+    folder: Path
+    manifest: Manifest
+    sizes: Mapping[str, int]
+    """Bytes of each part."""
+    check_there: str
+    """For parts that nothing runs here: how to check them on their device."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "folder": str(self.folder),
+            "backend": self.manifest.backend,
+            "precision": self.manifest.precision,
+            "parts": {
+                name: {
+                    "files": list(part.files),
+                    "bytes": self.sizes[name],
+                    "parity": self.manifest.parity.get(name),
+                }
+                for name, part in self.manifest.parts.items()
+            },
+            "check_there": self.check_there or None,
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.folder}: {self.manifest.backend}, {self.manifest.precision}"]
+        for name, part in self.manifest.parts.items():
+            parity = self.manifest.parity.get(name)
+            told = "not run here" if parity is None else f"largest difference {parity:.1e}"
+            size = self.sizes[name] / 1e6
+            lines.append(f"  {name}: {next(iter(part.files))}, {size:.1f} MB, {told}")
+        if self.check_there:
+            lines.append(f"check it there: {self.check_there}")
+        return "\n".join(lines)
+
+
+def export(
+    base: Any = None,
+    adapter: Any = None,
+    *,
+    to: str,
+    output: str | os.PathLike[str],
+    precision: str | None = None,
+    controlnet: bool = False,
+    on_part: Callable[[str], object] = lambda name: None,
+) -> Export:
+    """Export a base with image prompts as inputs to a folder; see `imageprompt export --help`.
+
+    `adapter` says where image terms are added, and parity is measured with it: others that act at
+    the same places run in the same graph. A folder that holds an exported base is replaced. Raises
+    OptionError, NotFoundError, WrongBaseError, AdapterFileError, AttachError.
+    """
+    backend = BACKENDS[to]
+    precision = precision or backend.precisions[0]
+    if precision not in backend.precisions:
+        raise OptionError(
+            f"precision {precision!r} with {to}",
+            reason=f"not one of {', '.join(backend.precisions)}",
+        )
+    backend.require()
+    target = _free(check_folder(output))
+    folder = loading.base_folder(base)
+    located = loading.find_adapter(adapter, folder, cached_only=False)
+    loaded = loading.load_base(base, folder, dtype="float32", device="cpu", bars=False)
+    opened = Adapter.load(located.path, dtype=torch.float32, base=loaded.pipe)
+    with loading.few_threads(loaded):
+        record = loading.adapter_record(opened, located)
+        work = Work(loaded, opened, record, backend, precision, controlnet)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with write_folder_atomically(target) as temporary:
+            manifest = work.write(temporary, on_part)
+        return Export(
+            target,
+            manifest,
+            {name: _bytes(target, part.files) for name, part in manifest.parts.items()},
+            "" if backend.runtime else backend.check_there.format(file=_first(manifest)),
+        )
+
+
+def _free(folder: Path) -> Path:
+    """Raises OptionError for a folder with other files: it would be replaced."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / NAME).is_file():
+        raise OptionError(
+            f"output folder {str(folder)!r}",
+            reason="it holds other files",
+            hint="Give a new folder.",
+        )
+    return folder
+
+
+def _first(manifest: Manifest) -> str:
+    return next(iter(manifest.parts[DENOISER].files))
+
+
+def _bytes(folder: Path, names: Mapping[str, str]) -> int:
+    return sum((folder / name).stat().st_size for name in names)
+
+
+class Work:
+    """One export."""
+
+    def __init__(
+        self,
+        base: loading.LoadedPipeline,
+        adapter: Adapter,
+        record: AssetRecord,
+        backend: Backend,
+        precision: str,
+        controlnet: bool,
+    ) -> None:
+        self.base, self.adapter, self.record = base, adapter, record
+        self.backend, self.precision = backend, precision
+        on = AttachedDenoiser.of(base.pipe)
+        self.denoiser: Any = on.denoiser
+        self.calls = calls_of(self.denoiser, controlnet=controlnet)
+        self.places = _places(record.name, adapter, on)
+
+    def write(self, folder: Path, on_part: Callable[[str], object]) -> Manifest:
+        """The files of every part, measured, and the manifest last."""
+        on_part(DENOISER)
+        runs = bool(self.backend.runtime)
+        parity = Parity(self.denoiser, self.adapter, self.calls) if runs else None
+        manifest = self._with_denoiser(folder)
+        if parity is not None:
+            found = {DENOISER: self._measure(folder, manifest, parity)}
+            manifest = replace(manifest, parity=found)
+        if manifest.runtime in CODE:
+            trust(manifest.all_files().values())
+        manifest.write(folder)
+        return manifest
+
+    def _with_denoiser(self, folder: Path) -> Manifest:
+        with exportable_denoiser(
+            self.denoiser, self.calls, self.places, traced_sizes(self.calls)
+        ) as (part, readers):
+            written = self._part(folder, DENOISER, part)
+        return Manifest(
+            format=FORMAT,
+            backend=self.backend.name,
+            runtime=self.backend.runtime,
+            precision=self.precision,
+            base=self._exported_base(),
+            adapter=ExportedAdapter(
+                name=self.record.name,
+                hash=self.record.hash,
+                variant=self.adapter.spec.variant,
+            ),
+            readers=readers,
+            parts={DENOISER: written},
+            controlnet=self.calls.controlnet,
+            versions=library_versions() | _versions(),
+        )
+
+    def _part(self, folder: Path, name: str, part: Exportable) -> Part:
+        """Raises OptionError that names what the backend lacks."""
+        try:
+            files = self.backend.write(part, folder, name, self.precision)
+        except NotExportable as error:
+            raise OptionError(
+                f"export of the {name} to {self.backend.name}",
+                reason=str(error),
+                hint="Export to another backend: openvino and onnx know the most operators.",
+            ) from error
+        gc.collect()  # exporters leave circles behind that hold the weights
+        for file in files:
+            sync_file(folder / file)
+        return Part(
+            files=hashes_of(folder, files),
+            inputs=part.inputs,
+            outputs=part.outputs,
+            runs_here=bool(self.backend.runtime),
+        )
+
+    def _exported_base(self) -> ExportedBase:
+        pipe, folder = self.base.pipe, self.base.folder
+        attribute = "unet" if getattr(pipe, "unet", None) is self.denoiser else "transformer"
+        files = {}
+        if folder is not None:
+            files = {
+                path.relative_to(folder).as_posix(): file_sample(path)
+                for path in sorted((folder / attribute).glob("*"))
+                if path.suffix in _WEIGHTS
+            }
+        return ExportedBase(
+            name=self.base.name,
+            hash=self.base.record.hash,
+            denoiser=type(self.denoiser).__name__,
+            attribute=attribute,
+            config=config_hash(self.denoiser.config),
+            files=files,
+        )
+
+    def _measure(self, folder: Path, manifest: Manifest, parity: Parity) -> float:
+        """Run what was written, as `generate --runtime` does. Raises OptionError."""
+        runtime = RUNTIMES[self.backend.runtime]
+        part, threads = manifest.parts[DENOISER], torch.get_num_threads()
+        if manifest.runtime in CODE:
+            trust(part.files.values())
+        graph = runtime.open(folder, part, runtime.precisions[0], threads)
+        kind, config = type(self.denoiser), dict(self.denoiser.config)
+        return parity.largest(stand_in(kind, config, manifest, graph), self.precision)
+
+
+def _places(name: str | None, adapter: Adapter, on: AttachedDenoiser) -> set[tuple[str, Entry]]:
+    """Where the adapter adds image terms. Raises OptionError, WrongBaseError."""
+    kind = reading_of(VARIANTS[adapter.spec.variant], adapter.spec.reading)
+    entries = {(site.name, entry_at(kind, site.kind)) for site in on.spec.sites}
+    found = {(site, entry) for site, entry in entries if entry is not None}
+    reason = ""
+    if adapter.module.loras:
+        reason = "it has LoRA, which changes the weights of the base"
+    elif not adapter.module.sites:
+        reason = "its tokens follow those of the text, so it needs no graph of its own"
+    elif any(entry == "among rows" for _, entry in found):
+        reason = "it reads the rows of the picture, which the graph does not hand out"
+    if reason:
+        raise OptionError(
+            f"export with {name} ({adapter.spec.variant})",
+            reason=reason,
+            hint="Export with another adapter: those that act at the same places share a graph.",
+        )
+    check_base(adapter.spec, adapter.module, on.spec)
+    return found
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

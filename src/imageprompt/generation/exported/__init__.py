@@ -1,0 +1,1 @@
+"""Exported bases: what `imageprompt export` writes, and denoisers that a runtime computes."""
