@@ -13,7 +13,13 @@ from typing import Any
 
 from imageprompt.checkpoint.identify.base_config import read_config
 from imageprompt.core import bundled
-from imageprompt.core.errors import NotFoundError, OptionError, WrongBaseError
+from imageprompt.core.errors import (
+    NotFoundError,
+    OptionError,
+    WrongBaseError,
+    printable,
+    shortened,
+)
 from imageprompt.core.hub import hub_id, locate_file, no_such_file
 from imageprompt.core.spec import HostSpec, ProjectorOptions
 from imageprompt.deploy.plan.bases import BASES, VIT_H, Part, PublishedBase
@@ -32,6 +38,16 @@ from imageprompt.variants import VARIANTS, Variant, projector_shapes, site_shape
 
 MAX_NUMBER, MAX_POSITIONS = 2**19, 4096
 """Of a config: of its channels, words ..., and of the sides of its latents."""
+MAX_LIST, MAX_SITES = 64, 500
+"""Of a config: the blocks in a list; and the attention layers of a denoiser."""
+_LARGEST = {
+    "pos_embed_max_size": MAX_POSITIONS,
+    "sample_size": MAX_POSITIONS,
+    "transformer_layers_per_block": 16,  # SDXL has 10
+    "layers_per_block": 8,  # all have 2
+    "layers": 64,  # of FLUX 38, of the largest text and image encoders 48
+}
+"""Part of a key -> its largest number: every layer becomes an object."""
 TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
 VAE = "AutoencoderKL"
 DTYPES = ("float32", "float16", "bfloat16")
@@ -86,19 +102,28 @@ def counted(base: str | os.PathLike[str]) -> CountedBase:
     name = ALIASES.get(str(base), str(base))
     if name in BASES:
         figures = json.loads((files(__package__) / "counted.json").read_text())[name]
-        return _counted(name, BASES[name], figures)
+        return _counted(name, BASES[name], figures, _host(BASES[name].denoiser))
     from imageprompt.deploy.plan.measure import count_base
 
-    published = pipeline_configs(base)
     try:
-        return _counted(str(base), published, count_base(published))
-    except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        published = pipeline_configs(base)
+        host = _host(published.denoiser)
+        if len(host.sites) > MAX_SITES:
+            raise ValueError(f"more than {MAX_SITES} attention layers")
+        return _counted(str(base), published, count_base(published), host)
+    except (OptionError, NotFoundError):
+        raise
+    except Exception as error:  # the libraries raise anything for values that nobody expected
+        told = (str(error).splitlines() or [""])[0]
         raise OptionError(
-            f"base {str(base)!r}", reason=f"its configs describe no model ({error})"
+            f"base {str(base)!r}",
+            reason=f"its configs describe no model ({shortened(printable(told), 200)})",
         ) from error
 
 
-def _counted(name: str, base: PublishedBase, figures: Mapping[str, Any]) -> CountedBase:
+def _counted(
+    name: str, base: PublishedBase, figures: Mapping[str, Any], host: HostSpec
+) -> CountedBase:
     config = base.image_encoder.config
     hidden = config["hidden_size"]
     pooled = config.get("projection_dim", hidden)
@@ -106,7 +131,7 @@ def _counted(name: str, base: PublishedBase, figures: Mapping[str, Any]) -> Coun
     return CountedBase(
         name=name,
         title=base.title,
-        host=_host(base.denoiser),
+        host=host,
         denoiser=Model.of(figures["denoiser"]),
         vae=Model.of(figures["vae"]),
         text={title: Model.of(one) for title, one in figures["text"].items()},
@@ -256,8 +281,11 @@ def _config(location: str | os.PathLike[str], name: str) -> dict[str, Any]:
 def _checked(config: dict[str, Any], name: str) -> dict[str, Any]:
     """Raises OptionError for sizes beyond any model."""
     for key, value in config.items():
-        numbers = value if isinstance(value, list) else [value]
-        most = MAX_POSITIONS if key in ("pos_embed_max_size", "sample_size") else MAX_NUMBER
+        listed = value if isinstance(value, list) else [value]
+        numbers = [n for one in listed for n in (one if isinstance(one, list) else [one])]
+        if len(numbers) > MAX_LIST:
+            raise OptionError(f"{name}: {key[:60]!r}", reason=f"more than {MAX_LIST} values")
+        most = next((most for part, most in _LARGEST.items() if part in key), MAX_NUMBER)
         if any(isinstance(n, int) and not -1 <= n <= most for n in numbers):
             raise OptionError(f"{name}: {key[:60]!r}", reason=f"not a number up to {most}")
     return config
