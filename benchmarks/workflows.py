@@ -58,11 +58,11 @@ class Bench:
         self.pairs = pairs(options.count, options.seed)
         self.engine = ip.Engine(options.base)
         self.steps, self.sheets = options.steps, options.sheets
-        self.stack = options.base
+        self.stack, self.masks = options.base, options.masks
 
     def workflow(self, name: str, number: int, **inputs: Any) -> Any:
         given = {"steps": self.steps, "seed": 1000 + number, "engine": self.engine}
-        return getattr(ip.workflows, name)(**given, progress=False, **inputs)
+        return getattr(ip.workflows, name)(progress=False, **{**given, **inputs})
 
     def row(
         self,
@@ -154,10 +154,11 @@ def product(bench: Bench) -> None:
         return picture, read(picture, wanted(pair))
 
     bench.row("product, kept", by(mask=True))
-    bench.row("product, kept, mask by flood fill", by(holes="cut"))
     bench.row("product, rendered", by(mask=True, method="render"))
     bench.row("product: control, average of both pictures", average)
     bench.row("product: ceiling, drawn", drawn)
+    if bench.masks:
+        bench.row("product, kept, mask by flood fill", by(holes="cut"))
 
 
 # ── restyle ─────────────────────────────────────────────────────────────────────────────────────
@@ -225,7 +226,17 @@ def replace_object(bench: Bench) -> None:
         picture = scenes.draw(replace(pair[1], **words(pair[0], "background", "style")))
         return picture, figures(picture, pair)
 
+    def pasted(pair: Pair, number: int) -> Any:
+        one, two = map(scenes.draw, pair)
+        mask = scenes.mask(pair[0]).astype(np.float32)
+        done = bench.workflow(
+            "replace", number, picture=one, mask=mask, object=two, steps=2, strength=0.5
+        )
+        picture = dict(done.shown)["pasted"]
+        return picture, figures(picture, pair)
+
     bench.row("replace", by())
+    bench.row("replace: control, cut out and pasted", pasted)
     bench.row("replace: control, the old picture", untouched)
     bench.row("replace: ceiling, drawn", drawn)
 
@@ -317,6 +328,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--base", default=bundled.NAME, choices=bundled.FOLDERS)
     parser.add_argument("--sheets", type=Path)
+    parser.add_argument("--masks", action="store_true", help="product with masks of its own, too")
     return parser.parse_args()
 
 

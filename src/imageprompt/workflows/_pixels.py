@@ -269,14 +269,8 @@ def without_ghost(below: Image, top: Image, mask: Weights, reach: int) -> Image:
     known = ~(inside | ring)
     if not known.any() or not ring.any():
         return below
-    rgb = pixels(below)
-    colours = rgb.astype(np.float64)
-    while not known[ring].all():
-        colours, wider = _spread(colours, known)
-        if (wider == known).all():
-            break
-        known = wider
-    lab, ground = to_lab(rgb)[ring], to_lab(pixels(picture_of(colours)))[ring]
+    rgb, spread = pixels(below), pixels(filled(below, (~known).astype(np.float32)))
+    lab, ground = to_lab(rgb)[ring], to_lab(spread)[ring]
     own = to_lab(pixels(top))[inside]
     palette = own[np.linspace(0, len(own) - 1, min(len(own), _PALETTE)).astype(int)]
     to_ground = np.square(lab - ground).sum(-1)
@@ -284,9 +278,47 @@ def without_ghost(below: Image, top: Image, mask: Weights, reach: int) -> Image:
     ghost = np.zeros(mask.shape, bool)
     ghost[ring] = (to_object < to_ground) & (to_ground > _VISIBLE**2)
     result = np.where(
-        (grown(ghost.astype(np.float32), 1) >= 0.5)[..., None] & ring[..., None], colours, rgb
+        (grown(ghost.astype(np.float32), 1) >= 0.5)[..., None] & ring[..., None], spread, rgb
     )
     return picture_of(result)
+
+
+def filled(picture: Image, hole: Weights) -> Image:
+    """The picture with smooth colours from around the hole in it."""
+    return picture_of(_pulled(pixels(picture).astype(np.float64), (hole < 0.5).astype(np.float64)))
+
+
+def _pulled(colours: Array, known: Array) -> Array:
+    """Colours [h, w, 3] where `known` [h, w] is 0: those of the picture at half the size."""
+    height, width = known.shape
+    if known.all() or max(height, width) == 1:
+        return colours
+    odd = ((0, height % 2), (0, width % 2))
+    even = np.pad(known, odd)
+    summed = _by_four(np.pad(colours * known[..., None], (*odd, (0, 0))))
+    weights = _by_four(even)
+    half = summed / np.maximum(weights, 1e-9)[..., None]
+    coarse = _pulled(half, (weights > 0).astype(np.float64))
+    large = _doubled(coarse)[:height, :width]
+    found: Array = np.where(known[..., None] > 0, colours, large)
+    return found
+
+
+def _doubled(values: Array) -> Array:
+    """Twice the size [2 h, 2 w, 3], linear between the values."""
+    for axis in (0, 1):
+        length = values.shape[axis]
+        at = (np.arange(2 * length) + 0.5) / 2 - 0.5
+        low = np.clip(np.floor(at).astype(int), 0, length - 1)
+        high = np.minimum(low + 1, length - 1)
+        share = np.clip(at - low, 0, 1).reshape([-1 if one == axis else 1 for one in range(3)])
+        values = values.take(low, axis) * (1 - share) + values.take(high, axis) * share
+    return values
+
+
+def _by_four(values: Array) -> Array:
+    """Sums of squares of 2 x 2."""
+    return values[::2, ::2] + values[1::2, ::2] + values[::2, 1::2] + values[1::2, 1::2]
 
 
 def _spread(colours: Array, known: Inside) -> tuple[Array, Inside]:

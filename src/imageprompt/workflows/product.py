@@ -51,8 +51,14 @@ class Inputs(GenerationInputs):
         ),
     ] = None
     scale: Annotated[
-        float, control("strength of the style picture, 0..2 (default 1)", metavar="S", ge=0, le=2)
-    ] = 1.0
+        float,
+        control(
+            "strength of the style picture, 0..2 (default 0.8: more leaves the text less room)",
+            metavar="S",
+            ge=0,
+            le=2,
+        ),
+    ] = 0.8
     product_scale: Annotated[
         float,
         control(
@@ -107,14 +113,16 @@ def steps(inputs: Inputs, job: Job) -> None:
         }
     from imageprompt.generation.reference import Reference
 
+    # an outline that is drawn anew needs more room than one that is pasted over
+    area = _pixels.grown(mask, cell // 4 if inputs.method == "keep" else cell // 2)
     result = job.generate(
         inputs.prompt,
         style,
         preset="style",
         scale=inputs.scale,
-        mask=1 - mask,
+        mask=1 - area,
         also=[
-            Reference(reference=framed, reference_mask=mask, scale=inputs.product_scale, mask=mask)
+            Reference(reference=framed, reference_mask=mask, scale=inputs.product_scale, mask=area)
         ],
         **arguments,
     )

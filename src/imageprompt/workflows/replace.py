@@ -1,4 +1,8 @@
-"""replace: another object in a masked part of a picture; the rest stays as it is, to the bit."""
+"""replace: another object in a masked part of a picture; the rest stays as it is, to the bit.
+
+The new object is cut out and pasted where the old one was, over a ground filled from around it;
+inpainting starts from that picture and has it as its reference.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
+from imageprompt.core.errors import OptionError, PictureError
 from imageprompt.workflows import _judged, _pixels
 from imageprompt.workflows.contract import Workflow
 from imageprompt.workflows.inputs import GenerationInputs, control, picture
@@ -17,6 +22,9 @@ if TYPE_CHECKING:
     from imageprompt.encoding.masks import Weights
     from imageprompt.workflows.job import Job
 
+_FILLS = 0.9
+"""Share of the mask's box that the new object takes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs(GenerationInputs):
@@ -26,12 +34,26 @@ class Inputs(GenerationInputs):
     mask: Annotated[Any, picture("white where the old object is")]
     object: Annotated[Any, picture("the new object")]
     object_mask: Annotated[
-        Any, picture("white where the new object is in its picture (default: all of it counts)")
+        Any,
+        picture(
+            "white where the new object is in its picture (default: what stands before its plain "
+            "background, else the whole picture counts)"
+        ),
     ] = None
     prompt: Annotated[str, control("the result in words (default: none)", metavar="TEXT")] = ""
     scale: Annotated[
         float, control("strength of the new object, 0..2 (default 1)", metavar="S", ge=0, le=2)
     ] = 1.0
+    strength: Annotated[
+        float,
+        control(
+            "how much of the pasted object is made anew, 0..1: less keeps its shape, more fits it "
+            "in (default 0.6; from noise where the object cannot be cut out)",
+            metavar="S",
+            ge=0.05,
+            le=1,
+        ),
+    ] = 0.6
     grow: Annotated[
         int | None,
         control(
@@ -49,9 +71,7 @@ def steps(inputs: Inputs, job: Job) -> None:
 
     old, new = open_picture(inputs.picture), open_picture(inputs.object)
     mask = _pixels.mask_of(inputs.mask, old, "--mask")
-    object_mask = None
-    if inputs.object_mask is not None:
-        object_mask = _pixels.mask_of(inputs.object_mask, new, "--object-mask")
+    object_mask = _object_mask(inputs, job, new)
     job.expect(inputs.num_images)
     size = _pixels.own_size(old, inputs.size, job.pipe)
     cell = _pixels.cell_of(job.pipe)
@@ -63,15 +83,19 @@ def steps(inputs: Inputs, job: Job) -> None:
     job.show("picture", old)
     job.show("mask", _pixels.picture_of(np.repeat(255 * mask[..., None], 3, 2)))
     job.show("new object", new)
+    reference, start, strength = new, framed, 1.0
+    if object_mask is not None:
+        reference = start = _collage(framed, area, new, object_mask)
+        strength = inputs.strength
+        job.show("pasted", start)
     result = job.generate(
         inputs.prompt,
-        new,
-        reference_mask=object_mask,
+        reference,
         scale=inputs.scale,
         mask=area,
-        init_image=framed,
+        init_image=start,
         inpaint_mask=area,
-        strength=1.0,
+        strength=strength,
         size=size,
         num_images=inputs.num_images,
     )
@@ -82,6 +106,46 @@ def steps(inputs: Inputs, job: Job) -> None:
         figures = _figures(job, image, old, new, outside)
         job.add(f"seed {inputs.seed + index}", image, result, index, **figures)
     job.summarise()
+
+
+def _object_mask(inputs: Inputs, job: Job, new: Image) -> Weights | None:
+    """Where the new object is in its picture; None if that cannot be told.
+
+    Raises OptionError, PictureError.
+    """
+    if inputs.object_mask is not None:
+        return _pixels.mask_of(inputs.object_mask, new, "--object-mask")
+    try:
+        mask = _pixels.object_on_plain_background(new, cut_holes=True)
+        _pixels.check_mask(mask, "the new object")
+    except (OptionError, PictureError):
+        job.notes.append(
+            "the new object's background is not plain: what surrounds it counts as well; give "
+            "--object-mask"
+        )
+        return None
+    return mask
+
+
+def _collage(framed: Image, area: Weights, new: Image, object_mask: Weights) -> Image:
+    """The new object where the old one was, before what surrounded the old one.
+
+    It is the reference, so that its tokens speak of this background and not of the object's own,
+    and what the inpainting starts from.
+    """
+    from PIL import Image as Pillow
+
+    ground = _pixels.filled(framed, area)
+    left, top, right, bottom = _pixels.box_of(area)
+    box = _pixels.box_of(object_mask)
+    part, inner = new.crop(box), object_mask[box[1] : box[3], box[0] : box[2]]
+    factor = _FILLS * min((right - left) / part.width, (bottom - top) / part.height)
+    size = (max(1, round(part.width * factor)), max(1, round(part.height * factor)))
+    weights = _pixels.resized_mask(inner, size)
+    place = ((left + right - size[0]) // 2, (top + bottom - size[1]) // 2)
+    stencil = Pillow.fromarray((255 * weights).astype(np.uint8))
+    ground.paste(_pixels.resized(part, size), place, stencil)
+    return ground
 
 
 def _warn_of_small(job: Job, area: Weights, cell: int) -> None:
