@@ -279,6 +279,30 @@ GUARDS = (
         "inspect --deep: folders",
         "link",
     ),
+    Guard(
+        "the rows of int8 matrices",
+        replaced(f"{_READ}.int8", "MAX_ROWS", HUGE),
+        "int8 adapters",
+        "60 million rows",
+    ),
+    Guard(
+        "the numbers of light weights",
+        replaced(f"{_READ}.light", "MAX_WEIGHT", HUGE),
+        "light adapters",
+        "10^10",
+    ),
+    Guard(
+        "the tensors of an adapter",
+        replaced("checkpoint.identify.identify", "MAX_TENSORS", HUGE),
+        "Redux files",
+        "20,000 layers",
+    ),
+    Guard(
+        "the layers of a planned base",
+        replaced("deploy.plan.open", "_checked", itself),
+        "plan: configs of a base",
+        "layers_per_block 129",
+    ),
     # 2. regular files, opened without following links out
     Guard(
         "regular files alone: adapters",

@@ -15,6 +15,7 @@ from imageprompt.checkpoint.read.stored_tensor import StoredTensor, TensorSource
 SCALE = "_scale"
 INT8, WIDE = "I8", "F32"
 MAX_NUMBERS = 2**26  # of a matrix; the largest of FLUX Redux has 5.1e7
+MAX_ROWS = 2**20  # whose scales are read at once
 AS_INT8 = ", int8"
 """How the container of such a file ends."""
 
@@ -42,6 +43,7 @@ def _has_scale(tensors: Mapping[str, StoredTensor], name: str) -> bool:
         and tensor.dtype == INT8
         and len(tensor.shape) == 2
         and prod(tensor.shape) <= MAX_NUMBERS
+        and tensor.shape[0] <= MAX_ROWS
         and (scale.dtype, scale.shape) == (WIDE, tensor.shape[:1])
     )
 
@@ -64,8 +66,11 @@ def _products(tensor: StoredTensor, scale: StoredTensor, size: int) -> Iterator[
         return
     scales = np.frombuffer(scale.read(), "<f4")
     whole = np.frombuffer(tensor.read(), np.int8).reshape(rows, columns)
-    step = max(1, size // (4 * columns))
+    step, wide = max(1, size // (4 * columns)), max(1, size // 4)  # one of them is the whole side
     for start in range(0, rows, step):
-        part = whole[start : start + step] * scales[start : start + step, None]
-        content = memoryview(part.astype("<f4").tobytes())
-        yield from (content[at : at + size] for at in range(0, len(content), size))
+        for left in range(0, columns, wide):
+            part = whole[start : start + step, left : left + wide]
+            content = memoryview(
+                (part * scales[start : start + step, None]).astype("<f4").tobytes()
+            )
+            yield from (content[at : at + size] for at in range(0, len(content), size))
