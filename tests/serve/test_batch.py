@@ -157,6 +157,41 @@ def test_several_workers(jobs: Path, options: dict[str, Any], whole: Path, tmp_p
     assert told[-1] == ROWS
 
 
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    """However it ends: killed, it cannot tell them."""
+    code = """if True:
+        import sys, time
+        from pathlib import Path
+        from imageprompt.serve.batch import run
+        run._WORKER = run._WORKER.replace("main())", "__import__('time').sleep(3600))")
+        folder = Path(sys.argv[1])
+        with run._lifeline() as lifeline, run._running(folder, 2, lifeline) as processes:
+            told = " ".join(str(process.pid) for process in processes.values())
+            (folder / "ids.tmp").write_text(told)
+            (folder / "ids.tmp").rename(folder / "ids")
+            time.sleep(3600)
+    """
+    program, end = forked.Program(code, str(tmp_path)), time.monotonic() + 120
+    while not (tmp_path / "ids").exists():
+        assert program.process.is_alive()
+        time.sleep(0.02)
+    workers = [Path("/proc") / word for word in (tmp_path / "ids").read_text().split()]
+    assert all(path.exists() for path in workers)
+    program.process.kill()
+    program.wait()
+    while any(path.exists() and not is_dead(path) for path in workers):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def is_dead(process: Path) -> bool:
+    """Has it ended, and only waits for somebody to ask how?"""
+    try:
+        return (process / "stat").read_text().rpartition(") ")[2].startswith("Z")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 def test_a_shard_that_kills_its_process_is_recorded_in_the_end(
     jobs: Path, options: dict[str, Any], whole: Path, tmp_path: Path
 ) -> None:

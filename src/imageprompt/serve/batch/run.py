@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -178,7 +179,7 @@ def _tell(begun: Batch, shards: Sequence[int], on_progress: Progress) -> None:
 
 def _share(begun: Batch, shards: Sequence[int], workers: int, on_progress: Progress) -> None:
     """Make the shards in several processes; one that dies is started again."""
-    with _running(begun.folder, workers) as processes:
+    with _lifeline() as lifeline, _running(begun.folder, workers, lifeline) as processes:
         left = dict.fromkeys(processes, _RESTARTS)
         before = -1
         while not all(begun.is_done(shard) for shard in shards):
@@ -189,7 +190,7 @@ def _share(begun: Batch, shards: Sequence[int], workers: int, on_progress: Progr
             for number, process in processes.items():
                 if process.poll() is not None and left[number] > 0:
                     left[number] -= 1
-                    processes[number] = _start(begun.folder)
+                    processes[number] = _start(begun.folder, lifeline)
             if all(process.poll() is not None for process in processes.values()):
                 raise OptionError(
                     f"batch {str(begun.folder)!r}",
@@ -201,8 +202,42 @@ def _share(begun: Batch, shards: Sequence[int], workers: int, on_progress: Progr
 
 
 @contextmanager
-def _running(folder: Path, workers: int) -> Iterator[dict[int, subprocess.Popen[bytes]]]:
-    processes = {number: _start(folder) for number in range(workers)}
+def _lifeline() -> Iterator[int]:
+    """A stdin for workers that ends when this process does, however it ends."""
+    read, write = os.pipe()
+    try:
+        yield read
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def end_with_stdin() -> None:
+    """Let this process be terminated when its stdin ends; called first of all in a worker."""
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+_WORKER = """
+import sys
+from imageprompt.cli import main
+from imageprompt.serve.batch.run import end_with_stdin
+
+end_with_stdin()
+sys.exit(main())
+"""
+
+
+@contextmanager
+def _running(
+    folder: Path, workers: int, lifeline: int
+) -> Iterator[dict[int, subprocess.Popen[bytes]]]:
+    processes = {number: _start(folder, lifeline) for number in range(workers)}
     try:
         yield processes
     finally:
@@ -212,9 +247,9 @@ def _running(folder: Path, workers: int) -> Iterator[dict[int, subprocess.Popen[
             process.wait()
 
 
-def _start(folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "imageprompt", "batch", "--output", str(folder)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+def _start(folder: Path, lifeline: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", _WORKER, "batch", "--output", str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stdin=lifeline)
 
 
 # ── afterwards ──────────────────────────────────────────────────────────────────────────────────
