@@ -17,7 +17,7 @@ from imageprompt.demo import judge, pipeline, scenes
 
 LIMIT = 24_000_000
 COUNT = 24
-"""Scenes that are sampled; a third of them where a part is enough."""
+"""Scenes that are sampled; a third of them, in half the steps, where a part is enough."""
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +36,15 @@ def drawn(whole: bool) -> list[scenes.Scene]:
 
 
 @pytest.fixture(scope="module")
-def text_alone(pipe: Any, drawn: list[scenes.Scene]) -> list[Any]:
+def steps(whole: bool) -> int:
+    return pipeline.STEPS if whole else pipeline.STEPS // 2
+
+
+@pytest.fixture(scope="module")
+def text_alone(pipe: Any, drawn: list[scenes.Scene], steps: int) -> list[Any]:
     """What the base makes of a text that says nothing, before any adapter is attached: a batch."""
     count = len(drawn[: pipeline.BATCH])
-    return pipeline.sample(pipe, ["a shape"] * count, range(count))
+    return pipeline.sample(pipe, ["a shape"] * count, range(count), steps=steps)
 
 
 @pytest.fixture(params=["base", "plus"])
@@ -84,7 +89,7 @@ def test_diffusers_reads_the_bundled_adapters(
     def latents(pipe: Any, **more: Any) -> torch.Tensor:
         pipe.set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(0)
-        steps: Any = {"num_inference_steps": 4, "generator": generator, "output_type": "latent"}
+        steps: Any = {"num_inference_steps": 2, "generator": generator, "output_type": "latent"}
         found: torch.Tensor = pipe("a shape", **steps, **more).images
         return found
 
@@ -115,21 +120,23 @@ def test_the_judge_classifies_renders() -> None:
 
 
 @pytest.mark.slow
-def test_text_alone_generates_what_it_says(pipe: Any, drawn: list[scenes.Scene]) -> None:
+def test_text_alone_generates_what_it_says(
+    pipe: Any, drawn: list[scenes.Scene], steps: int
+) -> None:
     captions = [scenes.caption(scene) for scene in drawn]
-    pictures = pipeline.sample(pipe, captions, range(len(drawn)))
+    pictures = pipeline.sample(pipe, captions, range(len(drawn)), steps=steps)
     found = shares(judge.classify(pictures), [scene.words() for scene in drawn])
     assert min(found.values()) >= 0.8, found
 
 
 @pytest.mark.slow
 def test_a_reference_has_its_effect(
-    pipe: Any, text_alone: list[Any], adapter: Any, drawn: list[scenes.Scene]
+    pipe: Any, text_alone: list[Any], adapter: Any, drawn: list[scenes.Scene], steps: int
 ) -> None:
     references = [scenes.draw(scene) for scene in drawn]
     prompts = ["a shape"] * len(drawn)
     pictures = pipeline.sample(
-        pipe, prompts, range(len(drawn)), adapter=adapter, references=references
+        pipe, prompts, range(len(drawn)), adapter=adapter, references=references, steps=steps
     )
     found = shares(judge.classify(pictures), [scene.words() for scene in drawn])
     assert min(found.values()) >= 0.75, found
@@ -145,8 +152,8 @@ def test_a_reference_at_scale_zero_has_none(
 ) -> None:
     prompts, references = ["a shape"] * 2, [scenes.draw(scene) for scene in drawn[:2]]
     off = pipeline.sample(
-        pipe, prompts, range(2), adapter=adapter, references=references, scale=0.0, steps=5
+        pipe, prompts, range(2), adapter=adapter, references=references, scale=0.0, steps=2
     )
     adapter.detach()
-    plain = pipeline.sample(pipe, prompts, range(2), steps=5)
+    plain = pipeline.sample(pipe, prompts, range(2), steps=2)
     assert [a.tobytes() for a in off] == [b.tobytes() for b in plain]
