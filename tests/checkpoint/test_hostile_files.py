@@ -110,7 +110,7 @@ def run() -> Iterator[Run]:
         out, err = (result.with_suffix(suffix) for suffix in (".out", ".err"))
         asked.write(json.dumps([commands, *map(str, (result, out, err))]) + "\n")
         asked.flush()
-        assert select.select([answers], [], [], 30)[0], "it hangs"
+        assert select.select([answers], [], [], 300)[0], "it hangs"
         assert answers.readline() == "0\n", err.read_text()
         return Ran(**json.loads(result.read_text()), out=out.read_text(), err=err.read_text())
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -29,11 +28,6 @@ def reference(tmp_path: Path) -> str:
     path = tmp_path / "reference.png"
     Image.new("RGB", (20, 16), "red").save(path)
     return str(path)
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "imageprompt", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 # ── help ────────────────────────────────────────────────────────────────────────────────────────
@@ -103,15 +97,16 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 def test_help_is_quick() -> None:
-    """CPU time, best of five: other work on the machine does not count."""
-
-    def spent() -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert run("--help").returncode == 0
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    assert min(spent() for _ in range(5)) <= 0.15
+    """In modules, Python's own included: they are what the time goes into, about 0.06 s."""
+    code = (
+        "import sys\n"
+        "from imageprompt.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(len(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert int(done.stderr) <= 130
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -172,7 +172,7 @@ def test_a_folder_that_is_read_only_is_said() -> None:
         folder, queue = Path(name), forked.CONTEXT.Queue()
         folder.chmod(0o555)
         forked.start(write, folder, queue)
-        assert "a.bin: Permission denied. Check its permissions" in queue.get(timeout=20)
+        assert "a.bin: Permission denied. Check its permissions" in queue.get(timeout=120)
 
 
 def test_a_folder_or_a_name_that_is_too_long_as_target_is_said(tmp_path: Path) -> None:

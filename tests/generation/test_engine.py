@@ -346,7 +346,7 @@ def test_threads_queue_up(tiny_bundled: Path) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     alone = ip.Engine()
     assert found == {
         seed: bits(alone.generate("a star", picture(seed % 3), seed=seed, **QUICK))
@@ -374,7 +374,7 @@ def test_two_pipelines_of_one_denoiser_take_turns() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     assert most == [1]
 
 
@@ -406,5 +406,5 @@ def test_turns_are_taken_in_order() -> None:
             while len(turn._waiting) < number + 2:
                 time.sleep(0.001)
     for thread in threads:
-        thread.join(10)
+        thread.join(300)
     assert order == [0, 1, 2, 3, 4]

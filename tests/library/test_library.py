@@ -586,7 +586,7 @@ def test_processes_that_add_at_once(filled: Library, tmp_path: Path) -> None:
         )
         for names in mine
     ]
-    said = [process.communicate(timeout=60)[0].split("\n") for process in processes]
+    said = [process.communicate(timeout=300)[0].split("\n") for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert sorted(lines[8] for lines in said) == ["same", "same is taken", "same is taken"]
     library = Library(target)

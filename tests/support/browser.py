@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
+PATIENCE = 300_000
+"""Milliseconds that a page may take to do what a test waits for, on a busy machine."""
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 
@@ -25,7 +27,7 @@ def chromium() -> Iterator[Browser]:
 
     with sync_playwright() as driver:
         arguments = ["--no-sandbox"]  # containers run as root
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=PATIENCE)
         yield browser
         browser.close()
 
@@ -33,6 +35,7 @@ def chromium() -> Iterator[Browser]:
 @contextmanager
 def without_errors(page: Page) -> Iterator[Page]:
     """An error of a script on the page, or a message of the console about one, fails the test."""
+    page.set_default_timeout(PATIENCE)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,22 @@ def run(parts: Parts, data: Path, cache: Path, **options: Any) -> CacheReport:
     return build_cache(open_data(str(data)), extractors, pictures, cache, **options)
 
 
-def prepare(data: Path, cache: Path, result: Path) -> None:
+def prepare(
+    data: Path, cache: Path, result: Path, at_first: Callable[[], object] = lambda: None
+) -> None:
     """Build a cache; the numbers of encoded entries go to `result`.
 
-    Small shards, so that there are many moments for a kill.
+    Small shards, so that there are many moments for a kill. `at_first` is called when the first
+    pictures are encoded, with a lock in hand.
     """
     encode.SHARD_ENTRIES, scan.UNIT = 3, 8
-    done = run(Parts(), data, cache)
+    began = list[str]()
+
+    def progress(phase: str, done: int, total: int) -> None:
+        if phase == "pictures" and not began:
+            began.append(phase)
+            at_first()
+
+    done = run(Parts(), data, cache, on_progress=progress)
     result.with_suffix(".part").write_text(json.dumps(done.encoded))
     result.with_suffix(".part").rename(result)

@@ -389,10 +389,13 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
 
 # ── processes ───────────────────────────────────────────────────────────────────────────────────
 
+PATIENCE = 300
+"""Seconds that one process waits for another on a busy machine."""
 
-def finished(result: Path, seconds: float = 120) -> dict[str, int]:
+
+def finished(result: Path) -> dict[str, int]:
     """What a process has encoded, once it is done."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE
     while not result.exists():
         assert time.monotonic() < end, "it never came to an end"
         time.sleep(0.02)
@@ -420,8 +423,9 @@ def test_two_processes_make_the_same_cache_without_duplicates(
     data, cache = write_wide(tmp_path / "data", 60), tmp_path / "two"
     alone = run(parts, data, tmp_path / "alone").encoded
     results = [tmp_path / "a.json", tmp_path / "b.json"]
+    both = forked.CONTEXT.Barrier(2, timeout=PATIENCE)  # each waits for the other's first part
     for result in results:
-        forked.start(prepare, data, cache, result)
+        forked.start(prepare, data, cache, result, both.wait)
     shares = [finished(result) for result in results]
     assert shards(cache) == shards(tmp_path / "alone")
     assert set(entries(cache).values()) == {1}
@@ -458,11 +462,16 @@ def test_a_process_that_dies_leaves_its_part_to_the_other(
     small(monkeypatch)
     data, cache = write_wide(tmp_path / "data", 60), tmp_path / "two"
     run(parts, data, tmp_path / "alone")
-    dying = forked.start(prepare, data, cache, tmp_path / "dying.json")
-    forked.start(prepare, data, cache, tmp_path / "living.json")
-    time.sleep(0.2)
-    os.kill(dying.pid or 0, signal.SIGSTOP)  # as it is, most likely with a lock in its hand
-    time.sleep(0.5)
+    here = forked.CONTEXT.Barrier(2, timeout=PATIENCE)
+
+    def stop() -> None:
+        here.wait()
+        os.kill(os.getpid(), signal.SIGSTOP)  # with a lock in its hand
+
+    dying = forked.start(prepare, data, cache, tmp_path / "dying.json", stop)
+    here.wait()
+    forked.start(prepare, data, cache, tmp_path / "living.json", here.wait)
+    here.wait()
     kill(dying)
     finished(tmp_path / "living.json")
     assert not (tmp_path / "dying.json").exists()

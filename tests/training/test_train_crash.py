@@ -49,14 +49,14 @@ def kill_after(process: BaseProcess, seconds: float) -> bool:
 
 
 def survive(folder: Path, kills: int, rng: random.Random) -> tuple[int, int]:
-    """Kill a run repeatedly; returns how many kills hit it, and how many of those during a save.
+    """Kill runs so many times; returns how many had finished before, and the kills during a save.
 
     After each kill, every checkpoint is intact or known to be unfinished. When a run finishes,
     another one starts in its own folder.
     """
     hits, inside_saves, number = 0, 0, 0
     longest = time_run(folder / "warm")
-    for _ in range(kills):
+    while hits < kills:
         here = folder / str(number)
         process = forked.start(train, str(here))
         killed = kill_after(process, rng.uniform(0, 0.7 * longest))
@@ -69,7 +69,8 @@ def survive(folder: Path, kills: int, rng: random.Random) -> tuple[int, int]:
             assert found is not None
             assert found.step == STEPS
             number += 1
-    return hits, inside_saves
+            longest *= 0.9  # other work on the machine may have ended
+    return number, inside_saves
 
 
 def check_all(folder: Path) -> None:
@@ -85,9 +86,7 @@ def check_all(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_kill_9_at_random_moments(tmp_path: Path, whole: bool) -> None:
-    kills = KILLS if whole else KILLS // 3
-    hits, _ = survive(tmp_path, kills, random.Random(4))
-    assert hits > kills / 2
+    survive(tmp_path, KILLS if whole else KILLS // 5, random.Random(4))
     check_all(tmp_path)
 
 
@@ -95,7 +94,7 @@ if __name__ == "__main__":
     # PYTHONPATH=tests/support python tests/training/test_train_crash.py FOLDER KILLS [SEED]
     where, count = Path(sys.argv[1]), int(sys.argv[2])
     seed = int(sys.argv[3]) if len(sys.argv) > 3 else 0
-    hits, inside = survive(where, count, random.Random(seed))
-    print(f"{hits} of {count} kills hit a run, {inside} of them during a save")
+    finished, inside = survive(where, count, random.Random(seed))
+    print(f"{count} kills, {inside} of them during a save; {finished} runs had finished before")
     check_all(where)
     print("every run ended as the one that was never killed, to the bit")
