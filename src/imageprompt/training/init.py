@@ -83,7 +83,14 @@ def init_pair(config: TrainingConfig, base: Any) -> AdapterPair:
         file = None if config.adapter is None else part_of(config.adapter, name)
         own = {key: value for key in _KEYS if (value := getattr(part, key)) is not None}
         made.append(init_adapter(replace(config, adapter=file, **own), base))
-    return AdapterPair(*made)
+    content, style = made
+    if content.spec.feature != style.spec.feature:
+        raise OptionError(
+            f"adapter {config.adapter!r}",
+            reason=f"its content reads {content.spec.feature}, its style {style.spec.feature}",
+            hint="Both must read the same output of the image encoder.",
+        )
+    return AdapterPair(content, style)
 
 
 def _create(config: TrainingConfig, base: Any, options: dict[str, Any]) -> Adapter:

@@ -16,6 +16,7 @@ from imageprompt.checkpoint.identify.identify import identify
 from imageprompt.checkpoint.read.open import locate_adapter, open_source
 from imageprompt.core.errors import EncoderError, OptionError, PictureError, WrongBaseError
 from imageprompt.core.fingerprint import fingerprint
+from imageprompt.core.hub import PARTS, part_of
 from imageprompt.core.spec import Feature, ImageFeature, NullRule
 from imageprompt.encoding.encoders import Encoder
 from imageprompt.hosts import denoiser_of
@@ -221,7 +222,8 @@ def feature_to_read(config: TrainingConfig) -> Feature:
     chosen = chosen_feature(VARIANTS[config.variant], config.feature)
     if config.adapter is None:
         return chosen
-    found = identify(open_source(locate_adapter(config.adapter)))
+    file = config.adapter if config.pairs == "none" else part_of(config.adapter, PARTS[0])
+    found = identify(open_source(locate_adapter(file)))
     if found.spec is None or found.spec.feature.is_vector != chosen.is_vector:
         return chosen  # what is wrong is said when it is loaded
     if config.feature is not None and found.spec.feature != chosen:
