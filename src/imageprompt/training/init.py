@@ -163,8 +163,8 @@ def caption_warm_start(
 
     def pairs(step: int) -> tuple[Tensor, Tensor]:
         indices = samples.indices(step, BATCH, config.seed)
-        features, states, lengths = samples.caption_batch(indices)
-        features = features if part is None else features[part]
+        one = () if part is None else (part,)
+        features, states, lengths = samples.caption_batch(indices, *one)
         chosen = [
             choose_states(states[row : row + 1], int(length), tokens)
             for row, length in enumerate(lengths)

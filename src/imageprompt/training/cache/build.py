@@ -184,7 +184,7 @@ def build_cache_for(
         options,
         config.cache_folder,
         max_broken=data.max_broken,
-        online=config.online,
+        online=config.online or config.pairs != "none",
         verify=verify,
         dry_run=dry_run,
         log=log,

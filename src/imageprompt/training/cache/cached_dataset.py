@@ -30,7 +30,7 @@ from imageprompt.training.data.feature_extractors import (
     dataset_fingerprint,
 )
 from imageprompt.training.data.latents import LatentScaling
-from imageprompt.training.data.pairs import PairReferences
+from imageprompt.training.data.pairs import Opened, PairReferences
 from imageprompt.training.data.sources import Records
 from imageprompt.training.data.sources.contract import HASH
 from imageprompt.training.data.views import PictureOptions
@@ -236,10 +236,19 @@ class CachedDataset(Dataset):
             self.index.feature, tensors.get("null.encoded"), tensors.get("null.face")
         )
 
-    def caption_batch(self, indices: Tensor) -> tuple[Features, Tensor, list[int]]:
-        """Image features, text states, and the number of tokens in each caption."""
+    def caption_batch(
+        self, indices: Tensor, part: int | None = None
+    ) -> tuple[Features, Tensor, list[int]]:
+        """Image features, text states, and the number of tokens in each caption.
+
+        `part` asks for the features of one adapter of a pair.
+        """
         tokens = self.index.tensors["tokens"][indices].tolist()
-        features = self._features(indices, RandomStreams.of_samples(indices))
+        streams = RandomStreams.of_samples(indices)
+        if self._pairs is None or part is None:
+            features = self._features(indices, streams)
+        else:
+            features = self._pairs.features_of(part, self._opened(indices), streams)
         return features, self._states(indices), tokens
 
     def describe(self) -> str:
@@ -262,9 +271,8 @@ class CachedDataset(Dataset):
 
     def _features(self, indices: Tensor, streams: RandomStreams) -> Features:
         tensors = self.index.tensors
-        if self._pairs is not None and self._online is not None:
-            records = map(self._online.record, tensors["origin"][indices].tolist())
-            return self._pairs.features([self._pairs.open(record) for record in records], streams)
+        if self._pairs is not None:
+            return self._pairs.features(self._opened(indices), streams)
         face = tensors["face"][indices] if "face" in tensors else None
         encoded = None
         if self._online is not None:
@@ -275,6 +283,13 @@ class CachedDataset(Dataset):
         elif "features" in tensors:
             encoded = self._of_null("features", tensors["features"][indices], "encoded")
         return combine_features(self.index.feature, encoded, face)
+
+    def _opened(self, indices: Tensor) -> list[Opened]:
+        """What the references of a pair come from."""
+        assert self._pairs is not None
+        assert self._online is not None
+        origins = self.index.tensors["origin"][indices].tolist()
+        return [self._pairs.open(self._online.record(origin)) for origin in origins]
 
     def _of_null(self, store: str, addresses: Tensor, name: str) -> Tensor:
         """`_read` of tensors that are shaped like that of the null condition."""

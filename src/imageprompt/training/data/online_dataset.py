@@ -107,13 +107,22 @@ class OnlineDataset(Dataset):
             self._first_face = stack_faces([self._first_good(first, Record.id_embeds)], [""])
         return self._extractors.null_features(self._first_face)
 
-    def caption_batch(self, indices: Tensor) -> tuple[Features, Tensor, list[int]]:
-        """Image features, text states, and the number of tokens in each caption."""
+    def caption_batch(
+        self, indices: Tensor, part: int | None = None
+    ) -> tuple[Features, Tensor, list[int]]:
+        """Image features, text states, and the number of tokens in each caption.
+
+        `part` asks for the features of one adapter of a pair.
+        """
         rows = self._rows(indices)
         captions = [row.record.text for row in rows]
         counts = self._extractors.token_counts(captions)
-        states = self._text(captions)[0]
-        features = self._features(rows, RandomStreams.of_samples(indices))
+        states, streams = self._text(captions)[0], RandomStreams.of_samples(indices)
+        if self._pairs is None or part is None:
+            features = self._features(rows, streams)
+        else:
+            opened = [row.pair for row in rows if row.pair]
+            features = self._pairs.features_of(part, opened, streams)
         return features, states, [min(n, states.shape[1]) for n in counts]
 
     def describe(self) -> str:

@@ -6,7 +6,7 @@ colours and less detail, the style reference has its pieces elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -48,14 +48,20 @@ class PairReferences:
 
     def features(self, opened: Sequence[Opened], streams: RandomStreams) -> tuple[Tensor, ...]:
         """Features of the content references [b, ...], then of the style references."""
-        contents, styles = [list(column) for column in zip(*opened, strict=True)]
+        seeds = streams.integers(2**62).tolist()
+        return self._encode(opened, 0, seeds), self._encode(opened, 1, seeds)
+
+    def features_of(self, part: int, opened: Sequence[Opened], streams: RandomStreams) -> Tensor:
+        """The features of one of them alone."""
+        return self._encode(opened, part, streams.integers(2**62).tolist())
+
+    def _encode(self, opened: Sequence[Opened], part: int, seeds: Sequence[int]) -> Tensor:
+        pictures = [pair[part] for pair in opened]
         if self.source == "self-made":
-            seeds = streams.integers(2**62).tolist()
-            rngs = [np.random.default_rng(seed) for seed in seeds]
-            contents = [content_reference(*pair) for pair in zip(contents, rngs, strict=True)]
-            styles = [style_reference(*pair) for pair in zip(styles, rngs, strict=True)]
-        encode: Callable[[Sequence[Any]], Tensor] = self.extractors.encode_references
-        return encode(contents), encode(styles)
+            make = (content_reference, style_reference)[part]
+            rngs = [np.random.default_rng([seed, part]) for seed in seeds]
+            pictures = [make(*pair) for pair in zip(pictures, rngs, strict=True)]
+        return self.extractors.encode_references(pictures)
 
     def null_features(self) -> tuple[Tensor, ...]:
         """Those of the null image, for both."""
