@@ -303,6 +303,39 @@ GUARDS = (
         "plan: configs of a base",
         "layers_per_block 129",
     ),
+    Guard(
+        "the tensors of extractors",
+        replaced("evaluation.extractors._weights", "MAX_TENSORS", HUGE),
+        "extractor weights",
+        "4,000 layers",
+    ),
+    Guard(
+        "the kernels of extractors",
+        replaced("evaluation.extractors._convolutions", "MAX_KERNEL", HUGE),
+        "extractor weights",
+        "kernel",
+    ),
+    Guard(
+        "the lines of prompts",
+        replaced("evaluation.scoring.texts", "MAX_LINES", HUGE),
+        "study: prompts",
+        "64 million",
+    ),
+    Guard(
+        "the JSON of a data set",
+        all_of(
+            replaced("evaluation.protocols.contract", "MAX_JSON", 2**27),
+            replaced("evaluation.protocols.contract", "MAX_VALUES", HUGE),
+        ),
+        "protocol: coco",
+        "ten million",
+    ),
+    Guard(
+        "the size of a protocol's prompts",
+        replaced("evaluation.protocols.dreambench", "MAX_FILE", 2**27),
+        "protocol: dreambench",
+        "quotes",
+    ),
     # 2. regular files, opened without following links out
     Guard(
         "regular files alone: adapters",
@@ -321,6 +354,12 @@ GUARDS = (
         replaced("core.untrusted", "open_regular", opened),
         "data: pipes",
         "is a pipe",
+    ),
+    Guard(
+        "regular files alone: data sets of protocols",
+        replaced("core.untrusted", "read_regular", read_whole),
+        "protocol: faces",
+        "pipe",
     ),
     Guard(
         "regular files alone: configs",
@@ -363,6 +402,12 @@ GUARDS = (
         replaced("core.yaml_file", "parse_yaml", unsafe_yaml),
         "config: tags",
         "os.system",
+    ),
+    Guard(
+        "no objects in the YAML of a study",
+        replaced("core.yaml_file", "parse_yaml", unsafe_yaml),
+        "study: its YAML",
+        "tags: ",
     ),
     Guard(
         "the protocols of data",

@@ -11,8 +11,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+MAX_KERNEL = 11  # AlexNet's
+
+
 class Convolutions:
-    """Tensors by name, and the layers that they stand for. Raises KeyError for a missing one."""
+    """Tensors by name, and the layers that they stand for.
+
+    Raises KeyError for a missing one, ValueError for a kernel of no published network.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = tensors
@@ -23,6 +29,8 @@ class Convolutions:
         """Convolution with or without a bias; padded so that the size stays, if not stated."""
         weight = self.tensors[f"{name}.weight"]
         height, width = weight.shape[2:]
+        if max(height, width) > MAX_KERNEL:
+            raise ValueError(f"{name} has a kernel of {height} x {width}")
         pad = (height // 2, width // 2) if padding is None else padding
         bias = self.tensors.get(f"{name}.bias")
         return F.conv2d(x, weight, bias, stride=stride, padding=pad, groups=groups)

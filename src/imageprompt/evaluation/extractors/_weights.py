@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 PREFIX = "unverified:"
 MARK = " (unverified weights)"
+MAX_TENSORS = 2000
+"""Of a file; the largest of the published ones have 700."""
 MISFITS = (LookupError, RuntimeError, ValueError, TypeError, ArithmeticError)
 """What networks raise when they are tried with tensors of other names or shapes."""
 
@@ -68,6 +70,8 @@ class WeightFile:
         path = locate_file(place)
         try:
             shapes = {name: one.shape for name, one in open_source(path).tensors.items()}
+            if len(shapes) > MAX_TENSORS:
+                raise EncoderError(str(path), reason=f"more than {MAX_TENSORS:,} tensors")
             with open_regular(path) as stream:
                 return cls(path, hashlib.file_digest(stream, "sha256").hexdigest(), shapes)
         except (ImagePromptError, OSError) as error:

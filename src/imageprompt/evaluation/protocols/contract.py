@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
-MAX_JSON = 2**27  # bytes of COCO's captions and the like
+MAX_TEXT = 2**20  # bytes of the text of a picture, or of all prompts
+MAX_JSON, MAX_VALUES = 2**24, 1_000_000  # COCO's captions of 2017 are 4 MB, with 200,000 values
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def read_json_file(path: Path) -> Any:
     """A JSON file of a data set. Raises OptionError."""
     try:
         content = read_regular(path, MAX_JSON)
-        return parse_json(content, Budget(nbytes=MAX_JSON, items=20_000_000, seconds=120))
+        return parse_json(content, Budget(nbytes=MAX_JSON, items=MAX_VALUES))
     except FileNotFoundError as error:
         raise OptionError(f"data {str(path)!r}", reason="no such file") from error
     except (OSError, ValueError) as error:

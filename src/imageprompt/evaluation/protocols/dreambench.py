@@ -24,6 +24,8 @@ from imageprompt.evaluation.study.plan import Case
 from imageprompt.evaluation.study.references import StudyReference, name_of
 
 CLASSES = "prompts_and_classes.txt"
+MAX_FILE = 2**18
+"""Of the file of prompts, which has 2 kB."""
 _LIVE = frozenset(("cat", "dog"))
 _LAYOUT = f"backpack/00.jpg ... (a folder for each subject)\n{CLASSES}"
 _EXPECTED = 30
@@ -62,7 +64,7 @@ def read_prompts(path: Path) -> tuple[dict[str, str], list[str], list[str]]:
 
     The file is read as text; the Python in it is not run. Raises OptionError.
     """
-    head, _, rest = read_text(path).partition("Object Prompts")
+    head, _, rest = read_text(path, MAX_FILE).partition("Object Prompts")
     objects, _, live = rest.partition("Live Subject Prompts")
     classes = {subject: noun.strip() for subject, noun in _CLASS.findall(head)}
     classes.pop("subject_name", None)

@@ -9,6 +9,7 @@ import numpy as np
 
 from imageprompt.core.errors import OptionError
 from imageprompt.evaluation.protocols.contract import (
+    MAX_TEXT,
     Choice,
     Figure,
     Measured,
@@ -19,7 +20,7 @@ from imageprompt.evaluation.protocols.contract import (
     of_metrics,
 )
 from imageprompt.evaluation.scoring import Picture
-from imageprompt.evaluation.scoring.texts import read_text
+from imageprompt.evaluation.scoring.texts import read_texts
 from imageprompt.evaluation.study.plan import Case
 from imageprompt.evaluation.study.references import StudyReference, name_of, pictures_below
 from imageprompt.evaluation.study.results import ADAPTER
@@ -44,7 +45,7 @@ def read(folder: Path, root: Path, limit: int | None) -> ProtocolData:
     references, cases = [], []
     for number, file in enumerate(files[:limit]):
         text = folder / CAPTIONS / file.relative_to(top).with_suffix(".txt")
-        lines = [line.strip() for line in read_text(text).splitlines()]
+        lines = [line.strip() for line in read_texts(text, MAX_TEXT)]
         prompts = [line for line in lines[1:] if line]
         if not prompts:
             raise OptionError(f"data {str(text)!r}", reason="no prompt after the first line")

@@ -9,6 +9,7 @@ import numpy as np
 
 from imageprompt.core.errors import OptionError
 from imageprompt.evaluation.protocols.contract import (
+    MAX_TEXT,
     Choice,
     Figure,
     Measured,
@@ -23,7 +24,7 @@ from imageprompt.evaluation.protocols.contract import (
     pictures_of,
 )
 from imageprompt.evaluation.scoring import Picture
-from imageprompt.evaluation.scoring.texts import read_text
+from imageprompt.evaluation.scoring.texts import read_texts
 from imageprompt.evaluation.study.config import StudyConfig
 from imageprompt.evaluation.study.plan import Case
 from imageprompt.evaluation.study.references import StudyReference, name_of
@@ -39,7 +40,7 @@ _EXPECTED = 100
 def read(folder: Path, root: Path, limit: int | None) -> ProtocolData:
     """Each person with each text; the first picture is shown, all are compared with."""
     people = folders_of(need_folder(folder / PEOPLE, "faces", f"{PEOPLE}/ and {PROMPTS}"))
-    prompts = [line.strip() for line in read_text(folder / PROMPTS).splitlines() if line.strip()]
+    prompts = [line.strip() for line in read_texts(folder / PROMPTS, MAX_TEXT) if line.strip()]
     if not prompts or len(people) < 2:
         raise OptionError(
             f"data {str(folder)!r}",

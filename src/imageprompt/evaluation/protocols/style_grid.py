@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from imageprompt.core.errors import OptionError
 from imageprompt.demo.scenes import ATTRIBUTES, named_words
 from imageprompt.evaluation.protocols.contract import (
+    MAX_TEXT,
     Choice,
     Figure,
     Measured,
@@ -51,7 +52,7 @@ def read(folder: Path, root: Path, limit: int | None) -> ProtocolData:
         raise OptionError(
             f"data {str(place)!r}", reason=f"has {len(texts)} texts, not 1 to {_MAX_CONTENTS:,}"
         )
-    contents = [*dict.fromkeys(" ".join(read_text(path).split()) for path in texts)]
+    contents = [*dict.fromkeys(" ".join(read_text(path, MAX_TEXT).split()) for path in texts)]
     styles: dict[str, list[Path]] = {}
     for file in sorted(pictures_below(top)):
         name = file.stem if file.parent == top else file.parent.relative_to(top).as_posix()

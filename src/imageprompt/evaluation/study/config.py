@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -176,9 +177,8 @@ class StudyConfig:
         _ = self.folder  # raises OptionError for a user that does not exist
         self._check_scales()
         self._check_protocol()
-        names = [entry.title for entry in self.entries]
-        for name in names:
-            if names.count(name) > 1:
+        for name, count in Counter(entry.title for entry in self.entries).items():
+            if count > 1:
                 raise OptionError(
                     f"two adapters called {name!r}",
                     reason="the results could not tell them apart",
@@ -275,12 +275,13 @@ class StudyConfig:
 def folder_names(names: Sequence[str]) -> list[str]:
     """A name for a folder for each of these: plain characters, and no two alike."""
     found: list[str] = []
+    taken = {"control", "ceiling"}
     for name in names:
         plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "adapter"
-        taken = [one.lower() for one in found]
         free = plain
         number = 2
-        while free.lower() in (*taken, "control", "ceiling"):
+        while free.lower() in taken:
             free, number = f"{plain}-{number}", number + 1
         found.append(free)
+        taken.add(free.lower())
     return found
