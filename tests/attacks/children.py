@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
+import json
 import os
 import select
 import signal
@@ -12,44 +14,102 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from . import limits
 
 HERE = Path(__file__).resolve().parent
 
-_PATIENCE = 60.0
-"""Seconds beyond its time that a child may compute, where others use the machine."""
+_PATIENCE = 300.0
+"""Seconds that a child may compute without a word, where others use the machine."""
+_POLL = 0.5
+"""Seconds between two looks at a child that says nothing."""
 
 # ── servers ─────────────────────────────────────────────────────────────────────────────────────
 
 
+_END = "end of "
+
+
 def serve(module: str, *arguments: str) -> Iterator[str]:
-    """The lines that a module prints, run as a process with one thread and no network."""
-    with tempfile.TemporaryDirectory(prefix="attacks-") as place:
-        Path(place, "home").mkdir()
-        server = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=_environment(place),
-        )
-        assert server.stdout is not None
-        try:
-            yield from server.stdout
-        finally:
-            server.stdout.close()
-            if server.poll() is None and sys.exc_info()[0] is not None:
-                server.terminate()
-            code = server.wait()
-    if code:
-        raise RuntimeError(f"the server of {module} ended with {code}")
+    """The lines that a module prints, run as a process with one thread and no network.
+
+    It is forked from one that has loaded what they all need, and which all calls share.
+    """
+    parent = _parent()
+    assert parent.stdin is not None
+    assert parent.stdout is not None
+    print(json.dumps([module, *arguments]), file=parent.stdin, flush=True)
+    end = ""
+    try:
+        for line in parent.stdout:
+            if line.startswith(_END):
+                end = line
+                break
+            yield line
+    finally:
+        if not end:  # it died, or the caller has seen enough
+            parent.kill()
+            parent.communicate()
+            _parent.cache_clear()
+    if end != f"{_END}{module}: 0\n":
+        raise RuntimeError(f"the server failed: {end or 'killed'}")
+
+
+@lru_cache
+def _parent() -> subprocess.Popen[str]:
+    """The process whose children are servers; it ends with this one."""
+    place = tempfile.TemporaryDirectory(prefix="attacks-")
+    Path(place.name, "home").mkdir()
+    parent = subprocess.Popen(
+        [sys.executable, "-m", "attacks.children"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=_environment(place.name),
+    )
+    atexit.register(_end, parent, place)
+    return parent
+
+
+def _end(parent: subprocess.Popen[str], place: tempfile.TemporaryDirectory[str]) -> None:
+    parent.kill()
+    parent.communicate()
+    place.cleanup()
+
+
+def main() -> None:
+    """Fork a server for each line on stdin, a module and its arguments, one after the other."""
+    results = own_stdout()
+    harness = importlib.import_module("attacks.harness")
+    load([name for door in harness.table() for name in door.imports])
+    load(["attacks.guards", "attacks.mutate", "toy_training"])
+    for line in sys.stdin:
+        module, *arguments = json.loads(line)
+        child = os.fork()
+        if not child:
+            os.dup2(results.fileno(), 1)
+            sys.argv[1:] = arguments
+            _run_module(module)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print(f"{_END}{module}: {code}", file=results, flush=True)
+
+
+def _run_module(module: str) -> NoReturn:
+    code = 1
+    try:
+        importlib.import_module(module).main()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 def _environment(place: str) -> dict[str, str]:
@@ -66,6 +126,7 @@ def _environment(place: str) -> dict[str, str]:
         "XDG_CACHE_HOME": f"{place}/home/.cache",
         "HF_HOME": f"{place}/home/huggingface",
         "HF_HUB_OFFLINE": "1",
+        "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR", str(Path.home() / ".cache/matplotlib")),
         "COLUMNS": "100",
     }
 
@@ -77,10 +138,16 @@ def own_stdout() -> Any:
     return results
 
 
+_WITH_THREADS = ("onnxruntime", "diffusers.pipelines.onnx_utils")
+"""Modules that start threads as they are imported: no process forks safely after that."""
+
+
 def load(modules: list[str]) -> bool:
     """Load what a child had to load; is there anything new?"""
     known = len(sys.modules)
     for name in modules:
+        if name.startswith(_WITH_THREADS):
+            continue
         with contextlib.suppress(Exception):
             importlib.import_module(name)
     return len(sys.modules) > known
@@ -172,38 +239,36 @@ def _run_child(work: Callable[[Callable[[str], None]], None], folder: Path, writ
 
 
 def _receive(read: int, child: int, wall: float) -> tuple[list[str], bool]:
-    """The whole lines of a pipe, and whether the child waited when its time was up.
+    """The whole lines of a pipe, and whether the child has waited for so long.
 
-    A child that is computing has a limit of CPU time instead: the machine may be busy.
+    Only looks at which it slept, and had not computed since the last one, count: the machine may be
+    busy. A child that computes has a limit of CPU time.
     """
-    data, until, late = b"", time.monotonic() + wall, False
-    while True:
-        ready, _, _ = select.select([read], [], [], max(0.1, until - time.monotonic()))
+    data, late = b"", False
+    idle, silent, used = 0, 0, ""
+    while not late:
+        ready, _, _ = select.select([read], [], [], _POLL)
         if ready:
             part = os.read(read, 1 << 16)
             if not part:
                 break
-            data, until = data + part, time.monotonic() + wall
-        elif _has_ended(child):  # what it started may hold the pipe open
+            data, idle, silent = data + part, 0, 0
+            continue
+        state, spent = _state(child)
+        if state == "Z":  # what it started may hold the pipe open
             break
-        elif time.monotonic() > until:
-            late = not _is_computing(child) or time.monotonic() > until + _PATIENCE
-            if late:
-                break
+        idle, silent = (idle + 1 if state == "S" and spent == used else 0), silent + 1
+        used = spent
+        late = idle * _POLL > wall or silent * _POLL > wall + _PATIENCE
     os.close(read)
     return [line.decode() for line in data.split(b"\n")[:-1]], late
 
 
-def _state(child: int) -> str:
-    return Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
-
-
-def _has_ended(child: int) -> bool:
-    return _state(child) == "Z"
-
-
-def _is_computing(child: int) -> bool:
-    return _state(child) == "R"
+def _state(child: int) -> tuple[str, str]:
+    """What a process does (R: it runs, S: it sleeps, D: it waits for a disk, Z: it has ended), and
+    the CPU time that it has used."""
+    fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+    return fields[0], f"{fields[11]} {fields[12]}"
 
 
 def _why(code: int) -> str:
@@ -213,3 +278,7 @@ def _why(code: int) -> str:
             return f"took more than {limits.CPU_SECONDS} s of CPU"
         return f"died by {name}"
     return f"ended with {os.WEXITSTATUS(code)}"
+
+
+if __name__ == "__main__":
+    main()

@@ -523,7 +523,3 @@ def run(every: int = 1) -> Iterator[dict[str, Any]]:
     """For each guard, or one of so many: the rows tried until one noticed, and what that said."""
     for line in serve("attacks.guards", "--every", str(every)):
         yield json.loads(line)
-
-
-if __name__ == "__main__":
-    main()

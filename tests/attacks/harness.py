@@ -90,9 +90,9 @@ def run(
 
 
 def spread(attacks: Sequence[Attack], most: int) -> list[Attack]:
-    """At most so many of the rows of a door, from all parts of the list."""
+    """At most so many of the rows of a door, from the middles of equal parts of the list."""
     count = min(most, len(attacks))
-    return [attacks[i * len(attacks) // count] for i in range(count)]
+    return [attacks[(2 * i + 1) * len(attacks) // (2 * count)] for i in range(count)]
 
 
 # ── the server ──────────────────────────────────────────────────────────────────────────────────
@@ -377,7 +377,3 @@ def _stream(number: int) -> str:
         size = min(os.lseek(number, 0, os.SEEK_END), MAX_TEXT)
         return os.pread(number, size, 0).decode(errors="surrogateescape")
     return ""
-
-
-if __name__ == "__main__":
-    main()

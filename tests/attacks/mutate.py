@@ -543,7 +543,3 @@ def run(**options: Any) -> Iterator[Tried]:
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     for line in serve("attacks.mutate", *arguments):
         yield Tried(**json.loads(line))
-
-
-if __name__ == "__main__":
-    main()

@@ -23,7 +23,7 @@ from attacks.faults import WRITES, Child, Moments, Scene, child, content, spread
 from imageprompt import cli
 from imageprompt.core.errors import ImagePromptError, OptionError
 
-MOMENTS = 4
+MOMENTS = 3
 """Of one kind of file at most, where a sample is tried; else ALL_MOMENTS."""
 ALL_MOMENTS = 50
 
@@ -253,7 +253,7 @@ def contest(tmp_path: Path, work: Callable[[str, int], Any], rounds: int = ROUND
         answers = []
         try:
             for number in range(rounds):
-                barrier.wait(60)
+                barrier.wait(300)
                 answers.append(work(who, number))
         except BaseException:
             barrier.abort()

@@ -7,7 +7,7 @@ import pytest
 from attacks import mutate
 from attacks.legitimate import FORMATS
 
-EACH = 10
+EACH = 4
 
 
 @pytest.mark.slow
