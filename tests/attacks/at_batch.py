@@ -66,17 +66,23 @@ def _jobs() -> Iterator[Attack]:
 def _files() -> Iterator[Attack]:
     """Impossible paths that end in .jsonl: each is a link, or lies there itself."""
 
-    def named(make: Callable[[Path], Any]) -> Callable[[Path], Path]:
+    def named(make: Callable[[Path], Any], name: str = "jobs.jsonl") -> Callable[[Path], Path]:
         def linked(folder: Path) -> Path:
             inner = folder / "in"
             inner.mkdir()
-            (folder / "jobs.jsonl").symlink_to(make(inner))
-            return folder / "jobs.jsonl"
+            (folder / name).symlink_to(make(inner))
+            return folder / name
 
         return linked
 
     for name in ("a pipe", "a socket", "/dev/zero", "a link to itself", "missing"):
         yield Attack(name, named(PATHS[name]))
+        for suffix in ("csv", "parquet"):  # without pyarrow, the second is refused unread
+            yield Attack(f"{name}, .{suffix}", named(PATHS[name], f"jobs.{suffix}"))
+    for text in (b"", b"PAR1", b"PAR1" + b"\xff" * 2000 + b"PAR1", b"PAR1\xff\xff\xff\x7fPAR1"):
+        yield Attack(f"Parquet that begins {text[:9]!r}", content(text, "jobs.parquet"), "parquet")
+    yield Attack("a tar file", content(bytes(10240), "jobs.tar"), "ends in none of")
+    yield Attack("a gzip", content(b"\x1f\x8b", "jobs.jsonl.gz"), "ends in none of")
     yield Attack(
         "a gigabyte of nothing", named(PATHS["a gigabyte of nothing"]), "a row of more than"
     )

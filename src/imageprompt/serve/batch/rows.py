@@ -220,9 +220,10 @@ def _parquet(source: Path) -> Iterator[dict[str, Any]]:
             hint="Install it: pip install pyarrow.",
         ) from error
     try:
-        for group in parquet.ParquetFile(source).iter_batches(batch_size=1024):
-            for row in group.to_pylist():
-                yield {name: value for name, value in row.items() if value is not None}
+        with open_regular(source) as stream:
+            for group in parquet.ParquetFile(stream).iter_batches(batch_size=64):
+                for row in group.to_pylist():
+                    yield {name: value for name, value in row.items() if value is not None}
     except (OSError, ValueError) as error:
         raise OptionError(f"job file {source.name!r}", reason=str(error)) from error
 
