@@ -408,7 +408,8 @@ def _quiet(loads: bool) -> AbstractContextManager[None]:
 def _step(name: str, value: Any) -> str:
     """One entry of a style's recipe; of a mix, the shares."""
     if isinstance(value, dict):
-        value = " + ".join(f"{share:g} {part}" for part, share in value.items())
+        shares = [(part, share) for part, share in value.items() if isinstance(share, int | float)]
+        value = " + ".join(f"{share:g} {part}" for part, share in shares) or "kept"
     return f"{name} {value}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -235,6 +236,18 @@ class Library:
             what = f"file {os.fspath(path)!r}"
             raise OptionError(what, reason="exists already", hint=_REPLACE) from error
         return target
+
+    def record(self, name: str, **entries: Any) -> Style:
+        """Add entries to a style's recipe; its tokens and precomputed K', V' stay as they are.
+
+        Raises NotFoundError, PromptError, OptionError for what a recipe cannot keep.
+        """
+        path = self._path(paths.checked_name(name))
+        with paths.write_lock(self.folder):
+            style = style_file.check_whole(self.show(name))
+            recipe = {**style.recipe, **entries}
+            changed = style_file.in_memory(dataclasses.replace(style, recipe=recipe))
+            return style_file.write_style(path, changed)
 
     def remove(self, name: str) -> None:
         """Delete a style and its precomputed K', V'. Raises NotFoundError, PromptError."""

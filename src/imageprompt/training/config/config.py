@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Keys that may change when a run is resumed: no weight depends on them.
 FREE_KEYS = frozenset(
     ("output", "cache", "device", "keep", "log_every", "checkpoint_every", "validate_every")
-) | frozenset(("validation", "trackers"))
+) | frozenset(("validation", "trackers", "patience"))
 # Keys that runs of older versions do not state: they have the defaults.
 NEW_KEYS = frozenset(
     ("feature", "shift", "loss_weighting", "guidance_scale", "max_sequence_length", "quantize")
@@ -283,6 +283,9 @@ class TrainingConfig:
     ] = 500
     keep: Annotated[int, Key("checkpoints to keep", ge=1)] = 2
     validate_every: Annotated[int, Key("steps between validations; 0: never", ge=0)] = 0
+    patience: Annotated[
+        int, Key("validations without a better score after which the run ends; 0: never", ge=0)
+    ] = 0
     validation: Annotated[ValidationConfig, Key("the validation sheet")] = field(
         default_factory=ValidationConfig
     )

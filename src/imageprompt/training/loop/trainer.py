@@ -96,6 +96,7 @@ class Trainer:
         self.metrics = Metrics(folder / "metrics.jsonl", self.processes.accelerator, trackers)
         self.processes.on_main(lambda: check_folder(folder).mkdir(parents=True, exist_ok=True))
         self._saved: int | None = None
+        self._waited = 0  # validations since the best score
         self._resume()
         self.model = self.processes.wrap(self._loss())
         if self.processes.count > 1:
@@ -119,14 +120,20 @@ class Trainer:
             throughput = Throughput(self.step, self.config.batch_size * self.config.accumulate)
             stop = False
             steps = self.config.steps
-            while self.step < last and not stop:
+            while self.step < last and not stop and not self._out_of_patience:
                 bars.update(f"step {self.step} of {steps}", self.step, steps)
                 stop = self._train_step(stop_request)
                 self._after_step(throughput)
             bars.update(f"step {self.step} of {steps}", self.step, steps)
             self.save()
             self.processes.on_main(self.metrics.close)
-        return RunResult(self.step, self.step >= self.config.steps, stop_request.signal)
+        finished = self.step >= self.config.steps or self._out_of_patience
+        return RunResult(self.step, finished, stop_request.signal)
+
+    @property
+    def _out_of_patience(self) -> bool:
+        """Have so many validations in a row brought no better score?"""
+        return 0 < self.config.patience <= self._waited
 
     def _train_step(self, stop_request: StopRequest) -> bool:
         """One optimiser step; True if any process was asked to stop."""
@@ -209,17 +216,19 @@ class Trainer:
     def _validate(self) -> None:
         """Validate the EMA weights in the first process; the best ones are saved as a file."""
 
-        def validate() -> None:
+        def validate() -> bool:
             if self.validate is None:
-                return
+                return True
             with self.ema_weights():
                 metrics = dict(self.validate(self))
-                if metrics.get("score", -math.inf) > self.best:
+                better = metrics.get("score", -math.inf) > self.best
+                if better:
                     self.best = metrics["score"]
                     self.adapter.save(self.folder / BEST)
             self.metrics.write(self.step, metrics)
+            return better or "score" not in metrics
 
-        self.processes.on_main(validate)
+        self._waited = 0 if self.processes.on_main(validate) else self._waited + 1
 
     # ── checkpoints ─────────────────────────────────────────────────────────────────────────────
 

@@ -1,0 +1,483 @@
+"""tune-style: an adapter trained further on one domain, measured before and after.
+
+The pictures of the domain are split: most are trained with, some decide when to stop, some measure.
+Pictures of all kinds are mixed into the training, and others of them measure what is forgotten.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+
+from imageprompt.core import bundled
+from imageprompt.core.errors import OptionError, PictureError
+from imageprompt.core.schema import Option
+from imageprompt.generation.option_values import FILE
+from imageprompt.workflows.contract import Workflow
+from imageprompt.workflows.inputs import HOW, GenerationInputs, control
+
+if TYPE_CHECKING:
+    from imageprompt.evaluation.study.results import Results
+    from imageprompt.training.train import TrainResult
+    from imageprompt.workflows.job import Job
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+MOST_PICTURES = 20_000
+LEAST = 12
+"""Pictures of a domain."""
+VALIDATION = 16
+"""Pictures that decide when to stop, at most."""
+VALIDATIONS, PATIENCE = 8, 3
+BEFORE, AFTER = "before", "after"
+_CHECKED = 64
+_ABOUT_SIZE = ("small", "soft")
+_TEXTS = (".txt",)
+
+ON_BUNDLED: Mapping[str, Any] = {
+    "resolution": 64,
+    "steps": 400,
+    "batch_size": 32,
+    "learning_rate": 5e-4,
+    "betas": [0.9, 0.99],
+    "drop": {"image": 0.05, "text": 0.6, "both": 0.05},
+    "timesteps": {"uniform": 0.35, "mean": 1.6, "std": 1.2},
+}
+ON_OTHERS: Mapping[str, Any] = {
+    "resolution": 512,
+    "crop": "random",
+    "steps": 2000,
+    "batch_size": 8,
+    "learning_rate": 1e-5,
+    "drop": {"image": 0.05, "text": 0.15, "both": 0.05},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs(GenerationInputs):
+    """A folder of pictures of one kind, and how to train."""
+
+    domain: Annotated[
+        Any,
+        Option(
+            "folder of pictures of the domain, each with its caption in a .txt file or without",
+            metavar="DIR",
+            json=FILE,
+            group=HOW,
+        ),
+    ]
+    general: Annotated[
+        Any,
+        Option(
+            "folder of pictures of all kinds, to keep and measure what the adapter knows (default: "
+            "drawn ones on the bundled stack, else none)",
+            metavar="DIR",
+            json=FILE,
+            group=HOW,
+        ),
+    ] = None
+    share: Annotated[
+        float,
+        control(
+            "pictures of all kinds to train with, as a share of those of the domain (default 0.5)",
+            metavar="S",
+            ge=0,
+            le=10,
+        ),
+    ] = 0.5
+    references: Annotated[
+        int,
+        control(
+            "pictures that measure, of the domain and of all kinds each; none of them is trained "
+            "with (default 24)",
+            metavar="N",
+            ge=2,
+            le=1000,
+        ),
+    ] = 24
+    train_steps: Annotated[
+        int | None,
+        control(
+            "training steps at most (default 400 on the bundled stack, else 2000)",
+            metavar="N",
+            ge=1,
+            le=1_000_000,
+        ),
+    ] = None
+    set: Annotated[
+        Any,
+        Option(
+            "change a key of the training config: learning_rate=1e-5; may be repeated",
+            metavar="KEY=VALUE",
+            repeat=True,
+            json={"type": "array", "items": {"type": "string"}},
+            group=HOW,
+        ),
+    ] = ()
+    metric: Annotated[
+        str | None,
+        control(
+            "what is measured: see `imageprompt score --list` (default attributes on the bundled "
+            "stack, else clip-i)",
+            metavar="NAME",
+        ),
+    ] = None
+    extractor: Annotated[
+        str | None,
+        control("its model: clip=openai/clip-vit-large-patch14", metavar="ROLE=SOURCE"),
+    ] = None
+    work: Annotated[
+        Any,
+        Option(
+            "folder of the training run; what was interrupted there goes on (default: a temporary "
+            "one)",
+            metavar="DIR",
+            json=FILE,
+            group=HOW,
+        ),
+    ] = None
+    num_images: Annotated[
+        int, control("references shown before and after (default 4)", metavar="N", ge=1, le=16)
+    ] = 4
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which picture is for what."""
+
+    train: Sequence[Path]
+    validation: Sequence[Path]
+    test: Sequence[Path]
+
+
+def steps(inputs: Inputs, job: Job) -> None:
+    base = _base(inputs, job)
+    domain = _split(_pictures_in(inputs.domain, "domain"), inputs.references)
+    _check_quality(job, domain.test)
+    temporary = None
+    if inputs.work is None:
+        temporary = tempfile.TemporaryDirectory(prefix="imageprompt-tune-")
+    work = Path(inputs.work if temporary is None else temporary.name).expanduser()
+    general = _general(inputs, job, work, len(domain.train))
+    adapter = _adapter(inputs, job)
+    config = _config(inputs, job, base, adapter, work, domain)
+    _copy(work / "data", [*domain.train, *general.train])
+    job.report(f"training, {config.steps} steps at most", 0, 3)
+    trained = _train(config, inputs)
+    tuned = trained.best or trained.adapter
+    assert tuned is not None
+    adapters = {BEFORE: adapter, AFTER: str(tuned)}
+    job.measured |= {"trained_steps": trained.step, "training_seconds": trained.seconds}
+    for number, (name, test) in enumerate({"domain": domain.test, "general": general.test}.items()):
+        job.report(f"measuring {name}", 1 + number, 3)
+        if test:
+            results = _evaluate(inputs, job, base, work / name, test, adapters)
+            _figures(job, name, results)
+            if name == "domain":
+                _show(job, results, inputs.num_images)
+        else:
+            job.notes.append("what is forgotten was not measured: give --general DIR")
+    job.file("-adapter.safetensors", lambda path: _keep(tuned, path, temporary))
+
+
+# ── pictures ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _base(inputs: Inputs, job: Job) -> str:
+    """The base by name: it is loaded for training, and again for measuring. Raises OptionError."""
+    base = job.engine.loaded.name if inputs.base is None else inputs.base
+    if not isinstance(base, str | os.PathLike):
+        raise OptionError(
+            "a loaded pipeline", reason="training loads its own", hint="Give its folder or Hub id."
+        )
+    return os.fspath(base)
+
+
+def _pictures_in(folder: Any, name: str) -> list[Path]:
+    """The pictures of a folder and those below, in one order. Raises OptionError, PictureError."""
+    top = Path(folder).expanduser()
+    if not top.is_dir():
+        raise OptionError(f"{name} {str(folder)!r}", reason="no such folder")
+    found = sorted(islice(_files(top), MOST_PICTURES + 1))
+    if len(found) > MOST_PICTURES:
+        raise OptionError(f"{name} {str(folder)!r}", reason=f"more than {MOST_PICTURES:,} pictures")
+    if len(found) < LEAST:
+        raise PictureError(
+            f"{name} {str(folder)!r}",
+            reason=f"{len(found)} pictures, where {LEAST} are needed",
+            hint="A few hundred are usual.",
+        )
+    return found
+
+
+def _files(top: Path) -> Iterator[Path]:
+    for path in top.rglob("*"):
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.is_symlink():
+            yield path
+
+
+def _split(pictures: Sequence[Path], references: int) -> Split:
+    """At most a third measures, at most a sixth validates; spread over the order of names."""
+    count = len(pictures)
+    test = min(references, count // 3)
+    validation = min(VALIDATION, count // 6)
+    at = np.linspace(0, count - 1, test + validation).round().astype(int).tolist()
+    held = at[:: max(1, len(at) // validation)][:validation]
+    apart = set(at)
+    return Split(
+        [one for i, one in enumerate(pictures) if i not in apart],
+        [pictures[i] for i in held],
+        [pictures[i] for i in at if i not in set(held)],
+    )
+
+
+def _general(inputs: Inputs, job: Job, work: Path, trained: int) -> Split:
+    """Pictures of all kinds: to train with, and to measure with."""
+    wanted = round(inputs.share * trained)
+    if inputs.general is not None:
+        found = _split(_pictures_in(inputs.general, "general"), inputs.references)
+        every = max(1, len(found.train) // max(wanted, 1))
+        return Split(found.train[::every][:wanted], (), found.test)
+    if not job.on_bundled_base:
+        return Split((), (), ())
+    from imageprompt.demo import scenes
+
+    parts = []
+    for name, split, count in (("mixed", "train", wanted), ("other", "test", inputs.references)):
+        folder = work / name
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f"{index:06}.png" for index in range(count)]
+        for path, scene in zip(paths, scenes.stream(split, seed=17), strict=False):
+            scenes.draw(scene).save(path)
+            path.with_suffix(".txt").write_text(scenes.caption(scene), encoding="utf-8")
+        parts.append(paths)
+    return Split(parts[0], (), parts[1])
+
+
+def _check_quality(job: Job, pictures: Sequence[Path]) -> None:
+    """Notes the problems of pictures that will measure. Raises PictureError for unreadable ones."""
+    from imageprompt.evaluation.image_quality.picture import check
+
+    count: dict[str, int] = {}
+    chosen = pictures[:_CHECKED]
+    for path in chosen:
+        for problem in check(path).problems():
+            if not (job.on_bundled_base and problem in _ABOUT_SIZE):
+                count[problem] = count.get(problem, 0) + 1
+    job.notes += [f"{n} of {len(chosen)} checked pictures: {what}" for what, n in count.items()]
+
+
+def _copy(folder: Path, pictures: Sequence[Path]) -> None:
+    """The pictures and their captions, numbered; those of an earlier run stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, path in enumerate(pictures):
+        for suffix in (path.suffix, *_TEXTS):
+            source = path.with_suffix(suffix)
+            target = folder / f"{index:06}{suffix.lower()}"
+            if source.is_file() and not source.is_symlink() and not target.exists():
+                shutil.copyfile(source, target)
+
+
+# ── training ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _adapter(inputs: Inputs, job: Job) -> str:
+    """The file to begin with. Raises NotFoundError, OptionError."""
+    from imageprompt import loading
+
+    if not isinstance(inputs.adapter, str | os.PathLike | None):
+        raise OptionError("a loaded adapter", reason="training reads a file", hint="Give its path.")
+    located = loading.find_adapter(
+        inputs.adapter, loading.base_folder(_base(inputs, job)), cached_only=False
+    )
+    return str(located.path)
+
+
+def _config(inputs: Inputs, job: Job, base: str, adapter: str, work: Path, domain: Split) -> Any:
+    """The training config. Raises OptionError."""
+    from imageprompt.loading import load_adapter_file
+    from imageprompt.training.config.config import TrainingConfig
+
+    chosen = dict(ON_BUNDLED if job.on_bundled_base else ON_OTHERS)
+    if inputs.train_steps is not None:
+        chosen["steps"] = inputs.train_steps
+    every = max(1, chosen["steps"] // VALIDATIONS)
+    validation: dict[str, Any] = {
+        "references": list(map(str, domain.validation)),
+        "count": len(domain.validation),
+    }
+    if inputs.steps is not None:
+        validation["steps"] = inputs.steps
+    if inputs.guidance_scale is not None:
+        validation["guidance"] = inputs.guidance_scale
+    elif job.on_bundled_base:
+        validation["guidance"] = bundled.GUIDANCE
+    precision = {"float16": "fp16", "bfloat16": "bf16"}.get(str(inputs.dtype), "no")
+    plain = chosen | {
+        "base": base,
+        "adapter": adapter,
+        "variant": load_adapter_file(adapter).spec.variant,
+        "encoder": None if inputs.encoder is None else os.fspath(inputs.encoder),
+        "data": str(work / "data"),
+        "cache": str(work / "cache"),
+        "output": str(work / "run"),
+        "schedule": "cosine",
+        "ema": 0.99,
+        "warmup": min(100, chosen["steps"] // 10),
+        "seed": inputs.seed,
+        "checkpoint_every": 0 if inputs.work is None else every,
+        "validate_every": every,
+        "patience": PATIENCE,
+        "validation": validation,
+        "trackers": [],
+        "mixed_precision": precision,
+        "device": inputs.device,
+    }
+    return TrainingConfig.load(plain, list(inputs.set))
+
+
+def _train(config: Any, inputs: Inputs) -> TrainResult:
+    """Raises OptionError if it was stopped by a signal."""
+    from imageprompt.training.train import train
+
+    result = train(config, resume=inputs.work is not None, progress=False)
+    if result.adapter is None:
+        raise OptionError(
+            f"training at step {result.step}",
+            reason="was stopped",
+            hint="Run it again with the same --work DIR, and it goes on.",
+        )
+    return result
+
+
+def _keep(tuned: Path, path: Path, _: object) -> None:
+    """Copy the adapter; the last argument keeps the temporary folder until then."""
+    shutil.copyfile(tuned, path)
+
+
+# ── figures ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _evaluate(
+    inputs: Inputs,
+    job: Job,
+    base: str,
+    folder: Path,
+    pictures: Sequence[Path],
+    adapters: Mapping[str, str],
+) -> Results:
+    """A study of both adapters with these references, without text. Raises an ImagePromptError."""
+    from imageprompt.evaluation.study.run import evaluate
+
+    references = folder / "references"
+    _copy(references, pictures)
+    plain: dict[str, Any] = {
+        "output": str(folder / "study"),
+        "references": str(references),
+        "prompts": [""],
+        "adapters": [{"adapter": path, "name": name} for name, path in adapters.items()],
+        "scales": [1.0],
+        "seed": inputs.seed,
+        "base": base,
+        "steps": inputs.steps,
+        "guidance_scale": inputs.guidance_scale,
+        "size": inputs.size,
+        "dtype": inputs.dtype,
+        "device": inputs.device,
+        "metrics": [_metric(inputs, job)],
+    }
+    if inputs.extractor is not None:
+        role, _, source = inputs.extractor.partition("=")
+        plain["extractors"] = {role: source}
+    given = {name: value for name, value in plain.items() if value is not None}
+    return evaluate(given, progress=False).results()
+
+
+def _metric(inputs: Inputs, job: Job) -> str:
+    return inputs.metric or ("attributes" if job.on_bundled_base else "clip-i")
+
+
+def _figures(job: Job, name: str, results: Results) -> None:
+    """Means before and after, their paired difference with its interval, control and ceiling."""
+    from imageprompt.evaluation.statistics.paired import compare_differences
+
+    metric = next(iter(results.metrics))
+    rows = {
+        BEFORE: results.where(row="adapter", adapter=BEFORE),
+        AFTER: results.where(row="adapter", adapter=AFTER),
+        "control": results.where(row="control"),
+        "ceiling": results.where(row="ceiling"),
+    }
+    values = {
+        row: {
+            reference: value
+            for reference, value in zip(one.reference, one.metrics[metric].tolist(), strict=True)
+            if np.isfinite(value)
+        }
+        for row, one in rows.items()
+    }
+    figures = {"match": values}
+    if metric == "attributes":
+        figures["whole"] = {
+            row: {key: float(value == 1) for key, value in found.items()}
+            for row, found in values.items()
+        }
+    for what, found in figures.items():
+        for row, one in found.items():
+            if one:
+                job.measured[f"{name}_{what}_{row}"] = float(np.mean(list(one.values())))
+        both = found[BEFORE].keys() & found[AFTER].keys()
+        keys = sorted(both, key=str)
+        difference = compare_differences([found[AFTER][key] - found[BEFORE][key] for key in keys])
+        interval = difference.interval
+        job.measured[f"{name}_{what}_change"] = [
+            difference.difference,
+            interval.low,
+            interval.high,
+        ]
+
+
+def _show(job: Job, results: Results, count: int) -> None:
+    """The first references, before and after; the pictures are those of the study."""
+    from imageprompt.encoding.images.open_image import open_picture
+    from imageprompt.loading.recipe import read_picture
+    from imageprompt.workflows.result import WorkflowPicture
+
+    metric = next(iter(results.metrics))
+    for row in range(len(results)):
+        number = results.reference.distinct().index(str(results.reference[row]))
+        if results.row[row] != "adapter" or number >= count:
+            continue
+        path = results.picture_path(row)
+        recipe, tokens = read_picture(path)
+        measured = {metric: round(float(results.metrics[metric][row]), 4)}
+        label = f"reference {number}, {results.adapter[row]}"
+        image = open_picture(path)
+        job.pictures.append(WorkflowPicture(label, image, recipe, tokens, measured))
+        reference = results.reference_path(row)
+        if results.adapter[row] == BEFORE and reference is not None:
+            job.show(f"reference {number}", open_picture(reference))
+
+
+WORKFLOW = Workflow(
+    name="tune-style",
+    summary="an adapter trained further on a folder of one kind, measured before and after",
+    inputs=Inputs,
+    steps=steps,
+    measures={
+        "domain_match_*": "the metric on held-out pictures of the domain: before, after, control "
+        "(no reference), ceiling (the base's autoencoder)",
+        "domain_match_change": "mean difference and its 95 % interval",
+        "domain_whole_*": "share of pictures with all five attributes; drawn scenes only",
+        "general_*": "the same on pictures of all kinds: what is forgotten",
+        "trained_steps": "steps until validation no longer improved, or all",
+        "training_seconds": "wall time of the training",
+    },
+)
