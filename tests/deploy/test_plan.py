@@ -14,7 +14,7 @@ from imageprompt import cli
 from imageprompt.core.errors import NotFoundError, OptionError, WrongBaseError
 from imageprompt.deploy.plan import gpu_of, plan
 from imageprompt.deploy.plan.bases import BASES
-from imageprompt.deploy.plan.plan import CONTEXT, GIB
+from imageprompt.deploy.plan.plan import CONTEXT, CPU, GIB
 
 # ── beside public measurements ──────────────────────────────────────────────────────────────────
 # What they measured leaves the CUDA context out unless it says otherwise; GB are 10^9 bytes.
@@ -65,6 +65,51 @@ def test_memory_is_within_a_tenth_of_public_measurements(
     what: str, planned: Any, measured: float
 ) -> None:
     assert planned() == pytest.approx(measured, rel=0.1), what
+
+
+@pytest.mark.parametrize(("precision", "measured"), [("int8", 21.5), ("nf4", 17.3)])
+def test_quantised_peaks_are_an_eighth_too_low(precision: str, measured: float) -> None:
+    """FLUX.1 dev of the same benchmark: as docs/plan.md says."""
+    assert 0.87 < peak("flux-dev", precision) / measured < 0.9
+
+
+# ── beside processes on a CPU ───────────────────────────────────────────────────────────────────
+# benchmarks/plan.py: GiB above what Python and the libraries take, and CPU seconds of a call.
+# Its speed in a matrix product is that of one thread of the machine that measured.
+
+HERE = [
+    ("SD1.5, float32, 512 px", 3.65, 20.4),
+    ("SD1.5, bfloat16, 512 px, Plus", 1.89, 12.3),
+    ("SDXL, bfloat16, 512 px", 4.99, 18.4),
+    ("SDXL, bfloat16, 512 px, Plus and ViT-H", 7.03, 20.6),
+    ("autoencoder, float32, 512 px", 1.25, 30.9),
+]
+SPEED = {"float32": 88e9, "bfloat16": 192e9}
+
+
+@pytest.mark.parametrize(("what", "gib", "seconds"), HERE, ids=[row[0] for row in HERE])
+def test_processes_measured_on_a_cpu(what: str, gib: float, seconds: float) -> None:
+    from plan import PROCESSES
+
+    planned, flops, _ = PROCESSES[what]()
+    assert planned / GIB == pytest.approx(gib, rel=0.1)
+    speed = SPEED["float32" if "float32" in what else "bfloat16"]
+    assert flops is not None
+    assert 0.5 <= flops / (speed * CPU) / seconds <= 2
+
+
+def test_this_cpu() -> None:
+    found = plan("sd15", "plus", dtype="bfloat16", gpu=gpu_of("cpu"), steps=20)
+    mode = found.modes["bfloat16"]
+    assert mode.seconds is not None
+    assert 0 < mode.seconds[0] < mode.seconds[1]
+    assert found.gpu is not None
+    assert found.gpu.on_cpu
+    in_float32 = [
+        plan("sd15", None, dtype="float32", gpu=gpu).modes["float32"].phases["decode"]
+        for gpu in (None, found.gpu)
+    ]
+    assert in_float32[0] < in_float32[1]  # convolutions copy there
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def add_plan(command: Parser) -> None:
         "--batch-size", type=int, default=1, metavar="N", help="pictures at a time (default 1)"
     )
     command.add_argument(
-        "--gpu", metavar="NAME_OR_MEMORY", help='"RTX 3060", or its memory alone: 12GB'
+        "--gpu", metavar="NAME_OR_MEMORY", help='"RTX 3060", its memory alone: 12GB, or cpu'
     )
     command.add_argument(
         "--saved-prompts",

@@ -30,6 +30,8 @@ class Cost:
     flops: float
     bytes: float
     """The most that it keeps at once beside the weights, with 2 bytes a value."""
+    copying: float
+    """The same where convolutions copy their input and output into another order of channels."""
 
 
 def parameters(model: nn.Module) -> int:
@@ -44,16 +46,20 @@ def cost(model: nn.Module, call: Callable[[], Any]) -> Cost:
     attention = _FusedAttention()
     with torch.no_grad(), attention, counter, live:
         call()
-    return Cost(counter.get_total_flops() + attention.flops, live.peak)
+    return Cost(counter.get_total_flops() + attention.flops, live.peak, live.copying)
 
 
 def cost_by_area(model: nn.Module, call: Callable[[int], Any], sides: Sequence[int]) -> list[Curve]:
-    """The curves of operations and of memory, through three sizes; `call` takes the side in px."""
+    """The curves of operations, memory and memory with copies, through three sizes.
+
+    `call` takes the side in pixels.
+    """
     costs = [cost(model, lambda side=side: call(side)) for side in sides]  # type: ignore[misc]
     areas = [side * side / 1e6 for side in sides]
     return [
         Curve.through(areas, [one.flops for one in costs]),
         Curve.through(areas, [one.bytes for one in costs]),
+        Curve.through(areas, [one.copying for one in costs]),
     ]
 
 
@@ -81,7 +87,7 @@ class _LiveBytes(TorchDispatchMode):
     def __init__(self, known: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._seen = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
-        self._live = self.peak = 0
+        self._live = self.peak = self.copying = 0
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -90,6 +96,8 @@ class _LiveBytes(TorchDispatchMode):
         for tensor in made if isinstance(made, list | tuple) else [made]:
             if isinstance(tensor, Tensor):
                 self._see(tensor.untyped_storage())
+        if function is torch.ops.aten.convolution.default:
+            self.copying = max(self.copying, self._live + args[0].nbytes + made.nbytes)
         return made
 
     def _see(self, storage: torch.UntypedStorage) -> None:
@@ -99,6 +107,7 @@ class _LiveBytes(TorchDispatchMode):
         size = storage.nbytes()
         self._live += size
         self.peak = max(self.peak, self._live)
+        self.copying = max(self.copying, self._live)
         weakref.finalize(storage, self._drop, size)
 
     def _drop(self, size: int) -> None:

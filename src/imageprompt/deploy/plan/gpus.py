@@ -1,13 +1,17 @@
 """Graphics cards: their memory, and what they compute at best, by their makers' data sheets.
 
-16-bit figures are those of matrix products with sums in float32, without sparsity.
+16-bit figures are those of matrix products with sums in float32, without sparsity. This machine's
+CPU is measured in such products.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
 from imageprompt.core.errors import OptionError
 
@@ -22,6 +26,7 @@ class Gpu:
     """Of 16-bit matrix products; None if nothing but the memory is known."""
     single: float | None
     """In float32."""
+    on_cpu: bool = False
 
     def speed(self, dtype: str) -> float | None:
         """At a precision, in operations a second."""
@@ -61,11 +66,17 @@ GPUS = {
 ASSUMED = GPUS["RTX 4090"]
 """The card that times are told for if none is named."""
 
+_SIDE = 1024
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*(?:GB|GiB|G)", re.IGNORECASE)
 
 
 def gpu_of(text: str) -> Gpu:
-    """A card by name in any spelling, or by its memory ("12GB"). Raises OptionError."""
+    """A card by name in any spelling, by its memory ("12GB"), or "cpu": this machine's.
+
+    Raises OptionError.
+    """
+    if text.strip().lower() == "cpu":
+        return this_cpu()
     memory = _MEMORY.fullmatch(text.strip())
     if memory is not None:
         return Gpu(text.strip(), float(memory[1]), None, None)
@@ -81,6 +92,28 @@ def gpu_of(text: str) -> Gpu:
         hint=(f"Did you mean {names[near[0]].name!r}? " if near else "")
         + "Its memory is enough: --gpu 12GB.",
     )
+
+
+def this_cpu() -> Gpu:
+    """This machine's main memory, and the speed of its CPU with the threads that torch uses."""
+    import torch
+
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    half, single = (_speed(dtype) / 1e12 for dtype in (torch.bfloat16, torch.float32))
+    return Gpu("this CPU", round(pages / 2**30, 1), half, single, on_cpu=True)
+
+
+def _speed(dtype: Any) -> float:
+    """Operations a second in the best of five matrix products, by CPU time: others may run too."""
+    import torch
+
+    factors = torch.randn(2, _SIDE, _SIDE).to(dtype)
+    seconds = []
+    for _ in range(5):
+        start = time.process_time()
+        factors[0] @ factors[1]
+        seconds.append(time.process_time() - start)
+    return 2 * _SIDE**3 * torch.get_num_threads() / min(seconds)
 
 
 def _plain(name: str) -> str:

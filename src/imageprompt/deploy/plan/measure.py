@@ -6,8 +6,9 @@ The published bases have been counted before: `counted.json`, which `dev/counted
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -28,18 +29,18 @@ def count_base(base: PublishedBase) -> dict[str, Any]:
         SIDES if base.size >= SIDES[0] else [base.size * quarters // 4 for quarters in (2, 3, 4)]
     )
     denoiser = build(base.denoiser)
-    flops, kept = cost_by_area(denoiser, denoiser_call(base.denoiser, denoiser, base), sides)
+    denoiser_curves = cost_by_area(denoiser, denoiser_call(base.denoiser, denoiser, base), sides)
     vae = build(base.vae)
-    vae_flops, vae_kept = cost_by_area(vae, _decode(base.vae, vae), sides)
+    vae_curves = cost_by_area(vae, _decode(base.vae, vae), sides)
     text = {title: _count_text(*given) for title, given in base.text.items()}
     vision = build(base.image_encoder)
     size = base.image_encoder.config["image_size"]
     picture = torch.empty(1, 3, size, size, dtype=DTYPE, device="meta")
     return {
-        "denoiser": _row(parameters(denoiser), flops, kept),
-        "vae": _row(parameters(vae), vae_flops, vae_kept),
+        "denoiser": _row(parameters(denoiser), denoiser_curves),
+        "vae": _row(parameters(vae), vae_curves),
         "text": text,
-        "image_encoder": _row(parameters(vision), *_flat(cost(vision, lambda: vision(picture)))),
+        "image_encoder": _row(parameters(vision), _flat(cost(vision, lambda: vision(picture)))),
     }
 
 
@@ -118,18 +119,20 @@ def _decode(part: Part, vae: Any) -> Callable[[int], Any]:
 
 def _count_text(part: Part | int, tokens: int) -> dict[str, Any]:
     if isinstance(part, int):  # operations: two a weight and token
-        return _row(part, *_flat(Cost(2.0 * part * tokens, 0.0)))
+        return _row(part, _flat(Cost(2.0 * part * tokens, 0.0, 0.0)))
     model = build(part)
     ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
-    return _row(parameters(model), *_flat(cost(model, lambda: model(ids))))
+    return _row(parameters(model), _flat(cost(model, lambda: model(ids))))
 
 
-def _row(count: int, flops: Curve, kept: Curve) -> dict[str, Any]:
-    return {"parameters": count, "flops": flops.as_list(), "bytes": kept.as_list()}
+def _row(count: int, curves: Sequence[Curve]) -> dict[str, Any]:
+    names = (field.name for field in fields(Cost))
+    lists = {name: curve.as_list() for name, curve in zip(names, curves, strict=True)}
+    return {"parameters": count, **lists}
 
 
-def _flat(found: Cost) -> tuple[Curve, Curve]:
-    return Curve(found.flops, 0.0, 0.0), Curve(found.bytes, 0.0, 0.0)
+def _flat(found: Cost) -> list[Curve]:
+    return [Curve(value, 0.0, 0.0) for value in (found.flops, found.bytes, found.copying)]
 
 
 def _class(part: Part) -> Any:

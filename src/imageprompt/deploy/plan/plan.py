@@ -27,6 +27,8 @@ LARGE = 10**9
 FLOAT32, UNET, TRANSFORMER = 0.5, 0.27, 0.45
 """The share of its best speed that a card reaches in plain PyTorch: in float32, and in 16 bits on
 a UNet, which has convolutions, and on a transformer. Compiled models reach up to twice that."""
+CPU = 0.75
+"""The share of a CPU's speed in a matrix product that a model reaches there."""
 SPREAD = 2.0
 """Times are told from 1/SPREAD to SPREAD of the estimate."""
 GROUP = 0.1 * GIB
@@ -45,10 +47,12 @@ class Model:
     flops: Curve
     bytes: Curve
     """At 2 bytes a value."""
+    copying: Curve
+    """The same where convolutions copy their input and output into another order of channels."""
 
     @classmethod
     def of(cls, counted: Mapping[str, Any]) -> Model:
-        curves = (Curve(*counted[name]) for name in ("flops", "bytes"))
+        curves = (Curve(*counted[name]) for name in ("flops", "bytes", "copying"))
         return cls(counted["parameters"], *curves)
 
 
@@ -207,11 +211,14 @@ class Plan:
         """Bytes of each phase."""
         base, values = self.base, BYTES[self.dtype] / 2
         readers = [*base.text.values(), *([] if self.adapter is None else [base.image_encoder])]
-        wide = 2.0 if base.vae_in_float32 and self.dtype == "float16" else values
+        in_float32 = base.vae_in_float32 and self.dtype == "float16"
+        wide = 2.0 if in_float32 else values
+        copies = self._device.on_cpu or wide == 1.0  # tensor cores want channels last
+        decode = base.vae.copying if copies else base.vae.bytes
         return {
             "encode": values * max(model.bytes.at(self.area) for model in readers),
             "denoise": values * self.rows * base.denoiser.bytes.at(self.area),
-            "decode": wide * self.batch * base.vae.bytes.at(self.area),
+            "decode": wide * self.batch * decode.at(self.area),
         }
 
     @property
@@ -241,12 +248,10 @@ class Plan:
         self, weights: Mapping[str, Mapping[str, float]], offload: str
     ) -> tuple[float, float] | None:
         """A picture, at best and at worst."""
-        speed = (self.gpu or ASSUMED).speed(self.dtype)
+        speed = self._device.speed(self.dtype)
         if speed is None:
             return None
-        half = UNET if self.base.convolutions else TRANSFORMER
-        share = FLOAT32 if self.dtype == "float32" else half
-        work = self.flops / (speed * share)
+        work = self.flops / (speed * self._share)
         slow, fast = TRANSFER
         moved = {
             "none": 0.0,
@@ -256,11 +261,23 @@ class Plan:
         low, high = work / SPREAD + moved / fast, work * SPREAD + moved / slow
         return low / self.batch, high / self.batch
 
+    @property
+    def _device(self) -> Gpu:
+        return self.gpu or ASSUMED
+
+    @property
+    def _share(self) -> float:
+        """Of the best speed."""
+        if self._device.on_cpu:
+            return CPU
+        half = UNET if self.base.convolutions else TRANSFORMER
+        return FLOAT32 if self.dtype == "float32" else half
+
     # ── shown ─────────────────────────────────────────────────────────────────────────────────────
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data for JSON."""
-        gpu = self.gpu or ASSUMED
+        gpu = self._device
         return {
             "base": self.base.name,
             "adapter": None if self.adapter is None else self.adapter.name,
@@ -289,7 +306,7 @@ class Plan:
         return as_text(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        gpu = self.gpu or ASSUMED
+        gpu = self._device
         width, height = self.size
         adapter = "no adapter" if self.adapter is None else f"adapter {self.adapter.name}"
         picture = f"{width}x{height}, batch {self.batch}, {self.steps} steps"
