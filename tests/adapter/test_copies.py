@@ -49,6 +49,7 @@ def used(adapter: Any, unet: Any, prompt: Any) -> torch.Tensor:
         return read(unet, inputs("sd15"))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("lora", MODES)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_copy_of_a_denoiser_is_not_attached(way: str, lora: str) -> None:

@@ -89,7 +89,7 @@ def state_of(adapter: Any) -> dict[str, dict[str, Tensor]]:
     return {part: dict(getattr(adapter.module, part).state_dict()) for part in parts}
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("host", PIPES)
 def test_it_is_diffusers_own_faceid(host: str, variant: str) -> None:

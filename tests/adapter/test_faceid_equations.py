@@ -117,7 +117,7 @@ def test_animatediff(mode: str) -> None:
     assert any("motion_modules" in name for name in theirs[0])
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("modes", [("live", "live"), ("merged", "live"), ("merged", "merged")])
 def test_two_faceid_adapters(modes: tuple[str, str]) -> None:
     """Both LoRAs act; in diffusers loading the second switches the first off."""

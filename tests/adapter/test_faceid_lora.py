@@ -405,6 +405,7 @@ def scene(own: Path, given: dict[str, Any]) -> Scene:
     return Scene(own, given)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("first", ["own", "face"])
 def test_they_come_and_go_in_any_order(first: str, mode: str, scene: Scene) -> None:

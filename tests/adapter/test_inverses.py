@@ -48,7 +48,7 @@ class Snapshot:
         assert self._hooks() == self.hooks
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("kind", ADAPTERS)
 @pytest.mark.parametrize("host", CASES)
 def test_attach_use_detach(host: str, kind: str, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_attach_use_detach(host: str, kind: str, tmp_path: Path) -> None:
     assert torch.equal(rig.host.read(rig.unet, inputs), before)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("host", "dtype"),
     [

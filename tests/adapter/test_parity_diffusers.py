@@ -27,7 +27,7 @@ TOLERANCE = 1e-5
 MATTERS = 1e-2  # a parity test means something only where the adapter changes the output
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("kind", ADAPTERS)
 @pytest.mark.parametrize("host", CASES)
 def test_one_reference_with_guidance(host: str, kind: str, tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_every_scale(scale: float, tmp_path: Path) -> None:
     assert difference(rig.ours(inputs, rig.prompt(1), scale=scale), expected) <= TOLERANCE
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("kind", ADAPTERS)
 @pytest.mark.parametrize("host", ["sd15", "sdxl", "motion"])
 def test_several_references_in_one_prompt(host: str, kind: str, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_scale_by_site(tmp_path: Path) -> None:
 # ── through a whole pipeline ─────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("prompts", "pictures", "guidance"), [(1, 1, 4.0), (1, 3, 4.0), (2, 2, 4.0), (1, 1, 1.0)]
 )

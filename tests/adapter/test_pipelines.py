@@ -149,7 +149,7 @@ def test_the_table_knows_every_pipeline() -> None:
     assert set(PIPELINES) == set(kinds())
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", RUN)
 def test_contract(name: str) -> None:
     """Scale 0 is the plain pipeline to the bit; with a reference it differs; detach is exact."""

@@ -194,7 +194,7 @@ def write_and_wait(path: Path, ready: Any, end: Any) -> None:
     with write(path) as temporary:
         (temporary / "x" if path.suffix == "" else temporary).write_text("half")
         ready.set()
-        end.wait(20)
+        end.wait(300)
 
 
 @pytest.mark.parametrize("name", ["a.bin", "folder"])
@@ -203,7 +203,7 @@ def test_a_sweep_removes_what_a_killed_process_left_and_not_what_a_living_one_wr
 ) -> None:
     ready, end = forked.CONTEXT.Event(), forked.CONTEXT.Event()
     process = forked.start(write_and_wait, tmp_path / name, ready, end)
-    assert ready.wait(20)
+    assert ready.wait(300)
     sweep(tmp_path)
     with write_atomically(tmp_path / "other") as temporary:
         temporary.touch()
@@ -302,13 +302,13 @@ def test_check_folder_refuses_what_can_hold_no_files(name: str, tmp_path: Path) 
 def hold(path: Path, ready: Any, end: Any) -> None:
     with locked(path):
         ready.set()
-        end.wait(20)
+        end.wait(300)
 
 
 def test_a_lock_has_one_holder_and_is_freed_by_a_kill(tmp_path: Path) -> None:
     ready, end = forked.CONTEXT.Event(), forked.CONTEXT.Event()
     process = forked.start(hold, tmp_path / ".lock", ready, end)
-    assert ready.wait(20)
+    assert ready.wait(300)
     words = "folder 'a': two at once. Wait."
     with (
         pytest.raises(BusyError, match=words),

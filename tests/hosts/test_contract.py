@@ -136,7 +136,7 @@ def test_hosts_describe_the_same_on_the_meta_device() -> None:
 # ── every host with every variant ────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(("host", "variant"), PAIRS)
 def test_from_pictures_to_output_and_back(host: str, variant: str) -> None:
     """attach, encode pictures, use, detach: it acts, scale 0 does not, nothing is left behind."""
@@ -165,7 +165,7 @@ def test_from_pictures_to_output_and_back(host: str, variant: str) -> None:
     assert list(unet.state_dict()) == keys
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(("host", "variant"), PAIRS)
 def test_batches_keep_their_references(host: str, variant: str) -> None:
     """[[a], [b]] and [[b], [a]] mirror each other; [a, b] has twice the tokens."""
@@ -197,7 +197,7 @@ def test_batches_keep_their_references(host: str, variant: str) -> None:
     assert difference(mirrored[1], first) < 1e-4
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(("host", "variant"), PAIRS)
 def test_gradients_reach_every_weight(host: str, variant: str) -> None:
     """With gradients on, the loss reaches projector, K' and V', and not the frozen base."""
@@ -243,7 +243,7 @@ def test_gradients_survive_a_look_at_the_output() -> None:
     assert difference(_gradients(unet, case, adapter, look_first=False), wanted) < 1e-6
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(("host", "variant"), PAIRS)
 def test_new_adapters(host: str, variant: str) -> None:
     """Copied from the text's K and V, or with V' zero: then it leaves the base as it is."""
@@ -271,7 +271,7 @@ def test_new_adapters(host: str, variant: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(("host", "variant"), PAIRS)
 def test_files(host: str, variant: str, suffix: str, tmp_path: Path) -> None:
     """Saved and loaded: the same spec, the same bits, the same output."""

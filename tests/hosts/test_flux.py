@@ -208,7 +208,7 @@ def test_references_of_kontext_get_no_image_term(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", ["flux", "sd3", "pixart", "flux2", "qwen-image", "sana"])
 def test_graphs_without_breaks(name: str) -> None:
     """A whole graph, the same for any scale, mask and step; equal to eager."""

@@ -61,6 +61,7 @@ def test_step_caches_serve_both_sides_of_guidance() -> None:
     assert not torch.equal(made["cond"][0], made["uncond"][0])
 
 
+@pytest.mark.sample(3)
 def test_fused_projections(rig: Rig) -> None:
     """They change nothing, or are refused with the remedy (SD3's skip the norm that is heard)."""
     if not hasattr(rig.model, "fuse_qkv_projections") or rig.case.host == "bria":
@@ -77,6 +78,7 @@ def test_fused_projections(rig: Rig) -> None:
     assert torch.equal(rig.run(prompt), whole)
 
 
+@pytest.mark.sample(3)
 def test_weights_that_are_offloaded(rig: Rig) -> None:
     """Layer by layer, before an adapter is attached and after."""
     from accelerate import cpu_offload
@@ -98,6 +100,7 @@ def test_weights_that_are_offloaded(rig: Rig) -> None:
     remove_hook_from_submodules(rig.model)
 
 
+@pytest.mark.sample(3)
 def test_every_tensor_of_the_adapter_gets_a_gradient(rig: Rig) -> None:
     rig.model.requires_grad_(False)
     for weight in rig.adapter.parameters():

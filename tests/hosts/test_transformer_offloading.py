@@ -35,6 +35,7 @@ OFFLOADS: dict[str, Callable[[Any], None]] = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("offload", OFFLOADS)
 @pytest.mark.parametrize("host", ["flux", "sd3", "pixart"])
 def test_offloading_before_and_after_attach(host: str, offload: str) -> None:

@@ -82,7 +82,7 @@ def first_step(pipe: Any, case: Case, count: int) -> list[Tensor]:
     return kept[:count]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", RUN)
 def test_contract(name: str) -> None:
     """Scale 0 is the plain pipeline to the bit; with a reference it differs; detach is exact."""
@@ -135,6 +135,7 @@ REPEATS_TEXTS = {"qwen-image", "z-image", "pixart", "sana", "auraflow", "flux2",
 """Hosts whose pipelines make several pictures of texts that are given as embeddings."""
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("host", FIRST)
 def test_each_text_has_its_reference_and_its_pictures(host: str) -> None:
     """Two texts with a reference each, and two pictures of both."""

@@ -86,6 +86,7 @@ def test_sites(rig: Rig) -> None:
         assert isinstance(rig.model.get_submodule(site.name), nn.Module)
 
 
+@pytest.mark.sample(3)
 def test_scale_zero_and_detach_are_the_base(rig: Rig) -> None:
     names = list(rig.model.state_dict())
     changed = rig.run(rig.prompt(1))
@@ -99,12 +100,14 @@ def test_scale_zero_and_detach_are_the_base(rig: Rig) -> None:
     assert not any(any(pair) for pair in hooks)
 
 
+@pytest.mark.sample(3)
 def test_each_prompt_stays_with_its_row(rig: Rig) -> None:
     both, first = rig.run(rig.prompt(1, 2)), rig.run(rig.prompt(1, 1))
     assert torch.allclose(both[0], first[0], atol=1e-6)
     assert (both[1] - first[1]).abs().max() > 1e-4
 
 
+@pytest.mark.sample(3)
 def test_a_new_adapter_changes_nothing_where_v_starts_at_zero(rig: Rig) -> None:
     rig.adapter.detach()
     new = ip.Adapter.create(
@@ -114,6 +117,7 @@ def test_a_new_adapter_changes_nothing_where_v_starts_at_zero(rig: Rig) -> None:
     assert torch.equal(rig.run(rig.prompt(1)), rig.plain)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", CASES)
 def test_the_equation_at_a_site_of_each_kind(name: str) -> None:
     """What the picture's rows get is Attention(q, norm(K'), V'), and the others get nothing."""
@@ -177,6 +181,7 @@ def _attention(rig: Rig, path: str, q: Tensor, tokens: Tensor) -> Tensor:
     return (weights @ v).transpose(1, 2).flatten(2)
 
 
+@pytest.mark.sample(3)
 def test_masks_act_where_they_are_white(rig: Rig) -> None:
     """A mask of ones is none; a black one is the base; half of one acts at half of the rows."""
     if not rig.case.grid:
@@ -195,6 +200,7 @@ def test_masks_act_where_they_are_white(rig: Rig) -> None:
     assert not torch.allclose(masked, rig.plain, atol=1e-5)
 
 
+@pytest.mark.sample(3)
 def test_copies_are_not_attached(rig: Rig) -> None:
     copied = copy.deepcopy(rig.model)
     with rig.adapter.use(rig.prompt(1), scale=1.0, guidance="none"):
@@ -202,6 +208,7 @@ def test_copies_are_not_attached(rig: Rig) -> None:
         assert not torch.equal(rig.case.read(rig.model, rig.inputs()), rig.plain)
 
 
+@pytest.mark.sample(3)
 def test_the_null_tokens_act_on_the_negative_side(rig: Rig) -> None:
     """In a batch of both sides, or in a call of its own."""
     prompt, order = rig.prompt(1), rig.case.order
@@ -238,6 +245,7 @@ def test_texts_of_several_lengths_in_one_batch() -> None:
             assert (alone - plain).abs().max() > 1e-2
 
 
+@pytest.mark.sample(3)
 def test_saved_and_loaded(rig: Rig, tmp_path: Path) -> None:
     """The file says what it is, and acts as before on another copy of the base."""
     rig.adapter.save(tmp_path / "adapter.safetensors")

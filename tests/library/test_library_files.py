@@ -194,6 +194,7 @@ HOSTILE: dict[str, tuple[Callable[[Parts], Parts], str]] = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_files_are_not_taken_in(kind: str, library: Library, tmp_path: Path) -> None:
     change, says = HOSTILE[kind]
@@ -204,6 +205,7 @@ def test_hostile_files_are_not_taken_in(kind: str, library: Library, tmp_path: P
     assert library.names() == ["red"]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_files_in_the_folder(kind: str, library: Library, adapter: Any) -> None:
     """Copied into it, they are told and left out, or refused where the fault would count."""
