@@ -89,7 +89,7 @@ class Bench:
 
 def summary(values: Sequence[float]) -> list[float]:
     """Mean and its interval."""
-    share = set(values) <= {0.0, 1.0}
+    share = set(values) <= {0.0, 1.0} and any(values)
     interval = share_interval(values) if share else mean_interval(values)
     return [round(one, 3) for one in (float(np.mean(values)), interval.low, interval.high)]
 
@@ -99,6 +99,11 @@ def read(picture: Image.Image, wanted: Mapping[str, str]) -> dict[str, float]:
     (found,) = classify([picture])
     right = {name: float(found[name] == word) for name, word in wanted.items()}
     return {**right, "all": float(all(right.values()))}
+
+
+def wanted_style(scene: Scene) -> str:
+    """The style word that a scene does not have."""
+    return next(one for one in scenes.STYLES if one != scene.style)
 
 
 def words(scene: Scene, *names: str) -> dict[str, str]:
@@ -115,19 +120,18 @@ def product(bench: Bench) -> None:
 
     def wanted(pair: Pair) -> dict[str, str]:
         product, style = pair
-        other = next(one for one in scenes.STYLES if one != style.style)
-        return {**words(product, *OBJECT), **words(style, "background"), "style": other}
+        own = {**words(product, *OBJECT), **words(style, "background")}
+        return {**own, "style": wanted_style(style)}
 
     def text(pair: Pair) -> str:
         return f"a shape on a {wanted(pair)['style']} background"
 
-    def by(**inputs: Any) -> Callable[[Pair, int], Any]:
+    def by(*, given_mask: bool = True, **inputs: Any) -> Callable[[Pair, int], Any]:
         def make(pair: Pair, number: int) -> Any:
             one, two = map(scenes.draw, pair)
-            if inputs.get("mask"):
-                inputs["mask"] = scenes.mask(pair[0]).astype(np.float32)
+            mask = scenes.mask(pair[0]).astype(np.float32) if given_mask else None
             done = bench.workflow(
-                "product", number, product=one, style=two, prompt=text(pair), **inputs
+                "product", number, product=one, style=two, mask=mask, prompt=text(pair), **inputs
             )
             figures = read(done.images[0], wanted(pair))
             kept = ("product_difference", "seam", "seam_before")
@@ -153,12 +157,12 @@ def product(bench: Bench) -> None:
         )
         return picture, read(picture, wanted(pair))
 
-    bench.row("product, kept", by(mask=True))
-    bench.row("product, rendered", by(mask=True, method="render"))
+    bench.row("product, kept", by())
+    bench.row("product, rendered", by(method="render"))
     bench.row("product: control, average of both pictures", average)
     bench.row("product: ceiling, drawn", drawn)
     if bench.masks:
-        bench.row("product, kept, mask by flood fill", by(holes="cut"))
+        bench.row("product, kept, mask by flood fill", by(given_mask=False, holes="cut"))
 
 
 # ── restyle ─────────────────────────────────────────────────────────────────────────────────────
@@ -189,9 +193,10 @@ def restyle(bench: Bench) -> None:
         picture = scenes.draw(replace(pair[0], **words(pair[1], *look)))
         return picture, figures(picture, pair)
 
-    for strength in (0.6, 0.8, 0.95):
+    for strength in (1.6, 1.0):
+        bench.row(f"restyle, layout {strength}", by(method="layout", strengths=[strength]))
+    for strength in (0.95, 0.8):
         bench.row(f"restyle, img2img {strength}", by(strengths=[strength]))
-    bench.row("restyle, layout", by(method="layout", strengths=[1.0]))
     bench.row("restyle: control, Lab mean and covariance", matched)
     bench.row("restyle: ceiling, drawn", drawn)
 
@@ -311,6 +316,36 @@ def variations(bench: Bench) -> None:
     bench.row("variations", make, inputs=1)
 
 
+def guide_pictures(bench: Bench, folder: Path) -> None:
+    """The sheets of the guides in docs/workflows."""
+    (one, two), (three, _), (ring, striped) = (bench.pairs[index] for index in (3, 0, 7))
+    mask = scenes.mask(one).astype(np.float32)
+    text = f"a shape on a {wanted_style(two)} background"
+    summer = replace(scenes.change(three, ["shape"], np.random.default_rng(3)), rotation=0.1)
+    inputs: Mapping[str, dict[str, Any]] = {
+        "product": {
+            "product": scenes.draw(one),
+            "style": scenes.draw(two),
+            "prompt": text,
+            "num_images": 3,
+        },
+        "restyle": {
+            "content": scenes.draw(ring),
+            "style": scenes.draw(striped),
+            "method": "layout",
+        },
+        "replace": {"picture": scenes.draw(one), "mask": mask, "object": scenes.draw(ring)},
+        "colourise": {"picture": scenes.draw(three), "colours": scenes.draw(summer)},
+        "variations": {"picture": scenes.draw(one), "num_images": 2},
+    }
+    for name, given in inputs.items():
+        done = bench.workflow(name, 0, steps=20, **given)
+        cells = [(label, image, True) for label, image in done.shown]
+        cells += [(made.label, made.image, False) for made in done.pictures]
+        sheet = draw_sheet(cells).quantize(128)
+        sheet.save(folder / f"{name}.png", optimize=True)
+
+
 BENCHES: Mapping[str, Callable[[Bench], None]] = {
     "product": product,
     "restyle": restyle,
@@ -328,6 +363,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--base", default=bundled.NAME, choices=bundled.FOLDERS)
     parser.add_argument("--sheets", type=Path)
+    parser.add_argument("--pictures", type=Path, help="only the sheets of the guides, into DIR")
     parser.add_argument("--masks", action="store_true", help="product with masks of its own, too")
     return parser.parse_args()
 
@@ -336,6 +372,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     options = arguments()
     bench = Bench(options)
+    if options.pictures is not None:
+        guide_pictures(bench, options.pictures)
+        return
     for name in options.only:
         BENCHES[name](bench)
 

@@ -292,6 +292,8 @@ def test_the_catalog(server: Served) -> None:
     assert {"style", "composition"} <= {
         one["name"] for one in server.get("/presets").json()["presets"]
     }
+    workflows = {one["name"]: one for one in server.get("/workflows").json()["workflows"]}
+    assert workflows["product"]["inputs"][0]["name"] == "product"
     health = server.get("/health").json()
     assert health["status"] == "ready"
     assert server.client.get("/healthz").json() == {"status": "ok"}

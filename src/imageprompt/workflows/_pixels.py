@@ -34,6 +34,8 @@ TOLERANCE = 10.0
 _PLAIN = 0.85
 """Share of the border that must have the background's colour."""
 _NEAR_SEAM = 4  # px
+_MIXED = 2
+"""px inside an edge that may be mixed with the background."""
 _PALETTE = 64
 """Colours of an object that others are compared with."""
 _VISIBLE = 5.0  # ΔE
@@ -161,7 +163,7 @@ def object_on_plain_background(
         )
     ground = _distance(rgb, plane) <= tolerance
     outside = ground if cut_holes else _joined_to_border(ground)
-    mask: Weights = (~outside).astype(np.float32)
+    mask = _trimmed(rgb, plane, (~outside).astype(np.float32))
     if not mask.any():
         raise PictureError(
             "the product's picture",
@@ -169,6 +171,17 @@ def object_on_plain_background(
             hint="Give --mask PIC: a picture, white where the product is.",
         )
     return mask
+
+
+def _trimmed(rgb: NDArray[np.uint8], plane: Array, mask: Weights) -> Weights:
+    """The mask without edge pixels that are more of the background than of the object."""
+    inner = grown(mask, -_MIXED)
+    if not inner.any():
+        return mask
+    own = pixels(filled(picture_of(rgb), 1 - inner))
+    edge = (mask >= 0.5) & (inner < 0.5)
+    nearer = _distance(rgb, plane) < _distance(rgb, own.astype(np.float64))
+    return np.where(edge & nearer, 0, mask).astype(np.float32)
 
 
 def _border_plane(rgb: NDArray[np.uint8], tolerance: float) -> tuple[Array, float]:

@@ -30,12 +30,12 @@ class Inputs(GenerationInputs):
         float,
         control(
             "how much of the grey picture is made anew before its lightness is put back, 0..1 "
-            "(default 0.8)",
+            "(default 0.9)",
             metavar="S",
             ge=0.05,
             le=1,
         ),
-    ] = 0.8
+    ] = 0.9
     scale: Annotated[
         float, control("strength of the colours, 0..2 (default 1)", metavar="S", ge=0, le=2)
     ] = 1.0

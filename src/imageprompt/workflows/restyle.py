@@ -22,6 +22,9 @@ STYLE = ("colour", "texture", "background")
 CONTENT = ("shape",)
 """The judge's attributes that are style, and those that are content."""
 
+EARLY = "0-0.7"
+"""The part of the steps in which the content picture is a reference."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs(GenerationInputs):
@@ -31,43 +34,43 @@ class Inputs(GenerationInputs):
     style: Annotated[Any, picture("how it is to look")]
     prompt: Annotated[str, control("text beside them (default: none)", metavar="TEXT")] = ""
     method: Annotated[
-        Literal["img2img", "layout"],
+        Literal["img2img", "layout", "pair"],
         control(
             "img2img: start from the content picture; layout: start from noise, the content "
-            "picture is a reference alone (default img2img)"
+            "picture is a reference alone; pair: so too, by a pair of adapters for content and "
+            "style (default img2img)"
         ),
     ] = "img2img"
     strengths: Annotated[
         Any,
         control(
             "how much of the content picture changes, 0..1: a picture for each (default "
-            "0.6,0.8,0.95); with --method layout, how strong the content is, 0..2 (default "
-            "0.6,0.8,1)",
+            "0.6,0.8,0.95); with the other methods, how strong the content is, 0..2 (default "
+            "0.8,1.2,1.6)",
             metavar="A,B",
             parse=values.parse_numbers,
             json=NUMBERS,
         ),
     ] = None
     scale: Annotated[
-        float, control("strength of the style, 0..2 (default 1)", metavar="S", ge=0, le=2)
-    ] = 1.0
+        float, control("strength of the style, 0..2 (default 1.3)", metavar="S", ge=0, le=2)
+    ] = 1.3
     content_scale: Annotated[
         float,
         control(
-            "strength of the content picture as a reference beside img2img, 0..2 (default 1)",
+            "strength of the content picture as a reference beside img2img, 0..2 (default 1.5)",
             metavar="S",
             ge=0,
             le=2,
         ),
-    ] = 1.0
+    ] = 1.5
 
 
 def steps(inputs: Inputs, job: Job) -> None:
-    by_layout = inputs.method == "layout"
-    chosen = inputs.strengths or ((0.6, 0.8, 1.0) if by_layout else (0.6, 0.8, 0.95))
-    strengths = numbers("strengths", chosen, highest=2 if by_layout else 1)
+    from_noise = inputs.method != "img2img"
+    chosen = inputs.strengths or ((0.8, 1.2, 1.6) if from_noise else (0.6, 0.8, 0.95))
+    strengths = numbers("strengths", chosen, highest=2 if from_noise else 1)
     from imageprompt.encoding.images.open_image import open_picture
-    from imageprompt.generation.reference import Reference
 
     content, style = open_picture(inputs.content), open_picture(inputs.style)
     job.expect(len(strengths) * inputs.num_images)
@@ -79,21 +82,12 @@ def steps(inputs: Inputs, job: Job) -> None:
     job.show("baseline: colours matched", baseline)
     curve = []
     for strength in strengths:
-        also, start = [], dict[str, Any]()
-        scale = strength if by_layout else inputs.content_scale
-        if scale:
-            also = [Reference(reference=framed, preset="layout", scale=scale)]
-        if not by_layout:
-            start = {"init_image": framed, "strength": strength}
         result = job.generate(
             inputs.prompt,
-            style,
-            preset="style",
-            scale=inputs.scale,
-            also=also,
             size=size,
             num_images=inputs.num_images,
-            **start,
+            scale=inputs.scale,
+            **_arguments(inputs, framed, style, strength),
         )
         rows = []
         for index, image in enumerate(result):
@@ -105,6 +99,23 @@ def steps(inputs: Inputs, job: Job) -> None:
     job.measured["curve"] = curve
     job.measured["baseline"] = _figures(job, baseline, framed, style)
     job.measured["content_picture"] = _figures(job, framed, framed, style)
+
+
+def _arguments(inputs: Inputs, content: Image, style: Image, strength: float) -> dict[str, Any]:
+    """The arguments of generate that differ between the methods."""
+    from imageprompt.generation.reference import Reference
+
+    if inputs.method == "pair":
+        return {"style": style, "also": [Reference(content=content, scale=strength)]}
+    scale = inputs.content_scale if inputs.method == "img2img" else strength
+    arguments: dict[str, Any] = {"reference": style, "preset": "style"}
+    if scale:
+        # outlines are decided early; later steps leave the textures to the style picture
+        layout = Reference(reference=content, preset="layout", scale=scale, schedule=EARLY)
+        arguments["also"] = [layout]
+    if inputs.method == "img2img":
+        arguments |= {"init_image": content, "strength": strength}
+    return arguments
 
 
 def _figures(job: Job, image: Image, content: Image, style: Image) -> dict[str, float]:
