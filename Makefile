@@ -36,7 +36,7 @@ $(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
 
 # ... and the tools that check it.
 $(VENV)/.tools: $(VENV)/.installed
-	$(PIP) --editable '.[train,docs,dev]'
+	$(PIP) --editable '.[train,docs,dev,deploy]'
 	@touch $@
 
 demo: $(VENV)/.installed

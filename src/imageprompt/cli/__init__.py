@@ -64,6 +64,8 @@ COMMANDS = {
     "variants": ("tables", "the adapter architectures that are known"),
     "plan": ("plan", "memory and time of a base with an adapter, before anything is downloaded"),
     "compress": ("compress", "a lighter adapter for one base: K' and V' in low rank, int8"),
+    "export": ("export", "a base with image prompts as inputs, for other runtimes"),
+    "quantize": ("quantize", "an exported base in fewer bits: int8, W8A8, int4"),
     "doctor": ("doctor", "versions, devices and a self-test"),
     "completion": ("completion", "print a completion script for bash, zsh or tcsh"),
 }

@@ -69,6 +69,19 @@ def add_generate(command: Parser) -> None:
                     "--also", action=_Also, nargs=0, default=argparse.SUPPRESS
                 )
     also.help = f"starts another reference; the flags down to '{last}' after it apply to it"
+    exported = command.add_argument_group("runtime")
+    exported.add_argument(
+        "--runtime",
+        metavar="NAME",
+        default=argparse.SUPPRESS,
+        help="openvino, onnxruntime, aoti or pt2, instead of PyTorch (default: the folder's)",
+    )
+    exported.add_argument(
+        "--exported",
+        metavar="DIR",
+        default=argparse.SUPPRESS,
+        help="what it computes: a folder of `imageprompt export`",
+    )
     files = command.add_argument_group("recipe and output")
     files.add_argument(
         "--recipe",
@@ -84,8 +97,8 @@ def add_generate(command: Parser) -> None:
 
 
 def _generate(options: argparse.Namespace) -> int:
+    from imageprompt import generation
     from imageprompt.core.atomic_files import check_folder
-    from imageprompt.generation import generate, repeat
 
     arguments = _arguments(options)
     output = check_folder(options.output)
@@ -94,13 +107,19 @@ def _generate(options: argparse.Namespace) -> int:
     def save(finished: GenerationResult) -> None:
         saved.extend(zip(finished.save(output), finished.recipes, strict=True))
 
+    maker: Any = generation
+    if runtime := provided(options, "runtime", "exported"):
+        from imageprompt.generation.engine import Engine
+
+        own = {name: arguments.pop(name) for name in ("base", "dtype", "device") & arguments.keys()}
+        maker = Engine(**own, **runtime)
     try:
         with Bars(wants_progress(options)) as bars:
             arguments |= {"progress": False, "on_progress": bars.update, "on_image": save}
             if "recipe" in options:
-                repeat(options.recipe, **arguments)
+                maker.repeat(options.recipe, **arguments)
             else:
-                generate(**arguments)
+                maker.generate(**arguments)
     finally:  # after an interruption too: what is saved is kept
         _print(options, saved)
     return 0

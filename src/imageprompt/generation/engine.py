@@ -31,6 +31,10 @@ class Engine:
     for. What is kept is bounded, the least recently used leaves, and files that changed on disk are
     loaded again. Between calls nothing is attached to the base.
 
+    `exported` is a folder of `imageprompt export`, whose denoiser a `runtime` (openvino,
+    onnxruntime, aoti, pt2; default: the folder's) computes instead of PyTorch; the base's own
+    weights of it are not loaded. `dtype` is then what the runtime computes in.
+
     Calls from several threads queue up, in order; also those of two engines on one loaded pipeline.
     A call from a callback of the engine's own is an OptionError.
 
@@ -44,10 +48,20 @@ class Engine:
         encoder: Any = None,
         dtype: str | None = None,
         device: str | None = None,
+        *,
+        runtime: str | None = None,
+        exported: str | os.PathLike[str] | None = None,
     ) -> None:
+        load = None
+        if runtime is not None or exported is not None:
+            from imageprompt.generation.exported.open import Exported
+
+            opened = Exported.of(runtime, exported)
+            base, load = opened.base if base is None else base, opened.load
         self._given = {"base": base, "dtype": dtype, "device": device}
         self._defaults = {"adapter": adapter, "encoder": encoder}
-        self._models = Models() if _is_name(base) else models_of_pipeline(base)
+        named = _is_name(base) or load is not None
+        self._models = Models(load) if named else models_of_pipeline(base)
         Request(references=(Reference(scale=0),), **self._given).check()
         _ = self.loaded
 

@@ -402,14 +402,14 @@ def _recipe(
         guidance=request.layout,
         width=width,
         height=height,
-        dtype=loading.dtype_name(pipe),
+        dtype=base.dtype,
         device=str(loading.device_of(pipe)),
         scheduler=_plain(pipe.scheduler),
         base=base.record,
         references=(),
         strength=options.get("strength"),
         control_scale=options.get("controlnet_conditioning_scale"),
-        versions=library_versions(),
+        versions=library_versions() | base.versions,
     )
 
 

@@ -165,8 +165,10 @@ class KeptAdapter:
 class Models:
     """The models of one base, on one device and in one precision."""
 
-    def __init__(self) -> None:
+    def __init__(self, load: Callable[..., LoadedPipeline] | None = None) -> None:
+        """`load` takes the place of `loading.load_base`."""
         self.turn = Turn()
+        self._load = load
         self._bases: Kept[LoadedPipeline] = Kept(1)
         self._adapter_files: Kept[Adapter] = Kept(8)
         self._adapters: Kept[KeptAdapter] = Kept(8)
@@ -179,13 +181,14 @@ class Models:
         self, base: Any, folder: Path | None, dtype: str | None, device: str | None, bars: bool
     ) -> LoadedPipeline:
         """The base, loaded unless it is and its folder is unchanged."""
+        load_base = self._load or loading.load_base
 
         def load() -> LoadedPipeline:
             self._clear_base()  # before the new one needs its memory
-            return loading.load_base(base, folder, dtype=dtype, device=device, bars=bars)
+            return load_base(base, folder, dtype=dtype, device=device, bars=bars)
 
         if folder is None:
-            return loading.load_base(base, None, dtype=dtype, device=device, bars=bars)
+            return load_base(base, None, dtype=dtype, device=device, bars=bars)
         return self._bases.get((folder, *_precision(dtype, device)), load, [folder])
 
     def clear(self) -> None:

@@ -47,6 +47,16 @@ class LoadedPipeline:
         }
         return AssetRecord(name=self.name, hash=fingerprint(weights))
 
+    @property
+    def dtype(self) -> str:
+        """What its denoiser computes in, as recipes name it."""
+        return dtype_name(self.pipe)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Those of libraries that only this base is computed with."""
+        return {}
+
 
 def base_folder(base: Any, *, cached_only: bool = False) -> Path | None:
     """The local folder of a base: a path, Hub id or bundled stack; None is "bundled".

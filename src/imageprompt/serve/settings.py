@@ -92,6 +92,13 @@ class Settings:
     device: Annotated[
         str | None, _models("cpu, cuda, cuda:N, mps, xpu (default: the best available)", "NAME")
     ] = None
+    runtime: Annotated[
+        str | None,
+        _models("what computes an exported denoiser (default: the folder's)", "NAME"),
+    ] = None
+    exported: Annotated[
+        str | None, _models("folder of `imageprompt export`, instead of PyTorch", "DIR")
+    ] = None
     batch_size: Annotated[
         int,
         _models("pictures of several requests denoised together (default 8)", "N", ge=1, le=64),

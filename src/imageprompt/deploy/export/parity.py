@@ -170,8 +170,26 @@ def _mask() -> Any:
     return mask
 
 
-def largest_difference(made: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Of the outputs of a part."""
-    return max(
-        float((a.float() - b.float()).abs().max()) for a, b in zip(made, expected, strict=True)
-    )
+def outputs_of(module: Any, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """What a part computes in PyTorch."""
+    with torch.no_grad():
+        made = module(*tensors)
+    return [made] if isinstance(made, Tensor) else list(made)
+
+
+def checked(name: str, made: Sequence[Tensor], expected: Sequence[Tensor], precision: str) -> float:
+    """The largest difference of a part, over its largest value if that is above 1.
+
+    Raises OptionError above the tolerance.
+    """
+    worst = 0.0
+    for one, other in zip(made, expected, strict=True):
+        largest = max(1.0, float(other.abs().max()))
+        worst = max(worst, float((one.float() - other.float()).abs().max()) / largest)
+    if not worst <= TOLERANCES[precision]:
+        raise OptionError(
+            f"export of the {name}",
+            reason=f"it differs from eager by {worst:.2g}; {TOLERANCES[precision]:g} is allowed",
+            hint="Nothing was written. Export to another backend, or in float32.",
+        )
+    return worst

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -16,13 +16,14 @@ import torch
 from imageprompt import loading
 from imageprompt.adapter.adapter import Adapter
 from imageprompt.adapter.attachment import AttachedDenoiser
-from imageprompt.adapter.compatibility import check_base
+from imageprompt.adapter.compatibility import check_base, checked_encoder
 from imageprompt.core.atomic_files import check_folder, sync_file, write_folder_atomically
-from imageprompt.core.errors import OptionError
+from imageprompt.core.errors import EncoderError, OptionError
 from imageprompt.core.spec import Entry
 from imageprompt.deploy.export.backends import BACKENDS, Backend, NotExportable
 from imageprompt.deploy.export.modules import Exportable, exportable_denoiser
-from imageprompt.deploy.export.parity import Parity, traced_sizes
+from imageprompt.deploy.export.parity import Parity, checked, outputs_of, traced_sizes
+from imageprompt.deploy.export.parts import IMAGE_ENCODER, at_other_sizes, other_parts
 from imageprompt.generation.exported.calls import calls_of
 from imageprompt.generation.exported.denoiser import stand_in
 from imageprompt.generation.exported.manifest import (
@@ -39,7 +40,7 @@ from imageprompt.generation.exported.manifest import (
     hashes_of,
     trust,
 )
-from imageprompt.generation.runtimes import RUNTIMES
+from imageprompt.generation.runtimes import RUNTIMES, Graph
 from imageprompt.loading.recipe import AssetRecord, library_versions
 from imageprompt.variants import VARIANTS, entry_at, reading_of
 
@@ -93,14 +94,21 @@ def export(
     to: str,
     output: str | os.PathLike[str],
     precision: str | None = None,
+    parts: Sequence[str] | None = None,
+    encoder: Any = None,
     controlnet: bool = False,
-    on_part: Callable[[str], object] = lambda name: None,
+    on_part: Callable[[str, int, int], object] = lambda name, done, total: None,
 ) -> Export:
     """Export a base with image prompts as inputs to a folder; see `imageprompt export --help`.
 
     `adapter` says where image terms are added, and parity is measured with it: others that act at
-    the same places run in the same graph. A folder that holds an exported base is replaced. Raises
-    OptionError, NotFoundError, WrongBaseError, AdapterFileError, AttachError.
+    the same places run in the same graph. A folder that holds an exported base is replaced.
+
+    `parts` are exported beside the denoiser (default: all that there are); `encoder` is the
+    adapter's image encoder, where it is not found beside it. `on_part` hears each part's name, its
+    number and their count.
+
+    Raises OptionError, NotFoundError, WrongBaseError, AdapterFileError, AttachError.
     """
     backend = BACKENDS[to]
     precision = precision or backend.precisions[0]
@@ -118,9 +126,10 @@ def export(
     with loading.few_threads(loaded):
         record = loading.adapter_record(opened, located)
         work = Work(loaded, opened, record, backend, precision, controlnet)
+        chosen = work.choose(parts, encoder)
         target.parent.mkdir(parents=True, exist_ok=True)
         with write_folder_atomically(target) as temporary:
-            manifest = work.write(temporary, on_part)
+            manifest = work.write(temporary, chosen, on_part)
         return Export(
             target,
             manifest,
@@ -167,17 +176,72 @@ class Work:
         self.calls = calls_of(self.denoiser, controlnet=controlnet)
         self.places = _places(record.name, adapter, on)
 
-    def write(self, folder: Path, on_part: Callable[[str], object]) -> Manifest:
+    def choose(self, names: Sequence[str] | None, encoder: Any) -> dict[str, Exportable]:
+        """The parts beside the denoiser. Raises OptionError for one that there is not."""
+        spec, pipe = self.adapter.spec, self.base.pipe
+        if names is None or IMAGE_ENCODER in names:
+            self._open_encoder(encoder, needed=names is not None)
+        acting = {site for site, _ in self.places}
+        sites = [site for site in AttachedDenoiser.of(pipe).spec.sites if site.name in acting]
+        found = dict(other_parts(pipe, self.adapter, sites))
+        if names is None:
+            return found
+        wanted = [name for name in names if name != DENOISER]
+        # --parts text-encoder means all of them
+        chosen = {n: p for n, p in found.items() if any(n.startswith(one) for one in wanted)}
+        if missing := [one for one in wanted if not any(n.startswith(one) for n in chosen)]:
+            raise OptionError(
+                f"part {missing[0]!r}",
+                reason=f"this base with its {spec.variant} adapter has {', '.join(found)}",
+                hint="Leave it out.",
+            )
+        return chosen
+
+    def _open_encoder(self, encoder: Any, *, needed: bool) -> None:
+        """Give the adapter its image encoder; without one there is no such part."""
+        spec = self.adapter.spec
+        if spec.feature.reads_faces:
+            return
+        try:
+            found, _ = loading.find_encoder(
+                encoder,
+                spec,
+                pipe=self.base.pipe,
+                base_name=self.base.name,
+                base_folder=self.base.folder,
+                adapter_name=self.record.name,
+            )
+            self.adapter.encoding.set_encoder(checked_encoder(spec, found))
+        except EncoderError:
+            if needed or encoder is not None:
+                raise
+
+    def write(
+        self,
+        folder: Path,
+        chosen: Mapping[str, Exportable],
+        on_part: Callable[[str, int, int], object],
+    ) -> Manifest:
         """The files of every part, measured, and the manifest last."""
-        on_part(DENOISER)
-        runs = bool(self.backend.runtime)
-        parity = Parity(self.denoiser, self.adapter, self.calls) if runs else None
+        count = 1 + len(chosen)
+        on_part(DENOISER, 0, count)
+        parity = Parity(self.denoiser, self.adapter, self.calls) if self.backend.runtime else None
         manifest = self._with_denoiser(folder)
+        parts, measured = dict(manifest.parts), dict[str, float]()
         if parity is not None:
-            found = {DENOISER: self._measure(folder, manifest, parity)}
-            manifest = replace(manifest, parity=found)
-        if manifest.runtime in CODE:
-            trust(manifest.all_files().values())
+            measured[DENOISER] = self._measure(folder, manifest, parity)
+        for number, (name, part) in enumerate(chosen.items(), start=1):
+            on_part(name, number, count)
+            expected = outputs_of(part.module, at_other_sizes(part))
+            parts[name] = self._part(folder, name, part)
+            if self.backend.runtime:
+                graph = self._opened(folder, parts[name])
+                made = graph(
+                    dict(zip([p.name for p in part.inputs], at_other_sizes(part), strict=True))
+                )
+                measured[name] = checked(name, made, expected, self.precision)
+        on_part("", count, count)
+        manifest = replace(manifest, parts=parts, parity=measured)
         manifest.write(folder)
         return manifest
 
@@ -244,13 +308,15 @@ class Work:
 
     def _measure(self, folder: Path, manifest: Manifest, parity: Parity) -> float:
         """Run what was written, as `generate --runtime` does. Raises OptionError."""
-        runtime = RUNTIMES[self.backend.runtime]
-        part, threads = manifest.parts[DENOISER], torch.get_num_threads()
-        if manifest.runtime in CODE:
-            trust(part.files.values())
-        graph = runtime.open(folder, part, runtime.precisions[0], threads)
+        graph = self._opened(folder, manifest.parts[DENOISER])
         kind, config = type(self.denoiser), dict(self.denoiser.config)
         return parity.largest(stand_in(kind, config, manifest, graph), self.precision)
+
+    def _opened(self, folder: Path, part: Part) -> Graph:
+        runtime = RUNTIMES[self.backend.runtime]
+        if runtime.name in CODE:
+            trust(part.files.values())
+        return runtime.open(folder, part, runtime.precisions[0], torch.get_num_threads())
 
 
 def _places(name: str | None, adapter: Adapter, on: AttachedDenoiser) -> set[tuple[str, Entry]]:

@@ -37,7 +37,16 @@ def stand_in(kind: Any, config: Mapping[str, Any], manifest: Manifest, graph: Gr
     """A denoiser of class `kind` whose calls `graph` computes."""
     with torch.device("meta"):
         denoiser: nn.Module = kind.from_config(dict(config))
-    for module in denoiser.modules():
+    without_weights(denoiser)
+    exported = _Exported(denoiser, manifest, graph)
+    setattr(denoiser, EXPORTED, exported)
+    denoiser.forward = exported.forward
+    return denoiser
+
+
+def without_weights(model: nn.Module) -> None:
+    """Give a model on the meta device weights on the CPU that take no memory."""
+    for module in model.modules():
         for name, weight in module._parameters.items():
             if weight is not None:
                 zeros = _weightless(weight)
@@ -45,11 +54,7 @@ def stand_in(kind: Any, config: Mapping[str, Any], manifest: Manifest, graph: Gr
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = _weightless(buffer)
-    denoiser.eval()
-    exported = _Exported(denoiser, manifest, graph)
-    setattr(denoiser, EXPORTED, exported)
-    denoiser.forward = exported.forward
-    return denoiser
+    model.eval()
 
 
 def _weightless(tensor: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from imageprompt import loading
 from imageprompt.core import bundled
 from imageprompt.core.errors import OptionError, WrongBaseError
 from imageprompt.core.untrusted import Budget, parse_json, read_regular
+from imageprompt.generation.exported import vae
 from imageprompt.generation.exported.denoiser import stand_in
 from imageprompt.generation.exported.manifest import DENOISER, MAX_BYTES, Manifest
 from imageprompt.generation.runtimes import RUNTIMES
@@ -26,6 +27,15 @@ class ExportedPipeline(LoadedPipeline):
 
     manifest: Manifest
     runtime: str
+    precision: str
+
+    @property
+    def dtype(self) -> str:
+        return self.precision
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return runtime_version(self.runtime)
 
     @cached_property
     def record(self) -> AssetRecord:
@@ -106,10 +116,27 @@ class Exported:
         self.manifest.check_files(self.folder, part.files)
         threads = 1 if name in bundled.FOLDERS else _threads()
         graph = runtime.open(self.folder, part, precision, threads)
-        denoiser = stand_in(_class(stated.denoiser), config, self.manifest, graph)
+        parts = {
+            stated.attribute: stand_in(_class(stated.denoiser), config, self.manifest, graph),
+            **self._vae(folder, threads),
+        }
         with loading.quiet_loading(not bars or name in bundled.FOLDERS):
-            pipe = _load_pipeline(folder, name, {stated.attribute: denoiser})
-        return ExportedPipeline(pipe, name, folder, self.manifest, self.runtime)
+            pipe = _load_pipeline(folder, name, parts)
+        return ExportedPipeline(pipe, name, folder, self.manifest, self.runtime, precision)
+
+    def _vae(self, folder: Path, threads: int) -> dict[str, Any]:
+        """The VAE where both its sides were exported; in the runtime's first precision."""
+        parts = [self.manifest.parts.get(name) for name in (vae.DECODER, vae.ENCODER)]
+        if None in parts:
+            return {}
+        import diffusers
+
+        runtime, graphs = RUNTIMES[self.runtime], []
+        for part in filter(None, parts):
+            self.manifest.check_files(self.folder, part.files)
+            graphs.append(runtime.open(self.folder, part, runtime.precisions[0], threads))
+        config = _config(folder / "vae" / "config.json")
+        return {"vae": vae.stand_in(diffusers.AutoencoderKL, config, *graphs)}
 
 
 def _reads(runtime: str, manifest: Manifest) -> bool:

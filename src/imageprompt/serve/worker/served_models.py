@@ -51,9 +51,15 @@ class ServedModels:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.library = Library(settings.library_folder)
-        self.folder = loading.base_folder(settings.base)
-        self.engine = Engine(base=settings.base, dtype=settings.dtype, device=settings.device)
+        self.engine = Engine(
+            base=settings.base,
+            dtype=settings.dtype,
+            device=settings.device,
+            runtime=settings.runtime,
+            exported=settings.exported,
+        )
         base = self.engine.loaded
+        self.folder = base.folder
         self.pipe, self.base_name = base.pipe, _public(base.name or bundled.NAME)
         self.adapters = self._adapters()
 
