@@ -252,13 +252,7 @@ class Work:
             adapter=self.adapter,
             references=[scenes.draw(scene) for scene in drawn],
         )
-        pairs = list(zip(judge.classify(made), drawn, strict=True))
-        hits = {
-            name: [words[name] == getattr(scene, name) for words, scene in pairs]
-            for name in scenes.ATTRIBUTES
-        }
-        hits["all five"] = [all(row) for row in zip(*hits.values(), strict=True)]
-        return {name: sum(row) / len(drawn) for name, row in hits.items()}
+        return judge.shares(made, drawn)
 
     def write(self, made: Compression, choice: Choice, output: Path) -> Compression:
         """The two files; returns what was made with their names."""

@@ -1,0 +1,1 @@
+"""quantize: exported denoisers in fewer bits, and what that costs."""
