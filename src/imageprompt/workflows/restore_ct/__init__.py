@@ -32,9 +32,10 @@ class Inputs:
         Any,
         _scan("an earlier scan of the same body: one slice, or as many as the scan has"),
     ] = None
-    simulate: Annotated[
-        bool, control("the scan has full dose: take it at low dose first, and measure against it")
-    ] = False
+    dose: Annotated[
+        Literal["low", "full"],
+        control("of the scan; full: take it at low dose first, and measure against it"),
+    ] = "low"
     views: Annotated[int, control("views of the low dose", metavar="N", ge=8, le=720)] = 60
     photons: Annotated[
         float, control("photons on a detector without a body", metavar="N", ge=100, le=1e7)
@@ -42,6 +43,10 @@ class Inputs:
     scale: Annotated[
         float, control("how far the reference counts, 0..2; 0: not", metavar="S", ge=0, le=2)
     ] = 1.0
+    check: Annotated[
+        Literal["scan", "none"],
+        control("what the reference adds is checked against the scan (default), or not"),
+    ] = "scan"
     window: Annotated[Literal["abdomen", "chest", "head"], control("HU window of the pictures")] = (
         "abdomen"
     )
@@ -87,11 +92,12 @@ WORKFLOW = Workflow(
     inputs=Inputs,
     steps=steps,
     measures={
-        "psnr_*": f"dB by window and method, both clipped to the window ({_ROWS}); --simulate only",
+        "psnr_*": f"dB by window and method, both clipped to it ({_ROWS}); with --dose full",
         "ssim_*": "SSIM, likewise",
         "noise_before": "estimated standard deviation of the scan's noise, in HU",
         "noise_after": "likewise, of the restored slices",
-        "trust": "mean gate of the reference inside the body, 0..1",
+        "trust": "how far the reference counts, mean inside the body, 0..1",
+        "agreement": "mean correlation of reference and restored slice in windows, -1..1",
         "overlap": "Dice of the bodies of scan and reference, 0..1",
         "training_cpu_seconds": "CPU time of the training",
     },

@@ -17,20 +17,24 @@ from imageprompt.workflows.restore_ct.network import MULTIPLE, UNIT, Adapter, Re
 from imageprompt.workflows.restore_ct.notice import NOTICE
 from imageprompt.workflows.restore_ct.projection import Dose
 from imageprompt.workflows.restore_ct.registration import registered
+from imageprompt.workflows.restore_ct.training import CHECK, Limits, likeness_of
 
 TILE, MARGIN = 192, 64
 """Side of a tile, and what is seen around it, in pixels; pixels farther away do not matter."""
+_SPREAD = 5  # pixels around one that the scan contradicts
 _KIND = "imageprompt restore-ct"
 _PARTS = ("restorer", "adapter")
 
 
 @dataclass(frozen=True)
 class Restored:
-    """Slices [n, h, w] in HU, and how far the reference was trusted at each pixel, 0..1; None
-    without one."""
+    """Slices [n, h, w] in HU, and what became of the references; None without any."""
 
     slices: Tensor
     trust: Tensor | None
+    """How far the reference counts at each pixel, 0..1."""
+    agreement: list[float] | None
+    """Of each reference and its slice, -1..1."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Model:
 
     restorer: Restorer
     adapter: Adapter
+    limits: Limits
     dose: Dose
     pixel_mm: float
     trained_on: str
@@ -51,12 +56,15 @@ class Model:
         references: Tensor | None = None,
         scale: float = 1.0,
         progress: Callable[[int, int], object] | None = None,
+        *,
+        checked: bool = True,
     ) -> Restored:
         """Slices [n, h, w] in HU, each with its reference, which is registered to it.
 
-        Without references, or at scale 0, the restorer works alone.
+        Without references, or at scale 0, the restorer works alone. `checked` leaves out what the
+        reference gives where the scan contradicts it, and references of other bodies altogether.
         """
-        found, trusted = [], []
+        found, trusted, agreed = [], [], []
         for index, one in enumerate(slices):
             x = one[None] / UNIT
             alone = self._tiled(x)
@@ -64,12 +72,36 @@ class Model:
                 found.append(alone)
             else:
                 reference = registered(references[index][None] / UNIT, alone)
-                restored, trust = self._tiled_with(x, reference, alone, scale)
-                found.append(restored)
-                trusted.append(trust)
+                agreed.append(float(likeness_of(reference, alone)))
+                if checked and agreed[-1] < self.limits.agreement:
+                    found.append(alone)
+                    trusted.append(torch.zeros_like(alone))
+                else:
+                    restored, trust = self._tiled_with(x, reference, alone, scale)
+                    share = self._supported(restored, alone, x) if checked else 1.0
+                    found.append(torch.lerp(alone, restored, torch.as_tensor(share)))
+                    trusted.append(trust * share)
             if progress is not None:
                 progress(index + 1, len(slices))
-        return Restored(torch.cat(found) * UNIT, torch.cat(trusted) if trusted else None)
+        restored = torch.cat(found) * UNIT
+        return Restored(restored, torch.cat(trusted) if trusted else None, agreed or None)
+
+    def _supported(self, restored: Tensor, alone: Tensor, x: Tensor) -> Tensor:
+        """How far the scan supports what the reference changed, 0..1, [n, h, w].
+
+        The noise of a scan is not biased: where the mean of a window lies one to two standard
+        deviations from that of the scan, and farther than without the reference, the share falls
+        from 1 to 0.
+        """
+
+        def mean(pictures: Tensor, window: int) -> Tensor:
+            return F.avg_pool2d(pictures, window, 1, window // 2, count_include_pad=False)
+
+        off, before = (
+            mean(x - one, CHECK).abs() * (UNIT / self.limits.noise_hu) for one in (restored, alone)
+        )
+        against = (off - 1).clamp(0, 1) * (off > before)
+        return 1 - mean(F.max_pool2d(against, _SPREAD, 1, _SPREAD // 2), _SPREAD)
 
     def _tiled(self, x: Tensor) -> Tensor:
         return tiled(self.restorer, x[None])[0]
@@ -100,6 +132,8 @@ class Model:
             "version": __version__,
             "views": str(self.dose.views),
             "photons": repr(self.dose.photons),
+            "agreement": repr(self.limits.agreement),
+            "noise_hu": repr(self.limits.noise_hu),
             "pixel_mm": repr(self.pixel_mm),
             "trained_on": self.trained_on,
             "notice": NOTICE,
@@ -124,6 +158,7 @@ class Model:
                 network.eval().requires_grad_(False)
             dose = Dose(int(about["views"]), float(about["photons"]))
             pixel_mm = float(about["pixel_mm"])
+            limits = Limits(float(about["agreement"]), float(about["noise_hu"]))
         except (KeyError, ValueError, RuntimeError) as error:
             raise AdapterFileError(
                 str(path),
@@ -133,6 +168,7 @@ class Model:
         return cls(
             networks["restorer"],  # type: ignore[arg-type]
             networks["adapter"],  # type: ignore[arg-type]
+            limits,
             dose,
             pixel_mm,
             about.get("trained_on", "unknown"),

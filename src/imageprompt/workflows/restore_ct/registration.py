@@ -48,7 +48,9 @@ def overlap(reference: Tensor, slices: Tensor) -> float:
     on each other. Noise of single pixels does not count."""
     masks = []
     for pictures in (reference, slices):
-        smooth = F.avg_pool2d(pictures.clamp(-1000, 200)[:, None], 9, 1, 4)[:, 0]
+        smooth = F.avg_pool2d(
+            pictures.clamp(-1000, 200)[:, None], 9, 1, 4, count_include_pad=False
+        )[:, 0]
         masks.append((smooth > _SKIN).float())
     moved = registered(masks[0], masks[1])
     both, sides = (moved * masks[1]).sum(), moved.sum() + masks[1].sum()

@@ -23,6 +23,7 @@ from imageprompt.workflows.restore_ct.scans import Scan, check_alike, open_scan
 from imageprompt.workflows.restore_ct.scans.nifti import nifti_bytes
 from imageprompt.workflows.restore_ct.training import (
     Pairs,
+    calibrated,
     drawn,
     random_case,
     taken,
@@ -65,7 +66,7 @@ def restore(inputs: Inputs, job: Job) -> None:
     job.notes.append(NOTICE)
     generator = torch.Generator().manual_seed(inputs.seed)
     truth, low = None, given
-    if inputs.simulate:
+    if inputs.dose == "full":
         truth = noise_free(given, scan.pixel_mm)
         low = low_dose(given, scan.pixel_mm, dose, generator)
         job.notes.append("low dose simulated: parallel beam, one energy, no scatter, no bowtie")
@@ -75,8 +76,9 @@ def restore(inputs: Inputs, job: Job) -> None:
     restored, trust = alone, None
     if references is not None and inputs.scale:
         done = _progress(job, "restoring with the reference")
-        found = model.restore(low, references, inputs.scale, done)
+        found = model.restore(low, references, inputs.scale, done, checked=inputs.check == "scan")
         restored, trust = found.slices, found.trust
+        _tell_agreement(job, found.agreement or [], model.limits.agreement)
     results = {"fbp": low, "alone": alone}
     if references is not None:
         results["reference"] = restored
@@ -191,8 +193,9 @@ def _trained(
         generator,
         lambda step, loss: job.report("training", inputs.training_steps + step + 1, total),
     )
+    limits = calibrated(restorer, pairs)
     job.measured["training_cpu_seconds"] = time.process_time() - started
-    return Model(restorer, adapter, dose, scan.pixel_mm, words)
+    return Model(restorer, adapter, limits, dose, scan.pixel_mm, words)
 
 
 def _with_data(
@@ -211,6 +214,17 @@ def _with_data(
     return Pairs(
         *(torch.cat((one, vars(own)[name])) for name, one in vars(pairs).items()),
     )
+
+
+def _tell_agreement(job: Job, agreed: list[float], least: float) -> None:
+    job.measured["agreement"] = float(np.mean(agreed))
+    job.notes.append("what only the reference shows can appear in the result: look at both")
+    other = sum(one < least for one in agreed)
+    if other:
+        job.notes.append(
+            f"{other} of {len(agreed)} slices agree with the reference less than {least:.2f}, as "
+            "if it were another body"
+        )
 
 
 def _progress(job: Job, what: str) -> Any:

@@ -17,7 +17,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from imageprompt.workflows.restore_ct.network import UNIT, Adapter, Encoder, Restorer
+from imageprompt.workflows.restore_ct.network import (
+    UNIT,
+    Adapter,
+    Encoder,
+    Restorer,
+    agreement,
+)
 from imageprompt.workflows.restore_ct.phantoms import (
     Body,
     draw,
@@ -205,20 +211,94 @@ def train_adapter(
     """The adapter of a frozen restorer."""
     adapter = Adapter()
     descent = _Descent(adapter, steps)
-    alone = restored_alone(restorer, pairs.low)
-    right = registered(pairs.reference, alone)
-    wrong = registered(pairs.reference.roll(1, 0), alone)
+    references = _References(restorer, pairs)
     for step in range(steps):
-        stacks = (pairs.target, pairs.low, alone, right, wrong, pairs.weight)
-        target, low, base, good, bad, weight = _crops(stacks, pairs.target, generator)
-        other = torch.rand(len(target), 1, 1, 1, generator=generator) < WRONG
-        reference = torch.where(other, bad, good)
-        found = restorer(low, adapter(reference, low, base))
-        loss = loss_of(found, target, torch.where(other, 1.0, weight), tower)
+        target, low, alone, reference, weight = references.crops(generator)
+        found = restorer(low, adapter(reference, low, alone))
+        loss = loss_of(found, target, weight, tower)
         descent.step(loss)
         if progress is not None:
             progress(step, float(loss.detach()))
     return adapter.eval().requires_grad_(False)
+
+
+def train_channel(
+    restorer: Restorer,
+    tower: Tower | None,
+    pairs: Pairs,
+    steps: int,
+    generator: torch.Generator,
+    progress: Progress | None = None,
+) -> Restorer:
+    """A restorer whose second channel is the reference, for comparison; `restorer` works alone
+    and registers."""
+    channel = Restorer(2)
+    references = _References(restorer, pairs)
+    descent = _Descent(channel, steps)
+    for step in range(steps):
+        target, low, _, reference, weight = references.crops(generator)
+        loss = loss_of(channel(torch.cat((low, reference), 1)), target, weight, tower)
+        descent.step(loss)
+        if progress is not None:
+            progress(step, float(loss.detach()))
+    return channel.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a reference is not believed."""
+
+    agreement: float
+    """The least correlation of reference and slice over the body (see `likeness_of`)."""
+    noise_hu: float
+    """Standard deviation of the mean of `CHECK` x `CHECK` pixels of a low-dose slice."""
+
+
+CHECK = 9
+"""Side of the windows in which a restored slice is checked against the scan, in pixels."""
+
+
+@torch.no_grad()
+def calibrated(restorer: Restorer, pairs: Pairs) -> Limits:
+    """Limits that keep right references of the pairs and leave out those of other bodies."""
+    references = _References(restorer, pairs)
+    right = likeness_of(references.right, references.alone)
+    wrong = likeness_of(references.wrong, references.alone)
+    between = (right.quantile(0.01) + wrong.quantile(0.99)) / 2
+    noise = F.avg_pool2d((pairs.low - pairs.target)[:, None], CHECK, 1)[:, 0]
+    inside = F.avg_pool2d((pairs.target > -1).float()[:, None], CHECK, 1)[:, 0] == 1
+    deviation = noise[inside].std() if inside.any() else noise.std()
+    return Limits(float(between), float(deviation) * UNIT)
+
+
+def likeness_of(references: Tensor, alone: Tensor) -> Tensor:
+    """How far registered references agree with restored slices [n, h, w]: mean correlation of
+    windows inside the body, -1..1, [n]."""
+    found = []
+    for one, slice_ in zip(references, alone, strict=True):
+        window = agreement(one[None, None], slice_[None, None], slice_[None, None])[0, -3]
+        body = slice_ > -1
+        found.append(window[body].mean() if body.any() else window.mean())
+    return torch.stack(found)
+
+
+class _References:
+    """Crops of pairs whose references are registered; some are those of another body."""
+
+    def __init__(self, restorer: Restorer, pairs: Pairs) -> None:
+        self.alone = restored_alone(restorer, pairs.low)
+        self.right = registered(pairs.reference, self.alone)
+        self.wrong = registered(pairs.reference.roll(1, 0), self.alone)
+        self.pairs = pairs
+
+    def crops(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Target, low dose, restored alone, reference and weight, [n, 1, h, w] each."""
+        one = self.pairs
+        stacks = (one.target, one.low, self.alone, self.right, self.wrong, one.weight)
+        target, low, alone, right, wrong, weight = _crops(stacks, one.target, generator)
+        other = torch.rand(len(target), 1, 1, 1, generator=generator) < WRONG
+        reference = torch.where(other, wrong, right)
+        return target, low, alone, reference, torch.where(other, 1.0, weight)
 
 
 @torch.no_grad()

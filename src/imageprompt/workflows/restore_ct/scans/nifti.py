@@ -52,7 +52,8 @@ def read_nifti(name: str, content: bytes) -> NiftiVolume:
     slope, intercept = struct.unpack_from(f"{order}2f", content, 112)
     hu = numbers.astype(np.float32)
     if slope and math.isfinite(slope) and math.isfinite(intercept):
-        hu = hu * np.float32(slope) + np.float32(intercept)
+        with np.errstate(over="ignore", invalid="ignore"):
+            hu = hu * np.float32(slope) + np.float32(intercept)
     if not np.isfinite(hu).all():
         _refuse(name, "with values that are not finite")
     if hu.min() > _HIGHEST:
