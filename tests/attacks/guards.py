@@ -336,6 +336,33 @@ GUARDS = (
         "protocol: dreambench",
         "quotes",
     ),
+    Guard(
+        "the bytes of a body",
+        all_of(
+            replaced("serve.guard:Guard", "longest", lambda *_: HUGE),
+            replaced("serve.guard:Guard", "reserve", nothing),
+        ),
+        "server: bodies of jobs",
+        "300 MB without",
+    ),
+    Guard(
+        "the hosts of a server",
+        replaced("serve.guard:Guard", "_knows", always),
+        "server: headers",
+        "the host 'evil",
+    ),
+    Guard(
+        "the origins of requests",
+        replaced("serve.guard", "_same", always),
+        "server: headers",
+        "the origin 'http://evil",
+    ),
+    Guard(
+        "the JSON of requests",
+        replaced("serve.bodies", "parse_json", loads),
+        "server: bodies of jobs",
+        "lists 100,000 deep",
+    ),
     # 2. regular files, opened without following links out
     Guard(
         "regular files alone: adapters",
