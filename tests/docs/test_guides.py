@@ -27,6 +27,7 @@ RUN_BY = {
     "docs/deployment.md": "tests/docs/test_deployment.py",
     "docs/faces.md": "tests/docs/test_faces_guide.py",
     "docs/http-api.md": "tests/serve/test_guide.py",
+    "docs/fewer-steps.md": "tests/docs/test_guides.py",
     "docs/files.md": "tests/docs/test_files_guide.py",
     "docs/library.md": "tests/cli/test_library_command.py",
     "docs/migrate/diffusers.md": "tests/docs/test_guides.py",
@@ -34,12 +35,14 @@ RUN_BY = {
     "docs/migrate/tencent.md": "tests/docs/test_guides.py",
     "docs/pipelines.md": "tests/adapter/test_pipelines.py",
     "docs/plan.md": "tests/docs/test_guides.py",
+    "docs/quantize.md": "tests/deploy/test_quantize.py",
     "docs/rating.md": "tests/docs/test_rating_guide.py",
     "docs/stable-diffusion-cpp.md": "tests/checkpoint/test_stable_diffusion_cpp.py",
     "docs/start.md": "tests/docs/test_guides.py",
     "docs/training-data.md": "tests/docs/test_training_data_guide.py",
     "docs/training.md": "tests/docs/test_guides.py",
     "docs/transformers.md": "tests/hosts/test_flux.py",
+    "docs/workflows/restore-ct.md": "tests/workflows/test_restore_ct.py",
 }
 SHORT = ("--set", "steps=2", "--set", "warm_start_steps=10", "--set", "checkpoint_every=1")
 
@@ -82,6 +85,13 @@ def test_start(folder: Path) -> None:
     for snippet in blocks(DOCS / "start.md", "python"):
         exec(compile(snippet, "docs/start.md", "exec"), names)
     assert [len(one) for one in names["results"]] == [1, 1]
+
+
+def test_fewer_steps(folder: Path) -> None:
+    for number, command in enumerate(commands(DOCS / "fewer-steps.md")):
+        extra = ["--steps", "2", "--output", f"out-{number}"]
+        assert cli.main([*command, *extra]) == 0, command
+        assert (folder / f"out-{number}" / "0001.png").is_file()
 
 
 def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
