@@ -62,8 +62,8 @@ class Inputs:
     data: Annotated[
         Any,
         Option(
-            "full-dose CT of other bodies to train on beside phantoms: a volume whose slices "
-            "lie as far apart as the scan's pixels say",
+            "full-dose CT of other bodies to train on beside phantoms: a volume with pixels as "
+            "wide as the scan's",
             metavar="FILE_OR_FOLDER",
             json=FILE,
             group="training",

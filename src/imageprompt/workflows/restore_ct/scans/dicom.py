@@ -34,6 +34,7 @@ _LONG = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _SYNTAX, _PIXELS = 0x00020010, 0x7FE00010
+_STEEPEST, _FARTHEST = 1e3, 1e6  # slope and intercept to HU
 _UNPACK = "Unpack it first, for example with `gdcmconv --raw IN OUT`."
 
 _TEXTS = {
@@ -165,6 +166,8 @@ class _Reader:
                 "without rescale slope and intercept: its numbers are no HU",
                 "Export it from the scanner's own data.",
             )
+        if abs(slope[0]) > _STEEPEST or abs(intercept[0]) > _FARTHEST:
+            _refuse(self.name, "with a rescale that leads out of every HU", "Export it again.")
         if self.found.get("rescale_type", "HU") not in ("HU", "US", ""):
             _refuse(self.name, f"in {str(self.found['rescale_type'])[:16]}, not in HU")
         return slope[0], intercept[0]

@@ -17,6 +17,8 @@ from imageprompt.workflows.restore_ct.scans import dicom, nifti
 MAX_FILES = 2000
 MAX_PIXELS = 2**27
 """Of a volume: 512 slices of 512 x 512."""
+PIXEL_MM = (0.02, 20.0)
+"""How wide pixels may be."""
 _UNLIKE = 0.02
 """How far spacings may differ, as a share."""
 
@@ -38,7 +40,7 @@ def open_scan(path: str | os.PathLike[str]) -> Scan:
     try:
         if not place.exists():
             raise no_such_file(place)
-        return _series(place) if place.is_dir() else _file(place)
+        return _with_size(_series(place) if place.is_dir() else _file(place))
     except OSError as error:
         if isinstance(error, NotFoundError):
             raise
@@ -47,6 +49,16 @@ def open_scan(path: str | os.PathLike[str]) -> Scan:
             reason=error.strerror or str(error),
             hint="Give a DICOM or NIfTI file, or a folder of DICOM files.",
         ) from None
+
+
+def _with_size(scan: Scan) -> Scan:
+    if not PIXEL_MM[0] <= scan.pixel_mm <= PIXEL_MM[1]:
+        raise PictureError(
+            f"scan {scan.name!r}",
+            reason=f"pixels of {scan.pixel_mm:g} mm, not {PIXEL_MM[0]:g} to {PIXEL_MM[1]:g}",
+            hint="Give a CT of a body.",
+        )
+    return scan
 
 
 def check_alike(scan: Scan, reference: Scan) -> None:
