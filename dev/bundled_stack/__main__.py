@@ -30,7 +30,8 @@ MINUTES = {
     "sd3-base": 62.0,
 }
 ADAPTER_STEPS = 6000
-SD3_ADAPTER_STEPS = 1500
+DUAL_STEPS = 1300
+SD3_ADAPTER_STEPS, SD3_DUAL_STEPS = 1500, 900
 SD3_SHARDS = 3  # of the pool
 PROBE_REFERENCES = 96
 ENVIRONMENT = {
@@ -102,6 +103,8 @@ def train_bundled(options: argparse.Namespace) -> None:
     print(f"{export.export(options.work, target):,} bytes in {target}")
     references = max(2, round(PROBE_REFERENCES * min(options.time, 1.0)))
     print(f"roles of the sites: {roles.state_roles(target, references)}")
+    steps = str(round(DUAL_STEPS * options.time))
+    run_parallel([["dual", work, steps, "--stack", str(target)]])
 
 
 def train_sd3(options: argparse.Namespace) -> None:
@@ -115,6 +118,8 @@ def train_sd3(options: argparse.Namespace) -> None:
     run_parallel(*([["sd3.adapters", work, name, steps]] for name in ("base", "plus")))
     target = options.target / SD3_STACK.name
     print(f"{export_sd3(options.work, target):,} bytes in {target}")
+    steps = str(round(SD3_DUAL_STEPS * options.time))
+    run_parallel([["sd3.dual", work, steps, "--stack", str(target)]])
 
 
 if __name__ == "__main__":

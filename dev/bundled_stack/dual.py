@@ -8,6 +8,7 @@ and where it is, and those for the look.
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import islice
@@ -21,18 +22,22 @@ from torch import Tensor
 from bundled_stack.adapters import TextStates, TrainableBase
 from bundled_stack.base import Captions
 from bundled_stack.checkpoints import load_state, save_atomic
+from bundled_stack.export import STACK
 from bundled_stack.features import encode
 from bundled_stack.vae import to_tensor
+from imageprompt import loading
 from imageprompt.adapter.adapter import Adapter
 from imageprompt.adapter.pair import AdapterPair
+from imageprompt.core import bundled
 from imageprompt.demo import scenes
-from imageprompt.demo.pipeline import load_pipeline
 from imageprompt.demo.scenes import Scene
+from imageprompt.hosts import training_of
 from imageprompt.training.config.config import ConditionDropout, Timesteps, TrainingConfig
 from imageprompt.training.data.dataset import Batch, Dataset, RandomStreams, indices_at
 from imageprompt.training.init import fit_projector_to_captions
 from imageprompt.training.loop.pair_objective import PairObjective
 from imageprompt.training.loop.trainer import Trainer
+from imageprompt.variants._projectors import ResamplerLayer
 
 COUNT, LOOKS = 12_288, 2  # targets, and content references of each
 LOOK = ("colour", "texture", "background", "style")
@@ -44,11 +49,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 WARM_START_STEPS, WARM_START_BATCH = 800, 64
 
 
-def unet_base() -> TrainableBase:
-    """The bundled stack, as it is in the package."""
+def unet_base(stack: Path) -> TrainableBase:
+    """The exported UNet stack."""
     from diffusers.models.attention_processor import AttnProcessor
 
-    pipe, captions = load_pipeline(), Captions()
+    pipe = loading.load_base(bundled.NAME, stack, dtype="float32", device="cpu", bars=False).pipe
+    captions = Captions()
     pipe.unet.set_attn_processor(AttnProcessor())  # trains faster than SDPA on a CPU
     for part in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.image_encoder):
         part.requires_grad_(False)
@@ -103,7 +109,7 @@ class PairDataset(Dataset):
     """Latents and partial captions of the targets, features of a content and a style reference."""
 
     def __init__(self, work: Path, base: TrainableBase, count: int = COUNT) -> None:
-        path = work / f"{base.name}pairs.pt"
+        path = work / "pairs.pt"  # the stacks share autoencoder and tower
         encode_pictures(base, count, path)
         state = load_state(path)
         self.latents, self.style, self.content = (
@@ -149,13 +155,18 @@ class PairDataset(Dataset):
         text, added = self.base.encode_text(lines)
         return Batch(self.latents[indices].float(), text, features, added)
 
+    def as_tokens(self, lines: list[str]) -> Tensor:
+        """The states of texts as the base's attention reads them, [b, l, W]."""
+        denoiser = self.base.denoiser
+        return training_of(denoiser).as_tokens(denoiser, self.base.encode_text(lines)[0])
+
     def content_states(self, step: int) -> tuple[Tensor, Tensor]:
         """Features of content references; the states of "a star" and tokens of where it is."""
         indices = indices_at(step, WARM_START_BATCH, len(self.content), seed=1)
         chosen = [self.scenes[index // LOOKS] for index in indices.tolist()]
         lines = [scenes.caption(scene, {"shape"}) for scene in chosen]
         with torch.no_grad():
-            states = self.base.encode_text(lines)[0][:, :TAUGHT]
+            states = self.as_tokens(lines)[:, :TAUGHT]
         free = OPTIONS["content"]["num_tokens"] - TAUGHT
         places = place_tokens([scene.geometry() for scene in chosen], free, states)
         return self.content[indices].float(), torch.cat((states, places), dim=1)
@@ -165,7 +176,7 @@ class PairDataset(Dataset):
         indices = indices_at(step, WARM_START_BATCH, len(self.scenes), seed=2)
         lines = [scenes.caption(self.scenes[index], {*LOOK}) for index in indices.tolist()]
         with torch.no_grad():
-            states = self.base.encode_text(lines)[0][:, : OPTIONS["style"]["num_tokens"]]
+            states = self.as_tokens(lines)[:, : OPTIONS["style"]["num_tokens"]]
         return self.style[indices].float(), states
 
 
@@ -211,8 +222,24 @@ def warm_start(base: TrainableBase, samples: PairDataset, path: Path, steps: int
     AdapterPair(*made).save(path)
 
 
-def train(base: TrainableBase, work: Path, steps: int, batch: int = 32, count: int = COUNT) -> None:
-    """Train a pair for this many steps and save it; an unfinished run is resumed."""
+@torch.no_grad()
+def deepen(adapter: Adapter, depth: int) -> None:
+    """Add layers that change nothing: diffusers and ComfyUI read resamplers of depth 4 alone."""
+    spec, projector = adapter.spec.projector, adapter.module.image_proj
+    layers: Any = projector.layers
+    torch.manual_seed(14)
+    for _ in range(depth - len(layers)):
+        layer = ResamplerLayer(spec.inner_dim, spec.heads)
+        for added in (layer[0].to_out, layer[1][-1]):
+            added.weight *= 1e-5
+        layers.append(layer.to(next(projector.parameters())))
+    adapter.spec = replace(adapter.spec, projector=replace(spec, depth=depth))
+
+
+def train(
+    base: TrainableBase, work: Path, steps: int, stack: Path, batch: int = 32, count: int = COUNT
+) -> None:
+    """Train a pair for this many steps, and put it into the stack; an unfinished run is resumed."""
     work.mkdir(parents=True, exist_ok=True)
     samples = PairDataset(work, base, count)
     start = work / f"{base.name}pair-start.safetensors"
@@ -245,20 +272,25 @@ def train(base: TrainableBase, work: Path, steps: int, batch: int = 32, count: i
     )
     trainer.run()
     trainer.use_ema_weights()
+    deepen(pair.style, OPTIONS["content"]["depth"])
     pair.module.half()
-    pair.save(work / f"{base.name}dual.safetensors")
+    target = work / f"{base.name}adapters" / f"{bundled.PAIR}.safetensors"  # for the next export
+    target.parent.mkdir(exist_ok=True)
+    pair.save(target)
+    shutil.copyfile(target, stack / "adapters" / target.name)
 
 
-def main(open_base: Callable[[], TrainableBase]) -> None:
-    """The command line: work folder and steps."""
+def main(open_base: Callable[[Path], TrainableBase], stack: Path) -> None:
+    """The command line: work folder and steps; the pair is put into the stack."""
     parser = argparse.ArgumentParser()
     parser.add_argument("work", type=Path)
     parser.add_argument("steps", type=int)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--count", type=int, default=COUNT)
+    parser.add_argument("--stack", type=Path, default=stack, help="the exported stack")
     options = vars(parser.parse_args())
-    train(open_base(), **options)
+    train(open_base(options["stack"]), **options)
 
 
 if __name__ == "__main__":
-    main(unet_base)
+    main(unet_base, STACK)

@@ -18,7 +18,7 @@ from bundled_stack.vision import VisionWithHeads
 from imageprompt.demo.judge import Judge
 
 STACK = Path(__file__).resolve().parents[2] / "src" / "imageprompt" / "demo" / "stack"
-LIMIT = 24_000_000
+LIMIT = 26_000_000
 
 
 def load_ema(work: Path, name: str, model: Any) -> Any:

@@ -12,10 +12,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from imageprompt.adapter.adapter import Adapter
+from imageprompt.checkpoint.convert import convert
 from imageprompt.core import bundled
+from imageprompt.core.hub import part_of, split_part
 from imageprompt.demo import judge, pipeline, scenes
+from imageprompt.generation.engine import Engine
 
-LIMIT = 24_000_000
+LIMIT = 26_000_000
 COUNT = 24
 """Scenes that are sampled; a third of them, in half the steps, where a part is enough."""
 
@@ -79,12 +82,16 @@ def test_plain_diffusers_loads_and_runs_it(folder: Path) -> None:
     assert image.size == (64, 64)
 
 
-@pytest.mark.parametrize("variant", ["base", "plus"])
+@pytest.mark.parametrize("variant", ["base", "plus", "dual#content", "dual#style"])
 def test_diffusers_reads_the_bundled_adapters(
-    folder: Path, variant: str, drawn: list[scenes.Scene]
+    folder: Path, variant: str, drawn: list[scenes.Scene], tmp_path: Path
 ) -> None:
     """diffusers' own loader, which supports resamplers of depth 4 only, gives the same latents."""
     reference = scenes.draw(drawn[0])
+    name, part = split_part(variant)
+    path = bundled.adapter(name)
+    if part:
+        convert(part_of(path, part), path := tmp_path / f"{part}.safetensors")
 
     def latents(pipe: Any, **more: Any) -> torch.Tensor:
         pipe.set_progress_bar_config(disable=True)
@@ -94,12 +101,11 @@ def test_diffusers_reads_the_bundled_adapters(
         return found
 
     ours = StableDiffusionPipeline.from_pretrained(folder)
-    adapter = Adapter.load(bundled.adapter(variant), dtype=torch.float32)
+    adapter = Adapter.load(path, dtype=torch.float32)
     adapter.attach(ours, encoder=folder / "image_encoder")
     with adapter.use(adapter.encode([reference]), scale=0.8):
         here = latents(ours)
     theirs = StableDiffusionPipeline.from_pretrained(folder)
-    path = Path(bundled.adapter(variant))
     theirs.load_ip_adapter(
         str(path.parent), subfolder="", weight_name=path.name, image_encoder_folder=None
     )
@@ -157,3 +163,25 @@ def test_a_reference_at_scale_zero_has_none(
     adapter.detach()
     plain = pipeline.sample(pipe, prompts, range(2), steps=2)
     assert [a.tobytes() for a in off] == [b.tobytes() for b in plain]
+
+
+@pytest.mark.slow
+def test_a_pair_takes_the_shape_of_one_reference_and_the_look_of_another(
+    drawn: list[scenes.Scene], steps: int
+) -> None:
+    others = scenes.stream("test", seed=902)
+    looks = [
+        next(b for b in others if all(x != y for x, y in zip(a.labels(), b.labels(), strict=True)))
+        for a in drawn
+    ]
+    requests = [
+        {"content": scenes.draw(a), "style": scenes.draw(b), "scale": 1.0, "seed": row}
+        for row, (a, b) in enumerate(zip(drawn, looks, strict=True))
+    ]
+    settings = {"steps": steps, "guidance_scale": bundled.GUIDANCE}
+    made = Engine(bundled.NAME).generate_many(
+        [request | settings for request in requests], batch_size=pipeline.BATCH, progress=False
+    )
+    found = judge.classify([result.images[0] for result in made])
+    expected = [b.words() | {"shape": a.shape} for a, b in zip(drawn, looks, strict=True)]
+    assert min(shares(found, expected).values()) >= 0.75, found

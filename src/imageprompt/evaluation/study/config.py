@@ -233,7 +233,8 @@ class StudyConfig:
                     hint="Name adapter files: --adapter FILE_OR_HUB_ID, repeated.",
                 )
             own = bundled.folder(self.base) / "adapters"
-            given = sorted(path.stem for path in own.glob("*.safetensors"))
+            names = {path.stem for path in own.glob("*.safetensors")}
+            given = sorted(names - {bundled.PAIR})  # a pair needs two references
         found = (
             AdapterEntry(adapter=one)
             if isinstance(one, str)
