@@ -424,9 +424,15 @@ def test_a_sweep_over_the_strength(open_page: Open, server: Served, files: list[
     expect(page.locator(".card").get_by_label("Strength").first).to_have_value("0.5")
 
 
-def test_two_pictures_compared(open_page: Open, server: Served) -> None:
+@pytest.fixture(scope="module")
+def two_pictures(server: Served) -> None:
+    """In the gallery, whichever tests have run before."""
     for seed in (1, 2):
         server.ended(server.submit({"prompt": "a moon", "seed": seed, "steps": 2}))
+
+
+@pytest.mark.usefixtures("two_pictures")
+def test_two_pictures_compared(open_page: Open) -> None:
     page = open_page()
     page.locator(".thumbs button").first.click()
     page.get_by_role("button", name="Compare").click()
@@ -560,6 +566,7 @@ def only_with_a_key(route: Route) -> None:
     return route.fulfill(status=401, json={"error": problem})
 
 
+@pytest.mark.usefixtures("two_pictures")
 def test_a_key_is_asked_for(open_page: Open) -> None:
     page = open_page(gate=only_with_a_key)
     page.get_by_role("textbox", name="Key").fill("wrong")
@@ -572,6 +579,30 @@ def test_a_key_is_asked_for(open_page: Open) -> None:
     expect(page.locator(".thumbs img").first).to_be_visible()  # pictures come with the key too
     page.reload()
     expect(page.locator(".go")).to_be_enabled()
+
+
+def test_a_reference_is_checked(open_page: Open, tmp_path: Path) -> None:
+    """The problems of each picture, and how alike they are, in the language of the page."""
+    wide, small = tmp_path / "wide.jpg", tmp_path / "small.png"
+    wide.write_bytes(drawn("blue", (900, 600), "JPEG"))
+    small.write_bytes(drawn("red"))
+    page = open_page()
+    card = add(page, wide)
+    card.locator("input[type=file]").set_input_files(small)
+    expect(card.locator(".source .one")).to_have_count(2)
+    card.get_by_role("button", name="More").click()
+    card.get_by_role("button", name="Check the pictures").click()
+    verdict = card.locator(".check-pictures")
+    expect(verdict).to_contain_text("Picture 1, 900 × 600", timeout=WAIT)
+    expect(verdict).to_contain_text("JPEG 75")
+    expect(verdict).to_contain_text("Not square: the crop loses 33 %.")
+    expect(verdict).to_contain_text("Small: 512 px")
+    expect(verdict).to_contain_text("Likeness of pictures 1 and 2: ")
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    page.locator(".language").select_option("zh")
+    expect(verdict).to_contain_text("图片 2")
+    expect(verdict).to_contain_text("裁剪会丢失 33 %")
 
 
 # ── the page of the API ────────────────────────────────────────────────────────────────────────
@@ -665,6 +696,7 @@ def test_a_phone(open_page: Open, server: Served, files: list[Path]) -> None:
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+@pytest.mark.usefixtures("two_pictures")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_that_axe_finds(
     open_page: Open, server: Served, files: list[Path], scheme: str

@@ -348,10 +348,65 @@ function Card({ one, index, onGrab }) {
             />`
           }
         </div>
+        <${Check} key=${one.pictures.join()} one=${one} />
         <${SaveStyle} one=${one} />
       </div>`
     }
   </li>`;
+}
+
+/** Are these good reference pictures? The API says it with the names of problems first. */
+function Check({ one }) {
+  const [report, setReport] = useState(null);
+  const [busy, setBusy] = useState(false);
+  const check = async () => {
+    setBusy(true);
+    const reference = one.pictures.map((hash) => `upload:${hash}`);
+    setReport((await tell(() => call("POST", "check", { reference }))) || null);
+    setBusy(false);
+  };
+  const numberOf = (hash) => one.pictures.indexOf(hash) + 1;
+  return html`<div class="check-pictures">
+    <${Button}
+      icon="search"
+      text
+      label=${busy ? t("checking") : t("check")}
+      disabled=${busy}
+      onClick=${check}
+    />
+    <div role="status">
+      ${
+        report &&
+        html`<ul>
+          ${report.pictures.map(
+            (found) =>
+              html`<li key=${found.picture}>
+                <strong>${t("checked", { number: numberOf(found.picture), ...found })}</strong> ${
+                  found.jpeg && html`<span class="value">JPEG ${found.jpeg}</span>`
+                }
+                <ul>
+                  ${found.advice.map((text) => html`<li>${problemOf(text, found)}</li>`)}
+                </ul>
+                ${found.advice.length === 0 && html`<p class="note">${t("checkFine")}</p>`}
+              </li>`,
+          )}
+          ${report.pairs.map(
+            (pair) =>
+              html`<li class="value">
+                ${t("likeness", { a: numberOf(pair.a), b: numberOf(pair.b), value: pair.similarity })}
+                ${t.maybe(`pair_${pair.advice}`)}
+              </li>`,
+          )}
+        </ul>`
+      }
+    </div>
+  </div>`;
+}
+
+/** Advice in the language of the page; as the API says it where there are no words. */
+function problemOf(text, found) {
+  const key = `problem_${text.split(":")[0].replace("heavy ", "")}`;
+  return t.maybe(key) ? t(key, { loss: Math.round(100 * found.crop_loses) }) : text;
 }
 
 function SaveStyle({ one }) {
