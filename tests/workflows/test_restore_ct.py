@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from guides import DOCS, commands
 from imageprompt import cli
 from imageprompt.core.errors import AdapterFileError, NotFoundError, OptionError, PictureError
 from imageprompt.loading.recipe import WORKFLOW_KEY
@@ -360,6 +361,8 @@ BAD_DICOM: dict[str, tuple[dict[str, Any], str]] = {
     "once lossy": ({"changed": {(0x0028, 0x2110): b"01"}}, "lossy compression in its past"),
     "JPEG 2000": ({"syntax": "1.2.840.10008.1.2.4.90"}, "not plainly"),
     "no spacing": ({"changed": {(0x0028, 0x0030): None}}, "pixel spacing"),
+    "huge pixels": ({"changed": {(0x0028, 0x0030): b"900\\900"}}, "pixels of 900 mm"),
+    "endless rescale": ({"changed": {(0x0028, 0x1053): b"1e300"}}, "out of every HU"),
     "colours": ({"changed": {(0x0028, 0x0004): b"RGB"}}, "colours"),
     "too many pixels": ({"changed": {(0x0028, 0x0010): b"\xff\xff"}}, "the limit"),
     "too few pixels": ({"changed": {(0x0028, 0x0010): b"\x00\x08"}}, "fewer pixels"),
@@ -475,13 +478,14 @@ def test_a_run_writes_slices_a_volume_and_a_model(
     run = import_module(RUN)
     monkeypatch.setattr(run, "CASES", 2)
     monkeypatch.setattr(run, "FEWEST_CASES", 2)
-    Path("scan.dcm").write_bytes(dicom_bytes(slices[0]))
+    Path("full-dose").mkdir()
+    Path("full-dose/1.dcm").write_bytes(dicom_bytes(slices[0]))
+    Path("today.dcm").write_bytes(dicom_bytes(slices[0]))
     Path("earlier.nii.gz").write_bytes(nifti_bytes(slices[1:], PIXEL_MM, 5.0))
     Path("others.nii.gz").write_bytes(nifti_bytes(slices[::-1, ::-1], PIXEL_MM, 5.0))
-    command = ["workflow", "run", "restore-ct", "--scan", "scan.dcm"]
-    command += ["--reference", "earlier.nii.gz", "--json"]
-    training = ["--dose", "full", "--training-steps", "2", "--data", "others.nii.gz"]
-    assert cli.main([*command, *training, "--output", "out"]) == 0
+    first, second = commands(DOCS / "workflows" / "restore-ct.md")
+    training = ["--training-steps", "2", "--data", "others.nii.gz"]
+    assert cli.main([*first, *training, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert NOTICE in told["notes"]
     assert any("2 drawn phantoms and 2 slices" in note for note in told["notes"])
@@ -496,8 +500,8 @@ def test_a_run_writes_slices_a_volume_and_a_model(
     volume, saved = sorted(told["files"], reverse=True)
     assert open_scan(volume).hu.shape == (1, SIZE, SIZE)
 
-    kept = ["--model", saved, "--scale", "0", "--output", "again"]
-    assert cli.main([*command, *kept]) == 0
+    assert saved == second[second.index("--model") + 1]
+    assert cli.main([*second, "--scale", "0", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert "noise_after" in told["measured"]
     assert "psnr_abdomen_fbp" not in told["measured"]
@@ -506,7 +510,7 @@ def test_a_run_writes_slices_a_volume_and_a_model(
         (["--views", "50"], "trained for 60 views"),
         (["--data", "earlier.nii.gz"], "a single slice"),
     ):
-        assert cli.main([*command, *kept, *more, "--output", "bad"]) in (1, 2)
+        assert cli.main([*second[:-1], "bad", *more]) in (1, 2)
         message = capsys.readouterr().err.strip()
         assert reason in message
         assert "\n" not in message
