@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from imageprompt.demo.scenes import ATTRIBUTES, SIZE, VOCABULARY
+from imageprompt.demo.scenes import ATTRIBUTES, SIZE, VOCABULARY, Scene
 
 WEIGHTS = Path(__file__).parent / "stack" / "judge.safetensors"
 
@@ -77,3 +77,13 @@ def classify(pictures: Sequence[Image.Image], judge: Judge | None = None) -> lis
             for row in choices
         ]
     return labels
+
+
+def shares(pictures: Sequence[Image.Image], drawn: Sequence[Scene]) -> dict[str, float]:
+    """Attribute -> share of the pictures that have the word of their scene; and of all five."""
+    pairs = list(zip(classify(pictures), drawn, strict=True))
+    hits = {
+        name: [words[name] == getattr(scene, name) for words, scene in pairs] for name in ATTRIBUTES
+    }
+    hits["all five"] = [all(row) for row in zip(*hits.values(), strict=True)]
+    return {name: sum(row) / len(pairs) for name, row in hits.items()}
