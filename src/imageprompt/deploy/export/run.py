@@ -121,7 +121,9 @@ def export(
     target = _free(check_folder(output))
     folder = loading.base_folder(base)
     located = loading.find_adapter(adapter, folder, cached_only=False)
-    loaded = loading.load_base(base, folder, dtype="float32", device="cpu", bars=False)
+    own = folder is None  # a loaded pipeline stays as it is
+    kind, device = (None, None) if own else ("float32", "cpu")
+    loaded = loading.load_base(base, folder, dtype=kind, device=device, bars=False)
     opened = Adapter.load(located.path, dtype=torch.float32, base=loaded.pipe)
     with loading.few_threads(loaded):
         record = loading.adapter_record(opened, located)
