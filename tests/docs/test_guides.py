@@ -25,6 +25,7 @@ RUN_BY = {
     "docs/compress.md": "tests/deploy/test_compress.py",
     "docs/control.md": "tests/docs/test_control_guide.py",
     "docs/deployment.md": "tests/docs/test_deployment.py",
+    "docs/dual.md": "tests/generation/test_dual.py",
     "docs/faces.md": "tests/docs/test_faces_guide.py",
     "docs/http-api.md": "tests/serve/test_guide.py",
     "docs/fewer-steps.md": "tests/docs/test_guides.py",

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import guides
 import imageprompt as ip
 from imageprompt.adapter.pair import AdapterPair
-from imageprompt.core import errors
+from imageprompt.core import bundled, errors
 from imageprompt.core.hub import part_of, split_part
 from imageprompt.generation import generate, repeat
 from imageprompt.generation.reference import Reference, is_picture
@@ -213,3 +214,26 @@ def test_the_command_line(
     assert main(["generate", *flags]) == 0
     recipe = json.loads(capsys.readouterr().out)["pictures"][0]["recipe"]
     assert [one["adapter"]["name"][-8:] for one in recipe["references"]] == ["#content", "rs#style"]
+
+
+def test_the_guide_runs(
+    tiny_bundled: Path, pair_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every command and snippet of docs/dual.md, on the tiny stack with a pair."""
+    for name, picture in (("a", RED), ("b", BLUE)):
+        picture.save(tmp_path / f"{name}.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bundled, "STEPS", 2)
+    own = tiny_bundled / "adapters" / "dual.safetensors"
+    own.write_bytes(pair_file.read_bytes())
+    try:
+        for command in guides.commands(guides.DOCS / "dual.md"):
+            assert guides.run(command) == 0, command
+        (snippet,) = guides.blocks(guides.DOCS / "dual.md", "python")
+        names: dict[str, Any] = {}
+        exec(snippet, names)
+    finally:
+        own.unlink()
+    assert len(names["apart"].images) == 1
+    assert {"content.safetensors", "style.safetensors"} <= {p.name for p in tmp_path.iterdir()}
+    assert "pairs: self-made" in (tmp_path / "config.yaml").read_text()
