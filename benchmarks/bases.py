@@ -116,8 +116,9 @@ def fill(model: nn.Module, *, seed: int = 0) -> None:
         elif parameter.ndim == 1:
             parameter.data.zero_()
         else:
-            shift = 7919 * number % len(noise)
-            scaled = noise.roll(shift) / math.sqrt(parameter[0].numel())
+            start = -7919 * number % len(noise)
+            source = torch.cat((noise[start:], noise[:start]))
+            scaled = source[: parameter.numel()] / math.sqrt(parameter[0].numel())
             _tile(parameter.data.view(-1), scaled.to(parameter.dtype))
 
 

@@ -120,10 +120,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--file", choices=FILES, help="only this one of the two files")
     parser.add_argument("--quick", action="store_true", help="a small checkpoint, one round")
+    parser.add_argument("--source", type=Path, help="one round on this checkpoint: writes none")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     options = parser.parse_args()
-    measured_rows: list[Row] = []
-    files = (options.file,) if options.file else FILES
+    measured_rows: list[Row] = rows(options.source, 1, None) if options.source else []
+    files = () if options.source else (options.file,) if options.file else FILES
     print(f"{'process':22} {'file':20} {'median s':>8} {'best s':>8} {'peak MB':>9}")
     with tempfile.TemporaryDirectory() as caches:
         # one at a time, since each is 3.5 GB; the small ones come from one process

@@ -338,7 +338,7 @@ def test_threads_hear_their_own_references(schedule: str | None, rig: Rig) -> No
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     assert len(found) == 6
     for seed, wanted in enumerate(expected):
         for outputs in found[seed]:
@@ -367,7 +367,7 @@ def test_no_prompt_is_lost_where_threads_begin_together() -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(300)
     finally:
         sys.setswitchinterval(before)
     assert not lost
@@ -393,7 +393,7 @@ def test_a_call_without_a_prompt_does_not_move_the_clock_of_another(
     monkeypatch.setattr(StepTracker, "position", interrupted)
     found = alone(rig, 1, schedule="0-0.5")
     for other in others:
-        other.join(60)
+        other.join(300)
     assert len(others) == len(TIMES)
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
@@ -423,7 +423,7 @@ def test_a_thread_started_in_the_block_is_outside_of_it(rig: Rig) -> None:
     def in_a_thread() -> None:
         thread = threading.Thread(target=lambda: seen.append(rig.host.read(rig.unet, inputs)))
         thread.start()
-        thread.join(60)
+        thread.join(300)
 
     with pytest.warns(UserWarning, match="in this thread or task"), rig.adapter.use(rig.prompt(1)):
         in_a_thread()
@@ -471,7 +471,7 @@ def test_an_interrupted_call_does_not_block_the_others(rig: Rig) -> None:
     found: list[list[Tensor]] = []
     thread = threading.Thread(target=lambda: found.append(alone(rig, 1)))
     thread.start()
-    thread.join(60)
+    thread.join(300)
     assert all(torch.equal(*pair) for pair in zip(found[0], expected, strict=True))
 
 
@@ -493,7 +493,7 @@ def test_backward_in_another_thread_hears_the_prompt(tmp_path: Path) -> None:
             if thread:
                 worker = threading.Thread(target=loss.backward)
                 worker.start()
-                worker.join(60)
+                worker.join(300)
             else:
                 loss.backward()
         weights = rig.adapter.module.ip_adapter.parameters()
@@ -515,7 +515,7 @@ def test_backward_beside_another_threads_prompt_is_refused(tmp_path: Path) -> No
     def in_a_thread(target: Any, *args: Any) -> None:
         thread = threading.Thread(target=target, args=args)
         thread.start()
-        thread.join(60)
+        thread.join(300)
 
     def backward(loss: Tensor) -> None:
         try:

@@ -82,7 +82,7 @@ def ours(rig: Rig, inputs: dict[str, Any], uses: list[tuple[Rig, Any, dict[str, 
 # ── against diffusers ───────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("size", SIZES[:4], ids=stable)
 @pytest.mark.parametrize("host", ["sd15", "sdxl"])
 def test_one_mask(host: str, size: tuple[int, int], tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def both(rig: Rig, inputs: dict[str, Any]) -> tuple[int, int]:
     return first, later
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("kind", ["base", "plus", "full"])
 @pytest.mark.parametrize("host", ["sd15", "sd2", "sdxl", "tiny"])
 def test_one_adapter(host: str, kind: str, tmp_path: Path) -> None:

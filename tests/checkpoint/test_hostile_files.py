@@ -138,6 +138,7 @@ def no_privileges() -> Iterator[None]:
         os.seteuid(0)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", STRUCTURE)
 def test_what_cannot_be_opened_says_what_it_is(name: str, tmp_path: Path) -> None:
     path = HOSTILE[name].make(tmp_path)
@@ -157,6 +158,7 @@ def test_what_cannot_be_opened_says_what_it_is(name: str, tmp_path: Path) -> Non
     assert listing(tmp_path) == before
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", [name for name in STRUCTURE if name != "unreadable"])
 def test_inspect_and_convert_of_hostile_files(name: str, tmp_path: Path, run: Run) -> None:
     (tmp_path / "in").mkdir()

@@ -127,7 +127,7 @@ def test_one_token_per_patch_is_counted_where_the_encoder_is_known(tmp_path: Pat
     assert (report.encoder["name"], report.tokens) == ("CLIP ViT-H/14", 257)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_lines_for_diffusers_and_here_work(kind: str, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def check(path: Path, made: Wrapper) -> None:
     assert all(found[name].dtype == tensor.dtype for name, tensor in expected.items())
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("saver", SAVERS)
 def test_every_way_of_saving(saver: str, tmp_path: Path) -> None:
     made = wrapper("sd15", "faceid")
@@ -48,7 +48,7 @@ def test_every_way_of_saving(saver: str, tmp_path: Path) -> None:
     assert report.ok
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("saver", ["accelerate_now", "accelerate_before", "save_model"])
 @pytest.mark.parametrize(("host", "kind"), CASES)
 def test_every_host_and_kind(host: str, kind: str, saver: str, tmp_path: Path) -> None:

@@ -355,6 +355,7 @@ def test_weights_of_another_network(role: str, tmp_path: Path) -> None:
             open_role(role, PREFIX + networks.save(tmp_path, "short.pth", short))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("shape", [(), (7, 2), (0, 3, 3, 3)])
 @pytest.mark.parametrize(
     ("role", "shapes", "names"),

@@ -321,7 +321,7 @@ def test_a_killed_study_goes_on_and_nothing_differs(
     evaluate(few | {"output": str(whole)}, progress=False)
     for kill, moment in ((killed_after_pictures, 3), (killed_in_a_line, 2), (killed_in_a_line, 1)):
         process = forked.start(kill, config, moment)
-        process.join(60)
+        process.join(300)
         assert process.exitcode == -signal.SIGKILL
     count = len(lines_of(tmp_path / "study"))
     assert 0 < count < len(lines_of(whole))

@@ -113,6 +113,7 @@ def test_a_reference_is_encoded_once(tiny_bundled: Path, monkeypatch: pytest.Mon
     assert len(calls) == 4  # `fresh` encoded it too
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("part", ["unet", "adapter", "encoder"])
 def test_a_change_on_disk_is_noticed(tiny_bundled: Path, tmp_path: Path, part: str) -> None:
     from safetensors.torch import load_file, save_file
@@ -289,6 +290,7 @@ def test_cancel_within_a_step(tiny_bundled: Path) -> None:
     assert bits(after) == fresh(prompt="a star", reference=picture(1), num_images=2)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_an_exception_in_a_step_leaves_nothing_behind(
     tiny_bundled: Path, error: type[BaseException]

@@ -26,6 +26,7 @@ def likeness(small: Image.Image, picture: Image.Image) -> float:
     return float(1 - ((found - target) ** 2).mean() / target.var())
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("number", [1, 2])
 def test_previews_come_near_the_picture_and_change_nothing(number: int) -> None:
     engine, shots = ip.Engine(), list[list[Image.Image]]()

@@ -28,6 +28,7 @@ def test_which_states_stand_for_a_caption(tokens: int, positions: list[int]) -> 
     assert chosen.shape == (2, tokens, 3)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", ["linear", "resampler"])
 def test_a_projector_learns_captions(kind: str) -> None:
     torch.manual_seed(0)

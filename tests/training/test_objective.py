@@ -114,7 +114,7 @@ def ours(rig: Rig, kind: str, case: Case, **options: Any) -> tuple[Tensor, dict[
     return losses.detach(), {n: p.grad for n, p in rig.adapter.module.named_parameters()}
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("host", "variant", "kind"),
     [

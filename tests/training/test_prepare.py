@@ -301,6 +301,7 @@ def test_a_cache_of_an_earlier_version_is_valid(
 # ── damage ──────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "other"])
 def test_a_corrupt_shard_is_found_named_and_made_anew(
     damage: str, parts: Parts, tmp_path: Path

@@ -100,6 +100,7 @@ def test_a_shard_that_goes_bad_costs_the_steps_since_the_last_checkpoint(
     assert_equal(resumed.adapter, through.adapter)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("cached", [False, True], ids=["live", "cached"])
 def test_broken_pictures_do_not_end_a_run_nor_change_how_it_resumes(

@@ -537,7 +537,7 @@ def assert_same(one: Any, other: Any) -> None:
         torch.testing.assert_close(value, other.added[name], **close)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("variant", ["base", "plus"])
 @pytest.mark.parametrize("xl", [False, True], ids=["sd", "sdxl"])
 @pytest.mark.parametrize(

@@ -268,7 +268,7 @@ def test_impossible_configs_are_refused_before_training(
         ip.train(needed | {"output": str(tmp_path / "out"), "validate_every": 0} | keys)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["faceid", "faceid-plus", "faceid-plus-v2"])
 def test_faces_train_from_a_list_with_identity_embeddings(

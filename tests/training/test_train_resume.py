@@ -89,6 +89,7 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "damage",
     [

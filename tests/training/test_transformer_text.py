@@ -121,6 +121,7 @@ def check_step(base: FrozenPipeline, latents: Tensor) -> None:
     assert all(one is not None and bool(one.abs().sum() > 0) for one in values)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", TABLE)
 def test_text_is_encoded_as_in_sampling(name: str) -> None:
     """Two texts of different lengths, and the empty one of the negative side."""
