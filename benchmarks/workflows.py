@@ -193,6 +193,7 @@ def restyle(bench: Bench) -> None:
         picture = scenes.draw(replace(pair[0], **words(pair[1], *look)))
         return picture, figures(picture, pair)
 
+    bench.row("restyle, pair 1.0", by(method="pair", strengths=[1.0], scale=1.0))
     for strength in (1.6, 1.0):
         bench.row(f"restyle, layout {strength}", by(method="layout", strengths=[strength]))
     for strength in (0.95, 0.8):

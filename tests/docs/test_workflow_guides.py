@@ -17,6 +17,8 @@ from imageprompt.workflows import WORKFLOWS
 NAMES = ("product", "restyle", "replace", "colourise", "variations")
 PAGES = [DOCS / "workflows.md", *(DOCS / "workflows" / f"{name}.md" for name in NAMES)]
 RUNS = sorted({shlex.join(command) for page in PAGES for command in commands(page)})
+PAIR = "--method pair"
+"""The fast stack has no pair of adapters."""
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def test_every_workflow_has_a_guide() -> None:
     assert {words.split()[2] for words in RUNS if words.startswith("workflow run")} == set(NAMES)
 
 
-@pytest.mark.parametrize("line", RUNS)
+@pytest.mark.parametrize("line", [line for line in RUNS if PAIR not in line])
 def test_commands(line: str, folder: Path) -> None:
     command = shlex.split(line)
     if command[1] == "run":
@@ -50,6 +52,16 @@ def test_commands(line: str, folder: Path) -> None:
             command[command.index("40")] = "8"
     assert cli.main(command) == 0
     assert len(list(folder.glob("pictures/*-sheet.png"))) == (command[1] == "run")
+
+
+@pytest.mark.parametrize("line", [line for line in RUNS if PAIR in line])
+def test_commands_of_the_bundled_pair(
+    line: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the bundled stack itself
+    monkeypatch.chdir(folder)
+    assert cli.main([*shlex.split(line), "--steps", "2"]) == 0
+    assert len(list(folder.glob("pictures/*-sheet.png"))) == 1
 
 
 def test_the_python_snippet(folder: Path) -> None:

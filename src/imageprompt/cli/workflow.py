@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ def add_workflow(workflow: Parser) -> None:
         f"{PROGRAM} workflow show product",
         f"{PROGRAM} workflow run variations --picture cat.png --output variations",
     )
-    group = workflow.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    group = workflow.add_subparsers(metavar="COMMAND", required=True, parser_class=_Subparser)
     listing = group.add_parser("list", help="the workflows", description="The workflows.")
     describe(listing, _list, f"{PROGRAM} workflow list", f"{PROGRAM} workflow list --json")
     add_json(listing)
@@ -54,9 +55,24 @@ def add_workflow(workflow: Parser) -> None:
     _add_run(group)
 
 
-def _add_run(group: Any) -> None:
-    from imageprompt.workflows import WORKFLOWS
+class _Subparser(Parser):
+    """A parser that can get its own subcommands when its arguments are read.
 
+    Those of `run` are the workflows, whose files are loaded for their flags.
+    """
+
+    fill: Callable[[Parser], None] | None = None
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        fill, self.fill = self.fill, None
+        if fill is not None:
+            fill(self)
+        return super().parse_known_args(args, namespace)
+
+
+def _add_run(group: Any) -> None:
     run = group.add_parser(
         "run",
         help="run a workflow",
@@ -65,6 +81,13 @@ def _add_run(group: Any) -> None:
     run.epilog = examples(
         f"{PROGRAM} workflow run restyle --content room.png --style oil.png --output restyled"
     )
+    run.fill = _add_names
+
+
+def _add_names(run: Parser) -> None:
+    """A subcommand for each workflow."""
+    from imageprompt.workflows import WORKFLOWS
+
     names = run.add_subparsers(metavar="NAME", required=True, parser_class=Parser)
     for one in WORKFLOWS:
         command = names.add_parser(
