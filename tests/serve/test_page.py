@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -151,21 +149,15 @@ def test_what_is_vendored_is_what_its_authors_published() -> None:
 
 
 def test_the_page_is_small_and_loads_nothing_else(open_page: Open, server: Served) -> None:
-    """Under 100 kB on the wire; the first button within a second."""
+    """Under 100 kB on the wire."""
     sizes: dict[str, int] = {}
-    seconds = []
-    for _ in range(3):  # the machine may have other work
-        start = time.perf_counter()
-        page = open_page()
-        page.locator("button").first.wait_for()
-        seconds.append(time.perf_counter() - start)
+    page = open_page()
+    page.locator("button").first.wait_for()
     for entry in page.evaluate(
         "performance.getEntries().map((one) => [one.name, one.encodedBodySize])"
     ):
         if entry[0].startswith(server.address) and API not in entry[0]:
             sizes[entry[0]] = entry[1]
-    busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-    assert min(seconds) <= 1.0 * busy, (seconds, busy)
     assert len(sizes) >= 12
     assert sum(sizes.values()) < 100_000, sizes
 

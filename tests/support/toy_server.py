@@ -1,8 +1,8 @@
 """`imageprompt serve` with a worker that paints instead of denoising: it starts fast, for faults.
 
 Everything but the engine is the real thing. Words of the prompt say what the toy worker does:
-"slow" takes a second, "crash" ends it, "crash once" ends it at the first attempt, "hang" stops it
-after the first step until it is killed, "refuse" is a typed error.
+"slow" takes a second, "very slow" five, "crash" ends it, "crash once" ends it at the first
+attempt, "hang" stops it after the first step until it is killed, "refuse" is a typed error.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ def _paint(job: Any, tell: Any, cancelled: set[str], marks: Path) -> None:
     mark = marks / name
     attempt = int(mark.read_text()) + 1 if mark.exists() else 1
     mark.write_text(str(attempt))
-    steps = job["request"].get("steps", 4)
+    steps, seconds = job["request"].get("steps", 4), 5 if "very slow" in prompt else 1
     for step in range(1, steps + 1):
         if name in cancelled:
             tell(Message("ended", {"job": name, "state": "cancelled"}))
             return
-        time.sleep(1 / steps if "slow" in prompt else 0.002)
+        time.sleep(seconds / steps if "slow" in prompt else 0.002)
         progress = {"job": name, "step": step, "total": steps, "index": 0, "pictures": 1}
         tell(Message("step", progress))
         if "crash" in prompt and ("once" not in prompt or attempt == 1):
