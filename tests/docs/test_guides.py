@@ -43,7 +43,13 @@ RUN_BY = {
     "docs/training-data.md": "tests/docs/test_training_data_guide.py",
     "docs/training.md": "tests/docs/test_guides.py",
     "docs/transformers.md": "tests/hosts/test_flux.py",
+    "docs/workflows.md": "tests/docs/test_workflow_guides.py",
+    "docs/workflows/colourise.md": "tests/docs/test_workflow_guides.py",
+    "docs/workflows/product.md": "tests/docs/test_workflow_guides.py",
+    "docs/workflows/replace.md": "tests/docs/test_workflow_guides.py",
     "docs/workflows/restore-ct.md": "tests/workflows/test_restore_ct.py",
+    "docs/workflows/restyle.md": "tests/docs/test_workflow_guides.py",
+    "docs/workflows/variations.md": "tests/docs/test_workflow_guides.py",
 }
 SHORT = ("--set", "steps=2", "--set", "warm_start_steps=10", "--set", "checkpoint_every=1")
 
