@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imageprompt.adapter.pair import AdapterPair
+from imageprompt.adapter.adapter import Adapter
 from imageprompt.core.atomic_files import check_folder
 from imageprompt.core.errors import as_text
 from imageprompt.training.cache.open import open_dataset
@@ -20,8 +20,7 @@ from imageprompt.training.data.views import PictureOptions
 from imageprompt.training.frozen_pipeline import FrozenPipeline
 from imageprompt.training.init import init_trained
 from imageprompt.training.loop.distributed import Processes
-from imageprompt.training.loop.objective import NullConditions, Objective
-from imageprompt.training.loop.pair_objective import objective_of
+from imageprompt.training.loop.objective import NullConditions, Objective, objective_of
 from imageprompt.training.memory.int8 import stored_weights
 from imageprompt.training.train import check_validation
 from imageprompt.variants import VARIANTS
@@ -103,7 +102,7 @@ def estimate_run(config: TrainingConfig) -> RunEstimate:
         config.data, None, extractors, PictureOptions.of(config), pairs=config.pairs
     )
     adapter = init_trained(config, base).attach(base.pipe)
-    each = adapter.adapters if isinstance(adapter, AdapterPair) else (adapter,)
+    each = (adapter,) if isinstance(adapter, Adapter) else adapter.adapters
     specs = [one.spec for one in each]
     tokens = [spec.tokens for spec in specs if spec.tokens is not None]
     frozen = _unique([*base.pipe.components.values(), getattr(base.encoder, "model", None)])

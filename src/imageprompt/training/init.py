@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imageprompt.adapter.adapter import Adapter
-from imageprompt.adapter.pair import AdapterPair
 from imageprompt.core.errors import OptionError
 from imageprompt.core.hub import PARTS, part_of
 from imageprompt.loading import load_adapter_file
@@ -26,6 +25,9 @@ from imageprompt.training.config.config import PartConfig, TrainingConfig
 from imageprompt.training.data.feature_extractors import feature_to_read
 from imageprompt.training.loop.logging import log
 from imageprompt.variants import VARIANTS
+
+if TYPE_CHECKING:
+    from imageprompt.adapter.pair import AdapterPair
 
 _KEYS = {"tokens": "tokens", "depth": "depth", "heads": "heads", "width": "inner_dim"}
 """Config key -> field of the projector's spec."""
@@ -71,6 +73,8 @@ def init_pair(config: TrainingConfig, base: Any) -> AdapterPair:
 
     Raises OptionError for a variant that reads faces, and if file and config disagree.
     """
+    from imageprompt.adapter.pair import AdapterPair
+
     if VARIANTS[config.variant].feature.reads_faces:
         raise OptionError(
             f"pairs: {config.pairs} with {config.variant}",

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from imageprompt.adapter.adapter import Adapter
-from imageprompt.adapter.pair import AdapterPair
 from imageprompt.core.atomic_files import check_folder, sweep
 from imageprompt.core.console import Bars
 from imageprompt.core.errors import AdapterFileError, OptionError
@@ -28,7 +27,7 @@ from imageprompt.training.loop import checkpoints
 from imageprompt.training.loop.checkpoints import RunIdentity
 from imageprompt.training.loop.distributed import Processes, run_lock
 from imageprompt.training.loop.logging import format_duration, log
-from imageprompt.training.loop.pair_objective import objective_of
+from imageprompt.training.loop.objective import objective_of
 from imageprompt.training.loop.trainer import BEST, RunResult, Trainer
 from imageprompt.variants import VARIANTS
 
@@ -166,10 +165,10 @@ def _open_run(
     if warm_start:
         with Bars(visible and sys.stderr.isatty()) as bars:
             parts: list[tuple[Adapter, int | None]]
-            if isinstance(adapter, AdapterPair):
-                parts = [(adapter.content, 0), (adapter.style, 1)]
-            else:
+            if isinstance(adapter, Adapter):
                 parts = [(adapter, None)]
+            else:
+                parts = [(adapter.content, 0), (adapter.style, 1)]
             for one, part in parts:
                 caption_warm_start(
                     config,

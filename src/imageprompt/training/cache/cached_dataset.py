@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,10 +30,12 @@ from imageprompt.training.data.feature_extractors import (
     dataset_fingerprint,
 )
 from imageprompt.training.data.latents import LatentScaling
-from imageprompt.training.data.pairs import Opened, PairReferences
 from imageprompt.training.data.sources import Records
 from imageprompt.training.data.sources.contract import HASH
 from imageprompt.training.data.views import PictureOptions
+
+if TYPE_CHECKING:
+    from imageprompt.training.data.pairs import Opened, PairReferences
 
 _NULL = "null."
 _MAX_DIMENSIONS = 4  # of a condition: sample, layer, token, width

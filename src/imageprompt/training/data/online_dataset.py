@@ -23,7 +23,6 @@ from imageprompt.training.data.feature_extractors import (
     dataset_fingerprint,
     stack_faces,
 )
-from imageprompt.training.data.pairs import Opened, PairReferences
 from imageprompt.training.data.scan import Quarantine
 from imageprompt.training.data.sources import Record, Records
 from imageprompt.training.data.sources.contract import HASH
@@ -31,6 +30,8 @@ from imageprompt.training.data.views import PictureOptions, View
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from imageprompt.training.data.pairs import Opened, PairReferences
 
 T = TypeVar("T")
 _TEXT_CACHE = 256  # captions whose states are kept: many data sets have few different ones

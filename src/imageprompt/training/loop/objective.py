@@ -177,6 +177,15 @@ class Objective:
             yield
 
 
+def objective_of(config: TrainingConfig) -> Objective:
+    """The objective of a run that trains an adapter, or a pair of them."""
+    if config.pairs == "none":
+        return Objective.of(config)
+    from imageprompt.training.loop.pair_objective import PairObjective
+
+    return PairObjective.of(config)
+
+
 def replace_rows(values: Tensor, null: Tensor, which: Tensor) -> Tensor:
     """`values` [b, ...] with `null` [1, ...] in the rows where bool `which` [b] is set."""
     mask = which.to(values.device).reshape(-1, *(1,) * (values.ndim - 1))

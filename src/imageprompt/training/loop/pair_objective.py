@@ -77,8 +77,3 @@ class PairObjective(Objective):
                 handle = stack.enter_context(one.use(prompt, scale=1.0, guidance="none"))
                 handle.scale_rows(part.scale)
             yield
-
-
-def objective_of(config: TrainingConfig) -> Objective:
-    """The objective of a run that trains an adapter, or a pair of them."""
-    return (Objective if config.pairs == "none" else PairObjective).of(config)

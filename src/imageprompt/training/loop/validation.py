@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from imageprompt.adapter.pair import AdapterPair
+from imageprompt.adapter.adapter import Adapter
 from imageprompt.core.atomic_files import write_atomically
 from imageprompt.core.contact_sheet import Page, text_height
 from imageprompt.core.errors import OptionError
@@ -92,10 +92,10 @@ class Validation:
         engine = Engine(self.pipe)
         for row, reference in enumerate(self.references):
             shown: dict[str, Any]
-            if isinstance(adapter, AdapterPair):
-                shown = {"content": reference.picture, "style": reference.picture}
-            else:
+            if isinstance(adapter, Adapter):
                 shown = {"image_prompt": adapter.encode(**reference.encode_arguments)}
+            else:
+                shown = {"content": reference.picture, "style": reference.picture}
             made = engine.generate(
                 prompt,
                 **shown,
