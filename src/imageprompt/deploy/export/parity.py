@@ -40,12 +40,13 @@ class Case:
     """The case that must have the same result: scale 0 is the base."""
 
 
+# never one position on a side: torch.export rules that out at every level
 CASES = (
     Case(3, 2, 7, ()),
     Case(3, 2, 7, (0.0,), same_as=0),
     Case(2, 3, 77, (0.3,)),
     Case(4, 4, 5, (1.0,), masked=True),
-    Case(1, 2, 11, (2.0, 0.7), masked=True),
+    Case(2, 5, 11, (2.0, 0.7), masked=True),
 )
 TRACED = {"batch": 3, "text": 9, "prompts": 2, "tokens": 6}
 """The sizes that a graph is traced with; each differs from the others, and from 1."""

@@ -51,8 +51,16 @@ class _Module:
     def __call__(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         import torch
 
-        with torch.no_grad():
-            made = self._module(*(tensors[name].contiguous() for name in self._names))
+        given = [tensors[name].contiguous() for name in self._names]
+        try:
+            with torch.no_grad():
+                made = self._module(*given)
+        except (AssertionError, RuntimeError) as error:
+            raise OptionError(
+                f"a call of an exported graph with {self._names[0]} {list(given[0].shape)}",
+                reason=f"it does not take these sizes ({str(error).strip().splitlines()[0]})",
+                hint="Use larger pictures, or export to openvino.",
+            ) from error
         return [made] if isinstance(made, torch.Tensor) else list(made)
 
 
