@@ -1,7 +1,7 @@
 """Exported denoisers beside PyTorch: CPU time of a step and of a picture, and sizes on disk.
 
     python benchmarks/export.py --size bundled
-    python benchmarks/export.py --size sd15 --json export.json
+    python benchmarks/export.py --size sd15 --w8a8 --json export.json
 
 `bundled` exports the bundled stack and generates pictures. `sd15` exports a UNet of SD1.5's size
 with random weights, and runs steps at 32x32 latents, two rows, 77 text tokens, 16 image tokens.
@@ -15,6 +15,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,14 @@ def sd15(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for dtype in options.dtypes:
         graph = runtime.open(folder, part_, dtype, 1)
         candidates[f"{options.to} {dtype}"] = lambda graph=graph: graph(given)
+    if options.w8a8:
+        from imageprompt.deploy.quantize.backends import QUANTIZERS
+
+        calls_ = [{name: value.numpy() for name, value in given.items()}]
+        name = f"w8a8{Path(files[0]).suffix}"
+        target = QUANTIZERS[options.to].write(folder / files[0], folder / name, "w8a8", calls_)
+        graph = runtime.open(folder, replace(part_, files=dict.fromkeys(target, "")), "float32", 1)
+        candidates[f"{options.to} w8a8"] = lambda: graph(given)
 
     def eager(dtype: torch.dtype) -> Callable[[], object]:
         cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
@@ -170,6 +179,9 @@ def main() -> None:
     parser.add_argument("--size", choices=("bundled", "sd15"), default="bundled")
     parser.add_argument("--to", default="openvino")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--w8a8", action="store_true", help="with sd15: also in int8, calibrated by one call; 14 GB"
+    )
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
