@@ -258,6 +258,7 @@ PUBLIC = {
     "Training": ("train", "TrainingConfig", "TrainResult"),
     "Measuring a base": ("probe",),
     "Evaluation": ("evaluate", "StudyConfig", "StudyResult", "read_results", "compare", "tune"),
+    "Workflows": ("workflows",),
     "The bundled stack": ("bundled",),
 }
 

@@ -285,7 +285,7 @@ def test_the_catalog(server: Served) -> None:
     (base,) = server.get("/bases").json()["bases"]
     assert (base["name"], base["width"], base["steps"]) == ("bundled", 64, 20)
     adapters = {one["name"]: one for one in server.get("/adapters").json()["adapters"]}
-    assert set(adapters) == {"base", "plus"}
+    assert {"base", "plus"} <= set(adapters)
     assert adapters["plus"]["default"]
     assert {"style", "composition"} <= {
         one["name"] for one in server.get("/presets").json()["presets"]
