@@ -346,6 +346,7 @@ SOURCE = Path(atomic_files.__file__).parents[1]
 ALLOWED = {
     "core/atomic_files.py",
     "core/console.py",  # the null device
+    "deploy/export/backends/executorch.py",  # a folder of write_folder_atomically
     "checkpoint/torch_io.py",  # write_safetensors and write_pickle, into a given temporary file
     "evaluation/rating/page.py",  # a folder of write_folder_atomically
     "evaluation/study/judging.py",  # cuts a broken last line
@@ -354,6 +355,8 @@ ALLOWED = {
     "serve/batch/shards.py",  # a folder of write_folder_atomically
     "serve/worker/process.py",  # its own pipes
     "training/data/sources/contract.py",  # a folder of tempfile
+    "workflows/restore_ct/run.py",  # where WorkflowResult.save tells it to
+    "workflows/tune_style.py",  # scenes that each run draws again
 }
 
 

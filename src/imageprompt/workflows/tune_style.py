@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from imageprompt.core import bundled
+from imageprompt.core.atomic_files import write_atomically
 from imageprompt.core.errors import OptionError, PictureError
 from imageprompt.core.schema import Option
 from imageprompt.generation.option_values import FILE
@@ -282,7 +283,8 @@ def _copy(folder: Path, pictures: Sequence[Path]) -> None:
             source = path.with_suffix(suffix)
             target = folder / f"{index:06}{suffix.lower()}"
             if source.is_file() and not source.is_symlink() and not target.exists():
-                shutil.copyfile(source, target)
+                with write_atomically(target) as temporary:
+                    shutil.copyfile(source, temporary)
 
 
 # ── training ────────────────────────────────────────────────────────────────────────────────────
