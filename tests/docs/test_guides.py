@@ -45,10 +45,13 @@ RUN_BY = {
     "docs/transformers.md": "tests/hosts/test_flux.py",
     "docs/workflows.md": "tests/docs/test_workflow_guides.py",
     "docs/workflows/colourise.md": "tests/docs/test_workflow_guides.py",
+    "docs/workflows/concept.md": "tests/workflows/test_concept.py",
+    "docs/workflows/people.md": "tests/workflows/test_people.py",
     "docs/workflows/product.md": "tests/docs/test_workflow_guides.py",
     "docs/workflows/replace.md": "tests/docs/test_workflow_guides.py",
     "docs/workflows/restore-ct.md": "tests/workflows/test_restore_ct.py",
     "docs/workflows/restyle.md": "tests/docs/test_workflow_guides.py",
+    "docs/workflows/tune-style.md": "tests/workflows/test_tune_style.py",
     "docs/workflows/variations.md": "tests/docs/test_workflow_guides.py",
 }
 SHORT = ("--set", "steps=2", "--set", "warm_start_steps=10", "--set", "checkpoint_every=1")

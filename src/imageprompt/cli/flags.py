@@ -46,19 +46,17 @@ def add_options(
 
 
 def add_option(group: Any, field: Field, *, once: bool = False) -> None:
-    """Add the flag of one field."""
+    """Add the flag of one field; that of a bool, False by default, takes no value."""
     how: dict[str, Any] = {"type": _type(field), "choices": _choices(field)}
-    if field.option.repeat:
+    how["metavar"] = field.option.metavar
+    if without_none(field.type) is bool:
+        how = {"action": "store_true"}
+    elif field.option.repeat:
         how["action"] = "append"
     elif once:
         how["action"] = Once
     group.add_argument(
-        field.flag,
-        dest=field.name,
-        metavar=field.option.metavar,
-        default=argparse.SUPPRESS,
-        help=_help(field),
-        **how,
+        field.flag, dest=field.name, default=argparse.SUPPRESS, help=_help(field), **how
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,6 +60,7 @@ class Curve:
             curve = cls(**plain)
             rows = np.asarray([curve.scales, curve.scores], np.float64)
             low, high = map(float, curve.cosines)
+            curve = replace(curve, cosines=(low, high))
         except (TypeError, ValueError):
             return None
         sound = (
