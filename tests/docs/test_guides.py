@@ -32,6 +32,7 @@ RUN_BY = {
     "docs/files.md": "tests/docs/test_files_guide.py",
     "docs/library.md": "tests/cli/test_library_command.py",
     "docs/migrate/diffusers.md": "tests/docs/test_guides.py",
+    "docs/export.md": "tests/deploy/test_export.py",
     "docs/evaluation.md": "tests/docs/test_evaluation_guide.py",
     "docs/migrate/tencent.md": "tests/docs/test_guides.py",
     "docs/pipelines.md": "tests/adapter/test_pipelines.py",
