@@ -23,6 +23,7 @@ from rigs import bare_pipeline
 RELIED_ON = {
     "_aten_kernels": "torch.ops.aten._scaled_dot_product_*: memory/activation_checkpointing",
     "_base": "Tensor._base: attention/step_tracker",
+    "_buffers": "nn.Module: generation/exported/denoiser",
     "_context": "StateManager._context: attention/{state,witness}",
     "_diffusers_hook": "HookRegistry of a module: attention, adapter/{attachment,lora}",
     "_C": "torch: attention/state",
@@ -36,7 +37,10 @@ RELIED_ON = {
     "_forward_pre_hooks": "nn.Module: hosts/_unet_processor",
     "_forward_pre_hooks_with_kwargs": "nn.Module: adapter/attachment",
     "_get_default_store": "torch.distributed: training/loop/distributed",
+    "_get_tracing_state": "torch._C: attention/compiled",
+    "_guidance_scale": "DiffusionPipeline: generation/guidance_cutoff",
     "_hf_hook": "accelerate: adapter/offloading",
+    "_inductor": "torch: deploy/export/backends/aoti",
     "_is_stateful": "ModelHook: attention/state",
     "_keep_in_fp32_modules": "ModelMixin: adapter/attachment",
     "_modules": "nn.Module: adapter/attachment",

@@ -71,7 +71,8 @@ def test_lists(api: Any, server: Served) -> None:
     assert api.has_controlnet
     assert not api.has_adetailer
     assert api.controlnet_version() == 2
-    assert [name.partition(" [")[0] for name in api.controlnet_model_list()] == ["base", "plus"]
+    names = ["base", "dual#content", "dual#style", "plus"]
+    assert [name.partition(" [")[0] for name in api.controlnet_model_list()] == names
     assert "ip-adapter-auto" in api.controlnet_module_list()
     (title,) = api.util_get_model_names()
     assert title.startswith("bundled [")

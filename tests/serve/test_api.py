@@ -308,7 +308,7 @@ def test_the_schema_is_that_of_python(server: Served) -> None:
     ours = [ours["properties"], ours["$defs"]["Reference"]["properties"]]
     whole = [whole["properties"], whole["$defs"]["Reference"]["properties"]]
     pictures = {"init_image", "inpaint_mask", "reference", "mask", "reference_mask"}
-    pictures |= {"negative_reference", "image_prompt", "base", "adapter"}
+    pictures |= {"negative_reference", "image_prompt", "base", "adapter", "content"}
     for here, there in zip(ours, whole, strict=True):
         assert set(there) - set(here) <= set(NOT_SERVED)
         assert set(here) <= set(there)

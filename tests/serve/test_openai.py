@@ -385,6 +385,8 @@ def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [
         "bundled",
         "bundled/base",
+        "bundled/dual#content",
+        "bundled/dual#style",
         "bundled/plus",
     ]
     assert client.models.retrieve("bundled/plus").adapter == "plus"

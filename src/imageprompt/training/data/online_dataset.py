@@ -154,13 +154,21 @@ class OnlineDataset(Dataset):
 
     def _first_good(self, index: int, read: Callable[[Record], T]) -> T:
         """What `read` returns for sample `index`, or for the next good one in its bucket."""
+        first = index
         while True:
             if index not in self._quarantine:
                 try:
                     return read(self._records.record(index))
                 except PictureError as error:
                     self._quarantine.add(index, str(error))
+            self._quarantine.check()
             index = self._sampler.next_in_bucket(index)
+            if index == first and index in self._quarantine:
+                raise PictureError(
+                    "all samples of one size",
+                    reason="cannot be read, and none can take their place",
+                    hint="Repair or remove them, or let `resolution` cut all to one size.",
+                )
 
     def _read(self, record: Record) -> _Row:
         picture, digest = record.open_with_hash()

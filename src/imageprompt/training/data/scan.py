@@ -54,6 +54,10 @@ class Quarantine:
     def add(self, index: int, reason: str) -> None:
         """Add a sample that cannot be read. Raises PictureError when there are too many."""
         self._samples[index] = reason
+        self.check()
+
+    def check(self) -> None:
+        """Raises PictureError when there are too many; other threads may have added the last."""
         if len(self._samples) > self._allowed or len(self._samples) == self._total:
             first = " ".join(self.lines()[:_LISTED])
             raise PictureError(
