@@ -170,10 +170,8 @@ def steps(inputs: Inputs, job: Job) -> None:
         if (picture := person.shown()) is not None:
             job.show(person.label, picture)
     made = _together(inputs, job, placed, masks, size)
-    finished = []
     for index, image in enumerate(made):
         refined = _refined(inputs, job, placed, masks, image, inputs.seed + index)
-        finished.append(refined)
         figures = _judge(job, placed, masks, refined)
         if recogniser is not None:
             figures |= _recognised(recogniser, placed, masks, refined)
@@ -182,7 +180,9 @@ def steps(inputs: Inputs, job: Job) -> None:
     if not job.measured:
         job.notes.append("nothing was measured: give --recogniser, a second face recogniser")
     if inputs.refine:
-        job.notes.append("regions were sampled again one by one; repeat makes the picture before")
+        job.notes.append(
+            "each region was sampled again; `generate --recipe` makes the picture before that"
+        )
 
 
 # ── who and where ───────────────────────────────────────────────────────────────────────────────
@@ -255,7 +255,9 @@ def _masks(inputs: Inputs, count: int, size: tuple[int, int] | None) -> list[NDA
     shapes = {one.shape for one in masks}
     if len(shapes) > 1:
         raise PictureError(
-            "regions of different sizes", reason="they cover one picture", hint="Draw them anew."
+            "regions of different sizes",
+            reason="they cover one picture",
+            hint="Give them one size.",
         )
     for index, one in enumerate(masks):
         _pixels.check_mask(one, f"region {index}")

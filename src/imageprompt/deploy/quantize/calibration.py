@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from imageprompt.core.errors import OptionError
 from imageprompt.generation.engine import Engine
 from imageprompt.generation.exported.denoiser import stand_in
@@ -85,11 +83,9 @@ def record(
     on_step: Callable[[], object],
 ) -> list[dict[str, Tensor]]:
     """The inputs of calls at all timesteps, each reference at some of them."""
-    check_references(len(references))
     recorder = Recorder(graph)
     engine = Engine(with_graph(pipe, manifest, recorder), adapter=adapter, encoder=encoder)
     every = max(1, -(-len(references) * STEPS // CALLS))
-    torch.manual_seed(0)
     for number, picture in enumerate(references):
         recorder.restart(lambda call, first=number: (call + first) % every == 0)  # type: ignore[misc]
         engine.generate(

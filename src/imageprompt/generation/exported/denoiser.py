@@ -190,6 +190,8 @@ class _Exported:
 
         if getattr(self._denoiser, "peft_config", None):
             raise _unknown("LoRA that was loaded into it", "pipe.unload_lora_weights()")
+        if getattr(self._denoiser, "is_cache_enabled", False):
+            raise _unknown("a step cache", "disable_cache() of the denoiser")
         for name, module, kind in self._processors:
             now = type(module.processor)
             if now is not kind and now is not SiteProcessor:
