@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import imageprompt as ip
 from guides import DOCS, commands
 from imageprompt import cli
+from imageprompt.core import bundled
 from imageprompt.core.errors import AttachError, NotFoundError, OptionError, WrongBaseError
 from imageprompt.demo import scenes
 from imageprompt.deploy import export as of_export
@@ -59,6 +61,14 @@ def test_the_folder_says_what_it_is(made: Export) -> None:
     assert len(manifest.readers) == 7
     assert f"value_{len(manifest.readers) - 1}" == names[-1]
     manifest.check_files(made.folder)
+    null = load_file(made.folder / manifest.null_tokens)["null_tokens"]
+    assert manifest.extra_files.keys() == {manifest.null_tokens}
+    engine = ip.Engine()
+    adapter = ip.Adapter.load(bundled.adapter(), dtype=torch.float32)
+    adapter.attach(engine.loaded.pipe, encoder=engine.loaded.pipe.image_encoder)
+    prompt = adapter.encode([PICTURES[0]])
+    adapter.detach()
+    torch.testing.assert_close(null, prompt.null_tokens, atol=1e-6, rtol=1e-5)
 
 
 def test_pictures_are_those_of_pytorch_and_nothing_is_exported_again(

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from imageprompt import loading
 from imageprompt.adapter.adapter import Adapter
 from imageprompt.adapter.attachment import AttachedDenoiser
 from imageprompt.adapter.compatibility import check_base, checked_encoder
+from imageprompt.checkpoint.torch_io import write_file
 from imageprompt.core.atomic_files import check_folder, sync_file, write_folder_atomically
 from imageprompt.core.errors import EncoderError, OptionError
 from imageprompt.core.spec import Entry
@@ -44,6 +46,7 @@ from imageprompt.generation.runtimes import RUNTIMES, Graph
 from imageprompt.loading.recipe import AssetRecord, library_versions
 from imageprompt.variants import VARIANTS, entry_at, reading_of
 
+NULL_TOKENS = "null-tokens.safetensors"
 _WEIGHTS = (".safetensors", ".bin")
 _LIBRARIES = ("openvino", "onnx", "onnxruntime", "coremltools", "executorch")
 
@@ -181,8 +184,7 @@ class Work:
     def choose(self, names: Sequence[str] | None, encoder: Any) -> dict[str, Exportable]:
         """The parts beside the denoiser. Raises OptionError for one that there is not."""
         spec, pipe = self.adapter.spec, self.base.pipe
-        if names is None or IMAGE_ENCODER in names:
-            self._open_encoder(encoder, needed=names is not None)
+        self._open_encoder(encoder, needed=names is not None and IMAGE_ENCODER in names)
         acting = {site for site, _ in self.places}
         sites = [site for site in AttachedDenoiser.of(pipe).spec.sites if site.name in acting]
         found = dict(other_parts(pipe, self.adapter, sites))
@@ -243,9 +245,29 @@ class Work:
                 )
                 measured[name] = checked(name, made, expected, self.precision)
         on_part("", count, count)
-        manifest = replace(manifest, parts=parts, parity=measured)
+        extra = self._null_tokens(folder)
+        manifest = replace(
+            manifest,
+            parts=parts,
+            parity=measured,
+            null_tokens=next(iter(extra), ""),
+            extra_files=extra,
+        )
         manifest.write(folder)
         return manifest
+
+    def _null_tokens(self, folder: Path) -> dict[str, str]:
+        """The file of the tokens that stand for no picture, and its hash.
+
+        There is none where the image encoder is not known, or no tokens stand for that.
+        """
+        if self.adapter.encoder is None or self.adapter.spec.is_timed:
+            return {}
+        null = self.adapter.encode([Image.new("RGB", (64, 64))]).null_tokens
+        if null is None:
+            return {}
+        write_file(folder / NULL_TOKENS, {"null_tokens": null.float()}, {})
+        return hashes_of(folder, [NULL_TOKENS])
 
     def _with_denoiser(self, folder: Path) -> Manifest:
         with exportable_denoiser(

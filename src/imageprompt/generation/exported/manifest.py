@@ -114,7 +114,8 @@ class Manifest:
     parity: Mapping[str, float] = field(default_factory=dict)
     """Part -> the largest difference to eager, measured when it was exported."""
     null_tokens: str = ""
-    """The file with the adapter's null tokens, and its hash in `extra_files`."""
+    """The file with the adapter's null tokens [1, N, W], which stand for no picture on the negative
+    side of guidance; its hash is in `extra_files`. "" for none."""
     extra_files: Mapping[str, str] = field(default_factory=dict)
     """Files that no part holds, with their SHA-256."""
 
