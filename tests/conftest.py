@@ -58,15 +58,9 @@ def whole(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("whole"))
 
 
-_LAST = ("test_export.py", "test_quantize.py")
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: one that is left for the end would keep a core idle.
-
-    Those that run OpenVINO come last: training later in the same process ended in a crash.
-    """
+    """Files with slow tests come first: one that is left for the end would keep a core idle."""
     everything = list(items)
     if config.getoption("whole"):
         items[:] = [item for item in items if _is_sample(item)]
@@ -76,7 +70,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left := [item for item in everything if item not in kept]:
         config.hook.pytest_deselected(items=left)
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: (item.path.name in _LAST, -slow[item.path]))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 def _is_sample(item: pytest.Item) -> bool:

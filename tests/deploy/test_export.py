@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -179,6 +181,25 @@ def test_packages_of_strangers_are_not_opened(
         check_trusted(tmp_path / "denoiser.pt2", "ab" * 32, "it is machine code")
     trust(["ab" * 32])
     check_trusted(tmp_path / "denoiser.pt2", "ab" * 32, "it is machine code")
+
+
+class SignalStack(ctypes.Structure):
+    _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's stack_t")
+def test_signals_keep_their_stack(made: Export) -> None:
+    """OpenVINO gives the thread that compiles another one, and unmaps it with the model."""
+
+    def stack() -> tuple[Any, ...]:
+        found = SignalStack()
+        assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found)) == 0
+        return found.address, found.flags, found.size
+
+    before = stack()
+    engine = ip.Engine(exported=made.folder)
+    engine.generate("", PICTURES[0], steps=1, progress=False)
+    assert stack() == before
 
 
 def test_a_folder_with_other_files_is_kept(tmp_path: Path) -> None:

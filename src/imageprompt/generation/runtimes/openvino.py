@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from imageprompt.core.errors import OptionError
 from imageprompt.generation.runtimes.contract import Graph, library
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from imageprompt.generation.exported.manifest import Part
 
+T = TypeVar("T")
 SMALL = 256 * 2**20
 """Bytes of a model that is compiled for each size of calls: its weights are copied every time."""
 MOST_SIZES = 8
@@ -40,16 +42,29 @@ class OpenVINO:
 
         def compiled(shapes: Mapping[str, list[int]] | None) -> Any:
             with _explained(path):
-                if shapes is None:
-                    return core.compile_model(model, "CPU", options).create_infer_request()
-                sized = model.clone()
-                sized.reshape(dict(shapes))
-                return core.compile_model(sized, "CPU", options).create_infer_request()
+                sized = model
+                if shapes is not None:
+                    sized = model.clone()
+                    sized.reshape(dict(shapes))
+                return in_own_thread(
+                    lambda: core.compile_model(sized, "CPU", options).create_infer_request()
+                )
 
         if sum((folder / name).stat().st_size for name in part.files) <= SMALL:
             return _Graph(_BySizes(compiled))
         request = compiled(None)
         return _Graph(lambda shapes: request)
+
+
+def in_own_thread(work: Callable[[], T]) -> T:
+    """What `work` returns, done in a thread that ends with it.
+
+    OpenVINO 2026.4 gives the thread that compiles a model another stack for its signals, and
+    unmaps that with the model, in whatever thread it is dropped. Then the next signal to the first
+    thread, be it Ctrl-C, ends the process with a segmentation fault.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
 
 
 @contextmanager

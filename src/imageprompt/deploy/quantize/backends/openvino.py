@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from imageprompt.deploy.export.backends.contract import first_line, missing
 from imageprompt.deploy.export.backends.openvino import no_telemetry
 from imageprompt.deploy.quantize.backends.contract import Call, NotQuantizable
+from imageprompt.generation.runtimes.openvino import in_own_thread
 
 GROUP = 32
 """Weights that share a scale in int4."""
@@ -39,7 +41,7 @@ class OpenVINO:
 
             model = openvino.Core().read_model(str(source))
             try:
-                model = self._quantized(nncf, model, precision, calls)
+                model = in_own_thread(partial(self._quantized, nncf, model, precision, calls))
             except Exception as error:  # nncf raises nearly anything
                 raise NotQuantizable(first_line(error)) from error
             openvino.save_model(model, str(target), compress_to_fp16=False)
