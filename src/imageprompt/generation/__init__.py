@@ -69,7 +69,7 @@ def generate(
       see `Adapter.use`.
     - `library`: the folder in which `style` names are looked up.
     - Picture i has its own generator, seeded with `seed + i`. `batch_size` pictures are denoised
-      together; only rounding can depend on that number.
+      together; only rounding depends on that number, and on a CPU in float32 nothing does.
     - `progress` shows one progress bar; without it nothing is printed. `on_progress` is called
       with ("picture 5 of 60", steps done, all steps) instead.
     - `on_step` is called with a `Progress` after every denoising step: its `preview()` is a small

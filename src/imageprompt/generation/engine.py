@@ -119,7 +119,8 @@ class Engine:
         A request is a mapping of `generate`'s arguments, or a `Request`. Those that agree in size,
         steps, guidance, adapters and controls are denoised together, `batch_size` pictures at a
         time, each with its own reference, text, seed and mask; the others in groups. If memory runs
-        out, the batch is halved. A picture is that of the request alone up to rounding.
+        out, the batch is halved. A picture is that of the request alone: to the bit on a CPU in
+        float32, up to rounding elsewhere.
 
         `on_step` gets a `Progress` per request and step (`progress.index` tells which), `on_image`
         each picture when it is finished (`result.request` tells of which request). `cancel()` ends

@@ -20,6 +20,7 @@ from imageprompt.generation.run import (
     Progress,
     Steps,
     prepare,
+    rounding_as_alone,
     run_prepared,
 )
 from imageprompt.loading.models import Models, turn_of
@@ -240,6 +241,7 @@ def _denoise(batch: Sequence[tuple[_Job, int]], models: Models, steps: Steps) ->
                 mask=None if one.mask is None else masks,
             )
             stack.enter_context(use)
+        stack.enter_context(rounding_as_alone(pipe, len(batch)))
         images: list[Image] = pipe(
             **options,
             **steps.options(_parts(batch), None),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -305,12 +305,13 @@ def _denoise(prepared: Prepared, steps: Steps, number_of: int) -> Iterator[tuple
             # generators on the CPU draw the same noise for every device
             generators = [torch.Generator().manual_seed(request.seed + i) for i in batch]
             try:
-                images = pipe(
-                    **options,
-                    **steps.options([(number_of, batch)], progress.step(number, batch)),
-                    num_images_per_prompt=len(batch),
-                    generator=generators,
-                ).images
+                with rounding_as_alone(pipe, len(batch)):
+                    images = pipe(
+                        **options,
+                        **steps.options([(number_of, batch)], progress.step(number, batch)),
+                        num_images_per_prompt=len(batch),
+                        generator=generators,
+                    ).images
             except Cancelled:
                 return
             except torch.OutOfMemoryError as error:
@@ -323,6 +324,15 @@ def _denoise(prepared: Prepared, steps: Steps, number_of: int) -> Iterator[tuple
             for index, image in zip(batch, images, strict=True):
                 if index in request.indices:
                     yield index, image
+
+
+def rounding_as_alone(pipe: Any, pictures: int) -> AbstractContextManager[None]:
+    """While the block runs, each of `pictures` in a batch rounds as alone, where it can."""
+    if pictures == 1:
+        return nullcontext()
+    from imageprompt.generation.batch_invariance import batch_invariant
+
+    return batch_invariant(pipe, pictures)
 
 
 class _Progress:

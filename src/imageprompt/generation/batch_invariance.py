@@ -1,0 +1,106 @@
+"""A picture of a batch equals the picture of its request alone, to the bit, on a CPU in float32.
+
+PyTorch's kernels add up in another order for few rows than for many: a matrix product of fewer than
+twelve rows, a convolution of one small picture (not by oneDNN), a pointwise convolution of fewer
+than 16 rows in one thread (the same). In a batch of n pictures such layers get their rows in parts
+as large as one picture's; everything else, where nearly all the time goes, gets them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_pictures: ContextVar[int] = ContextVar("pictures of the batch", default=1)
+
+_EVEN_ROWS = 12
+"""Matrix products of as many rows, or of a multiple of 4, round as larger ones do."""
+_ONEDNN_ROWS = 16
+"""One thread leaves pointwise convolutions of fewer rows to PyTorch's own kernel."""
+_ONEDNN_NUMBERS = 20480
+"""A convolution of one row that has no more numbers is left to PyTorch's own kernel, too."""
+
+
+@contextmanager
+def batch_invariant(pipe: Any, pictures: int) -> Iterator[None]:
+    """While the block runs, each of `pictures` rounds as alone. Changes nothing on other devices.
+
+    A denoiser that is compiled is left as it is, and its pictures are the same up to rounding.
+    """
+    modules = [one for one in pipe.components.values() if isinstance(one, nn.Module)]
+    if any(_is_compiled(one) for module in modules for one in module.modules()):
+        yield
+        return
+    layers = [layer for module in modules for layer in _layers(module)]
+    for layer in layers:
+        layer.__class__ = _KINDS[type(layer)]
+    token = _pictures.set(pictures)
+    try:
+        yield
+    finally:
+        _pictures.reset(token)
+        for layer in layers:
+            layer.__class__ = type(layer).__base__
+
+
+def _layers(module: nn.Module) -> Iterator[Any]:
+    """The layers that may get few rows: not those of attention, which get sequences."""
+    for child in module.children():
+        if hasattr(child, "to_q"):
+            continue
+        if type(child) in _KINDS:
+            yield child
+        yield from _layers(child)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+
+
+class _Linear(nn.Linear):
+    """A linear layer whose rows round as those of one picture do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pictures = _pictures.get()
+        alone = x[..., 0].numel() // pictures
+        if alone >= _EVEN_ROWS or alone % 4 == 0 or not _splits(x, pictures):
+            return super().forward(x)
+        by_picture = x.unflatten(0, (-1, pictures)).unbind(1)  # negative rows come first
+        return torch.stack([super(_Linear, self).forward(one) for one in by_picture], 1).flatten(0, 1)
+
+
+class _Conv2d(nn.Conv2d):
+    """A convolution whose rows round as those of one picture do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pictures = _pictures.get()
+        if not _splits(x, pictures) or (rows := self._rows(x, len(x) // pictures)) >= len(x):
+            return super().forward(x)
+        return torch.cat([super(_Conv2d, self).forward(part) for part in torch.split(x, rows)])
+
+    def _rows(self, x: Tensor, alone: int) -> int:
+        """How many rows may be computed together, if one picture has `alone`."""
+        pointwise = self.kernel_size == self.stride == self.dilation == (1, 1)
+        if pointwise and torch.get_num_threads() == 1:
+            return len(x) if alone >= _ONEDNN_ROWS else alone * ((_ONEDNN_ROWS - 1) // alone)
+        numbers = x[0].numel()
+        small = alone == 1 and self.groups == 1 and numbers <= _ONEDNN_NUMBERS
+        return 1 if small and min(self.kernel_size) <= 3 else len(x)
+
+
+_KINDS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _Linear, nn.Conv2d: _Conv2d}
+
+
+def _splits(x: Tensor, pictures: int) -> bool:
+    """Do the rows of this input belong to `pictures`, on a device where their number tells?"""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and len(x) >= pictures
+        and len(x) % pictures == 0
+    )
