@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from inspect import get_annotations
-from types import NoneType, UnionType
+from types import NoneType, SimpleNamespace, UnionType
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -130,10 +130,18 @@ def _hints(kind: type) -> Mapping[str, Any]:
     for base in reversed(kind.__mro__):
         namespace = vars(sys.modules[base.__module__])
         for name, hint in get_annotations(base).items():
-            if isinstance(hint, str) and hint.startswith("Annotated["):
-                hint = eval(hint, dict(namespace), {"Annotated": Annotated})
-            found[name] = hint
+            found[name] = _evaluated(hint, namespace) if isinstance(hint, str) else hint
     return found
+
+
+def _evaluated(hint: str, namespace: Mapping[str, Any]) -> Any:
+    """The type that an annotation writes as `Annotated[...]` or names; else the text itself."""
+    if hint.startswith("Annotated["):
+        return eval(hint, dict(namespace), {"Annotated": Annotated})
+    found: Any = SimpleNamespace(**namespace)
+    for name in hint.split("."):
+        found = getattr(found, name, None)
+    return found if get_origin(found) is Annotated else hint
 
 
 def options(kind: type) -> Iterator[Field]:

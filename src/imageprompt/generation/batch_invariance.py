@@ -70,8 +70,9 @@ class _Linear(nn.Linear):
         alone = x[..., 0].numel() // pictures
         if alone >= _EVEN_ROWS or alone % 4 == 0 or not _splits(x, pictures):
             return super().forward(x)
-        by_picture = x.unflatten(0, (-1, pictures)).unbind(1)  # negative rows come first
-        return torch.stack([super(_Linear, self).forward(one) for one in by_picture], 1).flatten(0, 1)
+        rows = x.reshape(-1, pictures, *x.shape[1:])  # negative rows come first
+        alone_each = [super(_Linear, self).forward(rows[:, n]) for n in range(pictures)]
+        return torch.stack(alone_each, 1).flatten(0, 1)
 
 
 class _Conv2d(nn.Conv2d):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import Annotated, Any
 
 from imageprompt.control.controls import Controls
 from imageprompt.core.errors import ImagePromptError, OptionError
+from imageprompt.core.schema import Option
 from imageprompt.core.untrusted import parse_json, read_regular
+from imageprompt.loading.recipe import limits
 
 JsonSchema = Mapping[str, Any]
 
@@ -44,6 +47,66 @@ SCALE: JsonSchema = {
     "anyOf": [{"type": "number", "minimum": 0, "maximum": 2}, STRING, OBJECT, list_of(STRING)]
 }
 """See `imageprompt.control.Scale`."""
+
+# Options that several commands have, as types of annotated fields.
+_sampling = partial(Option, group=SAMPLING)
+_models = partial(Option, group=MODELS)
+NumImages = Annotated[
+    int,
+    _sampling(
+        "number of pictures (default 1)",
+        "N",
+        ge=limits.NUM_IMAGES.low,
+        le=limits.NUM_IMAGES.high,
+    ),
+]
+Seed = Annotated[
+    int,
+    _sampling(
+        "picture i uses the seed N + i (default 1)", "N", ge=limits.SEED.low, le=limits.SEED.high
+    ),
+]
+Steps = Annotated[
+    int | None,
+    _sampling(
+        "denoising steps (default: the pipeline's)",
+        "N",
+        ge=limits.STEPS.low,
+        le=limits.STEPS.high,
+    ),
+]
+GuidanceScale = Annotated[
+    float | None,
+    _sampling(
+        "classifier-free guidance scale (default: the pipeline's)",
+        "G",
+        ge=limits.GUIDANCE_SCALE.low,
+        le=limits.GUIDANCE_SCALE.high,
+    ),
+]
+Base = Annotated[
+    Any,
+    _models("diffusers pipeline, or bundled-sd3 (default: bundled)", "PATH_OR_HUB_ID", json=FILE),
+]
+LibraryFolder = Annotated[
+    Any,
+    _models(
+        "folder of the style library (default: $IMAGEPROMPT_LIBRARY, else your data folder)",
+        "DIR",
+        json=FILE,
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    _models(
+        "float32, float16 or bfloat16 (default: float32 on the CPU, else float16)",
+        "TYPE",
+        json=or_null({"enum": list(limits.DTYPES), **STRING}),
+    ),
+]
+Device = Annotated[
+    str | None, _models("cpu, cuda, cuda:N, mps, xpu (default: the best available)", "NAME")
+]
 
 
 # ── text of flags ───────────────────────────────────────────────────────────────────────────────

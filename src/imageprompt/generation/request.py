@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from imageprompt.core.errors import OptionError, PictureError, WrongBaseError
 from imageprompt.core.schema import PYTHON_ONLY, Option, plain_numbers
 from imageprompt.generation import option_values as values
-from imageprompt.generation.option_values import FILE, STRING
+from imageprompt.generation.option_values import FILE
 from imageprompt.generation.reference import REFERENCE_FIELDS, REPLAY_FIELDS, Reference, flag_of
 from imageprompt.loading.recipe import (
     AssetRecord,
@@ -26,7 +26,6 @@ from imageprompt.loading.recipe import (
 _text = partial(Option, group=values.TEXT)
 _start = partial(Option, group=values.START)
 _sampling = partial(Option, group=values.SAMPLING)
-_models = partial(Option, group=values.MODELS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,42 +63,10 @@ class Request:
         ),
     ] = None
 
-    num_images: Annotated[
-        int,
-        _sampling(
-            "number of pictures (default 1)",
-            "N",
-            ge=limits.NUM_IMAGES.low,
-            le=limits.NUM_IMAGES.high,
-        ),
-    ] = 1
-    seed: Annotated[
-        int,
-        _sampling(
-            "picture i uses the seed N + i (default 1)",
-            "N",
-            ge=limits.SEED.low,
-            le=limits.SEED.high,
-        ),
-    ] = 1
-    steps: Annotated[
-        int | None,
-        _sampling(
-            "denoising steps (default: the pipeline's)",
-            "N",
-            ge=limits.STEPS.low,
-            le=limits.STEPS.high,
-        ),
-    ] = None
-    guidance_scale: Annotated[
-        float | None,
-        _sampling(
-            "classifier-free guidance scale (default: the pipeline's)",
-            "G",
-            ge=limits.GUIDANCE_SCALE.low,
-            le=limits.GUIDANCE_SCALE.high,
-        ),
-    ] = None
+    num_images: values.NumImages = 1
+    seed: values.Seed = 1
+    steps: values.Steps = None
+    guidance_scale: values.GuidanceScale = None
     guidance_until: Annotated[
         float | None,
         _sampling(
@@ -145,31 +112,10 @@ class Request:
         ),
     ] = 4
 
-    base: Annotated[
-        Any,
-        _models(
-            "diffusers pipeline, or bundled-sd3 (default: bundled)", "PATH_OR_HUB_ID", json=FILE
-        ),
-    ] = None
-    library: Annotated[
-        Any,
-        _models(
-            "folder of the style library (default: $IMAGEPROMPT_LIBRARY, else your data folder)",
-            "DIR",
-            json=FILE,
-        ),
-    ] = None
-    dtype: Annotated[
-        str | None,
-        _models(
-            "float32, float16 or bfloat16 (default: float32 on the CPU, else float16)",
-            "TYPE",
-            json={"anyOf": [{"enum": list(limits.DTYPES), **STRING}, {"type": "null"}]},
-        ),
-    ] = None
-    device: Annotated[
-        str | None, _models("cpu, cuda, cuda:N, mps, xpu (default: the best available)", "NAME")
-    ] = None
+    base: values.Base = None
+    library: values.LibraryFolder = None
+    dtype: values.Dtype = None
+    device: values.Device = None
 
     progress: Annotated[bool, PYTHON_ONLY] = True
     on_progress: Annotated[Callable[[str, int, int], object] | None, PYTHON_ONLY] = None

@@ -12,11 +12,12 @@ from typing import Annotated
 from imageprompt.core.atomic_files import check_folder
 from imageprompt.core.errors import OptionError
 from imageprompt.core.schema import Option
+from imageprompt.generation import option_values as values
 from imageprompt.library import paths
 from imageprompt.loading.recipe import limits as recipe_limits
 from imageprompt.loading.recipe.recipe import check_limit
 
-_models = partial(Option, group="models")
+_models = partial(Option, group=values.MODELS)
 _network = partial(Option, group="network and keys")
 _keeping = partial(Option, group="queue and files")
 
@@ -62,10 +63,7 @@ class Limits:
 class Settings:
     """The options of `imageprompt serve`."""
 
-    base: Annotated[
-        str | None,
-        _models("diffusers pipeline, or bundled-sd3 (default: bundled)", "PATH_OR_HUB_ID"),
-    ] = None
+    base: values.Base = None
     adapter: Annotated[
         Sequence[str],
         _models(
@@ -78,20 +76,9 @@ class Settings:
         str | None,
         _models("insightface model pack that finds the faces for FaceID adapters", "PACK"),
     ] = None
-    library: Annotated[
-        str | None,
-        _models(
-            "folder of the style library (default: $IMAGEPROMPT_LIBRARY, else your data folder)",
-            "DIR",
-        ),
-    ] = None
-    dtype: Annotated[
-        str | None,
-        _models("float32, float16 or bfloat16 (default: float32 on the CPU, else float16)", "TYPE"),
-    ] = None
-    device: Annotated[
-        str | None, _models("cpu, cuda, cuda:N, mps, xpu (default: the best available)", "NAME")
-    ] = None
+    library: values.LibraryFolder = None
+    dtype: values.Dtype = None
+    device: values.Device = None
     runtime: Annotated[
         str | None,
         _models("what computes an exported denoiser (default: the folder's)", "NAME"),

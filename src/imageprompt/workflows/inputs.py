@@ -11,7 +11,6 @@ from imageprompt.core.schema import Option
 from imageprompt.generation import option_values as values
 from imageprompt.generation.option_values import FILE, FILES
 from imageprompt.generation.reference import as_list
-from imageprompt.loading.recipe import limits
 
 PICTURES = "pictures"
 
@@ -30,36 +29,10 @@ _models = partial(Option, group=values.MODELS)
 class GenerationInputs:
     """The inputs of every workflow that generates; a workflow's own class adds its own."""
 
-    num_images: Annotated[
-        int, _sampling("number of pictures (default 1)", "N", ge=1, le=limits.NUM_IMAGES.high)
-    ] = 1
-    seed: Annotated[
-        int,
-        _sampling(
-            "picture i uses the seed N + i (default 1)",
-            "N",
-            ge=limits.SEED.low,
-            le=limits.SEED.high,
-        ),
-    ] = 1
-    steps: Annotated[
-        int | None,
-        _sampling(
-            "denoising steps (default: the pipeline's)",
-            "N",
-            ge=limits.STEPS.low,
-            le=limits.STEPS.high,
-        ),
-    ] = None
-    guidance_scale: Annotated[
-        float | None,
-        _sampling(
-            "classifier-free guidance scale (default: the pipeline's)",
-            "G",
-            ge=limits.GUIDANCE_SCALE.low,
-            le=limits.GUIDANCE_SCALE.high,
-        ),
-    ] = None
+    num_images: values.NumImages = 1
+    seed: values.Seed = 1
+    steps: values.Steps = None
+    guidance_scale: values.GuidanceScale = None
     size: Annotated[
         tuple[int, int] | None,
         _sampling(
@@ -69,12 +42,7 @@ class GenerationInputs:
             parse=values.parse_size,
         ),
     ] = None
-    base: Annotated[
-        Any,
-        _models(
-            "diffusers pipeline, or bundled-sd3 (default: bundled)", "PATH_OR_HUB_ID", json=FILE
-        ),
-    ] = None
+    base: values.Base = None
     adapter: Annotated[
         Any,
         _models(
@@ -89,13 +57,8 @@ class GenerationInputs:
             json=FILE,
         ),
     ] = None
-    dtype: Annotated[
-        str | None,
-        _models("float32, float16 or bfloat16 (default: float32 on the CPU, else float16)", "TYPE"),
-    ] = None
-    device: Annotated[
-        str | None, _models("cpu, cuda, cuda:N, mps, xpu (default: the best available)", "NAME")
-    ] = None
+    dtype: values.Dtype = None
+    device: values.Device = None
 
 
 MODELS = ("base", "adapter", "encoder", "dtype", "device")
