@@ -29,7 +29,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("a1111")
     keys = Keys(folder / "keys.json")
     secrets = {name: keys.add(name) for name in ("alice", "bob")}
-    with served(folder, "--keys", str(folder / "keys.json")) as running:
+    with served(folder, "--keys", str(folder / "keys.json"), anew=True) as running:
         running.secrets = secrets  # type: ignore[attr-defined]
         running.client.headers["authorization"] = f"Bearer {secrets['alice']}"
         yield running

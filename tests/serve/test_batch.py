@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -148,8 +149,14 @@ def test_parts_of_a_batch_make_the_same(
     assert contents(tmp_path) == contents(whole)
 
 
-@pytest.mark.slow
-def test_several_workers(jobs: Path, options: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+def test_several_workers(
+    jobs: Path,
+    options: dict[str, Any],
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", forked.Popen)
     told: list[int] = []
     batch(jobs, tmp_path, workers=2, on_progress=lambda _, done, __: told.append(done), **options)
     assert contents(tmp_path) == contents(whole)

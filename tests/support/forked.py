@@ -6,17 +6,25 @@ memory, or of a variable that they read on import needs `subprocess` instead.
 
 from __future__ import annotations
 
+import atexit
+import faulthandler
+import gc
+import inspect
+import logging
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import traceback
 import warnings
 from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 CONTEXT = get_context("fork")
 
@@ -60,6 +68,96 @@ def run(code: str, *arguments: str, cwd: Path | None = None) -> subprocess.Compl
     def __del__(self) -> None:
         if self.process.is_alive():
             self.process.kill()
+
+
+class Popen(subprocess.Popen[Any]):
+    """`subprocess.Popen` that forks this process where a Python program is to start, and so does
+    what that program starts. Other programs start as ever. Modules stay as they are here."""
+
+    def _execute_child(self, *arguments: Any) -> None:
+        execute: Any = super()._execute_child  # type: ignore[misc]
+        given = inspect.signature(execute).bind(*arguments).arguments
+        if isinstance(given["args"], str) or given["args"][0] != sys.executable:
+            execute(*arguments)
+            return
+        pipes = [given[name] for name in _PIPES]
+        with warnings.catch_warnings():  # as in `start`
+            warnings.filterwarnings("ignore", "This process .* is multi-threaded")
+            self.pid = os.fork()
+        if self.pid == 0:
+            _become(given, pipes[0], pipes[3], pipes[5])
+        self._child_created = True
+        self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+
+
+_PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+"""As `subprocess` names the ends of its pipes."""
+
+
+def _become(given: dict[str, Any], *streams: int) -> NoReturn:
+    """Be the program of a command, in the child: its streams, variables, folder and exit code."""
+    code = 1
+    try:
+        if given.get("start_new_session") or given.get("unused_start_new_session"):
+            os.setsid()
+        _take(streams)
+        if given["env"] is not None:
+            os.environ.clear()
+            os.environ.update({os.fsdecode(k): os.fsdecode(v) for k, v in given["env"].items()})
+        if given["cwd"] is not None:
+            os.chdir(given["cwd"])
+        _forget_the_tests()
+        _call(_run_command, ([str(word) for word in given["args"][1:]],))
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def _take(streams: tuple[int, ...]) -> None:
+    """Have these as stdin, stdout and stderr, where they are given, and no other file open."""
+    for number, stream in enumerate(streams):
+        if stream != -1:
+            os.dup2(stream, number)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(number, "w" if number else "r", encoding="utf-8", closefd=False)  # noqa: SIM115
+        for number in range(3)
+    )
+
+
+def _forget_the_tests() -> None:
+    """What pytest set in this interpreter; and nothing of the parent's is ever closed or freed."""
+    gc.freeze()
+    atexit._clear()
+    faulthandler.disable()
+    subprocess.Popen = Popen  # type: ignore[misc]
+    logging.getLogger().handlers.clear()
+    sys.excepthook, sys.unraisablehook = sys.__excepthook__, sys.__unraisablehook__
+    threading.excepthook = threading.__excepthook__
+
+
+def _run_command(words: list[str]) -> None:
+    """`[-P] -c CODE ...`, `-m MODULE ...` or `FILE ...`."""
+    first, *words = words[words[0] == "-P" :]
+    if first not in ("-c", "-m"):
+        sys.argv = [first, *words]
+        runpy.run_path(first, run_name="__main__")
+        return
+    name, *more = words
+    sys.argv = [first, *more]
+    if first == "-c":
+        exec(compile(name, "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
 def _content(stream: IO[str]) -> str:

@@ -12,11 +12,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import httpx2
 from PIL import Image, ImageChops
+
+import forked
 
 API = "/api/v1"
 TOY = Path(__file__).with_name("toy_server.py")
@@ -25,18 +28,29 @@ PATIENCE = 120.0
 
 
 class Served:
-    """A running server; requests go through `client`."""
+    """A running server; requests go through `client`.
 
-    def __init__(self, folder: Path, *options: str, toy: bool = False, ready: bool = True) -> None:
+    It and its worker are forked from this process; `anew`, they are new interpreters, which import
+    everything themselves.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        toy: bool = False,
+        ready: bool = True,
+        anew: bool = False,
+    ) -> None:
         self.folder, self.data = folder, folder / "data"
         self.log = folder / "server.log"
         program = [str(TOY), "server"] if toy else ["-m", "imageprompt", "serve"]
         command = [sys.executable, *program, "--json", "--port", "0"]
         command += ["--data", str(self.data), "--library", str(folder / "library"), *options]
+        import_module("imageprompt.serve.server")  # what the forked import, once for all of them
+        start = subprocess.Popen if anew else forked.Popen
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=log, env=environment()
-            )
+            self.process = start(command, stdout=subprocess.PIPE, stderr=log, env=environment())
         if ready:
             assert self.process.stdout is not None
             line = self.process.stdout.readline()
@@ -127,8 +141,8 @@ def environment() -> dict[str, str]:
 
 
 @contextmanager
-def served(folder: Path, *options: str, toy: bool = False) -> Iterator[Served]:
-    server = Served(folder, *options, toy=toy)
+def served(folder: Path, *options: str, toy: bool = False, anew: bool = False) -> Iterator[Served]:
+    server = Served(folder, *options, toy=toy, anew=anew)
     try:
         yield server
     finally:
