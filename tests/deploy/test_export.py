@@ -6,6 +6,8 @@ import ctypes
 import json
 import shutil
 import sys
+import weakref
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from imageprompt.deploy import export as of_export
 from imageprompt.deploy.export import Export, export
 from imageprompt.generation.exported.manifest import DENOISER, NAME, Manifest, check_trusted, trust
 from imageprompt.generation.exported.open import Exported
+from imageprompt.generation.runtimes import openvino as of_openvino
 
 pytest.importorskip("openvino")
 
@@ -181,6 +184,33 @@ def test_packages_of_strangers_are_not_opened(
         check_trusted(tmp_path / "denoiser.pt2", "ab" * 32, "it is machine code")
     trust(["ab" * 32])
     check_trusted(tmp_path / "denoiser.pt2", "ab" * 32, "it is machine code")
+
+
+def test_a_large_model_is_compiled_for_one_size_until_sizes_keep_changing(
+    made: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And always once at a time: its weights would take their memory twice."""
+    kept: list[weakref.ref[Any]] = []
+    sizes: list[str] = []
+    real = of_openvino.in_own_thread
+
+    def watched(compiled: Callable[[], Any]) -> Any:
+        assert all(one() is None for one in kept)
+        request = real(compiled)
+        kept.append(weakref.ref(request))
+        (batch, *_) = request.get_compiled_model().input("sample").get_partial_shape()
+        sizes.append(str(batch))
+        return request
+
+    monkeypatch.setattr(of_openvino, "in_own_thread", watched)
+    monkeypatch.setattr(of_openvino, "SMALL", 0)
+    engine = ip.Engine(exported=made.folder)
+    quick = TWO | {"steps": 1}
+    first = pixels(engine.generate("", **quick, batch_size=2))
+    for rows in (1, 2, 1, 2):
+        other = pixels(engine.generate("", **quick, batch_size=rows))
+        assert np.abs(first - other).max() <= 1
+    assert sizes == ["4", "2", "4", "?"]
 
 
 class SignalStack(ctypes.Structure):

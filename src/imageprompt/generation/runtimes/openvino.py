@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SMALL = 256 * 2**20
-"""Bytes of a model that is compiled for each size of calls: its weights are copied every time."""
+"""Bytes of a model that is kept for several sizes of calls: its weights are copied every time."""
 MOST_SIZES = 8
+MOST_CHANGES = 3
+"""Changes of size after which a larger model is compiled once for all sizes."""
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 
@@ -50,10 +52,8 @@ class OpenVINO:
                     lambda: core.compile_model(sized, "CPU", options).create_infer_request()
                 )
 
-        if sum((folder / name).stat().st_size for name in part.files) <= SMALL:
-            return _Graph(_BySizes(compiled))
-        request = compiled(None)
-        return _Graph(lambda shapes: request)
+        small = sum((folder / name).stat().st_size for name in part.files) <= SMALL
+        return _Graph((_BySizes if small else _OneSize)(compiled))
 
 
 def in_own_thread(work: Callable[[], T]) -> T:
@@ -79,11 +79,14 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
 
 
+Compile = Callable[[Mapping[str, list[int]] | None], Any]
+
+
 class _BySizes:
     """A small model compiled for the sizes of a call: they run in two thirds of the time, and
     compiling takes that of about fifty calls."""
 
-    def __init__(self, compiled: Callable[[Mapping[str, list[int]]], Any]) -> None:
+    def __init__(self, compiled: Compile) -> None:
         self._compiled = compiled
         self._kept: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
 
@@ -95,6 +98,27 @@ class _BySizes:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return self._kept[key]
+
+
+class _OneSize:
+    """A large model compiled for the size of the last call, so that its weights are there once.
+
+    Sizes that keep changing would have it compiled again and again: then once for all sizes.
+    """
+
+    def __init__(self, compiled: Compile) -> None:
+        self._compiled = compiled
+        self._request: Any = None
+        self._size: Mapping[str, list[int]] | None = {}
+        self._changes = -1
+
+    def __call__(self, shapes: Mapping[str, list[int]]) -> Any:
+        if self._size is not None and shapes != self._size:
+            self._changes += 1
+            self._size = None if self._changes == MOST_CHANGES else dict(shapes)
+            self._request = None  # freed before the next one takes its memory
+            self._request = self._compiled(self._size)
+        return self._request
 
 
 class _Graph:
