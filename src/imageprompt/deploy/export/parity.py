@@ -53,9 +53,9 @@ TRACED = {"batch": 3, "text": 9, "prompts": 2, "tokens": 6}
 
 
 def unit(calls: Calls) -> int:
-    """Latents on a side that the denoiser halves evenly at every level."""
+    """Latents on a side that the denoiser halves evenly at every level, or makes one row of."""
     levels = calls.config.get("block_out_channels")
-    return 2 ** (len(levels) - 1) if levels else int(calls.config.get("patch_size") or 1) * 2
+    return 2 ** (len(levels) - 1) if levels else int(calls.config.get("patch_size") or 1)
 
 
 def traced_sizes(calls: Calls) -> dict[str, int]:
