@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,9 +20,10 @@ from imageprompt.adapter.attachment import AttachedDenoiser
 from imageprompt.adapter.compatibility import check_base, checked_encoder
 from imageprompt.checkpoint.torch_io import write_file
 from imageprompt.core.atomic_files import check_folder, sync_file, write_folder_atomically
-from imageprompt.core.errors import EncoderError, OptionError
+from imageprompt.core.errors import EncoderError, ImagePromptError, OptionError
 from imageprompt.core.spec import Entry
 from imageprompt.deploy.export.backends import BACKENDS, Backend, NotExportable
+from imageprompt.deploy.export.backends.contract import first_line
 from imageprompt.deploy.export.modules import Exportable, exportable_denoiser
 from imageprompt.deploy.export.parity import Parity, checked, outputs_of, traced_sizes
 from imageprompt.deploy.export.parts import IMAGE_ENCODER, at_other_sizes, other_parts
@@ -240,9 +241,9 @@ class Work:
             parts[name] = self._part(folder, name, part)
             if self.backend.runtime:
                 graph = self._opened(folder, parts[name])
-                made = graph(
-                    dict(zip([p.name for p in part.inputs], at_other_sizes(part), strict=True))
-                )
+                tensors = zip([p.name for p in part.inputs], at_other_sizes(part), strict=True)
+                with self._named(name):
+                    made = graph(dict(tensors))
                 measured[name] = checked(name, made, expected, self.precision)
         on_part("", count, count)
         extra = self._null_tokens(folder)
@@ -334,7 +335,22 @@ class Work:
         """Run what was written, as `generate --runtime` does. Raises OptionError."""
         graph = self._opened(folder, manifest.parts[DENOISER])
         kind, config = type(self.denoiser), dict(self.denoiser.config)
-        return parity.largest(stand_in(kind, config, manifest, graph), self.precision)
+        with self._named(DENOISER):
+            return parity.largest(stand_in(kind, config, manifest, graph), self.precision)
+
+    @contextmanager
+    def _named(self, name: str) -> Iterator[None]:
+        """Raises OptionError where the runtime fails at other sizes than the traced ones."""
+        try:
+            yield
+        except ImagePromptError:
+            raise
+        except Exception as error:  # the errors of runtimes share no class
+            raise OptionError(
+                f"export of the {name} to {self.backend.name}",
+                reason=f"{self.backend.runtime} cannot run it at other sizes ({first_line(error)})",
+                hint="Nothing was written. Export to another backend.",
+            ) from error
 
     def _opened(self, folder: Path, part: Part) -> Graph:
         runtime = RUNTIMES[self.backend.runtime]
