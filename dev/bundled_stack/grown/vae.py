@@ -1,0 +1,98 @@
+"""Train the autoencoder of the grown world: 128x128 pictures to 16x16 or 8x8 latents."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bundled_stack.checkpoints import load_state
+from bundled_stack.grown import judge, pool
+from bundled_stack.timed_run import TimedRun
+from bundled_stack.vae import CONFIG, losses
+
+CHANNELS = {8: (16, (32, 64, 96, 128)), 16: (32, (32, 64, 96, 128, 160))}
+"""By factor between the sides of picture and latents: channels of latents and of the blocks."""
+
+
+def build(factor: int = 8) -> Any:
+    """The untrained autoencoder, a stock AutoencoderKL."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(1)
+    latent, blocks = CHANNELS[factor]
+    changes = {
+        "down_block_types": ["DownEncoderBlock2D"] * len(blocks),
+        "up_block_types": ["UpDecoderBlock2D"] * len(blocks),
+        "block_out_channels": list(blocks),
+        "latent_channels": latent,
+        "sample_size": 128,
+    }
+    return AutoencoderKL(**CONFIG | changes).to(memory_format=torch.channels_last)
+
+
+def crop(x: Tensor, rng: np.random.Generator, side: int) -> Tensor:
+    """The same square of each picture."""
+    top, left = rng.integers(0, x.shape[-1] - side + 1, size=2)
+    return x[..., top : top + side, left : left + side]
+
+
+@torch.no_grad()
+def ceiling(model: Any, work: Path, count: int, device: str) -> dict[str, float]:
+    """PSNR in dB of decoded test pictures, and what the judge reads in them."""
+    fresh = pool.make(work, "test", count)
+    x = pool.to_float(pool.load(work, "test", count)).to(device)
+    decoded = torch.cat(
+        [model.decode(model.encode(part).latent_dist.mode()).sample for part in x.split(100)]
+    ).clamp(-1, 1)
+    errors = ((decoded - x) / 2).square().mean((1, 2, 3)).clamp_min(1e-8)
+    found = {"psnr": float(-10 * errors.log10().mean())}
+    if (work / "judge.ckpt").exists():
+        hits = judge.correct(judge.load(work, device), decoded, judge.labels(fresh).to(device))
+        found |= judge.shares(hits)
+    return found
+
+
+def load(work: Path, factor: int = 8, device: str = "cpu") -> Any:
+    """The trained autoencoder."""
+    model, state = build(factor), load_state(work / f"vae-{factor}.ckpt")
+    model.load_state_dict(state["model"] | state["ema"]["average"])
+    return model.to(device).eval().requires_grad_(False)
+
+
+def train(
+    work: Path, minutes: float, *, factor: int, count: int, batch: int, device: str, rate: float
+) -> None:
+    """Train for this many minutes, on crops at first; an unfinished run is resumed."""
+    model = build(factor).to(device)
+    name = f"vae-{factor}"
+    run = TimedRun(work, name, model, minutes=minutes, rate=rate, ema=0.997, decay=1e-4, flat=0.1)
+    pool.make(work, "train", count)
+    pictures = pool.load(work, "train", count).to(device)
+    rng = np.random.default_rng(run.steps)
+    while not run.done:
+        whole = run.progress > 0.6
+        chosen = torch.from_numpy(rng.integers(count, size=batch if whole else 4 * batch))
+        x = pool.to_float(pictures[chosen.to(device)])
+        x = (x if whole else crop(x, rng, 64)).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            loss, parts = losses(model, x)
+        run.step(loss, len(x), parts)
+    model.load_state_dict(run.ema_state())
+    run.log(**ceiling(model.eval(), work, 2000 if count > 2000 else 20, device))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", type=Path)
+    parser.add_argument("minutes", type=float)
+    parser.add_argument("--factor", type=int, choices=list(CHANNELS), default=8)
+    parser.add_argument("--count", type=int, default=65_536, help="pictures to train on")
+    parser.add_argument("--batch", type=int, default=6)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--device", default="cpu")
+    train(**vars(parser.parse_args()))
