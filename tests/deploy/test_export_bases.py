@@ -1,0 +1,108 @@
+"""export: denoisers of other families than the bundled UNet, and a server on an exported base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import imageprompt as ip
+import tiny_flux
+from imageprompt.core.errors import OptionError
+from imageprompt.demo import scenes
+from imageprompt.deploy.export import export
+from imageprompt.encoding.image_prompt import ImagePrompt
+from imageprompt.generation.exported.calls import calls_of
+from imageprompt.generation.exported.manifest import DENOISER
+from imageprompt.generation.exported.open import Exported
+from tiny_stack import make_xl_pipeline
+
+pytest.importorskip("openvino")
+
+PICTURE = scenes.draw(next(scenes.stream("test", seed=4)))
+
+
+def pixels(result: Any) -> Any:
+    return np.stack([np.asarray(image) for image in result.images]).astype(int)
+
+
+def saved(pipe: Any, encoder: Any, variant: str, folder: Path) -> tuple[Any, Path, Path]:
+    """A pipeline and an adapter with random weights, as a user has them on the disk."""
+    adapter = ip.Adapter.create(variant, denoiser=pipe, encoder=encoder)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    adapter.save(folder / "adapter.safetensors")
+    pipe.save_pretrained(folder / "base")
+    return pipe, folder / "base", folder / "adapter.safetensors"
+
+
+def picture(pipe: Any, file: Path, scale: float) -> Any:
+    """A picture with random image tokens."""
+    adapter = ip.Adapter.load(file, dtype=torch.float32, base=pipe)
+    adapter.attach(pipe)
+    shape = (1, adapter.spec.tokens or 4, adapter.spec.cross_attention_dim)
+    tokens = torch.randn(2, *shape, generator=torch.Generator().manual_seed(3))
+    guidance = "positive" if hasattr(pipe, "transformer") else "negative-positive"
+    side = {"height": 32, "width": 32} if hasattr(pipe, "transformer") else {}
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        with adapter.use(ImagePrompt(*tokens), scale=scale, guidance=guidance):
+            generator = torch.Generator().manual_seed(5)
+            made = pipe("a star", num_inference_steps=2, generator=generator, **side)
+    finally:
+        adapter.detach()
+    return np.asarray(made.images[0]).astype(int)
+
+
+def flux(folder: Path) -> tuple[Any, Path, Path]:
+    return saved(tiny_flux.pipeline(), tiny_flux.NoEncoder(), "base", folder)
+
+
+def xl(folder: Path) -> tuple[Any, Path, Path]:
+    pipe = make_xl_pipeline()
+    return saved(pipe, pipe.image_encoder, "base", folder)
+
+
+def test_sd3(tmp_path: Path) -> None:
+    made = export("bundled-sd3", to="openvino", output=tmp_path / "graph", parts=[DENOISER])
+    assert 0 < made.manifest.parity[DENOISER] <= 1e-4
+    engine = ip.Engine("bundled-sd3", exported=made.folder)
+    eager = ip.Engine("bundled-sd3")
+    for change in ({}, {"scale": 0.4, "mask": PICTURE}):
+        arguments: dict[str, Any] = {"reference": PICTURE, "seed": 2, "steps": 2} | change
+        ours, theirs = (one.generate(**arguments, progress=False) for one in (engine, eager))
+        assert np.abs(pixels(ours) - pixels(theirs)).max() <= 1, change
+    with pytest.raises(OptionError, match="only the graphs of UNets read residuals"):
+        calls_of(eager.loaded.pipe.transformer, controlnet=True)
+
+
+@pytest.mark.parametrize(("files", "controlnet"), [(flux, False), (xl, True)])
+def test_tiny_bases(
+    files: Callable[[Path], tuple[Any, Path, Path]], controlnet: bool, tmp_path: Path
+) -> None:
+    """Parity is measured with residuals where there are such inputs; pictures are made without."""
+    pipe, base, adapter = files(tmp_path)
+    made = export(
+        base,
+        adapter,
+        to="openvino",
+        output=tmp_path / "graph",
+        parts=[DENOISER],
+        controlnet=controlnet,
+    )
+    assert 0 < made.manifest.parity[DENOISER] <= 1e-4
+    names = {port.name for port in made.manifest.parts[DENOISER].inputs}
+    assert names >= ({"text_embeds", "time_ids", "mid_residual"} if controlnet else {"img_ids"})
+    exported = Exported.of(None, made.folder).load(base, base, dtype=None, device=None, bars=False)
+    ours, theirs, plain = (
+        picture(one, adapter, scale)
+        for one, scale in ((exported.pipe, 0.7), (pipe, 0.7), (pipe, 0.0))
+    )
+    assert np.abs(ours - theirs).max() <= 1
+    assert np.abs(plain - theirs).max() > 1
