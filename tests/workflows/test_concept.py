@@ -135,6 +135,7 @@ def test_words_are_calibrated_once(library: Library, monkeypatch: pytest.MonkeyP
     assert [one.label for one in plain.pictures] == [f"{one}, seed 1" for one in labels]
     assert plain.measured["style_oil"] > plain.measured["style_oil_text_alone"]
     assert plain.measured["switch_ms"] > 0
+    assert len(plain.checks) == 2  # the thumbnails of both styles
 
     first = ip.workflows.concept(style=style, calibrate=True, **options)
     again = ip.workflows.concept(style=style, **options)

@@ -57,6 +57,9 @@ def test_it_trains_and_measures(domain: Path, tiny_bundled: Path, tmp_path: Path
         assert measured[f"{kind}_match_change"] == [0, 0, 0]
         assert measured[f"{kind}_match_ceiling"] >= 0
     assert [one.label for one in result.pictures] == ["reference 0, before", "reference 0, after"]
+    assert len(result.checks) == 2  # the held-out pictures
+    assert result.cost["generated"] == 2 * (2 * 2 + 1)  # two references, and one control
+    assert result.cost["denoising_steps"] == 2 * result.cost["generated"]
     saved = result.save(tmp_path / "out")
     (adapter,) = saved.files
     before = load_file(tiny_bundled / "adapters" / "plus.safetensors")

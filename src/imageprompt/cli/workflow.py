@@ -176,9 +176,6 @@ def _print(options: argparse.Namespace, result: WorkflowResult, saved: Saved) ->
         note(f"note: {line}")
     print_aligned(((name, cell(value)) for name, value in result.measured.items()), indent="")
     cost = result.cost
-    if cost["generated"]:
-        print_lines(
-            f"cost: {cost['generated']} pictures generated, {cost['denoising_steps']} denoising "
-            f"steps, {cost['seconds']:g} s"
-        )
+    sampled = f"{cost['generated']} pictures generated, {cost['denoising_steps']} denoising steps, "
+    print_lines(f"cost: {sampled if cost['generated'] else ''}{cost['seconds']:g} s")
     print_lines(*saved.pictures, *saved.files, *filter(None, [saved.sheet]), saved.report)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,7 @@ class Job:
         self.workflow, self.inputs = workflow, inputs
         self._given, self._on_progress = engine, on_progress
         self._expected, self._generated, self._steps = 0, 0, 0
+        self._checks: list[PictureQuality] = []
         self.pictures: list[WorkflowPicture] = []
         self.measured: dict[str, Any] = {}
         self.notes: list[str] = []
@@ -114,6 +115,36 @@ class Job:
         """Progress of work that is not generating: "training", steps done, all steps."""
         self._on_progress(f"{self.workflow.name}: {what}", done, total)
 
+    def check_references(self) -> None:
+        """Check the workflow's references; notes their problems. Raises PictureError, OptionError.
+
+        OptionError is for one picture in two places.
+        """
+        self._checks += _check_references(self)
+
+    def count(self, pictures: int, denoising_steps: int) -> None:
+        """Pictures that were generated elsewhere than by `generate`: for the costs."""
+        self._generated += pictures
+        self._steps += denoising_steps
+
+    def check(self, name: str, pictures: Sequence[Any], *, size: bool = True) -> None:
+        """Check the quality of pictures that the steps have found themselves; notes the problems.
+
+        One line a problem, however many pictures have it. Without `size`, that they are small or
+        soft is no problem. Raises PictureError for one that cannot be read.
+        """
+        from imageprompt.evaluation.image_quality.picture import check
+
+        count: dict[str, int] = {}
+        for source in pictures:
+            quality = check(source)
+            self._checks.append(quality)
+            for problem in quality.problems():
+                if problem not in _ABOUT_SIZE or (size and not self.on_bundled_base):
+                    count[problem] = count.get(problem, 0) + 1
+        of = f"of {len(pictures)} checked pictures"
+        self.notes += [f"{name}: {number} {of}: {what}" for what, number in count.items()]
+
     # ── handing over ────────────────────────────────────────────────────────────────────────────
 
     def add(
@@ -149,14 +180,14 @@ class Job:
             values = [value for value in found if isinstance(value, int | float)]
             self.measured[name] = float(np.mean(values)) if values else None
 
-    def result(self, checks: list[PictureQuality], started: float) -> WorkflowResult:
+    def result(self, started: float) -> WorkflowResult:
         return WorkflowResult(
             self.workflow.name,
             recorded(self.workflow, self.inputs),
             self.pictures,
             rounded(self.measured),
             self.notes,
-            [one.as_dict() for one in checks],
+            [one.as_dict() for one in self._checks],
             {
                 "generated": self._generated,
                 "denoising_steps": self._steps,
@@ -179,9 +210,9 @@ def run(
     started = time.monotonic()
     with Bars(progress and on_progress is None) as bars:
         job = Job(workflow, inputs, engine, on_progress or bars.update)
-        checks = list(_check_references(job))
+        job.check_references()
         workflow.steps(inputs, job)
-    return job.result(checks, started)
+    return job.result(started)
 
 
 # ── references ──────────────────────────────────────────────────────────────────────────────────

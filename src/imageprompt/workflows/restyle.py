@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
+from imageprompt.core import bundled
 from imageprompt.generation import option_values as values
 from imageprompt.generation.option_values import NUMBERS
 from imageprompt.workflows import _judged, _pixels
@@ -34,27 +36,33 @@ class Inputs(GenerationInputs):
     style: Annotated[Any, picture("how it is to look")]
     prompt: Annotated[str, control("text beside them (default: none)", metavar="TEXT")] = ""
     method: Annotated[
-        Literal["img2img", "layout", "pair"],
+        Literal["img2img", "layout", "pair"] | None,
         control(
             "img2img: start from the content picture; layout: start from noise, the content "
             "picture is a reference alone; pair: so too, by a pair of adapters for content and "
-            "style (default img2img)"
+            "style (default pair where the base has one, else img2img)"
         ),
-    ] = "img2img"
+    ] = None
     strengths: Annotated[
         Any,
         control(
             "how much of the content picture changes, 0..1: a picture for each (default "
             "0.6,0.8,0.95); with the other methods, how strong the content is, 0..2 (default "
-            "0.8,1.2,1.6)",
+            "0.6,0.8,1 with a pair, 0.8,1.2,1.6 by layout)",
             metavar="A,B",
             parse=values.parse_numbers,
             json=NUMBERS,
         ),
     ] = None
     scale: Annotated[
-        float, control("strength of the style, 0..2 (default 1.3)", metavar="S", ge=0, le=2)
-    ] = 1.3
+        float | None,
+        control(
+            "strength of the style, 0..2 (default 1 with a pair, else 1.3)",
+            metavar="S",
+            ge=0,
+            le=2,
+        ),
+    ] = None
     content_scale: Annotated[
         float,
         control(
@@ -66,10 +74,18 @@ class Inputs(GenerationInputs):
     ] = 1.5
 
 
+STRENGTHS: Mapping[str, Sequence[float]] = {
+    "img2img": (0.6, 0.8, 0.95),
+    "layout": (0.8, 1.2, 1.6),
+    "pair": (0.6, 0.8, 1.0),
+}
+
+
 def steps(inputs: Inputs, job: Job) -> None:
-    from_noise = inputs.method != "img2img"
-    chosen = inputs.strengths or ((0.8, 1.2, 1.6) if from_noise else (0.6, 0.8, 0.95))
-    strengths = numbers("strengths", chosen, highest=2 if from_noise else 1)
+    method = inputs.method or _own_method(inputs, job)
+    chosen = STRENGTHS[method] if inputs.strengths is None else inputs.strengths
+    strengths = numbers("strengths", chosen, highest=1 if method == "img2img" else 2)
+    scale = (1.0 if method == "pair" else 1.3) if inputs.scale is None else inputs.scale
     from imageprompt.encoding.images.open_image import open_picture
 
     content, style = open_picture(inputs.content), open_picture(inputs.style)
@@ -86,8 +102,8 @@ def steps(inputs: Inputs, job: Job) -> None:
             inputs.prompt,
             size=size,
             num_images=inputs.num_images,
-            scale=inputs.scale,
-            **_arguments(inputs, framed, style, strength),
+            scale=scale,
+            **_arguments(method, inputs, framed, style, strength),
         )
         rows = []
         for index, image in enumerate(result):
@@ -96,24 +112,33 @@ def steps(inputs: Inputs, job: Job) -> None:
             job.add(label, image, result, index, **rows[-1])
         means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         curve.append({"strength": strength, **means})
-    job.measured["curve"] = curve
+    job.measured |= {"method": method, "curve": curve}
     job.measured["baseline"] = _figures(job, baseline, framed, style)
     job.measured["content_picture"] = _figures(job, framed, framed, style)
 
 
-def _arguments(inputs: Inputs, content: Image, style: Image, strength: float) -> dict[str, Any]:
+def _own_method(inputs: Inputs, job: Job) -> str:
+    """pair where the base has one, as the bundled stacks do, and no other adapter is asked for."""
+    folder = job.engine.loaded.folder
+    own = folder is not None and (folder / "adapters" / f"{bundled.PAIR}.safetensors").is_file()
+    return "pair" if own and inputs.adapter is None else "img2img"
+
+
+def _arguments(
+    method: str, inputs: Inputs, content: Image, style: Image, strength: float
+) -> dict[str, Any]:
     """The arguments of generate that differ between the methods."""
     from imageprompt.generation.reference import Reference
 
-    if inputs.method == "pair":
+    if method == "pair":
         return {"style": style, "also": [Reference(content=content, scale=strength)]}
-    scale = inputs.content_scale if inputs.method == "img2img" else strength
+    scale = inputs.content_scale if method == "img2img" else strength
     arguments: dict[str, Any] = {"reference": style, "preset": "style"}
     if scale:
         # outlines are decided early; later steps leave the textures to the style picture
         layout = Reference(reference=content, preset="layout", scale=scale, schedule=EARLY)
         arguments["also"] = [layout]
-    if inputs.method == "img2img":
+    if method == "img2img":
         arguments |= {"init_image": content, "strength": strength}
     return arguments
 
@@ -135,6 +160,7 @@ WORKFLOW = Workflow(
     inputs=Inputs,
     steps=steps,
     measures={
+        "method": "pair, layout or img2img",
         "curve": "for each strength the means of: style_distance, of the Lab colours from the "
         "style picture's (2.3 is just visible); content_distance, 1 - correlation of the edges "
         "with the content picture's; on bundled stacks style (share of colour, texture and "

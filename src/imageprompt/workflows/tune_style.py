@@ -39,7 +39,6 @@ VALIDATION = 16
 VALIDATIONS, PATIENCE = 8, 3
 BEFORE, AFTER = "before", "after"
 _CHECKED = 64
-_ABOUT_SIZE = ("small", "soft")
 _TEXTS = (".txt",)
 
 ON_BUNDLED: Mapping[str, Any] = {
@@ -161,7 +160,7 @@ class Split:
 def steps(inputs: Inputs, job: Job) -> None:
     base = _base(inputs, job)
     domain = _split(_pictures_in(inputs.domain, "domain"), inputs.references)
-    _check_quality(job, domain.test)
+    job.check("domain", domain.test[:_CHECKED])
     temporary = None
     if inputs.work is None:
         temporary = tempfile.TemporaryDirectory(prefix="imageprompt-tune-")
@@ -180,6 +179,7 @@ def steps(inputs: Inputs, job: Job) -> None:
         job.report(f"measuring {name}", 1 + number, 3)
         if test:
             results = _evaluate(inputs, job, base, work / name, test, adapters)
+            job.count(*_cost(results))
             _figures(job, name, results)
             if name == "domain":
                 _show(job, results, inputs.num_images)
@@ -260,19 +260,6 @@ def _general(inputs: Inputs, job: Job, work: Path, trained: int) -> Split:
             path.with_suffix(".txt").write_text(scenes.caption(scene), encoding="utf-8")
         parts.append(paths)
     return Split(parts[0], (), parts[1])
-
-
-def _check_quality(job: Job, pictures: Sequence[Path]) -> None:
-    """Notes the problems of pictures that will measure. Raises PictureError for unreadable ones."""
-    from imageprompt.evaluation.image_quality.picture import check
-
-    count: dict[str, int] = {}
-    chosen = pictures[:_CHECKED]
-    for path in chosen:
-        for problem in check(path).problems():
-            if not (job.on_bundled_base and problem in _ABOUT_SIZE):
-                count[problem] = count.get(problem, 0) + 1
-    job.notes += [f"{n} of {len(chosen)} checked pictures: {what}" for what, n in count.items()]
 
 
 def _copy(folder: Path, pictures: Sequence[Path]) -> None:
@@ -400,6 +387,16 @@ def _evaluate(
         plain["extractors"] = {role: source}
     given = {name: value for name, value in plain.items() if value is not None}
     return evaluate(given, progress=False).results()
+
+
+def _cost(results: Results) -> tuple[int, int]:
+    """Pictures that a study generated, and their denoising steps."""
+    from imageprompt.loading.recipe import read_picture
+
+    rows = (row for row in range(len(results)) if results.row[row] in ("adapter", "control"))
+    made = sorted({results.picture_path(row) for row in rows})
+    recipe = read_picture(made[0])[0]
+    return len(made), len(made) * recipe.steps
 
 
 def _metric(inputs: Inputs, job: Job) -> str:

@@ -67,7 +67,7 @@ class Inputs(GenerationInputs):
 
 
 def steps(inputs: Inputs, job: Job) -> None:
-    from imageprompt.library import Library
+    from imageprompt.library import Library, thumbnail
     from imageprompt.workflows.concept import calibration, phrase
 
     preset = _preset(inputs.preset)
@@ -93,7 +93,9 @@ def steps(inputs: Inputs, job: Job) -> None:
         inputs.prompt, scale=0.0, num_images=inputs.num_images, size=inputs.size
     ).images
     for style in styles:
-        _show_thumbnail(job, style)
+        if (picture := thumbnail.read(style)) is not None:
+            job.check(f"style {style.name}", [picture], size=False)  # a thumbnail is small
+            job.show(f"style {style.name}", picture)
     job.show("the text alone", alone[0])
     _echo(job, wishes, wanted, scales_of([1.0] * len(wanted)), calibrated=curve is not None)
     for label, factors in plan:
@@ -159,14 +161,6 @@ def _generate(
         num_images=inputs.num_images,
         size=inputs.size,
     )
-
-
-def _show_thumbnail(job: Job, style: Style) -> None:
-    from imageprompt.library import thumbnail
-
-    picture = thumbnail.read(style)
-    if picture is not None:
-        job.show(f"style {style.name}", picture)
 
 
 # ── words ───────────────────────────────────────────────────────────────────────────────────────
