@@ -109,13 +109,11 @@ def draw_times(count: int, generator: torch.Generator) -> Tensor:
 class Captions:
     """Token ids of captions, without a tokenizer call per sample."""
 
-    def __init__(self) -> None:
-        tokenizer = build_tokenizer()
+    def __init__(self, words: list[str] | None = None) -> None:
+        words = words or scenes.all_words()
+        tokenizer = build_tokenizer(words)
         self.start, self.end = tokenizer.bos_token_id, tokenizer.eos_token_id
-        self.ids = {
-            word: tokenizer(word, add_special_tokens=False).input_ids[0]
-            for word in scenes.all_words()
-        }
+        self.ids = {word: tokenizer(word, add_special_tokens=False).input_ids[0] for word in words}
         sample = "a striped red star on a plain blue background"
         assert tokenizer(sample, padding="max_length").input_ids == self.encode(sample)
 

@@ -47,12 +47,12 @@ def _join(parts: list[str], pair: tuple[str, str]) -> list[str]:
     return joined
 
 
-def build_tokenizer() -> Any:
-    """The tokenizer, ready to be saved."""
+def build_tokenizer(words: list[str] | None = None) -> Any:
+    """The tokenizer of these words (default: those of the easy world), ready to be saved."""
     from transformers import CLIPTokenizer
 
     letters = _byte_letters()
-    merges: Any = _merges(scenes.all_words())
+    merges: Any = _merges(words or scenes.all_words())
     tokens = letters + [letter + END for letter in letters] + [a + b for a, b in merges]
     tokens = list(dict.fromkeys([*tokens, "<|startoftext|>", "<|endoftext|>"]))
     vocabulary = {token: index for index, token in enumerate(tokens)}
