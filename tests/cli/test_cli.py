@@ -136,25 +136,6 @@ def test_the_bundled_stack_is_a_public_name() -> None:
     assert Path(adapter) == Path(folder) / "adapters" / "plus.safetensors"
 
 
-def test_the_library_prints_nothing(tiny_folder: Path, reference: str, tmp_path: Path) -> None:
-    """Neither of its own nor of the libraries below, while they are imported and used."""
-    code = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "import imageprompt as ip\n"
-        "base, picture, folder = sys.argv[1:]\n"
-        "ip.bundled.folder = lambda _=None: Path(base)\n"
-        "result = ip.generate('a', picture, steps=1, progress=False)\n"
-        "path = result.save(folder)[0]\n"
-        "ip.repeat(path, progress=False)\n"
-        "adapter = ip.Adapter.load(ip.bundled.adapter())\n"
-        "ip.inspect(ip.bundled.adapter()), ip.check(picture)\n"
-    )
-    command = [sys.executable, "-c", code, str(tiny_folder), reference, str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
 # ── generate ────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -115,10 +116,17 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert sizes < 2 * BUNDLED_LIMIT
 
 
-IN_ONE_STEP = """
-import sys
+IN_ONE_PROCESS = """
+import os, sys
+os.dup2(1, 2)  # what is printed comes in order
+import imageprompt as ip
 from imageprompt import cli
 from imageprompt.core import bundled
+print(ip.__file__, flush=True)
+path = ip.generate("a", "picture.png", steps=1, progress=False).save("saved")[0]
+ip.repeat(path, progress=False)
+ip.Adapter.load(bundled.adapter()), ip.inspect(bundled.adapter()), ip.check("picture.png")
+print("the library printed nothing", flush=True)
 bundled.STEPS = 1
 sys.exit(cli.main())
 """
@@ -128,7 +136,11 @@ sys.exit(cli.main())
 def test_the_wheel_runs_the_demo_outside_the_repository(
     wheel: Path, tmp_path: Path, whole: bool
 ) -> None:
-    """In a new environment that sees this one's libraries, but not its editable install."""
+    """In a new environment that sees this one's libraries, but not its editable install.
+
+    The library prints nothing, neither of its own nor of the libraries below, while they are
+    imported and used.
+    """
     place = tmp_path / "environment"
     venv.create(place, with_pip=False)
     python, command = (place / "bin" / name for name in ("python", "imageprompt"))
@@ -139,11 +151,15 @@ def test_the_wheel_runs_the_demo_outside_the_repository(
     )
     # A path file inside the folder that is named here is not read: the editable install stays out.
     (Path(paths["purelib"]) / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    where = run(python, "-c", "import imageprompt; print(imageprompt.__file__)", folder=tmp_path)
-    assert Path(where.strip()).is_relative_to(place)
     assert run(command, "--version", folder=tmp_path).startswith("imageprompt ")
-    demo: list[str | Path] = [command] if whole else [python, "-c", IN_ONE_STEP]
-    run(*demo, "demo", "--count", "1", "--output", "out", folder=tmp_path)
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "picture.png")
+    demo = ["demo", "--count", "1", "--output", "out"]
+    where, silent, *_ = run(python, "-c", IN_ONE_PROCESS, *demo, folder=tmp_path).splitlines()
+    assert Path(where).is_relative_to(place)
+    assert silent == "the library printed nothing"
+    if whole:
+        shutil.rmtree(tmp_path / "out")
+        run(command, *demo, folder=tmp_path)
     sheets = list((tmp_path / "out").rglob("*.png"))
     assert sheets
     with Image.open(max(sheets, key=lambda path: path.stat().st_size)) as sheet:

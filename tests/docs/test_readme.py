@@ -16,6 +16,7 @@ from guides import DOCS, ROOT, blocks, commands, commands_of, pages, run
 from ids import stable
 from imageprompt import cli, loading
 from imageprompt.core import bundled
+from imageprompt.evaluation.study import run as study
 
 PAGE = ROOT / "README.md"
 README = PAGE.read_text("utf-8")
@@ -71,12 +72,16 @@ def test_every_guide_is_linked() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a reader of README.md is; the bundled stack is loaded once and samples in two steps."""
+    """Where a reader of README.md is; the bundled stack is loaded once and samples in two steps.
+
+    The page of a study is written in test_evaluation_guide.py.
+    """
     (tmp_path / "docs").mkdir()
     shutil.copy(ROOT / "docs" / "reference.png", tmp_path / "docs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bundled, "STEPS", 2)
     monkeypatch.setattr(loading, "load_base", functools.cache(loading.load_base))
+    monkeypatch.setattr(study, "_write_report", lambda folder: folder / "report.html")
     return tmp_path
 
 

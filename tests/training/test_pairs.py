@@ -17,6 +17,7 @@ import imageprompt as ip
 from imageprompt.adapter.pair import AdapterPair
 from imageprompt.core.errors import AdapterFileError, OptionError, PictureError
 from imageprompt.encoding.image_prompt import ImagePrompt
+from imageprompt.training import init
 from imageprompt.training.config.config import ConditionDropout, PartConfig, TrainingConfig
 from imageprompt.training.data.dataset import Batch, RandomStreams
 from imageprompt.training.data.pairs import content_reference, style_reference
@@ -264,7 +265,10 @@ def config(folder: Path, tiny: Path, **more: Any) -> dict[str, Any]:
     return keys | more
 
 
-def test_a_run_writes_one_file_and_resumes_bit_for_bit(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_run_writes_one_file_and_resumes_bit_for_bit(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(init, "BATCH", 8)  # of the warm start
     write_folder(tmp_path / "data", 5)
     keys = config(tmp_path, tiny_folder, cache=str(tmp_path / "cache"))
     keys |= {"warm_start": "captions", "warm_start_steps": 10}

@@ -140,7 +140,10 @@ def _load_pipeline(folder: Path, name: str, dtype: str | None, device: str) -> A
 
 def device_of(pipe: Any) -> Any:
     """Where a pipeline computes; its weights may be elsewhere if they are offloaded."""
-    return getattr(pipe, "_execution_device", pipe.device)
+    try:  # each of the two looks at every module of the pipeline
+        return pipe._execution_device
+    except AttributeError:
+        return pipe.device
 
 
 def dtype_name(pipe: Any) -> str:
