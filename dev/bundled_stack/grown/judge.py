@@ -132,7 +132,7 @@ def train(work: Path, minutes: float, *, count: int, batch: int, device: str, ra
         run.step(torch.stack(losses).nansum(), batch, {})
     model.load_state_dict(run.ema_state())
     for split in ("train", "test"):
-        fresh = pool.make(work, split, 2000 if count > 2000 else 20)
+        fresh = pool.make(work, split, min(2000, count))
         seen = pool.to_float(pool.load(work, split, len(fresh))).to(device)
         found = shares(correct(model.eval(), seen, labels(fresh).to(device)))
         run.log(**{f"{split}: {name}": share for name, share in found.items()})

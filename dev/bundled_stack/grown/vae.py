@@ -83,7 +83,7 @@ def train(
             loss, parts = losses(model, x)
         run.step(loss, len(x), parts)
     model.load_state_dict(run.ema_state())
-    run.log(**ceiling(model.eval(), work, 2000 if count > 2000 else 20, device))
+    run.log(**ceiling(model.eval(), work, min(2000, count), device))
 
 
 if __name__ == "__main__":
