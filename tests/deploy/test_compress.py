@@ -20,7 +20,7 @@ from imageprompt.checkpoint.convert import convert
 from imageprompt.checkpoint.inspect import inspect
 from imageprompt.core import bundled
 from imageprompt.core.errors import AdapterFileError, OptionError
-from imageprompt.deploy.compress import run
+from imageprompt.deploy.compress import measure, run
 from imageprompt.deploy.compress.low_rank import Matrix, Ranks, last_true, second_moment
 from imageprompt.deploy.compress.result import Budget, parse_budget
 from tiny_stack import make_pipeline, make_xl_pipeline
@@ -411,6 +411,7 @@ def test_the_commands_of_the_guide(
     monkeypatch.setattr(bundled, "folder", lambda _=bundled.NAME: stack)
     monkeypatch.setattr(run, "FITTED", 2)
     monkeypatch.setattr(run, "MEASURED", 2)
+    monkeypatch.setattr(measure, "TIMES", (0.5,))
     monkeypatch.setattr(bundled, "STEPS", 1)
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (16, 16), "red").save("a.png")
