@@ -292,6 +292,10 @@ def test_the_catalog(server: Served) -> None:
     }
     workflows = {one["name"]: one for one in server.get("/workflows").json()["workflows"]}
     assert workflows["product"]["inputs"][0]["name"] == "product"
+    assert workflows["product"]["inputs"][0]["kind"] == "picture"
+    assert {name for name, one in workflows.items() if not one["served"]} == {
+        *("restore-ct", "tune-style")
+    }
     health = server.get("/health").json()
     assert health["status"] == "ready"
     assert server.client.get("/healthz").json() == {"status": "ok"}

@@ -16,6 +16,7 @@ from imageprompt.serve.files import Files
 from imageprompt.serve.queue import Entry, FairQueue, Full, batch_key
 from imageprompt.serve.store import JobRecord
 from imageprompt.serve.worker.supervisor import Supervisor
+from imageprompt.serve.workflow_body import PICTURES_OF_ONE
 
 PAUSE = 2.0
 """Seconds without new jobs after the disk has refused something."""
@@ -149,9 +150,11 @@ class Admission:
     def entry(self, record: JobRecord) -> Entry:
         """A job as the queue knows it. One that has ended a worker runs alone."""
         base, request = self._worker.described.get("base", {}), record.request
+        workflow = "workflow" in request
+        request = request["inputs"] if workflow else request
         width, height = request.get("size") or (base.get("width", 512), base.get("height", 512))
         steps = request.get("steps") or base.get("steps") or 50
-        pictures = int(request.get("num_images") or 1)
+        pictures = int(request.get("num_images") or 1) * (PICTURES_OF_ONE if workflow else 1)
         pixels = int(width) * int(height)
         return Entry(
             id=record.id,
@@ -159,7 +162,7 @@ class Admission:
             cost=float(pixels) * int(steps) * pictures,
             pictures=pictures,
             pixels=pixels,
-            batch_key=None if record.crashes else batch_key(request),
+            batch_key=None if workflow or record.crashes else batch_key(request),
         )
 
 

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from imageprompt.core import __version__
-from imageprompt.serve.api import a1111, catalog, jobs, openai, styles, uploads
+from imageprompt.serve.api import a1111, catalog, jobs, openai, styles, uploads, workflows
 from imageprompt.serve.dialects import dialect_of
 from imageprompt.serve.errors import ApiError, Problem
 from imageprompt.serve.guard import INTERNAL, Guard
@@ -54,7 +54,7 @@ def make_app(service: Service, clock: Callable[[], float] = time.monotonic) -> G
     )
     app.openapi = cache(lambda: described(app))  # type: ignore[method-assign]
     app.state.service = service
-    for router in (jobs.router, uploads.router, catalog.router, styles.router):
+    for router in (jobs.router, workflows.router, uploads.router, catalog.router, styles.router):
         app.include_router(router, prefix=API)
     for router in (catalog.operations, openai.router, a1111.router):
         app.include_router(router)

@@ -28,6 +28,9 @@ from imageprompt.serve.sources import HASH, JOB
 MIN_FREE_BYTES = 64 * 2**20
 """Free space below which nothing is taken any more."""
 _OWNER = "[a-z0-9]{1,32}"
+_REPORT = "report.json"
+MAX_REPORT = 2**22
+"""Bytes of the report of a workflow."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,19 @@ class Files:
     def read_result(self, owner: str, job: str, index: int) -> bytes | None:
         try:
             return read_regular(self.result(owner, job, index), 2**30)
+        except FileNotFoundError:
+            return None
+
+    def keep_report(self, owner: str, job: str, report: bytes) -> None:
+        """Write what a workflow measured, as JSON. Raises WriteError."""
+        path = self.results(owner, job) / _REPORT
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(path) as temporary:
+            temporary.write_bytes(report)
+
+    def read_report(self, owner: str, job: str) -> bytes | None:
+        try:
+            return read_regular(self.results(owner, job) / _REPORT, MAX_REPORT)
         except FileNotFoundError:
             return None
 

@@ -12,6 +12,7 @@ from imageprompt.serve.bodies import REQUEST_PART
 
 TAGS = (
     {"name": "jobs", "description": "Requests in the queue, and what comes of them."},
+    {"name": "workflows", "description": "Whole jobs that people come for, with their figures."},
     {"name": "uploads", "description": "Pictures of yours by their SHA-256, and recipes in PNGs."},
     {"name": "catalog", "description": "What is served here."},
     {"name": "styles", "description": "The style library, which all keys share."},

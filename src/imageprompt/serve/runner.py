@@ -188,6 +188,10 @@ class Runner:
         elif message.kind == "image":
             job.trace.pictured()
             job.writes.append(self.spawn(self._keep_image(job, data, message.content)))
+        elif message.kind == "report":
+            keep = self._files.keep_report
+            owner = job.record.owner
+            job.writes.append(self.spawn(asyncio.to_thread(keep, owner, job.id, message.content)))
         elif message.kind == "ended":
             del self.batch[job.id]
             error = data.get("error")

@@ -229,8 +229,11 @@ class Service:
         With `once` that was used for the same request, its job is returned. Raises ApiError.
         """
         request = dict(request)
-        checked_request(request, self.limits)
-        self.admission.check_served(request)
+        if "workflow" in request:
+            self.admission.check_adapter(request["inputs"].get("adapter"), "adapter")
+        else:
+            checked_request(request, self.limits)
+            self.admission.check_served(request)
         self.admission.check_uploads(request, owner)
         if once is not None and (known := await self._known(owner, once, request)) is not None:
             return known

@@ -15,6 +15,8 @@ PICTURES = ("reference", "content", "mask", "reference_mask", "negative_referenc
 """Fields of a reference that hold one picture or a list of them. `style` may hold some, too."""
 START_PICTURES = ("init_image", "inpaint_mask")
 TOKENS = "image_prompt"
+WORKFLOW = "pictures"
+"""The pictures of a workflow, by the names of its inputs."""
 
 HASH = r"[0-9a-f]{64}"
 JOB = r"[0-9a-f]{32}"
@@ -47,6 +49,8 @@ def places(data: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     for name in START_PICTURES:
         if data.get(name) is not None:
             yield name, data, name
+    for name in data.get(WORKFLOW) or ():
+        yield from _places_in(data[WORKFLOW], name, name)
     for index, reference in enumerate(data.get("references") or ()):
         style = ("style",) if is_picture(reference.get("style")) else ()
         for name in (*PICTURES, *style, TOKENS):

@@ -161,10 +161,15 @@ def steps(inputs: Inputs, job: Job) -> None:
     base = _base(inputs, job)
     domain = _split(_pictures_in(inputs.domain, "domain"), inputs.references)
     job.check("domain", domain.test[:_CHECKED])
-    temporary = None
-    if inputs.work is None:
-        temporary = tempfile.TemporaryDirectory(prefix="imageprompt-tune-")
-    work = Path(inputs.work if temporary is None else temporary.name).expanduser()
+    if inputs.work is not None:
+        _tune(inputs, job, base, domain, Path(inputs.work).expanduser())
+        return
+    with tempfile.TemporaryDirectory(prefix="imageprompt-tune-") as temporary:
+        _tune(inputs, job, base, domain, Path(temporary))
+
+
+def _tune(inputs: Inputs, job: Job, base: str, domain: Split, work: Path) -> None:
+    """Train and measure in the folder `work`, which may be gone afterwards."""
     general = _general(inputs, job, work, len(domain.train))
     adapter = _adapter(inputs, job)
     config = _config(inputs, job, base, adapter, work, domain)
@@ -185,7 +190,8 @@ def steps(inputs: Inputs, job: Job) -> None:
                 _show(job, results, inputs.num_images)
         else:
             job.notes.append("what is forgotten was not measured: give --general DIR")
-    job.file("-adapter.safetensors", lambda path: _keep(tuned, path, temporary))
+    adapter_file = tuned.read_bytes()
+    job.file("-adapter.safetensors", lambda path: path.write_bytes(adapter_file))
 
 
 # ── pictures ────────────────────────────────────────────────────────────────────────────────────
@@ -344,11 +350,6 @@ def _train(config: Any, inputs: Inputs) -> TrainResult:
             hint="Run it again with the same --work DIR, and it goes on.",
         )
     return result
-
-
-def _keep(tuned: Path, path: Path, _: object) -> None:
-    """Copy the adapter; the last argument keeps the temporary folder until then."""
-    shutil.copyfile(tuned, path)
 
 
 # ── figures ─────────────────────────────────────────────────────────────────────────────────────

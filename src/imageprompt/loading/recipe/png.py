@@ -54,10 +54,12 @@ def write_picture(
         image.save(temporary, format="PNG", pnginfo=_info(recipe, tokens, workflow))
 
 
-def picture_bytes(image: Image.Image, recipe: Recipe, tokens: Tokens) -> bytes:
+def picture_bytes(
+    image: Image.Image, recipe: Recipe | None, tokens: Tokens, *, workflow: str | None = None
+) -> bytes:
     """The file that `write_picture` writes, in memory."""
     stream = io.BytesIO()
-    image.save(stream, format="PNG", pnginfo=_info(recipe, tokens))
+    image.save(stream, format="PNG", pnginfo=_info(recipe, tokens, workflow))
     return stream.getvalue()
 
 

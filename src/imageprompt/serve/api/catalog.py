@@ -52,14 +52,6 @@ async def list_presets() -> dict[str, Any]:
     return {"presets": presets, "scale": DEFAULT_SCALE}
 
 
-@router.get("/workflows")
-async def list_workflows() -> dict[str, Any]:
-    """The workflows that `imageprompt workflow run` has on this machine: inputs and figures."""
-    from imageprompt.workflows import WORKFLOWS
-
-    return {"workflows": [one.as_dict() for one in WORKFLOWS]}
-
-
 @router.get("/schema")
 async def show_schema(request: Request) -> dict[str, Any]:
     """The JSON schema of a request."""

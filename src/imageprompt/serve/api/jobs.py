@@ -118,6 +118,7 @@ def job_dict(service: Service, job: Job | JobRecord) -> dict[str, Any]:
     live = job if isinstance(job, Job) else None
     record = job.record if isinstance(job, Job) else job
     url = f"{API}/jobs/{record.id}"
+    report = {"report": f"{url}/report"} if "workflow" in record.request else {}
     return {
         "id": record.id,
         "state": record.state,
@@ -132,7 +133,7 @@ def job_dict(service: Service, job: Job | JobRecord) -> dict[str, Any]:
         "request": record.request,
         "images": [image_dict(record.id, image) for image in record.images],
         "error": None if record.error is None else record.error.as_dict(),
-        "urls": {"self": url, "events": f"{url}/events"},
+        "urls": {"self": url, "events": f"{url}/events", **report},
     }
 
 

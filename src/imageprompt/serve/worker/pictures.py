@@ -17,6 +17,7 @@ from imageprompt.generation.result import GenerationResult
 from imageprompt.generation.run import Progress
 from imageprompt.loading.recipe import picture_bytes
 from imageprompt.serve.errors import ApiError, Problem, problem_of
+from imageprompt.serve.settings import Limits
 from imageprompt.serve.tracing import note
 from imageprompt.serve.worker.protocol import Message
 from imageprompt.serve.worker.served_models import ServedModels
@@ -60,9 +61,14 @@ class PictureMaker:
     """Runs batches on the engine; `tell` sends a message to the server."""
 
     def __init__(
-        self, models: ServedModels, batch_size: int, tell: Callable[[Message], None]
+        self,
+        models: ServedModels,
+        batch_size: int,
+        tell: Callable[[Message], None],
+        limits: Limits | None = None,
     ) -> None:
         self._models, self._batch_size, self._tell = models, batch_size, tell
+        self._limits = limits or Limits()
         self.signals = Signals()
 
     def run(self, described: Sequence[Mapping[str, Any]]) -> None:
@@ -71,6 +77,9 @@ class PictureMaker:
         for one in described:
             if one["id"] in self.signals.cancelled:
                 self._tell(Message("ended", {"job": one["id"], "state": "cancelled"}))
+                continue
+            if "workflow" in one["request"]:
+                self._run_workflow(one)
                 continue
             try:
                 request = self._models.request(one["request"], Path(one["folder"]))
@@ -81,6 +90,28 @@ class PictureMaker:
         for one in described:
             self.signals.cancelled.discard(one["id"])
             self.signals.watched.discard(one["id"])
+
+    def _run_workflow(self, described: Mapping[str, Any]) -> None:
+        """Workflows run alone, one picture after another."""
+        from imageprompt.serve.worker import workflows
+
+        job = described["id"]
+        try:
+            workflows.run(
+                self._models,
+                self._limits,
+                described,
+                cancelled=lambda: job in self.signals.cancelled,
+                tell=self._tell,
+            )
+        except workflows.Cancelled:
+            self._tell(Message("ended", {"job": job, "state": "cancelled"}))
+        except Exception as error:
+            self._fail(job, _problem(error, job, described.get("trace")))
+            if _broken_device(error):
+                raise
+        else:
+            self._tell(Message("ended", {"job": job, "state": "done"}))
 
     def _make(self, jobs: Sequence[WorkerJob]) -> None:
         if not jobs:

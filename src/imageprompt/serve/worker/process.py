@@ -81,7 +81,7 @@ class Worker:
         self._tell = channel.tell
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.models = ServedModels(settings)
-        self._maker = PictureMaker(self.models, settings.batch_size, channel.tell)
+        self._maker = PictureMaker(self.models, settings.batch_size, channel.tell, settings.limits)
         self._tasks = Tasks(self.models, settings.base, settings.faces)
 
     def listen(self, stream: BinaryIO) -> None:
