@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bundled_stack.checkpoints import load_state
 from bundled_stack.grown import base, judge, photos, pool, scenes, vae
 from imageprompt.demo.scenes import HELD_OUT_PAIRS
 
@@ -144,16 +145,20 @@ def test_photographs_are_found_and_held_out_whole(
         photos.collect(tmp_path / "others.npz")
 
 
-def test_all_stages_train_resume_and_are_judged(tmp_path: Path) -> None:
-    count, moment = 6, 0.0005  # minutes: one step or two
+def test_all_stages_train_resume_and_are_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "STEPS", 1)
+    count, moment = 4, 0.0001  # minutes: one step
     arrays = {f"{kind}-0": (LUMINANCES[0] * 255).astype(np.uint8) for kind in ("train", "held-out")}
     np.savez(tmp_path / pool.PHOTOS, allow_pickle=False, **arrays)
     sizes = {"count": count, "batch": 2, "device": "cpu", "rate": 1e-3}
     judge.train(tmp_path, moment, **sizes)
-    steps = json.loads((tmp_path / "judge.jsonl").read_text().splitlines()[-1])["step"]
-    judge.train(tmp_path, 0.03, **sizes)
+    steps, seconds, samples = load_state(tmp_path / "judge.ckpt")["counters"]
+    judge.train(tmp_path, (2 * seconds + 0.01) / 60, **sizes)
     line = json.loads((tmp_path / "judge.jsonl").read_text().splitlines()[-1])
     assert line["step"] > steps >= 1
+    assert line["samples"] > samples == 2 * steps
     assert 0 <= line["test: all, two objects"] <= 1
     vae.train(tmp_path, moment, factor=8, **sizes)
     assert json.loads((tmp_path / "vae-8.jsonl").read_text().splitlines()[-1])["psnr"] > 0
