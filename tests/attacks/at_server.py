@@ -267,6 +267,47 @@ def _jobs() -> Iterator[Attack]:
                    body=lambda name=name: _form(("request", b"{}"), (name, b"x")))  # fmt: skip
 
 
+def _workflows() -> Iterator[Attack]:
+    """Inputs of workflows that name what is not the client's; routes of reports that lead out."""
+    path = "/api/v1/workflows/variations"
+    for name, body in _texts().items():
+        yield asks(f"a workflow: {name}", "", path=path, body=body)
+    for name, value in (
+        ("a path", "/etc/passwd"),
+        ("a URL", "http://169.254.169.254/latest"),
+        ("a Hub id", "owner/repository"),
+        ("a hash that leads out", "upload:../../x"),
+        ("tokens", f"tokens:{'0' * 64}/0"),
+        ("an object", {"a": 1}),
+        ("20,000 pictures", ["part:a"] * 20_000),
+        ("an upload that is not there", f"upload:{'0' * 64}"),
+    ):
+        text = json.dumps({"picture": value}).encode()
+        yield asks(f"a workflow's picture that is {name}", "400", path=path, body=text)
+    for name in ("base", "library", "device", "encoder", "faces", "adapter", "embedding"):
+        text = json.dumps({"picture": f"upload:{'0' * 64}", name: "/etc/passwd"}).encode()
+        yield asks(f"a workflow's input {name}", "400", path=path, body=text)
+    for number, (name, value) in enumerate(
+        (
+            ("scales", [1e308] * 3),
+            ("scales", [0.5] * 40_000),
+            ("steps", 10**30),
+            ("num_images", 10**9),
+            ("size", [10**6] * 2),
+            ("seed", "\x1b"),
+        )
+    ):
+        text = json.dumps({"picture": f"upload:{'0' * 64}", name: value}).encode()
+        yield asks(f"a workflow's {name}, {number}", "400", path=path, body=text)
+    for name, given in (("tune-style", "domain"), ("restore-ct", "scan"), ("../x", "a"),
+                        ("\x1b[2J", "a"), ("x" * 50_000, "a"), ("_judged", "a")):  # fmt: skip
+        text = json.dumps({given: "/etc"}).encode()
+        yield asks(f"the workflow {name[:20]!r}", "", path=f"/api/v1/workflows/{name}", body=text)
+    for job in ("..", "0" * 32, "1" * 100_000, "\0"):
+        route = f"/api/v1/jobs/{job}/report"
+        yield asks(f"the report of {job[:20]!r}", "404", path=route, method="GET")
+
+
 def _others() -> Iterator[Attack]:
     """Routes that take more JSON, with pictures in base64."""
     for path in (
@@ -359,6 +400,7 @@ DOORS = (
     Door("server: headers", _ask, tuple(_heads()), IMPORTS),
     Door("server: paths", _ask, tuple(_paths()), IMPORTS),
     Door("server: bodies of jobs", _ask, tuple(_jobs()), IMPORTS),
+    Door("server: workflows", _ask, tuple(_workflows()), IMPORTS),
     Door("server: bodies of other APIs", _ask, tuple(_others()), IMPORTS),
     Door("server: pictures", _ask, tuple(_uploads()), IMPORTS),
 )

@@ -648,6 +648,35 @@ def test_the_api_to_read_and_to_try(open_page: Open, server: Served) -> None:
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+def test_a_workflow_by_its_form(open_page: Open, server: Served, files: list[Path]) -> None:
+    axe = Axe()
+    page = open_page(locale="zh-CN", color_scheme="dark")
+    page.get_by_role("button", name="工作流").click()
+    expect(page.locator(".workflows li")).to_have_count(9)
+    page.wait_for_timeout(200)
+    found = axe.run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+    page = open_page()
+    page.get_by_role("button", name="Workflows").click()
+    page.get_by_role("button", name="Use workflow variations").click()
+    form = page.locator("dialog form")
+    form.get_by_role("button", name="Run").click()
+    expect(form.locator('[data-param="picture"] .problem')).to_contain_text("it must be given")
+    form.locator("input[type=file]").set_input_files(files[0])
+    expect(form.locator(".chosen img")).to_be_visible()
+    for name, value in (("scales", "0.5"), ("num images", "1"), ("steps", STEPS)):
+        form.get_by_label(name, exact=True).fill(value)
+    page.wait_for_timeout(200)
+    found = axe.run(page)
+    assert found.violations_count == 0, found.generate_report()
+    form.get_by_role("button", name="Run").click()
+    expect(page.locator(".report")).to_contain_text("near copies", timeout=WAIT)
+    expect(page.locator(".report")).to_contain_text("scale 0.5, seed 1")
+    found = axe.run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+
 def test_the_page_of_the_api_asks_for_a_key(open_page: Open) -> None:
     page = open_page("/docs", gate=only_with_a_key)
     page.get_by_role("textbox", name="Key").fill("right")

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from imageprompt.core.errors import ImagePromptError
-from imageprompt.generation.option_values import FILE, FILES
+from imageprompt.core.schema import without_none
+from imageprompt.generation.option_values import FILE, FILES, NUMBERS
 from imageprompt.serve import sources
 from imageprompt.serve.errors import ApiError, Problem, bad_request, not_found, problem_of
 from imageprompt.serve.settings import Limits
@@ -73,19 +74,25 @@ def described(workflow: Workflow) -> dict[str, Any]:
     by_name = {one.name: one for one in served_fields(workflow)}
     found["served"] = is_served(workflow)
     found["inputs"] = [
-        {**one, "kind": _kind(by_name[one["name"]])}
-        for one in found["inputs"]
-        if one["name"] in by_name
+        {**one, **_kind(by_name[one["name"]])} for one in found["inputs"] if one["name"] in by_name
     ]
     return found
 
 
-def _kind(one: Field) -> str:
+def _kind(one: Field) -> dict[str, Any]:
+    """What a form shows for it: `kind`, and the words that a choice has."""
     if is_picture(one):
-        return "pictures" if one.option.repeat else "picture"
-    if isinstance(one.default, bool):
-        return "switch"
-    return "value"
+        return {"kind": "pictures" if one.option.repeat else "picture"}
+    hint = without_none(one.type)
+    if get_origin(hint) is Literal:
+        return {"kind": "choice", "choices": list(get_args(hint))}
+    if hint in _KINDS:
+        return {"kind": _KINDS[hint]}
+    numbers = one.option.json == NUMBERS or get_origin(hint) is tuple
+    return {"kind": "numbers" if numbers else "text"}
+
+
+_KINDS: Mapping[Any, str] = {bool: "switch", int: "number", float: "number"}
 
 
 def checked(name: str, data: Any, limits: Limits) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import { Shelf, step } from "./shelf.js";
 import { loadServer, onChange, set, state } from "./state.js";
 import { Stage } from "./stage.js";
 import { t } from "./words.js";
+import { Workflows } from "./workflows.js";
 
 // ── head ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -26,6 +27,12 @@ function Head() {
     <${Brand} />
     <span class="base">${state.server?.base.name}</span
     ><span class="end">
+      <${Button}
+        text
+        icon="layers"
+        label=${t("workflows")}
+        class="quiet short"
+        onClick=${() => set({ dialog: { name: "workflows" } })} />
       <${FileButton}
         icon="open"
         label=${t("openPicture")}
@@ -111,7 +118,7 @@ function Missing() {
   ><//>`;
 }
 
-const DIALOGS = { help: Help, missing: Missing, key: AskKey };
+const DIALOGS = { help: Help, missing: Missing, key: AskKey, workflows: Workflows };
 
 function Toast() {
   const { toast } = state;

@@ -91,7 +91,7 @@ const STREAMS = 4; // a browser opens six connections to a server, and pictures 
 let streams = 0;
 
 /** Shows a job until it ends. Its events are kept, so that it may be listened to late. */
-function follow(job) {
+export function follow(job) {
   if (state.jobs.some((one) => one.id === job.id)) return;
   set({ jobs: [...state.jobs, { ...job, previews: {} }] });
   say(job.position ? t("placeInQueue", { place: job.position }) : t("sent"));
@@ -220,6 +220,7 @@ export function remove(picture) {
 
 /** "Use this": the form becomes what made the picture. */
 export function reuse(picture) {
+  if (picture.request.workflow) return set({ dialog: { name: "workflows" } });
   fromRequest(picture.request, picture.index);
   set({ tab: "compose" });
   toast(t("restored"));

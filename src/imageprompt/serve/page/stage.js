@@ -20,6 +20,7 @@ import { hueOf } from "./references.js";
 import { active, set, setForm, size, state } from "./state.js";
 import { Sweep } from "./sweep.js";
 import { t } from "./words.js";
+import { Report } from "./workflows.js";
 
 const Masks = () =>
   active()
@@ -226,7 +227,7 @@ export function Stage() {
     return html`${bar}<${Fit} width=${picture.width} height=${picture.height}>
         <${Picture} path=${picture.url} alt=${picture.request.prompt || t("picture")} />
         ${masked && state.showMasks && html`<div class="masks"><${Masks} /></div>`}<//
-      ><${Recipe} picture=${picture} />`;
+      >${picture.request.workflow && html`<${Report} picture=${picture} />`}<${Recipe} picture=${picture} />`;
   }
   return html`${bar}${job ? html`<${Running} job=${job} />` : html`<${Empty} />`}`;
 }
