@@ -27,6 +27,7 @@ from imageprompt.deploy.export.backends.contract import first_line
 from imageprompt.deploy.export.modules import Exportable, exportable_denoiser
 from imageprompt.deploy.export.parity import Parity, checked, outputs_of, traced_sizes
 from imageprompt.deploy.export.parts import IMAGE_ENCODER, at_other_sizes, other_parts
+from imageprompt.deploy.export.tensorrt import trtexec
 from imageprompt.generation.exported.calls import calls_of
 from imageprompt.generation.exported.denoiser import stand_in
 from imageprompt.generation.exported.manifest import (
@@ -62,6 +63,8 @@ class Export:
     """Bytes of each part."""
     check_there: str
     """For parts that nothing runs here: how to check them on their device."""
+    tensorrt: str = ""
+    """For ONNX: the line that builds a TensorRT engine of the denoiser."""
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -77,6 +80,7 @@ class Export:
                 for name, part in self.manifest.parts.items()
             },
             "check_there": self.check_there or None,
+            "tensorrt": self.tensorrt or None,
         }
 
     def __str__(self) -> str:
@@ -88,6 +92,8 @@ class Export:
             lines.append(f"  {name}: {next(iter(part.files))}, {size:.1f} MB, {told}")
         if self.check_there:
             lines.append(f"check it there: {self.check_there}")
+        if self.tensorrt:
+            lines.append(f"for TensorRT (not run here): {self.tensorrt}")
         return "\n".join(lines)
 
 
@@ -136,11 +142,13 @@ def export(
         target.parent.mkdir(parents=True, exist_ok=True)
         with write_folder_atomically(target) as temporary:
             manifest = work.write(temporary, chosen, on_part)
+        file = _first(manifest)
         return Export(
             target,
             manifest,
             {name: _bytes(target, part.files) for name, part in manifest.parts.items()},
-            "" if backend.runtime else backend.check_there.format(file=_first(manifest)),
+            "" if backend.runtime else backend.check_there.format(file=file),
+            trtexec(file, manifest.parts[DENOISER].inputs, work.calls) if to == "onnx" else "",
         )
 
 
