@@ -85,7 +85,7 @@ REFUSED: dict[str, tuple[str, Any, int, str]] = {
     "large": ("variations", PLAIN | {"size": [8192, 8192]}, 400, "size"),
     "a device": ("variations", PLAIN | {"device": "cuda"}, 400, "not a part of the API"),
     "a library": ("concept", {"style": "oil", "library": "/"}, 400, "not a part of the API"),
-    "an adapter": ("variations", PLAIN | {"adapter": "/a"}, 400, "not a part|not served|no part"),
+    "an adapter": ("variations", PLAIN | {"adapter": "/a"}, 400, "not a part of the API"),
     "an object": ("people", {"order": {"a": 1}}, 400, "order: not of the right type"),
     "embeddings": ("people", {"embedding": "/a.npy"}, 400, "not a part of the API"),
     "a typing error": ("variations", {"pictur": "part:red"}, 400, "Did you mean picture?"),

@@ -229,9 +229,7 @@ class Service:
         With `once` that was used for the same request, its job is returned. Raises ApiError.
         """
         request = dict(request)
-        if "workflow" in request:
-            self.admission.check_adapter(request["inputs"].get("adapter"), "adapter")
-        else:
+        if "workflow" not in request:  # the route has checked one
             checked_request(request, self.limits)
             self.admission.check_served(request)
         self.admission.check_uploads(request, owner)

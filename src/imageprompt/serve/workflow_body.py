@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 PICTURES_OF_ONE = 12
 """Pictures that a workflow samples for each that is asked for: a guess, for the queue."""
-NOT_SERVED = ("base", "encoder", "dtype", "device", "calibrate")
+NOT_SERVED = ("base", "adapter", "encoder", "dtype", "device", "calibrate")
 """Inputs that are the operator's to choose, or that write to the library."""
-_NAMES = ("adapter", "order")
+_NAMES = ("order",)
 """Inputs that may be any object in Python, and are words here."""
 _REFUSED = Problem(
     "invalid_option",

@@ -177,8 +177,13 @@ def steps(inputs: Inputs, job: Job) -> None:
             figures |= _recognised(recogniser, placed, masks, refined)
         job.add(f"seed {inputs.seed + index}", refined, made, index, **figures)
     job.summarise()
-    if not job.measured:
+    if not job.measured and recogniser is None:
         job.notes.append("nothing was measured: give --recogniser, a second face recogniser")
+    elif not job.measured:
+        job.notes.append(
+            "nothing was measured: a second recogniser compares with pictures, and people here are "
+            "embeddings of another one"
+        )
     if inputs.refine:
         job.notes.append(
             "each region was sampled again; `generate --recipe` makes the picture before that"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.console import json_text
 from imageprompt.core.errors import PictureError
-from imageprompt.generation.reference import Reference
 from imageprompt.loading.recipe import picture_bytes
 from imageprompt.serve import sources, workflow_body
 from imageprompt.serve.settings import Limits
@@ -42,8 +41,6 @@ def run(
         several = isinstance(value, list)
         found = [_picture(one, folder, limits) for one in (value if several else [value])]
         given[name] = found if several else found[0]
-    if "adapter" in known and given.get("adapter") is not None:
-        given["adapter"] = models.adapter_for(Reference(adapter=given["adapter"])).source
     if "library" in known:
         given["library"] = str(models.library.folder)
     workflow_body.check_inputs(workflow, given, limits)
