@@ -53,14 +53,13 @@ def dynamic_shapes(part: Exportable) -> Any:
     return (tuple(dict.fromkeys(axes, Dim.AUTO) for axes in part.axes()),)
 
 
-def exported_program(part: Exportable) -> Any:
-    """A part as an ExportedProgram. Raises NotExportable."""
+def exported_program(part: Exportable, *, dynamic: bool = True) -> Any:
+    """A part as an ExportedProgram, for any sizes or those of its example. Raises NotExportable."""
     import torch
 
+    shapes = dynamic_shapes(part) if dynamic else None
     try:
-        return torch.export.export(
-            part.module, part.example(), dynamic_shapes=dynamic_shapes(part), strict=False
-        )
+        return torch.export.export(part.module, part.example(), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch raises nearly anything
         raise NotExportable(first_line(error)) from error
 

@@ -8,7 +8,7 @@ import shutil
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -40,7 +40,9 @@ class CoreML:
     def write(self, part: Exportable, folder: Path, name: str, precision: str) -> list[str]:
         import coremltools
 
-        program = exported_program(part).run_decompositions({})
+        # its converter cannot reshape to sizes that a call chooses: they are those of the trace
+        program = exported_program(part, dynamic=False).run_decompositions({})
+        _without_aliases(program)
         package = folder / f"{name}.mlpackage"
         with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -56,6 +58,14 @@ class CoreML:
         archive = shutil.make_archive(str(package), "zip", folder, package.name)
         shutil.rmtree(package)  # a folder, which the manifest cannot name
         return [Path(archive).name]
+
+
+def _without_aliases(program: Any) -> None:
+    """The converter lacks aten.alias, which changes nothing."""
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten.alias.default:
+            node.replace_all_uses_with(node.args[0])
+            program.graph.erase_node(node)
 
 
 BACKEND = CoreML()

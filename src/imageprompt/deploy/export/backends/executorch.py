@@ -6,10 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from imageprompt.deploy.export.backends.contract import (
     NotExportable,
+    exported_program,
     first_line,
     missing,
 )
@@ -35,7 +34,7 @@ class ExecuTorch:
 
         path = folder / f"{name}.pte"
         # its memory is planned ahead: sizes are those of the trace
-        fixed = torch.export.export(part.module, part.example(), strict=False)
+        fixed = exported_program(part, dynamic=False)
         try:
             lowered = to_edge_transform_and_lower(fixed, partitioner=[XnnpackPartitioner()])
             program = lowered.to_executorch()
