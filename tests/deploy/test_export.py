@@ -28,6 +28,7 @@ from imageprompt.deploy.export import Export, export
 from imageprompt.generation.exported.manifest import DENOISER, NAME, Manifest, check_trusted, trust
 from imageprompt.generation.exported.open import Exported
 from imageprompt.generation.runtimes import openvino as of_openvino
+from served import alike, served
 
 pytest.importorskip("openvino")
 
@@ -211,6 +212,21 @@ def test_a_large_model_is_compiled_for_one_size_until_sizes_keep_changing(
         other = pixels(engine.generate("", **quick, batch_size=rows))
         assert np.abs(first - other).max() <= 1
     assert sizes == ["4", "2", "4", "?"]
+
+
+def test_a_server_on_an_exported_base(made: Export, tmp_path: Path) -> None:
+    """Its picture is the one that `generate --runtime` makes."""
+    runtime = ["--runtime", "openvino", "--exported", str(made.folder)]
+    PICTURES[0].save(tmp_path / "a.png")
+    request = {"references": [{"reference": "part:a"}], "seed": 6, "steps": 2}
+    with served(tmp_path, *runtime) as server:
+        job = server.ended(server.submit(request, a=(tmp_path / "a.png").read_bytes()))
+        assert job["state"] == "done", job
+        ours = server.picture(job)
+    arguments = [*runtime, "--reference", str(tmp_path / "a.png"), "--seed", "6", "--steps", "2"]
+    assert cli.main(["generate", *arguments, "--output", str(tmp_path / "out")]) == 0
+    (file,) = (tmp_path / "out").glob("*.png")
+    assert alike(ours, file.read_bytes())
 
 
 class SignalStack(ctypes.Structure):

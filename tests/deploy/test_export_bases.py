@@ -1,4 +1,4 @@
-"""export: denoisers of other families than the bundled UNet, and a server on an exported base."""
+"""export: denoisers of other families than the bundled UNet."""
 
 from __future__ import annotations
 
