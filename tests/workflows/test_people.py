@@ -116,7 +116,38 @@ def test_faces_of_one_picture_and_a_second_recogniser(
     np.save(tmp_path / "two.npy", np.stack([embedding("red"), embedding("blue")]) / 20)
     made = ip.workflows.people(embedding=tmp_path / "two.npy", **options)
     assert len(made.images) == 1
-    assert any("nothing was measured" in one for one in made.notes)
+    assert any("nothing was measured: give --recogniser" in one for one in made.notes)
+
+
+def test_random_embeddings_go_where_position_and_order_say(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    adapter = ip.Adapter.create("faceid", denoiser=make_pipeline().unet, encoder=None)
+    adapter.save(tmp_path / "faceid.safetensors")
+    rows = np.random.default_rng(3).normal(size=(2, 512)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    files = {name: tmp_path / f"{name}.npy" for name in ("two", "swapped", "twice")}
+    for path, found in zip(files.values(), (rows, rows[::-1], rows[[0, 0]]), strict=True):
+        np.save(path, found)
+    options: dict[str, Any] = {"base": tiny_folder, "steps": 2, "size": (32, 16)}
+    options |= {"adapter": tmp_path / "faceid.safetensors", "scale": 2.0, "progress": False}
+
+    def made(name: str, **more: Any) -> Any:
+        found = ip.workflows.people(embedding=files[name], **{"refine": 0, **options, **more})
+        return np.asarray(found.images[0], np.int16)
+
+    plain = made("two")
+    assert np.array_equal(made("two", order=[1, 0]), made("swapped"))
+    half = Image.fromarray(np.repeat(np.uint8([[255, 0]]), 16, 1).repeat(16, 0))
+    other = Image.fromarray(255 - np.asarray(half))
+    assert np.array_equal(made("swapped", region=[other, half], order=[0, 1]), plain)
+    assert not np.array_equal(made("twice"), plain)
+    assert made("two", refine=0.5).shape == plain.shape
+    checked = ip.workflows.people(
+        embedding=files["two"], refine=0, recogniser=FaceEncoder(Analysis()), **options
+    )
+    assert any("a second recogniser compares with pictures" in one for one in checked.notes)
 
 
 def test_the_second_recogniser_tells_who_is_where() -> None:

@@ -375,12 +375,13 @@ def _refined(
     for (_, person), mask in zip(placed, masks, strict=True):
         box = _box(mask, image.size)
         crop = image.crop(box)
+        size = _own_size(job, crop.size, image.size)
         made = job.generate(
             inputs.prompt,
             **person.reference(inputs),
-            init_image=crop,
+            init_image=_pixels.resized(crop, size),
             strength=inputs.refine,
-            size=_own_size(job, crop.size, image.size),
+            size=size,
             seed=seed,
         ).images[0]
         weights = _pixels.picture_of(255 * _pixels.resized_mask(mask, image.size))
