@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from imageprompt.deploy.plan.allocator import Block, CachingAllocator
 from imageprompt.deploy.plan.curve import Curve
 
 DTYPE = torch.bfloat16
@@ -63,6 +64,21 @@ def cost_by_area(model: nn.Module, call: Callable[[int], Any], sides: Sequence[i
     ]
 
 
+def reserved(
+    models: Sequence[nn.Module], calls: Sequence[Callable[[], Any]], *, copying: bool
+) -> int:
+    """Bytes that PyTorch reserves on a card for calls one after the other, beside the weights.
+
+    It keeps what a call leaves. `copying`: do convolutions copy into another order of channels?
+    """
+    known = [one for model in models for one in (*model.parameters(), *model.buffers())]
+    watched = _Reserved(known, copying)
+    with torch.no_grad(), _FusedAttention(), watched:
+        for call in calls:
+            call()
+    return watched.allocator.reserved
+
+
 class _FusedAttention(TorchFunctionMode):
     """Replaces attention by an empty result of its shape, and counts its two products."""
 
@@ -81,13 +97,12 @@ class _FusedAttention(TorchFunctionMode):
         return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
-class _LiveBytes(TorchDispatchMode):
-    """The most bytes of tensors that live at once, beside those that are known."""
+class _Storages(TorchDispatchMode):
+    """Hears of every storage that is made and dropped, beside those that are known."""
 
     def __init__(self, known: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._seen = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
-        self._live = self.peak = self.copying = 0
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -97,18 +112,61 @@ class _LiveBytes(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self._see(tensor.untyped_storage())
         if function is torch.ops.aten.convolution.default:
-            self.copying = max(self.copying, self._live + args[0].nbytes + made.nbytes)
+            self.copied(args[0].nbytes, made.nbytes)
         return made
 
     def _see(self, storage: torch.UntypedStorage) -> None:
         if storage in self._seen:
             return
         self._seen.add(storage)
-        size = storage.nbytes()
+        weakref.finalize(storage, self.dropped, self.made(storage.nbytes()))
+
+    def made(self, size: int) -> Any:
+        """Returns what `dropped` is given at its end."""
+        raise NotImplementedError
+
+    def dropped(self, held: Any) -> None:
+        raise NotImplementedError
+
+    def copied(self, *sizes: int) -> None:
+        """A convolution copies its input and output into another order of channels."""
+        raise NotImplementedError
+
+
+class _LiveBytes(_Storages):  # type: ignore[no-untyped-call]
+    """The most bytes of tensors that live at once, beside those that are known."""
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        super().__init__(known)
+        self._live = self.peak = self.copying = 0
+
+    def made(self, size: int) -> int:
         self._live += size
         self.peak = max(self.peak, self._live)
         self.copying = max(self.copying, self._live)
-        weakref.finalize(storage, self._drop, size)
+        return size
 
-    def _drop(self, size: int) -> None:
-        self._live -= size
+    def dropped(self, held: int) -> None:
+        self._live -= held
+
+    def copied(self, *sizes: int) -> None:
+        self.copying = max(self.copying, self._live + sum(sizes))
+
+
+class _Reserved(_Storages):  # type: ignore[no-untyped-call]
+    """What PyTorch's caching allocator takes from a card for them."""
+
+    def __init__(self, known: Sequence[Tensor], copying: bool) -> None:
+        super().__init__(known)
+        self.allocator, self._copying = CachingAllocator(), copying
+
+    def made(self, size: int) -> Block:
+        return self.allocator.take(size)
+
+    def dropped(self, held: Block) -> None:
+        self.allocator.give_back(held)
+
+    def copied(self, *sizes: int) -> None:
+        if self._copying:
+            for block in [self.allocator.take(size) for size in sizes]:
+                self.allocator.give_back(block)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from imageprompt.deploy.plan.bases import Part, PublishedBase
-from imageprompt.deploy.plan.count import DTYPE, Cost, cost, cost_by_area, parameters
+from imageprompt.deploy.plan.count import DTYPE, Cost, cost, cost_by_area, parameters, reserved
 from imageprompt.deploy.plan.curve import Curve
 
 SIDES = (512, 768, 1024)
@@ -33,6 +33,19 @@ def count_base(base: PublishedBase) -> dict[str, Any]:
     vae = build(base.vae)
     vae_curves = cost_by_area(vae, _decode(base.vae, vae), sides)
     text = {title: _count_text(*given) for title, given in base.text.items()}
+    calls = [denoiser_call(base.denoiser, denoiser, base), _decode(base.vae, vae)]
+    areas = [side * side / 1e6 for side in sides]
+    kept = {
+        name: [
+            reserved(
+                [denoiser, vae],
+                [lambda call=call, side=side: call(side) for call in calls],  # type: ignore[misc]
+                copying=name == "copying",
+            )
+            for side in sides
+        ]
+        for name in ("bytes", "copying")
+    }
     vision = build(base.image_encoder)
     size = base.image_encoder.config["image_size"]
     picture = torch.empty(1, 3, size, size, dtype=DTYPE, device="meta")
@@ -41,6 +54,7 @@ def count_base(base: PublishedBase) -> dict[str, Any]:
         "vae": _row(parameters(vae), vae_curves),
         "text": text,
         "image_encoder": _row(parameters(vision), _flat(cost(vision, lambda: vision(picture)))),
+        "reserved": {name: Curve.through(areas, one).as_list() for name, one in kept.items()},
     }
 
 

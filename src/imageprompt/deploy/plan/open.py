@@ -23,6 +23,7 @@ from imageprompt.core.errors import (
 from imageprompt.core.hub import hub_id, locate_file, no_such_file
 from imageprompt.core.spec import HostSpec, ProjectorOptions
 from imageprompt.deploy.plan.bases import BASES, VIT_H, Part, PublishedBase
+from imageprompt.deploy.plan.curve import Curve
 from imageprompt.deploy.plan.gpus import Gpu
 from imageprompt.deploy.plan.plan import (
     MAX_BATCH,
@@ -136,6 +137,7 @@ def _counted(
         vae=Model.of(figures["vae"]),
         text={title: Model.of(one) for title, one in figures["text"].items()},
         image_encoder=Model.of(figures["image_encoder"]),
+        reserved={name: Curve(*one) for name, one in figures["reserved"].items()},
         feature_dims={"image_embeds": pooled, "pooler_output": hidden}
         | dict.fromkeys(("hidden_states[-2]", "last_hidden_state"), hidden),
         size=base.size,

@@ -67,6 +67,9 @@ class CountedBase:
     vae: Model
     text: Mapping[str, Model]
     image_encoder: Model
+    reserved: Mapping[str, Curve]
+    """Bytes that PyTorch's allocator takes for a row of the denoiser and then the decoder, at 2
+    bytes a value: "bytes" and "copying", as `Model` has them."""
     feature_dims: Mapping[str, int]
     """The features of the image encoder, and how wide they are."""
     size: int
@@ -102,6 +105,8 @@ class Mode:
     """Of the largest phase."""
     phases: Mapping[str, float]
     """The peak of each: weights on the card and activations."""
+    reserved: float | None
+    """What PyTorch takes from a card with room for it; not known with offloading."""
     seconds: tuple[float, float] | None
     fits: bool | None
 
@@ -124,6 +129,7 @@ class Mode:
             "weights_gib": round(self.weights / GIB, 3),
             "activations_gib": round(self.activations / GIB, 3),
             "peak_gib": round(self.peak / GIB, 3),
+            "reserved_gib": None if self.reserved is None else round(self.reserved / GIB, 3),
             "phases_gib": {name: round(value / GIB, 3) for name, value in self.phases.items()},
             "seconds": None if self.seconds is None else [round(s, 2) for s in self.seconds],
             "fits": self.fits,
@@ -165,10 +171,12 @@ class Plan:
             "group": dict.fromkeys(kept, min(GROUP, max(map(_largest, weights.values())))),
         }[offload]
         phases = {phase: resident[phase] + kept[phase] for phase in kept}
+        whole = sum(sum(parts.values()) for parts in weights.values())
         mode = Mode(
             precision=precision,
             offload=offload,
-            weights=sum(sum(parts.values()) for parts in weights.values()),
+            weights=whole,
+            reserved=None if offload != "none" else self._reserved(whole),
             activations=kept[max(phases, key=phases.__getitem__)],
             phases=phases,
             seconds=self._seconds(weights, offload),
@@ -211,15 +219,32 @@ class Plan:
         """Bytes of each phase."""
         base, values = self.base, BYTES[self.dtype] / 2
         readers = [*base.text.values(), *([] if self.adapter is None else [base.image_encoder])]
-        in_float32 = base.vae_in_float32 and self.dtype == "float16"
-        wide = 2.0 if in_float32 else values
-        copies = self._device.on_cpu or wide == 1.0  # tensor cores want channels last
-        decode = base.vae.copying if copies else base.vae.bytes
+        wide = self._decoder_width
+        decode = base.vae.copying if self._decoder_copies else base.vae.bytes
         return {
             "encode": values * max(model.bytes.at(self.area) for model in readers),
             "denoise": values * self.rows * base.denoiser.bytes.at(self.area),
             "decode": wide * self.batch * decode.at(self.area),
         }
+
+    def _reserved(self, weights: float) -> float | None:
+        """Weights, and what the caching allocator keeps: the blocks of earlier phases stay."""
+        if self._device.on_cpu:
+            return None
+        wide = self._decoder_width
+        curve = self.base.reserved["copying" if self._decoder_copies else "bytes"]
+        return weights + wide * self.batch * curve.at(self.area)
+
+    @property
+    def _decoder_copies(self) -> bool:
+        """Tensor cores, and convolutions on a CPU, want channels last."""
+        return self._device.on_cpu or self._decoder_width == 1.0
+
+    @property
+    def _decoder_width(self) -> float:
+        """Bytes of a value in the decoder, over 2."""
+        in_float32 = self.base.vae_in_float32 and self.dtype == "float16"
+        return 2.0 if in_float32 else BYTES[self.dtype] / 2
 
     @property
     def area(self) -> float:
@@ -319,6 +344,11 @@ class Plan:
         head = ("mode", "weights GiB", "peak GiB", "largest phase", "seconds a picture", "fits")
         yield from _table([head, *map(self._row, self.modes.values())])
         yield ""
+        mode = self.modes[self.dtype]
+        if mode.reserved is not None:
+            kept = f"{(mode.reserved - mode.weights) / GIB:.1f} GiB"
+            yield f"On a card with room PyTorch reserves {kept} beside the weights: it keeps what"
+            yield "earlier phases used, until memory runs out."
         if self.gpu is None:
             yield f"Seconds are those of a card such as the {gpu.name}; name yours with --gpu."
         elif gpu.half is None:
