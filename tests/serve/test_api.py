@@ -176,7 +176,8 @@ def test_deleting_a_job_deletes_its_pictures(server: Served) -> None:
 
 
 def test_a_reader_who_leaves_can_cancel(server: Served) -> None:
-    job = server.submit(request(steps=150, num_images=16, size=[128, 128]))  # minutes, if it went on
+    minutes = request(steps=150, num_images=16, size=[128, 128])
+    job = server.submit(minutes)
     url = f"{API}/jobs/{job['id']}/events"
     with server.client.stream("GET", url, params={"on_disconnect": "cancel"}) as answer:
         for _, kind, _ in read_events(answer.iter_lines()):
