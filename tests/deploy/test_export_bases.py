@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import imageprompt as ip
 import tiny_flux
 from imageprompt.core.errors import OptionError
 from imageprompt.demo import scenes
 from imageprompt.deploy.export import export
+from imageprompt.deploy.export.backends import BACKENDS, NotExportable
+from imageprompt.deploy.export.modules import Exportable
 from imageprompt.encoding.image_prompt import ImagePrompt
 from imageprompt.generation.exported.calls import calls_of
-from imageprompt.generation.exported.manifest import DENOISER
+from imageprompt.generation.exported.manifest import DENOISER, Port
 from imageprompt.generation.exported.open import Exported
 from tiny_stack import make_xl_pipeline
 
@@ -106,3 +109,16 @@ def test_tiny_bases(
     )
     assert np.abs(ours - theirs).max() <= 1
     assert np.abs(plain - theirs).max() > 1
+
+
+class Odd(nn.Module):
+    def forward(self, *tensors: Any) -> Any:
+        return torch.linalg.svdvals(tensors[0])
+
+
+@pytest.mark.parametrize("to", ["openvino", "onnx"])
+def test_an_operator_that_a_backend_lacks_is_named(to: str, tmp_path: Path) -> None:
+    ports = Port(name="x", shape=("batch", 3)), Port(name="y", shape=(3,))
+    part = Exportable(Odd(), ports[:1], ports[1:], {"batch": 4})
+    with pytest.raises(NotExportable, match=r"aten[:.]+_?linalg_svd"):
+        BACKENDS[to].write(part, tmp_path, "odd", "float32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -64,9 +65,16 @@ def exported_program(part: Exportable, *, dynamic: bool = True) -> Any:
         raise NotExportable(first_line(error)) from error
 
 
+_LACKING = re.compile(
+    r"(?:\bno\b|\bnot\b|unsupported).*\b(?:aten|prims|torchvision)(?:::|\.)\w", re.I
+)
+
+
 def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0]
+    """The line that names an operator which is lacking, else the first one."""
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
+    named = [line for line in lines if _LACKING.search(line)]
+    return (named or lines or [type(error).__name__])[0]
 
 
 def missing(package: str, backend: str, extra: str) -> OptionError:
