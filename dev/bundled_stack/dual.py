@@ -32,14 +32,19 @@ from imageprompt.core import bundled
 from imageprompt.demo import scenes
 from imageprompt.demo.scenes import Scene
 from imageprompt.hosts import training_of
-from imageprompt.training.config.config import ConditionDropout, Timesteps, TrainingConfig
+from imageprompt.training.config.config import (
+    ConditionDropout,
+    PartConfig,
+    Timesteps,
+    TrainingConfig,
+)
 from imageprompt.training.data.dataset import Batch, Dataset, RandomStreams, indices_at
 from imageprompt.training.init import fit_projector_to_captions
 from imageprompt.training.loop.pair_objective import PairObjective
 from imageprompt.training.loop.trainer import Trainer
 from imageprompt.variants._projectors import ResamplerLayer
 
-COUNT, LOOKS = 12_288, 2  # targets, and content references of each
+COUNT, LOOKS = 12_288, 4  # targets, and content references of each
 LOOK = ("colour", "texture", "background", "style")
 TAUGHT = 6  # content tokens that learn "a star"; the others learn where it is
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -258,6 +263,7 @@ def train(
         schedule="cosine",
         decay_from=0.5,
         drop=ConditionDropout(image=0.03, text=0.0, both=0.03),
+        style=PartConfig(drop=0.24, off=0.6),  # so that content alone leaves the look free
         timesteps=base.timesteps,
     )
     objective = replace(PairObjective.of(config), autocast=True)  # the base is in float32
@@ -272,7 +278,8 @@ def train(
     )
     trainer.run()
     trainer.use_ema_weights()
-    deepen(pair.style, OPTIONS["content"]["depth"])
+    if base.denoiser is getattr(base.pipe, "unet", None):  # others read no pair for SD3
+        deepen(pair.style, OPTIONS["content"]["depth"])
     pair.module.half()
     target = work / f"{base.name}adapters" / f"{bundled.PAIR}.safetensors"  # for the next export
     target.parent.mkdir(exist_ok=True)

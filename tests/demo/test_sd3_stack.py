@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import imageprompt as ip
 from bundled_stack.sd3.base import PlainAttention, build
 from bundled_stack.sd3.text import CaptionEncoder
 from imageprompt.core import bundled
+from imageprompt.core.hub import part_of, split_part
 from imageprompt.demo import judge, scenes
 
 LIMIT = 18_000_000
@@ -101,9 +103,24 @@ def test_a_reference_has_its_effect(
     assert right([result.images[0] for result in results], drawn) >= 5 * COUNT - 3
 
 
-@pytest.mark.parametrize("adapter", ["base", "plus"])
+def test_its_pair_takes_the_shape_of_one_and_the_look_of_another(
+    engine: ip.Engine, drawn: list[scenes.Scene]
+) -> None:
+    looks = [*drawn[1:], drawn[0]]
+    requests: list[Any] = [
+        {"content": scenes.draw(shape), "style": scenes.draw(look), "seed": seed, "scale": 1.0}
+        for seed, (shape, look) in enumerate(zip(drawn, looks, strict=True))
+    ]
+    results = engine.generate_many(requests, progress=False)
+    expected = [replace(look, shape=c.shape) for c, look in zip(drawn, looks, strict=True)]
+    assert right([result.images[0] for result in results], expected) >= 5 * COUNT - 2
+
+
+@pytest.mark.parametrize("adapter", ["base", "plus", "dual#content", "dual#style"])
 def test_its_adapters_fit_it(adapter: str) -> None:
-    report = ip.validate(bundled.adapter(adapter, NAME), base=NAME, encoder=NAME)
+    name, part = split_part(adapter)
+    file = bundled.adapter(name, NAME)
+    report = ip.validate(part_of(file, part) if part else file, base=NAME, encoder=NAME)
     assert report.ok, report
 
 

@@ -179,13 +179,15 @@ def test_a_made_content_reference_has_the_picture_in_other_colours() -> None:
     assert len(colours) > 4
 
 
-def test_a_made_style_reference_has_the_same_pixels_elsewhere() -> None:
+def test_a_made_style_reference_has_the_pixels_elsewhere() -> None:
     shown = picture(3, (60, 60))
-    for seed in range(4):
+    known = {tuple(pixel) for pixel in np.asarray(shown).reshape(-1, 3).tolist()}
+    for seed in range(6):
         made = style_reference(shown, np.random.default_rng(seed))
-        before, after = (np.asarray(p).reshape(-1, 3) for p in (shown, made))
-        assert not np.array_equal(before, after)
-        assert np.array_equal(np.unique(before, axis=0), np.unique(after, axis=0))
+        assert made.size == shown.size
+        moved = (np.asarray(made) != np.asarray(shown)).any(2)
+        assert moved.mean() > 0.9
+        assert {tuple(pixel) for pixel in np.asarray(made).reshape(-1, 3).tolist()} <= known
     tiny = style_reference(Image.new("RGB", (2, 1), "red"), np.random.default_rng(0))
     assert tiny.size == (2, 1)
 

@@ -1,7 +1,7 @@
 """The references of a pair: one that shows the content, one that shows the style.
 
-They come from columns of the data, or are made from each picture: the content reference has other
-colours and less detail, the style reference has its pieces elsewhere.
+They come from columns of the data, or are made from each picture: the content reference has its
+regions in other colours and patterns, the style reference is bent out of shape or cut into pieces.
 """
 
 from __future__ import annotations
@@ -24,12 +24,20 @@ if TYPE_CHECKING:
 Rng = np.random.Generator
 Opened = tuple["Image", "Image"]
 
-TILES = (3, 6)
-"""Pieces of a style reference on a side, fewest and most."""
+SIDE = 384
+"""Longest side of a reference made from a picture, in pixels: encoders see less."""
+REGIONS = (2, 4)
+"""Colours that a content reference is reduced to, fewest and most."""
+BLUR = 0.06
+"""Largest blur before that, as a share of the shorter side."""
 PATTERN = 0.5
-"""Share of the content references with a pattern over them."""
-BLUR = 0.03
-"""Largest blur of a content reference, as a share of its shorter side."""
+"""Share of the regions with a pattern."""
+WARPED = 0.7
+"""Share of the style references that are bent; the others are cut into pieces."""
+PIECES = (2, 5)
+"""Pieces of a style reference on a side, fewest and most."""
+BEND = 0.16
+"""Standard deviation of how far a bent picture's points move, as a share of its shorter side."""
 
 
 @dataclass(frozen=True)
@@ -70,55 +78,110 @@ class PairReferences:
 
 
 def content_reference(picture: Image, rng: Rng) -> Image:
-    """The picture in other colours, blurred, with a pattern over it: what is where stays, how it
-    looks does not.
+    """What is where, without how it looks: the picture's regions in new colours and patterns.
 
-    Its channels are mixed at random, and often inverted; each gets a tone curve of its own.
+    Regions are pixels of similar colour in the blurred picture.
     """
     from PIL import Image as Pillow
     from PIL import ImageFilter
 
+    small = _small(picture)
+    side = min(small.size)
+    blurred = small.filter(ImageFilter.GaussianBlur(rng.uniform(0, BLUR) * side))
+    regions = _regions(np.asarray(blurred, np.float32) / 255, rng)
+    size = regions.shape
+    ramp = np.linspace(0, 1, size[0])[:, None, None]
+    made: Any = np.zeros((*size, 3))
+    for region in range(regions.max() + 1):
+        fill: Any = np.broadcast_to(rng.random(3), made.shape)
+        if rng.random() < 0.4:
+            fill = fill + ramp * (rng.random(3) - fill)
+        if rng.random() < PATTERN:
+            fill = np.where(_pattern(size, rng)[:, :, None], rng.random(3), fill)
+        made = np.where((regions == region)[:, :, None], fill, made)
+    drawn = Pillow.fromarray((made * 255).astype(np.uint8))
+    return drawn.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.012) * side))
+
+
+def _small(picture: Image) -> Image:
+    """The picture in RGB, no side longer than `SIDE`."""
     small = picture.convert("RGB")
-    blurred = small.filter(ImageFilter.GaussianBlur(rng.uniform(0, BLUR) * min(small.size)))
-    pixels = np.asarray(blurred, np.float32) / 255
-    mixed: Any = pixels @ rng.dirichlet(np.full(3, 0.5), size=3).T.astype(np.float32)
-    low, high = mixed.min((0, 1)), mixed.max((0, 1))
-    mixed = (mixed - low) / np.maximum(high - low, 1e-3)
-    mixed = mixed ** np.exp(rng.uniform(-0.7, 0.7, 3)).astype(np.float32)
-    mixed = np.where(rng.random(3) < 0.5, 1 - mixed, mixed)
-    span = rng.uniform(0.3, 1, 3)
-    mixed = rng.uniform(0, 1 - span) + span * mixed
-    if rng.random() < PATTERN:
-        mixed = mixed + rng.uniform(-0.2, 0.2, 3) * _pattern(mixed.shape[:2], rng)[:, :, None]
-    return Pillow.fromarray((mixed.clip(0, 1) * 255).astype(np.uint8))
+    small.thumbnail((SIDE, SIDE))
+    return small
+
+
+def _regions(pixels: Any, rng: Rng) -> Any:
+    """The number of each pixel's region [height, width], by k-means over mixed channels."""
+    mix = rng.dirichlet(np.ones(3), size=3).T.astype(np.float32)
+    flat = pixels.reshape(-1, 3) @ mix
+    sample = flat[rng.integers(len(flat), size=min(len(flat), 1024))]
+    centres = sample[:1]
+    for _ in range(int(rng.integers(REGIONS[0], REGIONS[1] + 1)) - 1):
+        far = _distances(sample, centres).min(1) + 1e-9
+        centres = np.concatenate((centres, sample[[rng.choice(len(sample), p=far / far.sum())]]))
+    for _ in range(4):
+        nearest = _distances(sample, centres).argmin(1)
+        for region in np.unique(nearest):
+            centres[region] = sample[nearest == region].mean(0)
+    return _distances(flat, centres).argmin(1).reshape(pixels.shape[:2])
+
+
+def _distances(points: Any, centres: Any) -> Any:
+    """Squared distances [points, centres]."""
+    return np.square(points[:, None] - centres).sum(2)
 
 
 def _pattern(size: tuple[int, int], rng: Rng) -> Any:
-    """Stripes or checks of -1 and 1 in a random direction and width, [height, width]."""
-    angle, period = rng.uniform(0, np.pi), rng.uniform(0.06, 0.25) * min(size)
+    """Stripes, checks or dots in a random direction and width, bool [height, width]."""
+    angle, period = rng.uniform(0, np.pi), rng.uniform(0.08, 0.3) * min(size)
     down, across = np.mgrid[: size[0], : size[1]] * (2 * np.pi / period)
-    turned = np.cos(angle) * across + np.sin(angle) * down
-    other = np.cos(angle) * down - np.sin(angle) * across
-    waves = np.sin(turned + rng.uniform(0, 6))
-    return np.sign(waves * np.sin(other) if rng.random() < 0.5 else waves)
+    along = np.cos(angle) * across + np.sin(angle) * down + rng.uniform(0, 6)
+    other = np.cos(angle) * down - np.sin(angle) * across + rng.uniform(0, 6)
+    kinds = (np.sin(along), np.sin(along) * np.sin(other), np.cos(along) + np.cos(other) - 1)
+    return kinds[rng.integers(3)] > rng.uniform(-0.3, 0.3)
 
 
 def style_reference(picture: Image, rng: Rng) -> Image:
-    """The picture cut into tiles, which are shuffled and mirrored: its look without what it shows.
+    """How the picture looks without what it shows: bent out of shape, or in pieces, and mirrored.
 
-    Pixels that fill no whole tile are left out.
+    Pieces are cut at random places, so that some parts come twice and others never.
     """
     from PIL import Image as Pillow
 
-    count = int(rng.integers(TILES[0], TILES[1] + 1))
-    side = max(1, min(picture.size) // count)
-    pixels = np.asarray(picture.convert("RGB"))
-    rows, columns = pixels.shape[0] // side, pixels.shape[1] // side
-    cut = pixels[: rows * side, : columns * side].reshape(rows, side, columns, side, 3)
-    tiles = cut.swapaxes(1, 2).reshape(rows * columns, side, side, 3)
-    moved = [
-        tile[:: rng.choice((-1, 1)), :: rng.choice((-1, 1))]
-        for tile in tiles[rng.permutation(len(tiles))]
-    ]
-    whole = np.stack(moved).reshape(rows, columns, side, side, 3).swapaxes(1, 2)
-    return Pillow.fromarray(np.ascontiguousarray(whole).reshape(rows * side, columns * side, 3))
+    pixels = np.asarray(_small(picture))
+    make = _bent if rng.random() < WARPED else _pieces
+    return Pillow.fromarray(np.ascontiguousarray(make(pixels, rng)))
+
+
+def _bent(pixels: Any, rng: Rng) -> Any:
+    """Pixels moved by a smooth random field, mirrored at the edges."""
+    from PIL import Image as Pillow
+
+    size = pixels.shape[:2]
+    places = []
+    for axis, field in enumerate(rng.normal(size=(2, 3, 3)) * BEND * min(size)):
+        coarse = Pillow.fromarray(field.astype(np.float32))
+        smooth = np.asarray(coarse.resize(size[::-1], Pillow.Resampling.BICUBIC))
+        last = size[axis] - 1
+        moved = np.abs(np.rint(np.indices(size)[axis] + smooth).astype(int)) % max(1, 2 * last)
+        places.append(np.where(moved > last, 2 * last - moved, moved))
+    return _mirrored(pixels[places[0], places[1]], rng)
+
+
+def _pieces(pixels: Any, rng: Rng) -> Any:
+    """A grid of pieces from random places."""
+    height, width = pixels.shape[:2]
+    count = int(rng.integers(PIECES[0], PIECES[1] + 1))
+    tall, wide = -(-height // count), -(-width // count)
+    rows = []
+    for _ in range(count):
+        row = []
+        for _ in range(count):
+            top, left = rng.integers(height - tall + 1), rng.integers(width - wide + 1)
+            row.append(_mirrored(pixels[top : top + tall, left : left + wide], rng))
+        rows.append(np.concatenate(row, axis=1))
+    return np.concatenate(rows)[:height, :width]
+
+
+def _mirrored(pixels: Any, rng: Rng) -> Any:
+    return pixels[:: rng.choice((-1, 1)), :: rng.choice((-1, 1))]
