@@ -82,6 +82,7 @@ REFUSED: dict[str, tuple[str, Any, int, str]] = {
     "no object": ("variations", [], 400, "not an object"),
     "too many": ("variations", PLAIN | {"num_images": 999}, 400, "num_images"),
     "many steps": ("variations", PLAIN | {"steps": 9999}, 400, "steps"),
+    "spread wide": ("variations", PLAIN | {"scales": [0.5] * 9, "num_images": 9}, 400, "81 pic"),
     "large": ("variations", PLAIN | {"size": [8192, 8192]}, 400, "size"),
     "a device": ("variations", PLAIN | {"device": "cuda"}, 400, "not a part of the API"),
     "a library": ("concept", {"style": "oil", "library": "/"}, 400, "not a part of the API"),

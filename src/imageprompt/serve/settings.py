@@ -36,6 +36,8 @@ class Limits:
     """Also the most pictures of one reference."""
     sources: int = 64
     """Pictures, masks and tokens of one request, in all."""
+    workflow_pictures: int = 64
+    """That a workflow makes: seeds times values to spread over."""
     prompt_characters: int = 8000
     json_bytes: int = 2**20
     picture_json_bytes: int = 48 * 2**20

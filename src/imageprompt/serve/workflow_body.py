@@ -131,6 +131,7 @@ def check_inputs(workflow: Workflow, given: Mapping[str, Any], limits: Limits) -
             raise bad_request(
                 f"{name}: {value} is more than {most}", type="invalid_option", param=name
             )
+    _check_count(workflow, inputs, limits)
     for one in workflow.fields():
         value = getattr(inputs, one.name)
         if isinstance(value, str) and len(value) > limits.prompt_characters:
@@ -148,6 +149,21 @@ def check_inputs(workflow: Workflow, given: Mapping[str, Any], limits: Limits) -
             param="size",
         )
     return inputs
+
+
+def _check_count(workflow: Workflow, inputs: Any, limits: Limits) -> None:
+    """Seeds times the values of each list of numbers. Raises ApiError."""
+    count = getattr(inputs, "num_images", 1)
+    for one in workflow.fields():
+        value = getattr(inputs, one.name)
+        if one.option.json == NUMBERS and isinstance(value, list | tuple):
+            count *= len(value)
+            if count > limits.workflow_pictures:
+                raise bad_request(
+                    f"{one.name}: {count} pictures are more than {limits.workflow_pictures}",
+                    type="invalid_option",
+                    param=one.name,
+                )
 
 
 def _check_pictures(
