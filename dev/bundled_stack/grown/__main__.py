@@ -1,7 +1,8 @@
 """`python -m bundled_stack.grown`: train the grown world from scratch; resumable at any time.
 
 Photographs come from the installed packages scikit-image, scikit-learn and matplotlib. Times are
-CPU minutes of one core; on a GPU (`--device cuda`) 1/20 of them is enough (`--time 0.05`).
+CPU minutes of one core: the judge's samples in them are known to suffice, the others are guesses.
+With `--device cuda` they are CPU minutes of the process as well, with many more samples in each.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from bundled_stack.__main__ import run_parallel
 from bundled_stack.grown import pool
 
-MINUTES = {"judge": 60.0, "vae": 60.0, "base": 300.0}
+MINUTES = {"judge": 180.0, "vae": 400.0, "base": 400.0}
 
 
 def main() -> None:
