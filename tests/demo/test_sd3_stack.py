@@ -108,7 +108,13 @@ def test_its_pair_takes_the_shape_of_one_and_the_look_of_another(
 ) -> None:
     looks = [*drawn[1:], drawn[0]]
     requests: list[Any] = [
-        {"content": scenes.draw(shape), "style": scenes.draw(look), "seed": seed, "scale": 1.0}
+        {
+            "content": scenes.draw(shape),
+            "style": scenes.draw(look),
+            "seed": seed,
+            "scale": 1.0,
+            "steps": 10,
+        }
         for seed, (shape, look) in enumerate(zip(drawn, looks, strict=True))
     ]
     results = engine.generate_many(requests, progress=False)
