@@ -220,6 +220,27 @@ def test_from_a_reference_to_a_picture(open_page: Open, server: Served, files: l
     assert pixels(server.picture(again)) == pixels(server.picture(job))
 
 
+def test_content_of_one_picture_and_look_of_another(
+    open_page: Open, server: Served, files: list[Path]
+) -> None:
+    page = ready(open_page())
+    for file in files[:2]:
+        add(page, file)
+    cards = page.locator(".card")
+    cards.nth(0).get_by_label("Take").select_option("dual#content")
+    cards.nth(1).get_by_label("Take").select_option("dual#style")
+    expect(cards.nth(0).locator("strong")).to_have_text("Content")
+    expect(cards.nth(1).locator("strong")).to_have_text("Look")
+    job = run(page, server)
+    assert job["state"] == "done"
+    assert [(one["adapter"], one["reference"]) for one in job["request"]["references"]] == [
+        (f"dual#{half}", [f"upload:{digest(file.read_bytes())}"])
+        for half, file in zip(("content", "style"), files, strict=False)
+    ]
+    cards.nth(1).get_by_label("Take").select_option("layout")
+    expect(cards.nth(1).get_by_label("Adapter")).to_have_value("")  # a preset is of a whole adapter
+
+
 def stroke(page: Page, *points: tuple[float, float]) -> None:
     """A stroke over the frame, in parts of its width and height."""
     box = page.locator("canvas.paint").bounding_box()

@@ -164,6 +164,9 @@ function Source({ one, number, param }) {
   </div>`;
 }
 
+/** "content" or "style" for half of a pair of adapters, else "". */
+export const halfOf = (name) => /#(content|style)$/.exec(name || "")?.[1] || "";
+
 function Card({ one, index, onGrab }) {
   const [more, setMore] = useState(false);
   const number = index + 1;
@@ -174,6 +177,17 @@ function Card({ one, index, onGrab }) {
   const adapter = adapters.find((known) =>
     one.adapter ? known.name === one.adapter : known.default,
   );
+  const half = halfOf(one.adapter);
+  const halves = adapters.map(({ name }) => name).filter(halfOf);
+  /** A half of a pair chooses the adapter, and takes no preset beside it. */
+  const take = (name) =>
+    change(
+      halfOf(name)
+        ? { adapter: name, preset: "" }
+        : { preset: name, adapter: half ? "" : one.adapter },
+    );
+  const titleOf = (name) =>
+    halves.length > 2 ? `${t(`take_${halfOf(name)}`)} · ${name.split("#")[0]}` : t(`take_${halfOf(name)}`);
   const remove = () => {
     const before = state.form.references;
     setForm({ references: before.filter((card) => card.id !== one.id) });
@@ -209,7 +223,7 @@ function Card({ one, index, onGrab }) {
       </button>
       <span class="number">${number}</span>
       <strong
-        >${one.style || (one.tokens ? t("tokens") : adapter?.kind === "face" ? t("face") : t("picture"))}</strong
+        >${one.style || (one.tokens ? t("tokens") : half ? t(`of_${half}`) : adapter?.kind === "face" ? t("face") : t("picture"))}</strong
       >
       <${Select}
         bare
@@ -235,9 +249,9 @@ function Card({ one, index, onGrab }) {
         <${Select}
           label=${t("take")}
           param=${param("preset")}
-          value=${one.preset}
-          onChange=${(name) => change({ preset: name })}
-          options=${[["", t("everything")], ...presets.map(({ name }) => [name, t.maybe(`preset_${name}`) || name])]}
+          value=${half ? one.adapter : one.preset}
+          onChange=${take}
+          options=${[["", t("everything")], ...halves.map((name) => [name, titleOf(name)]), ...presets.map(({ name }) => [name, t.maybe(`preset_${name}`) || name])]}
         />
         ${
           one.rest.scale !== undefined

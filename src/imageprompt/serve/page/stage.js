@@ -16,7 +16,7 @@ import {
   tell,
 } from "./jobs.js";
 import { MaskView, Painter } from "./masks.js";
-import { hueOf } from "./references.js";
+import { halfOf, hueOf } from "./references.js";
 import { active, set, setForm, size, state } from "./state.js";
 import { Sweep } from "./sweep.js";
 import { t } from "./words.js";
@@ -121,7 +121,7 @@ function Recipe({ picture }) {
                   : html`<${Icon} name=${one.style ? "bookmark" : "layers"} />`
               }
               <span
-                >${one.style || one.preset || t("everything")}${" "}<b
+                >${one.style || one.preset || t(halfOf(one.adapter) ? `of_${halfOf(one.adapter)}` : "everything")}${" "}<b
                   >${typeof one.scale === "object" ? t("bySite") : one.scale}</b
                 ></span
               >
