@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -188,6 +188,18 @@ def note(line: str) -> None:
 def warn(message: Warning | str, *_: Any, **__: Any) -> None:
     """Print a warning as one line on stderr: for `warnings.showwarning`."""
     note(f"{PROGRAM}: warning: {shortened(' '.join(str(message).split()))}")
+
+
+@contextmanager
+def errors_only(name: str | None = None) -> Iterator[None]:
+    """A logger (default: the root) passes errors alone; afterwards its level is what it was."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def log_record(*arguments: Any, **more: Any) -> logging.LogRecord:

@@ -5,15 +5,14 @@ The published bases have been counted before: `counted.json`, which `dev/counted
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from imageprompt.core.console import errors_only
 from imageprompt.deploy.plan.bases import Part, PublishedBase
 from imageprompt.deploy.plan.count import DTYPE, Cost, cost, cost_by_area, parameters, reserved
 from imageprompt.deploy.plan.curve import Curve
@@ -60,7 +59,8 @@ def count_base(base: PublishedBase) -> dict[str, Any]:
 
 def build(part: Part) -> Any:
     """A model on the meta device, in bfloat16."""
-    with _quiet(), torch.device("meta"):
+    # diffusers warns at every cast of a model that keeps no module in float32
+    with errors_only("diffusers.models.modeling_utils"), torch.device("meta"):
         model = _class(part)(**part.config) if part.library == "diffusers" else _transformer(part)
         return model.to(DTYPE).eval()
 
@@ -163,15 +163,3 @@ def _transformer(part: Part) -> Any:
 
 def _empty(*shape: int) -> Tensor:
     return torch.empty(*shape, dtype=DTYPE, device="meta")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """diffusers warns at every cast of a model that keeps no module in float32."""
-    logger = logging.getLogger("diffusers.models.modeling_utils")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from imageprompt.core.console import errors_only
 from imageprompt.deploy.export.backends.contract import NotExportable, first_line, missing
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ class OpenVINO:
         import openvino
 
         # of its two ways from torch, that by TorchScript alone keeps every axis free
-        with no_telemetry(), warnings.catch_warnings(), torch.no_grad():
+        # where it fails, it leaves the root logger at ERROR
+        with no_telemetry(), errors_only(), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # the tracer's, about Python values
             try:
                 model = openvino.convert_model(part.module, example_input=part.example())

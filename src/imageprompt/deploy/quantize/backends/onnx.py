@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from imageprompt.core.console import errors_only
 from imageprompt.deploy.export.backends.contract import first_line, missing
 from imageprompt.deploy.quantize.backends.contract import Call, NotQuantizable
 
@@ -30,26 +30,22 @@ class Onnx:
         import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        logger = logging.getLogger()  # it advises on its own use
-        before = logger.level
-        logger.setLevel(logging.ERROR)
         try:
-            model = onnx.load(str(source))
-            del model.graph.value_info[:]  # shapes that the exporter knew confuse its own
-            beside = target.with_name(f"{target.name}.data")
-            large = source.with_name(f"{source.name}.data").exists()
-            quantize_dynamic(
-                model,
-                str(target),
-                op_types_to_quantize=LAYERS,
-                per_channel=True,
-                weight_type=QuantType.QInt8,
-                use_external_data_format=large,
-            )
+            with errors_only():  # it advises on its own use
+                model = onnx.load(str(source))
+                del model.graph.value_info[:]  # shapes that the exporter knew confuse its own
+                beside = target.with_name(f"{target.name}.data")
+                large = source.with_name(f"{source.name}.data").exists()
+                quantize_dynamic(
+                    model,
+                    str(target),
+                    op_types_to_quantize=LAYERS,
+                    per_channel=True,
+                    weight_type=QuantType.QInt8,
+                    use_external_data_format=large,
+                )
         except Exception as error:  # its errors share no class
             raise NotQuantizable(first_line(error)) from error
-        finally:
-            logger.setLevel(before)
         return [target.name, *([beside.name] if beside.exists() else [])]
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from imageprompt.core.console import errors_only
 from imageprompt.deploy.export.backends.contract import first_line, missing
 from imageprompt.deploy.export.backends.openvino import no_telemetry
 from imageprompt.deploy.quantize.backends.contract import Call, NotQuantizable
@@ -35,7 +35,8 @@ class OpenVINO:
                 raise missing(package, self.name, "deploy")
 
     def write(self, source: Path, target: Path, precision: str, calls: Sequence[Call]) -> list[str]:
-        with no_telemetry(), _quiet():
+        # NNCF prints bars and tables of its own
+        with no_telemetry(), errors_only("nncf"), redirect_stdout(StringIO()):
             import nncf
             import openvino
 
@@ -61,19 +62,6 @@ class OpenVINO:
                 model, mode=modes.INT4_SYM, group_size=GROUP, all_layers=True
             )
         return nncf.compress_weights(model, mode=modes.INT8_SYM)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """NNCF prints bars and tables of its own."""
-    logger = logging.getLogger("nncf")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with redirect_stdout(StringIO()):
-            yield
-    finally:
-        logger.setLevel(before)
 
 
 QUANTIZER = OpenVINO()
