@@ -214,6 +214,22 @@ def test_a_large_model_is_compiled_for_one_size_until_sizes_keep_changing(
     assert sizes == ["4", "2", "4", "?"]
 
 
+def test_a_size_that_could_not_be_compiled_is_tried_again() -> None:
+    asked: list[Any] = []
+
+    def compiled(shapes: Any) -> str:
+        asked.append(shapes)
+        if len(asked) == 1:
+            raise OptionError("no memory")
+        return "request"
+
+    request_for = of_openvino._OneSize(compiled)
+    with pytest.raises(OptionError):
+        request_for({"x": [1]})
+    assert request_for({"x": [1]}) == "request"
+    assert asked == [{"x": [1]}] * 2
+
+
 def test_a_server_on_an_exported_base(made: Export, tmp_path: Path) -> None:
     """Its picture is the one that `generate --runtime` makes."""
     runtime = ["--runtime", "openvino", "--exported", str(made.folder)]

@@ -138,6 +138,14 @@ def test_layers_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert many.rounding_as_alone(None, 1).__enter__() is None  # nothing to do for one
 
 
+def test_one_model_in_two_places() -> None:
+    model = nn.Sequential(nn.Linear(96, 8))
+    pipe = SimpleNamespace(components={"text_encoder": model, "text_encoder_2": model})
+    with batch_invariant(pipe, 2):
+        assert type(model[0]) is not nn.Linear
+    assert type(model[0]) is nn.Linear
+
+
 def test_a_compiled_model_is_left_alone() -> None:
     inner, by_itself = nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8))
     by_itself.compile(backend="eager")

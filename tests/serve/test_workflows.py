@@ -26,6 +26,13 @@ def asked(server: Served, name: str, data: Any, **pictures: bytes) -> Any:
     return server.post(f"/workflows/{name}", json=data)
 
 
+def test_other_routes_take_no_workflow(server: Served) -> None:
+    """Its inputs would not be held against what a request may name."""
+    data = {"workflow": "variations", "inputs": {"base": "/etc"}, "pictures": {}}
+    for path in ("/jobs", "/workflows/variations"):
+        assert server.post(path, json=data).status_code in (400, 422), path
+
+
 def test_a_workflow_is_a_job_with_a_report(server: Served) -> None:
     answer = asked(server, "variations", PLAIN, red=RED)
     assert answer.status_code == 202, answer.text

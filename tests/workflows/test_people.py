@@ -147,7 +147,7 @@ def test_random_embeddings_go_where_position_and_order_say(
     checked = ip.workflows.people(
         embedding=files["two"], refine=0, recogniser=FaceEncoder(Analysis()), **options
     )
-    assert any("a second recogniser compares with pictures" in one for one in checked.notes)
+    assert any("a second recogniser needs pictures" in one for one in checked.notes)
 
 
 def test_the_second_recogniser_tells_who_is_where() -> None:

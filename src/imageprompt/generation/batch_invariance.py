@@ -19,11 +19,11 @@ from torch import Tensor, nn
 _pictures: ContextVar[int] = ContextVar("pictures of the batch", default=1)
 
 _EVEN_ROWS = 12
-"""Matrix products of as many rows, or of a multiple of 4, round as larger ones do."""
+"""Matrix products with at least as many rows, or a multiple of 4, round as larger ones do."""
 _ONEDNN_ROWS = 16
-"""One thread leaves pointwise convolutions of fewer rows to PyTorch's own kernel."""
+"""In one thread, PyTorch's own kernel computes pointwise convolutions with fewer rows."""
 _ONEDNN_NUMBERS = 20480
-"""A convolution of one row that has no more numbers is left to PyTorch's own kernel, too."""
+"""The same kernel computes a convolution of one row with at most as many numbers."""
 
 
 @contextmanager
@@ -36,7 +36,8 @@ def batch_invariant(pipe: Any, pictures: int) -> Iterator[None]:
     if any(_is_compiled(one) for module in modules for one in module.modules()):
         yield
         return
-    layers = [layer for module in modules for layer in _layers(module)]
+    # once each: pipelines may have one model in two places
+    layers = dict.fromkeys(layer for module in modules for layer in _layers(module))
     for layer in layers:
         layer.__class__ = _KINDS[type(layer)]
     token = _pictures.set(pictures)

@@ -222,14 +222,20 @@ class Service:
     # ── jobs ────────────────────────────────────────────────────────────────────────────────────
 
     async def submit(
-        self, request: Mapping[str, Any], owner: str, *, once: str | None = None
+        self,
+        request: Mapping[str, Any],
+        owner: str,
+        *,
+        once: str | None = None,
+        workflow: bool = False,
     ) -> Job | JobRecord:
         """Take a request whose pictures are uploads; returns when the job is on the disk.
 
-        With `once` that was used for the same request, its job is returned. Raises ApiError.
+        With `once` that was used for the same request, its job is returned. `workflow` says that
+        it is one of `workflow_body.checked`, whatever its keys are. Raises ApiError.
         """
         request = dict(request)
-        if "workflow" not in request:  # the route has checked one
+        if not workflow:  # its route has checked one
             checked_request(request, self.limits)
             self.admission.check_served(request)
         self.admission.check_uploads(request, owner)

@@ -181,8 +181,8 @@ def steps(inputs: Inputs, job: Job) -> None:
         job.notes.append("nothing was measured: give --recogniser, a second face recogniser")
     elif not job.measured:
         job.notes.append(
-            "nothing was measured: a second recogniser compares with pictures, and people here are "
-            "embeddings of another one"
+            "nothing was measured: a second recogniser needs pictures of the people, and these "
+            "were given as embeddings"
         )
     if inputs.refine:
         job.notes.append(

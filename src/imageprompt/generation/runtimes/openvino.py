@@ -113,9 +113,9 @@ class _OneSize:
         self._changes = -1
 
     def __call__(self, shapes: Mapping[str, list[int]]) -> Any:
-        if self._size is not None and shapes != self._size:
+        if self._request is None or (self._size is not None and shapes != self._size):
             self._changes += 1
-            self._size = None if self._changes == MOST_CHANGES else dict(shapes)
+            self._size = None if self._changes >= MOST_CHANGES else dict(shapes)
             self._request = None  # freed before the next one takes its memory
             self._request = self._compiled(self._size)
         return self._request

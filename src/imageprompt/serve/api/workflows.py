@@ -40,7 +40,7 @@ async def run_workflow(request: Request, name: str) -> dict[str, Any]:
     asked = workflow_body.checked(name, body.data, service.limits)
     service.admission.check_room(owner)
     data = await bound(service, owner, asked, body.parts)
-    return job_dict(service, await service.submit(data, owner, once=once))
+    return job_dict(service, await service.submit(data, owner, once=once, workflow=True))
 
 
 @router.get("/jobs/{job}/report")

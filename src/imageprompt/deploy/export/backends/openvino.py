@@ -33,8 +33,8 @@ class OpenVINO:
     def write(self, part: Exportable, folder: Path, name: str, precision: str) -> list[str]:
         import openvino
 
-        # of its two ways from torch, that by TorchScript alone keeps every axis free
-        # where it fails, it leaves the root logger at ERROR
+        # Of its two ways from torch, that by TorchScript alone keeps every axis free. When it
+        # fails, the converter leaves the root logger at ERROR.
         with no_telemetry(), errors_only(), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # the tracer's, about Python values
             try:
