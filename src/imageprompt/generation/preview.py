@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from imageprompt.core.errors import OptionError
+from imageprompt.loading.pipeline import device_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,7 +43,7 @@ class LatentPreview:
             raise OptionError("a preview", reason="this pipeline has no VAE", hint="Use on_image.")
         pictures = _random_pictures(_CELLS * pipe.vae_scale_factor)
         with torch.no_grad():
-            device = getattr(pipe, "_execution_device", pipe.device)
+            device = device_of(pipe)
             encoded = [vae.encode(one.to(device, vae.dtype)) for one in torch.split(pictures, 4)]
         latents = torch.cat([one.latent_dist.mode().float().cpu() for one in encoded])
         latents = _normalised(latents, vae.config)

@@ -241,7 +241,7 @@ class Models:
             return KeptAdapter(loaded, record, Kept(32), alive=(reference.encoder, reference.faces))
 
         files = [located.file, _face_pack(reference.faces)]
-        key = (*key, located.name, str(pipe.device), str(pipe.dtype))
+        key = (*key, located.name, str(loading.device_of(pipe)), str(pipe.dtype))
         kept = self._adapters.get(key, load, files)
         if kept.watched is not None and stamps_of(kept.watched) != kept.watched:
             kept.adapter.encoding.encoder = kept.encoder = kept.watched = None

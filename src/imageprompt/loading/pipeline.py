@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,10 +141,24 @@ def _load_pipeline(folder: Path, name: str, dtype: str | None, device: str) -> A
 
 def device_of(pipe: Any) -> Any:
     """Where a pipeline computes; its weights may be elsewhere if they are offloaded."""
-    try:  # each of the two looks at every module of the pipeline
-        return pipe._execution_device
-    except AttributeError:
-        return pipe.device
+    modules = [part for part in pipe.components.values() if hasattr(part, "children")]
+    if not any(map(_is_hooked, modules)):  # diffusers looks far longer: at 580 modules, 6 ms
+        tensors = (next(chain(one.parameters(), one.buffers()), None) for one in modules)
+        devices = [tensor.device for tensor in tensors if tensor is not None]
+        if devices:  # as diffusers: a part elsewhere than on the CPU says where
+            return next((one for one in devices if one.type not in ("cpu", "meta")), devices[0])
+    return getattr(pipe, "_execution_device", None) or pipe.device
+
+
+def _is_hooked(module: Any) -> bool:
+    """Do diffusers or accelerate move a module, or a part of it, when it is called?"""
+    waiting = [module]
+    while waiting:
+        one = waiting.pop()
+        if getattr(vars(one).get("_diffusers_hook"), "hooks", None) or "_hf_hook" in vars(one):
+            return True
+        waiting.extend(child for child in one._modules.values() if child is not None)
+    return False
 
 
 def dtype_name(pipe: Any) -> str:
