@@ -192,6 +192,16 @@ def test_a_study_without_an_axis_still_has_a_page(tmp_path: Path) -> None:
     assert "scale 1 the largest: a balance needs a metric of likeness and one of the text" in text
 
 
+def test_a_study_without_texts_has_no_trade_off(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Without a text, text following has no value anywhere."""
+    lines = [one | {"metrics": one["metrics"] | {"clip-t": None}} for one in sweep()]
+    page = _page(write_study(tmp_path / "study", lines, pictures=16))
+    assert "Numbers are scales" not in page.text
+    assert not [one for one in recwarn if issubclass(one.category, RuntimeWarning)]
+
+
 def test_two_scales_have_no_best_balance(tmp_path: Path) -> None:
     lines = [line(scale=scale, dino=scale, clip_t=1 - scale) for scale in (0.5, 1.0)]
     text = _page(write_study(tmp_path, lines)).text

@@ -14,6 +14,7 @@ from imageprompt.core.errors import OptionError, as_text
 from imageprompt.evaluation.balance import higher_is_better
 from imageprompt.evaluation.comparability import between
 from imageprompt.evaluation.phrases import known_ones, listed
+from imageprompt.evaluation.settings import part_of_pair
 from imageprompt.evaluation.statistics.paired import PairedResult, compare_differences, holm
 from imageprompt.evaluation.study.results import ADAPTER, MIN_CLUSTERS, Results
 
@@ -149,6 +150,7 @@ def compare(a: Results, b: Results, metrics: Collection[str] | None = None) -> C
     """
     a, b = (one.where(row=ADAPTER) for one in (a, b))
     names = _names(a, b)
+    _check_parts(a, b)
     chosen = _metrics(a, b, metrics)
     if problems := between(a, b, chosen):
         raise OptionError(
@@ -225,6 +227,18 @@ def _names(a: Results, b: Results) -> tuple[str, str]:
     if found[0] == found[1]:
         found = [f"{name} ({one.folder.name})" for name, one in zip(found, (a, b), strict=True)]
     return found[0], found[1]
+
+
+def _check_parts(a: Results, b: Results) -> None:
+    """The content of a pair of adapters is compared with content alone. Raises OptionError."""
+    parts = [part_of_pair(one, one.adapter.distinct()[0]) for one in (a, b)]
+    if parts[0] != parts[1]:
+        told = [f"the {part} of a pair" if part else "a single adapter" for part in parts]
+        raise OptionError(
+            f"{told[0]} and {told[1]}",
+            reason="not comparable because they are measured on different references",
+            hint="Compare content with content, or style with style.",
+        )
 
 
 def _metrics(a: Results, b: Results, given: Collection[str] | None) -> list[str]:

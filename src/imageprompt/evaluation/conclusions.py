@@ -34,7 +34,7 @@ def conclusions(results: Results) -> list[str]:
 
 
 def _best_scales(settings: Sequence[Setting], front: Front) -> Iterator[str]:
-    scales = Counter(one.adapter for one in settings if one.adapter is not None)
+    scales = Counter(one.adapter for one in settings if one.adapter is not None and not one.part)
     for adapter, count in scales.items():
         if adapter in front.knees:
             best = settings[front.knees[adapter]]
@@ -102,9 +102,10 @@ def command_of(results: Results, setting: Setting) -> str | None:
     except (AttributeError, LookupError, TypeError, ValueError):  # a study of other hands
         return None
     words = [f"--{name} {shlex.quote(str(value))}" for name, value in options.items()]
+    sources = "--content PICTURE --style PICTURE" if setting.part else "--reference PICTURE"
     return " ".join(
         (
-            "imageprompt generate --reference PICTURE --prompt TEXT",
+            f"imageprompt generate {sources} --prompt TEXT",
             *words,
             f"--scale {setting.scale:g}",
         )

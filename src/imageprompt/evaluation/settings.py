@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from imageprompt.core.hub import PARTS
 from imageprompt.evaluation.balance import FEWEST, Axes, balance, oriented, pareto, range_of
 from imageprompt.evaluation.statistics.intervals import UNKNOWN, Interval, mean_interval
 from imageprompt.evaluation.study.results import ADAPTER, CEILING, CONTROL, Results
@@ -48,6 +49,11 @@ class Setting:
         return TITLES[self.row]
 
     @property
+    def part(self) -> str | None:
+        """Of a pair of adapters: the one whose reference its lines have."""
+        return part_of_pair(self.lines, self.adapter)
+
+    @property
     def pictures(self) -> int:
         """Different ones: a control picture has a line for each reference."""
         return len(self.lines.picture.distinct())
@@ -56,6 +62,15 @@ class Setting:
         """The mean; NaN if there is none."""
         mean = self.means.get(metric)
         return np.nan if mean is None or mean.value is None else mean.value
+
+
+def part_of_pair(results: Results, adapter: str | None) -> str | None:
+    """Content or style for an adapter of a pair; else None."""
+    adapters = results.study.get("adapters")
+    for one in adapters if isinstance(adapters, list) else ():
+        if isinstance(one, dict) and one.get("name") == adapter and one.get("part") in PARTS:
+            return str(one["part"])
+    return None
 
 
 def settings_of(results: Results) -> list[Setting]:
@@ -118,9 +133,11 @@ class Front:
 
     @classmethod
     def of(cls, settings: list[Setting], axes: Axes) -> Front:
-        """Of the settings with a place on both axes; ceilings have none."""
+        """Of the settings with a place on both axes; ceilings and halves of a pair have none."""
         points = [
-            [np.nan] * 2 if one.row == CEILING else [one.value(axes.likeness), one.value(axes.text)]
+            [np.nan] * 2
+            if one.row == CEILING or one.part
+            else [one.value(axes.likeness), one.value(axes.text)]
             for one in settings
         ]
         likeness, text = np.array(points).reshape(-1, 2).T

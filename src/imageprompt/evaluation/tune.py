@@ -21,6 +21,7 @@ from imageprompt.control.controls import Controls
 from imageprompt.core.atomic_files import check_folder, write_atomically
 from imageprompt.core.console import Bars, aligned, json_text, with_head
 from imageprompt.core.errors import OptionError, as_text
+from imageprompt.core.hub import part_of
 from imageprompt.evaluation.balance import Axes, oriented, range_of
 from imageprompt.evaluation.metrics import METRICS
 from imageprompt.evaluation.phrases import counted
@@ -28,6 +29,7 @@ from imageprompt.evaluation.report import write_report
 from imageprompt.evaluation.scale_search import Rule, ScaleSearch, scales_up_to
 from imageprompt.evaluation.settings import Setting, settings_of
 from imageprompt.evaluation.study.config import AdapterEntry, StudyConfig
+from imageprompt.evaluation.study.pairs import holds_pair
 from imageprompt.evaluation.study.references import DRAWN, drawn_references
 from imageprompt.evaluation.study.results import (
     ADAPTER,
@@ -360,7 +362,15 @@ def _one_adapter(config: StudyConfig) -> AdapterEntry:
             reason="tune takes one",
             hint=f"Name it: --adapter {entries[-1].title}.",
         )
-    return entries[0]
+    (entry,) = entries
+    if entry.part is not None or holds_pair(config, entry):
+        raise OptionError(
+            f"adapter {entry.title}",
+            reason="holds a pair of adapters, with a scale each",
+            hint=f"Tune one of them: {part_of(entry.adapter, 'content')} or "
+            f"{part_of(entry.adapter, 'style')}.",
+        )
+    return entry
 
 
 def _plain(preset: str | None) -> str:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+from imageprompt.demo.scenes import ATTRIBUTES
+from imageprompt.evaluation.metrics._words import share_of
+from imageprompt.evaluation.metrics.contract import FeatureMetric
 
-from imageprompt.evaluation.metrics.contract import FeatureMetric, Rows, Values
-
-
-def attributes(pictures: Rows, references: Rows) -> Values:
-    """Share of equal words in rows [n, 5]; NaN beside a picture that could not be read."""
-    unread = np.isnan(pictures).any(1) | np.isnan(references).any(1)
-    values: Values = np.where(unread, np.nan, (pictures == references).mean(1))
-    return values
-
+attributes = share_of(*ATTRIBUTES)
+"""Of rows [n, 5]."""
 
 METRIC = FeatureMetric(
     name="attributes",

@@ -140,7 +140,9 @@ def _plots(
         names = (front.axes.likeness, front.axes.text)
         over = [plots.over_scale(settings, name, titles[name]) for name in names]
     return {
-        "trade_off": plots.trade_off(settings, front, titles) if front is not None else None,
+        "trade_off": plots.trade_off(settings, front, titles)
+        if front is not None and any(front.on_front)
+        else None,
         "over_scale": over,
         "spread": [*_distributions(settings, chosen, titles)],
     }

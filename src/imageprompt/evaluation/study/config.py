@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
 
 from imageprompt.control import one_scale
 from imageprompt.core import bundled
@@ -22,6 +22,7 @@ from imageprompt.core.config_reader import (
     read_config,
 )
 from imageprompt.core.errors import OptionError
+from imageprompt.core.hub import PARTS, part_of
 from imageprompt.core.yaml_file import brief, expand_user, read_yaml
 from imageprompt.generation.option_values import parse_size
 from imageprompt.generation.reference import Reference
@@ -32,6 +33,7 @@ DRAWN_COUNT = 4
 DRAWN_SCALES = (0.5, 1.0)
 _GET_ONE = "Write one (see docs/evaluation.md), or give --references, --prompts and --adapter."
 _MODELS = ("variant", "reading", "encoder", "faces", "preset")
+Part: TypeAlias = Literal["content", "style"]
 _FREE_KEYS = ("output", "dtype", "device")
 """Keys that are no part of what was asked: where it goes, and what the environment tells."""
 
@@ -55,16 +57,25 @@ class AdapterEntry:
     encoder: Annotated[str | None, Key("its image encoder; default: the base's own")] = None
     faces: Annotated[str | None, Key("the face model pack of a FaceID adapter")] = None
     preset: Annotated[str | None, Key("what to take of the reference, such as style")] = None
+    part: Annotated[
+        Part | None,
+        Key("of a pair: the adapter whose reference is compared with; default: each in turn"),
+    ] = None
 
     @property
     def title(self) -> str:
         """Its name in the results."""
         return self.name or Path(self.adapter).stem or self.adapter
 
-    def reference(self, picture: Any, scale: float) -> Reference:
-        """How `generate` is asked for it."""
-        how = {name: getattr(self, name) for name in _MODELS}
-        return Reference(reference=picture, adapter=self.adapter, scale=scale, **how)
+    def reference(self, picture: Any, scale: float, beside: Any = None) -> Reference:
+        """How `generate` is asked for it; `beside` goes to the other adapter of a pair."""
+        how = {name: getattr(self, name) for name in _MODELS} | {"scale": scale}
+        if self.part is None:
+            return Reference(reference=picture, adapter=self.adapter, **how)
+        if beside is None:
+            return Reference(reference=picture, adapter=part_of(self.adapter, self.part), **how)
+        how |= {part: picture if part == self.part else beside for part in PARTS}
+        return Reference(adapter=self.adapter, **how)
 
 
 @dataclass(frozen=True, kw_only=True)

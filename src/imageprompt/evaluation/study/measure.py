@@ -30,6 +30,8 @@ def default_metrics(config: StudyConfig) -> list[str]:
     for role, found in needs.items():
         if role in config.extractors:
             names += found
+    if any(entry.part for entry in config.entries):
+        names += ["shape", "look"] if own else ["layout"]
     return [*dict.fromkeys([*names, "lab", "copying"])]
 
 

@@ -73,7 +73,7 @@ def open_models(
                     raise type(error)(what, reason=error.reason, hint=error.hint) from error
     by_hash: dict[str, str] = {}
     for one in adapters:
-        first = by_hash.setdefault(one["hash"], one["name"])
+        first = by_hash.setdefault(f"{one['hash']} {one.get('part')}", one["name"])
         if first != one["name"]:
             log(f"{one['name']} and {first} have the same weights")
     return StudyModels(models, recipe, tuple(adapters))
@@ -105,6 +105,7 @@ def _check(
         "source": loaded.record.name,
         "hash": loaded.record.hash,
         "encoder": None if encoder is None else {"name": encoder.name, "hash": encoder.hash},
+        **({} if entry.part is None else {"part": entry.part}),
     }
 
 

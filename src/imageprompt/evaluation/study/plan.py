@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any, overload
@@ -78,6 +78,8 @@ class Row:
     """Is the picture made for this row? Not if an earlier one has it."""
     source: int | None = None
     """Of a ceiling row: the reference that is its picture."""
+    beside: int | None = None
+    """Of a pair of adapters: the reference of the other one."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,17 @@ class Plan:
     """The rows: control, then each adapter at each scale, then the ceiling.
 
     Within those, references come before prompts, and prompts before seeds. All of it is counted,
-    not listed.
+    not listed. A pair of adapters is two here: the pictures of its content have lines for its
+    style too, whose reference is half the list further on.
     """
 
     references: Sequence[StudyReference]
     cases: Sequence[Case]
     adapters: Sequence[str]
+    parts: Sequence[str | None]
+    """For each adapter: content or style if it is one of a pair."""
+    made_by: Sequence[int]
+    """For each adapter: the one whose pictures its lines are of, usually itself."""
     scales: Sequence[float]
     seeds: range
     control: bool
@@ -106,10 +113,21 @@ class Plan:
     ) -> Plan:
         """Raises OptionError for a study of too many rows."""
         ceiling = ceilings(references) if config.ceiling else {}
+        entries = config.entries
+        alike = [replace(entry, name=None, part=None) for entry in entries]
+        parts = [entry.part for entry in entries]
+        if any(parts) and len(references) < 2:
+            raise OptionError(
+                "one reference for a pair of adapters",
+                reason="content and style are taken from two",
+                hint="Give a folder of several.",
+            )
         plan = cls(
             references,
             cases,
-            [entry.title for entry in config.entries],
+            [entry.title for entry in entries],
+            parts,
+            [alike.index(one) if parts[i] else i for i, one in enumerate(alike)],
             config.scales,
             range(config.seed, config.seed + config.seeds),
             config.control,
@@ -133,7 +151,7 @@ class Plan:
     def pictures(self) -> int:
         """Pictures to generate; rows of the control share theirs."""
         control = len(self._prompts) * len(self.seeds) if self.control else 0
-        settings = len(self.adapters) * len(self.scales)
+        settings = len({*self.made_by}) * len(self.scales)
         return control + settings * len(self.cases) * len(self.seeds)
 
     @property
@@ -151,7 +169,8 @@ class Plan:
 
     @cached_property
     def _folders(self) -> list[str]:
-        return folder_names(self.adapters)
+        parts = zip(self.adapters, self.parts, strict=True)
+        return folder_names([name.removesuffix(f", {part}") for name, part in parts])
 
     def chunks(self) -> Iterator[list[Row]]:
         """The rows, never rows of two settings in a chunk."""
@@ -175,11 +194,18 @@ class Plan:
                 yield _row(CONTROL, case, seed, picture, scale=0.0, new=index == first)
 
     def _adapter_rows(self, adapter: int, scale: float) -> Iterator[Row]:
-        folder = f"{PICTURES}/{self._folders[adapter]}-{scale:g}"
+        made_by, part, beside = self.made_by[adapter], self.parts[adapter], None
+        folder = f"{PICTURES}/{self._folders[made_by]}-{scale:g}"
+        of_adapter = {"scale": scale, "adapter": adapter, "new": made_by == adapter}
         for index, case in enumerate(self.cases):
+            if part is not None:
+                look = (case.reference + len(self.references) // 2) % len(self.references)
+                content = part == "content"
+                beside = look if content else case.reference
+                case = case if content else replace(case, reference=look)
             for seed in self.seeds:
                 picture = f"{folder}/{index:06}-{seed}.png"
-                yield _row(ADAPTER, case, seed, picture, scale=scale, adapter=adapter)
+                yield _row(ADAPTER, case, seed, picture, beside=beside, **of_adapter)
 
     def _ceiling_rows(self) -> Iterator[Row]:
         for reference, source in self.ceiling.items():

@@ -35,6 +35,7 @@ from imageprompt.evaluation.study.models import (
     decoded,
     open_models,
 )
+from imageprompt.evaluation.study.pairs import with_parts
 from imageprompt.evaluation.study.plan import Case, Grid, Plan, Row
 from imageprompt.evaluation.study.references import (
     StudyReference,
@@ -130,7 +131,7 @@ class Study:
 
         Raises NotFoundError, PictureError, OptionError.
         """
-        self.config = config
+        self.config = config = with_parts(config)
         self.folder = check_folder(config.folder)
         self.root = self.folder if root is None else root
         self.protocol: Protocol | None = None
@@ -184,9 +185,10 @@ class Study:
     def describe(self) -> str:
         """How many pictures are made, in one line."""
         plan = self.plan
-        settings = len(plan.adapters) * len(plan.scales)
+        adapters = len({*plan.made_by})
+        settings = adapters * len(plan.scales)
         counts = {
-            "adapter": len(plan.adapters),
+            "adapter": adapters,
             "scale": len(plan.scales),
             "pair of reference and prompt": len(plan.cases),
             "seed": len(plan.seeds),
@@ -336,7 +338,8 @@ class Study:
         reference = None
         if row.adapter is not None:
             path = self.plan.references[row.reference].path
-            reference = self.config.entries[row.adapter].reference(path, row.scale or 0.0)
+            beside = None if row.beside is None else self.plan.references[row.beside].path
+            reference = self.config.entries[row.adapter].reference(path, row.scale or 0.0, beside)
         request = self.config.request(row.prompt or "", row.seed or 0, reference)
         request.check()
         return request

@@ -29,6 +29,7 @@ def summarise(
                 "row": setting.row,
                 "adapter": setting.adapter,
                 "scale": setting.scale,
+                **({"part": setting.part} if setting.part else {}),
                 "pictures": setting.pictures,
                 "metrics": metrics,
             }
