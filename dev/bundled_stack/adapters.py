@@ -7,7 +7,7 @@ the adapter is trained like any other.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +35,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 WARM_START_STEPS = 3000
 WARM_START_BATCH = 64
 FULL_CAPTION = 11  # tokens of "a striped red star on a plain blue background", with start and end
-CONTRADICTING = 0.2  # share of samples whose reference the caption contradicts
 
 
 TextStates = tuple[Tensor, dict[str, Tensor]]
@@ -53,6 +52,10 @@ class TrainableBase:
     rate: float
     timesteps: Timesteps
     init: Literal["copy", "zero"] | None = None
+    contradicting: float = 0.2
+    """Share of samples whose reference the caption contradicts."""
+    places: int = 0
+    """Of a Plus adapter's tokens, those that first learn where the object is."""
     name: str = ""
     """Begins the names of its files in the work folder."""
 
@@ -69,6 +72,20 @@ def unet_base(work: Path) -> TrainableBase:
     # the outline is decided in the first steps of sampling, where there is little but noise
     times = Timesteps(uniform=0.35, mean=1.6, std=1.2)
     return TrainableBase(pipe, pipe.unet, pipe.image_encoder, encode, 9e-4, times)
+
+
+def place_tokens(chosen: Sequence[scenes.Scene], count: int, like: Tensor) -> Tensor:
+    """Tokens [b, count, W] of centre, size and turn, at the strength of text states `like`.
+
+    Fixed random directions: what they mean, K' and V' learn from the denoiser.
+    """
+    x, y, radius, turn = torch.tensor([scene.geometry() for scene in chosen]).T
+    values = torch.stack(((x - 0.5) * 16, (y - 0.5) * 16, (radius - 0.36) * 22, turn * 10), 1)
+    waves = torch.cat([values, *(f(k * values) for k in (1, 2) for f in (torch.sin, torch.cos))], 1)
+    generator = torch.Generator().manual_seed(12)
+    directions = torch.randn(waves.shape[1], count * like.shape[2], generator=generator)
+    tokens = (waves @ directions) / waves.shape[1] ** 0.5
+    return tokens.unflatten(1, (count, -1)) * like.std() + like.mean((0, 1))
 
 
 class SceneDataset(Dataset):
@@ -101,7 +118,8 @@ class SceneDataset(Dataset):
 
     def batch(self, indices: Tensor, streams: RandomStreams) -> Batch:
         """Random partial captions; some of the references contradict their caption."""
-        seeds, contradicting = streams.integers(2**62).tolist(), streams.rand() < CONTRADICTING
+        seeds = streams.integers(2**62).tolist()
+        contradicting = streams.rand() < self.base.contradicting
         lines = []
         for row, index in enumerate(indices.tolist()):
             rng, scene = np.random.default_rng(seeds[row]), self.scenes[index]
@@ -121,14 +139,19 @@ class SceneDataset(Dataset):
         text, added = self.base.encode_text(lines)
         return Batch(self.latents[indices].float(), text, features, added)
 
-    def caption_states(self, step: int, tokens: int) -> tuple[Tensor, Tensor]:
-        """Features of the references of a step, and the text states of their full captions."""
+    def caption_states(self, step: int, tokens: int, places: int) -> tuple[Tensor, Tensor]:
+        """Features of the references of a step; the states of their captions, tokens of places."""
         indices = indices_at(step, WARM_START_BATCH, len(self), seed=1)
-        lines = [scenes.caption(self.scenes[index]) for index in indices.tolist()]
-        chosen = choose_states(self.base.encode_text(lines)[0], FULL_CAPTION, tokens)
+        chosen = [self.scenes[index] for index in indices.tolist()]
+        states = self.base.encode_text([scenes.caption(scene) for scene in chosen])[0]
         denoiser = self.base.denoiser
         with torch.no_grad():
-            return self.same[indices].float(), training_of(denoiser).as_tokens(denoiser, chosen)
+            states = training_of(denoiser).as_tokens(
+                denoiser, choose_states(states, FULL_CAPTION, tokens - places)
+            )
+        if places:
+            states = torch.cat((states, place_tokens(chosen, places, states)), dim=1)
+        return self.same[indices].float(), states
 
 
 def train(base: TrainableBase, work: Path, variant: str, steps: int, batch: int = 32) -> None:
@@ -150,10 +173,12 @@ def train(base: TrainableBase, work: Path, variant: str, steps: int, batch: int 
             init=base.init,
             **OPTIONS[variant],
         )
-        tokens = OPTIONS[variant]["num_tokens"]
+        tokens, places = OPTIONS[variant]["num_tokens"], base.places if variant == "plus" else 0
         count = min(WARM_START_STEPS, steps)
         left = fit_projector_to_captions(
-            adapter.module.image_proj, lambda step: samples.caption_states(step, tokens), count
+            adapter.module.image_proj,
+            lambda step: samples.caption_states(step, tokens, places),
+            count,
         )
         print(
             f"{variant}: {left:.1%} of the captions' variance unexplained after {count} steps",

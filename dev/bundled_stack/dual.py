@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bundled_stack.adapters import TextStates, TrainableBase
+from bundled_stack.adapters import TextStates, TrainableBase, place_tokens
 from bundled_stack.base import Captions
 from bundled_stack.checkpoints import load_state, save_atomic
 from bundled_stack.export import STACK
@@ -173,7 +173,7 @@ class PairDataset(Dataset):
         with torch.no_grad():
             states = self.as_tokens(lines)[:, :TAUGHT]
         free = OPTIONS["content"]["num_tokens"] - TAUGHT
-        places = place_tokens([scene.geometry() for scene in chosen], free, states)
+        places = place_tokens(chosen, free, states)
         return self.content[indices].float(), torch.cat((states, places), dim=1)
 
     def style_states(self, step: int) -> tuple[Tensor, Tensor]:
@@ -188,20 +188,6 @@ class PairDataset(Dataset):
 def look_of(scene: Scene) -> tuple[str, ...]:
     """The four words of its look."""
     return tuple(getattr(scene, name) for name in LOOK)
-
-
-def place_tokens(geometry: list[tuple[float, ...]], count: int, like: Tensor) -> Tensor:
-    """Tokens [b, count, W] of centre, size and turn, at the strength of text states `like`.
-
-    Fixed random directions: what they mean, K' and V' learn from the denoiser.
-    """
-    x, y, radius, turn = torch.tensor(geometry).T
-    values = torch.stack(((x - 0.5) * 16, (y - 0.5) * 16, (radius - 0.36) * 22, turn * 10), 1)
-    waves = torch.cat([values, *(f(k * values) for k in (1, 2) for f in (torch.sin, torch.cos))], 1)
-    generator = torch.Generator().manual_seed(12)
-    directions = torch.randn(waves.shape[1], count * like.shape[2], generator=generator)
-    tokens = (waves @ directions) / waves.shape[1] ** 0.5
-    return tokens.unflatten(1, (count, -1)) * like.std() + like.mean((0, 1))
 
 
 # ── training ──────────────────────────────────────────────────────────────────────────────────────

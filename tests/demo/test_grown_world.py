@@ -160,16 +160,14 @@ def test_all_stages_train_resume_and_are_judged(
     assert line["step"] > steps >= 1
     assert line["samples"] > samples == 2 * steps
     assert 0 <= line["test: all, two objects"] <= 1
-    vae.train(tmp_path, moment, factor=8, **sizes)
-    assert json.loads((tmp_path / "vae-8.jsonl").read_text().splitlines()[-1])["psnr"] > 0
-    options = argparse.Namespace(
-        work=tmp_path, minutes=moment, factor=8, pictures=2, compiled=False, **sizes
-    )
+    vae.train(tmp_path, moment, **sizes)
+    assert json.loads((tmp_path / "vae.jsonl").read_text().splitlines()[-1])["psnr"] > 0
+    options = argparse.Namespace(work=tmp_path, minutes=moment, pictures=2, compiled=False, **sizes)
     base.train(options)
-    line = json.loads((tmp_path / "base-8.jsonl").read_text().splitlines()[-1])
+    line = json.loads((tmp_path / "base.jsonl").read_text().splitlines()[-1])
     assert line["step"] >= 1
     assert 0 <= line["background"] <= 1
-    latents = base.Latents(tmp_path, 8, count, "cpu")
+    latents = base.Latents(tmp_path, count, "cpu")
     assert latents.values.shape == (count, 16, 16, 16)
     assert latents.values.float().std() == pytest.approx(1, abs=0.05)
 

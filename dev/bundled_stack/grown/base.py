@@ -23,13 +23,15 @@ from bundled_stack.timed_run import TimedRun
 from bundled_stack.tokenizer import build_tokenizer
 
 GUIDANCE, STEPS = 4.0, 20
+# as many positions as the easy world's, so a step takes as long
+SIZES = {"sample_size": scenes.SIZE // 8, "patch_size": 2, "pos_embed_max_size": 8}
 EXTRA_TOKENS = {0: 0.7, 24: 0.3}  # zeros that the pipeline adds for a T5, and how often
 
 
 class Base(nn.Module):
     """Text tower and transformer; every block of the transformer starts as the identity."""
 
-    def __init__(self, factor: int = 8) -> None:
+    def __init__(self) -> None:
         super().__init__()
         from diffusers import SD3Transformer2DModel
         from transformers import CLIPTextConfig, CLIPTextModelWithProjection
@@ -45,10 +47,7 @@ class Base(nn.Module):
         )
         self.text: Any = CLIPTextModelWithProjection(config)
         self.text.set_attn_implementation("eager")
-        channels, side = vae.CHANNELS[factor][0], scenes.SIZE // factor
-        sizes = {"sample_size": side, "pos_embed_max_size": side}
-        sizes |= {"in_channels": channels, "out_channels": channels}
-        self.transformer: Any = SD3Transformer2DModel(**TRANSFORMER | sizes)
+        self.transformer: Any = SD3Transformer2DModel(**TRANSFORMER | SIZES)
         _initialise(self.text, self.transformer)
 
     def forward(self, noisy: Tensor, times: Tensor, tokens: Tensor, extra: int = 0) -> Tensor:
@@ -80,10 +79,10 @@ def _initialise(text: Any, transformer: Any) -> None:
 class Latents:
     """The latents of the training pictures, with mean 0 in each channel and deviation 1."""
 
-    def __init__(self, work: Path, factor: int, count: int, device: str) -> None:
-        target = work / f"latents-{factor}-{count}.ckpt"
+    def __init__(self, work: Path, count: int, device: str) -> None:
+        target = work / f"latents-{count}.ckpt"
         if not target.exists():
-            save_atomic(_encode(work, factor, count, device), target)
+            save_atomic(_encode(work, count, device), target)
         state = load_state(target)
         self.values, self.mean, self.scale = state["values"], state["mean"], state["scale"]
 
@@ -94,9 +93,9 @@ class Latents:
 
 
 @torch.no_grad()
-def _encode(work: Path, factor: int, count: int, device: str) -> dict[str, Any]:
+def _encode(work: Path, count: int, device: str) -> dict[str, Any]:
     pool.make(work, "train", count)
-    model, pictures = vae.load(work, factor, device), pool.load(work, "train", count)
+    model, pictures = vae.load(work, device), pool.load(work, "train", count)
     parts = [
         model.encode(pool.to_float(part.to(device))).latent_dist.mode().half().cpu()
         for part in pictures.split(128)
@@ -131,7 +130,7 @@ def evaluate(model: Base, work: Path, latents: Latents, options: argparse.Namesp
     empty = torch.tensor([captions.encode("")]).to(device)
     shape = tuple(latents.values.shape[1:])
     drawn = torch.cat([sample(model, part, empty, shape) for part in tokens.split(250)])
-    pictures = latents.decoded(vae.load(work, options.factor, device), drawn)
+    pictures = latents.decoded(vae.load(work, device), drawn)
     targets = judge.labels(chosen).to(device)
     return pictures, judge.shares(judge.correct(judge.load(work, device), pictures, targets))
 
@@ -139,10 +138,10 @@ def evaluate(model: Base, work: Path, latents: Latents, options: argparse.Namesp
 def train(options: argparse.Namespace) -> None:
     """Train for this many minutes and evaluate; an unfinished run is resumed."""
     work, device = options.work, options.device
-    latents = Latents(work, options.factor, options.count, device)
+    latents = Latents(work, options.count, device)
     all_scenes = list(islice(scenes.stream("train"), options.count))
     captions, values = Captions(scenes.all_words()), latents.values.to(device)
-    model = Base(options.factor).to(device)
+    model = Base().to(device)
     if device == "cpu":
         model.transformer.set_attn_processor(PlainAttention())
     if options.compiled:
@@ -150,7 +149,7 @@ def train(options: argparse.Namespace) -> None:
             block.compile(dynamic=False)
     run = TimedRun(
         work,
-        f"base-{options.factor}",
+        "base",
         model,
         minutes=options.minutes,
         rate=options.rate,
@@ -181,7 +180,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("work", type=Path)
     parser.add_argument("minutes", type=float)
-    parser.add_argument("--factor", type=int, choices=list(vae.CHANNELS), default=8)
     parser.add_argument("--count", type=int, default=65_536, help="pictures to train on")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=2.5e-3)

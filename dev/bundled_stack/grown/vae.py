@@ -1,4 +1,7 @@
-"""Train the autoencoder of the grown world: 128x128 pictures to 16x16 or 8x8 latents."""
+"""Refine the bundled stack's autoencoder for the grown world: 128x128 pictures to 16x16 latents.
+
+It was trained on drawn pictures of 64x64 pixels, and decodes these at 30.8 dB as it is.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +16,18 @@ from torch import Tensor
 from bundled_stack.checkpoints import load_state
 from bundled_stack.grown import judge, pool
 from bundled_stack.timed_run import TimedRun
-from bundled_stack.vae import CONFIG, losses
+from bundled_stack.vae import losses
+from imageprompt.core import bundled
 
-CHANNELS = {8: (16, (32, 64, 96, 128)), 16: (32, (32, 64, 96, 128, 160))}
-"""By factor between the sides of picture and latents: channels of latents and of the blocks."""
+NAME = "vae"
 
 
-def build(factor: int = 8) -> Any:
-    """The untrained autoencoder, a stock AutoencoderKL."""
+def build() -> Any:
+    """The autoencoder of the bundled stack, which this world refines: 16 channels, factor 8."""
     from diffusers import AutoencoderKL
 
-    torch.manual_seed(1)
-    latent, blocks = CHANNELS[factor]
-    changes = {
-        "down_block_types": ["DownEncoderBlock2D"] * len(blocks),
-        "up_block_types": ["UpDecoderBlock2D"] * len(blocks),
-        "block_out_channels": list(blocks),
-        "latent_channels": latent,
-        "sample_size": 128,
-    }
-    return AutoencoderKL(**CONFIG | changes).to(memory_format=torch.channels_last)
+    model = AutoencoderKL.from_pretrained(bundled.folder() / "vae", torch_dtype=torch.float32)
+    return model.to(memory_format=torch.channels_last)
 
 
 def crop(x: Tensor, rng: np.random.Generator, side: int) -> Tensor:
@@ -57,20 +52,17 @@ def ceiling(model: Any, work: Path, count: int, device: str) -> dict[str, float]
     return found
 
 
-def load(work: Path, factor: int = 8, device: str = "cpu") -> Any:
+def load(work: Path, device: str = "cpu") -> Any:
     """The trained autoencoder."""
-    model, state = build(factor), load_state(work / f"vae-{factor}.ckpt")
+    model, state = build(), load_state(work / f"{NAME}.ckpt")
     model.load_state_dict(state["model"] | state["ema"]["average"])
     return model.to(device).eval().requires_grad_(False)
 
 
-def train(
-    work: Path, minutes: float, *, factor: int, count: int, batch: int, device: str, rate: float
-) -> None:
+def train(work: Path, minutes: float, *, count: int, batch: int, device: str, rate: float) -> None:
     """Train for this many minutes, on crops at first; an unfinished run is resumed."""
-    model = build(factor).to(device)
-    name = f"vae-{factor}"
-    run = TimedRun(work, name, model, minutes=minutes, rate=rate, ema=0.997, decay=1e-4, flat=0.1)
+    model = build().to(device)
+    run = TimedRun(work, NAME, model, minutes=minutes, rate=rate, ema=0.997, decay=1e-4, flat=0.1)
     pool.make(work, "train", count)
     pictures = pool.load(work, "train", count).to(device)
     rng = np.random.default_rng(run.steps)
@@ -90,9 +82,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("work", type=Path)
     parser.add_argument("minutes", type=float)
-    parser.add_argument("--factor", type=int, choices=list(CHANNELS), default=8)
     parser.add_argument("--count", type=int, default=65_536, help="pictures to train on")
     parser.add_argument("--batch", type=int, default=6)
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--device", default="cpu")
     train(**vars(parser.parse_args()))
