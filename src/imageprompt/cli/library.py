@@ -368,7 +368,7 @@ def _row(style: Style) -> dict[str, Any]:
     return {
         "style": style.name,
         "tags": style.tags,
-        "variant": style.variant,
+        "variant": f"{style.variant}, {style.part}" if style.part else style.variant,
         "tokens": style.shape[0],
         "references": [one.name or "in memory" for one in style.references],
         "created": style.created[:10],

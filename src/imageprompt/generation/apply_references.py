@@ -56,6 +56,7 @@ class OpenedReference:
             from imageprompt.library import Library
 
             style = Library(request.library).show(reference.style)
+            style.check_part(reference.part)
         records = {
             "pictures": picture_records,
             "negative_reference": negative_records,

@@ -59,7 +59,8 @@ class Reference:
     `image_prompt` (object or file); or a `style` of the library; or `face_embeddings` (beside
     aligned face pictures for FaceID-plus); or `content`, a picture whose shape and place count,
     and `style`, a picture whose look counts (a file's name with its suffix or folder, or an
-    object), for the two adapters of a pair (default: the base's "dual").
+    object), for the two adapters of a pair (default: the base's "dual"). Any other name is of the
+    library, for either of them.
 
     Models: `adapter`, a file, Hub id, loaded Adapter, or short name of one that comes with the base
     (None: the style's, else the base's "plus"); `variant` if the file does not tell; `reading` as
@@ -88,8 +89,9 @@ class Reference:
     content: Annotated[
         Any,
         _source(
-            "picture whose shape and place are taken, by a pair's content adapter; may be repeated",
-            "PIC",
+            "picture whose shape and place are taken, by a pair's content adapter; may be "
+            "repeated; or the name of one in the library",
+            "PIC_OR_NAME",
             repeat=True,
             json=FILES,
         ),
@@ -308,6 +310,8 @@ class Reference:
     """Of a replay: what the recipe says of this reference."""
     tokens_from_recipe: Annotated[bool, PYTHON_ONLY] = False
     """Is `image_prompt` the one that came with the recipe?"""
+    part: Annotated[str, PYTHON_ONLY] = ""
+    """Of a style by name that was given for one adapter of a pair: content or style."""
 
     def __repr__(self) -> str:
         """Only what is not the default."""
@@ -492,11 +496,12 @@ class Reference:
             source = getattr(self, part)
             if source is None:
                 continue
-            changes = {"content": None, "style": None, "reference": source}
-            if part == "style" and not is_picture(source):  # of the library, with its own adapter
-                changes |= {"style": source, "reference": None, "adapter": None}
-            else:
-                changes["adapter"] = _adapter_of_pair(self.adapter, part)
+            name = source[0] if isinstance(source, list | tuple) and len(source) == 1 else source
+            changes: dict[str, Any] = {"content": None, "style": None}
+            if is_picture(name):
+                changes |= {"reference": source, "adapter": _adapter_of_pair(self.adapter, part)}
+            else:  # of the library, with its own adapter
+                changes |= {"style": name, "adapter": None, "part": part}
             found.append(self._replaced(**changes))
         return tuple(found)
 
@@ -549,7 +554,7 @@ _NUMBERS = (
 )
 _DEFAULTS: Mapping[str, Any] = {item.name: item.default for item in fields(Reference)}
 REPLAY_FIELDS = ("replayed_from", "tokens_from_recipe")
-REFERENCE_FIELDS = tuple(name for name in _DEFAULTS if name not in REPLAY_FIELDS)
+REFERENCE_FIELDS = tuple(name for name in _DEFAULTS if name not in (*REPLAY_FIELDS, "part"))
 """The fields that a user can set."""
 
 

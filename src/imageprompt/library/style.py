@@ -12,6 +12,7 @@ from typing import Any
 from imageprompt.checkpoint.read.stored_tensor import TensorBytes
 from imageprompt.core import __version__
 from imageprompt.core.errors import OptionError
+from imageprompt.core.hub import split_part
 from imageprompt.library.paths import checked_name, checked_tags
 from imageprompt.loading.recipe import AssetRecord, check_asset
 
@@ -65,6 +66,22 @@ class Style:
         return str(self.adapter.spec["variant"])
 
     @property
+    def part(self) -> str:
+        """Content or style if an adapter of a pair made it, else ""; by the adapter's name."""
+        return split_part(self.adapter.name or "")[1]
+
+    def check_part(self, part: str) -> None:
+        """May it stand for this adapter of a pair, or "" for any? Raises OptionError."""
+        if part and self.part != part and "content" in (part, self.part):
+            made_by = f"the {self.part} adapter of a pair" if self.part else "a single adapter"
+            raise OptionError(
+                f"--{part} {self.name}",
+                reason=f"this style was made by {made_by}",
+                hint=f"Give it as --{self.part or 'style'}, or add the picture again with "
+                f"--adapter FILE#{part}.",
+            )
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Number and size of the tokens."""
         _, count, width = self.tensors["tokens"].shape
@@ -100,7 +117,8 @@ class Style:
     def as_dict(self) -> dict[str, Any]:
         """Everything about the style, as JSON."""
         tensors = {name: list(stored.shape) for name, stored in sorted(self.tensors.items())}
-        return self.description() | {"path": str(self.path), "tensors": tensors}
+        more = {"path": str(self.path), "tensors": tensors, "part": self.part or None}
+        return self.description() | more
 
 
 def style_from_description(data: Mapping[str, Any], **more: Any) -> Style:

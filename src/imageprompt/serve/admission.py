@@ -8,10 +8,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from imageprompt.core.errors import ImagePromptError
+from imageprompt.core.errors import ImagePromptError, NotFoundError, OptionError
+from imageprompt.generation.reference import is_picture
 from imageprompt.library import Library
 from imageprompt.serve import sources
-from imageprompt.serve.errors import ApiError, Problem, bad_request
+from imageprompt.serve.errors import ApiError, Problem, bad_request, problem_of
 from imageprompt.serve.files import Files
 from imageprompt.serve.queue import Entry, FairQueue, Full, batch_key
 from imageprompt.serve.store import JobRecord
@@ -101,6 +102,19 @@ class Admission:
             raise bad_request(f"{place}: this server has no adapter", param=place)
         if style is not None:
             self._check_style(style, name, f"{place}.style")
+
+    def check_parts(self, references: Sequence[Mapping[str, Any]]) -> None:
+        """A style by name beside a content picture must not stand for content itself."""
+        for index, one in enumerate(references):
+            style, place = one.get("style"), f"references.{index}.style"
+            if one.get("content") is None or style is None or is_picture(style):
+                continue
+            try:
+                self._library.show(style).check_part("style")
+            except NotFoundError:
+                continue  # told when the job is checked
+            except OptionError as error:
+                raise ApiError(400, problem_of(error, place)) from error
 
     def check_adapter(self, name: str | None, place: str) -> None:
         """Is it None or served?"""

@@ -70,6 +70,7 @@ async def bound(
             hint=f"Write part:{name} where the picture belongs.",
         )
     if found.get("references"):
+        service.admission.check_parts(found["references"])
         found["references"] = pairs_apart(found["references"])
     return found
 
