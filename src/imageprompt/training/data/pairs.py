@@ -71,6 +71,15 @@ class PairReferences:
             pictures = [make(*pair) for pair in zip(pictures, rngs, strict=True)]
         return self.extractors.encode_references(pictures)
 
+    def states_of(self, captions: Sequence[str]) -> tuple[Tensor, list[int]]:
+        """Text states [b, l, d] of captions of one side, and the number of tokens of each."""
+        different = list(dict.fromkeys(captions))
+        states = self.extractors.encode_text(different)[0]
+        limit = min(self.extractors.max_tokens, states.shape[1])
+        counts = [min(one, limit) for one in self.extractors.token_counts(different)]
+        rows = [different.index(one) for one in captions]
+        return states[rows], [counts[row] for row in rows]
+
     def null_features(self) -> tuple[Tensor, ...]:
         """Those of the null image, for both."""
         null = self.extractors.null_encoded
@@ -90,15 +99,16 @@ def content_reference(picture: Image, rng: Rng) -> Image:
     blurred = small.filter(ImageFilter.GaussianBlur(rng.uniform(0, BLUR) * side))
     regions = _regions(np.asarray(blurred, np.float32) / 255, rng)
     size = regions.shape
-    ramp = np.linspace(0, 1, size[0])[:, None, None]
+    ramp = np.linspace(0, 1, size[0])[:, None]
     made: Any = np.zeros((*size, 3))
     for region in range(regions.max() + 1):
-        fill: Any = np.broadcast_to(rng.random(3), made.shape)
+        inside: Any = np.nonzero(regions == region)
+        fill: Any = np.broadcast_to(rng.random(3), (len(inside[0]), 3))
         if rng.random() < 0.4:
-            fill = fill + ramp * (rng.random(3) - fill)
+            fill = fill + ramp[inside[0]] * (rng.random(3) - fill)
         if rng.random() < PATTERN:
-            fill = np.where(_pattern(size, rng)[:, :, None], rng.random(3), fill)
-        made = np.where((regions == region)[:, :, None], fill, made)
+            fill = np.where(_pattern(inside, min(size), rng)[:, None], rng.random(3), fill)
+        made[inside] = fill
     drawn = Pillow.fromarray((made * 255).astype(np.uint8))
     return drawn.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.012) * side))
 
@@ -128,17 +138,24 @@ def _regions(pixels: Any, rng: Rng) -> Any:
 
 def _distances(points: Any, centres: Any) -> Any:
     """Squared distances [points, centres]."""
-    return np.square(points[:, None] - centres).sum(2)
+    each = (np.square(a[:, None] - b) for a, b in zip(points.T, centres.T, strict=True))
+    return sum(each)
 
 
-def _pattern(size: tuple[int, int], rng: Rng) -> Any:
-    """Stripes, checks or dots in a random direction and width, bool [height, width]."""
-    angle, period = rng.uniform(0, np.pi), rng.uniform(0.08, 0.3) * min(size)
-    down, across = np.mgrid[: size[0], : size[1]] * (2 * np.pi / period)
+def _pattern(pixels: Sequence[Any], side: int, rng: Rng) -> Any:
+    """Stripes, checks or dots in a random direction and width, at n pixels, bool [n]."""
+    angle, period = rng.uniform(0, np.pi), rng.uniform(0.08, 0.3) * side
+    down, across = (one * (2 * np.pi / period) for one in pixels)
     along = np.cos(angle) * across + np.sin(angle) * down + rng.uniform(0, 6)
     other = np.cos(angle) * down - np.sin(angle) * across + rng.uniform(0, 6)
-    kinds = (np.sin(along), np.sin(along) * np.sin(other), np.cos(along) + np.cos(other) - 1)
-    return kinds[rng.integers(3)] > rng.uniform(-0.3, 0.3)
+    kind = rng.integers(3)
+    if kind == 0:
+        wave = np.sin(along)
+    elif kind == 1:
+        wave = np.sin(along) * np.sin(other)
+    else:
+        wave = np.cos(along) + np.cos(other) - 1
+    return wave > rng.uniform(-0.3, 0.3)
 
 
 def style_reference(picture: Image, rng: Rng) -> Image:
