@@ -233,6 +233,92 @@ def test_columns_of_every_source(kind: str, tmp_path: Path) -> None:
         records.record(1).open_pair()
 
 
+def write_captions(folder: Path, kind: str) -> str:
+    """Two samples; the second has no captions of its own for either side."""
+    folder.mkdir()
+    own = {"content_caption": "a star", "style_caption": "a red shape"}
+    if kind.startswith("tar"):
+        with tarfile.open(folder / "set.tar", "w") as tar:
+            for index in range(2):
+                add_member(tar, f"{index}.png", picture_bytes(index))
+                more = own if index == 0 else {}
+                if kind == "tar":
+                    add_member(tar, f"{index}.txt", b"a red star")
+                    for name, text in more.items():
+                        add_member(tar, f"{index}.{name}.txt", text.encode())
+                else:
+                    entry = json.dumps({"text": "a red star", **more})
+                    add_member(tar, f"{index}.json", entry.encode())
+        return str(folder / "set.tar")
+    for index in range(2):
+        (folder / f"{index}.png").write_bytes(picture_bytes(index))
+    if kind == "folder":
+        for index in range(2):
+            (folder / f"{index}.txt").write_text("a red star")
+        for name, text in own.items():
+            (folder / f"0.{name}.txt").write_text(text)
+        return str(folder)
+    entries = [{"file_name": f"{index}.png", "text": "a red star"} for index in range(2)]
+    lines = [json.dumps(entries[0] | own), json.dumps(entries[1])]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["folder", "metadata", "tar", "tar of json"])
+def test_captions_of_one_side_of_every_source(kind: str, tmp_path: Path) -> None:
+    records = open_data(write_captions(tmp_path / "data", kind))
+    assert len(records) == 2
+    first, second = records.record(0), records.record(1)
+    assert [first.caption_of(part) for part in (None, 0, 1)] == [
+        "a red star",
+        "a star",
+        "a red shape",
+    ]
+    assert [second.caption_of(part) for part in (None, 0, 1)] == ["a red star"] * 3
+    if kind == "folder":
+        plain = open_data(write_captions(tmp_path / "again", kind)).fingerprint()
+        (tmp_path / "again" / "0.style_caption.txt").unlink()
+        assert open_data(str(tmp_path / "again")).fingerprint() != plain
+
+
+def test_a_caption_of_one_side_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(picture_bytes(0))
+    entry = {"file_name": "0.png", "text": "a star", "style_caption": 3}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(entry))
+    with pytest.raises(PictureError, match="its style_caption is no text"):
+        open_data(str(tmp_path)).record(0)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_the_warm_start_reads_the_captions_of_each_side(
+    cached: bool, tiny_folder: Path, tmp_path: Path
+) -> None:
+    from imageprompt.training.cache.open import open_dataset
+    from imageprompt.training.data.feature_extractors import FeatureExtractors, feature_to_read
+    from imageprompt.training.data.views import PictureOptions
+    from imageprompt.training.frozen_pipeline import FrozenPipeline
+    from imageprompt.variants import VARIANTS
+
+    data = write_captions(tmp_path / "data", "folder")
+    keys = TrainingConfig.load(config(tmp_path, tiny_folder))
+    base = FrozenPipeline.load(str(tiny_folder), None, precision="no", device="cpu")
+    encoders = FeatureExtractors(base, VARIANTS["plus"], feature_to_read(keys))
+    cache = str(tmp_path / "cache") if cached else None
+    samples = open_dataset(data, cache, encoders, PictureOptions.of(keys), pairs="self-made")
+    both = torch.tensor([0, 1])
+    for part, first in ((0, "a star"), (1, "a red shape")):
+        features, states, counts = samples.caption_batch(both, part)
+        expected = [first, "a red star"]
+        assert torch.equal(states, encoders.encode_text(expected)[0])
+        assert counts == encoders.token_counts(expected)
+        assert features.shape[0] == 2
+    # training itself reads the caption of the picture
+    streams = RandomStreams.at(0, 0, 2, 0)
+    assert torch.equal(
+        samples.batch(both, streams).text, encoders.encode_text(["a red star"] * 2)[0]
+    )
+
+
 FINGERPRINT = "ca470fa4d3c9cbab"
 
 

@@ -30,7 +30,7 @@ from imageprompt.training.data.feature_extractors import (
     dataset_fingerprint,
 )
 from imageprompt.training.data.latents import LatentScaling
-from imageprompt.training.data.sources import Records
+from imageprompt.training.data.sources import Record, Records
 from imageprompt.training.data.sources.contract import HASH
 from imageprompt.training.data.views import PictureOptions
 
@@ -243,15 +243,20 @@ class CachedDataset(Dataset):
     ) -> tuple[Features, Tensor, list[int]]:
         """Image features, text states, and the number of tokens in each caption.
 
-        `part` asks for the features of one adapter of a pair.
+        `part` asks for the features, and the captions, of one adapter of a pair.
         """
         tokens = self.index.tensors["tokens"][indices].tolist()
         streams = RandomStreams.of_samples(indices)
         if self._pairs is None or part is None:
-            features = self._features(indices, streams)
-        else:
-            features = self._pairs.features_of(part, self._opened(indices), streams)
-        return features, self._states(indices), tokens
+            return self._features(indices, streams), self._states(indices), tokens
+        records = self._records(indices)
+        opened = [self._pairs.open(record) for record in records]
+        features = self._pairs.features_of(part, opened, streams)
+        captions = [record.caption_of(part) for record in records]
+        if captions == [record.text for record in records]:
+            return features, self._states(indices), tokens
+        states, tokens = self._pairs.states_of(captions)
+        return features, states, tokens
 
     def describe(self) -> str:
         """One line: how many samples, in how many sizes, encoded when."""
@@ -289,9 +294,12 @@ class CachedDataset(Dataset):
     def _opened(self, indices: Tensor) -> list[Opened]:
         """What the references of a pair come from."""
         assert self._pairs is not None
+        return [self._pairs.open(record) for record in self._records(indices)]
+
+    def _records(self, indices: Tensor) -> list[Record]:
         assert self._online is not None
         origins = self.index.tensors["origin"][indices].tolist()
-        return [self._pairs.open(self._online.record(origin)) for origin in origins]
+        return [self._online.record(origin) for origin in origins]
 
     def _of_null(self, store: str, addresses: Tensor, name: str) -> Tensor:
         """`_read` of tensors that are shaped like that of the null condition."""

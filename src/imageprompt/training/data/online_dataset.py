@@ -113,10 +113,10 @@ class OnlineDataset(Dataset):
     ) -> tuple[Features, Tensor, list[int]]:
         """Image features, text states, and the number of tokens in each caption.
 
-        `part` asks for the features of one adapter of a pair.
+        `part` asks for the features, and the captions, of one adapter of a pair.
         """
         rows = self._rows(indices)
-        captions = [row.record.text for row in rows]
+        captions = [row.record.caption_of(part) for row in rows]
         counts = self._extractors.token_counts(captions)
         states, streams = self._text(captions)[0], RandomStreams.of_samples(indices)
         if self._pairs is None or part is None:

@@ -13,6 +13,7 @@ from imageprompt.core.errors import NotFoundError, OptionError, PictureError
 from imageprompt.core.untrusted import open_regular, parse_json
 from imageprompt.training.data.sources.contract import (
     MAX_PATH,
+    PAIR_CAPTIONS,
     PAIR_COLUMNS,
     LocalFile,
     Record,
@@ -215,4 +216,14 @@ def read_entry(
         files.get(_REFERENCE),
         files.get(_ID_EMBED),
         *(files.get(key) for key in PAIR_COLUMNS),
+        own_captions=own_captions(entry, label),
     )
+
+
+def own_captions(entry: Mapping[str, Any], label: str) -> dict[str, str]:
+    """The captions of one side of a pair that an entry has. Raises PictureError for no text."""
+    found = {key: entry[key] for key in PAIR_CAPTIONS if entry.get(key) is not None}
+    for key, text in found.items():
+        if not isinstance(text, str):
+            raise PictureError(label, reason=f"its {key} is no text", hint="Correct it.")
+    return {key: check_caption(text, label) for key, text in found.items()}

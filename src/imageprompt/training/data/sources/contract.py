@@ -27,6 +27,8 @@ MAX_CAPTION = 16_384
 """Characters of a caption; text encoders read a few thousand at most."""
 MAX_CAPTION_BYTES = 4 * MAX_CAPTION
 PAIR_COLUMNS = ("content_reference", "style_reference")
+PAIR_CAPTIONS = ("content_caption", "style_caption")
+"""What is on the picture alone, and how it looks alone."""
 HASH = 16
 """Bytes kept of a file's SHA-256, where a sample is looked up by what it holds."""
 MAX_EMBEDDING_NUMBERS = 256 * 512
@@ -39,7 +41,7 @@ class Record:
 
     `reference` is the picture to condition on where that is not `picture` itself (a face crop),
     `id_embed` a precomputed face embedding. `content_reference` and `style_reference` are what the
-    two adapters of a pair condition on.
+    two adapters of a pair condition on; `own_captions` are those of one side, by column.
     """
 
     key: str
@@ -49,6 +51,11 @@ class Record:
     id_embed: DataFile | None = None
     content_reference: DataFile | None = None
     style_reference: DataFile | None = None
+    own_captions: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+
+    def caption_of(self, part: int | None) -> str:
+        """The caption that one adapter of a pair learns from: its own, or that of the picture."""
+        return self.text if part is None else self.own_captions.get(PAIR_CAPTIONS[part], self.text)
 
     def size(self) -> tuple[int, int]:
         """Width and height of the upright picture, from its header. Raises PictureError."""

@@ -13,6 +13,7 @@ from imageprompt.core.yaml_file import brief, expand_user
 from imageprompt.training.data.sources._index import JsonObjects, Names, Ranges, read_entry
 from imageprompt.training.data.sources.contract import (
     MAX_CAPTION_BYTES,
+    PAIR_CAPTIONS,
     PAIR_COLUMNS,
     DataOptions,
     LocalFile,
@@ -28,6 +29,7 @@ MAX_DEPTH = 64
 _TEXT, _FACE = ".txt", ".npy"
 _REFERENCES = ("reference", *PAIR_COLUMNS)
 _HAS_TEXT, _HAS_FACE = 1, 2
+_HAS_CAPTION = {name: 4 * 2**number for number, name in enumerate(PAIR_CAPTIONS)}
 
 
 class SidecarRecords:
@@ -35,7 +37,8 @@ class SidecarRecords:
 
     `a/b.jpg` has its caption in `a/b.txt`, and may have a face embedding in `a/b.npy` and a picture
     to condition on in `a/b.reference.png`, or two in `a/b.content_reference.png` and
-    `a/b.style_reference.png`.
+    `a/b.style_reference.png`; captions of one side alone in `a/b.content_caption.txt` and
+    `a/b.style_caption.txt`.
     """
 
     def __init__(self, folder: Path, inside: Path | None) -> None:
@@ -55,7 +58,9 @@ class SidecarRecords:
                 self._references[kind][of] = name
                 continue
             self._names.append(name)
-            self._marks.append(size, _HAS_TEXT * (stem in texts) + _HAS_FACE * (stem in faces))
+            marks = _HAS_TEXT * (stem in texts) + _HAS_FACE * (stem in faces)
+            marks += sum(bit for own, bit in _HAS_CAPTION.items() if f"{stem}.{own}" in texts)
+            self._marks.append(size, marks)
             no_caption += stem not in texts
         if no_caption:
             warnings.warn(
@@ -73,6 +78,11 @@ class SidecarRecords:
         beside = self._folder / stem
         named = (self._references[kind].get(stem) for kind in _REFERENCES)
         reference, *pair = (self._file(self._folder / one) if one else None for one in named)
+        captions = {
+            own: self._caption(beside.with_name(f"{beside.name}.{own}{_TEXT}"))
+            for own, bit in _HAS_CAPTION.items()
+            if marks & bit
+        }
         return Record(
             name,
             self._caption(beside.with_name(beside.name + _TEXT)) if marks & _HAS_TEXT else "",
@@ -80,6 +90,7 @@ class SidecarRecords:
             reference,
             self._file(beside.with_name(beside.name + _FACE)) if marks & _HAS_FACE else None,
             *pair,
+            own_captions=captions,
         )
 
     def _file(self, path: Path) -> LocalFile:

@@ -21,9 +21,10 @@ from imageprompt.core.errors import (
 )
 from imageprompt.core.untrusted import parse_json
 from imageprompt.core.yaml_file import brief
-from imageprompt.training.data.sources._index import MAX_ENTRY, Names, Ranges
+from imageprompt.training.data.sources._index import MAX_ENTRY, Names, Ranges, own_captions
 from imageprompt.training.data.sources.contract import (
     MAX_CAPTION_BYTES,
+    PAIR_CAPTIONS,
     PAIR_COLUMNS,
     DataOptions,
     Record,
@@ -46,6 +47,8 @@ _KINDS: dict[str, tuple[str, ...]] = {
 }
 for _name in PAIR_COLUMNS:
     _KINDS[_name] = tuple(f"{_name}.{ending}" for ending in _KINDS["picture"])
+for _name in PAIR_CAPTIONS:
+    _KINDS[_name] = (f"{_name}.txt",)
 _KIND_OF = {ending: kind for kind, endings in _KINDS.items() for ending in endings}
 _NONE = (0, -1)
 
@@ -63,7 +66,7 @@ class TarRecords:
         self._ranges = {kind: Ranges() for kind in _KINDS}
         self._problems: dict[str, str] = {}
         self._no_picture = self._no_caption = self._not_files = 0
-        self._has_pairs = False
+        self._own = set[str]()  # what some sample has for one adapter of a pair
         for number, shard in enumerate(self._shards):
             self._list(number, shard)
         for count, what in (
@@ -84,19 +87,22 @@ class TarRecords:
         files = {kind: self._member(kind, index) for kind in _KINDS}
         picture = files["picture"]
         assert picture is not None
+        text, own = self._captions(files)
         return Record(
             self._keys[index],
-            self._text(files),
+            text,
             picture,
             files["reference"],
             files["id_embed"],
             *(files[name] for name in PAIR_COLUMNS),
+            own_captions=own,
         )
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self._keys.digest() + self._shard_of.tobytes())
         for kind, ranges in self._ranges.items():
-            if self._has_pairs or kind not in PAIR_COLUMNS:
+            group = next((names for names in (PAIR_COLUMNS, PAIR_CAPTIONS) if kind in names), None)
+            if group is None or not self._own.isdisjoint(group):
                 digest.update(ranges.digest())
         return digest.hexdigest()[:16]
 
@@ -130,7 +136,7 @@ class TarRecords:
             self._no_picture += bool(found)
             return
         self._no_caption += not found.keys() & {"text", "json"}
-        self._has_pairs |= not found.keys().isdisjoint(PAIR_COLUMNS)
+        self._own |= found.keys() & {*PAIR_COLUMNS, *PAIR_CAPTIONS}
         self._keys.append(key)
         self._shard_of.append(number)
         for kind, ranges in self._ranges.items():
@@ -147,24 +153,36 @@ class TarRecords:
             self._stamps[number],
         )  # fmt: skip
 
-    def _text(self, files: Mapping[str, ShardMember | None]) -> str:
-        if (plain := files["text"]) is not None:
-            text = plain.read(MAX_CAPTION_BYTES).decode("utf-8", errors="replace")
-            return check_caption(text, plain.label)
+    def _captions(self, files: Mapping[str, ShardMember | None]) -> tuple[str, dict[str, str]]:
+        """The caption, and those of one side of a pair: from .txt members, else from the .json."""
+        plain = {name: _read_caption(one) for name in PAIR_CAPTIONS if (one := files[name])}
+        if (text := files["text"]) is not None:
+            return _read_caption(text), plain
         if (metadata := files["json"]) is None:
-            return ""
-        try:
-            entry: Any = parse_json(metadata.read(MAX_ENTRY))
-        except ValueError:
-            entry = None
-        caption = entry.get(self._caption) if isinstance(entry, dict) else None
+            return "", plain
+        entry = _read_entry(metadata)
+        caption = entry.get(self._caption)
         if not isinstance(caption, str):
             raise PictureError(
                 metadata.label,
                 reason=f"has no caption {self._caption!r}",
                 hint="Correct it, or name the key in data.caption.",
             )
-        return check_caption(caption, metadata.label)
+        return check_caption(caption, metadata.label), own_captions(entry, metadata.label) | plain
+
+
+def _read_caption(plain: ShardMember) -> str:
+    text = plain.read(MAX_CAPTION_BYTES).decode("utf-8", errors="replace")
+    return check_caption(text, plain.label)
+
+
+def _read_entry(metadata: ShardMember) -> dict[str, Any]:
+    """The object in a .json member; empty if there is none."""
+    try:
+        entry = parse_json(metadata.read(MAX_ENTRY))
+    except ValueError:
+        return {}
+    return entry if isinstance(entry, dict) else {}
 
 
 @dataclass(frozen=True)
