@@ -20,19 +20,20 @@ from imageprompt.deploy.quantize.backends import QUANTIZERS, NotQuantizable
 from imageprompt.deploy.quantize.run import quantize
 from imageprompt.generation.exported.manifest import DENOISER, Manifest
 from imageprompt.generation.exported.open import Exported
+from tiny_stack import save_stack
 
 openvino = pytest.importorskip("openvino", reason="needs the extra deploy")
 pytest.importorskip("nncf", reason="needs the extra deploy")
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny stack as an exported base."""
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stack with the smallest denoiser as an exported base: it is compiled a dozen times."""
     from imageprompt.deploy.export import export
 
+    base = save_stack(tmp_path_factory.mktemp("stack") / "base", one_layer=True)
     folder = tmp_path_factory.mktemp("exported") / "full"
-    plus = tiny_folder / "adapters" / "plus.safetensors"
-    export(tiny_folder, plus, to="openvino", output=folder, parts=())
+    export(base, base / "adapters" / "plus.safetensors", to="openvino", output=folder, parts=())
     return folder
 
 

@@ -13,10 +13,15 @@ SIDE = 16
 WORDS = ("a", "red", "blue", "star", "square")
 
 
-def save_stack(folder: Path, *, seed: int = 0, adapters: bool = True) -> Path:
-    """A StableDiffusionPipeline with `image_encoder/` and `adapters/{base,plus}.safetensors`."""
+def save_stack(
+    folder: Path, *, seed: int = 0, adapters: bool = True, one_layer: bool = False
+) -> Path:
+    """A StableDiffusionPipeline with `image_encoder/` and `adapters/{base,plus}.safetensors`.
+
+    `one_layer`: a denoiser of one level with one attention layer, for what compiles it.
+    """
     torch.manual_seed(seed)
-    pipe = make_pipeline()
+    pipe = make_pipeline(one_layer=one_layer)
     pipe.save_pretrained(folder)
     if adapters:
         (folder / "adapters").mkdir()
@@ -28,7 +33,7 @@ def save_stack(folder: Path, *, seed: int = 0, adapters: bool = True) -> Path:
     return folder
 
 
-def make_pipeline() -> Any:
+def make_pipeline(*, one_layer: bool = False) -> Any:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
     from diffusers import UNet2DConditionModel as UNet
     from transformers import (
@@ -51,6 +56,7 @@ def make_pipeline() -> Any:
         pad_token_id=tokenizer.pad_token_id,
     )
     vision = CLIPVisionConfig(**shape, image_size=SIDE, patch_size=8, projection_dim=24)
+    levels = 1 if one_layer else 2
     return StableDiffusionPipeline(
         vae=AutoencoderKL(
             block_out_channels=(8, 8),
@@ -63,9 +69,9 @@ def make_pipeline() -> Any:
         tokenizer=tokenizer,
         unet=UNet(
             sample_size=SIDE // 2,
-            block_out_channels=(8, 16),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            block_out_channels=(24,) if one_layer else (8, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D")[:levels],
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D")[-levels:],
             layers_per_block=1,
             attention_head_dim=2,
             cross_attention_dim=32,
