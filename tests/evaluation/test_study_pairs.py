@@ -17,6 +17,7 @@ from imageprompt.adapter.pair import AdapterPair
 from imageprompt.core.errors import ImagePromptError, OptionError
 from imageprompt.demo.scenes import ATTRIBUTES
 from imageprompt.evaluation.metrics import METRICS
+from imageprompt.evaluation.settings import mean_of
 from imageprompt.evaluation.study import run
 from imageprompt.evaluation.study.config import StudyConfig
 from imageprompt.evaluation.study.run import Study, evaluate
@@ -191,6 +192,17 @@ def test_the_metrics_of_the_axes() -> None:
     shape, look = (METRICS[name].compare(pictures, reference) for name in ("shape", "look"))
     assert np.array_equal(shape, [1, 0, 1, np.nan], equal_nan=True)
     assert np.allclose(look, [0, 1, 2 / 3, np.nan], equal_nan=True)
+
+
+def test_a_share_without_exception_is_not_certain() -> None:
+    """Wilson's interval for 96 of 96; with Student's quantile, so a little wider."""
+    mean = mean_of(np.ones(96), np.arange(96), 0, 1)
+    assert (mean.value, mean.interval.high) == (1, 1)
+    assert mean.interval.low == pytest.approx(0.9605, abs=5e-4)
+    assert mean_of(np.zeros(96), np.arange(96), 0, 1).interval.high == pytest.approx(
+        1 - mean.interval.low
+    )
+    assert mean_of(np.ones(96), np.arange(96)).interval.low == 1  # of no share
 
 
 def test_layout_sees_places_and_no_colours() -> None:

@@ -10,7 +10,12 @@ import numpy as np
 
 from imageprompt.core.hub import PARTS
 from imageprompt.evaluation.balance import FEWEST, Axes, balance, oriented, pareto, range_of
-from imageprompt.evaluation.statistics.intervals import UNKNOWN, Interval, mean_interval
+from imageprompt.evaluation.statistics.intervals import (
+    UNKNOWN,
+    Interval,
+    mean_interval,
+    share_interval,
+)
 from imageprompt.evaluation.study.results import ADAPTER, CEILING, CONTROL, Results
 
 TITLES = {CONTROL: "text alone", CEILING: "ceiling"}
@@ -107,7 +112,8 @@ def mean_of(
 ) -> Mean:
     """Over the finite values, with an interval over clusters: both [n].
 
-    The interval ends at the lowest and the highest value that there can be.
+    The interval ends at the lowest and the highest value that there can be. Shares that are all
+    0 or all 1 have Wilson's, since resamples of them tell nothing.
     """
     finite = np.isfinite(values)
     count, missing = int(finite.sum()), int((~finite).sum())
@@ -115,6 +121,8 @@ def mean_of(
         return Mean(None, UNKNOWN, 0, missing)
     kept = values[finite]
     ends = mean_interval(kept, clusters[finite])
+    if ends.known and (low, high) == (0, 1) and kept.min() == kept.max() in (0, 1):
+        ends = share_interval(kept, clusters[finite])
     if ends.known:
         ends = Interval(
             ends.low if low is None else max(ends.low, low),
