@@ -13,6 +13,7 @@ import pytest
 from imageprompt import cli
 from imageprompt.core.errors import NotFoundError, OptionError, WrongBaseError
 from imageprompt.deploy.plan import gpu_of, plan
+from imageprompt.deploy.plan import open as open_plan
 from imageprompt.deploy.plan.allocator import MIB, CachingAllocator
 from imageprompt.deploy.plan.bases import BASES
 from imageprompt.deploy.plan.plan import CONTEXT, CPU, GIB
@@ -179,9 +180,9 @@ def test_a_pipeline_folder_is_counted_from_its_configs() -> None:
     )
     assert found.base.denoiser.parameters == sum(w.numel() for w in unet.parameters())
     assert found.size == (64, 64)
-    again = plan("bundled", bundled.adapter("plus"))
-    assert again.adapter is not None
-    assert again.adapter.sites == found.adapter.sites  # type: ignore[union-attr]
+    from_file = open_plan._adapter(bundled.adapter("plus"), found.base)
+    assert found.adapter is not None
+    assert from_file.sites == found.adapter.sites
 
 
 def test_a_transformer_folder_is_counted_too() -> None:

@@ -64,19 +64,24 @@ def cost_by_area(model: nn.Module, call: Callable[[int], Any], sides: Sequence[i
     ]
 
 
-def reserved(
-    models: Sequence[nn.Module], calls: Sequence[Callable[[], Any]], *, copying: bool
-) -> int:
-    """Bytes that PyTorch reserves on a card for calls one after the other, beside the weights.
+@dataclass(frozen=True)
+class Reserved:
+    """Bytes that PyTorch reserves on a card for calls, beside the weights: it keeps what they
+    leave."""
 
-    It keeps what a call leaves. `copying`: do convolutions copy into another order of channels?
-    """
+    bytes: int
+    copying: int
+    """The same where convolutions copy their input and output into another order of channels."""
+
+
+def reserved(models: Sequence[nn.Module], calls: Sequence[Callable[[], Any]]) -> Reserved:
+    """Of calls one after the other."""
     known = [one for model in models for one in (*model.parameters(), *model.buffers())]
-    watched = _Reserved(known, copying)
+    watched = _Reservations(known)
     with torch.no_grad(), _FusedAttention(), watched:
         for call in calls:
             call()
-    return watched.allocator.reserved
+    return Reserved(watched.plain.reserved, watched.copying.reserved)
 
 
 class _FusedAttention(TorchFunctionMode):
@@ -153,20 +158,20 @@ class _LiveBytes(_Storages):  # type: ignore[no-untyped-call]
         self.copying = max(self.copying, self._live + sum(sizes))
 
 
-class _Reserved(_Storages):  # type: ignore[no-untyped-call]
-    """What PyTorch's caching allocator takes from a card for them."""
+class _Reservations(_Storages):  # type: ignore[no-untyped-call]
+    """What PyTorch's caching allocator takes from a card for them, without copies and with."""
 
-    def __init__(self, known: Sequence[Tensor], copying: bool) -> None:
+    def __init__(self, known: Sequence[Tensor]) -> None:
         super().__init__(known)
-        self.allocator, self._copying = CachingAllocator(), copying
+        self.plain, self.copying = CachingAllocator(), CachingAllocator()
 
-    def made(self, size: int) -> Block:
-        return self.allocator.take(size)
+    def made(self, size: int) -> tuple[Block, Block]:
+        return self.plain.take(size), self.copying.take(size)
 
-    def dropped(self, held: Block) -> None:
-        self.allocator.give_back(held)
+    def dropped(self, held: tuple[Block, Block]) -> None:
+        self.plain.give_back(held[0])
+        self.copying.give_back(held[1])
 
     def copied(self, *sizes: int) -> None:
-        if self._copying:
-            for block in [self.allocator.take(size) for size in sizes]:
-                self.allocator.give_back(block)
+        for block in [self.copying.take(size) for size in sizes]:
+            self.copying.give_back(block)

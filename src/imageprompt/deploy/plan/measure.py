@@ -34,17 +34,14 @@ def count_base(base: PublishedBase) -> dict[str, Any]:
     text = {title: _count_text(*given) for title, given in base.text.items()}
     calls = [denoiser_call(base.denoiser, denoiser, base), _decode(base.vae, vae)]
     areas = [side * side / 1e6 for side in sides]
-    kept = {
-        name: [
-            reserved(
-                [denoiser, vae],
-                [lambda call=call, side=side: call(side) for call in calls],  # type: ignore[misc]
-                copying=name == "copying",
-            )
-            for side in sides
-        ]
-        for name in ("bytes", "copying")
-    }
+    found = [
+        reserved(
+            [denoiser, vae],
+            [lambda call=call, side=side: call(side) for call in calls],  # type: ignore[misc]
+        )
+        for side in sides
+    ]
+    kept = {"bytes": [one.bytes for one in found], "copying": [one.copying for one in found]}
     vision = build(base.image_encoder)
     size = base.image_encoder.config["image_size"]
     picture = torch.empty(1, 3, size, size, dtype=DTYPE, device="meta")
