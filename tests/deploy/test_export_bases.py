@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.models.embeddings import PatchEmbed
 from torch import nn
 
 import imageprompt as ip
@@ -19,10 +20,12 @@ from imageprompt.demo import scenes
 from imageprompt.deploy.export import export
 from imageprompt.deploy.export.backends import BACKENDS, NotExportable
 from imageprompt.deploy.export.modules import Exportable
+from imageprompt.deploy.export.parts import Function
 from imageprompt.encoding.image_prompt import ImagePrompt
 from imageprompt.generation.exported.calls import calls_of
-from imageprompt.generation.exported.manifest import DENOISER, Port
+from imageprompt.generation.exported.manifest import DENOISER, Part, Port
 from imageprompt.generation.exported.open import Exported
+from imageprompt.generation.runtimes import RUNTIMES
 from tiny_stack import make_xl_pipeline
 
 pytest.importorskip("openvino")
@@ -112,6 +115,22 @@ def test_tiny_bases(
     )
     assert np.abs(ours - theirs).max() <= 1
     assert np.abs(plain - theirs).max() > 1
+
+
+def test_positions_in_onnx_are_cropped_at_odd_sizes(tmp_path: Path) -> None:
+    """(8 - h) // 2 is traced as 4 + (-h) // 2, which ONNX's Div rounds towards 0."""
+    embed = PatchEmbed(4, 4, 1, in_channels=2, embed_dim=8, pos_embed_max_size=8)
+    axes = ("batch", 2, "height", "width")
+    x, y = Port(name="x", shape=axes), Port(name="y", shape=("batch", "rows", 8))
+    part = Exportable(Function(embed, embed), (x,), (y,), {"batch": 2, "height": 4, "width": 6})
+    (file,) = BACKENDS["onnx"].write(part, tmp_path, "embed", "float32")
+    graph = RUNTIMES["openvino"].open(
+        tmp_path, Part(files={file: ""}, inputs=(x,), outputs=(y,)), "float32", 1
+    )
+    for size in ((3, 2), (2, 3), (5, 7), (8, 8)):
+        inputs = torch.randn(1, 2, *size)
+        (made,) = graph({"x": inputs})
+        torch.testing.assert_close(made, embed(inputs), atol=1e-5, rtol=1e-5)
 
 
 class Odd(nn.Module):
