@@ -21,7 +21,7 @@ from imageprompt import loading
 from imageprompt.core import bundled
 from imageprompt.demo import scenes
 from imageprompt.deploy.compress.result import Budget
-from imageprompt.deploy.compress.run import Work, open_pictures
+from imageprompt.deploy.compress.run import FITTED, Work, open_pictures
 
 GOALS = {0.25: 0.02, 0.5: 0.0}
 """Share of K' and V' -> the most that any attribute may lose."""
@@ -36,7 +36,7 @@ def rows_of(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     drawn = list(islice(scenes.stream("test", seed=options.seed), options.count))
     with loading.few_threads(base):
         start = time.process_time()
-        work = Work(base, located, None, *open_pictures(None), options.dtype, lambda: None)
+        work = Work(base, located, None, *open_pictures(None, FITTED), options.dtype, lambda: None)
         fitting = time.process_time() - start
         whole = work.read(drawn)
         rows = [{"adapter": name, "share": 1.0, "parameters": work.before, "match": whole}]

@@ -6,7 +6,7 @@ adapter, e_base without. The text is empty, the latents are the references' own,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from imageprompt.adapter.adapter import Adapter
+    from imageprompt.encoding.image_prompt import ImagePrompt
 
 TIMES = (0.1, 0.5, 0.9)  # of the training steps: 100, 500 and 900 of 1000
 TOGETHER = 8  # references in a call
@@ -37,10 +38,7 @@ class Measure:
         self._denoiser, self._adapter = denoiser, adapter
         self._training = training_of(denoiser)
         self._distilled = bool(denoiser.config.get("guidance_embeds"))
-        self.prompts = [
-            adapter.encode([[picture] for picture in pictures[start : start + TOGETHER]])
-            for start in range(0, len(pictures), TOGETHER)
-        ]
+        self.prompts = list(_prompts(adapter, pictures))
         latents = _latents(pipe, denoiser, pictures)
         positions = (
             latents.shape[-1] * latents.shape[-2] // self._training.patch_size(denoiser) ** 2
@@ -72,12 +70,6 @@ class Measure:
         """Of the module's weights as they are now, over the effect of the whole adapter."""
         return float((self.predict() - self._full).norm()) / self.effect
 
-    def tokens(self) -> Tensor:
-        """The image tokens that K' and V' read [n, width], null tokens included."""
-        width = self.prompts[0].tokens.shape[-1]
-        parts = [part for one in self.prompts for part in (one.tokens, one.null_tokens)]
-        return torch.cat([part.reshape(-1, width) for part in parts if part is not None])
-
     @torch.no_grad()
     def predict(self, scale: float = 1.0) -> Tensor:
         """Guided predictions [3 n, c, h, w], float32 on the CPU."""
@@ -107,6 +99,22 @@ class Measure:
             return predicted
         negative, positive = predicted.chunk(2)
         return negative + GUIDANCE * (positive - negative)
+
+
+def image_tokens(adapter: Adapter, pictures: Sequence[Image]) -> Tensor:
+    """The image tokens that K' and V' read [n, width], null tokens included."""
+    found = [
+        part.reshape(-1, part.shape[-1])
+        for one in _prompts(adapter, pictures)
+        for part in (one.tokens, one.null_tokens)
+        if part is not None
+    ]
+    return torch.cat(found)
+
+
+def _prompts(adapter: Adapter, pictures: Sequence[Image]) -> Iterator[ImagePrompt]:
+    for start in range(0, len(pictures), TOGETHER):
+        yield adapter.encode([[picture] for picture in pictures[start : start + TOGETHER]])
 
 
 def _rows(value: Any, count: int) -> Any:

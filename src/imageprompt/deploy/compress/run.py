@@ -20,7 +20,7 @@ from imageprompt.core.atomic_files import check_folder
 from imageprompt.core.errors import AdapterFileError, OptionError
 from imageprompt.demo import judge, pipeline, scenes
 from imageprompt.deploy.compress.low_rank import Matrix, second_moment
-from imageprompt.deploy.compress.measure import Measure
+from imageprompt.deploy.compress.measure import Measure, image_tokens
 from imageprompt.deploy.compress.result import Attributes, Block, Budget, Compression
 from imageprompt.deploy.compress.search import Choice, Search
 from imageprompt.deploy.compress.write import write_expanded, write_light
@@ -29,7 +29,9 @@ from imageprompt.encoding.images.open_image import open_picture
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FITTED, MEASURED = 16, 16  # drawn references
+FITTED, MEASURED = 256, 16
+"""Drawn references. The tokens of all that are fitted decide which directions matter; the errors
+that decide the ranks are measured on so many of them, and those that are told on so many others."""
 MAX_REFERENCES = 256
 PICTURES, MAX_PICTURES = 24, 10_000
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
@@ -72,7 +74,7 @@ def compress(
     if not 0 <= pictures <= MAX_PICTURES:
         raise OptionError(f"pictures {pictures}", reason=f"not from 0 to {MAX_PICTURES}")
     output = None if output is None else check_folder(output)
-    fitted, measured = open_pictures(references)
+    fitted, measured = open_pictures(references, FITTED)
     folder = loading.base_folder(base)
     located = loading.find_adapter(adapter, folder, cached_only=False)
     loaded = loading.load_base(base, folder, dtype=None, device=device, bars=False)
@@ -86,13 +88,17 @@ def compress(
     return made
 
 
-def open_pictures(references: str | os.PathLike[str] | None) -> tuple[list[Image], list[Image]]:
-    """Those to fit and those to measure. Raises OptionError, PictureError."""
+def open_pictures(
+    references: str | os.PathLike[str] | None, drawn: int = MEASURED
+) -> tuple[list[Image], list[Image]]:
+    """Those to fit (so many, where they are drawn) and those to measure.
+
+    Raises OptionError, PictureError.
+    """
     if references is None:
-        drawn = [scenes.stream("validation", seed=40_000), scenes.stream("test", seed=40_000)]
         fitted, measured = (
-            [scenes.draw(scene) for scene in islice(stream, count)]
-            for stream, count in zip(drawn, (FITTED, MEASURED), strict=True)
+            [scenes.draw(scene) for scene in islice(scenes.stream(split, seed=40_000), count)]
+            for split, count in (("validation", drawn), ("test", MEASURED))
         )
         return fitted, measured
     folder = Path(references).expanduser()
@@ -133,13 +139,13 @@ class Work:
         module = self.adapter.module
         weights: dict[str, torch.Tensor] = dict(module.named_parameters())
         self.before = sum(weight.numel() for weight in weights.values())
-        fit = Measure(base.pipe, on.denoiser, self.adapter, fitted)
+        fit = Measure(base.pipe, on.denoiser, self.adapter, fitted[:MEASURED])
         names = {
             f"ip_adapter.{site.file_id}.to_{kind}_ip.weight": (site.name, kind)
             for site in on.spec.sites
             for kind in "kv"
         }
-        moment = second_moment(fit.tokens())
+        moment = second_moment(image_tokens(self.adapter, fitted))
         self.matrices = [
             Matrix.of(name, _block(site), kind, weights[name], text.get(name), moment)
             for name, (site, kind) in names.items()
