@@ -32,13 +32,20 @@ class OpenVINO:
 
     def write(self, part: Exportable, folder: Path, name: str, precision: str) -> list[str]:
         import openvino
+        from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
         # Of its two ways from torch, that by TorchScript alone keeps every axis free. When it
-        # fails, the converter leaves the root logger at ERROR.
+        # fails, the converter leaves the root logger at ERROR. What is written is compared with
+        # the eager model, so the tracer need not trace it a second time to check itself.
         with no_telemetry(), errors_only(), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # the tracer's, about Python values
             try:
-                model = openvino.convert_model(part.module, example_input=part.example())
+                traced = TorchScriptPythonDecoder(
+                    part.module,
+                    example_input=part.example(),
+                    trace_kwargs={"check_trace": False},
+                )
+                model = openvino.convert_model(traced)
             except Exception as error:  # openvino raises nearly anything
                 raise NotExportable(first_line(error)) from error
         if len(model.inputs) != len(part.inputs):
