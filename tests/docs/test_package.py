@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
-import sys
 import sysconfig
 import venv
 import zipfile
@@ -146,9 +146,9 @@ def test_the_wheel_runs_the_demo_outside_the_repository(
     python, command = (place / "bin" / name for name in ("python", "imageprompt"))
     paths = sysconfig.get_paths(vars={"base": str(place), "platbase": str(place)})
     options = ("--quiet", "--no-deps", "--no-index", "--no-compile", "--no-warn-script-location")
-    run(
-        sys.executable, "-m", "pip", "--python", python, "install", *options, wheel, folder=tmp_path
-    )
+    # what `pip --python` starts, without the process that starts it
+    pip = Path(str(importlib.util.find_spec("pip").origin)).with_name("__pip-runner__.py")
+    run(python, pip, "install", *options, wheel, folder=tmp_path)
     # A path file inside the folder that is named here is not read: the editable install stays out.
     (Path(paths["purelib"]) / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
     assert run(command, "--version", folder=tmp_path).startswith("imageprompt ")
