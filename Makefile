@@ -16,7 +16,7 @@ SITE := docs/_build/html
 
 help:
 	@echo "make demo           generate with held-out references on the bundled stack: one contact sheet"
-	@echo "make test           run all tests, one process per core"
+	@echo "make test           run all tests, in one process more than cores"
 	@echo "make attacks        all attacks of strangers, a minute of random mutations, every kill"
 	@echo "make check          format, lint, strict types, import contract, docs"
 	@echo "make docs           build the documentation in $(SITE); warnings are errors"

@@ -44,6 +44,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--sampled", action="store_true", help="as with no files named: samples")
 
 
+def pytest_xdist_auto_num_workers() -> int | None:
+    """One process more than cores: tests of servers and of the page wait for other processes."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None  # xdist reads it
+    count = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return count + 1
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Tests are samples in a run of the whole suite; a file that is named runs as it is."""
     if config.args_source != pytest.Config.ArgsSource.ARGS and not config.getoption("whole"):
