@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hosts_table import SMALLEST
+from hosts_table import ONE_SITE, SMALLEST
 from imageprompt.attention.state import AttentionState
 from imageprompt.attention.step_tracker import StepTracker
 from imageprompt.core.errors import GuidanceError
@@ -114,7 +114,7 @@ def test_no_guidance_on_one_noise(rows: int, rig: Rig) -> None:
 def test_no_guidance_on_one_noise_compiled(how: str, tmp_path: Path) -> None:
     """The pipeline is asked outside of the graph of its denoiser."""
     torch._dynamo.reset()
-    rig = build(SMALLEST, "base", tmp_path)
+    rig = build(ONE_SITE, "base", tmp_path)
     rig.adapter.attach(rig.unet)
     pipe, noise = bare_pipeline(rig.unet), same_noise(rig, 2)
     with rig.adapter.use(rig.prompt(1)):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
-from hosts_table import SMALLEST, HostCase
+from hosts_table import ONE_SITE, SMALLEST, HostCase
 from rigs import Rig, build, difference
 
 SCALES = (0.0, 0.5, 1.2, 0.0, 0.8, 2.0)
@@ -93,7 +93,7 @@ def test_whatever_changes_it_is_one_graph(rig: Rig) -> None:
 
 def test_detaching_from_a_compiled_denoiser(tmp_path: Path) -> None:
     """Before, during and after: always the output of the eager denoiser."""
-    rig = build(SMALLEST, "plus", tmp_path)
+    rig = build(ONE_SITE, "plus", tmp_path)
     torch._dynamo.reset()
     inputs = rig.host.inputs(2)
     plain = rig.host.read(rig.unet, inputs)
@@ -110,7 +110,7 @@ def test_detaching_from_a_compiled_denoiser(tmp_path: Path) -> None:
 
 def test_compiled_in_place_and_by_block(tmp_path: Path) -> None:
     """`unet.compile()`, and only the transformer blocks compiled, as diffusers recommends."""
-    rig = build(SMALLEST, "plus", tmp_path)
+    rig = build(ONE_SITE, "plus", tmp_path)
     inputs = rig.host.inputs(2)
     wanted = expected(rig, inputs, (0.5, 0.0, 1.5))
     for whole in (True, False):

@@ -8,7 +8,7 @@ projection, motion modules. Nothing here imports imageprompt, so references are 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -233,6 +233,15 @@ SMALLEST = HostCase(
 )
 """A site in every part of the denoiser and nothing more, for `torch.compile`: it takes seconds per
 level."""
+
+ONE_SITE = replace(
+    SMALLEST,
+    name="one-site",
+    config=SMALLEST.config
+    | {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)},
+    sites=1,
+)
+"""The same with its middle site alone, where what is compiled says enough there."""
 
 
 # ── adapter files ────────────────────────────────────────────────────────────────────────────────
