@@ -1,14 +1,14 @@
 """Second-stage tuning on the bundled stack by the workflow: one domain gained, others kept.
 
     python benchmarks/tune_style.py [--pictures 720] [--references 96] [--train-steps 500]
-                                    [--share 0.5] [--adapter base] [--output DIR]
-                                    [--domain pairs|sepia|pastel]
+                                    [--share 0.5] [--forgetting 0.03] [--adapter base]
+                                    [--domain pairs|sepia|pastel] [--output DIR]
 
 The domain `pairs` is what the stack's adapters have never seen: the eight pairs of shape and colour
 that are held out of their training. `sepia` and `pastel` are scenes in colours that the stack's
 palette lacks, which the judge has no words for: "match" is the distance of the Lab colours then
-(lower is better), and "place" tells where it is between the control (0) and the ceiling (1), before
-and after; the general pictures are measured alike. With pairs, "match" is the judge's share of the
+(lower is better), and "place" tells where it is between the control (0) and the ceiling (1); the
+general pictures are measured alike. With pairs, "match" is the judge's share of the
 five words of a reference, "whole" the share of pictures with all five. Rows are before, after,
 without a reference (control), and the references after the autoencoder (ceiling), with the paired
 change and its 95 % interval. Prints one JSON object; with --output, also the sheet and the adapter.
@@ -21,10 +21,9 @@ import json
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageOps
 
@@ -62,23 +61,13 @@ def draw_domain(folder: Path, count: int, domain: str) -> Path:
     return folder
 
 
-def places(measured: Mapping[str, Any]) -> dict[str, float]:
-    """Where the match is between control (0) and ceiling (1), before and after."""
-    found = {}
-    for name in ("domain", "general"):
-        control, ceiling = (measured[f"{name}_match_{row}"] for row in ("control", "ceiling"))
-        for row in ("before", "after"):
-            place = (measured[f"{name}_match_{row}"] - control) / (ceiling - control)
-            found[f"{name}_place_{row}"] = round(place, 3)
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pictures", type=int, default=720)
     parser.add_argument("--references", type=int, default=96)
     parser.add_argument("--train-steps", type=int, default=500)
     parser.add_argument("--share", type=float, default=0.5)
+    parser.add_argument("--forgetting", type=float, default=0.03)
     parser.add_argument("--adapter", default="base")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--domain", choices=[PAIRS, *RECOLOURED], default=PAIRS)
@@ -92,6 +81,7 @@ def main() -> None:
             references=options.references,
             train_steps=options.train_steps,
             share=options.share,
+            forgetting=options.forgetting,
             adapter=options.adapter,
             steps=options.steps,
             metric=None if options.domain == PAIRS else "lab",
@@ -100,8 +90,7 @@ def main() -> None:
         )
         row = {name: value for name, value in vars(options).items() if name != "output"}
         cpu = round(time.process_time() - started, 1)
-        own = {} if options.domain == PAIRS else places(result.measured)
-        print(json.dumps({**row, **result.measured, **own, "notes": result.notes, "cpu_s": cpu}))
+        print(json.dumps({**row, **result.measured, "notes": result.notes, "cpu_s": cpu}))
         if options.output is not None:
             result.save(options.output)
 

@@ -1,7 +1,10 @@
 """tune-style: an adapter trained further on one domain, measured before and after.
 
-The pictures of the domain are split: most are trained with, some decide when to stop, some measure.
-Pictures of all kinds are mixed into the training, and others of them measure what is forgotten.
+The pictures of the domain are split: most are trained with, some decide when to stop and how much
+of the training is kept, some measure. Pictures of all kinds are mixed into the training, and others
+of them say what is forgotten. Between the weights before and after training lie adapters that have
+gained much and forgotten little (WiSE-FT, arXiv 2109.01903): the one that has gained most within
+what may be forgotten is taken.
 """
 
 from __future__ import annotations
@@ -9,8 +12,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +30,8 @@ from imageprompt.workflows.contract import Workflow
 from imageprompt.workflows.inputs import HOW, GenerationInputs, control
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from imageprompt.evaluation.study.results import Results
     from imageprompt.training.train import TrainResult
     from imageprompt.workflows.job import Job
@@ -36,7 +42,11 @@ LEAST = 12
 """Pictures of a domain."""
 VALIDATION = 16
 """Pictures that decide when to stop, at most."""
+CHOOSING = 48
+"""Pictures that decide how much of the training is kept, at most, of either kind."""
 VALIDATIONS, PATIENCE = 8, 3
+TRIES = 5
+"""Shares of the change of weights that are tried: all, a half, and halves between."""
 BEFORE, AFTER = "before", "after"
 _CHECKED = 64
 _TEXTS = (".txt",)
@@ -92,6 +102,16 @@ class Inputs(GenerationInputs):
             le=10,
         ),
     ] = 0.5
+    forgetting: Annotated[
+        float,
+        control(
+            "how much of what the adapter knew may be lost: match on pictures of all kinds, where "
+            "0 is without a reference and 1 the autoencoder (default 0.03)",
+            metavar="F",
+            ge=0,
+            le=1,
+        ),
+    ] = 0.03
     references: Annotated[
         int,
         control(
@@ -170,26 +190,29 @@ def steps(inputs: Inputs, job: Job) -> None:
 
 def _tune(inputs: Inputs, job: Job, base: str, domain: Split, work: Path) -> None:
     """Train and measure in the folder `work`, which may be gone afterwards."""
-    general = _general(inputs, job, work, len(domain.train))
+    general = _general(inputs, job, work, len(domain.train), len(domain.validation))
     adapter = _adapter(inputs, job)
     config = _config(inputs, job, base, adapter, work, domain)
     _copy(work / "data", [*domain.train, *general.train])
-    job.report(f"training, {config.steps} steps at most", 0, 3)
+    job.report(f"training, {config.steps} steps at most", 0, 4 * TRIES)
     trained = _train(config, inputs)
     tuned = trained.best or trained.adapter
     assert tuned is not None
-    adapters = {BEFORE: adapter, AFTER: str(tuned)}
     job.measured |= {"trained_steps": trained.step, "training_seconds": trained.seconds}
+    if general.test:
+        parts = {"domain": domain, "general": general}
+        tuned = _within_budget(inputs, job, base, work, adapter, tuned, parts)
+    else:
+        job.notes.append("what is forgotten was not measured: give --general DIR")
+    adapters = {BEFORE: adapter, AFTER: str(tuned)}
     for number, (name, test) in enumerate({"domain": domain.test, "general": general.test}.items()):
-        job.report(f"measuring {name}", 1 + number, 3)
+        job.report(f"measuring {name}", (2 + number) * TRIES, 4 * TRIES)
         if test:
             results = _evaluate(inputs, job, base, work / name, test, adapters)
             job.count(*_cost(results))
             _figures(job, name, results)
             if name == "domain":
                 _show(job, results, inputs.num_images)
-        else:
-            job.notes.append("what is forgotten was not measured: give --general DIR")
     adapter_file = tuned.read_bytes()
     job.file("-adapter.safetensors", lambda path: path.write_bytes(adapter_file))
 
@@ -234,7 +257,7 @@ def _split(pictures: Sequence[Path], references: int) -> Split:
     """At most a third measures, at most a sixth validates; spread over the order of names."""
     count = len(pictures)
     test = min(references, count // 3)
-    validation = min(VALIDATION, count // 6)
+    validation = min(max(VALIDATION, min(CHOOSING, references)), count // 6)
     at = np.linspace(0, count - 1, test + validation).round().astype(int).tolist()
     held = at[:: max(1, len(at) // validation)][:validation]
     apart = set(at)
@@ -245,19 +268,23 @@ def _split(pictures: Sequence[Path], references: int) -> Split:
     )
 
 
-def _general(inputs: Inputs, job: Job, work: Path, trained: int) -> Split:
-    """Pictures of all kinds: to train with, and to measure with."""
+def _general(inputs: Inputs, job: Job, work: Path, trained: int, validation: int) -> Split:
+    """Pictures of all kinds: to train with, to choose by, and to measure with."""
     wanted = round(inputs.share * trained)
     if inputs.general is not None:
         found = _split(_pictures_in(inputs.general, "general"), inputs.references)
         every = max(1, len(found.train) // max(wanted, 1))
-        return Split(found.train[::every][:wanted], (), found.test)
+        return Split(found.train[::every][:wanted], found.validation, found.test)
     if not job.on_bundled_base:
         return Split((), (), ())
     from imageprompt.demo import scenes
 
     parts = []
-    for name, split, count in (("mixed", "train", wanted), ("other", "test", inputs.references)):
+    for name, split, count in (
+        ("mixed", "train", wanted),
+        ("choosing", "validation", validation),
+        ("other", "test", inputs.references),
+    ):
         folder = work / name
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{index:06}.png" for index in range(count)]
@@ -265,7 +292,7 @@ def _general(inputs: Inputs, job: Job, work: Path, trained: int) -> Split:
             scenes.draw(scene).save(path)
             path.with_suffix(".txt").write_text(scenes.caption(scene), encoding="utf-8")
         parts.append(paths)
-    return Split(parts[0], (), parts[1])
+    return Split(*parts)
 
 
 def _copy(folder: Path, pictures: Sequence[Path]) -> None:
@@ -305,8 +332,8 @@ def _config(inputs: Inputs, job: Job, base: str, adapter: str, work: Path, domai
         chosen["steps"] = inputs.train_steps
     every = max(1, chosen["steps"] // VALIDATIONS)
     validation: dict[str, Any] = {
-        "references": list(map(str, domain.validation)),
-        "count": len(domain.validation),
+        "references": list(map(str, domain.validation[:VALIDATION])),
+        "count": len(domain.validation[:VALIDATION]),
     }
     if inputs.steps is not None:
         validation["steps"] = inputs.steps
@@ -352,7 +379,91 @@ def _train(config: Any, inputs: Inputs) -> TrainResult:
     return result
 
 
+# ── how much of it is kept ──────────────────────────────────────────────────────────────────────
+
+
+def _within_budget(
+    inputs: Inputs,
+    job: Job,
+    base: str,
+    work: Path,
+    before: str,
+    tuned: Path,
+    parts: Mapping[str, Split],
+) -> Path:
+    """The adapter furthest on the way from before to tuned that forgets no more than it may.
+
+    Found by halving, on pictures that measure nothing else: what is lost, and one standard error
+    of it, must be within `forgetting`. The adapter from before where none is, or nothing is gained.
+    """
+    folder = work / "kept"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    @cache
+    def file(share: float) -> Path:
+        path = folder / f"{share:g}.safetensors"
+        _between(before, tuned, share, path)
+        return path
+
+    @cache
+    def values(kind: str, share: float) -> Values:
+        adapters = {AFTER: str(file(share)) if share else before}
+        place, bounds = folder / f"{kind}-{share:g}", share == 0
+        results = _evaluate(inputs, job, base, place, parts[kind].validation, adapters, bounds)
+        job.count(*_cost(results))
+        return _values(results, adapters)
+
+    def changed(kind: str, share: float) -> NDArray[np.float64]:
+        """How much nearer each picture is, of the way from the control to the ceiling."""
+        old = values(kind, 0.0)
+        change, way = _differences(old[AFTER], values(kind, share)[AFTER]), _way(old)
+        if len(change) < 2:
+            raise OptionError(
+                f"metric {_metric(inputs, job)}",
+                reason=f"has no value for the pictures ({kind}) that choose",
+                hint="Name another: --metric.",
+            )
+        return change / way if way else np.zeros_like(change)
+
+    kept, too_far, share = 0.0, 1.0, 1.0
+    for number in range(TRIES):
+        job.report(f"choosing how much is kept, {share:.0%}", TRIES + number, 4 * TRIES)
+        change = changed("general", share)
+        job.measured[f"kept_general_{share:g}"] = float(change.mean())
+        if change.mean() - change.std(ddof=1) / np.sqrt(len(change)) >= -inputs.forgetting:
+            kept = share
+        else:
+            too_far = share
+        if kept == 1:
+            break
+        share = (kept + too_far) / 2
+    if kept:
+        gain = float(changed("domain", kept).mean())
+        job.measured["kept_domain"] = gain
+        kept = kept if gain > 0 else 0.0
+    job.measured["kept"] = kept
+    if not kept:
+        job.notes.append("nothing is gained within what may be forgotten: the adapter is as it was")
+    return file(kept) if kept else Path(before)
+
+
+def _between(before: str, tuned: Path, share: float, path: Path) -> None:
+    """Write the adapter whose weights lie this far from those before to those after training."""
+    import torch
+
+    from imageprompt.loading import load_adapter_file
+
+    adapter, after = load_adapter_file(before), load_adapter_file(tuned)
+    with torch.no_grad():
+        for weight, other in zip(adapter.parameters(), after.parameters(), strict=True):
+            weight.lerp_(other, share)
+    adapter.save(path)
+
+
 # ── figures ─────────────────────────────────────────────────────────────────────────────────────
+
+Values = Mapping[str, Mapping[str, float]]
+"""Row of a study -> file of the reference -> value of the metric."""
 
 
 def _evaluate(
@@ -362,9 +473,14 @@ def _evaluate(
     folder: Path,
     pictures: Sequence[Path],
     adapters: Mapping[str, str],
+    bounds: bool = True,
 ) -> Results:
-    """A study of both adapters with these references, without text. Raises an ImagePromptError."""
-    from imageprompt.evaluation.study.run import evaluate
+    """A study of these adapters with these references, without text.
+
+    `bounds`: also the control and the ceiling. Raises an ImagePromptError.
+    """
+    from imageprompt.evaluation.study.config import StudyConfig
+    from imageprompt.evaluation.study.run import Study
 
     references = folder / "references"
     _copy(references, pictures)
@@ -382,12 +498,14 @@ def _evaluate(
         "dtype": inputs.dtype,
         "device": inputs.device,
         "metrics": [_metric(inputs, job)],
+        "control": bounds,
+        "ceiling": bounds,
     }
     if inputs.extractor is not None:
         role, _, source = inputs.extractor.partition("=")
         plain["extractors"] = {role: source}
     given = {name: value for name, value in plain.items() if value is not None}
-    return evaluate(given, progress=False).results()
+    return Study(StudyConfig.load(given)).run(progress=False, report=False).results()
 
 
 def _cost(results: Results) -> tuple[int, int]:
@@ -404,27 +522,44 @@ def _metric(inputs: Inputs, job: Job) -> str:
     return inputs.metric or ("attributes" if job.on_bundled_base else "clip-i")
 
 
-def _figures(job: Job, name: str, results: Results) -> None:
-    """Means before and after, their paired difference with its interval, control and ceiling."""
-    from imageprompt.evaluation.statistics.paired import compare_differences
-
+def _values(results: Results, adapters: Collection[str]) -> Values:
+    """The finite values of the adapters, of the control and of the ceiling."""
     metric = next(iter(results.metrics))
-    rows = {
-        BEFORE: results.where(row="adapter", adapter=BEFORE),
-        AFTER: results.where(row="adapter", adapter=AFTER),
-        "control": results.where(row="control"),
-        "ceiling": results.where(row="ceiling"),
-    }
-    values = {
+    rows = {name: results.where(row="adapter", adapter=name) for name in adapters}
+    rows |= {row: results.where(row=row) for row in ("control", "ceiling")}
+    return {
         row: {
-            reference: value
+            Path(str(reference)).name: value
             for reference, value in zip(one.reference, one.metrics[metric].tolist(), strict=True)
             if np.isfinite(value)
         }
         for row, one in rows.items()
     }
+
+
+def _way(values: Values) -> float:
+    """From the control to the ceiling, whichever is larger; 0 where there is no way."""
+    way = _mean(values["ceiling"]) - _mean(values["control"])
+    return way if abs(way) > 1e-9 else 0.0
+
+
+def _differences(old: Mapping[str, float], new: Mapping[str, float]) -> NDArray[np.float64]:
+    """For each reference that has both values."""
+    both = sorted(old.keys() & new.keys())
+    return np.array([new[key] - old[key] for key in both])
+
+
+def _mean(found: Mapping[str, float]) -> float:
+    return float(np.mean(list(found.values()))) if found else np.nan
+
+
+def _figures(job: Job, name: str, results: Results) -> None:
+    """Means before and after, their paired difference with its interval, control and ceiling."""
+    from imageprompt.evaluation.statistics.paired import compare_differences
+
+    values = _values(results, (BEFORE, AFTER))
     figures = {"match": values}
-    if metric == "attributes":
+    if next(iter(results.metrics)) == "attributes":
         figures["whole"] = {
             row: {key: float(value == 1) for key, value in found.items()}
             for row, found in values.items()
@@ -432,16 +567,17 @@ def _figures(job: Job, name: str, results: Results) -> None:
     for what, found in figures.items():
         for row, one in found.items():
             if one:
-                job.measured[f"{name}_{what}_{row}"] = float(np.mean(list(one.values())))
-        both = found[BEFORE].keys() & found[AFTER].keys()
-        keys = sorted(both, key=str)
-        difference = compare_differences([found[AFTER][key] - found[BEFORE][key] for key in keys])
-        interval = difference.interval
-        job.measured[f"{name}_{what}_change"] = [
-            difference.difference,
-            interval.low,
-            interval.high,
-        ]
+                job.measured[f"{name}_{what}_{row}"] = _mean(one)
+    changes = {what: _differences(found[BEFORE], found[AFTER]) for what, found in figures.items()}
+    if way := _way(values):
+        for row in (BEFORE, AFTER):
+            place = (_mean(values[row]) - _mean(values["control"])) / way
+            job.measured[f"{name}_place_{row}"] = place
+        changes["place"] = changes["match"] / way
+    for what, change in changes.items():
+        compared = compare_differences(change)
+        interval = compared.interval
+        job.measured[f"{name}_{what}_change"] = [compared.difference, interval.low, interval.high]
 
 
 def _show(job: Job, results: Results, count: int) -> None:
@@ -475,8 +611,12 @@ WORKFLOW = Workflow(
         "domain_match_*": "the metric on held-out pictures of the domain: before, after, control "
         "(no reference), ceiling (the base's autoencoder)",
         "domain_match_change": "mean difference and its 95 % interval",
+        "domain_place_*": "the match between control (0) and ceiling (1): before, after, change",
         "domain_whole_*": "share of pictures with all five attributes; drawn scenes only",
         "general_*": "the same on pictures of all kinds: what is forgotten",
+        "kept": "share of the change of weights that is in the adapter",
+        "kept_domain": "change of the place with it, on pictures that chose it",
+        "kept_general_*": "the same on pictures of all kinds, for each share that was tried",
         "trained_steps": "steps until validation no longer improved, or all",
         "training_seconds": "wall time of the training",
     },
