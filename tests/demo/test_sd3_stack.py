@@ -19,7 +19,7 @@ from imageprompt.core.hub import part_of, split_part
 from imageprompt.demo import judge, scenes
 
 LIMIT = 18_000_000
-COUNT = 4
+COUNT, STEPS = 4, 10
 NAME = bundled.SD3
 
 
@@ -77,7 +77,7 @@ def test_plain_diffusers_draws_what_the_text_says_by_its_default_call(
 
 def test_text_alone_draws_what_it_says(engine: ip.Engine, drawn: list[scenes.Scene]) -> None:
     requests: list[Any] = [
-        {"prompt": scenes.caption(scene), "seed": seed, "scale": 0.0}
+        {"prompt": scenes.caption(scene), "seed": seed, "scale": 0.0, "steps": STEPS}
         for seed, scene in enumerate(drawn)
     ]
     results = engine.generate_many(requests, progress=False)
@@ -96,6 +96,7 @@ def test_a_reference_has_its_effect(
             "reference": scenes.draw(scene),
             "adapter": adapter,
             "scale": 1.0,
+            "steps": STEPS,
         }
         for seed, scene in enumerate(drawn)
     ]
@@ -113,7 +114,7 @@ def test_its_pair_takes_the_shape_of_one_and_the_look_of_another(
             "style": scenes.draw(look),
             "seed": seed,
             "scale": 1.0,
-            "steps": 10,
+            "steps": STEPS,
         }
         for seed, (shape, look) in enumerate(zip(drawn, looks, strict=True))
     ]
