@@ -72,7 +72,7 @@ def flux(folder: Path) -> tuple[Any, Path, Path]:
 
 
 def xl(folder: Path) -> tuple[Any, Path, Path]:
-    pipe = make_xl_pipeline()
+    pipe = make_xl_pipeline(one_level=True)
     return saved(pipe, pipe.image_encoder, "base", folder)
 
 

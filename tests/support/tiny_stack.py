@@ -87,8 +87,11 @@ def make_pipeline(*, one_layer: bool = False) -> Any:
     )
 
 
-def make_xl_pipeline() -> Any:
-    """The same parts as a StableDiffusionXLPipeline: two text encoders, size conditioning."""
+def make_xl_pipeline(*, one_level: bool = False) -> Any:
+    """The same parts as a StableDiffusionXLPipeline: two text encoders, size conditioning.
+
+    `one_level`: a denoiser of one level with two attention layers, for what compiles it.
+    """
     from diffusers import StableDiffusionXLPipeline
     from diffusers import UNet2DConditionModel as UNet
     from transformers import CLIPTextModelWithProjection
@@ -96,6 +99,7 @@ def make_xl_pipeline() -> Any:
     parts = make_pipeline()
     text = parts.text_encoder.config
     text.projection_dim = 24
+    levels = 1 if one_level else 2
     return StableDiffusionXLPipeline(
         vae=parts.vae,
         text_encoder=parts.text_encoder,
@@ -104,9 +108,9 @@ def make_xl_pipeline() -> Any:
         tokenizer_2=parts.tokenizer,
         unet=UNet(
             sample_size=SIDE // 2,
-            block_out_channels=(8, 16),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            block_out_channels=(8, 16)[:levels],
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D")[:levels],
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D")[-levels:],
             layers_per_block=1,
             attention_head_dim=2,
             transformer_layers_per_block=2,
