@@ -20,7 +20,7 @@ from imageprompt.checkpoint.convert import convert
 from imageprompt.checkpoint.inspect import inspect
 from imageprompt.core import bundled
 from imageprompt.core.errors import AdapterFileError, OptionError
-from imageprompt.deploy.compress import measure, run
+from imageprompt.deploy.compress import measure, run, search
 from imageprompt.deploy.compress.low_rank import Matrix, Ranks, last_true, second_moment
 from imageprompt.deploy.compress.result import Budget, parse_budget
 from tiny_stack import make_pipeline, make_xl_pipeline
@@ -79,6 +79,48 @@ def test_ranks_follow_what_a_direction_is_worth() -> None:
     half = ranks.at(12)
     assert half[strong.name] > 2 * half["weak"]
     assert ranks.at(len(ranks.steps), {"mid"})[strong.name] == 0
+
+
+class Tails:
+    """A measure for which block "a" is worth what it is as a whole, and next to nothing of that is
+    in the directions of most energy; block "b" is worth what its energies say."""
+
+    def __init__(self, matrices: dict[str, Matrix], weights: dict[str, torch.Tensor]) -> None:
+        self._matrices, self._weights = matrices, weights
+
+    def error(self) -> float:
+        found = 0.0
+        for name, one in self._matrices.items():
+            added = one.directions.T @ (self._weights[name] - one.weight)
+            lost = added.square().sum(1)
+            found += float(lost[4:].sum() * 30 + lost[:4].sum() / 30 if name == "a" else lost.sum())
+        return found**0.5
+
+
+def test_ranks_are_shared_out_by_the_errors_that_are_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    matrices = {}
+    for name in "ab":
+        directions = torch.linalg.qr(torch.randn(12, 12))[0]
+        weight = directions * torch.logspace(0, -2, 12) @ torch.linalg.qr(torch.randn(20, 12))[0].T
+        own = torch.randn(12, 20)
+        moment = torch.eye(20).double()
+        matrices[name] = Matrix.of(name, name, "k", own + weight, own, moment)
+    weights = {name: one.weight.clone() for name, one in matrices.items()}
+    errors = []
+    for count in (0, 2):
+        monkeypatch.setattr(search, "REFINEMENTS", count)
+        measured: Any = Tails(matrices, weights)
+        choice = search.Search([*matrices.values()], weights, measured, int8=False).within_budget(
+            9 * 32
+        )
+        assert choice is not None
+        assert choice.parameters <= 9 * 32
+        errors.append(choice.error)
+    assert errors[1] < 0.8 * errors[0]
+    assert choice.ranks["a"] > choice.ranks["b"]
+    assert all(torch.equal(weights[name], one.weight) for name, one in matrices.items())
 
 
 def test_the_last_number_for_which_something_holds() -> None:

@@ -114,6 +114,8 @@ def second_moment(tokens: Tensor) -> Tensor:
 
 # ── ranks ───────────────────────────────────────────────────────────────────────────────────────
 
+_NOTHING_LEFT = 1e-8
+"""Of the energy: what error that leaves is not told from rounding."""
 Weights = Mapping[tuple[str, str], float]
 """(block, kind) -> squared error with that kind of the block at rank 0."""
 
@@ -126,11 +128,8 @@ class Ranks:
     """
 
     def __init__(self, matrices: Sequence[Matrix], weights: Weights) -> None:
-        self.matrices = matrices
-        total: dict[tuple[str, str], float] = {}
-        for one in matrices:
-            key = one.block, one.kind
-            total[key] = total.get(key, 0.0) + float(one.energies.sum())
+        self.matrices, self.weights = matrices, weights
+        self._total = total = self._energies({})
         self._worth = {
             one.name: one.energies
             * (weights[one.block, one.kind] / (total[one.block, one.kind] or 1.0) / one.step)
@@ -146,6 +145,25 @@ class Ranks:
             one.name: 0 if one.block in dropped else int((self._worth[one.name] >= threshold).sum())
             for one in self.matrices
         }
+
+    def measured_at(self, ranks: Mapping[str, int], errors: Weights) -> Ranks:
+        """With the worth of each block and kind from its squared error at these ranks."""
+        left = self._energies(ranks)
+        weights = dict(self.weights)
+        for key, squared in errors.items():
+            if (share := left[key] / (self._total[key] or 1.0)) > _NOTHING_LEFT:
+                weights[key] = squared / share
+        return Ranks(self.matrices, weights)
+
+    def _energies(self, ranks: Mapping[str, int]) -> dict[tuple[str, str], float]:
+        """What is left out at these ranks, of each block and kind; of those not named, all."""
+        found: dict[tuple[str, str], float] = {}
+        for one in self.matrices:
+            rank = ranks.get(one.name, 0)
+            out = 0.0 if one.is_whole(rank) else float(one.energies[rank:].sum())
+            key = one.block, one.kind
+            found[key] = found.get(key, 0.0) + out
+        return found
 
     def cost(self, ranks: Mapping[str, int]) -> int:
         return sum(one.cost(ranks[one.name]) for one in self.matrices)

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from imageprompt.deploy.compress.measure import Measure
 
 
+REFINEMENTS = 2
+"""How often ranks are shared out again, by the errors measured at the ranks before."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """Ranks by the name of a weight, the blocks without any effect, and what that costs."""
@@ -62,8 +66,11 @@ class Search:
 
     def error(self, ranks: dict[str, int], dropped: Collection[str] = ()) -> float:
         """With these ranks, and nothing at the sites of dropped blocks; other weights are whole."""
+        return self._error(ranks, dropped, int8=self.int8)
+
+    def _error(self, ranks: dict[str, int], dropped: Collection[str] = (), *, int8: bool) -> float:
         changed = [one for one in self.matrices if one.name in ranks or one.block in dropped]
-        self.set(changed, ranks, dropped)
+        self.set(changed, ranks, dropped, int8=int8)
         try:
             return self._measure.error()
         finally:
@@ -76,12 +83,15 @@ class Search:
         matrices: Sequence[Matrix],
         ranks: dict[str, int],
         dropped: Collection[str],
+        *,
+        int8: bool | None = None,
     ) -> None:
         """Write these weights, as a light file would hold them."""
+        int8 = self.int8 if int8 is None else int8
         for one in matrices:
             gone = one.block in dropped
             rank = 0 if gone else ranks[one.name]
-            self._weights[one.name].copy_(one.at(rank, dropped=gone, int8=self.int8))
+            self._weights[one.name].copy_(one.at(rank, dropped=gone, int8=int8))
 
     @torch.no_grad()
     def restore(self, matrices: Sequence[Matrix]) -> None:
@@ -91,54 +101,74 @@ class Search:
     def within_budget(self, parameters: int) -> Choice | None:
         """The least error with at most so many parameters of K' and V'."""
 
-        def best(dropped: frozenset[str]) -> Choice:
-            ranks = self._ranks
-
+        def best(ranks: Ranks, dropped: frozenset[str]) -> Choice:
             def fits(step: int) -> bool:
                 return ranks.cost(ranks.at(step, dropped)) <= parameters
 
-            return self._choice(last_true(len(ranks.steps), fits) or 0, dropped)
+            return self._choice(ranks, last_true(len(ranks.steps), fits) or 0, dropped)
 
-        return self._drop(best, lambda choice: choice.error)
+        return self._best(best, lambda choice: choice.error)
 
     def within_error(self, error: float) -> Choice | None:
         """The fewest parameters of K' and V' with at most this error; None if none has it."""
 
-        def best(dropped: frozenset[str]) -> Choice | None:
+        def best(ranks: Ranks, dropped: frozenset[str]) -> Choice | None:
             tried: dict[int, Choice] = {}
-            most = len(self._ranks.steps)
+            most = len(ranks.steps)
 
             def fails(step: int) -> bool:
-                tried[step] = self._choice(step, dropped)
+                tried[step] = self._choice(ranks, step, dropped)
                 return tried[step].error > error
 
             last = last_true(most, fails)
             step = 0 if last is None else last + 1
             return tried.get(step) if step <= most else None
 
-        return self._drop(best, lambda choice: choice.parameters)
+        return self._best(best, lambda choice: choice.parameters)
 
-    def _choice(self, step: int, dropped: frozenset[str]) -> Choice:
-        ranks = self._ranks.at(step, dropped)
-        return Choice(ranks, dropped, self._ranks.cost(ranks), self.error(ranks, dropped))
+    def _choice(self, ranks: Ranks, step: int, dropped: frozenset[str]) -> Choice:
+        found = ranks.at(step, dropped)
+        return Choice(found, dropped, ranks.cost(found), self.error(found, dropped))
 
-    def _drop(
+    def _best(
         self,
-        best: Callable[[frozenset[str]], Choice | None],
+        best: Callable[[Ranks, frozenset[str]], Choice | None],
         worth: Callable[[Choice], float],
     ) -> Choice | None:
-        """Blocks are dropped, the least first, as long as that is better."""
-        found = best(frozenset())
+        """Blocks are dropped, the least first, as long as that is better; then the errors of what
+        is left are measured at the ranks that were found, and ranks are shared out by those."""
+        ranks = self._ranks
+        found = best(ranks, frozenset())
         for block in self._least[:-1]:
             if found is None:
                 break
-            tried = best(found.dropped | {block})
+            tried = best(ranks, found.dropped | {block})
+            if tried is None or worth(tried) >= worth(found):
+                break
+            found = tried
+        for _ in range(REFINEMENTS):
+            if found is None:
+                break
+            ranks = self._measured_at(ranks, found)
+            tried = best(ranks, found.dropped)
             if tried is None or worth(tried) >= worth(found):
                 break
             found = tried
         return found
 
+    def _measured_at(self, ranks: Ranks, choice: Choice) -> Ranks:
+        """Each block and kind at these ranks with all others whole, without the error of int8."""
+        errors = {}
+        for block, kind in ranks.weights:
+            if block not in choice.dropped:
+                own = self._of(block, kind)
+                alone = {name: choice.ranks[name] for name in own}
+                errors[block, kind] = self._error(alone, int8=False) ** 2
+        return ranks.measured_at(choice.ranks, errors)
+
     def _without(self, block: str, kind: str) -> float:
         """The error with the base's own K or V in place of this block's."""
-        names = [one.name for one in self.matrices if (one.block, one.kind) == (block, kind)]
-        return self.error(dict.fromkeys(names, 0))
+        return self.error(dict.fromkeys(self._of(block, kind), 0))
+
+    def _of(self, block: str, kind: str) -> list[str]:
+        return [one.name for one in self.matrices if (one.block, one.kind) == (block, kind)]
