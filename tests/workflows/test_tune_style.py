@@ -67,8 +67,9 @@ def test_it_trains_and_measures(domain: Path, tiny_bundled: Path, tmp_path: Path
     assert len(result.checks) == 2  # the held-out pictures
     assert measured["kept"] == 0  # nothing was gained
     assert measured["kept_general_1"] == measured["kept_domain"] == 0
-    # each time two references; before, after and one control; as many to choose by
-    assert result.cost["generated"] == 2 * (2 * 2 + 1) + 2 * (2 * 2 + 1)
+    # two references each: before, after and one control to measure; before, the last adapter and
+    # the best one with a control to choose among the domain's; before, the last and a control
+    assert result.cost["generated"] == 2 * (2 * 2 + 1) + (3 * 2 + 1) + (2 * 2 + 1)
     assert result.cost["denoising_steps"] == 2 * result.cost["generated"]
     saved = result.save(tmp_path / "out")
     (adapter,) = saved.files
@@ -159,8 +160,8 @@ def test_what_is_kept_forgets_no_more_than_it_may(
         return ends | {"after": {key: 2 * (0.5 + value) - 2 for key, value in at.items()}}
 
     def evaluate(*arguments: Any) -> tuple[str, float]:
-        kind, _, share = arguments[3].name.partition("-")
-        return kind, float(share)
+        kind, _, name = arguments[3].name.partition("-")
+        return kind, 0 if name == "before" else float(name.removeprefix("tuned-"))
 
     monkeypatch.setattr(tune_style, "_evaluate", evaluate)
     monkeypatch.setattr(tune_style, "_cost", lambda results: (0, 0))
@@ -170,9 +171,12 @@ def test_what_is_kept_forgets_no_more_than_it_may(
     job = Job(WORKFLOWS["tune-style"], inputs, None, lambda *told: None)
     parts = {kind: tune_style.Split((), (), ()) for kind in ("domain", "general")}
     before, tuned = str(tmp_path / "before"), tmp_path / "tuned"
-    found = tune_style._within_budget(inputs, job, "b", tmp_path, before, tuned, parts)
+    found = tune_style._kept(inputs, job, "b", tmp_path, before, [tuned], parts)
     assert job.measured["kept"] == kept
-    assert found == (tmp_path / "kept" / f"{kept:g}.safetensors" if kept else Path(before))
+    assert found == (tmp_path / "kept" / f"tuned-{kept:g}.safetensors" if kept else Path(before))
     assert sum(name.startswith("kept_general_") for name in job.measured) == tried
     assert job.measured["kept_general_1"] == pytest.approx(-0.1)
     assert bool(job.notes) == (kept == 0)
+    del parts["general"]  # nothing says what is forgotten
+    found = tune_style._kept(inputs, job, "b", tmp_path, before, [tuned], parts)
+    assert job.measured["kept"] == float(gain > 0)

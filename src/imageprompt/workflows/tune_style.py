@@ -1,7 +1,7 @@
 """tune-style: an adapter trained further on one domain, measured before and after.
 
-The pictures of the domain are split: most are trained with, some decide when to stop and how much
-of the training is kept, some measure. Pictures of all kinds are mixed into the training, and others
+The pictures of the domain are split: most are trained with, some decide how much of the training
+is kept, some measure. Pictures of all kinds are mixed into the training, and others
 of them say what is forgotten. Between the weights before and after training lie adapters that have
 gained much and forgotten little (WiSE-FT, arXiv 2109.01903): the one that has gained most within
 what may be forgotten is taken.
@@ -41,10 +41,10 @@ MOST_PICTURES = 20_000
 LEAST = 12
 """Pictures of a domain."""
 VALIDATION = 16
-"""Pictures that decide when to stop, at most."""
+"""Pictures that are looked at during training, at most."""
 CHOOSING = 48
 """Pictures that decide how much of the training is kept, at most, of either kind."""
-VALIDATIONS, PATIENCE = 8, 3
+VALIDATIONS = 8
 TRIES = 5
 """Shares of the change of weights that are tried: all, a half, and halves between."""
 BEFORE, AFTER = "before", "after"
@@ -125,7 +125,7 @@ class Inputs(GenerationInputs):
     train_steps: Annotated[
         int | None,
         control(
-            "training steps at most (default 400 on the bundled stack, else 2000)",
+            "training steps (default 400 on the bundled stack, else 2000)",
             metavar="N",
             ge=1,
             le=1_000_000,
@@ -194,16 +194,14 @@ def _tune(inputs: Inputs, job: Job, base: str, domain: Split, work: Path) -> Non
     adapter = _adapter(inputs, job)
     config = _config(inputs, job, base, adapter, work, domain)
     _copy(work / "data", [*domain.train, *general.train])
-    job.report(f"training, {config.steps} steps at most", 0, 4 * TRIES)
+    job.report(f"training, {config.steps} steps", 0, 4 * TRIES)
     trained = _train(config, inputs)
-    tuned = trained.best or trained.adapter
-    assert tuned is not None
     job.measured |= {"trained_steps": trained.step, "training_seconds": trained.seconds}
-    if general.test:
-        parts = {"domain": domain, "general": general}
-        tuned = _within_budget(inputs, job, base, work, adapter, tuned, parts)
-    else:
+    parts = {"domain": domain} | ({"general": general} if general.test else {})
+    if not general.test:
         job.notes.append("what is forgotten was not measured: give --general DIR")
+    made = [path for path in (trained.adapter, trained.best) if path is not None]
+    tuned = _kept(inputs, job, base, work, adapter, made, parts)
     adapters = {BEFORE: adapter, AFTER: str(tuned)}
     for number, (name, test) in enumerate({"domain": domain.test, "general": general.test}.items()):
         job.report(f"measuring {name}", (2 + number) * TRIES, 4 * TRIES)
@@ -356,7 +354,6 @@ def _config(inputs: Inputs, job: Job, base: str, adapter: str, work: Path, domai
         "seed": inputs.seed,
         "checkpoint_every": 0 if inputs.work is None else every,
         "validate_every": every,
-        "patience": PATIENCE,
         "validation": validation,
         "trackers": [],
         "mixed_precision": precision,
@@ -382,41 +379,42 @@ def _train(config: Any, inputs: Inputs) -> TrainResult:
 # ── how much of it is kept ──────────────────────────────────────────────────────────────────────
 
 
-def _within_budget(
+def _kept(
     inputs: Inputs,
     job: Job,
     base: str,
     work: Path,
     before: str,
-    tuned: Path,
+    trained: Collection[Path],
     parts: Mapping[str, Split],
 ) -> Path:
-    """The adapter furthest on the way from before to tuned that forgets no more than it may.
+    """The adapter furthest on the way from before to trained that forgets no more than it may.
 
-    Found by halving, on pictures that measure nothing else: what is lost, and one standard error
-    of it, must be within `forgetting`. The adapter from before where none is, or nothing is gained.
+    Of several that were trained, the one that gains most. The share is found by halving: what is
+    lost, and one standard error of it, must be within `forgetting`. The adapter from before where
+    none is, or nothing is gained. All on pictures that measure nothing else.
     """
     folder = work / "kept"
     folder.mkdir(parents=True, exist_ok=True)
 
     @cache
-    def file(share: float) -> Path:
-        path = folder / f"{share:g}.safetensors"
+    def file(tuned: Path, share: float) -> Path:
+        path = folder / f"{tuned.stem}-{share:g}.safetensors"
         _between(before, tuned, share, path)
         return path
 
     @cache
-    def values(kind: str, share: float) -> Values:
-        adapters = {AFTER: str(file(share)) if share else before}
-        place, bounds = folder / f"{kind}-{share:g}", share == 0
+    def values(kind: str, path: Path) -> Values:
+        bounds, adapters = path == Path(before), {AFTER: str(path)}
+        place = folder / f"{kind}-{BEFORE if bounds else path.stem}"
         results = _evaluate(inputs, job, base, place, parts[kind].validation, adapters, bounds)
         job.count(*_cost(results))
         return _values(results, adapters)
 
-    def changed(kind: str, share: float) -> NDArray[np.float64]:
+    def changed(kind: str, path: Path) -> NDArray[np.float64]:
         """How much nearer each picture is, of the way from the control to the ceiling."""
-        old = values(kind, 0.0)
-        change, way = _differences(old[AFTER], values(kind, share)[AFTER]), _way(old)
+        old = values(kind, Path(before))
+        change, way = _differences(old[AFTER], values(kind, path)[AFTER]), _way(old)
         if len(change) < 2:
             raise OptionError(
                 f"metric {_metric(inputs, job)}",
@@ -425,26 +423,28 @@ def _within_budget(
             )
         return change / way if way else np.zeros_like(change)
 
-    kept, too_far, share = 0.0, 1.0, 1.0
-    for number in range(TRIES):
-        job.report(f"choosing how much is kept, {share:.0%}", TRIES + number, 4 * TRIES)
-        change = changed("general", share)
+    def within(share: float) -> bool:
+        change = changed("general", file(tuned, share))
         job.measured[f"kept_general_{share:g}"] = float(change.mean())
-        if change.mean() - change.std(ddof=1) / np.sqrt(len(change)) >= -inputs.forgetting:
-            kept = share
-        else:
-            too_far = share
+        error = change.std(ddof=1) / np.sqrt(len(change))
+        return bool(change.mean() - error >= -inputs.forgetting)
+
+    job.report("choosing how much is kept", TRIES, 4 * TRIES)
+    tuned = max(trained, key=lambda one: changed("domain", file(one, 1.0)).mean())
+    kept, too_far, share = 0.0, 1.0, 1.0
+    for number in range(TRIES if "general" in parts else 0):
+        job.report(f"choosing how much is kept, {share:.0%}", TRIES + number, 4 * TRIES)
+        kept, too_far = (share, too_far) if within(share) else (kept, share)
         if kept == 1:
             break
         share = (kept + too_far) / 2
-    if kept:
-        gain = float(changed("domain", kept).mean())
-        job.measured["kept_domain"] = gain
-        kept = kept if gain > 0 else 0.0
-    job.measured["kept"] = kept
+    kept = kept if "general" in parts else 1.0
+    gain = float(changed("domain", file(tuned, kept)).mean()) if kept else 0.0
+    kept = kept if gain > 0 else 0.0
+    job.measured |= {"kept": kept, "kept_domain": gain}
     if not kept:
         job.notes.append("nothing is gained within what may be forgotten: the adapter is as it was")
-    return file(kept) if kept else Path(before)
+    return file(tuned, kept) if kept else Path(before)
 
 
 def _between(before: str, tuned: Path, share: float, path: Path) -> None:
@@ -617,7 +617,7 @@ WORKFLOW = Workflow(
         "kept": "share of the change of weights that is in the adapter",
         "kept_domain": "change of the place with it, on pictures that chose it",
         "kept_general_*": "the same on pictures of all kinds, for each share that was tried",
-        "trained_steps": "steps until validation no longer improved, or all",
+        "trained_steps": "all, or with --set patience=N until validation no longer improved",
         "training_seconds": "wall time of the training",
     },
 )
