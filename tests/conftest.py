@@ -117,6 +117,15 @@ def same_numbers() -> Iterator[None]:
     return
 
 
+@pytest.fixture(autouse=True)
+def copied_pipelines() -> None:
+    """A pipeline that was loaded from a folder is copied from then on."""
+    if "diffusers.pipelines.pipeline_utils" in sys.modules:
+        from loads import install
+
+        install()
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline folder with adapters and random weights, in place of the bundled one."""
