@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from rigs import difference
 from tiny_stack import make_pipeline, make_xl_pipeline
 
 PIPES = {"sd15": make_pipeline, "sdxl": make_xl_pipeline}
+SMALL = {"one layer": partial(make_pipeline, one_layer=True)}
+"""For what compiles the denoiser."""
 VARIANTS = ("faceid", "faceid-plus", "faceid-plus-v2")
 PLUS = [v for v in VARIANTS if v != "faceid"]
 
@@ -26,7 +29,7 @@ PLUS = [v for v in VARIANTS if v != "faceid"]
 def make(host: str, variant: str, seed: int = 0) -> tuple[Any, Any]:
     """A tiny pipeline, and an adapter whose weights all have an effect."""
     torch.manual_seed(seed)
-    pipe = PIPES[host]()
+    pipe = (PIPES | SMALL)[host]()
     pipe.unet.eval().requires_grad_(False)
     encoder = None if variant == "faceid" else pipe.image_encoder
     adapter = ip.Adapter.create(variant, denoiser=pipe.unet, encoder=encoder)

@@ -25,8 +25,8 @@ def given() -> dict[str, Any]:
     return inputs("sd15")
 
 
-def frozen(variant: str = "faceid", seed: int = 0) -> tuple[Any, Any]:
-    pipe, adapter = make("sd15", variant, seed)
+def frozen(variant: str = "faceid", seed: int = 0, host: str = "sd15") -> tuple[Any, Any]:
+    pipe, adapter = make(host, variant, seed)
     adapter.module.requires_grad_(False)
     return pipe, adapter
 
@@ -194,7 +194,7 @@ def test_merged_under_compile(given: dict[str, Any]) -> None:
     from torch._dynamo.testing import CompileCounterWithBackend
 
     torch._dynamo.reset()
-    pipe, adapter = frozen()
+    pipe, adapter = frozen(host="one layer")
     base, strengths = read(pipe.unet, given), (1.0, 0.3, 0.0, 0.6)
     found, counter = {}, CompileCounterWithBackend("eager")
     models = {"live": pipe.unet, "merged": torch.compile(pipe.unet, backend=counter)}
@@ -318,7 +318,7 @@ def test_blocks_compiled_one_by_one(mode: str, given: dict[str, Any]) -> None:
     torch._dynamo.reset()
     counter, found, counts = CompileCounterWithBackend("eager"), [], []
     for compiled in (False, True):
-        pipe, adapter = frozen()
+        pipe, adapter = frozen(host="one layer")
         adapter.attach(pipe, lora=mode)
         if compiled:
             pipe.unet.compile_repeated_blocks(fullgraph=True, backend=counter)
