@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import imageprompt as ip
+from copies import Template
 
 SIDE = 16
 WORDS = ("a", "red", "blue", "star", "square")
@@ -33,6 +36,27 @@ def save_stack(
     return folder
 
 
+def _built_once(build: Callable[..., Any]) -> Callable[..., Any]:
+    """For the same random numbers the same pipeline: built once, then copied."""
+    kept: dict[Any, tuple[Template, torch.Tensor]] = {}
+
+    @functools.wraps(build)
+    def make(**options: Any) -> Any:
+        if torch.empty(0).device.type != "cpu":  # as `with torch.device("meta")` wants it
+            return build(**options)
+        key = str(options), torch.get_rng_state().numpy().tobytes()
+        if key not in kept:
+            pipe = build(**options)
+            kept[key] = Template(pipe), torch.get_rng_state()
+            return pipe
+        template, after = kept[key]
+        torch.set_rng_state(after)
+        return template.copy()
+
+    return make
+
+
+@_built_once
 def make_pipeline(*, one_layer: bool = False) -> Any:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
     from diffusers import UNet2DConditionModel as UNet
@@ -87,6 +111,7 @@ def make_pipeline(*, one_layer: bool = False) -> Any:
     )
 
 
+@_built_once
 def make_xl_pipeline(*, one_level: bool = False) -> Any:
     """The same parts as a StableDiffusionXLPipeline: two text encoders, size conditioning.
 
