@@ -37,6 +37,29 @@ if "TMPDIR" not in os.environ:
     _in_memory()
 
 ROOT = Path(__file__).resolve().parents[1]
+LONGEST = (
+    "serve/test_page.py",
+    "docs/test_benchmarks.py",
+    "deploy/test_export.py",
+    "attention/test_recompile.py",
+    "deploy/test_export_bases.py",
+    "docs/test_package.py",
+    "docs/test_readme.py",
+    "deploy/test_quantize.py",
+    "deploy/test_compress.py",
+    "workflows/test_concept.py",
+    "evaluation/test_probe.py",
+    "serve/test_api.py",
+    "generation/test_batch_invariance.py",
+    "demo/test_sd3_stack.py",
+    "demo/test_stack.py",
+    "docs/test_evaluation_guide.py",
+    "adapter/test_parity_diffusers.py",
+    "training/test_prepare.py",
+    "training/test_train_journey.py",
+    "workflows/test_restore_ct.py",
+)
+"""Files that take more than about seven seconds of a core, the longest first."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -68,7 +91,7 @@ def whole(request: pytest.FixtureRequest) -> bool:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: one that is left for the end would keep a core idle."""
+    """Long files come first: one that is left for the end would keep a core idle."""
     everything = list(items)
     if config.getoption("whole"):
         items[:] = [item for item in items if _is_sample(item)]
@@ -78,7 +101,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left := [item for item in everything if item not in kept]:
         config.hook.pytest_deselected(items=left)
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    if gone := [str(path) for path in places if not path.is_file()]:
+        raise pytest.UsageError(f"LONGEST in tests/conftest.py names what is gone: {gone}")
+    items.sort(key=lambda item: (places.get(item.path, len(places)), -slow[item.path]))
 
 
 def _is_sample(item: pytest.Item) -> bool:
