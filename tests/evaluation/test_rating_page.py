@@ -236,6 +236,7 @@ def test_markup_of_strangers_is_text(page: Page, folders: dict[str, Path]) -> No
     assert page.inner_text("#text").startswith("a <b>")
     assert page.locator("#text *").count() == 0
     page.goto((folders["pairs"] / "rate.html").as_uri())
+    page.wait_for_function("document.querySelector('#known').innerText")
     assert "<img" in page.inner_text("#known")
     assert page.locator("#known img").count() == 0
 
