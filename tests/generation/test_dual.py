@@ -229,11 +229,19 @@ def test_the_guide_runs(
     try:
         for command in guides.commands(guides.DOCS / "dual.md"):
             assert guides.run(command) == 0, command
-        (snippet,) = guides.blocks(guides.DOCS / "dual.md", "python")
+        (tmp_path / "scenes" / "train").mkdir(parents=True)
+        full = "a dotted red star on a plain blue background"
+        (tmp_path / "scenes" / "train" / "0.txt").write_text(full)
         names: dict[str, Any] = {}
-        exec(snippet, names)
+        for snippet in guides.blocks(guides.DOCS / "dual.md", "python"):
+            exec(snippet, names)
     finally:
         own.unlink()
     assert len(names["apart"].images) == 1
     assert {"content.safetensors", "style.safetensors"} <= {p.name for p in tmp_path.iterdir()}
     assert "pairs: self-made" in (tmp_path / "config.yaml").read_text()
+    split = [
+        (tmp_path / "scenes" / "train" / f"0.{side}_caption.txt").read_text()
+        for side in ("content", "style")
+    ]
+    assert split == ["a star", "a dotted red shape on a plain blue background"]
