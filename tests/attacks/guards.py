@@ -328,7 +328,7 @@ GUARDS = (
             replaced("evaluation.protocols.contract", "MAX_VALUES", HUGE),
         ),
         "protocol: coco",
-        "ten million",
+        "five million",
     ),
     Guard(
         "the size of a protocol's prompts",
