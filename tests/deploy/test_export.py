@@ -152,6 +152,7 @@ def test_other_folders_bases_and_runtimes_are_refused(
         ({"format": 2}, "format"),
         ({"parts": {}}, "no denoiser"),
         ({"extra_files": {"../a": "0"}}, "not the name of a file"),
+        ({"readers": stated["readers"][1:]}, "it names 6 sites, and its denoiser reads 7"),
     ):
         (copy / NAME).write_text(json.dumps(stated | change))
         with pytest.raises(OptionError, match=reason):

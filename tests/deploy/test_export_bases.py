@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers.models.embeddings import PatchEmbed
 from torch import nn
+from transformers import SiglipVisionConfig, SiglipVisionModel
 
 import imageprompt as ip
 import tiny_flux
@@ -88,6 +89,19 @@ def test_sd3(tmp_path: Path, whole: bool) -> None:
         assert np.abs(pixels(ours) - pixels(theirs)).max() <= 1, change
     with pytest.raises(OptionError, match="only the graphs of UNets read residuals"):
         calls_of(eager.loaded.pipe.transformer, controlnet=True)
+
+
+def test_tokens_that_change_with_the_step_are_refused(tmp_path: Path) -> None:
+    shape = {"hidden_size": 24, "intermediate_size": 16, "image_size": 16, "patch_size": 8}
+    config = SiglipVisionConfig(**shape, num_hidden_layers=2, num_attention_heads=2)
+    SiglipVisionModel(config).save_pretrained(tmp_path / "siglip")
+    pipe = ip.Engine("bundled-sd3").loaded.pipe
+    adapter = ip.Adapter.create("instantx-sd3", denoiser=pipe, encoder=tmp_path / "siglip")
+    adapter.save(tmp_path / "a.safetensors")
+    with pytest.raises(OptionError, match="it reads the rows of the picture") as refused:
+        export(pipe, tmp_path / "a.safetensors", to="openvino", output=tmp_path / "graph")
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "graph").exists()
 
 
 @pytest.mark.sample(2)

@@ -146,6 +146,10 @@ class Manifest:
         for name, part in self.parts.items():
             if not part.files or len(part.inputs) > MAX_INPUTS:
                 raise damaged(path, f"part {name!r} has no file, or more than {MAX_INPUTS} inputs")
+        sites = sum(port.name.startswith("key_") for port in self.parts[DENOISER].inputs)
+        if sites != len(self.readers):
+            reason = f"it names {len(self.readers)} sites, and its denoiser reads {sites}"
+            raise damaged(path, reason)
         for name in self.all_files():
             plain = name == Path(name).name and not name.startswith(".") and "\\" not in name
             if not plain or len(name) > _LONGEST_NAME:
