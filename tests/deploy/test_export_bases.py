@@ -131,6 +131,30 @@ def test_tiny_bases(
     assert np.abs(plain - theirs).max() > 1
 
 
+def test_graphs_of_fixed_sizes_are_for_one_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both sides of guidance at the base's own size, with as many tokens as its adapter has."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setattr(type(BACKENDS["pt2"]), "fixed_sizes", True)
+    pipe, base, adapter = xl(tmp_path)
+    made = export(base, adapter, to="pt2", output=tmp_path / "graph", parts=[DENOISER, "vae"])
+    assert 0 < made.manifest.parity[DENOISER] <= 1e-4
+    for part in made.manifest.parts.values():
+        assert all(isinstance(axis, int) for port in part.inputs for axis in port.shape)
+    shapes = {port.name: port.shape for port in made.manifest.parts[DENOISER].inputs}
+    side = pipe.unet.config.sample_size
+    assert shapes["sample"] == (2, 4, side, side)
+    tokens = ip.Adapter.load(adapter).spec.tokens
+    assert {shapes[name][3] for name in shapes if name.startswith("key_")} == {tokens}
+    exported = Exported.of(None, made.folder).load(base, base, dtype=None, device=None, bars=False)
+    for scale in (0.7, 0.0):
+        ours, theirs = (picture(one, adapter, scale) for one in (exported.pipe, pipe))
+        assert np.abs(ours - theirs).max() <= 1
+    with pytest.raises(OptionError, match="does not take these sizes"):
+        exported.pipe(["a", "b"], num_inference_steps=1)
+
+
 def test_positions_in_onnx_are_cropped_at_odd_sizes(tmp_path: Path) -> None:
     """(8 - h) // 2 is traced as 4 + (-h) // 2, which ONNX's Div rounds towards 0."""
     embed = PatchEmbed(4, 4, 1, in_channels=2, embed_dim=8, pos_embed_max_size=8)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,6 +44,17 @@ class Exportable:
             else:
                 made.append(torch.rand(shape, generator=gen))
         return tuple(made)
+
+    def at(self, sizes: Mapping[str, int]) -> Exportable:
+        """The same for these sizes alone: no axis is left to a call."""
+        sizes = {**self.sizes, **sizes}
+
+        def fixed(port: Port) -> Port:
+            shape = tuple(axis if isinstance(axis, int) else sizes[axis] for axis in port.shape)
+            return replace(port, shape=shape)
+
+        inputs, outputs = (tuple(map(fixed, ports)) for ports in (self.inputs, self.outputs))
+        return Exportable(self.module, inputs, outputs, sizes)
 
     def axes(self) -> list[dict[int, str]]:
         """The named axes of every input."""

@@ -16,13 +16,14 @@ from torch import Tensor
 from imageprompt.core.errors import OptionError
 from imageprompt.encoding.image_prompt import ImagePrompt
 from imageprompt.generation.exported.calls import Calls
+from imageprompt.generation.exported.denoiser import LEAST_TOKENS
 
 if TYPE_CHECKING:
     from imageprompt.adapter.adapter import Adapter
 
 TOLERANCES: Mapping[str, float] = {"float32": 1e-4, "float16": 2e-2}
 """The largest difference that is allowed; below float32 over the largest value."""
-_TOKENS = 16  # where the variant has one for each patch
+TOKENS = 16  # where the variant has one for each patch
 _TIMES = {"UNet2DConditionModel": 981.0, "SD3Transformer2DModel": 981.0}
 
 
@@ -48,6 +49,8 @@ CASES = (
     Case(4, 4, 5, (1.0,), masked=True),
     Case(2, 5, 11, (2.0, 0.7), masked=True),
 )
+_SCALES: tuple[tuple[float, ...], ...] = ((), (0.0,), (0.3,), (1.0,), (2.0,))
+"""Those of graphs for one size; the last two with a mask."""
 TRACED = {"batch": 3, "text": 9, "prompts": 2, "tokens": 6}
 """The sizes that a graph is traced with; each differs from the others, and from 1."""
 
@@ -66,6 +69,21 @@ def traced_sizes(calls: Calls) -> dict[str, int]:
     return sizes | ({"rows": 8} if _is_packed(calls) else {})
 
 
+def one_picture(calls: Calls, side: int, text: int, tokens: int) -> dict[str, int]:
+    """The sizes of a call for one picture with one reference: both sides of guidance, or the one
+    row of FLUX. `side` is that of its latents."""
+    if _is_packed(calls):
+        side //= 2  # four latents are a row
+    sizes = {"batch": 1 if _is_packed(calls) else 2, "text": text, "prompts": 1}
+    sizes |= {"tokens": max(LEAST_TOKENS, tokens), "height": side, "width": side}
+    sizes["rows"] = side * side
+    for level in range(1, len(calls.config.get("block_out_channels") or ())):
+        sizes |= {f"height_{level}": side >> level, f"width_{level}": side >> level}
+    if not _is_packed(calls):
+        del sizes["rows"]
+    return sizes
+
+
 def _is_packed(calls: Calls) -> bool:
     return any("rows" in one.shape for one in calls.inputs)
 
@@ -73,8 +91,16 @@ def _is_packed(calls: Calls) -> bool:
 class Parity:
     """The results of the eager denoiser, to compare with."""
 
-    def __init__(self, denoiser: Any, adapter: Adapter, calls: Calls) -> None:
+    def __init__(
+        self,
+        denoiser: Any,
+        adapter: Adapter,
+        calls: Calls,
+        fixed: Mapping[str, int] | None = None,
+    ) -> None:
+        """`fixed` are the sizes of a graph that takes no others."""
         self._adapter, self._calls = adapter, calls
+        self._cases = CASES if fixed is None else _of_one_size(fixed, unit(calls))
         self._expected = self._results(denoiser)
 
     def largest(self, stand_in: Any, precision: str) -> float:
@@ -82,7 +108,7 @@ class Parity:
         allowed = TOLERANCES.get(precision, 0.0)
         worst = 0.0
         for number, made in enumerate(self._results(stand_in)):
-            same = CASES[number].same_as
+            same = self._cases[number].same_as
             expected = self._expected[number if same is None else same]
             difference = float((made - expected).abs().max())
             if precision != "float32":
@@ -90,7 +116,7 @@ class Parity:
             if not difference <= allowed:
                 raise OptionError(
                     "export",
-                    reason=f"it differs from eager by {difference:.2g} at {CASES[number]}; "
+                    reason=f"it differs from eager by {difference:.2g} at {self._cases[number]}; "
                     f"{allowed:g} is allowed",
                     hint="Nothing was written. Export to another backend, or in float32.",
                 )
@@ -101,14 +127,14 @@ class Parity:
         self._adapter.attach(denoiser)
         try:
             with torch.no_grad():
-                found = [self._call(denoiser, case) for case in CASES]
+                found = [self._call(denoiser, case) for case in self._cases]
         finally:
             self._adapter.detach()
         return found
 
     def _call(self, denoiser: Any, case: Case) -> Tensor:
         gen = torch.Generator().manual_seed(
-            CASES.index(case) if case.same_as is None else case.same_as
+            self._cases.index(case) if case.same_as is None else case.same_as
         )
         separate = _is_packed(self._calls)
         sides = 1 if separate else 2
@@ -128,7 +154,7 @@ class Parity:
     def _prompt(self, references: int, gen: torch.Generator) -> ImagePrompt:
         """Random tokens of so many pictures, side by side."""
         spec = self._adapter.spec
-        count, width = (spec.tokens or _TOKENS) * references, spec.cross_attention_dim
+        count, width = (spec.tokens or TOKENS) * references, spec.cross_attention_dim
         tokens, null = torch.randn(2, 1, count, width, generator=gen)
         return ImagePrompt(tokens, null)
 
@@ -154,6 +180,21 @@ class Parity:
             rows = [[8.0 * height, 8.0 * width, 0, 0, 8.0 * height, 8.0 * width]]
             made["time_ids"] = torch.tensor(rows * sides)
         return made
+
+
+def _of_one_size(sizes: Mapping[str, int], side: int) -> tuple[Case, ...]:
+    height, width = sizes["height"] // side, sizes["width"] // side
+    return tuple(
+        Case(
+            height,
+            width,
+            sizes["text"],
+            scales,
+            masked=scales > (0.5,),
+            same_as=0 if scales == (0.0,) else None,
+        )
+        for scales in _SCALES
+    )
 
 
 def _grid(height: int, width: int) -> Tensor:

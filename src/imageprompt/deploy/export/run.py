@@ -25,7 +25,14 @@ from imageprompt.core.spec import Entry
 from imageprompt.deploy.export.backends import BACKENDS, Backend, NotExportable
 from imageprompt.deploy.export.backends.contract import first_line
 from imageprompt.deploy.export.modules import Exportable, exportable_denoiser
-from imageprompt.deploy.export.parity import Parity, checked, outputs_of, traced_sizes
+from imageprompt.deploy.export.parity import (
+    TOKENS,
+    Parity,
+    checked,
+    one_picture,
+    outputs_of,
+    traced_sizes,
+)
 from imageprompt.deploy.export.parts import IMAGE_ENCODER, at_other_sizes, other_parts
 from imageprompt.deploy.export.tensorrt import trtexec
 from imageprompt.generation.exported.calls import calls_of
@@ -45,6 +52,7 @@ from imageprompt.generation.exported.manifest import (
     trust,
 )
 from imageprompt.generation.runtimes import RUNTIMES, Graph
+from imageprompt.hosts import training_of
 from imageprompt.loading.recipe import AssetRecord, library_versions
 from imageprompt.variants import VARIANTS, entry_at, reading_of
 
@@ -189,6 +197,14 @@ class Work:
         self.denoiser: Any = on.denoiser
         self.calls = calls_of(self.denoiser, controlnet=controlnet)
         self.places = _places(record.name, adapter, on)
+        self.side = 0
+        self.sizes: dict[str, int] | None = None
+        """Those of the graphs, where they are for one picture."""
+        if backend.fixed_sizes:
+            self.side = _side(base.pipe, self.denoiser)
+            text, _ = training_of(self.denoiser).encode_text(base.pipe, [""], None)
+            tokens = adapter.spec.tokens or TOKENS
+            self.sizes = one_picture(self.calls, self.side, text.shape[1], tokens)
 
     def choose(self, names: Sequence[str] | None, encoder: Any) -> dict[str, Exportable]:
         """The parts beside the denoiser. Raises OptionError for one that there is not."""
@@ -197,6 +213,9 @@ class Work:
         acting = {site for site, _ in self.places}
         sites = [site for site in AttachedDenoiser.of(pipe).spec.sites if site.name in acting]
         found = dict(other_parts(pipe, self.adapter, sites))
+        if self.sizes is not None:
+            sizes = self.sizes | {"batch": 1, "height": self.side, "width": self.side}
+            found = {name: _of_one_picture(part, sizes) for name, part in found.items()}
         if names is None:
             return found
         wanted = [name for name in names if name != DENOISER]
@@ -238,7 +257,9 @@ class Work:
         """The files of every part, measured, and the manifest last."""
         count = 1 + len(chosen)
         on_part(DENOISER, 0, count)
-        parity = Parity(self.denoiser, self.adapter, self.calls) if self.backend.runtime else None
+        parity = None
+        if self.backend.runtime:
+            parity = Parity(self.denoiser, self.adapter, self.calls, self.sizes)
         manifest = self._with_denoiser(folder)
         parts, measured = dict(manifest.parts), dict[str, float]()
         if parity is not None:
@@ -279,10 +300,10 @@ class Work:
         return hashes_of(folder, [NULL_TOKENS])
 
     def _with_denoiser(self, folder: Path) -> Manifest:
-        with exportable_denoiser(
-            self.denoiser, self.calls, self.places, traced_sizes(self.calls)
-        ) as (part, readers):
-            written = self._part(folder, DENOISER, part)
+        sizes = self.sizes or traced_sizes(self.calls)
+        with exportable_denoiser(self.denoiser, self.calls, self.places, sizes) as (part, readers):
+            fixed = part if self.sizes is None else part.at({})
+            written = self._part(folder, DENOISER, fixed)
         return Manifest(
             format=FORMAT,
             backend=self.backend.name,
@@ -365,6 +386,22 @@ class Work:
         if runtime.name in CODE:
             trust(part.files.values())
         return runtime.open(folder, part, runtime.precisions[0], torch.get_num_threads())
+
+
+def _side(pipe: Any, denoiser: Any) -> int:
+    """Latents on a side of the pictures that a base makes by default."""
+    stated = getattr(pipe, "default_sample_size", None) or denoiser.config.get("sample_size")
+    return stated if isinstance(stated, int) else 64
+
+
+def _of_one_picture(part: Exportable, sizes: Mapping[str, int]) -> Exportable:
+    """A part beside the denoiser, for the sizes of one picture."""
+    pixels = {
+        f"pixel_{axis}": sizes[axis] * part.sizes[f"pixel_{axis}"] // part.sizes[axis]
+        for axis in ("height", "width")
+        if f"pixel_{axis}" in part.sizes
+    }
+    return part.at({**sizes, **pixels})
 
 
 def _places(name: str | None, adapter: Adapter, on: AttachedDenoiser) -> set[tuple[str, Entry]]:

@@ -21,6 +21,7 @@ from imageprompt.adapter.attachment import EXPORTED, state_of
 from imageprompt.attention.active_prompt import ExportedRows
 from imageprompt.core.errors import AttachError, OptionError
 from imageprompt.generation.exported.calls import calls_of
+from imageprompt.generation.exported.manifest import DENOISER
 from imageprompt.hosts import host_of
 
 if TYPE_CHECKING:
@@ -70,6 +71,10 @@ class _Exported:
         self._denoiser, self._graph = denoiser, graph
         self._calls = calls_of(denoiser, controlnet=manifest.controlnet)
         self._readers = manifest.readers
+        shapes = [port.shape for port in manifest.parts[DENOISER].inputs if port.name == "key_0"]
+        stated = shapes[0][3] if shapes and len(shapes[0]) == 5 else None
+        self._tokens = stated if isinstance(stated, int) else None
+        """Those of each prompt, in a graph for one number of them."""
         self._levels = sorted({reader.level for reader in manifest.readers})
         self._sites = host_of(denoiser).describe(denoiser).sites
         self._processors = [
@@ -144,7 +149,14 @@ class _Exported:
         return rows
 
     def _inputs(self, prompts: Sequence[ExportedRows], numbers: Sequence[int]) -> dict[str, Tensor]:
-        tokens = max(LEAST_TOKENS, math.lcm(*(_tokens(one) for one in prompts)))
+        least = max(LEAST_TOKENS, math.lcm(*(_tokens(one) for one in prompts)))
+        tokens = self._tokens or least
+        if tokens % least:
+            raise OptionError(
+                f"references with {' and '.join(str(_tokens(one)) for one in prompts)} tokens",
+                reason=f"the graph reads {tokens} of each",
+                hint="Use one picture a reference, or export to openvino, which reads any number.",
+            )
         if any(tokens > MOST_REPEATS * _tokens(one) for one in prompts):
             raise OptionError(
                 f"references with {' and '.join(str(_tokens(one)) for one in prompts)} tokens",
@@ -178,7 +190,8 @@ class _Exported:
         for level in self._levels:
             found[f"mask_{level}"] = torch.ones(batch, 1, self._calls.positions(sizes, level))
         for place, reader in enumerate(self._readers):
-            zeros = torch.zeros(batch, 1, reader.heads, LEAST_TOKENS, reader.head_dim)
+            tokens = self._tokens or LEAST_TOKENS
+            zeros = torch.zeros(batch, 1, reader.heads, tokens, reader.head_dim)
             found |= {f"key_{place}": zeros, f"value_{place}": zeros}
         return found
 

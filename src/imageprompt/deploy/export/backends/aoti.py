@@ -19,6 +19,7 @@ class Aoti:
     name = "aoti"
     summary = "AOTInductor's package of machine code (.pt2)"
     runtime = "aoti"
+    fixed_sizes = False
     precisions = ("float32",)
     check_there = ""
 

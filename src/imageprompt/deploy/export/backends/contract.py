@@ -30,6 +30,10 @@ class Backend(Protocol):
         """The runtime that reads its files here; "" for none: parity is not measured."""
 
     @property
+    def fixed_sizes(self) -> bool:
+        """Are the sizes of its graphs those of the trace? Then they are traced for one picture."""
+
+    @property
     def precisions(self) -> tuple[str, ...]:
         """Precisions that weights can be stored in; the first is the default."""
 

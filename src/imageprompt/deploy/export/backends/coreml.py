@@ -27,6 +27,7 @@ class CoreML:
     name = "coreml"
     summary = "a program for Apple's devices (.mlpackage in a .zip), float16; not run here"
     runtime = ""
+    fixed_sizes = True
     precisions = ("float16",)
     check_there = (
         "unzip {file} && python -c 'import coremltools as ct; "

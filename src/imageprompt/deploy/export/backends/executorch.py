@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 
 class ExecuTorch:
     name = "executorch"
-    summary = "a program for phones (.pte), with XNNPACK's kernels; not run here"
-    runtime = ""
+    summary = "a program for phones (.pte), with XNNPACK's kernels"
+    runtime = "executorch"
+    fixed_sizes = True  # its memory is planned ahead
     precisions = ("float32",)
     check_there = "executor_runner --model_path {file}"
 
@@ -33,13 +35,14 @@ class ExecuTorch:
         from executorch.exir import to_edge_transform_and_lower
 
         path = folder / f"{name}.pte"
-        # its memory is planned ahead: sizes are those of the trace
         fixed = exported_program(part, dynamic=False)
-        try:
-            lowered = to_edge_transform_and_lower(fixed, partitioner=[XnnpackPartitioner()])
-            program = lowered.to_executorch()
-        except Exception as error:  # executorch raises nearly anything
-            raise NotExportable(first_line(error)) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                lowered = to_edge_transform_and_lower(fixed, partitioner=[XnnpackPartitioner()])
+                program = lowered.to_executorch()
+            except Exception as error:  # executorch raises nearly anything
+                raise NotExportable(first_line(error)) from error
         with path.open("wb") as stream:
             program.write_to_file(stream)
         return [path.name]

@@ -31,6 +31,7 @@ class Onnx:
     name = "onnx"
     summary = "ONNX (.onnx), for onnxruntime, TensorRT, DirectML"
     runtime = "onnxruntime"
+    fixed_sizes = False
     precisions = ("float32",)
     check_there = ""
 

@@ -23,6 +23,7 @@ class OpenVINO:
     name = "openvino"
     summary = "OpenVINO's IR (.xml, .bin)"
     runtime = "openvino"
+    fixed_sizes = False
     precisions = ("float32", "float16")
     check_there = "benchmark_app -m {file} -d GPU"
 

@@ -17,6 +17,7 @@ class Pt2:
     name = "pt2"
     summary = "the ExportedProgram of torch.export (.pt2)"
     runtime = "pt2"
+    fixed_sizes = False
     precisions = ("float32",)
     check_there = ""
 
