@@ -15,6 +15,7 @@ import convert
 import gpu
 import learning
 import masks
+import peer
 import step_time
 import style
 import switch
@@ -42,7 +43,14 @@ TINY = Base(
 
 @pytest.fixture(autouse=True)
 def tiny_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A denoiser, and for published files of its adapters a projector, that are small."""
+    real = peer.resampler_state
+
+    def small(gen: torch.Generator, **sizes: int) -> dict[str, torch.Tensor]:
+        return real(gen, **sizes | {"width": 64, "heads": 1})
+
     monkeypatch.setitem(BASES, "tiny", TINY)
+    monkeypatch.setattr(peer, "resampler_state", small)
 
 
 def _run(
