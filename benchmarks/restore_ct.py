@@ -11,12 +11,14 @@ body, one with a lesion that the scan lacks, and one without the lesion that the
 
 A lesion counts as false if the restored slice has at least half of its contrast where the scan has
 none, and as missed if it has less than half where the scan has it. PSNR and SSIM are those of the
-abdominal window, both pictures clipped; a difference has a 95 % interval over bodies.
+abdominal window, both pictures clipped; a difference has a 95 % interval over bodies. `trust` has
+the gain with the right reference, and the lesions of the other one, by the command's --trust. Rows
+that are not checked have trust 1.
 
 --volume: any NIfTI volume with several slices, of any modality: its values are brought to those of
 soft tissue, and the slice 2 mm above is the reference. --slices: DICOM slices, pooled to 128 pixels
 as if the phantoms' field of view were theirs, each its own reference, shifted. Neither was trained
-on. --folder keeps the networks.
+on. --folder keeps what was trained, and takes it up again.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from imageprompt.evaluation.statistics.paired import compare_differences
 from imageprompt.workflows.restore_ct.baselines import estimated_noise, non_local_means
 from imageprompt.workflows.restore_ct.measures import WINDOWS, contrast, likeness
 from imageprompt.workflows.restore_ct.model import Model
-from imageprompt.workflows.restore_ct.network import UNIT, Restorer
+from imageprompt.workflows.restore_ct.network import UNIT, Adapter, Restorer
 from imageprompt.workflows.restore_ct.notice import NOTICE
 from imageprompt.workflows.restore_ct.phantoms import (
     Body,
@@ -64,6 +66,7 @@ from imageprompt.workflows.restore_ct.training import (
 SIZE, PIXEL_MM = 128, 3.0
 WINDOW = WINDOWS["abdomen"]
 STRENGTHS = (0.4, 0.7, 1.0, 1.4, 2.0)
+TRUSTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -108,8 +111,7 @@ def held_out(count: int, dose: Dose, generator: torch.Generator) -> Held:
 
 def trained(arguments: argparse.Namespace, dose: Dose) -> tuple[Model, Restorer, dict[str, float]]:
     """The model, the restorer with a second channel, and CPU seconds."""
-    generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
-    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
     seconds: dict[str, float] = {}
     start = time.process_time()
 
@@ -118,31 +120,56 @@ def trained(arguments: argparse.Namespace, dose: Dose) -> tuple[Model, Restorer,
         seconds[name], start = round(time.process_time() - start, 1), time.process_time()
         print(f"{name}: {seconds[name]} CPU seconds", flush=True)
 
-    cases = [random_case(rng, SIZE * PIXEL_MM) for _ in range(arguments.cases)]
-    pairs = _kept(arguments, "pairs.pt", lambda: drawn(cases, SIZE, PIXEL_MM, dose, generator))
+    def draw_pairs(generator: torch.Generator) -> Pairs:
+        cases = [random_case(rng, SIZE * PIXEL_MM) for _ in range(arguments.cases)]
+        return drawn(cases, SIZE, PIXEL_MM, dose, generator)
+
+    pairs: Pairs = _kept(arguments, "pairs", 0, draw_pairs)
     lap("phantoms")
-    restorer, tower = train_restorer(pairs, arguments.steps, generator, _told("restorer"))
+    restorer, tower = _kept(
+        arguments,
+        "restorer",
+        0,
+        lambda generator: train_restorer(pairs, arguments.steps, generator, _told("restorer")),
+    )
     lap("restorer")
-    adapter = train_adapter(
-        restorer, tower, pairs, arguments.reference_steps, generator, _told("reference")
+    adapter: Adapter = _kept(
+        arguments,
+        "adapter",
+        1,
+        lambda generator: train_adapter(
+            restorer, tower, pairs, arguments.reference_steps, generator, _told("reference")
+        ),
     )
     lap("reference")
-    channel = train_channel(restorer, tower, pairs, arguments.steps, generator, _told("channel"))
+    channel: Restorer = _kept(
+        arguments,
+        "channel",
+        2,
+        lambda generator: train_channel(
+            restorer, tower, pairs, arguments.steps, generator, _told("channel")
+        ),
+    )
     lap("channel")
     limits = calibrated(restorer, pairs)
+    print(f"limits: {limits}", flush=True)
     model = Model(restorer, adapter, limits, dose, PIXEL_MM, "drawn phantoms")
     return model, channel, seconds
 
 
-def _kept(arguments: argparse.Namespace, name: str, make: Callable[[], Pairs]) -> Pairs:
-    path = arguments.folder and arguments.folder / name
+def _kept(
+    arguments: argparse.Namespace, name: str, seed: int, make: Callable[[torch.Generator], Any]
+) -> Any:
+    """What `make` returns, with seeds of its own; with --folder from there, if it is there."""
+    path = arguments.folder and arguments.folder / f"{name}.pt"
     if path and path.exists():
-        return Pairs(**torch.load(path))
-    pairs = make()
+        return torch.load(path, weights_only=False)  # written by this file
+    torch.manual_seed(seed)
+    made = make(torch.Generator().manual_seed(seed))
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(vars(pairs), path)
-    return pairs
+        torch.save(made, path)
+    return made
 
 
 def _told(name: str) -> Callable[[int, float], None]:
@@ -195,8 +222,8 @@ def table(
         "alone": alone,
         "right reference": model.restore(low, right).slices,
         "wrong reference": model.restore(low, wrong).slices,
-        "right, not checked": model.restore(low, right, checked=False).slices,
-        "wrong, not checked": model.restore(low, wrong, checked=False).slices,
+        "right, not checked": model.restore(low, right, trust=1.0, checked=False).slices,
+        "wrong, not checked": model.restore(low, wrong, trust=1.0, checked=False).slices,
     }
     if channel is not None:
         rows["channel, right"] = with_channel(channel, low, right, alone)
@@ -236,22 +263,55 @@ def lesions(model: Model, channel: Restorer, held: Held) -> dict[str, Any]:
             f"{kind}, alone": base,
             f"{kind}, right reference": model.restore(low, same).slices,
             f"{kind}, other reference": model.restore(low, other).slices,
-            f"{kind}, right, not checked": model.restore(low, same, checked=False).slices,
-            f"{kind}, other, not checked": model.restore(low, other, checked=False).slices,
+            f"{kind}, right, not checked": model.restore(
+                low, same, trust=1.0, checked=False
+            ).slices,
+            f"{kind}, other, not checked": model.restore(
+                low, other, trust=1.0, checked=False
+            ).slices,
             f"{kind}, channel, other": with_channel(channel, low, other, base),
         }
+    return {name: judged(held, found, "missed" in name) for name, found in sets.items()}
+
+
+def curve(model: Model, held: Held) -> dict[str, list[dict[str, Any]]]:
+    """Gain with the right reference, and lesions of the other reference, by `--trust`, with the
+    check and without: what the reference changes is taken over in part."""
+    with_it, without = (model.restore(low).slices for low in (held.low, held.low_without))
+    before = figures(with_it, held.truth)
     shown = {}
-    for name, found in sets.items():
-        shares = np.array([_share(held, found, i, "missed" in name) for i in range(len(found))])
-        hits = int((shares < 0.5).sum() if "missed" in name else (shares >= 0.5).sum())
-        interval = wilson(hits, len(shares))
-        shown[name] = {
-            "count": hits,
-            "of": len(shares),
-            "interval": [round(interval.low, 3), round(interval.high, 3)],
-            "median_share_of_contrast": round(float(np.median(shares)), 3),
+    for checked in (True, False):
+        sets = {
+            name: (base, model.restore(low, reference, trust=1.0, checked=checked).slices)
+            for name, base, low, reference in (
+                ("right", with_it, held.low, held.reference),
+                ("false", without, held.low_without, held.reference),
+                ("missed", with_it, held.low, held.reference_without),
+            )
         }
+        rows = []
+        for trust in TRUSTS:
+            found = {name: torch.lerp(*both, trust) for name, both in sets.items()}
+            gain = difference(figures(found["right"], held.truth), before)
+            row: dict[str, Any] = {"trust": trust, "psnr_less_alone": gain}
+            for name in ("false", "missed"):
+                row[name] = judged(held, found[name], name == "missed")
+            rows.append(row)
+        shown["checked" if checked else "not checked"] = rows
     return shown
+
+
+def judged(held: Held, found: Tensor, present: bool) -> dict[str, Any]:
+    """How many lesions are missed (`present`) or false, and the 95 % interval of the share."""
+    shares = np.array([_share(held, found, i, present) for i in range(len(found))])
+    hits = int((shares < 0.5).sum() if present else (shares >= 0.5).sum())
+    interval = wilson(hits, len(shares))
+    return {
+        "count": hits,
+        "of": len(shares),
+        "interval": [round(interval.low, 3), round(interval.high, 3)],
+        "median_share_of_contrast": round(float(np.median(shares)), 3),
+    }
 
 
 def _share(held: Held, found: Tensor, index: int, present: bool) -> float:
@@ -335,7 +395,6 @@ def main() -> None:
     model, channel, seconds = trained(arguments, dose)
     if arguments.folder:
         model.save(arguments.folder / "model.safetensors")
-        torch.save(channel.state_dict(), arguments.folder / "channel.pt")
     generator = torch.Generator().manual_seed(1)
     held = held_out(arguments.test, dose, generator)
     phantoms, _ = table(model, channel, held.low, held.truth, held.reference)
@@ -345,6 +404,7 @@ def main() -> None:
         "cpu_seconds": seconds,
         "phantoms": phantoms,
         "lesions": lesions(model, channel, held),
+        "trust": curve(model, held),
     }
     if arguments.volume:
         low, truth, right = of_volume(arguments.volume, dose, generator)

@@ -169,10 +169,27 @@ def test_a_reference_of_another_body_and_what_the_scan_contradicts_are_left_out(
     assert float(found.trust.max()) == 0  # type: ignore[union-attr]
     assert not torch.equal(strict.restore(low, low.flip(2), checked=False).slices, alone)
 
-    free = model.restore(low, low.flip(0), checked=False).slices
-    careful = replace(model, limits=Limits(-2.0, 1.0)).restore(low, low.flip(0)).slices
+    free = model.restore(low, low.flip(0), trust=1.0, checked=False).slices
+    near = replace(model, limits=Limits(-2.0, 1.0))
+    careful = near.restore(low, low.flip(0), trust=1.0).slices
     assert float((careful - alone).abs().mean()) < float((free - alone).abs().mean())
-    assert torch.equal(model.restore(low, low.flip(0)).slices, free)  # noise hides everything
+    hidden = model.restore(low, low.flip(0), trust=1.0).slices  # noise hides everything
+    assert torch.equal(hidden, free)
+
+
+def test_trust_takes_over_a_part_of_what_the_reference_changes(
+    model: Model, slices: NDArray[np.float32]
+) -> None:
+    low = torch.from_numpy(slices)
+    alone = model.restore(low).slices
+    for checked in (True, False):
+        whole = model.restore(low, low.flip(0), trust=1.0, checked=checked)
+        assert torch.equal(
+            model.restore(low, low.flip(0), trust=0.0, checked=checked).slices, alone
+        )
+        part = model.restore(low, low.flip(0), trust=0.25, checked=checked)
+        assert torch.allclose(part.slices - alone, (whole.slices - alone) / 4, atol=1e-2)
+        assert torch.allclose(part.trust, whole.trust / 4)  # type: ignore[arg-type, operator]
 
 
 def test_an_untrained_adapter_changes_nothing(slices: NDArray[np.float32]) -> None:

@@ -47,6 +47,16 @@ class Inputs:
         Literal["scan", "none"],
         control("what the reference adds is checked against the scan (default), or not"),
     ] = "scan"
+    trust: Annotated[
+        float,
+        control(
+            "how much of what the reference changes is taken over, 0..1; less: fewer false "
+            "structures, less gain",
+            metavar="SHARE",
+            ge=0,
+            le=1,
+        ),
+    ] = 0.8
     window: Annotated[Literal["abdomen", "chest", "head"], control("HU window of the pictures")] = (
         "abdomen"
     )

@@ -21,6 +21,8 @@ from imageprompt.workflows.restore_ct.training import CHECK, Limits, likeness_of
 
 TILE, MARGIN = 192, 64
 """Side of a tile, and what is seen around it, in pixels; pixels farther away do not matter."""
+TRUST = 0.8
+"""How much of what a reference changes is taken over, beside the check."""
 _SPREAD = 5  # pixels around one that the scan contradicts
 _KIND = "imageprompt restore-ct"
 _PARTS = ("restorer", "adapter")
@@ -57,12 +59,14 @@ class Model:
         scale: float = 1.0,
         progress: Callable[[int, int], object] | None = None,
         *,
+        trust: float = TRUST,
         checked: bool = True,
     ) -> Restored:
         """Slices [n, h, w] in HU, each with its reference, which is registered to it.
 
-        Without references, or at scale 0, the restorer works alone. `checked` leaves out what the
-        reference gives where the scan contradicts it, and references of other bodies altogether.
+        Without references, at scale 0 or at trust 0, the restorer works alone. `checked` leaves out
+        what the reference changes where the scan contradicts it, and references of other bodies
+        altogether; `trust`, 0..1, is how much of the rest is taken over.
         """
         found, trusted, agreed = [], [], []
         for index, one in enumerate(slices):
@@ -77,10 +81,12 @@ class Model:
                     found.append(alone)
                     trusted.append(torch.zeros_like(alone))
                 else:
-                    restored, trust = self._tiled_with(x, reference, alone, scale)
-                    share = self._supported(restored, alone, x) if checked else 1.0
-                    found.append(torch.lerp(alone, restored, torch.as_tensor(share)))
-                    trusted.append(trust * share)
+                    restored, gate = self._tiled_with(x, reference, alone, scale)
+                    share = torch.full_like(alone, trust)
+                    if checked:
+                        share = share * self._supported(restored, alone, x)
+                    found.append(torch.lerp(alone, restored, share))
+                    trusted.append(gate * share)
             if progress is not None:
                 progress(index + 1, len(slices))
         restored = torch.cat(found) * UNIT

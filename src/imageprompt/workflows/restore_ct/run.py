@@ -76,7 +76,10 @@ def restore(inputs: Inputs, job: Job) -> None:
     restored, trust = alone, None
     if references is not None and inputs.scale:
         done = _progress(job, "restoring with the reference")
-        found = model.restore(low, references, inputs.scale, done, checked=inputs.check == "scan")
+        checked = inputs.check == "scan"
+        found = model.restore(
+            low, references, inputs.scale, done, trust=inputs.trust, checked=checked
+        )
         restored, trust = found.slices, found.trust
         _tell_agreement(job, found.agreement or [], model.limits.agreement)
     results = {"fbp": low, "alone": alone}
