@@ -243,7 +243,7 @@ def test_learning(
     monkeypatch.setattr(learning, "command", command)
     monkeypatch.setattr(learning, "CHECKPOINTS", 2)
     options = ["--steps", "4", "--scenes", "24", "--references", "1"]
-    options += ["--set", "warm_start_steps=10"]
+    options += ["--set", "warm_start_steps=10", "--set", "batch_size=4"]
     rows = _report(learning, options, monkeypatch, tmp_path, steps=8)
     assert len(rows) == 4
     assert all(0 <= row["all"] <= row["colour"] <= 1 for row in rows)
