@@ -70,7 +70,7 @@ class Export:
     sizes: Mapping[str, int]
     """Bytes of each part."""
     check_there: str
-    """For parts that nothing runs here: how to check them on their device."""
+    """For graphs that are meant for another device: how to check them there."""
     tensorrt: str = ""
     """For ONNX: the line that builds a TensorRT engine of the denoiser."""
 
@@ -155,7 +155,7 @@ def export(
             target,
             manifest,
             {name: _bytes(target, part.files) for name, part in manifest.parts.items()},
-            "" if backend.runtime else backend.check_there.format(file=file),
+            "" if backend.runtime and not backend.fixed_sizes else backend.check_there.format(file=file),
             trtexec(file, manifest.parts[DENOISER].inputs, work.calls) if to == "onnx" else "",
         )
 

@@ -78,7 +78,7 @@ def _floor_divided(left: Any, right: Any) -> Any:
     """left // right for integers, right above 0.
 
     onnxscript writes Div alone, which rounds towards 0, and torch.export turns (8 - h) // 2 into
-    4 + (-h) // 2: the crop of SD3's positions was one short wherever h is odd.
+    4 + (-h) // 2: the crop of SD3's positions was one too long wherever h is odd.
     """
     from onnxscript import INT64
     from onnxscript import opset18 as op
