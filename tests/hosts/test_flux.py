@@ -215,7 +215,7 @@ def test_graphs_without_breaks(name: str) -> None:
     from torch._dynamo.testing import CompileCounter
 
     torch._dynamo.reset()
-    case = CASES[name]
+    case = CASES[name].small()
     model, inputs = case.build(), case.inputs(2)
     adapter = ip.Adapter.create("base", denoiser=model, encoder=NoEncoder(), num_tokens=3)
     for weight in adapter.parameters():

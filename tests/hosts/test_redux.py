@@ -198,11 +198,13 @@ def test_beside_an_adapter_of_xlabs(model: Any, adapter: ip.Adapter) -> None:
 
 
 @pytest.mark.slow
-def test_graphs_without_breaks(model: Any, adapter: ip.Adapter) -> None:
+def test_graphs_without_breaks(file: Path) -> None:
     """One with a bias and one without; any scale, mask and prompt runs in them."""
     from torch._dynamo.testing import CompileCounter
 
     torch._dynamo.reset()
+    model = CASE.small().build()
+    adapter = ip.Adapter.load(file).attach(model)
     inputs, prompt = CASE.inputs(1), prompt_of(adapter, 7)
     counter = CompileCounter()
     compiled = torch.compile(model, fullgraph=True, backend=counter)

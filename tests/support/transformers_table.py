@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from copies import Template
 
 HEADS, DIM, TEXT = 2, 16, 32
 SIDE = 4  # positions of the picture on a side
@@ -41,7 +43,23 @@ class TransformerCase:
         return SIDE * SIDE if self.grid else 2 * SIDE * SIDE
 
     def build(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
-        """The same weights for the same seed; nothing is zero that could hide a mistake."""
+        """The same weights for the same seed; nothing is zero that could hide a mistake.
+
+        Built once, then copied.
+        """
+        if torch.empty(0).device.type != "cpu":  # as a test's `with torch.device("meta")` wants it
+            return self._built(seed, dtype)
+        key = (id(self), seed, dtype)
+        if key not in _templates:
+            _templates[key] = self, Template(self._built(seed, dtype))
+        return _templates[key][1].copy()
+
+    def small(self) -> TransformerCase:
+        """With one block of each kind, for what compiles it."""
+        kinds = self.config.keys() & {"num_layers", "num_single_layers"}
+        return replace(self, config=self.config | dict.fromkeys(kinds, 1))
+
+    def _built(self, seed: int, dtype: torch.dtype) -> Any:
         import diffusers
 
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -68,6 +86,9 @@ class TransformerCase:
         with torch.no_grad():
             output = model(**inputs, return_dict=False)[0]
         return torch.stack(list(output)) if isinstance(output, list) else output
+
+
+_templates: dict[tuple[int, int, torch.dtype], tuple[TransformerCase, Template]] = {}
 
 
 def _ids(columns: int = 3) -> Tensor:
