@@ -150,12 +150,12 @@ def export(
         target.parent.mkdir(parents=True, exist_ok=True)
         with write_folder_atomically(target) as temporary:
             manifest = work.write(temporary, chosen, on_part)
-        file = _first(manifest)
+        file, elsewhere = _first(manifest), backend.fixed_sizes or not backend.runtime
         return Export(
             target,
             manifest,
             {name: _bytes(target, part.files) for name, part in manifest.parts.items()},
-            "" if backend.runtime and not backend.fixed_sizes else backend.check_there.format(file=file),
+            backend.check_there.format(file=file) if elsewhere else "",
             trtexec(file, manifest.parts[DENOISER].inputs, work.calls) if to == "onnx" else "",
         )
 
