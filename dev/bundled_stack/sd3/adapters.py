@@ -34,6 +34,8 @@ def sd3_base(work: Path) -> adapters.TrainableBase:
         rate=1.5e-3,
         timesteps=Timesteps(uniform=0.35, mean=1.0, std=1.2),
         init="copy",
+        contradicting=0.3,
+        places=4,
         name="sd3-",
     )
 
