@@ -64,6 +64,30 @@ def broadcast(pipe: Any) -> Iterator[None]:
 
 
 @contextmanager
+def taylor(pipe: Any) -> Iterator[None]:
+    """From the fourth step on, attention and feed-forward layers are computed in every third step
+    and extrapolated between (order 1)."""
+    from diffusers.hooks import HookRegistry, TaylorSeerCacheConfig, apply_taylorseer_cache
+    from diffusers.hooks.hooks import CacheContext, _set_cache_context
+
+    config = TaylorSeerCacheConfig(
+        cache_interval=3,
+        disable_cache_before_step=3,
+        taylor_factors_dtype=torch.float32,
+        cache_identifiers=[r".*\.(attn1|attn2|ff)$"],
+    )
+    apply_taylorseer_cache(pipe.unet, config)
+    _set_cache_context(pipe.unet, CacheContext("loop"))  # as pipelines of transformers do
+    try:
+        yield
+    finally:
+        for module in pipe.unet.modules():
+            if "_diffusers_hook" in vars(module):
+                registry = HookRegistry.check_if_exists_or_initialize(module)
+                registry.remove_hook("taylorseer_cache", recurse=False)
+
+
+@contextmanager
 def channels_last(pipe: Any) -> Iterator[None]:
     pipe.unet.to(memory_format=torch.channels_last)
     try:
@@ -86,6 +110,7 @@ ROWS: dict[str, tuple[dict[str, Any], Change]] = {
     "6 steps": ({"steps": 6}, nullcontext),
     "channels_last": ({}, channels_last),
     "PyramidAttentionBroadcast": ({}, broadcast),
+    "TaylorSeer": ({}, taylor),
 }
 
 
