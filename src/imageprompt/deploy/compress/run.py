@@ -80,7 +80,7 @@ def compress(
     loaded = loading.load_base(base, folder, dtype=None, device=device, bars=False)
     loaded.pipe.set_progress_bar_config(disable=True)
     with loading.few_threads(loaded):
-        work = Work(loaded, located, encoder, fitted, measured, dtype, on_step)
+        work = Work(loaded, located, encoder, fitted, measured, dtype, on_step, budget)
         choice = work.within(budget) if error is None else work.under(error)
         made = work.result(choice, pictures)
         if output is not None:
@@ -126,7 +126,9 @@ class Work:
         measured: Sequence[Image],
         dtype: str,
         on_step: Callable[[], object],
+        budget: Budget | None = None,
     ) -> None:
+        """Raises OptionError for a `budget` that cannot be met, before anything is measured."""
         self.base, self.located, self.dtype = base, located, dtype
         self.adapter = Adapter.load(located.path, dtype=torch.float32, base=base.pipe)
         _check_compressible(located.name, self.adapter)
@@ -139,12 +141,18 @@ class Work:
         module = self.adapter.module
         weights: dict[str, torch.Tensor] = dict(module.named_parameters())
         self.before = sum(weight.numel() for weight in weights.values())
-        fit = Measure(base.pipe, on.denoiser, self.adapter, fitted[:MEASURED])
         names = {
             f"ip_adapter.{site.file_id}.to_{kind}_ip.weight": (site.name, kind)
             for site in on.spec.sites
             for kind in "kv"
         }
+        self.key_values = sum(weights[name].numel() for name in names if name in weights)
+        self._least = min(
+            (sum(weights[name].shape) for name in names if name in weights), default=0
+        )
+        if budget is not None:
+            self._allowed(budget)
+        fit = Measure(base.pipe, on.denoiser, self.adapter, fitted[:MEASURED])
         moment = second_moment(image_tokens(self.adapter, fitted))
         self.matrices = [
             Matrix.of(name, _block(site), kind, weights[name], text.get(name), moment)
@@ -152,7 +160,6 @@ class Work:
             if name in weights
         ]
         _check_trained(located.name, self.matrices, fit.effect)
-        self.key_values = sum(one.size for one in self.matrices)
         int8 = dtype == "int8"
         self.search = Search(self.matrices, weights, fit, int8=int8, on_step=on_step)
         measure = Measure(base.pipe, on.denoiser, self.adapter, measured, seed=1)
@@ -167,22 +174,26 @@ class Work:
     def within(self, budget: Budget | None) -> Choice:
         """Raises OptionError for a budget that the projector alone exceeds."""
         assert budget is not None
+        found = self.search.within_budget(self._allowed(budget))
+        assert found is not None
+        return found
+
+    def _allowed(self, budget: Budget) -> int:
+        """Parameters of K' and V'."""
         if budget.share is not None:
             allowed = int(budget.share * self.key_values)
         else:
             assert budget.parameters is not None
             allowed = budget.parameters - self.rest
-        least = min(one.step for one in self.matrices)
-        if allowed < least:
+        nearest = self.rest + self._least
+        if allowed < self._least:
             raise OptionError(
                 f"budget {budget}",
                 reason=f"{self.rest:,} parameters are the projector, which stays as it is",
-                hint=f"The nearest is {self.rest + least:,}; a variant with a smaller projector "
+                hint=f"The nearest is {nearest:,}; a variant with a smaller projector "
                 "needs less (imageprompt variants).",
             )
-        found = self.search.within_budget(allowed)
-        assert found is not None
-        return found
+        return allowed
 
     def under(self, error: float) -> Choice:
         """Raises OptionError for an error that no ranks have."""
