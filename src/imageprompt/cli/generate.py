@@ -74,7 +74,8 @@ def add_generate(command: Parser) -> None:
         "--runtime",
         metavar="NAME",
         default=argparse.SUPPRESS,
-        help="openvino, onnxruntime, aoti, pt2 or executorch, instead of PyTorch (default: the folder's)",
+        help="openvino, onnxruntime, aoti, pt2 or executorch, instead of PyTorch (default: the "
+        "folder's)",
     )
     exported.add_argument(
         "--exported",
