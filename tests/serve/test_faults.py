@@ -70,6 +70,17 @@ def test_a_killed_worker_starts_again_and_its_jobs_run_once_more(lasting: Served
     assert ("started", {"attempt": 2}) in kinds
 
 
+def test_a_cancelled_job_does_not_run_again_when_its_worker_dies(server: Served) -> None:
+    job = server.submit({"prompt": "hang"})
+    server.until(job, lambda found: found["step"] > 0)
+    worker = server.worker()
+    os.kill(worker, signal.SIGSTOP)  # it cannot answer
+    assert server.client.delete(f"{API}/jobs/{job['id']}").status_code == 202
+    os.kill(worker, signal.SIGKILL)
+    found = server.ended(job)
+    assert (found["state"], found["attempt"]) == ("cancelled", 1)
+
+
 def test_a_poisoned_job_fails_alone(lasting: Served) -> None:
     poison = lasting.submit({"prompt": "crash"})
     others = [lasting.submit({"prompt": f"slow p{seed}", "seed": seed}) for seed in range(3)]
