@@ -281,11 +281,11 @@ def test_captions_of_one_side_of_every_source(kind: str, tmp_path: Path) -> None
         assert open_data(str(tmp_path / "again")).fingerprint() != plain
 
 
-def test_a_caption_of_one_side_that_is_no_text(tmp_path: Path) -> None:
+def test_a_caption_of_one_side_that_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(picture_bytes(0))
     entry = {"file_name": "0.png", "text": "a star", "style_caption": 3}
     (tmp_path / "metadata.jsonl").write_text(json.dumps(entry))
-    with pytest.raises(PictureError, match="its style_caption is no text"):
+    with pytest.raises(PictureError, match="its style_caption is not text"):
         open_data(str(tmp_path)).record(0)
 
 

@@ -173,7 +173,7 @@ def test_what_is_kept_forgets_no_more_than_it_may(
     before, tuned = str(tmp_path / "before"), tmp_path / "tuned"
     found = tune_style._kept(inputs, job, "b", tmp_path, before, [tuned], parts)
     assert job.measured["kept"] == kept
-    assert found == (tmp_path / "kept" / f"tuned-{kept:g}.safetensors" if kept else Path(before))
+    assert found == tmp_path / "kept" / f"tuned-{kept:g}.safetensors"
     assert sum(name.startswith("kept_general_") for name in job.measured) == tried
     assert job.measured["kept_general_1"] == pytest.approx(-0.1)
     assert bool(job.notes) == (kept == 0)

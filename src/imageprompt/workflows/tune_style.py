@@ -444,7 +444,7 @@ def _kept(
     job.measured |= {"kept": kept, "kept_domain": gain}
     if not kept:
         job.notes.append("nothing is gained within what may be forgotten: the adapter is as it was")
-    return file(tuned, kept) if kept else Path(before)
+    return file(tuned, kept)  # at 0 the weights from before, whatever they were read from
 
 
 def _between(before: str, tuned: Path, share: float, path: Path) -> None:

@@ -221,9 +221,9 @@ def read_entry(
 
 
 def own_captions(entry: Mapping[str, Any], label: str) -> dict[str, str]:
-    """The captions of one side of a pair that an entry has. Raises PictureError for no text."""
+    """The captions of one side of a pair that an entry has. Raises PictureError if one is not text."""
     found = {key: entry[key] for key in PAIR_CAPTIONS if entry.get(key) is not None}
     for key, text in found.items():
         if not isinstance(text, str):
-            raise PictureError(label, reason=f"its {key} is no text", hint="Correct it.")
+            raise PictureError(label, reason=f"its {key} is not text", hint="Correct it.")
     return {key: check_caption(text, label) for key, text in found.items()}
