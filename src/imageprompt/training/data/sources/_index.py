@@ -221,7 +221,7 @@ def read_entry(
 
 
 def own_captions(entry: Mapping[str, Any], label: str) -> dict[str, str]:
-    """The captions of one side of a pair that an entry has. Raises PictureError if one is not text."""
+    """The captions of one side of a pair that an entry has. Raises PictureError."""
     found = {key: entry[key] for key in PAIR_CAPTIONS if entry.get(key) is not None}
     for key, text in found.items():
         if not isinstance(text, str):
