@@ -7,8 +7,8 @@ the adapter is trained like any other.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,6 +56,9 @@ class TrainableBase:
     """Share of samples whose reference the caption contradicts."""
     places: int = 0
     """Of a Plus adapter's tokens, those that first learn where the object is."""
+    options: dict[str, dict[str, Any]] = field(default_factory=lambda: OPTIONS)
+    dataset: Callable[..., Dataset] | None = None
+    """Its samples, where they are not those of the pool."""
     name: str = ""
     """Begins the names of its files in the work folder."""
 
@@ -74,13 +77,13 @@ def unet_base(work: Path) -> TrainableBase:
     return TrainableBase(pipe, pipe.unet, pipe.image_encoder, encode, 9e-4, times)
 
 
-def place_tokens(chosen: Sequence[scenes.Scene], count: int, like: Tensor) -> Tensor:
-    """Tokens [b, count, W] of centre, size and turn, at the strength of text states `like`.
+def place_tokens(geometry: Tensor, count: int, like: Tensor) -> Tensor:
+    """Tokens [b, count, W] of centre, size and turn [b, 4], at the strength of text states `like`.
 
     Fixed random directions: what they mean, K' and V' learn from the denoiser.
     """
-    x, y, radius, turn = torch.tensor([scene.geometry() for scene in chosen]).T
-    values = torch.stack(((x - 0.5) * 16, (y - 0.5) * 16, (radius - 0.36) * 22, turn * 10), 1)
+    middle, scale = torch.tensor([[0.5, 0.5, 0.36, 0.0], [16.0, 16.0, 22.0, 10.0]])
+    values = (geometry - middle) * scale
     waves = torch.cat([values, *(f(k * values) for k in (1, 2) for f in (torch.sin, torch.cos))], 1)
     generator = torch.Generator().manual_seed(12)
     directions = torch.randn(waves.shape[1], count * like.shape[2], generator=generator)
@@ -150,7 +153,8 @@ class SceneDataset(Dataset):
                 denoiser, choose_states(states, FULL_CAPTION, tokens - places)
             )
         if places:
-            states = torch.cat((states, place_tokens(chosen, places, states)), dim=1)
+            geometry = torch.tensor([scene.geometry() for scene in chosen])
+            states = torch.cat((states, place_tokens(geometry, places, states)), dim=1)
         return self.same[indices].float(), states
 
 
@@ -159,10 +163,11 @@ def train(base: TrainableBase, work: Path, variant: str, steps: int, batch: int 
     from imageprompt.adapter.adapter import Adapter
 
     kind = "embeds" if variant == "base" else "hidden"
+    side = base.image_encoder.config.image_size
     with torch.no_grad():
-        out = base.image_encoder(torch.zeros(1, 3, 64, 64), output_hidden_states=True)
+        out = base.image_encoder(torch.zeros(1, 3, side, side), output_hidden_states=True)
     null = torch.zeros_like(out.image_embeds) if variant == "base" else out.hidden_states[-2]
-    samples = SceneDataset(work, kind, base, null)
+    samples: Any = (base.dataset or SceneDataset)(work, kind, base, null)
     start = work / f"warm-start-{base.name}{variant}.safetensors"
     if not start.exists():
         torch.manual_seed(4)
@@ -171,9 +176,10 @@ def train(base: TrainableBase, work: Path, variant: str, steps: int, batch: int 
             denoiser=base.denoiser,
             encoder=base.image_encoder,
             init=base.init,
-            **OPTIONS[variant],
+            **base.options[variant],
         )
-        tokens, places = OPTIONS[variant]["num_tokens"], base.places if variant == "plus" else 0
+        tokens = base.options[variant]["num_tokens"]
+        places = base.places if variant == "plus" else 0
         count = min(WARM_START_STEPS, steps)
         left = fit_projector_to_captions(
             adapter.module.image_proj,

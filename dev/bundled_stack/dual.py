@@ -173,7 +173,8 @@ class PairDataset(Dataset):
         with torch.no_grad():
             states = self.as_tokens(lines)[:, :TAUGHT]
         free = OPTIONS["content"]["num_tokens"] - TAUGHT
-        places = place_tokens(chosen, free, states)
+        geometry = torch.tensor([scene.geometry() for scene in chosen])
+        places = place_tokens(geometry, free, states)
         return self.content[indices].float(), torch.cat((states, places), dim=1)
 
     def style_states(self, step: int) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,9 @@
 """Train the base of the grown world: text tower and SD3 transformer together, on captions.
 
 Flow matching: the prediction is noise minus latents. The tower is the one of both text encoders.
+Both start from the bundled SD3 stack, which knows half of the words; a head on the third block
+names what each cell shows, as representation alignment does (arXiv 2410.06940), and is left out
+in the end. Two processes can train together (`--rank R --world 2`).
 """
 
 from __future__ import annotations
@@ -12,24 +15,31 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bundled_stack.base import TEXT, Captions
+from bundled_stack.base import SYNC, TEXT, Captions, average
 from bundled_stack.checkpoints import load_state, save_atomic
-from bundled_stack.grown import judge, pool, scenes, vae
+from bundled_stack.grown import judge, pool, vae
+from bundled_stack.grown.labels import cell_loss, labels, objects
 from bundled_stack.sd3.base import TRANSFORMER, PlainAttention, draw_times
 from bundled_stack.timed_run import TimedRun
 from bundled_stack.tokenizer import build_tokenizer
+from imageprompt.core import bundled
+from imageprompt.demo import scenes_128 as scenes
+from imageprompt.demo.judge_128 import CELL_HEADS, CELLS
 
 GUIDANCE, STEPS = 4.0, 20
 # as many positions as the easy world's, so a step takes as long
 SIZES = {"sample_size": scenes.SIZE // 8, "patch_size": 2, "pos_embed_max_size": 8}
 EXTRA_TOKENS = {0: 0.7, 24: 0.3}  # zeros that the pipeline adds for a T5, and how often
+MEAN_TIME = 0.8  # four times as many latents as in the easy world hide an object less
+CELL_BLOCK, CELL_WEIGHT = 2, 0.05
 
 
 class Base(nn.Module):
-    """Text tower and transformer; every block of the transformer starts as the identity."""
+    """Text tower and transformer, and the head that names the cells while they train."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +58,14 @@ class Base(nn.Module):
         self.text: Any = CLIPTextModelWithProjection(config)
         self.text.set_attn_implementation("eager")
         self.transformer: Any = SD3Transformer2DModel(**TRANSFORMER | SIZES)
-        _initialise(self.text, self.transformer)
+        self.cells = nn.Linear(160, 4 * sum(CELL_HEADS.values()))
+        _start_text(self.text)
+        _start_transformer(self.transformer)
+        self._rows: Tensor | None = None
+        self.transformer.transformer_blocks[CELL_BLOCK].register_forward_hook(self._keep_rows)
+
+    def _keep_rows(self, module: nn.Module, given: Any, found: tuple[Tensor, Tensor]) -> None:
+        self._rows = found[1]
 
     def forward(self, noisy: Tensor, times: Tensor, tokens: Tensor, extra: int = 0) -> Tensor:
         """Noise minus latents, for noisy latents, shares of noise and token ids [n, 24]."""
@@ -59,21 +76,51 @@ class Base(nn.Module):
         found: Tensor = self.transformer(noisy, states, pooled, 1000 * times, return_dict=False)[0]
         return found
 
+    def cell_logits(self) -> Tensor:
+        """Logits [n, 256, sum of CELL_HEADS] of the last call; each position has 2x2 cells."""
+        assert self._rows is not None
+        logits = self.cells(self._rows).unflatten(1, (CELLS // 2, CELLS // 2))
+        found: Tensor = logits.unflatten(3, (2, 2, -1)).transpose(2, 3).flatten(1, 4)
+        return found
+
 
 @torch.no_grad()
-def _initialise(text: Any, transformer: Any) -> None:
-    for name, weight in text.named_parameters():
-        if "embedding" in name:
-            nn.init.normal_(weight, std=0.5 if "token" in name else 0.2)
-        elif weight.ndim == 2:
-            nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
-    for name, weight in transformer.named_parameters():
-        if name.endswith(".bias") or "norm1" in name or name.startswith(("norm_out", "proj_out")):
-            nn.init.zeros_(weight)
-        elif "timestep_embedder" in name:
-            nn.init.normal_(weight, std=0.02)
-        elif weight.ndim > 1:
-            nn.init.xavier_uniform_(weight.flatten(1))
+def _start_text(text: Any) -> None:
+    """Words and layers of the bundled tower; the layer between its two starts as the identity."""
+    from safetensors.torch import load_file
+
+    old = load_file(bundled.folder(bundled.SD3) / "text_encoder" / "model.safetensors")
+    start = {name: value.float() for name, value in old.items()}
+    embedding = "text_model.embeddings.token_embedding.weight"
+    table = text.state_dict()[embedding]
+    nn.init.normal_(table, std=0.5)
+    new, known = Captions(scenes.all_words()).ids, Captions().ids
+    for word in new.keys() & known.keys():
+        table[new[word]] = start[embedding][known[word]]
+    for old_id, new_id in ((-1, -1), (-2, -2)):  # the tokens of start and end
+        table[new_id] = start[embedding][old_id]
+    start[embedding] = table.clone()
+    for name in list(start):
+        if ".layers.1." in name:
+            start[name.replace(".layers.1.", ".layers.2.")] = start[name]
+            silent = name.endswith(("out_proj.weight", "out_proj.bias", "fc2.weight", "fc2.bias"))
+            start[name] = torch.zeros_like(start[name]) if silent else start[name]
+    text.load_state_dict(start)
+
+
+@torch.no_grad()
+def _start_transformer(transformer: Any) -> None:
+    """The bundled transformer; of 2x2 latents it sees the sum, and answers all four alike."""
+    from safetensors.torch import load_file
+
+    file = bundled.folder(bundled.SD3) / "transformer" / "diffusion_pytorch_model.safetensors"
+    start = {name: value.float() for name, value in load_file(file).items()}
+    own = transformer.pos_embed.proj.weight
+    nn.init.xavier_uniform_(own.flatten(1))
+    start["pos_embed.proj.weight"] = 0.5 * own + 0.5 * start["pos_embed.proj.weight"]
+    for name in ("proj_out.weight", "proj_out.bias"):
+        start[name] = torch.cat([start[name]] * 4)
+    transformer.load_state_dict(start)
 
 
 class Latents:
@@ -131,15 +178,19 @@ def evaluate(model: Base, work: Path, latents: Latents, options: argparse.Namesp
     shape = tuple(latents.values.shape[1:])
     drawn = torch.cat([sample(model, part, empty, shape) for part in tokens.split(250)])
     pictures = latents.decoded(vae.load(work, device), drawn)
-    targets = judge.labels(chosen).to(device)
+    targets = labels(chosen).to(device)
     return pictures, judge.shares(judge.correct(judge.load(work, device), pictures, targets))
 
 
 def train(options: argparse.Namespace) -> None:
     """Train for this many minutes and evaluate; an unfinished run is resumed."""
-    work, device = options.work, options.device
+    work, device, rank, world = options.work, options.device, options.rank, options.world
+    if world > 1:
+        rendezvous = f"file://{(work / 'rendezvous').absolute()}"
+        dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
     latents = Latents(work, options.count, device)
     all_scenes = list(islice(scenes.stream("train"), options.count))
+    words, owners = labels(all_scenes).to(device), objects(all_scenes).to(device)
     captions, values = Captions(scenes.all_words()), latents.values.to(device)
     model = Base().to(device)
     if device == "cpu":
@@ -149,31 +200,42 @@ def train(options: argparse.Namespace) -> None:
             block.compile(dynamic=False)
     run = TimedRun(
         work,
-        "base",
+        f"base-{rank}",
         model,
         minutes=options.minutes,
         rate=options.rate,
         flat=0.4,
         every=120,
     )
-    rng = np.random.default_rng([9, run.steps])
-    generator = torch.Generator().manual_seed(run.steps)
-    while not run.done:
+    rng = np.random.default_rng([9, rank, run.steps])
+    generator = torch.Generator().manual_seed(1000 * run.steps + rank)
+    progress = run.progress
+    while progress < 1:
         extra = int(rng.choice(list(EXTRA_TOKENS), p=list(EXTRA_TOKENS.values())))
-        chosen = rng.integers(len(values), size=options.batch)
+        drawn = rng.integers(len(values), size=options.batch)
+        chosen = torch.from_numpy(drawn).to(device)
         lines = [
-            scenes.random_caption(all_scenes[index], rng, full=0.6, empty=0.1) for index in chosen
+            scenes.random_caption(all_scenes[index], rng, full=0.6, empty=0.1) for index in drawn
         ]
         tokens = torch.tensor([captions.encode(line) for line in lines]).to(device)
-        clean = values[torch.from_numpy(chosen).to(device)].float()
-        times = draw_times(options.batch, generator).to(device)
+        clean = values[chosen].float()
+        times = draw_times(options.batch, generator, MEAN_TIME).to(device)
         noise = torch.randn_like(clean)
         share = times[:, None, None, None]
         with torch.autocast(device, torch.bfloat16):
             prediction = model((1 - share) * clean + share * noise, times, tokens, extra)
-        run.step(F.mse_loss(prediction.float(), noise - clean), options.batch, {})
-    model.load_state_dict(run.ema_state())
-    run.log(**evaluate(model.eval(), work, latents, options)[1])
+            cells = model.cell_logits()
+        match = F.mse_loss(prediction.float(), noise - clean)
+        named = cell_loss(cells, words[chosen], owners[chosen])
+        run.step(match + CELL_WEIGHT * named, options.batch, {"match": match, "cells": named})
+        if world == 1:
+            progress = run.progress
+        elif run.steps % SYNC == 0:
+            progress = average(run, world)
+    run.save()
+    if rank == 0:
+        model.load_state_dict(run.ema_state())
+        run.log(**evaluate(model.eval(), work, latents, options)[1])
 
 
 if __name__ == "__main__":
@@ -186,4 +248,6 @@ if __name__ == "__main__":
     parser.add_argument("--pictures", type=int, default=500, help="to judge in the end")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--rank", type=int, default=0)
+    parser.add_argument("--world", type=int, default=1)
     train(parser.parse_args())

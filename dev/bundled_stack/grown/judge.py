@@ -1,4 +1,4 @@
-"""The judge of the grown world: which objects a picture shows, how they are and where."""
+"""Train the judge of the grown world on drawn scenes, softened like decoded pictures."""
 
 from __future__ import annotations
 
@@ -11,68 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bundled_stack.checkpoints import load_state
-from bundled_stack.grown import pool, scenes
+from bundled_stack.grown import pool
+from bundled_stack.grown.labels import ABSENT, cell_loss, labels, objects, word_loss
 from bundled_stack.timed_run import TimedRun
-
-ROWS = ("left of", "above")  # relations of the first object in reading order
-HEADS: dict[str, tuple[str, ...]] = {
-    **{f"first {name}": words for name, words in scenes.OBJECT_WORDS.items()},
-    **{f"second {name}": words for name, words in scenes.OBJECT_WORDS.items()},
-    "relation": ("alone", *ROWS),
-    "place": scenes.PLACES,
-    **scenes.GROUND_WORDS,
-}
-ABSENT = -100  # the label of what a scene does not have
-
-
-class Judge(nn.Module):
-    """Convolutions to 16x16 cells; three tokens (two objects, the rest) attend to them."""
-
-    def __init__(self, width: int = 96) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        inputs = 3
-        for outputs in (width // 3, 2 * width // 3, width):
-            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.GroupNorm(4, outputs)]
-            layers += [nn.SiLU(), nn.Conv2d(outputs, outputs, 3, stride=2, padding=1)]
-            layers += [nn.GroupNorm(4, outputs), nn.SiLU()]
-            inputs = outputs
-        self.body = nn.Sequential(*layers)
-        self.positions = nn.Parameter(0.3 * torch.randn(256, width))
-        self.queries = nn.Parameter(torch.randn(3, width))
-        self.attention = nn.Sequential(
-            *(
-                nn.TransformerEncoderLayer(
-                    width, 4, 2 * width, 0.0, F.gelu, batch_first=True, norm_first=True
-                )
-                for _ in range(3)
-            )
-        )
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(width, len(words)) for name, words in HEADS.items()}
-        )
-
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        """Logits by head for pictures [n, 3, 128, 128] in -1..1."""
-        cells = self.body(pictures).flatten(2).transpose(1, 2) + self.positions
-        rows = self.attention(torch.cat([self.queries.expand(len(cells), -1, -1), cells], 1))
-        token = {"first": 0, "second": 1}
-        return {
-            name: head(rows[:, token.get(name.split()[0], 2)]) for name, head in self.heads.items()
-        }
-
-
-def labels(chosen: list[scenes.Scene]) -> Tensor:
-    """Index of the word of every head, [n, heads]; ABSENT where a scene has none."""
-    rows = []
-    for scene in chosen:
-        words = {"relation": "alone"} | scene.words()
-        rows.append([HEADS[name].index(words[name]) if name in words else ABSENT for name in HEADS])
-    return torch.tensor(rows)
+from imageprompt.demo.judge_128 import HEADS, Judge
 
 
 @torch.no_grad()
-def correct(model: Judge, pictures: Tensor, targets: Tensor) -> Tensor:
+def correct(model: nn.Module, pictures: Tensor, targets: Tensor) -> Tensor:
     """Which words it reads right, float [n, heads]; nan where there is none to read."""
     rows = []
     for part, target in zip(pictures.split(256), targets.split(256), strict=True):
@@ -115,21 +61,21 @@ def load(work: Path, device: str = "cpu") -> Judge:
 def train(work: Path, minutes: float, *, count: int, batch: int, device: str, rate: float) -> None:
     """Train for this many minutes; an unfinished run is resumed."""
     torch.manual_seed(4)
-    model = Judge().to(device)
+    model = Judge().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = TimedRun(work, "judge", model, minutes=minutes, rate=rate, decay=0.02, flat=0.2)
-    targets = labels(pool.make(work, "judge", count)).to(device)
+    chosen_scenes = pool.make(work, "judge", count)
+    words, owners = labels(chosen_scenes).to(device), objects(chosen_scenes).to(device)
     pictures = pool.load(work, "judge", count).to(device)
     rng = np.random.default_rng([4, run.steps])
     while not run.done:
         chosen = torch.from_numpy(rng.integers(count, size=batch)).to(device)
         x = soften(pool.to_float(pictures[chosen]), rng)
         with torch.autocast(device, torch.bfloat16):
-            logits = model(x)
-        losses = [
-            F.cross_entropy(logits[name].float(), targets[chosen, index], ignore_index=ABSENT)
-            for index, name in enumerate(HEADS)
-        ]
-        run.step(torch.stack(losses).nansum(), batch, {})
+            features = model.body(x.contiguous(memory_format=torch.channels_last))
+            logits, cells = model.words(features), model.cells(features)
+        whole = word_loss(logits, words[chosen])
+        dense = cell_loss(cells.flatten(2).transpose(1, 2), words[chosen], owners[chosen])
+        run.step(whole + dense, batch, {"words": whole, "cells": dense})
     model.load_state_dict(run.ema_state())
     for split in ("train", "test"):
         fresh = pool.make(work, split, min(2000, count))
@@ -144,6 +90,6 @@ if __name__ == "__main__":
     parser.add_argument("minutes", type=float)
     parser.add_argument("--count", type=int, default=65_536, help="pictures to train on")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--device", default="cpu")
     train(**vars(parser.parse_args()))

@@ -12,14 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bundled_stack.grown import photos, scenes
+from imageprompt.demo import photographs
+from imageprompt.demo import scenes_128 as scenes
 
 PHOTOS = "photos.npz"
 
 
 def make(work: Path, split: str, count: int, processes: int = 1) -> list[scenes.Scene]:
     """Draw the pictures of a split unless they are there: uint8 [n, 128, 128, 3]; its scenes."""
-    photos.collect(work / PHOTOS)
+    photographs.collect(work / PHOTOS)
     found = list(islice(scenes.stream(split), count))
     target = work / f"{split}-{count}.npy"
     if not target.exists():
@@ -50,5 +51,5 @@ def to_float(pictures: Tensor) -> Tensor:
 def _render(part: tuple[Path, str, list[scenes.Scene]]) -> NDArray[Any]:
     work, split, chosen = part
     held_out = split in ("validation", "test")
-    found = photos.load(work / PHOTOS, held_out=held_out)
+    found = photographs.load(work / PHOTOS, held_out=held_out)
     return np.stack([scenes.render(scene, found) for scene in chosen])

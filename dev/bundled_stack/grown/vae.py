@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bundled_stack.checkpoints import load_state
 from bundled_stack.grown import judge, pool
+from bundled_stack.grown.labels import labels
 from bundled_stack.timed_run import TimedRun
 from bundled_stack.vae import losses
 from imageprompt.core import bundled
@@ -47,7 +48,7 @@ def ceiling(model: Any, work: Path, count: int, device: str) -> dict[str, float]
     errors = ((decoded - x) / 2).square().mean((1, 2, 3)).clamp_min(1e-8)
     found = {"psnr": float(-10 * errors.log10().mean())}
     if (work / "judge.ckpt").exists():
-        hits = judge.correct(judge.load(work, device), decoded, judge.labels(fresh).to(device))
+        hits = judge.correct(judge.load(work, device), decoded, labels(fresh).to(device))
         found |= judge.shares(hits)
     return found
 

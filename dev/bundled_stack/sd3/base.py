@@ -97,10 +97,10 @@ def standardise_text(model: Any, states: TextStates) -> None:
         linear.bias.copy_(-linear.weight @ values.mean(0))
 
 
-def draw_times(count: int, generator: torch.Generator) -> Tensor:
-    """Share of noise 0..1: 10 % uniform, 90 % sigmoid(N(.3, 1))."""
+def draw_times(count: int, generator: torch.Generator, mean: float = 0.3) -> Tensor:
+    """Share of noise 0..1: 10 % uniform, 90 % sigmoid(N(mean, 1))."""
     uniform = torch.rand(count, generator=generator)
-    middle = torch.sigmoid(0.3 + torch.randn(count, generator=generator))
+    middle = torch.sigmoid(mean + torch.randn(count, generator=generator))
     return torch.where(torch.rand(count, generator=generator) < 0.1, uniform, middle)
 
 

@@ -32,11 +32,11 @@ LINKS = {
 COPIES = ("image_encoder/config.json", "feature_extractor/preprocessor_config.json")
 
 
-def zero_t5() -> tuple[Any, Any]:
+def zero_t5(words: list[str]) -> tuple[Any, Any]:
     """A tokenizer and a T5 whose states are exactly zero: the pipeline does not load without."""
     from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-    pieces = ["<pad>", "</s>", "<unk>", "▁", *(f"▁{word}" for word in scenes.all_words())]
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *(f"▁{word}" for word in words)]
     tokenizer = T5Tokenizer(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0)
     config = T5Config(
         vocab_size=len(tokenizer),
@@ -62,7 +62,7 @@ def pipeline(work: Path) -> Any:
     config = {**loaded.config, "shift_factor": 0.0}  # the pipeline adds it to the latents
     vae = AutoencoderKL.from_config({k: v for k, v in config.items() if k != "_name_or_path"})
     vae.load_state_dict(loaded.state_dict())
-    tokenizer, t5 = zero_t5()
+    tokenizer, t5 = zero_t5(scenes.all_words())
     transformer = load_ema(work, "sd3-base", build())
     transformer.register_to_config(**{TEXT_TOKENS_KEY: TEXT_TOKENS})
     return StableDiffusion3Pipeline(

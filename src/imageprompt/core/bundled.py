@@ -8,9 +8,11 @@ from imageprompt.core.errors import NotFoundError
 
 NAME = "bundled"
 SD3 = "bundled-sd3"
-"""Their names in recipes and on the command line: one with a UNet, one with SD3's transformer."""
+SD3_128 = "bundled-sd3-128"
+"""Their names in recipes and on the command line: one with a UNet, one with SD3's transformer, and
+one with that for larger scenes: one or two objects anywhere on 128x128 pixels."""
 
-FOLDERS = {NAME: "stack", SD3: "stack_sd3"}
+FOLDERS = {NAME: "stack", SD3: "stack_sd3", SD3_128: "stack_sd3_128"}
 
 STEPS = 20
 GUIDANCE = 5.0

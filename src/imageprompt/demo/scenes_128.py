@@ -7,8 +7,8 @@ Every scene is drawn from its seeds and a list of photographs; whole photographs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -194,33 +194,81 @@ def _pair_centres(
 # -- words ------------------------------------------------------------------------------------
 
 
-def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
-    """The full caption; with `rng` a random half of its words."""
-    things = [_subject(thing, rng) for thing in scene.things]
-    text = f"a {things[0]}"
+def keys(scene: Scene) -> list[str]:
+    """What a caption can name: "colour" of the first object, "colour 2" of the second, "style"."""
+    own = [f"{name}{suffix}" for suffix in ("", " 2")[: len(scene.things)] for name in OBJECT_WORDS]
+    return [*own, *(["place"] if scene.place else []), *GROUND_WORDS]
+
+
+def caption(scene: Scene, named: Container[str] | None = None) -> str:
+    """The full caption, or one that names only these `keys`; a relation is always told."""
+    named = keys(scene) if named is None else named
+    text = f"a {_subject(scene.things[0], '', named)}"
     if scene.relation:
-        text += f" {scene.relation} a {things[1]}"
-    elif _kept(rng):
+        text += f" {scene.relation} a {_subject(scene.things[1], ' 2', named)}"
+    elif "place" in named:
         text += f" at the {scene.place}"
-    ground = [getattr(scene, name) for name in GROUND_WORDS if _kept(rng)]
+    ground = [getattr(scene, name) for name in GROUND_WORDS if name in named]
     return f"{text} on a {' '.join(ground)} background" if ground else text
 
 
-def _subject(thing: Thing, rng: np.random.Generator | None) -> str:
-    words = [getattr(thing, name) for name in ("size", "texture", "colour") if _kept(rng)]
-    return " ".join([*words, thing.shape if _kept(rng) else "shape"])
-
-
-def _kept(rng: np.random.Generator | None) -> bool:
-    return rng is None or bool(rng.random() < 0.5)
+def _subject(thing: Thing, suffix: str, named: Container[str]) -> str:
+    adjectives = ("size", "texture", "colour")
+    words = [getattr(thing, name) for name in adjectives if name + suffix in named]
+    return " ".join([*words, thing.shape if "shape" + suffix in named else "shape"])
 
 
 def random_caption(scene: Scene, rng: np.random.Generator, *, full: float, empty: float) -> str:
-    """A full caption, none, or a random part of one; `full` and `empty` are probabilities."""
+    """A full caption, none, or one of a random half; `full` and `empty` are probabilities."""
     draw = rng.random()
     if draw < full:
         return caption(scene)
-    return "" if draw < full + empty else caption(scene, rng)
+    if draw < full + empty:
+        return ""
+    return caption(scene, {key for key in keys(scene) if rng.random() < 0.5})
+
+
+def change(scene: Scene, key: str, rng: np.random.Generator, *, trained: bool = False) -> Scene:
+    """A copy with another word for one of its `keys`; `trained`: no pair that is held out.
+
+    Size and place can be changed of an object alone; its place, or size, stays.
+    """
+    name, _, which = key.partition(" ")
+    if name in ("style", "background"):
+        words = STYLES if name == "style" else _free_colours(scene)
+        return replace(scene, **{name: _other(words, getattr(scene, name), rng)})
+    index = int(which or 1) - 1
+    thing = scene.things[index]
+    if name in ("size", "place"):
+        size, place = thing.size, scene.place
+        if name == "size":
+            size = _other(SIZES, size, rng)
+        else:
+            place = _other(PLACES, place, rng)
+        radius = float(rng.uniform(*RADII[size])) if name == "size" else thing.radius
+        x, y = _centre(radius, place, rng)
+        moved = replace(thing, size=size, x=x, y=y, radius=radius)
+        return replace(scene, things=(moved,), place=place)
+    words = {
+        "texture": TEXTURES,
+        "colour": _free_colours(scene),
+        "shape": [word for word in SHAPES if word not in [other.shape for other in scene.things]],
+    }[name]
+    while True:
+        new = replace(thing, **{name: _other(words, getattr(thing, name), rng)})
+        if not (trained and (new.shape, new.colour) in HELD_OUT_PAIRS):
+            break
+    things = tuple(new if other is thing else other for other in scene.things)
+    return replace(scene, things=things)
+
+
+def _free_colours(scene: Scene) -> list[str]:
+    taken = {scene.background, *(thing.colour for thing in scene.things)}
+    return [colour for colour in COLOURS if colour not in taken]
+
+
+def _other(words: Sequence[str], word: str, rng: np.random.Generator) -> str:
+    return _any([other for other in words if other != word], rng)
 
 
 def reversed_relation(scene: Scene) -> Scene:
@@ -255,9 +303,9 @@ def render(scene: Scene, photos: Photos) -> NDArray[np.uint8]:
     return pixels
 
 
-def mask(thing: Thing) -> NDArray[np.bool_]:
-    """Which pixels an object covers by half or more, [128, 128]."""
-    covered: NDArray[np.bool_] = _inside(thing, *_object_grid(thing, SIZE)) <= 0
+def mask(thing: Thing, side: int = SIZE) -> NDArray[np.bool_]:
+    """Which of side x side cells an object covers at their centre, [side, side]."""
+    covered: NDArray[np.bool_] = _inside(thing, *_object_grid(thing, side)) <= 0
     return covered
 
 

@@ -1,0 +1,157 @@
+"""Train the Plus adapter of the grown world, like those of the other stacks.
+
+Its sixteen tokens first learn the words of the caption, one each, and the last four of them where
+the objects are.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bundled_stack import adapters
+from bundled_stack.base import Captions
+from bundled_stack.checkpoints import load_state
+from bundled_stack.grown import vision
+from bundled_stack.grown.export import pipeline
+from bundled_stack.grown.features import changed_copies
+from bundled_stack.sd3.base import PlainAttention
+from imageprompt.demo import scenes_128 as scenes
+from imageprompt.hosts import training_of
+from imageprompt.training.config.config import Timesteps
+from imageprompt.training.data.dataset import Batch, Dataset, RandomStreams, indices_at
+
+OPTIONS = {"plus": {"num_tokens": 16, "depth": 4, "inner_dim": 64, "heads": 1}}
+PARTS = 2  # files of features
+
+
+def word_positions(scene: scenes.Scene) -> list[int]:
+    """Where the twelve most telling words of a full caption stand, after the start token."""
+    words = scenes.caption(scene).split()
+    first = [1, 2, 3, 4]  # size, texture, colour, shape
+    second = words.index("a", 4) if scene.relation else 0
+    between = second - 1 if scene.relation else words.index("on") - 1
+    last = len(words) - 2  # the colour of the ground
+    rows = [*first, between, *(second + index for index in first), last - 1, last, len(words)]
+    return [row + 1 for row in rows]
+
+
+def geometry(scene: scenes.Scene) -> list[list[float]]:
+    """Centre, size and turn of both objects, [2, 4]; of one alone twice."""
+    rows = [
+        [thing.x / scenes.SIZE, thing.y / scenes.SIZE, thing.radius / scenes.SIZE, thing.rotation]
+        for thing in scene.things
+    ]
+    return [rows[0], rows[-1]]
+
+
+class GrownDataset(Dataset):
+    """Latents, captions and encoded references of the first pictures of the pool."""
+
+    def __init__(
+        self, work: Path, kind: str, base: adapters.TrainableBase, null_features: Tensor
+    ) -> None:
+        paths = sorted(work.glob("features-*-?.ckpt"))
+        parts = [load_state(path) for path in paths]
+        self.same = torch.cat([part[f"same_{kind}"] for part in parts])
+        self.other = torch.cat([part[f"other_{kind}"] for part in parts])
+        self.scenes = list(islice(scenes.stream("train"), len(self.same)))
+        sizes, starts = [len(part[f"same_{kind}"]) for part in parts], 0
+        self.changed: list[frozenset[str]] = []
+        for index, size in enumerate(sizes):
+            chosen = self.scenes[starts : starts + size]
+            self.changed += [named for _, named in changed_copies(chosen, index)]
+            starts += size
+        (latents,) = work.glob("latents-*.ckpt")
+        self.latents = load_state(latents)["values"][: len(self.same)]
+        self.base, self._null_features = base, null_features
+        self._null_text, self._null_added = base.encode_text([""])
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def null_text(self) -> Tensor:
+        return self._null_text
+
+    def null_added(self) -> dict[str, Tensor]:
+        return self._null_added
+
+    def null_features(self) -> Tensor:
+        return self._null_features
+
+    def batch(self, indices: Tensor, streams: RandomStreams) -> Batch:
+        """Random partial captions; some of the references contradict their caption."""
+        seeds = streams.integers(2**62).tolist()
+        contradicting = streams.rand() < self.base.contradicting
+        lines = []
+        for row, index in enumerate(indices.tolist()):
+            rng, scene = np.random.default_rng(seeds[row]), self.scenes[index]
+            if contradicting[row]:
+                more = {key for key in scenes.keys(scene) if rng.random() < 0.15}
+                lines.append(scenes.caption(scene, self.changed[index] | more))
+            elif rng.random() < 0.3:
+                lines.append("a shape")
+            else:
+                lines.append(scenes.random_caption(scene, rng, full=0.05, empty=0.5))
+        mask = contradicting.reshape(-1, *(1,) * (self.same.ndim - 1))
+        features = torch.where(mask, self.other[indices], self.same[indices]).float()
+        text, added = self.base.encode_text(lines)
+        return Batch(self.latents[indices].float(), text, features, added)
+
+    def caption_states(self, step: int, tokens: int, places: int) -> tuple[Tensor, Tensor]:
+        """Features of the references of a step; the states of their captions, tokens of places."""
+        indices = indices_at(step, adapters.WARM_START_BATCH, len(self), seed=1)
+        chosen = [self.scenes[index] for index in indices.tolist()]
+        states = self.base.encode_text([scenes.caption(scene) for scene in chosen])[0]
+        rows = torch.tensor([word_positions(scene) for scene in chosen])
+        assert rows.shape[1] == tokens - places
+        denoiser = self.base.denoiser
+        with torch.no_grad():
+            states = states.gather(1, rows[:, :, None].expand(-1, -1, states.shape[2]))
+            states = training_of(denoiser).as_tokens(denoiser, states)
+        both = torch.tensor([geometry(scene) for scene in chosen]).unbind(1)
+        own = [adapters.place_tokens(one, places // 2, states) for one in both]
+        return self.same[indices].float(), torch.cat((states, *own), dim=1)
+
+
+def grown_base(work: Path) -> adapters.TrainableBase:
+    """The stack of the grown world, with its own image encoder."""
+    pipe, captions = pipeline(work), Captions(scenes.all_words())
+    pipe.transformer.set_attn_processor(PlainAttention())
+
+    @torch.no_grad()
+    def encode(lines: list[str]) -> adapters.TextStates:
+        tokens = torch.tensor([captions.encode(line) for line in lines])
+        out = pipe.text_encoder(tokens, output_hidden_states=True)
+        states, pooled = out.hidden_states[-2], out.text_embeds
+        added = {"pooled_projections": torch.cat([pooled, pooled], 1)}
+        return torch.cat([states, states], 2), added
+
+    return adapters.TrainableBase(
+        pipe,
+        pipe.transformer,
+        vision.load(work),
+        encode,
+        rate=1.5e-3,
+        timesteps=Timesteps(uniform=0.35, mean=1.4, std=1.2),
+        init="copy",
+        contradicting=0.3,
+        places=4,
+        name="grown-",
+        options=OPTIONS,
+        dataset=GrownDataset,
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", type=Path)
+    parser.add_argument("steps", type=int)
+    torch.manual_seed(7)
+    options = parser.parse_args()
+    adapters.train(grown_base(options.work), options.work, "plus", options.steps)

@@ -1,0 +1,119 @@
+"""Train the image encoder of the grown world, a stock CLIPVisionModelWithProjection.
+
+Its embedding learns every word of a scene; `hidden_states[-2]`, which Plus adapters read, what each
+patch shows and its part of the outlines, which teaches shapes much faster than words alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bundled_stack.checkpoints import load_state
+from bundled_stack.grown import pool
+from bundled_stack.grown.judge import correct, shares, soften
+from bundled_stack.grown.labels import cell_loss, labels, objects, word_loss
+from bundled_stack.timed_run import TimedRun
+from bundled_stack.vision import CONFIG
+from imageprompt.demo import scenes_128 as scenes
+from imageprompt.demo.judge_128 import CELL_HEADS, CELLS, HEADS
+
+SIZES = {"image_size": scenes.SIZE, "patch_size": scenes.SIZE // CELLS}
+FINE = 4  # parts of a cell's side in the outline
+
+
+class VisionWithHeads(nn.Module):
+    """The tower with its training heads; only the tower is exported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+        torch.manual_seed(2)
+        self.tower: Any = CLIPVisionModelWithProjection(CLIPVisionConfig(**CONFIG | SIZES))
+        self.tower.set_attn_implementation("eager")
+        with torch.no_grad():  # the stock initialisation suits towers ten times as wide
+            for name, weight in self.tower.named_parameters():
+                if weight.ndim == 2 and "embedding" not in name:
+                    nn.init.normal_(weight, std=weight.shape[1] ** -0.5 * 0.8)
+            embeddings = self.tower.vision_model.embeddings
+            embeddings.patch_embedding.weight.mul_(3.0)
+            nn.init.normal_(embeddings.position_embedding.weight, std=0.3)
+        width = CONFIG["hidden_size"]
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.words = nn.ModuleDict(
+            {name: nn.Linear(CONFIG["projection_dim"], len(words)) for name, words in HEADS.items()}
+        )
+        self.cells = nn.Linear(width, sum(CELL_HEADS.values()) + FINE**2)
+
+    def outputs(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Logits of words by head from the embedding; of cells and outlines, [n, 256, ...]."""
+        out = self.tower(x, output_hidden_states=True)
+        embeds = F.layer_norm(out.image_embeds, out.image_embeds.shape[-1:])
+        words = {name: head(embeds) for name, head in self.words.items()}
+        return words, self.cells(self.norm(out.hidden_states[-2])[:, 1:])
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Logits of words by head."""
+        return self.outputs(x)[0]
+
+
+def outlines(chosen: list[scenes.Scene]) -> Tensor:
+    """The parts of each cell that an object covers: uint8 [n, 256, 16]."""
+    side = CELLS * FINE
+    found = np.zeros((len(chosen), side, side), np.uint8)
+    for row, scene in zip(found, chosen, strict=True):
+        for thing in scene.things:
+            row[scenes.mask(thing, side)] = 1
+    cells = found.reshape(-1, CELLS, FINE, CELLS, FINE).transpose(0, 1, 3, 2, 4)
+    return torch.from_numpy(cells.reshape(len(chosen), CELLS**2, FINE**2))
+
+
+def load(work: Path, device: str = "cpu") -> Any:
+    """The trained tower."""
+    model, state = VisionWithHeads(), load_state(work / "vision.ckpt")
+    model.load_state_dict(state["model"] | state["ema"]["average"])
+    return model.tower.to(device).eval().requires_grad_(False)
+
+
+def train(work: Path, minutes: float, *, count: int, batch: int, device: str, rate: float) -> None:
+    """Train for this many minutes; an unfinished run is resumed."""
+    model = VisionWithHeads().to(device)
+    run = TimedRun(work, "vision", model, minutes=minutes, rate=rate, decay=0.03, flat=0.3)
+    all_scenes = pool.make(work, "train", count)
+    words, owners = labels(all_scenes).to(device), objects(all_scenes).to(device)
+    edges, pictures = outlines(all_scenes).to(device), pool.load(work, "train", count).to(device)
+    rng = np.random.default_rng([3, run.steps])
+    while not run.done:
+        chosen = torch.from_numpy(rng.integers(count, size=batch)).to(device)
+        x = soften(pool.to_float(pictures[chosen]), rng)
+        with torch.autocast(device, torch.bfloat16):
+            logits, patches = model.outputs(x)
+        cells, fine = patches.float().split([sum(CELL_HEADS.values()), FINE**2], 2)
+        parts = {
+            "words": word_loss(logits, words[chosen]),
+            "cells": cell_loss(cells, words[chosen], owners[chosen]),
+            "edges": F.binary_cross_entropy_with_logits(fine, edges[chosen].float()),
+        }
+        run.step(parts["words"] + parts["cells"] + 2 * parts["edges"], batch, parts)
+    model.load_state_dict(run.ema_state())
+    fresh = pool.make(work, "test", min(2000, count))
+    seen = pool.to_float(pool.load(work, "test", len(fresh))).to(device)
+    run.log(**shares(correct(model.eval(), seen, labels(fresh).to(device))))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", type=Path)
+    parser.add_argument("minutes", type=float)
+    parser.add_argument("--count", type=int, default=65_536, help="pictures to train on")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=1.2e-3)
+    parser.add_argument("--device", default="cpu")
+    train(**vars(parser.parse_args()))
