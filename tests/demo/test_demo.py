@@ -10,7 +10,7 @@ from PIL import Image
 
 from imageprompt.core import bundled
 from imageprompt.core.errors import OptionError
-from imageprompt.demo import judge, scenes, showcase
+from imageprompt.demo import judge, scenes, showcase, worlds
 
 
 class Oracle:
@@ -66,7 +66,7 @@ def test_figures_are_counted_correctly(report: dict[str, object]) -> None:
 def test_references_are_held_out_and_texts_contradict_them(report: dict[str, object]) -> None:
     rows = report["rows"]
     assert isinstance(rows, list)
-    for row, name in zip(rows, showcase.OVERRIDES, strict=False):
+    for row, name in zip(rows, worlds.OVERRIDES, strict=False):
         assert row["scene"][name] not in row["text"].split()
 
 

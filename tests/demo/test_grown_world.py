@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bundled_stack.checkpoints import load_state
-from bundled_stack.grown import base, judge, photos, pool, scenes, vae
+from bundled_stack.grown import base, features, judge, labels, pool, vae, vision
+from imageprompt.demo import judge_128, photographs
+from imageprompt.demo import scenes_128 as scenes
 from imageprompt.demo.scenes import HELD_OUT_PAIRS
 
 COUNT = 200
@@ -126,23 +129,23 @@ def test_every_texture_and_ground_looks_different_and_depends_on_its_seed() -> N
 def test_photographs_are_found_and_held_out_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not set(photos.TRAIN) & set(photos.HELD_OUT)
+    assert not set(photographs.TRAIN) & set(photographs.HELD_OUT)
     package = tmp_path / "some_pictures"
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     for name, grey in (("a.png", 51), ("b.png", 102)):
         Image.new("RGB", (60, 40), (grey, grey, grey)).save(package / name)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(photos, "TRAIN", ("some_pictures/a.png",))
-    monkeypatch.setattr(photos, "HELD_OUT", ("some_pictures/b.png",))
-    photos.collect(tmp_path / "photos.npz")
+    monkeypatch.setattr(photographs, "TRAIN", ("some_pictures/a.png",))
+    monkeypatch.setattr(photographs, "HELD_OUT", ("some_pictures/b.png",))
+    photographs.collect(tmp_path / "photos.npz")
     for held_out, value in ((False, 0.2), (True, 0.4)):
-        (found,) = photos.load(tmp_path / "photos.npz", held_out=held_out)
+        (found,) = photographs.load(tmp_path / "photos.npz", held_out=held_out)
         assert found.shape == (256, 384)
         assert found.mean() == pytest.approx(value)
-    monkeypatch.setattr(photos, "HELD_OUT", ("some_pictures/c.png",))
+    monkeypatch.setattr(photographs, "HELD_OUT", ("some_pictures/c.png",))
     with pytest.raises(SystemExit, match=r"c\.png is missing: install"):
-        photos.collect(tmp_path / "others.npz")
+        photographs.collect(tmp_path / "others.npz")
 
 
 def test_all_stages_train_resume_and_are_judged(
@@ -162,20 +165,72 @@ def test_all_stages_train_resume_and_are_judged(
     assert 0 <= line["test: all, two objects"] <= 1
     vae.train(tmp_path, moment, **sizes)
     assert json.loads((tmp_path / "vae.jsonl").read_text().splitlines()[-1])["psnr"] > 0
-    options = argparse.Namespace(work=tmp_path, minutes=moment, pictures=2, compiled=False, **sizes)
-    base.train(options)
-    line = json.loads((tmp_path / "base.jsonl").read_text().splitlines()[-1])
+    vision.train(tmp_path, moment, **sizes)
+    assert 0 <= json.loads((tmp_path / "vision.jsonl").read_text().splitlines()[-1])["place"] <= 1
+    more = {"pictures": 2, "compiled": False, "rank": 0, "world": 1}
+    base.train(argparse.Namespace(work=tmp_path, minutes=moment, **more, **sizes))
+    line = json.loads((tmp_path / "base-0.jsonl").read_text().splitlines()[-1])
     assert line["step"] >= 1
     assert 0 <= line["background"] <= 1
     latents = base.Latents(tmp_path, count, "cpu")
     assert latents.values.shape == (count, 16, 16, 16)
     assert latents.values.float().std() == pytest.approx(1, abs=0.05)
+    features.encode_part(tmp_path, 0, 1, count, count)
+    found = load_state(tmp_path / f"features-{count}-0.ckpt")
+    assert found["same_hidden"].shape == found["other_hidden"].shape == (count, 257, 128)
+    assert (found["same_hidden"] != found["other_hidden"]).any()
+
+
+def test_the_base_starts_from_what_the_bundled_one_knows() -> None:
+    from bundled_stack.base import Captions
+    from bundled_stack.sd3.text import CaptionEncoder
+
+    line = "a striped red star on a plain blue background"
+    known = CaptionEncoder()([line])
+    tokens = torch.tensor([Captions(scenes.all_words()).encode(line)])
+    with torch.no_grad():
+        found = base.Base().text(tokens, output_hidden_states=True)
+    states = known.tokens[..., : found.hidden_states[-2].shape[-1]]
+    torch.testing.assert_close(found.hidden_states[-2], states, rtol=0, atol=1e-4)
+
+
+def test_a_change_changes_one_word_that_the_caption_can_name(chosen: list[scenes.Scene]) -> None:
+    rng = np.random.default_rng(3)
+    for scene in chosen[:60]:
+        for key in scenes.keys(scene):
+            if scene.relation and key.startswith("size"):
+                continue
+            other = scenes.change(scene, key, rng, trained=True)
+            before, after = scene.words(), other.words()
+            (name,) = (name for name in before if before[name] != after[name])
+            assert after[name] in scenes.caption(other, {key})
+            assert key == "place" or before[name] not in scenes.caption(other, {key}).split()
+            new = {"shape", "colour"} & {key.partition(" ")[0]}
+            assert not (new and pairs(other) & HELD_OUT_PAIRS - pairs(scene))
+            mask = [scenes.mask(thing) for thing in other.things]
+            assert len(mask) == 1 or not (mask[0] & mask[1]).any()
+
+
+def test_cells_say_what_is_where() -> None:
+    scene = next(scene for scene in scenes.stream("train") if scene.relation == "left of")
+    owners = labels.objects([scene])
+    read = labels.cell_labels(labels.labels([scene]), owners)
+    first, second = scene.things
+    for thing, index in ((first, 1), (second, 2)):
+        where = owners[0] == index
+        assert where.any()
+        assert set(read["colour"][0][where].tolist()) == {scenes.COLOURS.index(thing.colour)}
+        assert set(read["background"][0][where].tolist()) == {labels.ABSENT}
+        _, columns = torch.nonzero(where.view(16, 16), as_tuple=True)
+        assert abs(float(columns.float().mean()) * 8 + 4 - thing.x) < thing.radius
+    ground = owners[0] == 0
+    assert set(read["background"][0][ground].tolist()) == {scenes.COLOURS.index(scene.background)}
 
 
 def test_labels_name_the_objects_in_reading_order() -> None:
     scene = next(scene for scene in scenes.stream("train") if scene.relation == "right of")
-    (row,) = judge.labels([scene]).tolist()
-    read = dict(zip(judge.HEADS, row, strict=True))
+    (row,) = labels.labels([scene]).tolist()
+    read = dict(zip(judge_128.HEADS, row, strict=True))
     assert scenes.COLOURS[read["first colour"]] == scene.things[1].colour
-    assert judge.HEADS["relation"][read["relation"]] == "left of"
-    assert read["place"] == judge.ABSENT
+    assert judge_128.HEADS["relation"][read["relation"]] == "left of"
+    assert read["place"] == labels.ABSENT

@@ -316,7 +316,7 @@ def test_wrong_options(options: dict[str, Any], reason: str) -> None:
     [
         (["--count", "0"], "a whole number from 1"),
         (["--count", "2", "--reference", "a.png"], "drawn references"),
-        (["--base", "somewhere"], "suit the bundled bases only"),
+        (["--base", "somewhere"], "suit bundled and bundled-sd3 only"),
     ],
 )
 def test_wrong_flags(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,7 +58,7 @@ def encode_part(work: Path, part: int, parts: int, count: int, total: int) -> No
     rows = range(part * count // parts, (part + 1) * count // parts)
     chosen = list(islice(scenes.stream("train"), rows.start, rows.stop))
     pictures = np.load(work / f"train-{total}.npy", mmap_mode="r")[rows.start : rows.stop]
-    same = encode(tower, np.ascontiguousarray(pictures))
+    same = encode(tower, np.array(pictures))
     copies = changed_copies(chosen, part)
     other = encode(tower, np.stack([scenes.render(copy, found) for copy, _ in copies]))
     state = {f"same_{name}": value for name, value in same.items()}

@@ -106,10 +106,10 @@ def _drawn(options: argparse.Namespace) -> dict[str, Any]:
     from imageprompt.demo import judge
     from imageprompt.demo.datasets import REFERENCE_COUNT, draw_references
 
-    if getattr(options, "base", bundled.NAME) not in bundled.FOLDERS:
+    if getattr(options, "base", bundled.NAME) not in bundled.ONE_OBJECT:
         raise OptionError(
             "no reference",
-            reason="drawn references suit the bundled bases only",
+            reason=f"drawn references suit {' and '.join(bundled.ONE_OBJECT)} only",
             hint="Give pictures of a kind that the base generates: --reference PIC, repeated.",
         )
     count = getattr(options, "count", REFERENCE_COUNT)

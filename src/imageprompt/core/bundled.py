@@ -14,6 +14,10 @@ one with that for larger scenes: one or two objects anywhere on 128x128 pixels."
 
 FOLDERS = {NAME: "stack", SD3: "stack_sd3", SD3_128: "stack_sd3_128"}
 
+ONE_OBJECT = (NAME, SD3)
+"""Those that draw one object on 64x64 pixels: what drawn references show and the judge of evaluate
+reads."""
+
 STEPS = 20
 GUIDANCE = 5.0
 """The settings at which their pictures look best; other pipelines keep their own defaults."""

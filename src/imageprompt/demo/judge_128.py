@@ -55,7 +55,8 @@ class Block(nn.Module):
         query, key, value = rows.permute(2, 0, 3, 1, 4)
         weights = (query @ key.transpose(2, 3) * query.shape[-1] ** -0.5).softmax(-1)
         x = x + self.out((weights.to(value.dtype) @ value).transpose(1, 2).flatten(2))
-        return x + self.mlp(self.norm2(x))
+        found: Tensor = x + self.mlp(self.norm2(x))
+        return found
 
 
 class Judge(nn.Module):

@@ -156,7 +156,7 @@ def stream(split: str, seed: int = 0) -> Iterator[Scene]:
 
 
 def _any(words: Sequence[str], rng: np.random.Generator) -> str:
-    return words[rng.integers(len(words))]
+    return words[int(rng.integers(len(words)))]
 
 
 def _centre(radius: float, place: str, rng: np.random.Generator) -> tuple[float, float]:
@@ -235,8 +235,9 @@ def change(scene: Scene, key: str, rng: np.random.Generator, *, trained: bool = 
     """
     name, _, which = key.partition(" ")
     if name in ("style", "background"):
-        words = STYLES if name == "style" else _free_colours(scene)
-        return replace(scene, **{name: _other(words, getattr(scene, name), rng)})
+        words: Sequence[str] = STYLES if name == "style" else _free_colours(scene)
+        changed: dict[str, Any] = {name: _other(words, getattr(scene, name), rng)}
+        return replace(scene, **changed)
     index = int(which or 1) - 1
     thing = scene.things[index]
     if name in ("size", "place"):
@@ -255,8 +256,9 @@ def change(scene: Scene, key: str, rng: np.random.Generator, *, trained: bool = 
         "shape": [word for word in SHAPES if word not in [other.shape for other in scene.things]],
     }[name]
     while True:
-        new = replace(thing, **{name: _other(words, getattr(thing, name), rng)})
-        if not (trained and (new.shape, new.colour) in HELD_OUT_PAIRS):
+        changed = {name: _other(words, getattr(thing, name), rng)}
+        new = replace(thing, **changed)
+        if name == "texture" or not trained or (new.shape, new.colour) not in HELD_OUT_PAIRS:
             break
     things = tuple(new if other is thing else other for other in scene.things)
     return replace(scene, things=things)
@@ -366,7 +368,7 @@ def _photo(
     The shares are spread evenly: no part is flat. Of six parts, the one with most contrast.
     """
     rng = np.random.default_rng(seed)
-    photo = photos[rng.integers(len(photos))]
+    photo = photos[int(rng.integers(len(photos)))]
     span = round(min(photo.shape) * rng.uniform(0.45, 0.8))
     parts = []
     for _ in range(6):

@@ -5,19 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from imageprompt.core.atomic_files import check_folder, write_atomically
-from imageprompt.core.bundled import DEFAULT_ADAPTER, FOLDERS, NAME
+from imageprompt.core.bundled import DEFAULT_ADAPTER, NAME
 from imageprompt.core.console import Bars, json_text, print_json, print_text
 from imageprompt.core.contact_sheet import INK, PALE, Page, text_width
 from imageprompt.core.errors import OptionError
-from imageprompt.demo import scenes
-from imageprompt.demo.scenes import Scene
+from imageprompt.demo.worlds import WORLDS, DemoReference, World
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,8 +25,6 @@ PROMPT = "a shape"  # says nothing: the picture comes from the reference, or fro
 TEXT_SCALE = 0.6
 SWEEP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 SWEEPS = 2  # references with a sweep over the scale
-# the attribute that the text changes, row by row
-OVERRIDES = ("shape", "colour", "texture", "background")
 
 # px of the sheet
 CELL = 128
@@ -45,18 +39,15 @@ BETWEEN = 48
 
 @dataclass
 class ShowcaseRow:
-    """One reference, the text that contradicts it in one attribute, and the generated pictures.
+    """One reference, the text that contradicts it in one word, and the generated pictures.
 
     `pictures` are files by kind: "words" (text alone), "picture" (with the reference, two seeds),
     "both" (reference and text), and for some rows "sweep" (growing scale). `labels` are the words
     that the judge sees in them.
     """
 
-    scene: Scene
+    shown: DemoReference
     reference: Path
-    changed: str
-    text: str
-    expected: dict[str, str]
     pictures: dict[str, list[Path]] = field(default_factory=dict)
     labels: dict[str, list[dict[str, str]]] = field(default_factory=dict)
 
@@ -79,15 +70,16 @@ def run(
     """
     if not 1 <= count <= MAX_COUNT:
         raise OptionError(f"count {count}", reason=f"not a whole number from 1 to {MAX_COUNT}")
-    if base not in FOLDERS:
+    if base not in WORLDS:
         raise OptionError(
             f"base {base!r}",
             reason="the demo draws scenes, which only the bundled stacks know",
-            hint=f"Use {' or '.join(FOLDERS)}; `imageprompt generate` takes any base.",
+            hint=f"Use {' or '.join(WORLDS)}; `imageprompt generate` takes any base.",
         )
     started = time.monotonic()
     output = check_folder(output)
-    rows = _draw_references(output, seed, count)
+    world = WORLDS[base]
+    rows = _draw_references(output, world.references(seed, count))
     total, done = 4 * count + min(SWEEPS, count) * (len(SWEEP) - 2), 0
     with Bars(progress) as bars:
 
@@ -100,11 +92,11 @@ def run(
             _generate_row(
                 row, output, base, seed + 1000 * index, sweep=index < SWEEPS, on_pictures=add
             )
-    _judge(rows)
+    _judge(rows, world)
     sheet = output / "contact-sheet.png"
     with write_atomically(sheet) as temporary:
         draw_sheet(rows).save(temporary, format="PNG", optimize=True)
-    report = _report(rows, output, base, sheet, seed, time.monotonic() - started)
+    report = _report(rows, world, output, base, sheet, seed, time.monotonic() - started)
     with write_atomically(output / "recipe.json") as temporary:
         temporary.write_text(f"{json_text(report)}\n", encoding="utf-8")
     print_json(report) if json else print_text(_summary(report))
@@ -114,36 +106,17 @@ def run(
 # ── generating ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _draw_references(output: Path, seed: int, count: int) -> list[ShowcaseRow]:
-    """Draw held-out references and choose the attribute that the text changes for each."""
-    rng = np.random.default_rng(seed)
+def _draw_references(output: Path, drawn: Sequence[DemoReference]) -> list[ShowcaseRow]:
+    """Write the references."""
     folder = output / "references"
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for index, scene in enumerate(_varied(seed, count)):
+    for index, shown in enumerate(drawn):
         path = folder / f"reference-{index + 1}.png"
         with write_atomically(path) as temporary:
-            scenes.draw(scene).save(temporary, format="PNG")
-        name = OVERRIDES[index % len(OVERRIDES)]
-        other = scenes.change(scene, [name], rng)
-        while name == "colour" and other.colour == "orange":  # no caption contains "an"
-            other = scenes.change(scene, [name], rng)
-        rows.append(ShowcaseRow(scene, path, name, scenes.caption(other, {name}), other.words()))
+            shown.picture.save(temporary, format="PNG")
+        rows.append(ShowcaseRow(shown, path))
     return rows
-
-
-def _varied(seed: int, count: int) -> list[Scene]:
-    """Test scenes in order, without those whose shape or texture is already frequent."""
-    chosen: list[Scene] = []
-    for scene in islice(scenes.stream("test", seed=10_000 + seed), 400):
-        shapes = [other.shape for other in chosen]
-        textures = [other.texture for other in chosen]
-        even = shapes.count(scene.shape) <= len(chosen) // len(scenes.SHAPES)
-        if even and textures.count(scene.texture) <= len(chosen) // len(scenes.TEXTURES):
-            chosen.append(scene)
-        if len(chosen) == count:
-            break
-    return chosen
 
 
 def _generate_row(
@@ -167,7 +140,7 @@ def _generate_row(
     row.pictures = {
         "words": make(prompt=PROMPT, scale=0.0),
         "picture": make(prompt=PROMPT, reference=reference, scale=1.0, num_images=2),
-        "both": make(prompt=row.text, reference=reference, scale=TEXT_SCALE),
+        "both": make(prompt=row.shown.text, reference=reference, scale=TEXT_SCALE),
     }
     if sweep:
         between = [
@@ -183,13 +156,11 @@ def _generate(**options: Any) -> GenerationResult:
     return generate(**options, progress=False)
 
 
-def _judge(rows: list[ShowcaseRow]) -> None:
+def _judge(rows: list[ShowcaseRow], world: World) -> None:
     """Let the judge classify every picture."""
-    from imageprompt.demo import judge
-
     for row in rows:
         for kind, paths in row.pictures.items():
-            row.labels[kind] = judge.classify([_open(path) for path in paths])
+            row.labels[kind] = world.classify([_open(path) for path in paths])
 
 
 def _open(path: Path) -> Image.Image:
@@ -203,7 +174,13 @@ def _open(path: Path) -> Image.Image:
 
 
 def _report(
-    rows: list[ShowcaseRow], output: Path, base: str, sheet: Path, seed: int, seconds: float
+    rows: list[ShowcaseRow],
+    world: World,
+    output: Path,
+    base: str,
+    sheet: Path,
+    seed: int,
+    seconds: float,
 ) -> dict[str, Any]:
     """Everything that decided the pictures, and the figures."""
     return {
@@ -217,25 +194,25 @@ def _report(
         "prompt": PROMPT,
         "scales": {"picture": 1.0, "both": TEXT_SCALE, "sweep": SWEEP},
         "match": {
-            "words": _matches(rows, "words"),
-            "picture": _matches(rows, "picture"),
+            "words": _matches(rows, world, "words"),
+            "picture": _matches(rows, world, "picture"),
         },
         "text_obeyed": _share(
-            [row.labels["both"][0][row.changed] == row.expected[row.changed] for row in rows]
+            [_reads(row, row.labels["both"][0], row.shown.changed) for row in rows]
         ),
         "others_kept": _share(
             [
-                row.labels["both"][0][name] == row.expected[name]
+                _reads(row, row.labels["both"][0], name)
                 for row in rows
-                for name in scenes.ATTRIBUTES
-                if name != row.changed
+                for name in row.shown.expected
+                if name != row.shown.changed
             ]
         ),
         "rows": [
             {
                 "reference": str(row.reference.relative_to(output)),
-                "scene": row.scene.as_dict(),
-                "text": row.text,
+                "scene": row.shown.scene,
+                "text": row.shown.text,
                 "pictures": {
                     kind: [str(path.relative_to(output)) for path in paths]
                     for kind, paths in row.pictures.items()
@@ -247,17 +224,24 @@ def _report(
     }
 
 
-def _matches(rows: list[ShowcaseRow], kind: str) -> dict[str, float]:
-    """By attribute, how often the pictures of a kind show what the reference shows."""
+def _reads(row: ShowcaseRow, labels: dict[str, str], name: str) -> bool:
+    """Does the judge see the word that is expected of a picture with reference and text?"""
+    return labels.get(name) == row.shown.expected[name]
+
+
+def _matches(rows: list[ShowcaseRow], world: World, kind: str) -> dict[str, float]:
+    """By line of the table, how often the pictures of a kind show what the reference shows."""
     return {
-        name: _share(
+        line: _share(
             [
-                labels[name] == getattr(row.scene, name)
+                labels.get(name) == row.shown.words[name]
                 for row in rows
                 for labels in row.labels[kind]
+                for name in names
+                if name in row.shown.words
             ]
         )
-        for name in scenes.ATTRIBUTES
+        for line, names in world.groups.items()
     }
 
 
@@ -267,9 +251,9 @@ def _share(right: list[bool]) -> float:
 
 def _summary(report: dict[str, Any]) -> str:
     words, picture = report["match"]["words"], report["match"]["picture"]
-    pad = max(map(len, scenes.ATTRIBUTES))
+    pad = max(map(len, words))
     lines = [f"{'':{pad}}   text only   with the reference"]
-    lines += [f"{n:{pad}}   {words[n]:>9.0%}   {picture[n]:>18.0%}" for n in scenes.ATTRIBUTES]
+    lines += [f"{n:{pad}}   {words[n]:>9.0%}   {picture[n]:>18.0%}" for n in words]
     return "\n".join(
         [
             f"How often a picture shows what its reference shows ({report['count']} references, "
@@ -329,7 +313,7 @@ def _draw_row(page: Page, row: ShowcaseRow, x: int, y: int) -> None:
     pictures = row.pictures
     cells = [row.reference, *pictures["words"], *pictures["picture"], *pictures["both"]]
     prompt = f"\u201c{PROMPT}\u201d"
-    texts = ["", prompt, prompt, prompt, f"\u201c{row.text}\u201d"]
+    texts = ["", prompt, prompt, prompt, f"\u201c{row.shown.text}\u201d"]
     for index, (path, text) in enumerate(zip(cells, texts, strict=True)):
         left = x + 4 + index * (CELL + GAP)
         page.picture(path, left, y, framed=index == 0)

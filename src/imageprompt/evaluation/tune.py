@@ -263,7 +263,7 @@ class Sweep:
         self._most = most
         self.entry = _one_adapter(config)
         if config.references is None:
-            drawn_references(folder, config.count)
+            drawn_references(folder, config.count, config.base)
             config = replace(config, references=str(folder / DRAWN))
         self._config = replace(config, ceiling=False, control=False)
         self.axes = self._axes(likeness, text)

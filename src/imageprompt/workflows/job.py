@@ -76,11 +76,11 @@ class Job:
 
     @property
     def on_bundled_base(self) -> bool:
-        """Is the base one of the bundled stacks, whose scenes the judge reads?"""
+        """Is the base a bundled stack whose scenes the judge reads?"""
         if self._given is None:
             base = getattr(self.inputs, "base", None)
-            return base is None or base in tuple(bundled.FOLDERS)
-        return self.engine.loaded.name in bundled.FOLDERS
+            return base is None or base in bundled.ONE_OBJECT
+        return self.engine.loaded.name in bundled.ONE_OBJECT
 
     def expect(self, pictures: int) -> None:
         """So many pictures will be generated in all: for the progress."""

@@ -253,7 +253,7 @@ class Work:
 
     def _attributes(self, choice: Choice, count: int) -> Attributes | None:
         """Only on a bundled stack, whose judge reads its pictures."""
-        if self.base.name not in bundled.FOLDERS:
+        if self.base.name not in bundled.ONE_OBJECT:
             return None
         drawn = list(islice(scenes.stream("test", seed=50_000), count))
         after = self.read(drawn)

@@ -243,7 +243,7 @@ class Work:
         drawn: bool,
     ) -> Quantization:
         """With PSNR; and with what the judge reads where scenes were drawn on a bundled stack."""
-        read = drawn and self.loaded.name in bundled.FOLDERS
+        read = drawn and self.loaded.name in bundled.ONE_OBJECT
         sources = list(islice(scenes.stream("test", seed=50_000), pictures)) if read else []
         shown = [scenes.draw(scene) for scene in sources] or [
             references[number % len(references)] for number in range(pictures)

@@ -24,7 +24,7 @@ def default_metrics(config: StudyConfig) -> list[str]:
     """The metrics that can be computed with the extractors of a study."""
     from imageprompt.core import bundled
 
-    own = config.base in bundled.FOLDERS
+    own = config.base in bundled.ONE_OBJECT
     names = ["attributes", "words", "clip-i"] if own else []
     needs = {"clip": ("clip-i", "clip-t"), "dino": ("dino",), "csd": ("csd",), "face": ("face",)}
     for role, found in needs.items():

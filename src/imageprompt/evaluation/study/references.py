@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from imageprompt.core import bundled
 from imageprompt.core.atomic_files import write_atomically
 from imageprompt.core.errors import NotFoundError, OptionError, PictureError
 from imageprompt.evaluation.scoring import Picture
@@ -60,8 +61,17 @@ def references_in(folder: str | os.PathLike[str], root: Path) -> list[StudyRefer
     ]
 
 
-def drawn_references(folder: Path, count: int) -> list[StudyReference]:
-    """Held-out scenes of the bundled stack as files in the folder of a study; written if new."""
+def drawn_references(folder: Path, count: int, base: str) -> list[StudyReference]:
+    """Held-out scenes of a bundled stack as files in the folder of a study; written if new.
+
+    Raises OptionError for a base that does not know them.
+    """
+    if base not in bundled.ONE_OBJECT:
+        raise OptionError(
+            "no references",
+            reason=f"drawn ones suit {' and '.join(bundled.ONE_OBJECT)} only",
+            hint="Give pictures of a kind that the base generates: --references DIR.",
+        )
     from imageprompt.demo.datasets import draw_references
 
     place = folder / DRAWN

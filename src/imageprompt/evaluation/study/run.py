@@ -154,18 +154,12 @@ class Study:
     def _references(self) -> list[StudyReference]:
         if self.config.references is not None:
             return references_in(self.config.references, self.root)
-        if self.config.base not in bundled.FOLDERS:
-            raise OptionError(
-                "no references",
-                reason="drawn ones suit the bundled bases only",
-                hint="Give pictures of a kind that the base generates: --references DIR.",
-            )
-        return drawn_references(self.folder, self.config.count)
+        return drawn_references(self.folder, self.config.count, self.config.base)
 
     def _prompts(self) -> list[str]:
         given = self.config.prompts
         if given is None:
-            return [*DRAWN_PROMPTS] if self.config.base in bundled.FOLDERS else [""]
+            return [*DRAWN_PROMPTS] if self.config.base in bundled.ONE_OBJECT else [""]
         if isinstance(given, str):
             given = tuple(line for line in map(str.strip, read_texts(given)) if line)
             what = f"prompts {self.config.prompts!r}"
