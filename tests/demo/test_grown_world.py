@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from bundled_stack.checkpoints import load_state
-from bundled_stack.grown import base, features, judge, labels, pool, vae, vision
+from bundled_stack.grown import base, features, judge, labels, vae, vision
+from imageprompt.core.errors import NotFoundError
 from imageprompt.demo import judge_128, photographs
 from imageprompt.demo import scenes_128 as scenes
 from imageprompt.demo.scenes import HELD_OUT_PAIRS
@@ -138,14 +139,13 @@ def test_photographs_are_found_and_held_out_whole(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(photographs, "TRAIN", ("some_pictures/a.png",))
     monkeypatch.setattr(photographs, "HELD_OUT", ("some_pictures/b.png",))
-    photographs.collect(tmp_path / "photos.npz")
     for held_out, value in ((False, 0.2), (True, 0.4)):
-        (found,) = photographs.load(tmp_path / "photos.npz", held_out=held_out)
+        (found,) = photographs.load(held_out=held_out)
         assert found.shape == (256, 384)
         assert found.mean() == pytest.approx(value)
     monkeypatch.setattr(photographs, "HELD_OUT", ("some_pictures/c.png",))
-    with pytest.raises(SystemExit, match=r"c\.png is missing: install"):
-        photographs.collect(tmp_path / "others.npz")
+    with pytest.raises(NotFoundError, match=r"c\.png.*not installed"):
+        photographs.load(held_out=True)
 
 
 def test_all_stages_train_resume_and_are_judged(
@@ -153,15 +153,14 @@ def test_all_stages_train_resume_and_are_judged(
 ) -> None:
     monkeypatch.setattr(base, "STEPS", 1)
     count, moment = 4, 0.0001  # minutes: one step
-    arrays = {f"{kind}-0": (LUMINANCES[0] * 255).astype(np.uint8) for kind in ("train", "held-out")}
-    np.savez(tmp_path / pool.PHOTOS, allow_pickle=False, **arrays)
-    sizes = {"count": count, "batch": 2, "device": "cpu", "rate": 1e-3}
+    monkeypatch.setattr(photographs, "load", lambda held_out=False: LUMINANCES)
+    sizes = {"count": count, "batch": 4, "device": "cpu", "rate": 1e-3}
     judge.train(tmp_path, moment, **sizes)
     steps, seconds, samples = load_state(tmp_path / "judge.ckpt")["counters"]
     judge.train(tmp_path, (2 * seconds + 0.01) / 60, **sizes)
     line = json.loads((tmp_path / "judge.jsonl").read_text().splitlines()[-1])
     assert line["step"] > steps >= 1
-    assert line["samples"] > samples == 2 * steps
+    assert line["samples"] > samples == 4 * steps
     assert 0 <= line["test: all, two objects"] <= 1
     vae.train(tmp_path, moment, **sizes)
     assert json.loads((tmp_path / "vae.jsonl").read_text().splitlines()[-1])["psnr"] > 0

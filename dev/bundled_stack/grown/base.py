@@ -23,7 +23,13 @@ from bundled_stack.base import SYNC, TEXT, Captions, average
 from bundled_stack.checkpoints import load_state, save_atomic
 from bundled_stack.grown import judge, pool, vae
 from bundled_stack.grown.labels import cell_loss, labels, objects
-from bundled_stack.sd3.base import TRANSFORMER, PlainAttention, draw_times
+from bundled_stack.sd3.base import (
+    TEXT_TOKENS,
+    TRANSFORMER,
+    ZERO_TOKENS,
+    PlainAttention,
+    draw_times,
+)
 from bundled_stack.timed_run import TimedRun
 from bundled_stack.tokenizer import build_tokenizer
 from imageprompt.core import bundled
@@ -33,7 +39,6 @@ from imageprompt.demo.judge_128 import CELL_HEADS, CELLS
 GUIDANCE, STEPS = 4.0, 20
 # as many positions as the easy world's, so a step takes as long
 SIZES = {"sample_size": scenes.SIZE // 8, "patch_size": 2, "pos_embed_max_size": 8}
-EXTRA_TOKENS = {0: 0.7, 24: 0.3}  # zeros that the pipeline adds for a T5, and how often
 MEAN_TIME = 0.8  # four times as many latents as in the easy world hide an object less
 CELL_BLOCK, CELL_WEIGHT = 2, 0.05
 
@@ -211,23 +216,28 @@ def train(options: argparse.Namespace) -> None:
     generator = torch.Generator().manual_seed(1000 * run.steps + rank)
     progress = run.progress
     while progress < 1:
-        extra = int(rng.choice(list(EXTRA_TOKENS), p=list(EXTRA_TOKENS.values())))
-        drawn = rng.integers(len(values), size=options.batch)
+        extra = int(rng.choice(list(ZERO_TOKENS), p=list(ZERO_TOKENS.values())))
+        many = extra > TEXT_TOKENS  # take long, and are not worth a compilation: few, eager
+        batch = options.batch // 4 if many else options.batch
+        drawn = rng.integers(len(values), size=batch)
         chosen = torch.from_numpy(drawn).to(device)
         lines = [
             scenes.random_caption(all_scenes[index], rng, full=0.6, empty=0.1) for index in drawn
         ]
         tokens = torch.tensor([captions.encode(line) for line in lines]).to(device)
         clean = values[chosen].float()
-        times = draw_times(options.batch, generator, MEAN_TIME).to(device)
+        times = draw_times(batch, generator, MEAN_TIME).to(device)
         noise = torch.randn_like(clean)
         share = times[:, None, None, None]
-        with torch.autocast(device, torch.bfloat16):
+        with (
+            torch.compiler.set_stance("force_eager" if many else "default"),
+            torch.autocast(device, torch.bfloat16),
+        ):
             prediction = model((1 - share) * clean + share * noise, times, tokens, extra)
             cells = model.cell_logits()
         match = F.mse_loss(prediction.float(), noise - clean)
         named = cell_loss(cells, words[chosen], owners[chosen])
-        run.step(match + CELL_WEIGHT * named, options.batch, {"match": match, "cells": named})
+        run.step(match + CELL_WEIGHT * named, batch, {"match": match, "cells": named})
         if world == 1:
             progress = run.progress
         elif run.steps % SYNC == 0:

@@ -54,7 +54,7 @@ def encode_part(work: Path, part: int, parts: int, count: int, total: int) -> No
     target = work / f"features-{count}-{part}.ckpt"
     if target.exists():
         return
-    found, tower = photographs.load(work / pool.PHOTOS), vision.load(work)
+    found, tower = photographs.load(), vision.load(work)
     rows = range(part * count // parts, (part + 1) * count // parts)
     chosen = list(islice(scenes.stream("train"), rows.start, rows.stop))
     pictures = np.load(work / f"train-{total}.npy", mmap_mode="r")[rows.start : rows.stop]

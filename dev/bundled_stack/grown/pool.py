@@ -15,16 +15,13 @@ from torch import Tensor
 from imageprompt.demo import photographs
 from imageprompt.demo import scenes_128 as scenes
 
-PHOTOS = "photos.npz"
-
 
 def make(work: Path, split: str, count: int, processes: int = 1) -> list[scenes.Scene]:
     """Draw the pictures of a split unless they are there: uint8 [n, 128, 128, 3]; its scenes."""
-    photographs.collect(work / PHOTOS)
     found = list(islice(scenes.stream(split), count))
     target = work / f"{split}-{count}.npy"
     if not target.exists():
-        parts = [(work, split, found[start::processes]) for start in range(processes)]
+        parts = [(split, found[start::processes]) for start in range(processes)]
         pictures = np.empty((count, scenes.SIZE, scenes.SIZE, 3), np.uint8)
         if processes == 1:
             pictures[:] = _render(parts[0])
@@ -48,8 +45,8 @@ def to_float(pictures: Tensor) -> Tensor:
     return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _render(part: tuple[Path, str, list[scenes.Scene]]) -> NDArray[Any]:
-    work, split, chosen = part
+def _render(part: tuple[str, list[scenes.Scene]]) -> NDArray[Any]:
+    split, chosen = part
     held_out = split in ("validation", "test")
-    found = photographs.load(work / PHOTOS, held_out=held_out)
+    found = photographs.load(held_out=held_out)
     return np.stack([scenes.render(scene, found) for scene in chosen])

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from imageprompt.core.errors import NotFoundError
+
 TRAIN = (
     "skimage/data/astronaut.png",
     "skimage/data/chelsea.png",
@@ -29,27 +31,12 @@ HELD_OUT = (
 SIDE = 256  # pixels of the shorter side
 
 
-def collect(target: Path) -> None:
-    """Write the luminances of all photographs to an npz file."""
-    if target.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {
-        f"{split}-{index}": _luminance(_find(name))
-        for split, names in (("train", TRAIN), ("held-out", HELD_OUT))
-        for index, name in enumerate(names)
-    }
-    temporary = target.with_suffix(".tmp.npz")
-    np.savez_compressed(temporary, allow_pickle=False, **arrays)
-    temporary.replace(target)
+def load(*, held_out: bool = False) -> list[NDArray[np.float32]]:
+    """The photographs of one kind as `scenes_128.render` takes them: [height, width], 0..1.
 
-
-def load(source: Path, *, held_out: bool = False) -> list[NDArray[np.float32]]:
-    """The photographs of one kind as `scenes.render` takes them."""
-    prefix = "held-out-" if held_out else "train-"
-    with np.load(source) as found:
-        names = sorted(name for name in found if name.startswith(prefix))
-        return [found[name].astype(np.float32) / 255 for name in names]
+    Raises NotFoundError if a package is not installed.
+    """
+    return [_luminance(_find(name)) for name in (HELD_OUT if held_out else TRAIN)]
 
 
 def _find(name: str) -> Path:
@@ -58,12 +45,16 @@ def _find(name: str) -> Path:
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (Path(folder) / inside).is_file():
             return Path(folder) / inside
-    raise SystemExit(f"{name} is missing: install scikit-image, scikit-learn and matplotlib")
+    raise NotFoundError(
+        f"the photograph {name}",
+        reason="comes with a package that is not installed",
+        hint="Install scikit-image, scikit-learn and matplotlib.",
+    )
 
 
-def _luminance(path: Path) -> NDArray[np.uint8]:
+def _luminance(path: Path) -> NDArray[np.float32]:
     with Image.open(path) as image:
         grey = image.convert("L")
     scale = SIDE / min(grey.size)
     size = (round(grey.width * scale), round(grey.height * scale))
-    return np.asarray(grey.resize(size, Image.Resampling.LANCZOS))
+    return np.asarray(grey.resize(size, Image.Resampling.LANCZOS), np.float32) / np.float32(255)

@@ -1,0 +1,284 @@
+"""How well the stack for larger scenes follows text, and how much of a reference it transfers.
+
+    python benchmarks/fidelity_128.py --json fidelity-128.json --markdown fidelity-128.md
+
+The references are held out: half of them have a (shape, colour) pair, and all photographs in them
+are ones, that no part of the generator was trained on. The photographs come from the installed
+packages scikit-image, scikit-learn and matplotlib. The stack's own judge reads every word of every
+picture; of two objects all words of both, and how they stand to each other. Also reported: the
+judge's ceilings, the control without a reference, 95 % Wilson intervals, and the overlap of the
+objects with the reference's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from fidelity import Cell, show, table, wilson, write_report
+from imageprompt.adapter.adapter import Adapter
+from imageprompt.core import bundled
+from imageprompt.demo import judge_128, photographs, pipeline
+from imageprompt.demo import scenes_128 as scenes
+from imageprompt.encoding.encoders import open_encoder
+from imageprompt.evaluation.statistics import intervals
+
+Words = dict[str, str]
+COLUMNS = ("size", "texture", "colour", "shape", "place", "style", "background", "all")
+CHANGED = ("texture", "colour", "shape", "size", "place", "style", "background")
+
+
+def column_of(name: str) -> str:
+    """The column of a word: "first colour" and "second colour" are colours, a relation a place."""
+    return "place" if name == "relation" else name.split()[-1]
+
+
+def match(found: Sequence[Words], expected: Sequence[Words]) -> dict[str, Cell]:
+    """By column how often the judge reads the expected word; "all" counts pictures."""
+    hits: dict[str, list[bool]] = {name: [] for name in COLUMNS}
+    for read, words in zip(found, expected, strict=True):
+        right = {name: read.get(name) == word for name, word in words.items()}
+        for name, hit in right.items():
+            hits[column_of(name)].append(hit)
+        hits["all"].append(all(right.values()))
+    return {name: wilson(sum(row), len(row)) for name, row in hits.items() if row}
+
+
+def by_objects(found: Sequence[Words], expected: Sequence[Words]) -> dict[str, dict[str, Cell]]:
+    """`match` for the scenes with one object, and for those with two."""
+    kinds = {"one object": False, "two objects": True}
+    rows = {}
+    for kind, two in kinds.items():
+        chosen = [i for i, words in enumerate(expected) if ("relation" in words) == two]
+        rows[kind] = match([found[i] for i in chosen], [expected[i] for i in chosen])
+    return rows
+
+
+def objects_mask(picture: Image.Image, scene: scenes.Scene) -> NDArray[np.bool_]:
+    """Which pixels look like an object rather than the ground, by distance to their two colours."""
+    pixels = np.asarray(picture, np.float32)
+    kinds = [(thing.colour, thing.texture != "solid") for thing in scene.things] + [
+        (scene.background, scene.style != "plain")
+    ]
+    distances = []
+    for colour, mixed in kinds:
+        base = np.asarray(scenes.PALETTE[colour], np.float32)
+        way = scenes.second_colour(colour) - base
+        share = np.clip((pixels - base) @ way / (way @ way), 0, 1) if mixed else np.zeros(1)
+        distances.append(np.square(pixels - base - share[..., None] * way).sum(-1))
+    nearer: NDArray[np.bool_] = np.min(distances[:-1], axis=0) < distances[-1]
+    return nearer
+
+
+def overlap(pictures: Sequence[Image.Image], expected: Sequence[scenes.Scene]) -> Cell:
+    """Intersection over union of all objects with where the scenes have theirs."""
+    values = []
+    for picture, scene in zip(pictures, expected, strict=True):
+        found = objects_mask(picture, scene)
+        drawn = np.any([scenes.mask(thing) for thing in scene.things], axis=0)
+        values.append(float((found & drawn).sum() / (found | drawn).sum()))
+    interval = intervals.mean_interval(values, method="t")
+    return {
+        "share": float(np.mean(values)),
+        "low": interval.low,
+        "high": interval.high,
+        "tenth": float(np.quantile(values, 0.1)),
+    }
+
+
+def round_trip(vae: Any, pictures: Sequence[Image.Image]) -> tuple[list[Image.Image], float]:
+    """Pictures after encoding and decoding, and the mean PSNR in dB."""
+    x = judge_128.to_tensor(pictures)
+    with torch.no_grad():
+        batches = [vae.decode(vae.encode(part).latent_dist.mode()).sample for part in x.split(32)]
+    y = torch.cat(batches).clamp(-1, 1)
+    psnr = float((10 * torch.log10(4 / (y - x).square().mean((1, 2, 3)))).mean())
+    arrays = ((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(array) for array in arrays], psnr
+
+
+class Bench:
+    """One set of references, and the measurements on them."""
+
+    def __init__(self, options: argparse.Namespace, on_progress: Callable[[int], None]) -> None:
+        self.options, self.on_progress = options, on_progress
+        self.pipe = pipeline.load_pipeline(stack=bundled.SD3_128)
+        self.encoder = open_encoder(bundled.folder(bundled.SD3_128) / "image_encoder")
+        self.photos = photographs.load(held_out=True)
+        self.scenes = self._drawn(options.seed, options.count)
+        self.references = [scenes.draw(scene, self.photos) for scene in self.scenes]
+        self.words = [scene.words() for scene in self.scenes]
+        self.seeds = [1_000_000 * (options.seed + 1) + i for i in range(options.count)]
+
+    def _drawn(self, seed: int, count: int) -> list[scenes.Scene]:
+        return list(islice(scenes.stream(self.options.split, seed=seed), count))
+
+    def generate(self, prompts: Sequence[str], **options: Any) -> list[Image.Image]:
+        """One picture per prompt."""
+        return pipeline.sample(
+            self.pipe,
+            prompts,
+            self.seeds[: len(prompts)],
+            steps=self.options.steps,
+            guidance=self.options.guidance,
+            on_pictures=self.on_progress,
+            **options,
+        )
+
+    def ceilings(self) -> dict[str, Any]:
+        """What the judge reads in 2,000 renders, and in the references after the autoencoder."""
+        fresh = self._drawn(self.options.seed + 500, 2000)
+        renders = judge_128.classify([scenes.draw(scene, self.photos) for scene in fresh])
+        decoded, psnr = round_trip(self.pipe.vae, self.references)
+        return {
+            "judge on renders": by_objects(renders, [scene.words() for scene in fresh]),
+            "after the autoencoder": by_objects(judge_128.classify(decoded), self.words),
+            "autoencoder_psnr_db": psnr,
+            "overlap": {
+                "references themselves": overlap(self.references, self.scenes),
+                "after the autoencoder": overlap(decoded, self.scenes),
+            },
+        }
+
+    def text_only(self) -> dict[str, Any]:
+        """Full captions without a reference, and a text that says nothing: chance."""
+        full = self.generate([scenes.caption(scene) for scene in self.scenes])
+        nothing = self.generate(self._generic())
+        found = judge_128.classify(full)
+        untrained = [i for i in range(len(found)) if i % 4 < 2]
+        return {
+            "full captions": by_objects(found, self.words),
+            "full captions, pairs never trained": by_objects(
+                [found[i] for i in untrained], [self.words[i] for i in untrained]
+            ),
+            "control": by_objects(judge_128.classify(nothing), self.words),
+        }
+
+    def transfer(self, adapter: Any) -> dict[str, Any]:
+        """A text that says nothing, with a reference."""
+        pictures = self.generate(
+            self._generic(), adapter=adapter, references=self.references, scale=self.options.scale
+        )
+        found = judge_128.classify(pictures)
+        return {"words": by_objects(found, self.words), "overlap": overlap(pictures, self.scenes)}
+
+    def overrides(self, adapter: Any, scale: float) -> dict[str, Any]:
+        """The text changes one word: how often it wins, and how often the others are kept."""
+        rng = np.random.default_rng(self.options.seed)
+        obeyed: dict[str, Cell] = {}
+        kept: dict[str, list[bool]] = {name: [] for name in COLUMNS[:-1]}
+        for key in CHANGED:
+            able = [i for i, s in enumerate(self.scenes) if s.place or key not in ("size", "place")]
+            able = able[: self.options.overrides]
+            changed = [scenes.change(self.scenes[i], key, rng) for i in able]
+            pictures = self.generate(
+                [scenes.caption(scene, {key}) for scene in changed],
+                adapter=adapter,
+                references=[self.references[i] for i in able],
+                scale=scale,
+            )
+            hits = []
+            for i, read, scene in zip(able, judge_128.classify(pictures), changed, strict=True):
+                for name, word in scene.words().items():
+                    hit = read.get(name) == word
+                    if self.words[i][name] != word:
+                        hits.append(hit)
+                    else:
+                        kept[column_of(name)].append(hit)
+            obeyed[key] = wilson(sum(hits), len(hits))
+        return {
+            "obeyed": obeyed,
+            "kept": {name: wilson(sum(row), len(row)) for name, row in kept.items()},
+        }
+
+    def _generic(self) -> list[str]:
+        return ["a shape" if index % 8 < 4 else "" for index in range(len(self.scenes))]
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The whole report."""
+    rows = {}
+    measured = {
+        "judge on renders": report["ceilings"]["judge on renders"],
+        "after the autoencoder": report["ceilings"]["after the autoencoder"],
+        **report["text only"],
+        **{f"{name}, scale 1": found["words"] for name, found in report["transfer"].items()},
+    }
+    for title, kinds in measured.items():
+        rows |= {f"{title}: {kind}": cells for kind, cells in kinds.items()}
+    parts = [table(rows, COLUMNS), ""]
+    changed: dict[str, dict[str, Cell]] = {}
+    for name, found in report["overrides"].items():
+        changed[f"{name}: text obeyed"] = found["obeyed"]
+        changed[f"{name}: others kept"] = found["kept"]
+    parts.append(table(changed, CHANGED))
+    overlaps = report["ceilings"]["overlap"] | {
+        name: found["overlap"] for name, found in report["transfer"].items()
+    }
+    parts += ["", "| overlap of the objects with the reference's | mean | nine of ten above |"]
+    parts += ["|---|---|---|"]
+    parts += [f"| {name} | {show(cell)} | {cell['tenth']:.2f} |" for name, cell in overlaps.items()]
+    psnr = report["ceilings"]["autoencoder_psnr_db"]
+    parts.append(f"\nAutoencoder: {psnr:.1f} dB. Settings: {json.dumps(report['settings'])}")
+    return "\n".join(parts)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--count", type=int, default=240, help="number of references")
+    parser.add_argument("--overrides", type=int, default=80, help="references per changed word")
+    parser.add_argument("--split", choices=("validation", "test"), default="test")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--override-scales", type=float, nargs="*", default=[0.5])
+    parser.add_argument("--steps", type=int, default=pipeline.STEPS)
+    parser.add_argument("--guidance", type=float, default=pipeline.GUIDANCE)
+    parser.add_argument("--adapters", nargs="*", default=["plus"])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = arguments()
+    started = time.monotonic()
+    per_adapter = options.count + len(CHANGED) * len(options.override_scales) * options.overrides
+    bar = tqdm(total=2 * options.count + len(options.adapters) * per_adapter, unit="picture")
+    bench = Bench(options, bar.update)
+    report: dict[str, Any] = {
+        "settings": {
+            key: value for key, value in vars(options).items() if key not in ("json", "markdown")
+        },
+        "ceilings": bench.ceilings(),
+        "text only": bench.text_only(),
+        "transfer": {},
+        "overrides": {},
+    }
+    for name in options.adapters:
+        file = bundled.adapter(name, bundled.SD3_128)
+        adapter = Adapter.load(file, dtype=torch.float32)
+        adapter.attach(bench.pipe, encoder=bench.encoder)
+        report["transfer"][name] = bench.transfer(adapter)
+        for scale in options.override_scales:
+            report["overrides"][f"{name}, scale {scale}"] = bench.overrides(adapter, scale)
+        adapter.detach()
+    bar.close()
+    report["settings"]["seconds"] = round(time.monotonic() - started)
+    write_report(report, markdown(report), options)
+
+
+if __name__ == "__main__":
+    main()
