@@ -2,6 +2,8 @@
 
 `--stack bundled` trains the UNet stack with all its parts, `--stack bundled-sd3` the transformer
 and the adapters of the SD3 stack, which shares the other parts; so it needs the first one finished.
+`--stack bundled-sd3-128` trains the one for larger scenes, from parts of both; it draws with the
+photographs of scikit-image, scikit-learn and matplotlib, which must be installed.
 
 Each stage runs in its own processes, one per core. Finished stages are skipped, interrupted ones
 resume from their latest checkpoint. Times are CPU minutes of a server of 2026.
@@ -10,16 +12,15 @@ resume from their latest checkpoint. Times are CPU minutes of a server of 2026.
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from bundled_stack import export, pool, roles
+from bundled_stack.grown.build import train_grown
 from bundled_stack.sd3.export import STACK as SD3_STACK
 from bundled_stack.sd3.export import export as export_sd3
+from bundled_stack.stages import run_parallel
 from imageprompt.core import bundled
+from imageprompt.demo import photographs
 
 MINUTES = {
     "vae": 20.0,
@@ -34,31 +35,6 @@ DUAL_STEPS = 1300
 SD3_ADAPTER_STEPS, SD3_DUAL_STEPS = 2400, 1800
 SD3_SHARDS = 3  # of the pool
 PROBE_REFERENCES = 96
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    # keep large blocks for the next step instead of returning them to the system: 6-26 % faster
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "17179869184",
-    "MALLOC_TOP_PAD_": "268435456",
-}
-
-Command = Sequence[str]
-
-
-def run_parallel(*chains: Sequence[Command]) -> None:
-    """Run chains of stages in parallel, the stages of a chain in turn. Exits if one fails."""
-    running = [_start(chain) for chain in chains]
-    codes = [process.wait() for process in running]
-    if any(codes):
-        raise SystemExit(
-            f"a stage failed (exit codes {codes}); run the same command again to resume"
-        )
-
-
-def _start(chain: Sequence[Command]) -> subprocess.Popen[bytes]:
-    """Start one process that runs the stages of a chain in turn."""
-    lines = [f"{sys.executable} -m bundled_stack.{' '.join(stage)}" for stage in chain]
-    return subprocess.Popen(["sh", "-c", " && ".join(lines)], env=os.environ | ENVIRONMENT)
 
 
 def main() -> None:
@@ -73,10 +49,14 @@ def main() -> None:
         "--target", type=Path, default=export.STACK.parent, help="folder to write the stacks to"
     )
     options = parser.parse_args()
+    if options.stack in (bundled.SD3_128, "all"):
+        photographs.load()  # missing ones are told before hours of work
     if options.stack in (bundled.NAME, "all"):
         train_bundled(options)
     if options.stack in (bundled.SD3, "all"):
         train_sd3(options)
+    if options.stack in (bundled.SD3_128, "all"):
+        train_grown(options.work / "grown", options.time, options.target)
 
 
 def train_bundled(options: argparse.Namespace) -> None:

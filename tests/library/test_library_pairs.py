@@ -29,7 +29,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return drawn
 
 
-@pytest.fixture(scope="module", params=[*bundled.FOLDERS])
+@pytest.fixture(scope="module", params=[*bundled.ONE_OBJECT])
 def filled(
     request: pytest.FixtureRequest,
     pictures: dict[str, Path],
