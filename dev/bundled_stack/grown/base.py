@@ -34,11 +34,11 @@ from bundled_stack.timed_run import TimedRun
 from bundled_stack.tokenizer import build_tokenizer
 from imageprompt.core import bundled
 from imageprompt.demo import scenes_128 as scenes
-from imageprompt.demo.judge_128 import CELL_HEADS, CELLS
+from imageprompt.demo.judge_128 import CELL_HEADS
 
 GUIDANCE, STEPS = 4.0, 20
-# as many positions as the easy world's, so a step takes as long
-SIZES = {"sample_size": scenes.SIZE // 8, "patch_size": 2, "pos_embed_max_size": 8}
+# positions lie as far apart as those of the bundled stack, whose transformer this one starts from
+SIZES = {"sample_size": scenes.SIZE // 8, "pos_embed_max_size": scenes.SIZE // 8}
 MEAN_TIME = 0.8  # four times as many latents as in the easy world hide an object less
 CELL_BLOCK, CELL_WEIGHT = 2, 0.05
 
@@ -63,7 +63,7 @@ class Base(nn.Module):
         self.text: Any = CLIPTextModelWithProjection(config)
         self.text.set_attn_implementation("eager")
         self.transformer: Any = SD3Transformer2DModel(**TRANSFORMER | SIZES)
-        self.cells = nn.Linear(160, 4 * sum(CELL_HEADS.values()))
+        self.cells = nn.Linear(160, sum(CELL_HEADS.values()))
         _start_text(self.text)
         _start_transformer(self.transformer)
         self._rows: Tensor | None = None
@@ -82,10 +82,9 @@ class Base(nn.Module):
         return found
 
     def cell_logits(self) -> Tensor:
-        """Logits [n, 256, sum of CELL_HEADS] of the last call; each position has 2x2 cells."""
+        """Logits [n, 256, sum of CELL_HEADS] of the last call, one row for each position."""
         assert self._rows is not None
-        logits = self.cells(self._rows).unflatten(1, (CELLS // 2, CELLS // 2))
-        found: Tensor = logits.unflatten(3, (2, 2, -1)).transpose(2, 3).flatten(1, 4)
+        found: Tensor = self.cells(self._rows)
         return found
 
 
@@ -115,16 +114,12 @@ def _start_text(text: Any) -> None:
 
 @torch.no_grad()
 def _start_transformer(transformer: Any) -> None:
-    """The bundled transformer; of 2x2 latents it sees the sum, and answers all four alike."""
+    """The bundled transformer, with more positions."""
     from safetensors.torch import load_file
 
     file = bundled.folder(bundled.SD3) / "transformer" / "diffusion_pytorch_model.safetensors"
     start = {name: value.float() for name, value in load_file(file).items()}
-    own = transformer.pos_embed.proj.weight
-    nn.init.xavier_uniform_(own.flatten(1))
-    start["pos_embed.proj.weight"] = 0.5 * own + 0.5 * start["pos_embed.proj.weight"]
-    for name in ("proj_out.weight", "proj_out.bias"):
-        start[name] = torch.cat([start[name]] * 4)
+    start["pos_embed.pos_embed"] = transformer.state_dict()["pos_embed.pos_embed"]
     transformer.load_state_dict(start)
 
 
