@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from bundled_stack.base import SYNC, TEXT, Captions, average
 from bundled_stack.checkpoints import load_state, save_atomic
 from bundled_stack.grown import judge, pool, vae
-from bundled_stack.grown.labels import cell_loss, labels, objects
+from bundled_stack.grown.labels import CELL_OUTPUTS, cell_loss, labels, objects, offsets
 from bundled_stack.sd3.base import (
     TEXT_TOKENS,
     TRANSFORMER,
@@ -34,11 +34,11 @@ from bundled_stack.timed_run import TimedRun
 from bundled_stack.tokenizer import build_tokenizer
 from imageprompt.core import bundled
 from imageprompt.demo import scenes_128 as scenes
-from imageprompt.demo.judge_128 import CELL_HEADS
+from imageprompt.demo.judge_128 import CELLS
 
 GUIDANCE, STEPS = 4.0, 20
-# positions lie as far apart as those of the bundled stack, whose transformer this one starts from
-SIZES = {"sample_size": scenes.SIZE // 8, "pos_embed_max_size": scenes.SIZE // 8}
+# as many positions as the easy world's, so a step takes as long
+SIZES = {"sample_size": scenes.SIZE // 8, "patch_size": 2, "pos_embed_max_size": 8}
 MEAN_TIME = 0.8  # four times as many latents as in the easy world hide an object less
 CELL_BLOCK, CELL_WEIGHT = 2, 0.05
 
@@ -63,7 +63,7 @@ class Base(nn.Module):
         self.text: Any = CLIPTextModelWithProjection(config)
         self.text.set_attn_implementation("eager")
         self.transformer: Any = SD3Transformer2DModel(**TRANSFORMER | SIZES)
-        self.cells = nn.Linear(160, sum(CELL_HEADS.values()))
+        self.cells = nn.Linear(160, 4 * CELL_OUTPUTS)
         _start_text(self.text)
         _start_transformer(self.transformer)
         self._rows: Tensor | None = None
@@ -82,9 +82,10 @@ class Base(nn.Module):
         return found
 
     def cell_logits(self) -> Tensor:
-        """Logits [n, 256, sum of CELL_HEADS] of the last call, one row for each position."""
+        """Logits [n, 256, CELL_OUTPUTS] of the last call; each position has 2x2 cells."""
         assert self._rows is not None
-        found: Tensor = self.cells(self._rows)
+        logits = self.cells(self._rows).unflatten(1, (CELLS // 2, CELLS // 2))
+        found: Tensor = logits.unflatten(3, (2, 2, -1)).transpose(2, 3).flatten(1, 4)
         return found
 
 
@@ -114,12 +115,16 @@ def _start_text(text: Any) -> None:
 
 @torch.no_grad()
 def _start_transformer(transformer: Any) -> None:
-    """The bundled transformer, with more positions."""
+    """The bundled transformer; of 2x2 latents it sees the sum, and answers all four alike."""
     from safetensors.torch import load_file
 
     file = bundled.folder(bundled.SD3) / "transformer" / "diffusion_pytorch_model.safetensors"
     start = {name: value.float() for name, value in load_file(file).items()}
-    start["pos_embed.pos_embed"] = transformer.state_dict()["pos_embed.pos_embed"]
+    own = transformer.pos_embed.proj.weight
+    nn.init.xavier_uniform_(own.flatten(1))
+    start["pos_embed.proj.weight"] = 0.5 * own + 0.5 * start["pos_embed.proj.weight"]
+    for name in ("proj_out.weight", "proj_out.bias"):
+        start[name] = torch.cat([start[name]] * 4)
     transformer.load_state_dict(start)
 
 
@@ -190,7 +195,7 @@ def train(options: argparse.Namespace) -> None:
         dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
     latents = Latents(work, options.count, device)
     all_scenes = list(islice(scenes.stream("train"), options.count))
-    words, owners = labels(all_scenes).to(device), objects(all_scenes).to(device)
+    words, owners, where = (made(all_scenes).to(device) for made in (labels, objects, offsets))
     captions, values = Captions(scenes.all_words()), latents.values.to(device)
     model = Base().to(device)
     if device == "cpu":
@@ -231,7 +236,7 @@ def train(options: argparse.Namespace) -> None:
             prediction = model((1 - share) * clean + share * noise, times, tokens, extra)
             cells = model.cell_logits()
         match = F.mse_loss(prediction.float(), noise - clean)
-        named = cell_loss(cells, words[chosen], owners[chosen])
+        named = cell_loss(cells, words[chosen], owners[chosen], where[chosen])
         run.step(match + CELL_WEIGHT * named, batch, {"match": match, "cells": named})
         if world == 1:
             progress = run.progress

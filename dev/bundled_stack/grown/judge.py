@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from bundled_stack.checkpoints import load_state
 from bundled_stack.grown import pool
-from bundled_stack.grown.labels import ABSENT, cell_loss, labels, objects, word_loss
+from bundled_stack.grown.labels import ABSENT, cell_word_loss, labels, objects, word_loss
 from bundled_stack.timed_run import TimedRun
 from imageprompt.demo.judge_128 import HEADS, Judge
 
@@ -74,7 +74,7 @@ def train(work: Path, minutes: float, *, count: int, batch: int, device: str, ra
             features = model.body(x.contiguous(memory_format=torch.channels_last))
             logits, cells = model.words(features), model.cells(features)
         whole = word_loss(logits, words[chosen])
-        dense = cell_loss(cells.flatten(2).transpose(1, 2), words[chosen], owners[chosen])
+        dense = cell_word_loss(cells.flatten(2).transpose(1, 2), words[chosen], owners[chosen])
         run.step(whole + dense, batch, {"words": whole, "cells": dense})
     model.load_state_dict(run.ema_state())
     for split in ("train", "test"):

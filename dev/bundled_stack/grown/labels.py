@@ -11,6 +11,8 @@ from imageprompt.demo import scenes_128 as scenes
 from imageprompt.demo.judge_128 import ALONE, CELL_HEADS, CELLS, HEADS
 
 ABSENT = -100  # the label of what a scene does not have
+NEAR = 1.6  # radii within which a cell can say where in the object it lies
+CELL_OUTPUTS = sum(CELL_HEADS.values()) + 3
 
 
 def labels(chosen: list[scenes.Scene]) -> Tensor:
@@ -29,6 +31,26 @@ def objects(chosen: list[scenes.Scene]) -> Tensor:
         for index, thing in enumerate(scene.in_reading_order(), start=1):
             row[scenes.mask(thing, CELLS)] = index
     return torch.from_numpy(found).flatten(1)
+
+
+def offsets(chosen: list[scenes.Scene]) -> Tensor:
+    """Where each cell lies in the nearest object, in its radii, and the radius: half [n, 256, 3].
+
+    In pixels over 64; nan where no object is near.
+    """
+    axis = (np.arange(CELLS, dtype=np.float32) + 0.5) * (scenes.SIZE / CELLS)
+    found = np.full((len(chosen), CELLS, CELLS, 3), np.nan, np.float16)
+    for row, scene in zip(found, chosen, strict=True):
+        distances = np.full((CELLS, CELLS), NEAR, np.float32)
+        for thing in scene.things:
+            dx = np.broadcast_to((axis[None, :] - thing.x) / thing.radius, (CELLS, CELLS))
+            dy = np.broadcast_to((axis[:, None] - thing.y) / thing.radius, (CELLS, CELLS))
+            distance = np.hypot(dx, dy)
+            nearer = distance < distances
+            distances[nearer] = distance[nearer]
+            row[nearer, 0], row[nearer, 1] = dx[nearer], dy[nearer]
+            row[nearer, 2] = thing.radius / 64
+    return torch.from_numpy(found).flatten(1, 2)
 
 
 def cell_labels(words: Tensor, owners: Tensor) -> dict[str, Tensor]:
@@ -55,7 +77,7 @@ def word_loss(logits: dict[str, Tensor], words: Tensor) -> Tensor:
     ).nansum()
 
 
-def cell_loss(logits: Tensor, words: Tensor, owners: Tensor) -> Tensor:
+def cell_word_loss(logits: Tensor, words: Tensor, owners: Tensor) -> Tensor:
     """Sum of the cross-entropies of all cells' heads, for logits [n, 256, sum of CELL_HEADS]."""
     targets = cell_labels(words, owners)
     parts = logits.float().split(list(CELL_HEADS.values()), 2)
@@ -65,3 +87,14 @@ def cell_loss(logits: Tensor, words: Tensor, owners: Tensor) -> Tensor:
             for name, part in zip(CELL_HEADS, parts, strict=True)
         ]
     ).sum()
+
+
+def cell_loss(outputs: Tensor, words: Tensor, owners: Tensor, places: Tensor) -> Tensor:
+    """`cell_word_loss` and the error of the cells' `offsets`; outputs are [n, 256, CELL_OUTPUTS].
+
+    Who knows where in an object it lies learns its outline much faster.
+    """
+    logits, found = outputs.float().split([CELL_OUTPUTS - 3, 3], 2)
+    known = places.isnan().logical_not()
+    error = F.smooth_l1_loss(found[known], places[known].float())
+    return cell_word_loss(logits, words, owners) + 4 * error

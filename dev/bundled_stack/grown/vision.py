@@ -1,4 +1,4 @@
-"""Train the image encoder of the grown world, a stock CLIPVisionModelWithProjection.
+"""Train the image encoder of the grown world from the bundled one, a stock CLIP vision tower.
 
 Its embedding learns every word of a scene; `hidden_states[-2]`, which Plus adapters read, what each
 patch shows and its part of the outlines, which teaches shapes much faster than words alone.
@@ -18,11 +18,19 @@ from torch.nn import functional as F
 from bundled_stack.checkpoints import load_state
 from bundled_stack.grown import pool
 from bundled_stack.grown.judge import correct, shares, soften
-from bundled_stack.grown.labels import cell_loss, labels, objects, word_loss
+from bundled_stack.grown.labels import (
+    CELL_OUTPUTS,
+    cell_loss,
+    labels,
+    objects,
+    offsets,
+    word_loss,
+)
 from bundled_stack.timed_run import TimedRun
 from bundled_stack.vision import CONFIG
+from imageprompt.core import bundled
 from imageprompt.demo import scenes_128 as scenes
-from imageprompt.demo.judge_128 import CELL_HEADS, CELLS, HEADS
+from imageprompt.demo.judge_128 import CELLS, HEADS
 
 SIZES = {"image_size": scenes.SIZE, "patch_size": scenes.SIZE // CELLS}
 FINE = 4  # parts of a cell's side in the outline
@@ -38,19 +46,13 @@ class VisionWithHeads(nn.Module):
         torch.manual_seed(2)
         self.tower: Any = CLIPVisionModelWithProjection(CLIPVisionConfig(**CONFIG | SIZES))
         self.tower.set_attn_implementation("eager")
-        with torch.no_grad():  # the stock initialisation suits towers ten times as wide
-            for name, weight in self.tower.named_parameters():
-                if weight.ndim == 2 and "embedding" not in name:
-                    nn.init.normal_(weight, std=weight.shape[1] ** -0.5 * 0.8)
-            embeddings = self.tower.vision_model.embeddings
-            embeddings.patch_embedding.weight.mul_(3.0)
-            nn.init.normal_(embeddings.position_embedding.weight, std=0.3)
+        _start_tower(self.tower)
         width = CONFIG["hidden_size"]
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.words = nn.ModuleDict(
             {name: nn.Linear(CONFIG["projection_dim"], len(words)) for name, words in HEADS.items()}
         )
-        self.cells = nn.Linear(width, sum(CELL_HEADS.values()) + FINE**2)
+        self.cells = nn.Linear(width, CELL_OUTPUTS + FINE**2)
 
     def outputs(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Logits of words by head from the embedding; of cells and outlines, [n, 256, ...]."""
@@ -62,6 +64,21 @@ class VisionWithHeads(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Logits of words by head."""
         return self.outputs(x)[0]
+
+
+@torch.no_grad()
+def _start_tower(tower: Any) -> None:
+    """The bundled tower, which knows shapes in patches as large; its positions spread further."""
+    from safetensors.torch import load_file
+
+    file = bundled.folder() / "image_encoder" / "model.safetensors"
+    start = {name: value.float() for name, value in load_file(file).items()}
+    name = "vision_model.embeddings.position_embedding.weight"
+    first, grid = start[name].split([1, len(start[name]) - 1])
+    grid = grid.T.unflatten(1, (CONFIG["image_size"] // CONFIG["patch_size"], -1))[None]
+    grid = F.interpolate(grid, size=(CELLS, CELLS), mode="bilinear")
+    start[name] = torch.cat([first, grid[0].flatten(1).T])
+    tower.load_state_dict(start)
 
 
 def outlines(chosen: list[scenes.Scene]) -> Tensor:
@@ -87,7 +104,7 @@ def train(work: Path, minutes: float, *, count: int, batch: int, device: str, ra
     model = VisionWithHeads().to(device)
     run = TimedRun(work, "vision", model, minutes=minutes, rate=rate, decay=0.03, flat=0.3)
     all_scenes = pool.make(work, "train", count)
-    words, owners = labels(all_scenes).to(device), objects(all_scenes).to(device)
+    words, owners, where = (made(all_scenes).to(device) for made in (labels, objects, offsets))
     edges, pictures = outlines(all_scenes).to(device), pool.load(work, "train", count).to(device)
     rng = np.random.default_rng([3, run.steps])
     while not run.done:
@@ -95,10 +112,10 @@ def train(work: Path, minutes: float, *, count: int, batch: int, device: str, ra
         x = soften(pool.to_float(pictures[chosen]), rng)
         with torch.autocast(device, torch.bfloat16):
             logits, patches = model.outputs(x)
-        cells, fine = patches.float().split([sum(CELL_HEADS.values()), FINE**2], 2)
+        cells, fine = patches.float().split([CELL_OUTPUTS, FINE**2], 2)
         parts = {
             "words": word_loss(logits, words[chosen]),
-            "cells": cell_loss(cells, words[chosen], owners[chosen]),
+            "cells": cell_loss(cells, words[chosen], owners[chosen], where[chosen]),
             "edges": F.binary_cross_entropy_with_logits(fine, edges[chosen].float()),
         }
         run.step(parts["words"] + parts["cells"] + 2 * parts["edges"], batch, parts)
@@ -114,6 +131,6 @@ if __name__ == "__main__":
     parser.add_argument("minutes", type=float)
     parser.add_argument("--count", type=int, default=65_536, help="pictures to train on")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=1.2e-3)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--device", default="cpu")
     train(**vars(parser.parse_args()))
