@@ -12,8 +12,8 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 import imageprompt as ip
+from imageprompt import cli
 from imageprompt.core import bundled
-from imageprompt.core.errors import OptionError
 from imageprompt.demo import judge_128, scenes_128, worlds
 
 LIMIT = 22_000_000
@@ -88,9 +88,14 @@ def test_a_reference_has_its_effect(engine: ip.Engine) -> None:
     assert share([result.images[0] for result in results], [one.words for one in SHOWN]) >= 0.8
 
 
-def test_what_knows_small_scenes_only_refuses_it(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="drawn ones suit bundled and bundled-sd3 only"):
-        ip.evaluate(tmp_path / "study", base=NAME, adapters=["plus"], count=1)
+def test_what_knows_small_scenes_only_refuses_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--base", NAME, "--count", "1"]
+    assert cli.main(["evaluate", "--adapter", "plus", "--output", str(tmp_path), *flags]) == 2
+    assert "drawn ones suit bundled and bundled-sd3 only" in capsys.readouterr().err
+    assert cli.main(["probe", *flags]) == 2
+    assert "drawn references suit bundled and bundled-sd3 only" in capsys.readouterr().err
 
 
 def test_demo_references_contradict_in_one_word() -> None:

@@ -23,7 +23,7 @@ from imageprompt.demo import scenes_128 as scenes
 from imageprompt.loading.pipeline import TEXT_TOKENS_KEY
 
 STACK = BUNDLED.with_name(bundled.FOLDERS[bundled.SD3_128])
-LIMIT = 18_000_000
+LIMIT = 22_000_000
 LINKS = {
     "text_encoder_2/model.safetensors": "../text_encoder/model.safetensors",
     "tokenizer_2/tokenizer.json": "../tokenizer/tokenizer.json",
