@@ -158,6 +158,40 @@ class SceneDataset(Dataset):
         return self.same[indices].float(), states
 
 
+def fit(
+    base: TrainableBase,
+    attached: Any,
+    samples: Dataset,
+    output: Path,
+    kind: type[Objective] = Objective,
+    **own: Any,
+) -> None:
+    """Train an attached adapter, or pair, with what all share; it ends with its EMA weights."""
+    config = TrainingConfig(
+        data=str(output.parent),
+        output=str(output),
+        learning_rate=base.rate,
+        betas=(0.9, 0.99),
+        ema=0.998,
+        scales=(0.5, 1.0),  # at half scale, a picture still decides what the text leaves open
+        schedule="cosine",
+        decay_from=0.5,
+        timesteps=base.timesteps,
+        **own,
+    )
+    trainer = Trainer(
+        attached,
+        base.denoiser,
+        base.pipe.scheduler,
+        samples,
+        config,
+        config.folder,
+        objective=replace(kind.of(config), autocast=True),  # the base is in float32
+    )
+    trainer.run()
+    trainer.use_ema_weights()
+
+
 def train(base: TrainableBase, work: Path, variant: str, steps: int, batch: int = 32) -> None:
     """Train one adapter for this many steps and save it; an unfinished run is resumed."""
     from imageprompt.adapter.adapter import Adapter
@@ -192,35 +226,18 @@ def train(base: TrainableBase, work: Path, variant: str, steps: int, batch: int 
         )
         adapter.save(start)
     adapter = Adapter.load(start).attach(base.pipe, encoder=base.image_encoder)
-    config = TrainingConfig(
-        data=str(work),
-        output=str(work / f"run-{base.name}{variant}"),
+    fit(
+        base,
+        adapter,
+        samples,
+        work / f"run-{base.name}{variant}",
         steps=steps,
         batch_size=batch,
-        learning_rate=base.rate,
-        betas=(0.9, 0.99),
-        ema=0.998,
-        scales=(0.5, 1.0),  # at half scale, a picture still decides what the text leaves open
         checkpoint_every=300,
-        schedule="cosine",
-        decay_from=0.5,
         # many captions are empty anyway; dropping the text beside a contradicting reference would
         # teach the adapter that the reference is wrong
         drop=ConditionDropout(image=0.06, text=0.0, both=0.06),
-        timesteps=base.timesteps,
     )
-    objective = replace(Objective.of(config), autocast=True)  # the base is in float32
-    trainer = Trainer(
-        adapter,
-        base.denoiser,
-        base.pipe.scheduler,
-        samples,
-        config,
-        config.folder,
-        objective=objective,
-    )
-    trainer.run()
-    trainer.use_ema_weights()
     target = work / f"{base.name}adapters" / f"{variant}.safetensors"
     target.parent.mkdir(exist_ok=True)
     adapter.module.half()

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bundled_stack.adapters import TextStates, TrainableBase, place_tokens
+from bundled_stack.adapters import TextStates, TrainableBase, fit, place_tokens
 from bundled_stack.base import Captions
 from bundled_stack.checkpoints import load_state, save_atomic
 from bundled_stack.export import STACK
@@ -36,12 +36,10 @@ from imageprompt.training.config.config import (
     ConditionDropout,
     PartConfig,
     Timesteps,
-    TrainingConfig,
 )
 from imageprompt.training.data.dataset import Batch, Dataset, RandomStreams, indices_at
 from imageprompt.training.init import fit_projector_to_captions
 from imageprompt.training.loop.pair_objective import PairObjective
-from imageprompt.training.loop.trainer import Trainer
 from imageprompt.variants._projectors import ResamplerLayer
 
 COUNT, LOOKS = 12_288, 4  # targets, and content references of each
@@ -237,34 +235,18 @@ def train(
     start = work / f"{base.name}pair-start.safetensors"
     warm_start(base, samples, start, min(WARM_START_STEPS, steps))
     pair = AdapterPair.load(start).attach(base.pipe, encoder=base.image_encoder)
-    config = TrainingConfig(
-        data=str(work),
-        output=str(work / f"{base.name}run-pair"),
+    fit(
+        base,
+        pair,
+        samples,
+        work / f"{base.name}run-pair",
+        PairObjective,
         steps=steps,
         batch_size=batch,
-        learning_rate=base.rate,
-        betas=(0.9, 0.99),
-        ema=0.998,
-        scales=(0.5, 1.0),
         checkpoint_every=200,
-        schedule="cosine",
-        decay_from=0.5,
         drop=ConditionDropout(image=0.03, text=0.0, both=0.03),
         style=PartConfig(drop=0.24, off=0.6),  # so that content alone leaves the look free
-        timesteps=base.timesteps,
     )
-    objective = replace(PairObjective.of(config), autocast=True)  # the base is in float32
-    trainer = Trainer(
-        pair,
-        base.denoiser,
-        base.pipe.scheduler,
-        samples,
-        config,
-        config.folder,
-        objective=objective,
-    )
-    trainer.run()
-    trainer.use_ema_weights()
     if base.denoiser is getattr(base.pipe, "unet", None):  # others read no pair for SD3
         deepen(pair.style, OPTIONS["content"]["depth"])
     pair.module.half()
