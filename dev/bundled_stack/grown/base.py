@@ -22,7 +22,15 @@ from torch.nn import functional as F
 from bundled_stack.base import SYNC, TEXT, Captions, average
 from bundled_stack.checkpoints import load_state, save_atomic
 from bundled_stack.grown import judge, pool, vae
-from bundled_stack.grown.labels import CELL_OUTPUTS, cell_loss, labels, objects, offsets
+from bundled_stack.grown.labels import (
+    CELL_OUTPUTS,
+    FINE,
+    cell_loss,
+    labels,
+    objects,
+    offsets,
+    outlines,
+)
 from bundled_stack.sd3.base import (
     TEXT_TOKENS,
     TRANSFORMER,
@@ -40,7 +48,7 @@ GUIDANCE, STEPS = 4.0, 20
 # as many positions as the easy world's, so a step takes as long
 SIZES = {"sample_size": scenes.SIZE // 8, "patch_size": 2, "pos_embed_max_size": 8}
 MEAN_TIME = 0.8  # four times as many latents as in the easy world hide an object less
-CELL_BLOCK, CELL_WEIGHT = 2, 0.05
+CELL_BLOCK, CELL_WEIGHT, OUTLINE_WEIGHT = 2, 0.05, 0.5
 
 
 class Base(nn.Module):
@@ -63,7 +71,7 @@ class Base(nn.Module):
         self.text: Any = CLIPTextModelWithProjection(config)
         self.text.set_attn_implementation("eager")
         self.transformer: Any = SD3Transformer2DModel(**TRANSFORMER | SIZES)
-        self.cells = nn.Linear(160, 4 * CELL_OUTPUTS)
+        self.cells = nn.Linear(160, 4 * (CELL_OUTPUTS + FINE**2))
         _start_text(self.text)
         _start_transformer(self.transformer)
         self._rows: Tensor | None = None
@@ -81,12 +89,15 @@ class Base(nn.Module):
         found: Tensor = self.transformer(noisy, states, pooled, 1000 * times, return_dict=False)[0]
         return found
 
-    def cell_logits(self) -> Tensor:
-        """Logits [n, 256, CELL_OUTPUTS] of the last call; each position has 2x2 cells."""
+    def cell_outputs(self) -> list[Tensor]:
+        """Outputs [n, 256, CELL_OUTPUTS] of the last call, and logits of outlines, [n, 256, 16].
+
+        Each position has 2x2 cells.
+        """
         assert self._rows is not None
         logits = self.cells(self._rows).unflatten(1, (CELLS // 2, CELLS // 2))
-        found: Tensor = logits.unflatten(3, (2, 2, -1)).transpose(2, 3).flatten(1, 4)
-        return found
+        cells = logits.unflatten(3, (2, 2, -1)).transpose(2, 3).flatten(1, 4)
+        return list(cells.split([CELL_OUTPUTS, FINE**2], 2))
 
 
 @torch.no_grad()
@@ -195,7 +206,9 @@ def train(options: argparse.Namespace) -> None:
         dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
     latents = Latents(work, options.count, device)
     all_scenes = list(islice(scenes.stream("train"), options.count))
-    words, owners, where = (made(all_scenes).to(device) for made in (labels, objects, offsets))
+    words, owners, where, edges = (
+        made(all_scenes).to(device) for made in (labels, objects, offsets, outlines)
+    )
     captions, values = Captions(scenes.all_words()), latents.values.to(device)
     model = Base().to(device)
     if device == "cpu":
@@ -234,10 +247,15 @@ def train(options: argparse.Namespace) -> None:
             torch.autocast(device, torch.bfloat16),
         ):
             prediction = model((1 - share) * clean + share * noise, times, tokens, extra)
-            cells = model.cell_logits()
+            cells, drawn_edges = model.cell_outputs()
         match = F.mse_loss(prediction.float(), noise - clean)
         named = cell_loss(cells, words[chosen], owners[chosen], where[chosen])
-        run.step(match + CELL_WEIGHT * named, batch, {"match": match, "cells": named})
+        outlined = F.binary_cross_entropy_with_logits(drawn_edges.float(), edges[chosen].float())
+        run.step(
+            match + CELL_WEIGHT * named + OUTLINE_WEIGHT * outlined,
+            batch,
+            {"match": match, "cells": named, "outlines": outlined},
+        )
         if world == 1:
             progress = run.progress
         elif run.steps % SYNC == 0:

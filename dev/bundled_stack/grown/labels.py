@@ -11,6 +11,7 @@ from imageprompt.demo import scenes_128 as scenes
 from imageprompt.demo.judge_128 import ALONE, CELL_HEADS, CELLS, HEADS
 
 ABSENT = -100  # the label of what a scene does not have
+FINE = 4  # parts of a cell's side in its outline
 NEAR = 1.6  # radii within which a cell can say where in the object it lies
 CELL_OUTPUTS = sum(CELL_HEADS.values()) + 3
 
@@ -31,6 +32,17 @@ def objects(chosen: list[scenes.Scene]) -> Tensor:
         for index, thing in enumerate(scene.in_reading_order(), start=1):
             row[scenes.mask(thing, CELLS)] = index
     return torch.from_numpy(found).flatten(1)
+
+
+def outlines(chosen: list[scenes.Scene]) -> Tensor:
+    """The parts of each cell that an object covers: uint8 [n, 256, 16]."""
+    side = CELLS * FINE
+    found = np.zeros((len(chosen), side, side), np.uint8)
+    for row, scene in zip(found, chosen, strict=True):
+        for thing in scene.things:
+            row[scenes.mask(thing, side)] = 1
+    cells = found.reshape(-1, CELLS, FINE, CELLS, FINE).transpose(0, 1, 3, 2, 4)
+    return torch.from_numpy(cells.reshape(len(chosen), CELLS**2, FINE**2))
 
 
 def offsets(chosen: list[scenes.Scene]) -> Tensor:

@@ -20,10 +20,12 @@ from bundled_stack.grown import pool
 from bundled_stack.grown.judge import correct, shares, soften
 from bundled_stack.grown.labels import (
     CELL_OUTPUTS,
+    FINE,
     cell_loss,
     labels,
     objects,
     offsets,
+    outlines,
     word_loss,
 )
 from bundled_stack.timed_run import TimedRun
@@ -33,7 +35,6 @@ from imageprompt.demo import scenes_128 as scenes
 from imageprompt.demo.judge_128 import CELLS, HEADS
 
 SIZES = {"image_size": scenes.SIZE, "patch_size": scenes.SIZE // CELLS}
-FINE = 4  # parts of a cell's side in the outline
 
 
 class VisionWithHeads(nn.Module):
@@ -79,17 +80,6 @@ def _start_tower(tower: Any) -> None:
     grid = F.interpolate(grid, size=(CELLS, CELLS), mode="bilinear")
     start[name] = torch.cat([first, grid[0].flatten(1).T])
     tower.load_state_dict(start)
-
-
-def outlines(chosen: list[scenes.Scene]) -> Tensor:
-    """The parts of each cell that an object covers: uint8 [n, 256, 16]."""
-    side = CELLS * FINE
-    found = np.zeros((len(chosen), side, side), np.uint8)
-    for row, scene in zip(found, chosen, strict=True):
-        for thing in scene.things:
-            row[scenes.mask(thing, side)] = 1
-    cells = found.reshape(-1, CELLS, FINE, CELLS, FINE).transpose(0, 1, 3, 2, 4)
-    return torch.from_numpy(cells.reshape(len(chosen), CELLS**2, FINE**2))
 
 
 def load(work: Path, device: str = "cpu") -> Any:
