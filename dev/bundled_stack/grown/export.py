@@ -52,19 +52,11 @@ def autoencoder(work: Path) -> Any:
 def pipeline(work: Path) -> Any:
     """The trained stack as a plain StableDiffusion3Pipeline in float32."""
     from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
-    from transformers import CLIPImageProcessorPil
 
     base = load_ema(work, "base-0", Base())
     base.transformer.register_to_config(**{TEXT_TOKENS_KEY: TEXT_TOKENS})
     words = scenes.all_words()
     tokenizer, t5 = zero_t5(words)
-    side = scenes.SIZE
-    processor = CLIPImageProcessorPil(
-        size={"shortest_edge": side},
-        crop_size={"height": side, "width": side},
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    )
     return StableDiffusion3Pipeline(
         transformer=base.transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
@@ -75,9 +67,22 @@ def pipeline(work: Path) -> Any:
         tokenizer_2=build_tokenizer(words),
         text_encoder_3=t5,
         tokenizer_3=tokenizer,
-        image_encoder=vision.load(work),
-        feature_extractor=processor,
     )
+
+
+def save_encoder(work: Path, folder: Path) -> None:
+    """Write the image encoder and its preprocessing; the pipeline itself knows none for CLIP."""
+    from transformers import CLIPImageProcessorPil
+
+    side = scenes.SIZE
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    vision.load(work).half().save_pretrained(folder / "image_encoder")
+    processor.save_pretrained(folder / "feature_extractor")
 
 
 def export(work: Path, target: Path = STACK) -> int:
@@ -87,6 +92,7 @@ def export(work: Path, target: Path = STACK) -> int:
     fresh = target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     pipeline(work).to(torch.float16).save_pretrained(fresh, safe_serialization=True)
+    save_encoder(work, fresh)
     for part in ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder"):
         declare_float32(fresh / part / "config.json")
     save_file(
