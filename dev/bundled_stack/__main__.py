@@ -42,7 +42,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bundled_stack", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/tiny-stack"))
     parser.add_argument(
-        "--stack", choices=[*bundled.FOLDERS, "all"], default="all", help="which to train"
+        "--stack",
+        choices=[*bundled.FOLDERS, *bundled.COMING, "all"],
+        default="all",
+        help="which to train",
     )
     parser.add_argument("--time", type=float, default=1.0, help="factor for all training times")
     parser.add_argument(

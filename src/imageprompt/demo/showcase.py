@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imageprompt.core.atomic_files import check_folder, write_atomically
-from imageprompt.core.bundled import DEFAULT_ADAPTER, NAME
+from imageprompt.core.bundled import DEFAULT_ADAPTER, FOLDERS, NAME
 from imageprompt.core.console import Bars, json_text, print_json, print_text
 from imageprompt.core.contact_sheet import INK, PALE, Page, text_width
 from imageprompt.core.errors import OptionError
@@ -70,11 +70,11 @@ def run(
     """
     if not 1 <= count <= MAX_COUNT:
         raise OptionError(f"count {count}", reason=f"not a whole number from 1 to {MAX_COUNT}")
-    if base not in WORLDS:
+    if base not in FOLDERS:
         raise OptionError(
             f"base {base!r}",
             reason="the demo draws scenes, which only the bundled stacks know",
-            hint=f"Use {' or '.join(WORLDS)}; `imageprompt generate` takes any base.",
+            hint=f"Use {' or '.join(FOLDERS)}; `imageprompt generate` takes any base.",
         )
     started = time.monotonic()
     output = check_folder(output)
