@@ -194,6 +194,7 @@ def test_the_command_writes_what_generate_reads(
         (["--highest", "3"], "highest scale = 3.0: a scale is a number from 0"),
         (["--likeness", "dina"], "metric 'dina': not one of attributes, clip-i"),
         (["--base", "sd15"], "no adapter"),
+        (["--base", "sd15", "--adapter", "plus"], "drawn ones suit bundled and bundled-sd3 only"),
         (["--output", "."], "--output .: is a folder. Name a file"),
         (["--text-following", ">= 90"], "at least 90: words is never above 1. Write '>= 0.9', or"),
         (["--adapter", "base", "--adapter", "plus"], "2 adapters: tune takes one"),
