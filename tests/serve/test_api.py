@@ -176,7 +176,7 @@ def test_deleting_a_job_deletes_its_pictures(server: Served) -> None:
 
 
 def test_a_reader_who_leaves_can_cancel(server: Served) -> None:
-    minutes = request(steps=150, num_images=16, size=[128, 128])
+    minutes = request(steps=150, num_images=16, size=[192, 192])
     job = server.submit(minutes)
     url = f"{API}/jobs/{job['id']}/events"
     with server.client.stream("GET", url, params={"on_disconnect": "cancel"}) as answer:
