@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -70,14 +70,19 @@ def object_mask(picture: Image.Image, scene: scenes.Scene) -> NDArray[np.bool_]:
 
 
 def overlap(pictures: Sequence[Image.Image], expected: Sequence[scenes.Scene]) -> Cell:
-    """Intersection over union of the objects with where the scenes have theirs.
+    """Intersection over union of the objects with where the scenes have theirs."""
+    return overlap_of(
+        (object_mask(picture, scene), scenes.mask(scene))
+        for picture, scene in zip(pictures, expected, strict=True)
+    )
 
-    The mean, its 95 % interval, and the value that nine of ten pictures exceed.
+
+def overlap_of(masks: Iterable[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) -> Cell:
+    """Intersection over union of pairs of masks.
+
+    The mean, its 95 % interval, and the value that nine of ten pairs exceed.
     """
-    shares = []
-    for picture, scene in zip(pictures, expected, strict=True):
-        found, drawn = object_mask(picture, scene), scenes.mask(scene)
-        shares.append(float((found & drawn).sum() / (found | drawn).sum()))
+    shares = [float((found & drawn).sum() / (found | drawn).sum()) for found, drawn in masks]
     interval = intervals.mean_interval(shares, method="t")
     return {
         "share": float(np.mean(shares)),
@@ -87,9 +92,8 @@ def overlap(pictures: Sequence[Image.Image], expected: Sequence[scenes.Scene]) -
     }
 
 
-def round_trip(vae: Any, pictures: Sequence[Image.Image]) -> tuple[list[Image.Image], float]:
-    """Pictures after encoding and decoding, and the mean PSNR in dB."""
-    x = judge.to_tensor(pictures)
+def round_trip(vae: Any, x: torch.Tensor) -> tuple[list[Image.Image], float]:
+    """Pictures [n, 3, h, w] in -1..1 after encoding and decoding, and the mean PSNR in dB."""
     with torch.no_grad():
         batches = [vae.decode(vae.encode(batch).latent_dist.mode()).sample for batch in x.split(32)]
     y = torch.cat(batches).clamp(-1, 1)
@@ -130,7 +134,7 @@ class Bench:
     def ceilings(self) -> dict[str, Any]:
         """On 2,000 renders the judge, on the references the overlap; after the autoencoder both."""
         fresh = list(islice(scenes.stream(self.options.split, seed=self.options.seed + 500), 2000))
-        decoded, psnr = round_trip(self.pipe.vae, self.references)
+        decoded, psnr = round_trip(self.pipe.vae, judge.to_tensor(self.references))
         return {
             "judge on renders": match(
                 judge.classify([scenes.draw(scene) for scene in fresh]),

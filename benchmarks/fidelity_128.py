@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from fidelity import Cell, show, table, wilson, write_report
+from fidelity import Cell, overlap_of, round_trip, show, table, wilson, write_report
 from imageprompt.adapter.adapter import Adapter
 from imageprompt.core import bundled
 from imageprompt.demo import judge_128, photographs, pipeline
 from imageprompt.demo import scenes_128 as scenes
+from imageprompt.demo.judge import to_tensor
 from imageprompt.encoding.encoders import open_encoder
-from imageprompt.evaluation.statistics import intervals
 
 Words = dict[str, str]
 COLUMNS = ("size", "texture", "colour", "shape", "place", "style", "background", "all")
@@ -83,29 +83,10 @@ def objects_mask(picture: Image.Image, scene: scenes.Scene) -> NDArray[np.bool_]
 
 def overlap(pictures: Sequence[Image.Image], expected: Sequence[scenes.Scene]) -> Cell:
     """Intersection over union of all objects with where the scenes have theirs."""
-    values = []
-    for picture, scene in zip(pictures, expected, strict=True):
-        found = objects_mask(picture, scene)
-        drawn = np.any([scenes.mask(thing) for thing in scene.things], axis=0)
-        values.append(float((found & drawn).sum() / (found | drawn).sum()))
-    interval = intervals.mean_interval(values, method="t")
-    return {
-        "share": float(np.mean(values)),
-        "low": interval.low,
-        "high": interval.high,
-        "tenth": float(np.quantile(values, 0.1)),
-    }
-
-
-def round_trip(vae: Any, pictures: Sequence[Image.Image]) -> tuple[list[Image.Image], float]:
-    """Pictures after encoding and decoding, and the mean PSNR in dB."""
-    x = judge_128.to_tensor(pictures)
-    with torch.no_grad():
-        batches = [vae.decode(vae.encode(part).latent_dist.mode()).sample for part in x.split(32)]
-    y = torch.cat(batches).clamp(-1, 1)
-    psnr = float((10 * torch.log10(4 / (y - x).square().mean((1, 2, 3)))).mean())
-    arrays = ((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(array) for array in arrays], psnr
+    return overlap_of(
+        (objects_mask(picture, scene), np.any([scenes.mask(one) for one in scene.things], axis=0))
+        for picture, scene in zip(pictures, expected, strict=True)
+    )
 
 
 class Bench:
@@ -140,7 +121,7 @@ class Bench:
         """What the judge reads in 2,000 renders, and in the references after the autoencoder."""
         fresh = self._drawn(self.options.seed + 500, 2000)
         renders = judge_128.classify([scenes.draw(scene, self.photos) for scene in fresh])
-        decoded, psnr = round_trip(self.pipe.vae, self.references)
+        decoded, psnr = round_trip(self.pipe.vae, to_tensor(self.references, scenes.SIZE))
         return {
             "judge on renders": by_objects(renders, [scene.words() for scene in fresh]),
             "after the autoencoder": by_objects(judge_128.classify(decoded), self.words),

@@ -7,7 +7,7 @@ the adapter is trained like any other.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -91,20 +91,13 @@ def place_tokens(geometry: Tensor, count: int, like: Tensor) -> Tensor:
     return tokens.unflatten(1, (count, -1)) * like.std() + like.mean((0, 1))
 
 
-class SceneDataset(Dataset):
-    """Latents, captions and encoded references of the pool."""
+class DrawnDataset(Dataset):
+    """Samples whose text is encoded by the base; subclasses set `scenes` and draw the batches."""
 
-    def __init__(self, work: Path, kind: str, base: TrainableBase, null_features: Tensor) -> None:
-        self.latents, self.base = load_latents(work), base
-        self.scenes = pool.load_scenes(work / "pool")
-        shards = [
-            torch.load(work / f"features-{index}.pt", mmap=True, weights_only=True)
-            for index in pool.shards(work / "pool")
-        ]
-        self.same = torch.cat([shard[f"same_{kind}"] for shard in shards])
-        self.other = torch.cat([shard[f"other_{kind}"] for shard in shards])
-        self.changed = torch.cat([shard["changed"] for shard in shards])
-        self._null_features = null_features
+    scenes: Sequence[Any]
+
+    def __init__(self, base: TrainableBase, null_features: Any) -> None:
+        self.base, self._null_features = base, null_features
         self._null_text, self._null_added = base.encode_text([""])
 
     def __len__(self) -> int:
@@ -116,8 +109,24 @@ class SceneDataset(Dataset):
     def null_added(self) -> dict[str, Tensor]:
         return self._null_added
 
-    def null_features(self) -> Tensor:
+    def null_features(self) -> Any:
         return self._null_features
+
+
+class SceneDataset(DrawnDataset):
+    """Latents, captions and encoded references of the pool."""
+
+    def __init__(self, work: Path, kind: str, base: TrainableBase, null_features: Tensor) -> None:
+        super().__init__(base, null_features)
+        self.latents = load_latents(work)
+        self.scenes = pool.load_scenes(work / "pool")
+        shards = [
+            torch.load(work / f"features-{index}.pt", mmap=True, weights_only=True)
+            for index in pool.shards(work / "pool")
+        ]
+        self.same = torch.cat([shard[f"same_{kind}"] for shard in shards])
+        self.other = torch.cat([shard[f"other_{kind}"] for shard in shards])
+        self.changed = torch.cat([shard["changed"] for shard in shards])
 
     def batch(self, indices: Tensor, streams: RandomStreams) -> Batch:
         """Random partial captions; some of the references contradict their caption."""

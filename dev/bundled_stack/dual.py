@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bundled_stack.adapters import TextStates, TrainableBase, fit, place_tokens
+from bundled_stack.adapters import DrawnDataset, TextStates, TrainableBase, fit, place_tokens
 from bundled_stack.base import Captions
 from bundled_stack.checkpoints import load_state, save_atomic
 from bundled_stack.export import STACK
@@ -37,7 +37,7 @@ from imageprompt.training.config.config import (
     PartConfig,
     Timesteps,
 )
-from imageprompt.training.data.dataset import Batch, Dataset, RandomStreams, indices_at
+from imageprompt.training.data.dataset import Batch, RandomStreams, indices_at
 from imageprompt.training.init import fit_projector_to_captions
 from imageprompt.training.loop.pair_objective import PairObjective
 from imageprompt.variants._projectors import ResamplerLayer
@@ -108,7 +108,7 @@ def encode_pictures(base: TrainableBase, count: int, path: Path) -> None:
     save_atomic({name: torch.cat(values) for name, values in state.items()}, path)
 
 
-class PairDataset(Dataset):
+class PairDataset(DrawnDataset):
     """Latents and partial captions of the targets, features of a content and a style reference."""
 
     def __init__(self, work: Path, base: TrainableBase, count: int = COUNT) -> None:
@@ -118,7 +118,7 @@ class PairDataset(Dataset):
         self.latents, self.style, self.content = (
             state[name] for name in ("latents", "style", "content")
         )
-        self.base, self.scenes = base, draw_references(0, count)[0]
+        self.scenes = draw_references(0, count)[0]
         by_look: dict[tuple[str, ...], list[int]] = {}
         for index, scene in enumerate(self.scenes):
             by_look.setdefault(look_of(scene), []).append(index)
@@ -126,20 +126,7 @@ class PairDataset(Dataset):
         with torch.no_grad():
             zeros = torch.zeros(1, 3, scenes.SIZE, scenes.SIZE)
             null = base.image_encoder(zeros, output_hidden_states=True).hidden_states[-2]
-        self._null_features = (null, null)
-        self._null_text, self._null_added = base.encode_text([""])
-
-    def __len__(self) -> int:
-        return len(self.scenes)
-
-    def null_text(self) -> Tensor:
-        return self._null_text
-
-    def null_added(self) -> dict[str, Tensor]:
-        return self._null_added
-
-    def null_features(self) -> tuple[Tensor, ...]:
-        return self._null_features
+        super().__init__(base, (null, null))
 
     def batch(self, indices: Tensor, streams: RandomStreams) -> Batch:
         """Mostly empty captions; a style reference of another shape wherever there is one."""

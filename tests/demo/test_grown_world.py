@@ -222,8 +222,29 @@ def test_cells_say_what_is_where() -> None:
         assert set(read["background"][0][where].tolist()) == {labels.ABSENT}
         _, columns = torch.nonzero(where.view(16, 16), as_tuple=True)
         assert abs(float(columns.float().mean()) * 8 + 4 - thing.x) < thing.radius
+        x, y, radius = labels.offsets([scene])[0][where].float().mean(0).tolist()
+        assert abs(x) < 0.6
+        assert abs(y) < 0.6
+        assert radius * 64 == pytest.approx(thing.radius, rel=1e-3)
+        covered = labels.outlines([scene])[0].sum() * 2 * 2  # pixels of a quarter of a cell
+        masks = sum(scenes.mask(one).sum() for one in scene.things)
+        assert float(covered) == pytest.approx(masks, rel=0.05)
     ground = owners[0] == 0
     assert set(read["background"][0][ground].tolist()) == {scenes.COLOURS.index(scene.background)}
+
+
+def test_turned_colours_are_not_named() -> None:
+    chosen = list(islice(scenes.stream("train"), 4))
+    words = labels.labels(chosen)
+    pictures = torch.rand(4, 3, 8, 8)
+    turned, told = vision.tint(pictures, words, np.random.default_rng(0))
+    assert (turned[:2] != pictures[:2]).any()
+    torch.testing.assert_close(turned[2:], pictures[2:], rtol=0, atol=0)
+    names = list(judge_128.HEADS)
+    for row in range(4):
+        for index, name in enumerate(names):
+            hidden = row < 2 and name.endswith(("colour", "background"))
+            assert told[row, index] == (labels.ABSENT if hidden else words[row, index])
 
 
 def test_labels_name_the_objects_in_reading_order() -> None:

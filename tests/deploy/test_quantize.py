@@ -95,6 +95,8 @@ def test_w8a8_by_the_command(
 
 def test_weights_alone_are_not_calibrated(exported: Path, tmp_path: Path) -> None:
     found = quantize(exported, to="int8", output=tmp_path / "int8", pictures=0)
+    with pytest.warns(UserWarning, match="scenes are drawn, unlike what this base generates"):
+        quantize(exported, to="int8", output=tmp_path / "shown", pictures=1)
     assert found.calibrated_with == 0
     assert found.bytes < found.bytes_before
     assert 0 < found.error < 0.3

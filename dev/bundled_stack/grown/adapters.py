@@ -1,12 +1,13 @@
 """Train the Plus adapter of the grown world, like those of the other stacks.
 
-Its sixteen tokens first learn the words of the caption, one each, and the last four of them where
-the objects are.
+Twelve of its sixteen tokens first learn one word of the caption each, the other four where the
+objects are.
 """
 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -24,10 +25,9 @@ from bundled_stack.sd3.base import PlainAttention
 from imageprompt.demo import scenes_128 as scenes
 from imageprompt.hosts import training_of
 from imageprompt.training.config.config import Timesteps
-from imageprompt.training.data.dataset import Batch, Dataset, RandomStreams, indices_at
+from imageprompt.training.data.dataset import Batch, RandomStreams, indices_at
 
 OPTIONS = {"plus": {"num_tokens": 16, "depth": 4, "inner_dim": 64, "heads": 1}}
-PARTS = 2  # files of features
 
 
 def word_positions(scene: scenes.Scene) -> list[int]:
@@ -50,39 +50,30 @@ def geometry(scene: scenes.Scene) -> list[list[float]]:
     return [rows[0], rows[-1]]
 
 
-class GrownDataset(Dataset):
-    """Latents, captions and encoded references of the first pictures of the pool."""
+class GrownDataset(adapters.DrawnDataset):
+    """Latents, captions and encoded references of the first `count` of `total` pictures."""
 
     def __init__(
-        self, work: Path, kind: str, base: adapters.TrainableBase, null_features: Tensor
+        self,
+        work: Path,
+        kind: str,
+        base: adapters.TrainableBase,
+        null_features: Tensor,
+        *,
+        count: int,
+        total: int,
     ) -> None:
-        paths = sorted(work.glob("features-*-?.ckpt"))
-        parts = [load_state(path) for path in paths]
+        super().__init__(base, null_features)
+        parts = [load_state(path) for path in sorted(work.glob(f"features-{count}-*.ckpt"))]
         self.same = torch.cat([part[f"same_{kind}"] for part in parts])
         self.other = torch.cat([part[f"other_{kind}"] for part in parts])
-        self.scenes = list(islice(scenes.stream("train"), len(self.same)))
-        sizes, starts = [len(part[f"same_{kind}"]) for part in parts], 0
+        self.scenes = list(islice(scenes.stream("train"), count))
         self.changed: list[frozenset[str]] = []
-        for index, size in enumerate(sizes):
-            chosen = self.scenes[starts : starts + size]
+        for index, part in enumerate(parts):
+            start = len(self.changed)
+            chosen = self.scenes[start : start + len(part[f"same_{kind}"])]
             self.changed += [named for _, named in changed_copies(chosen, index)]
-            starts += size
-        (latents,) = work.glob("latents-*.ckpt")
-        self.latents = load_state(latents)["values"][: len(self.same)]
-        self.base, self._null_features = base, null_features
-        self._null_text, self._null_added = base.encode_text([""])
-
-    def __len__(self) -> int:
-        return len(self.scenes)
-
-    def null_text(self) -> Tensor:
-        return self._null_text
-
-    def null_added(self) -> dict[str, Tensor]:
-        return self._null_added
-
-    def null_features(self) -> Tensor:
-        return self._null_features
+        self.latents = load_state(work / f"latents-{total}.ckpt")["values"][:count]
 
     def batch(self, indices: Tensor, streams: RandomStreams) -> Batch:
         """Random partial captions; some of the references contradict their caption."""
@@ -119,9 +110,9 @@ class GrownDataset(Dataset):
         return self.same[indices].float(), torch.cat((states, *own), dim=1)
 
 
-def grown_base(work: Path) -> adapters.TrainableBase:
+def grown_base(work: Path, count: int, total: int) -> adapters.TrainableBase:
     """The stack of the grown world, with its own image encoder."""
-    pipe, captions = pipeline(work), Captions(scenes.all_words())
+    pipe, captions = pipeline(work, total), Captions(scenes.all_words())
     pipe.transformer.set_attn_processor(PlainAttention())
 
     @torch.no_grad()
@@ -144,7 +135,7 @@ def grown_base(work: Path) -> adapters.TrainableBase:
         places=4,
         name="grown-",
         options=OPTIONS,
-        dataset=GrownDataset,
+        dataset=partial(GrownDataset, count=count, total=total),
     )
 
 
@@ -152,6 +143,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("work", type=Path)
     parser.add_argument("steps", type=int)
+    parser.add_argument("--count", type=int, default=24_000, help="references")
+    parser.add_argument("--total", type=int, default=65_536, help="pictures in the pool")
     torch.manual_seed(7)
     options = parser.parse_args()
-    adapters.train(grown_base(options.work), options.work, "plus", options.steps)
+    opened = grown_base(options.work, options.count, options.total)
+    adapters.train(opened, options.work, "plus", options.steps)

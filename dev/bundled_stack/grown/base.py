@@ -2,8 +2,8 @@
 
 Flow matching: the prediction is noise minus latents. The tower is the one of both text encoders.
 Both start from the bundled SD3 stack, which knows half of the words; a head on the third block
-names what each cell shows, as representation alignment does (arXiv 2410.06940), and is left out
-in the end. Two processes can train together (`--rank R --world 2`).
+says what each cell shows, much as representation alignment does (arXiv 2410.06940), and is not
+exported. Two processes can train together (`--rank R --world 2`).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from bundled_stack.sd3.base import (
     PlainAttention,
     draw_times,
 )
+from bundled_stack.stages import training_options
 from bundled_stack.timed_run import TimedRun
 from bundled_stack.tokenizer import build_tokenizer
 from imageprompt.core import bundled
@@ -113,8 +114,7 @@ def _start_text(text: Any) -> None:
     new, known = Captions(scenes.all_words()).ids, Captions().ids
     for word in new.keys() & known.keys():
         table[new[word]] = start[embedding][known[word]]
-    for old_id, new_id in ((-1, -1), (-2, -2)):  # the tokens of start and end
-        table[new_id] = start[embedding][old_id]
+    table[-2:] = start[embedding][-2:]  # the tokens of start and end
     start[embedding] = table.clone()
     for name in list(start):
         if ".layers.1." in name:
@@ -126,7 +126,7 @@ def _start_text(text: Any) -> None:
 
 @torch.no_grad()
 def _start_transformer(transformer: Any) -> None:
-    """The bundled transformer; of 2x2 latents it sees the sum, and answers all four alike."""
+    """The bundled transformer: of 2x2 latents it sees half the sum, and answers all four alike."""
     from safetensors.torch import load_file
 
     file = bundled.folder(bundled.SD3) / "transformer" / "diffusion_pytorch_model.safetensors"
@@ -267,14 +267,8 @@ def train(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("work", type=Path)
-    parser.add_argument("minutes", type=float)
-    parser.add_argument("--count", type=int, default=65_536, help="pictures to train on")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=2.5e-3)
+    parser = training_options(batch=32, rate=2.5e-3)
     parser.add_argument("--pictures", type=int, default=500, help="to judge in the end")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--world", type=int, default=1)

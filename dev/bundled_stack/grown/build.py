@@ -34,6 +34,6 @@ def train_grown(work: Path, time: float, target: Path) -> None:
     )
     sizes = ["--count", str(REFERENCES), "--total", str(COUNT)]
     run_parallel(*([["grown.features", folder, part, "2", *sizes]] for part in "01"))
-    run_parallel([["grown.adapters", folder, str(round(ADAPTER_STEPS * time))]])
+    run_parallel([["grown.adapters", folder, str(round(ADAPTER_STEPS * time)), *sizes]])
     stack = target / STACK.name
-    print(f"{export(work, stack):,} bytes in {stack}")
+    print(f"{export(work, COUNT, stack):,} bytes in {stack}")

@@ -28,15 +28,13 @@ LINKS = {
     "text_encoder_2/model.safetensors": "../text_encoder/model.safetensors",
     "tokenizer_2/tokenizer.json": "../tokenizer/tokenizer.json",
 }
-SHIFT = 1.0
 
 
-def autoencoder(work: Path) -> Any:
+def autoencoder(work: Path, total: int) -> Any:
     """The refined autoencoder; its latents have mean 0 in each channel, scaled deviation 1."""
     from diffusers import AutoencoderKL
 
-    (file,) = work.glob("latents-*.ckpt")
-    latents, trained = load_state(file), vae.load(work)
+    latents, trained = load_state(work / f"latents-{total}.ckpt"), vae.load(work)
     config = {key: value for key, value in trained.config.items() if key != "_name_or_path"}
     config |= {
         "scaling_factor": latents["scale"],
@@ -49,8 +47,8 @@ def autoencoder(work: Path) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def pipeline(work: Path) -> Any:
-    """The trained stack as a plain StableDiffusion3Pipeline in float32."""
+def pipeline(work: Path, total: int) -> Any:
+    """The stack trained on `total` pictures as a plain StableDiffusion3Pipeline in float32."""
     from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
     base = load_ema(work, "base-0", Base())
@@ -59,8 +57,8 @@ def pipeline(work: Path) -> Any:
     tokenizer, t5 = zero_t5(words)
     return StableDiffusion3Pipeline(
         transformer=base.transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
-        vae=autoencoder(work),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        vae=autoencoder(work, total),
         text_encoder=base.text,
         tokenizer=build_tokenizer(words),
         text_encoder_2=base.text,
@@ -85,13 +83,13 @@ def save_encoder(work: Path, folder: Path) -> None:
     processor.save_pretrained(folder / "feature_extractor")
 
 
-def export(work: Path, target: Path = STACK) -> int:
+def export(work: Path, total: int, target: Path = STACK) -> int:
     """Write the folder (pipeline, judge, adapter if trained). Returns the size of its own files."""
     from safetensors.torch import save_file
 
     fresh = target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
-    pipeline(work).to(torch.float16).save_pretrained(fresh, safe_serialization=True)
+    pipeline(work, total).to(torch.float16).save_pretrained(fresh, safe_serialization=True)
     save_encoder(work, fresh)
     for part in ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder"):
         declare_float32(fresh / part / "config.json")
@@ -106,4 +104,5 @@ def export(work: Path, target: Path = STACK) -> int:
 
 
 if __name__ == "__main__":
-    print(export(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else STACK))
+    target = Path(sys.argv[3]) if len(sys.argv) > 3 else STACK
+    print(export(Path(sys.argv[1]), int(sys.argv[2]), target))

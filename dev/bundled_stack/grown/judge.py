@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from bundled_stack.checkpoints import load_state
 from bundled_stack.grown import pool
 from bundled_stack.grown.labels import ABSENT, cell_word_loss, labels, objects, word_loss
+from bundled_stack.stages import training_options
 from bundled_stack.timed_run import TimedRun
 from imageprompt.demo.judge_128 import HEADS, Judge
 
@@ -85,11 +85,4 @@ def train(work: Path, minutes: float, *, count: int, batch: int, device: str, ra
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("work", type=Path)
-    parser.add_argument("minutes", type=float)
-    parser.add_argument("--count", type=int, default=65_536, help="pictures to train on")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--device", default="cpu")
-    train(**vars(parser.parse_args()))
+    train(**vars(training_options(batch=64, rate=2e-3).parse_args()))

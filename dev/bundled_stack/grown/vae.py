@@ -5,7 +5,6 @@ It was trained on drawn pictures of 64x64 pixels, and decodes these at 30.8 dB a
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from bundled_stack.checkpoints import load_state
 from bundled_stack.grown import judge, pool
 from bundled_stack.grown.labels import labels
+from bundled_stack.stages import training_options
 from bundled_stack.timed_run import TimedRun
 from bundled_stack.vae import losses
 from imageprompt.core import bundled
@@ -80,11 +80,4 @@ def train(work: Path, minutes: float, *, count: int, batch: int, device: str, ra
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("work", type=Path)
-    parser.add_argument("minutes", type=float)
-    parser.add_argument("--count", type=int, default=65_536, help="pictures to train on")
-    parser.add_argument("--batch", type=int, default=6)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--device", default="cpu")
-    train(**vars(parser.parse_args()))
+    train(**vars(training_options(batch=6, rate=1e-3).parse_args()))

@@ -6,7 +6,6 @@ patch shows and its part of the outlines, which teaches shapes much faster than 
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from bundled_stack.grown.labels import (
     outlines,
     word_loss,
 )
+from bundled_stack.stages import training_options
 from bundled_stack.timed_run import TimedRun
 from bundled_stack.vision import CONFIG
 from imageprompt.core import bundled
@@ -132,11 +132,4 @@ def train(work: Path, minutes: float, *, count: int, batch: int, device: str, ra
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("work", type=Path)
-    parser.add_argument("minutes", type=float)
-    parser.add_argument("--count", type=int, default=65_536, help="pictures to train on")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--device", default="cpu")
-    train(**vars(parser.parse_args()))
+    train(**vars(training_options(batch=32, rate=1e-3).parse_args()))

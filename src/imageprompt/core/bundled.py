@@ -17,8 +17,7 @@ COMING = {SD3_128: "stack_sd3_128"}
 """Not listed yet: its weights are still in training."""
 
 ONE_OBJECT = (NAME, SD3)
-"""Those that draw one object on 64x64 pixels: what drawn references show and the judge of evaluate
-reads."""
+"""Those that draw one object on 64x64 pixels, which drawn references show and the judge reads."""
 
 STEPS = 20
 GUIDANCE = 5.0

@@ -43,11 +43,11 @@ class Judge(nn.Module):
         return list(self.head(features).split(self.counts, dim=1))
 
 
-def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:
-    """Pictures of any size to [n, 3, 64, 64] in -1..1."""
+def to_tensor(pictures: Sequence[Image.Image], side: int = SIZE) -> Tensor:
+    """Pictures of any size to [n, 3, side, side] in -1..1."""
     arrays = [
-        np.asarray(picture.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX))
-        if picture.size != (SIZE, SIZE)
+        np.asarray(picture.convert("RGB").resize((side, side), Image.Resampling.BOX))
+        if picture.size != (side, side)
         else np.asarray(picture.convert("RGB"))
         for picture in pictures
     ]

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -18,6 +16,7 @@ from torch.nn import functional as F
 
 from imageprompt.core.bundled import SD3_128, folder
 from imageprompt.demo import scenes_128 as scenes
+from imageprompt.demo.judge import to_tensor
 
 ALONE = "alone"
 ROWS = ("left of", "above")  # relations of the first object in reading order
@@ -98,52 +97,38 @@ class Judge(nn.Module):
 
 
 @cache
-def load_judge(path: Path | None = None) -> Judge:
+def load_judge() -> Judge:
     """The bundled judge (stored in float16, run in float32)."""
     from safetensors.torch import load_file
 
     model = Judge()
-    state = load_file(path or folder(SD3_128) / "judge.safetensors")
+    state = load_file(folder(SD3_128) / "judge.safetensors")
     model.load_state_dict({name: value.float() for name, value in state.items()})
     return model.eval().requires_grad_(False)
-
-
-def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:
-    """Pictures of any size to [n, 3, 128, 128] in -1..1."""
-    side = (scenes.SIZE, scenes.SIZE)
-    arrays = [
-        np.asarray(
-            picture.convert("RGB")
-            if picture.size == side
-            else picture.convert("RGB").resize(side, Image.Resampling.BOX)
-        )
-        for picture in pictures
-    ]
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def classify(pictures: Sequence[Image.Image], judge: Judge | None = None) -> list[dict[str, str]]:
     """What the judge sees in each picture, as `Scene.words` says it.
 
-    "relation" says how the first object stands to the second; with one there are no words of a
-    second but its "place".
+    "relation" says how the first object stands to the second; of one alone
+    there is its "place" instead.
     """
     model = judge or load_judge()
     found: list[dict[str, str]] = []
     for start in range(0, len(pictures), 64):
         with torch.no_grad():
-            logits = model(to_tensor(pictures[start : start + 64]))
+            logits = model(to_tensor(pictures[start : start + 64], scenes.SIZE))
         rows = {name: values.argmax(1).tolist() for name, values in logits.items()}
         for index in range(len(pictures[start : start + 64])):
             words = {name: HEADS[name][row[index]] for name, row in rows.items()}
             if words["relation"] == ALONE:
-                words = {name: word for name, word in words.items() if not absent(name)}
+                words = {name: word for name, word in words.items() if not _absent(name)}
             else:
                 words.pop("place")
             found.append(words)
     return found
 
 
-def absent(name: str) -> bool:
+def _absent(name: str) -> bool:
     """Does a scene with one object lack this word?"""
     return name == "relation" or name.startswith("second ")

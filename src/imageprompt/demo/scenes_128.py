@@ -1,6 +1,6 @@
-"""The scenes of the grown world: one or two objects of several sizes, anywhere on 128x128 pixels.
+"""The larger scenes: one or two objects of several sizes, anywhere on 128x128 pixels.
 
-Shapes, colours and held-out pairs are those of the easy world. New are sizes, places, relations
+Shapes, colours and held-out pairs are those of `scenes`. New are sizes, places, relations
 ("a red star left of a blue ring"), noisy and photographic textures, and photographs as backgrounds.
 Every scene is drawn from its seeds and a list of photographs; whole photographs are held out.
 """
@@ -99,7 +99,7 @@ class Scene:
         return found | {"style": self.style, "background": self.background}
 
 
-# -- sampling ---------------------------------------------------------------------------------
+# ── sampling ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def random_scene(rng: np.random.Generator, *, objects: int, held_out: bool = False) -> Scene:
@@ -191,7 +191,7 @@ def _pair_centres(
     return [(a, b) if relation in ("left of", "right of") else (b, a) for a, b in pairs]
 
 
-# -- words ------------------------------------------------------------------------------------
+# ── words ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def keys(scene: Scene) -> list[str]:
@@ -286,7 +286,7 @@ def all_words() -> list[str]:
     return sorted(words | {"a", "at", "the", "on", "shape", "background"})
 
 
-# -- drawing ----------------------------------------------------------------------------------
+# ── drawing ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def render(scene: Scene, photos: Photos) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -79,6 +80,8 @@ def compress(
     located = loading.find_adapter(adapter, folder, cached_only=False)
     loaded = loading.load_base(base, folder, dtype=None, device=device, bars=False)
     loaded.pipe.set_progress_bar_config(disable=True)
+    if references is None:
+        warn_of_drawn(loaded.name)
     with loading.few_threads(loaded):
         work = Work(loaded, located, encoder, fitted, measured, dtype, on_step, budget)
         choice = work.within(budget) if error is None else work.under(error)
@@ -86,6 +89,16 @@ def compress(
         if output is not None:
             made = work.write(made, choice, output)
     return made
+
+
+def warn_of_drawn(base: str | None) -> None:
+    """Warns that drawn scenes stand in for references of a base that does not know them."""
+    if base not in bundled.ONE_OBJECT:
+        warnings.warn(
+            "no references: scenes are drawn, unlike what this base generates."
+            " Give a folder of pictures like those you use",
+            stacklevel=3,
+        )
 
 
 def open_pictures(

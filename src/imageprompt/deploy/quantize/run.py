@@ -23,7 +23,7 @@ from imageprompt.core.atomic_files import check_folder, sync_file, write_folder_
 from imageprompt.core.errors import OptionError
 from imageprompt.demo import judge, scenes
 from imageprompt.deploy.compress.result import Attributes
-from imageprompt.deploy.compress.run import open_pictures
+from imageprompt.deploy.compress.run import open_pictures, warn_of_drawn
 from imageprompt.deploy.quantize.backends import QUANTIZERS, NotQuantizable, Quantizer
 from imageprompt.deploy.quantize.calibration import check_references, record, with_graph
 from imageprompt.deploy.quantize.result import Quantization
@@ -89,6 +89,8 @@ def quantize(
         if to in quantizer.calibrated:
             check_references(len(calibrating))
         work = Work(source, base, adapter, encoder)
+        if references is None and (pictures or to in quantizer.calibrated):
+            warn_of_drawn(work.loaded.name)
         stack.enter_context(loading.few_threads(work.loaded))
         calls = work.calls(calibrating, on_step)
         return work.write(quantizer, to, target, calls, compared, pictures, references is None)

@@ -115,10 +115,7 @@ class StudyConfig:
     seed: Annotated[int, Key("the first seed", "N", ge=0, le=2**62)] = 1
     base: Annotated[
         str,
-        Key(
-            "pipeline: bundled, another bundled stack, a folder, or owner/repo on the Hub",
-            "PATH_OR_HUB_ID",
-        ),
+        Key("pipeline: bundled, bundled-sd3, a folder, or owner/repo on the Hub", "PATH_OR_HUB_ID"),
     ] = bundled.NAME
     negative_prompt: Annotated[str, Key("text to steer away from", "TEXT")] = ""
     steps: Annotated[int | None, Key("denoising steps; default: the pipeline's", "N", ge=1)] = None

@@ -147,7 +147,7 @@ class TrainingConfig:
     ]
     output: Annotated[str, Key("folder for everything the run writes")]
     base: Annotated[
-        str, Key("pipeline: `bundled`, another bundled stack, a folder, or owner/repo on the Hub")
+        str, Key("pipeline: `bundled`, `bundled-sd3`, a folder, or owner/repo on the Hub")
     ] = "bundled"
     encoder: Annotated[
         str | None, Key("image encoder: a folder or owner/repo/sub; default: the base's own")
