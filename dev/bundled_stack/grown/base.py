@@ -50,6 +50,8 @@ GUIDANCE, STEPS = 4.0, 20
 SIZES = {"sample_size": scenes.SIZE // 8, "patch_size": 2, "pos_embed_max_size": 8}
 MEAN_TIME = 0.8  # four times as many latents as in the easy world hide an object less
 CELL_BLOCK, CELL_WEIGHT, OUTLINE_WEIGHT = 2, 0.05, 0.5
+# objects cover a tenth of the latents; by this share of noise it is settled where they are
+NEAR_WEIGHT, SETTLED = 3.0, 0.8
 
 
 class Base(nn.Module):
@@ -170,6 +172,21 @@ def _encode(work: Path, count: int, device: str) -> dict[str, Any]:
     return {"values": ((values - mean) * scale).half(), "mean": mean, "scale": scale}
 
 
+def chances(chosen: list[scenes.Scene]) -> np.ndarray:
+    """How often to take each scene, sum 1: small objects, and two of them, are harder to draw."""
+    small = [sum(thing.size == "small" for thing in scene.things) for scene in chosen]
+    weights = np.array([len(scene.things) for scene in chosen]) + small
+    return np.asarray(weights / weights.sum())
+
+
+def matching_loss(prediction: Tensor, target: Tensor, times: Tensor, owners: Tensor) -> Tensor:
+    """Mean squared error, in which latents of an object and beside it count more."""
+    inside = (owners > 0).float().view(-1, 1, CELLS, CELLS)
+    settled = (times < SETTLED)[:, None, None, None]
+    weights = 1 + NEAR_WEIGHT * F.max_pool2d(inside, 3, stride=1, padding=1) * settled
+    return (weights * (prediction - target) ** 2).mean()
+
+
 @torch.no_grad()
 def sample(model: Base, tokens: Tensor, empty: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Latents of captions by Euler's method, with guidance."""
@@ -210,6 +227,7 @@ def train(options: argparse.Namespace) -> None:
         made(all_scenes).to(device) for made in (labels, objects, offsets, outlines)
     )
     captions, values = Captions(scenes.all_words()), latents.values.to(device)
+    often = chances(all_scenes)
     model = Base().to(device)
     if device == "cpu":
         model.transformer.set_attn_processor(PlainAttention())
@@ -232,7 +250,7 @@ def train(options: argparse.Namespace) -> None:
         extra = int(rng.choice(list(ZERO_TOKENS), p=list(ZERO_TOKENS.values())))
         many = extra > TEXT_TOKENS  # take long, and are not worth a compilation: few, eager
         batch = options.batch // 4 if many else options.batch
-        drawn = rng.integers(len(values), size=batch)
+        drawn = rng.choice(len(values), size=batch, p=often)
         chosen = torch.from_numpy(drawn).to(device)
         lines = [
             scenes.random_caption(all_scenes[index], rng, full=0.6, empty=0.1) for index in drawn
@@ -248,7 +266,7 @@ def train(options: argparse.Namespace) -> None:
         ):
             prediction = model((1 - share) * clean + share * noise, times, tokens, extra)
             cells, drawn_edges = model.cell_outputs()
-        match = F.mse_loss(prediction.float(), noise - clean)
+        match = matching_loss(prediction.float(), noise - clean, times, owners[chosen])
         named = cell_loss(cells, words[chosen], owners[chosen], where[chosen])
         outlined = F.binary_cross_entropy_with_logits(drawn_edges.float(), edges[chosen].float())
         run.step(
