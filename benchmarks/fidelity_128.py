@@ -6,8 +6,9 @@ The references are held out: half of them have a (shape, colour) pair, and all p
 are ones, that no part of the generator was trained on. The photographs come from the installed
 packages scikit-image, scikit-learn and matplotlib. The stack's own judge reads every word of every
 picture; of two objects all words of both, and how they stand to each other. Also reported: the
-judge's ceilings, the control without a reference, 95 % Wilson intervals, and the overlap of the
-objects with the reference's.
+judge's ceilings, the control without a reference, 95 % Wilson intervals, the overlap of the
+objects with the reference's, and two references in one picture, each with its half as mask
+(`--picture FILE` draws some of these).
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,10 +35,14 @@ from imageprompt.demo import judge_128, photographs, pipeline
 from imageprompt.demo import scenes_128 as scenes
 from imageprompt.demo.judge import to_tensor
 from imageprompt.encoding.encoders import open_encoder
+from imageprompt.generation.engine import Engine
+from imageprompt.generation.reference import Reference
 
 Words = dict[str, str]
 COLUMNS = ("size", "texture", "colour", "shape", "place", "style", "background", "all")
 CHANGED = ("texture", "colour", "shape", "size", "place", "style", "background")
+JUDGED = ("texture", "colour", "shape")  # of two references in one picture
+SHOWN = 6  # columns of the picture
 
 
 def column_of(name: str) -> str:
@@ -183,8 +189,85 @@ class Bench:
             "kept": {name: wilson(sum(row), len(row)) for name, row in kept.items()},
         }
 
+    def regions(self, adapter: Any) -> dict[str, Any]:
+        """Two references, one with an object on the left, one on the right, on like grounds."""
+        pairs = list(islice(self._pairs(), self.options.regions))
+        drawn = [[scenes.draw(scene, self.photos) for scene in pair] for pair in pairs]
+        left = np.zeros((scenes.SIZE, scenes.SIZE), np.float32)
+        left[:, : scenes.SIZE // 2] = 1
+        expected = [_both(*pair) for pair in pairs]
+        made = {"each in its half": [left, 1 - left], "each everywhere": [None, None]}
+        found: dict[str, Any] = {}
+        for name, masks in made.items():
+            pictures = self._two_references(adapter, drawn, masks)
+            found[name] = match(judge_128.classify(pictures), expected)
+            drawn = [[*row, picture] for row, picture in zip(drawn, pictures, strict=True)]
+        if self.options.picture:
+            _sheet(drawn[:SHOWN]).save(self.options.picture, optimize=True)
+        return found
+
+    def _pairs(self) -> Iterator[tuple[scenes.Scene, scenes.Scene]]:
+        """Scenes with an object on the left, and on the right, both on the ground of the first."""
+        stream = scenes.stream(self.options.split, seed=self.options.seed + 700)
+        waiting: list[scenes.Scene] = []
+        for scene in stream:
+            if scene.place == "left" and scene.things[0].size != "large":
+                waiting.append(scene)
+            if scene.place != "right" or scene.things[0].size == "large" or not waiting:
+                continue
+            first, thing = waiting[0], scene.things[0]
+            if thing.colour != first.background and thing.shape != first.things[0].shape:
+                yield (
+                    waiting.pop(0),
+                    replace(scene, background=first.background, style=first.style, seed=first.seed),
+                )
+
+    def _two_references(
+        self, adapter: Any, drawn: Sequence[Sequence[Image.Image]], masks: Sequence[Any]
+    ) -> list[Image.Image]:
+        """One picture for each pair; unmasked, two at full scale would be twice the strength."""
+        shared = {"steps": self.options.steps, "guidance_scale": self.options.guidance}
+        requests: list[dict[str, Any]] = []
+        for row, seed in zip(drawn, self.seeds, strict=False):
+            first, second = (
+                {"reference": picture, "adapter": adapter}
+                | ({"scale": 0.5} if mask is None else {"mask": mask, "scale": 1.0})
+                for picture, mask in zip(row[:2], masks, strict=True)
+            )
+            requests.append(
+                {"prompt": "", "seed": seed, **shared, **first, "also": [Reference(**second)]}
+            )
+        results = Engine(self.pipe).generate_many(
+            requests,
+            batch_size=pipeline.BATCH,
+            on_image=lambda done: self.on_progress(len(done)),
+            progress=False,
+        )
+        return [result.images[0] for result in results]
+
     def _generic(self) -> list[str]:
         return ["a shape" if index % 8 < 4 else "" for index in range(len(self.scenes))]
+
+
+def _both(first: scenes.Scene, second: scenes.Scene) -> Words:
+    """The words of a picture with the objects of both; sizes are others beside a second object."""
+    words = {f"first {name}": word for name, word in vars(first.things[0]).items()}
+    words |= {f"second {name}": word for name, word in vars(second.things[0]).items()}
+    names = [f"{which} {name}" for which in ("first", "second") for name in JUDGED]
+    shown = {name: words[name] for name in names} | {"relation": "left of"}
+    return shown | {"style": first.style, "background": first.background}
+
+
+def _sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Columns of a picture: both references, then what was made of them."""
+    side, gap = scenes.SIZE, 8
+    found = Image.new(
+        "RGB", ((side + gap) * len(rows) + gap, (side + gap) * len(rows[0]) + gap), "white"
+    )
+    for x, column in enumerate(rows):
+        for y, picture in enumerate(column):
+            found.paste(picture, (gap + x * (side + gap), gap + y * (side + gap)))
+    return found
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -210,6 +293,12 @@ def markdown(report: dict[str, Any]) -> str:
     parts += ["", "| overlap of the objects with the reference's | mean | nine of ten above |"]
     parts += ["|---|---|---|"]
     parts += [f"| {name} | {show(cell)} | {cell['tenth']:.2f} |" for name, cell in overlaps.items()]
+    rows = {
+        f"two references with {name}, {kind}": cells
+        for name, found in report["regions"].items()
+        for kind, cells in found.items()
+    }
+    parts += ["", table(rows, COLUMNS)]
     psnr = report["ceilings"]["autoencoder_psnr_db"]
     parts.append(f"\nAutoencoder: {psnr:.1f} dB. Settings: {json.dumps(report['settings'])}")
     return "\n".join(parts)
@@ -220,6 +309,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--count", type=int, default=240, help="number of references")
     parser.add_argument("--overrides", type=int, default=80, help="references per changed word")
+    parser.add_argument("--regions", type=int, default=96, help="pairs of references with masks")
+    parser.add_argument("--picture", type=Path, help="draw some of these pairs to this file")
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0)
@@ -236,17 +327,21 @@ def main() -> None:
     """Measure, print, write."""
     options = arguments()
     started = time.monotonic()
-    per_adapter = options.count + len(CHANGED) * len(options.override_scales) * options.overrides
+    changed = len(CHANGED) * len(options.override_scales) * options.overrides
+    per_adapter = options.count + changed + 2 * options.regions
     bar = tqdm(total=2 * options.count + len(options.adapters) * per_adapter, unit="picture")
     bench = Bench(options, bar.update)
     report: dict[str, Any] = {
         "settings": {
-            key: value for key, value in vars(options).items() if key not in ("json", "markdown")
+            key: value
+            for key, value in vars(options).items()
+            if key not in ("json", "markdown", "picture")
         },
         "ceilings": bench.ceilings(),
         "text only": bench.text_only(),
         "transfer": {},
         "overrides": {},
+        "regions": {},
     }
     for name in options.adapters:
         file = bundled.adapter(name, bundled.SD3_128)
@@ -255,6 +350,7 @@ def main() -> None:
         report["transfer"][name] = bench.transfer(adapter)
         for scale in options.override_scales:
             report["overrides"][f"{name}, scale {scale}"] = bench.overrides(adapter, scale)
+        report["regions"][name] = bench.regions(adapter)
         adapter.detach()
     bar.close()
     report["settings"]["seconds"] = round(time.monotonic() - started)

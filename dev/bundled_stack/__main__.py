@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/tiny-stack"))
     parser.add_argument(
         "--stack",
-        choices=[*bundled.FOLDERS, *bundled.COMING, "all"],
+        choices=[*bundled.FOLDERS, "all"],
         default="all",
         help="which to train",
     )

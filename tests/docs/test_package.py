@@ -68,8 +68,9 @@ def test_a_bundled_stack_is_in_the_package_and_small(stack: str) -> None:
     assert folder.is_relative_to(Path(bundled.__file__).parents[1])
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     assert sum(sizes) <= BUNDLED_LIMIT
-    assert {"base", "plus"} <= {path.stem for path in (folder / "adapters").iterdir()}
-    assert all(bundled.adapter(name, stack).is_file() for name in ("base", "plus"))
+    expected = {"base", "plus", "dual"} if stack in bundled.ONE_OBJECT else {"plus"}
+    assert {path.stem for path in (folder / "adapters").iterdir()} == expected
+    assert all(bundled.adapter(name, stack).is_file() for name in expected)
     assert (folder.parent.parent / "py.typed").is_file()
 
 
@@ -113,7 +114,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         inside = f"imageprompt/demo/{stack}"
         assert {f"{inside}/model_index.json", f"{inside}/adapters/plus.safetensors"} <= names
     assert {"imageprompt/py.typed", f"{info}/licenses/LICENSE"} <= names
-    assert sizes < 2 * BUNDLED_LIMIT
+    assert sizes < 2.75 * BUNDLED_LIMIT
 
 
 IN_ONE_PROCESS = """

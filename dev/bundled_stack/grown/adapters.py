@@ -7,6 +7,7 @@ objects are.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -27,7 +28,7 @@ from imageprompt.hosts import training_of
 from imageprompt.training.config.config import Timesteps
 from imageprompt.training.data.dataset import Batch, RandomStreams, indices_at
 
-OPTIONS = {"plus": {"num_tokens": 16, "depth": 4, "inner_dim": 64, "heads": 1}}
+OPTIONS = {"plus": {"num_tokens": 16, "depth": 4, "inner_dim": 96, "heads": 2}}
 
 
 def word_positions(scene: scenes.Scene) -> list[int]:
@@ -39,6 +40,12 @@ def word_positions(scene: scenes.Scene) -> list[int]:
     last = len(words) - 2  # the colour of the ground
     rows = [*first, between, *(second + index for index in first), last - 1, last, len(words)]
     return [row + 1 for row in rows]
+
+
+def in_reading_order(scene: scenes.Scene) -> scenes.Scene:
+    """The same picture told from left to right or from top to bottom, which its reference shows."""
+    relation = {"right of": "left of", "below": "above"}.get(scene.relation, scene.relation)
+    return replace(scene, things=scene.in_reading_order(), relation=relation)
 
 
 def geometry(scene: scenes.Scene) -> list[list[float]]:
@@ -97,7 +104,7 @@ class GrownDataset(adapters.DrawnDataset):
     def caption_states(self, step: int, tokens: int, places: int) -> tuple[Tensor, Tensor]:
         """Features of the references of a step; the states of their captions, tokens of places."""
         indices = indices_at(step, adapters.WARM_START_BATCH, len(self), seed=1)
-        chosen = [self.scenes[index] for index in indices.tolist()]
+        chosen = [in_reading_order(self.scenes[index]) for index in indices.tolist()]
         states = self.base.encode_text([scenes.caption(scene) for scene in chosen])[0]
         rows = torch.tensor([word_positions(scene) for scene in chosen])
         assert rows.shape[1] == tokens - places

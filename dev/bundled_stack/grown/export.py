@@ -22,7 +22,7 @@ from imageprompt.core import bundled
 from imageprompt.demo import scenes_128 as scenes
 from imageprompt.loading.pipeline import TEXT_TOKENS_KEY
 
-STACK = BUNDLED.with_name(bundled.COMING[bundled.SD3_128])
+STACK = BUNDLED.with_name(bundled.FOLDERS[bundled.SD3_128])
 LIMIT = 22_000_000
 LINKS = {
     "text_encoder_2/model.safetensors": "../text_encoder/model.safetensors",

@@ -23,7 +23,7 @@ def add_demo(command: Parser) -> None:
         _demo,
         "imageprompt demo",
         "imageprompt demo --output sheet --seed 7 --count 3",
-        "imageprompt demo --base bundled-sd3",
+        "imageprompt demo --base bundled-sd3-128",
         "imageprompt demo --draw scenes --num-scenes 4000",
     )
     absent = argparse.SUPPRESS

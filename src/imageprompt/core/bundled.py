@@ -12,9 +12,7 @@ SD3_128 = "bundled-sd3-128"
 """Their names in recipes and on the command line: one with a UNet, one with SD3's transformer, and
 one with that for larger scenes: one or two objects anywhere on 128x128 pixels."""
 
-FOLDERS = {NAME: "stack", SD3: "stack_sd3"}
-COMING = {SD3_128: "stack_sd3_128"}
-"""Not listed yet: its weights are still in training."""
+FOLDERS = {NAME: "stack", SD3: "stack_sd3", SD3_128: "stack_sd3_128"}
 
 ONE_OBJECT = (NAME, SD3)
 """Those that draw one object on 64x64 pixels, which drawn references show and the judge reads."""
@@ -33,7 +31,7 @@ def folder(stack: str = NAME) -> Path:
 
     Raises NotFoundError if its files are missing.
     """
-    path = Path(__file__).parents[1] / "demo" / (FOLDERS | COMING)[stack]
+    path = Path(__file__).parents[1] / "demo" / FOLDERS[stack]
     if not (path / "model_index.json").is_file():
         raise NotFoundError(
             f"the {stack} stack ({path})",
@@ -44,5 +42,5 @@ def folder(stack: str = NAME) -> Path:
 
 
 def adapter(name: str = DEFAULT_ADAPTER, stack: str = NAME) -> Path:
-    """The file of one of a stack's adapters, "base", "plus" or "dual"."""
+    """The file of one of a stack's adapters: "plus"; of ONE_OBJECT also "base" and "dual"."""
     return folder(stack) / "adapters" / f"{name}.safetensors"

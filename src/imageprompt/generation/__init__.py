@@ -56,8 +56,8 @@ def generate(
       references, each with its own adapter and controls. Without any reference, give `scale=0`:
       the base with the text prompt alone.
     - `base`: folder or Hub id of a diffusers pipeline, or a loaded pipeline; None or "bundled" is
-      the tiny stack inside the package, "bundled-sd3" the one there with a transformer. `size` is
-      (width, height) in pixels.
+      the tiny stack inside the package, "bundled-sd3" the one there with a transformer, and
+      "bundled-sd3-128" the one for larger scenes. `size` is (width, height) in pixels.
     - `init_image` is the picture to start from, `strength` (0..1) how much of it changes,
       `inpaint_mask` (white inside) where. It is scaled to `size`, or to about the base's own size.
     - `controlnet` (folder, Hub id or model) with its `control_image` and `control_scale` (0..2).

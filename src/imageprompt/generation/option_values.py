@@ -86,7 +86,11 @@ GuidanceScale = Annotated[
 ]
 Base = Annotated[
     Any,
-    _models("diffusers pipeline, or bundled-sd3 (default: bundled)", "PATH_OR_HUB_ID", json=FILE),
+    _models(
+        "diffusers pipeline, or bundled-sd3, bundled-sd3-128 (default: bundled)",
+        "PATH_OR_HUB_ID",
+        json=FILE,
+    ),
 ]
 LibraryFolder = Annotated[
     Any,

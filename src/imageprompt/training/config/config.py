@@ -147,7 +147,8 @@ class TrainingConfig:
     ]
     output: Annotated[str, Key("folder for everything the run writes")]
     base: Annotated[
-        str, Key("pipeline: `bundled`, `bundled-sd3`, a folder, or owner/repo on the Hub")
+        str,
+        Key("pipeline: `bundled`, `bundled-sd3`, `bundled-sd3-128`, a folder, or owner/repo"),
     ] = "bundled"
     encoder: Annotated[
         str | None, Key("image encoder: a folder or owner/repo/sub; default: the base's own")
