@@ -102,7 +102,7 @@ def _probe(options: argparse.Namespace) -> int:
 
 
 def _drawn(options: argparse.Namespace) -> dict[str, Any]:
-    """For the stacks of small scenes: drawn references, texts that contradict them, and a judge of both."""
+    """For stacks of small scenes: drawn references, texts that contradict them, a judge of both."""
     from imageprompt.demo import judge
     from imageprompt.demo.datasets import REFERENCE_COUNT, draw_references
 
