@@ -151,7 +151,7 @@ if __name__ == "__main__":
     parser.add_argument("work", type=Path)
     parser.add_argument("steps", type=int)
     parser.add_argument("--count", type=int, default=24_000, help="references")
-    parser.add_argument("--total", type=int, default=65_536, help="pictures in the pool")
+    parser.add_argument("--total", type=int, default=48_000, help="pictures in the pool")
     torch.manual_seed(7)
     options = parser.parse_args()
     opened = grown_base(options.work, options.count, options.total)

@@ -50,7 +50,7 @@ GUIDANCE, STEPS = 4.0, 20
 SIZES = {"sample_size": scenes.SIZE // 8, "patch_size": 2, "pos_embed_max_size": 8}
 MEAN_TIME = 0.8  # four times as many latents as in the easy world hide an object less
 CELL_BLOCK, CELL_WEIGHT, OUTLINE_WEIGHT = 2, 0.05, 0.5
-# objects cover a tenth of the latents; by this share of noise it is settled where they are
+# a small object covers 3 % of the latents; below this share of noise its place is settled
 NEAR_WEIGHT, SETTLED = 3.0, 0.8
 
 

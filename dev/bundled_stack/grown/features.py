@@ -72,6 +72,6 @@ if __name__ == "__main__":
     parser.add_argument("part", type=int)
     parser.add_argument("parts", type=int)
     parser.add_argument("--count", type=int, default=24_000, help="references")
-    parser.add_argument("--total", type=int, default=65_536, help="pictures in the pool")
+    parser.add_argument("--total", type=int, default=48_000, help="pictures in the pool")
     options = vars(parser.parse_args())
     encode_part(**options)
