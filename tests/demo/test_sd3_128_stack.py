@@ -14,6 +14,7 @@ from diffusers import StableDiffusion3Pipeline
 import imageprompt as ip
 from imageprompt import cli
 from imageprompt.core import bundled
+from imageprompt.core.errors import OptionError
 from imageprompt.demo import judge_128, scenes_128, worlds
 
 LIMIT = 22_000_000
@@ -76,6 +77,11 @@ def test_text_alone_draws_what_it_says(engine: ip.Engine) -> None:
     results = engine.generate_many(requests, progress=False)
     pictures = [result.images[0] for result in results]
     assert share(pictures, [scene.words() for scene in drawn]) >= 0.85
+
+
+def test_a_size_without_positions_is_refused(engine: ip.Engine) -> None:
+    with pytest.raises(OptionError, match="size 144x128: this base knows positions for 128x128"):
+        engine.generate("a star", scale=0, size=(144, 128))
 
 
 def test_a_reference_has_its_effect(engine: ip.Engine) -> None:
