@@ -170,6 +170,13 @@ def test_pictures_that_cannot_be_cut_into_patches(base: Path, scenes: Path, tmp_
         ip.train(config(base, scenes, tmp_path / "run", resolution=72))
 
 
+def test_pictures_for_which_the_base_has_no_positions(
+    base: Path, scenes: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match="144 x 144: this base knows positions for 128 x 128"):
+        ip.train(config(base, scenes, tmp_path / "run", resolution=144))
+
+
 def test_a_guidance_scale_that_no_one_reads(base: Path, scenes: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="not guidance-distilled"):
         ip.train(config(base, scenes, tmp_path / "run", guidance_scale=4.0))

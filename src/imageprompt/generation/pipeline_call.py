@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from imageprompt.core import bundled
 from imageprompt.core.errors import OptionError
 from imageprompt.generation.request import Request
-from imageprompt.loading import stated_text_tokens, vae_scale_factor
+from imageprompt.loading import largest_side, stated_text_tokens, vae_scale_factor
 from imageprompt.loading.models import Models
 
 if TYPE_CHECKING:
@@ -147,12 +147,7 @@ def check_guided(request: Request, pipe: Any, options: Mapping[str, Any]) -> Non
 
 
 def check_size(size: Size, pipe: Any) -> None:
-    """Raises OptionError unless the sides are multiples of the VAE's scale factor and fit.
-
-    SD3's transformer has a table of positions, `pos_embed_max_size` on a side.
-    """
-    from diffusers.models.embeddings import PatchEmbed
-
+    """Raises OptionError unless the sides are multiples of the VAE's scale factor and fit."""
     factor = vae_scale_factor(pipe)
     width, height = size
     if width % factor or height % factor:
@@ -162,15 +157,13 @@ def check_size(size: Size, pipe: Any) -> None:
             hint=f"Try {max(1, round(width / factor)) * factor}x"
             f"{max(1, round(height / factor)) * factor}.",
         )
-    table = getattr(getattr(pipe, "transformer", None), "pos_embed", None)
-    if isinstance(table, PatchEmbed) and table.pos_embed_max_size:
-        largest = table.pos_embed_max_size * table.patch_size * factor
-        if max(size) > largest:
-            raise OptionError(
-                f"size {width}x{height}",
-                reason=f"this base knows positions for {largest}x{largest} pixels at most",
-                hint=f"Try {min(width, largest)}x{min(height, largest)}.",
-            )
+    largest = largest_side(pipe)
+    if largest is not None and max(size) > largest:
+        raise OptionError(
+            f"size {width}x{height}",
+            reason=f"this base knows positions for {largest}x{largest} pixels at most",
+            hint=f"Try {min(width, largest)}x{min(height, largest)}.",
+        )
 
 
 def with_own_defaults(request: Request, name: str | None) -> dict[str, Any]:

@@ -173,6 +173,16 @@ def vae_scale_factor(pipe: Any) -> int:
     return factor
 
 
+def largest_side(pipe: Any) -> int | None:
+    """Pixels on a side at most: SD3's transformer has a table of `pos_embed_max_size` positions."""
+    from diffusers.models.embeddings import PatchEmbed
+
+    table = getattr(getattr(pipe, "transformer", None), "pos_embed", None)
+    if not isinstance(table, PatchEmbed) or not table.pos_embed_max_size:
+        return None
+    return int(table.pos_embed_max_size * table.patch_size * vae_scale_factor(pipe))
+
+
 def stated_text_tokens(pipe: Any) -> int | None:
     """`max_sequence_length` for this pipeline, if its transformer's config states one.
 

@@ -20,6 +20,7 @@ from imageprompt.core.hub import PARTS, part_of
 from imageprompt.core.spec import Feature, ImageFeature, NullRule
 from imageprompt.encoding.encoders import Encoder
 from imageprompt.hosts import denoiser_of
+from imageprompt.loading import largest_side
 from imageprompt.training.config.config import TrainingConfig
 from imageprompt.training.data.dataset import Features
 from imageprompt.training.data.latents import Vae
@@ -108,9 +109,16 @@ class FeatureExtractors:
     # ── latents ─────────────────────────────────────────────────────────────────────────────────
 
     def check_sizes(self, sizes: Sequence[Size]) -> None:
-        """Raises OptionError for pictures that the denoiser cannot cut into its patches."""
-        multiple = self.vae.factor * self._base.patch_size
+        """Raises OptionError for pictures that the denoiser cannot cut into its patches, or for
+        whose patches it has no positions."""
+        multiple, largest = self.vae.factor * self._base.patch_size, largest_side(self._base.pipe)
         for width, height in sizes:
+            if largest is not None and max(width, height) > largest:
+                raise OptionError(
+                    f"training pictures of {width} x {height}",
+                    reason=f"this base knows positions for {largest} x {largest} pixels at most",
+                    hint=f"Set resolution: {largest}, or less.",
+                )
             if width % multiple or height % multiple:
                 raise OptionError(
                     f"training pictures of {width} x {height}",
