@@ -59,6 +59,9 @@ class TrainableBase:
     options: dict[str, dict[str, Any]] = field(default_factory=lambda: OPTIONS)
     dataset: Callable[..., Dataset] | None = None
     """Its samples, where they are not those of the pool."""
+    objective: type[Objective] = Objective
+    values: float = 1.0
+    """V' start at this share of the text's V, beside which the text's softmax has the picture."""
     name: str = ""
     """Begins the names of its files in the work folder."""
 
@@ -233,6 +236,10 @@ def train(base: TrainableBase, work: Path, variant: str, steps: int, batch: int 
             f"{variant}: {left:.1%} of the captions' variance unexplained after {count} steps",
             flush=True,
         )
+        with torch.no_grad():
+            for key, weight in adapter.module.named_parameters():
+                if key.endswith("to_v_ip.weight"):
+                    weight.mul_(base.values)
         adapter.save(start)
     adapter = Adapter.load(start).attach(base.pipe, encoder=base.image_encoder)
     fit(
@@ -240,6 +247,7 @@ def train(base: TrainableBase, work: Path, variant: str, steps: int, batch: int 
         adapter,
         samples,
         work / f"run-{base.name}{variant}",
+        base.objective,
         steps=steps,
         batch_size=batch,
         checkpoint_every=300,

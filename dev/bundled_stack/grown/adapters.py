@@ -1,16 +1,19 @@
 """Train the Plus adapter of the grown world, like those of the other stacks.
 
 Twelve of its sixteen tokens first learn one word of the caption each, the other four where the
-objects are.
+objects are. Then the base itself is a teacher: what it predicts when told the full caption.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,16 +22,75 @@ from torch import Tensor
 from bundled_stack import adapters
 from bundled_stack.base import Captions
 from bundled_stack.checkpoints import load_state
-from bundled_stack.grown import vision
+from bundled_stack.grown import pool, vision
+from bundled_stack.grown.base import NEAR_WEIGHT, SETTLED
 from bundled_stack.grown.export import pipeline
 from bundled_stack.grown.features import changed_copies
+from bundled_stack.grown.labels import near_objects, objects
 from bundled_stack.sd3.base import PlainAttention
 from imageprompt.demo import scenes_128 as scenes
 from imageprompt.hosts import training_of
 from imageprompt.training.config.config import Timesteps
 from imageprompt.training.data.dataset import Batch, RandomStreams, indices_at
+from imageprompt.training.loop.noise_schedule import NoiseSchedule
+from imageprompt.training.loop.objective import (
+    NullConditions,
+    Objective,
+    RandomDraws,
+    replace_rows,
+)
 
 OPTIONS = {"plus": {"num_tokens": 16, "depth": 4, "inner_dim": 96, "heads": 2}}
+
+
+@dataclass
+class TaughtBatch(Batch):
+    """Also the states of the full captions, and which latents are near an object [b, 1, h, w]."""
+
+    full: adapters.TextStates = field(kw_only=True)
+    near: Tensor = field(kw_only=True)
+
+
+class TaughtObjective(Objective):
+    """The error to the sample, and as much to what the base predicts for its full caption.
+
+    A prediction has none of the chance of one picture, which photographs are full of. Latents near
+    objects count more, as in the base.
+    """
+
+    @contextmanager
+    def loss_from_draws(
+        self,
+        adapter: Any,
+        denoiser: Any,
+        schedule: NoiseSchedule,
+        batch: Batch,
+        nulls: NullConditions,
+        draws: RandomDraws,
+    ) -> Iterator[Tensor]:
+        """Loss [b] for given random draws; differentiable inside the block."""
+        assert isinstance(batch, TaughtBatch)
+        times = schedule.model_timesteps[draws.times]
+        noisy = schedule.add_noise(batch.latents, draws.noise, draws.times)
+        predict = partial(training_of(denoiser).predict, denoiser, noisy, times)
+        text = replace_rows(batch.text, nulls.text, draws.drop_text)
+        added = {
+            name: replace_rows(value, nulls.added[name], draws.drop_text)
+            for name, value in batch.added.items()
+        }
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            with torch.no_grad():
+                taught = predict(*batch.full, 1.0).float()
+            with self.in_use(adapter, batch.features, nulls.features, draws):
+                found = predict(text, added, 1.0).float()
+                target = schedule.target(batch.latents, draws.noise, draws.times)
+                settled, shown = (
+                    rows[:, None, None, None]
+                    for rows in (times < 1000 * SETTLED, ~draws.drop_image)
+                )
+                to_sample = (1 + NEAR_WEIGHT * batch.near * settled) * (found - target) ** 2
+                to_teacher = (1 + NEAR_WEIGHT * batch.near) * shown * (found - taught) ** 2
+                yield (to_sample + to_teacher).flatten(1).mean(1)
 
 
 def word_positions(scene: scenes.Scene) -> list[int]:
@@ -81,6 +143,13 @@ class GrownDataset(adapters.DrawnDataset):
             chosen = self.scenes[start : start + len(part[f"same_{kind}"])]
             self.changed += [named for _, named in changed_copies(chosen, index)]
         self.latents = load_state(work / f"latents-{total}.ckpt")["values"][:count]
+        self.near = near_objects(objects(self.scenes)).bool()
+        self.often = pool.chances(self.scenes)
+
+    def indices(self, step: int, batch: int, seed: int) -> Tensor:
+        """Scenes with small objects, or two, come oftener."""
+        rng = np.random.default_rng([seed, step])
+        return torch.from_numpy(rng.choice(len(self), size=batch, p=self.often))
 
     def batch(self, indices: Tensor, streams: RandomStreams) -> Batch:
         """Random partial captions; some of the references contradict their caption."""
@@ -99,7 +168,15 @@ class GrownDataset(adapters.DrawnDataset):
         mask = contradicting.reshape(-1, *(1,) * (self.same.ndim - 1))
         features = torch.where(mask, self.other[indices], self.same[indices]).float()
         text, added = self.base.encode_text(lines)
-        return Batch(self.latents[indices].float(), text, features, added)
+        full = [scenes.caption(self.scenes[index]) for index in indices.tolist()]
+        return TaughtBatch(
+            self.latents[indices].float(),
+            text,
+            features,
+            added,
+            full=self.base.encode_text(full),
+            near=self.near[indices].float(),
+        )
 
     def caption_states(self, step: int, tokens: int, places: int) -> tuple[Tensor, Tensor]:
         """Features of the references of a step; the states of their captions, tokens of places."""
@@ -136,12 +213,14 @@ def grown_base(work: Path, count: int, total: int) -> adapters.TrainableBase:
         vision.load(work),
         encode,
         rate=1.5e-3,
-        timesteps=Timesteps(uniform=0.35, mean=1.4, std=1.2),
+        timesteps=Timesteps(uniform=0.4, mean=1.1, std=1.2),
         init="copy",
+        values=0.15,
         contradicting=0.3,
         places=4,
         name="grown-",
         options=OPTIONS,
+        objective=TaughtObjective,
         dataset=partial(GrownDataset, count=count, total=total),
     )
 

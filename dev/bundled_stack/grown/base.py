@@ -27,6 +27,7 @@ from bundled_stack.grown.labels import (
     FINE,
     cell_loss,
     labels,
+    near_objects,
     objects,
     offsets,
     outlines,
@@ -172,18 +173,10 @@ def _encode(work: Path, count: int, device: str) -> dict[str, Any]:
     return {"values": ((values - mean) * scale).half(), "mean": mean, "scale": scale}
 
 
-def chances(chosen: list[scenes.Scene]) -> np.ndarray:
-    """How often to take each scene, sum 1: small objects, and two of them, are harder to draw."""
-    small = [sum(thing.size == "small" for thing in scene.things) for scene in chosen]
-    weights = np.array([len(scene.things) for scene in chosen]) + small
-    return np.asarray(weights / weights.sum())
-
-
 def matching_loss(prediction: Tensor, target: Tensor, times: Tensor, owners: Tensor) -> Tensor:
     """Mean squared error, in which latents of an object and beside it count more."""
-    inside = (owners > 0).float().view(-1, 1, CELLS, CELLS)
     settled = (times < SETTLED)[:, None, None, None]
-    weights = 1 + NEAR_WEIGHT * F.max_pool2d(inside, 3, stride=1, padding=1) * settled
+    weights = 1 + NEAR_WEIGHT * near_objects(owners) * settled
     return (weights * (prediction - target) ** 2).mean()
 
 
@@ -227,7 +220,7 @@ def train(options: argparse.Namespace) -> None:
         made(all_scenes).to(device) for made in (labels, objects, offsets, outlines)
     )
     captions, values = Captions(scenes.all_words()), latents.values.to(device)
-    often = chances(all_scenes)
+    often = pool.chances(all_scenes)
     model = Base().to(device)
     if device == "cpu":
         model.transformer.set_attn_processor(PlainAttention())

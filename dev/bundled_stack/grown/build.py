@@ -11,14 +11,15 @@ from bundled_stack.grown import pool
 from bundled_stack.grown.export import STACK, export
 from bundled_stack.stages import run_parallel
 
-COUNT, JUDGE_COUNT, REFERENCES = 48_000, 40_000, 24_000  # pictures
-MINUTES = {"judge": 22.0, "vae": 13.0, "vision": 92.0, "base": 150.0}
-ADAPTER_STEPS = 2400
+COUNT, VISION_COUNT, JUDGE_COUNT, REFERENCES = 48_000, 132_000, 40_000, 24_000  # pictures
+MINUTES = {"judge": 22.0, "vae": 13.0, "vision": 168.0, "base": 150.0}
+ADAPTER_STEPS = 8000
 
 
 def train_grown(work: Path, time: float, target: Path) -> None:
     """Train everything and write the stack below `target`; `time` is a factor for all times."""
-    for split, count in (("train", COUNT), ("judge", JUDGE_COUNT), ("train", 2000), ("test", 2000)):
+    pools = [("train", count) for count in (COUNT, VISION_COUNT, 2000)]
+    for split, count in (*pools, ("judge", JUDGE_COUNT), ("test", 2000)):
         pool.make(work, split, count, processes=2)
     folder, drawn = str(work), ["--count", str(COUNT)]
     minutes = {name: str(value * time) for name, value in MINUTES.items()}
@@ -26,7 +27,7 @@ def train_grown(work: Path, time: float, target: Path) -> None:
         [["grown.judge", folder, minutes["judge"], "--count", str(JUDGE_COUNT)]],
         [["grown.vae", folder, minutes["vae"], *drawn]],
     )
-    run_parallel([["grown.vision", folder, minutes["vision"], *drawn]])
+    run_parallel([["grown.vision", folder, minutes["vision"], "--count", str(VISION_COUNT)]])
     (work / "rendezvous").unlink(missing_ok=True)
     pair = ["--world", "2", "--compiled"]
     run_parallel(

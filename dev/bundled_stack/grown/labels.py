@@ -13,6 +13,7 @@ from imageprompt.demo.judge_128 import ALONE, CELL_HEADS, CELLS, HEADS
 ABSENT = -100  # the label of what a scene does not have
 FINE = 4  # parts of a cell's side in its outline
 NEAR = 1.6  # radii within which a cell can say where in the object it lies
+SHAPE_WEIGHT = 3.0
 CELL_OUTPUTS = sum(CELL_HEADS.values()) + 3
 
 
@@ -32,6 +33,12 @@ def objects(chosen: list[scenes.Scene]) -> Tensor:
         for index, thing in enumerate(scene.in_reading_order(), start=1):
             row[scenes.mask(thing, CELLS)] = index
     return torch.from_numpy(found).flatten(1)
+
+
+def near_objects(owners: Tensor) -> Tensor:
+    """Which latents lie in an object or beside it, by `objects`: 0 or 1, [n, 1, 16, 16]."""
+    inside = (owners > 0).float().view(-1, 1, CELLS, CELLS)
+    return F.max_pool2d(inside, 3, stride=1, padding=1)
 
 
 def outlines(chosen: list[scenes.Scene]) -> Tensor:
@@ -89,19 +96,28 @@ def word_loss(logits: dict[str, Tensor], words: Tensor) -> Tensor:
     ).nansum()
 
 
-def cell_word_loss(logits: Tensor, words: Tensor, owners: Tensor) -> Tensor:
-    """Sum of the cross-entropies of all cells' heads, for logits [n, 256, sum of CELL_HEADS]."""
+def cell_word_loss(logits: Tensor, words: Tensor, owners: Tensor, *, even: bool = False) -> Tensor:
+    """Sum of the cross-entropies of all cells' heads, for logits [n, 256, sum of CELL_HEADS].
+
+    All cells count alike; with `even` all objects do, however small, and shapes three times.
+    """
     targets = cell_labels(words, owners)
     parts = logits.float().split(list(CELL_HEADS.values()), 2)
-    return torch.stack(
-        [
-            F.cross_entropy(part.flatten(0, 1), targets[name].flatten(), ignore_index=ABSENT)
-            for name, part in zip(CELL_HEADS, parts, strict=True)
-        ]
-    ).sum()
+    cells = F.one_hot(owners.long(), CELL_HEADS["object"]).sum(1).gather(1, owners.long())
+    losses = []
+    for name, part in zip(CELL_HEADS, parts, strict=True):
+        rows, target = part.transpose(1, 2), targets[name]
+        loss = F.cross_entropy(rows, target, ignore_index=ABSENT, reduction="none")
+        own = even and name in scenes.OBJECT_WORDS
+        weights = (target != ABSENT) / (cells if own else 1)
+        factor = SHAPE_WEIGHT if even and name == "shape" else 1
+        losses.append(factor * (loss * weights).sum() / weights.sum())
+    return torch.stack(losses).sum()
 
 
-def cell_loss(outputs: Tensor, words: Tensor, owners: Tensor, places: Tensor) -> Tensor:
+def cell_loss(
+    outputs: Tensor, words: Tensor, owners: Tensor, places: Tensor, *, even: bool = False
+) -> Tensor:
     """`cell_word_loss` and the error of the cells' `offsets`; outputs are [n, 256, CELL_OUTPUTS].
 
     Who knows where in an object it lies learns its outline much faster.
@@ -109,4 +125,4 @@ def cell_loss(outputs: Tensor, words: Tensor, owners: Tensor, places: Tensor) ->
     logits, found = outputs.float().split([CELL_OUTPUTS - 3, 3], 2)
     known = places.isnan().logical_not()
     error = F.smooth_l1_loss(found[known], places[known].float())
-    return cell_word_loss(logits, words, owners) + 4 * error
+    return cell_word_loss(logits, words, owners, even=even) + 4 * error

@@ -45,6 +45,13 @@ def to_float(pictures: Tensor) -> Tensor:
     return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def chances(chosen: list[scenes.Scene]) -> NDArray[np.float64]:
+    """How often to take each scene, sum 1: small objects, and two of them, are harder to draw."""
+    small = [sum(thing.size == "small" for thing in scene.things) for scene in chosen]
+    weights = np.array([len(scene.things) for scene in chosen]) + small
+    return np.asarray(weights / weights.sum())
+
+
 def _render(part: tuple[str, list[scenes.Scene]]) -> NDArray[Any]:
     split, chosen = part
     held_out = split in ("validation", "test")

@@ -85,11 +85,11 @@ def _start_tower(tower: Any) -> None:
 
 
 def tint(x: Tensor, words: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Half of the pictures with their colours turned at random, and words without those colours.
+    """Most of the pictures with their colours turned at random, and words without those colours.
 
     Else the tower reads shapes worse in pairs with colours that it was never trained on.
     """
-    count = len(x) // 2
+    count = 3 * len(x) // 4
     turns, _ = np.linalg.qr(rng.standard_normal((count, 3, 3)))
     turned = torch.einsum("nij,njhw->nihw", torch.from_numpy(turns).to(x), x[:count])
     words = words.clone()
@@ -112,16 +112,16 @@ def train(work: Path, minutes: float, *, count: int, batch: int, device: str, ra
     all_scenes = pool.make(work, "train", count)
     words, owners, where = (made(all_scenes).to(device) for made in (labels, objects, offsets))
     edges, pictures = outlines(all_scenes).to(device), pool.load(work, "train", count).to(device)
-    rng = np.random.default_rng([3, run.steps])
+    rng, often = np.random.default_rng([3, run.steps]), pool.chances(all_scenes)
     while not run.done:
-        chosen = torch.from_numpy(rng.integers(count, size=batch)).to(device)
+        chosen = torch.from_numpy(rng.choice(count, size=batch, p=often)).to(device)
         x, told = tint(soften(pool.to_float(pictures[chosen]), rng), words[chosen], rng)
         with torch.autocast(device, torch.bfloat16):
             logits, patches = model.outputs(x)
         cells, fine = patches.float().split([CELL_OUTPUTS, FINE**2], 2)
         parts = {
             "words": word_loss(logits, told),
-            "cells": cell_loss(cells, told, owners[chosen], where[chosen]),
+            "cells": cell_loss(cells, told, owners[chosen], where[chosen], even=True),
             "edges": F.binary_cross_entropy_with_logits(fine, edges[chosen].float()),
         }
         run.step(parts["words"] + parts["cells"] + 2 * parts["edges"], batch, parts)
