@@ -188,6 +188,7 @@ def test_a_pipeline_folder_is_counted_from_its_configs() -> None:
 def test_a_transformer_folder_is_counted_too() -> None:
     found = plan("bundled-sd3", "base")
     assert found.base.rows == 2
+    assert found.base.image_encoder.parameters < 2e6  # the one in its folder, not the usual ViT-H
     assert found.base.denoiser.parameters == pytest.approx(5.4e6, rel=0.2)
 
 

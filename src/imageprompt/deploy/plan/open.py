@@ -51,6 +51,7 @@ _LARGEST = {
 """Part of a key -> its largest number: every layer becomes an object."""
 TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
 VAE = "AutoencoderKL"
+CLIP_VISION = "clip_vision_model"
 DTYPES = ("float32", "float16", "bfloat16")
 ALIASES = {"flux": "flux-dev", "sd3": "sd35-large"}
 FACE_DIM = 512  # of an ArcFace embedding
@@ -319,7 +320,10 @@ def _tokens(location: str | os.PathLike[str], part: str) -> int:
 
 
 def _image_encoder(location: str | os.PathLike[str], parts: Mapping[str, str]) -> Part:
-    """The pipeline's own, or the one that most adapters read."""
-    if parts.get("image_encoder") != VIT_H.kind:
-        return VIT_H
-    return Part("transformers", VIT_H.kind, _plain(_config(location, "image_encoder/config.json")))
+    """The pipeline's own, or one in its folder, or else the one that most adapters read."""
+    name = "image_encoder/config.json"
+    if parts.get("image_encoder") == VIT_H.kind or (Path(location).expanduser() / name).is_file():
+        config = _config(location, name)
+        if config.get("model_type", CLIP_VISION) == CLIP_VISION:
+            return Part("transformers", VIT_H.kind, _plain(config))
+    return VIT_H
