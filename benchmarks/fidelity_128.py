@@ -348,9 +348,10 @@ def main() -> None:
         adapter = Adapter.load(file, dtype=torch.float32)
         adapter.attach(bench.pipe, encoder=bench.encoder)
         report["transfer"][name] = bench.transfer(adapter)
-        for scale in options.override_scales:
+        for scale in options.override_scales if options.overrides else []:
             report["overrides"][f"{name}, scale {scale}"] = bench.overrides(adapter, scale)
-        report["regions"][name] = bench.regions(adapter)
+        if options.regions:
+            report["regions"][name] = bench.regions(adapter)
         adapter.detach()
     bar.close()
     report["settings"]["seconds"] = round(time.monotonic() - started)
