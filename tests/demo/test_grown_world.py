@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
+from bundled_stack import adapters
 from bundled_stack.checkpoints import load_state
+from bundled_stack.grown import adapters as grown_adapters
 from bundled_stack.grown import base, features, judge, labels, vae, vision
 from imageprompt.core.errors import NotFoundError
 from imageprompt.demo import judge_128, photographs
@@ -178,6 +181,16 @@ def test_all_stages_train_resume_and_are_judged(
     found = load_state(tmp_path / f"features-{count}-0.ckpt")
     assert found["same_hidden"].shape == found["other_hidden"].shape == (count, 257, 128)
     assert (found["same_hidden"] != found["other_hidden"]).any()
+    opened = grown_adapters.grown_base(tmp_path, count, count)
+    adapters.train(opened, tmp_path, "plus", 2, batch=2)
+    start, end = (
+        load_file(tmp_path / name)
+        for name in ("warm-start-grown-plus.safetensors", "grown-adapters/plus.safetensors")
+    )
+    value = "ip_adapter.0.to_v_ip.weight"
+    text = opened.denoiser.transformer_blocks[0].attn.add_v_proj.weight
+    torch.testing.assert_close(start[value], opened.values * text)
+    assert (end[value] != start[value].half()).any()
 
 
 def test_the_base_starts_from_what_the_bundled_one_knows() -> None:
@@ -233,17 +246,32 @@ def test_cells_say_what_is_where() -> None:
     assert set(read["background"][0][ground].tolist()) == {scenes.COLOURS.index(scene.background)}
 
 
+def test_every_object_counts_alike_where_cells_do_not() -> None:
+    scene = next(scene for scene in scenes.stream("train") if len(scene.things) == 2)
+    words, owners = labels.labels([scene]), labels.objects([scene])
+    names = list(judge_128.CELL_HEADS)
+    start = sum(judge_128.CELL_HEADS[name] for name in names[: names.index("size")])
+    losses = []
+    for index in (1, 2):
+        logits = torch.zeros(1, 256, sum(judge_128.CELL_HEADS.values()))
+        logits[0, owners[0] == index, start : start + len(scenes.SIZES)] = torch.tensor(
+            [50.0 * (word == scene.in_reading_order()[index - 1].size) for word in scenes.SIZES]
+        )  # one object is read right, the other is not read at all
+        losses.append(labels.cell_word_loss(logits, words, owners, even=True))
+    torch.testing.assert_close(*losses)
+
+
 def test_turned_colours_are_not_named() -> None:
     chosen = list(islice(scenes.stream("train"), 4))
     words = labels.labels(chosen)
     pictures = torch.rand(4, 3, 8, 8)
     turned, told = vision.tint(pictures, words, np.random.default_rng(0))
-    assert (turned[:2] != pictures[:2]).any()
-    torch.testing.assert_close(turned[2:], pictures[2:], rtol=0, atol=0)
+    assert all((turned[row] != pictures[row]).any() for row in range(3))
+    torch.testing.assert_close(turned[3:], pictures[3:], rtol=0, atol=0)
     names = list(judge_128.HEADS)
     for row in range(4):
         for index, name in enumerate(names):
-            hidden = row < 2 and name.endswith(("colour", "background"))
+            hidden = row < 3 and name.endswith(("colour", "background"))
             assert told[row, index] == (labels.ABSENT if hidden else words[row, index])
 
 
