@@ -40,7 +40,6 @@ from imageprompt.training.loop.objective import (
     replace_rows,
 )
 
-TEACHER_WEIGHT = 2.0
 OPTIONS = {"plus": {"num_tokens": 16, "depth": 4, "inner_dim": 96, "heads": 2}}
 
 
@@ -53,7 +52,7 @@ class TaughtBatch(Batch):
 
 
 class TaughtObjective(Objective):
-    """The error to the sample, and to what the base predicts for its full caption.
+    """The error to the sample, and as much to what the base predicts for its full caption.
 
     A prediction has none of the chance of one picture, which photographs are full of. Latents near
     objects count more, as in the base.
@@ -91,7 +90,7 @@ class TaughtObjective(Objective):
                 )
                 to_sample = (1 + NEAR_WEIGHT * batch.near * settled) * (found - target) ** 2
                 to_teacher = (1 + NEAR_WEIGHT * batch.near) * shown * (found - taught) ** 2
-                yield (to_sample + TEACHER_WEIGHT * to_teacher).flatten(1).mean(1)
+                yield (to_sample + to_teacher).flatten(1).mean(1)
 
 
 def word_positions(scene: scenes.Scene) -> list[int]:
