@@ -56,6 +56,19 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("write", [write_atomically, write_folder_atomically])
+def test_control_c_before_the_first_byte_leaves_nothing(
+    write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(atomic_files, "_flock", interrupted)
+    with pytest.raises(KeyboardInterrupt), write(tmp_path / "a"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_mode_is_that_of_an_ordinary_file(tmp_path: Path) -> None:
     ordinary = tmp_path / "ordinary"
     ordinary.touch()

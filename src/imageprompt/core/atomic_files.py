@@ -204,14 +204,19 @@ def _create(target: Path, folder: bool, lock: contextlib.ExitStack) -> Path:
     it for the whole process."""
     while True:
         temporary = _temporary_path(target)
-        if folder:
-            temporary.mkdir()
-        else:
-            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        with contextlib.suppress(FileNotFoundError):
-            lock.enter_context(_lock(temporary, wait=True))
-            if temporary.exists():
-                return temporary
+        try:
+            if folder:
+                temporary.mkdir()
+            else:
+                os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            with contextlib.suppress(FileNotFoundError):
+                lock.enter_context(_lock(temporary, wait=True))
+                if temporary.exists():
+                    return temporary
+        except KeyboardInterrupt:
+            with contextlib.suppress(OSError):
+                _delete(temporary)
+            raise
         lock.close()  # a sweep of another process was faster than the lock
 
 
