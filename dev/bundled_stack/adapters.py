@@ -61,7 +61,7 @@ class TrainableBase:
     """Its samples, where they are not those of the pool."""
     objective: type[Objective] = Objective
     values: float = 1.0
-    """V' start at this share of the text's V, beside which the text's softmax has the picture."""
+    """V' start at this share of the text's V, whose softmax also covers the picture's rows."""
     name: str = ""
     """Begins the names of its files in the work folder."""
 

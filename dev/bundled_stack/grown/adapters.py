@@ -33,12 +33,7 @@ from imageprompt.hosts import training_of
 from imageprompt.training.config.config import Timesteps
 from imageprompt.training.data.dataset import Batch, RandomStreams, indices_at
 from imageprompt.training.loop.noise_schedule import NoiseSchedule
-from imageprompt.training.loop.objective import (
-    NullConditions,
-    Objective,
-    RandomDraws,
-    replace_rows,
-)
+from imageprompt.training.loop.objective import NullConditions, Objective, RandomDraws
 
 OPTIONS = {"plus": {"num_tokens": 16, "depth": 4, "inner_dim": 96, "heads": 2}}
 
@@ -73,11 +68,7 @@ class TaughtObjective(Objective):
         times = schedule.model_timesteps[draws.times]
         noisy = schedule.add_noise(batch.latents, draws.noise, draws.times)
         predict = partial(training_of(denoiser).predict, denoiser, noisy, times)
-        text = replace_rows(batch.text, nulls.text, draws.drop_text)
-        added = {
-            name: replace_rows(value, nulls.added[name], draws.drop_text)
-            for name, value in batch.added.items()
-        }
+        text, added = nulls.in_dropped_rows(batch, draws.drop_text)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
             with torch.no_grad():
                 taught = predict(*batch.full, 1.0).float()

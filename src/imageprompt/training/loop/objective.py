@@ -35,6 +35,14 @@ class NullConditions:
     def of(cls, samples: Dataset) -> NullConditions:
         return cls(samples.null_text(), samples.null_features(), samples.null_added())
 
+    def in_dropped_rows(self, batch: Batch, dropped: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Text and `added` of a batch, those of the empty caption where `dropped` [b] is set."""
+        added = {
+            name: replace_rows(value, self.added[name], dropped) if name in self.added else value
+            for name, value in batch.added.items()
+        }
+        return replace_rows(batch.text, self.text, dropped), added
+
 
 @dataclass(frozen=True)
 class RandomDraws:
@@ -140,13 +148,7 @@ class Objective:
         times = draws.times.to(device)
         clean, noise = batch.latents.to(device).float(), draws.noise.to(device)
         noisy = schedule.add_noise(clean, noise, times)
-        text = replace_rows(batch.text, nulls.text, draws.drop_text)
-        added = {
-            name: replace_rows(value, nulls.added[name], draws.drop_text)
-            if name in nulls.added
-            else value
-            for name, value in batch.added.items()
-        }
+        text, added = nulls.in_dropped_rows(batch, draws.drop_text)
         with (
             torch.autocast(device.type, torch.bfloat16, enabled=self.autocast),
             self.in_use(adapter, batch.features, nulls.features, draws),
