@@ -316,7 +316,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--override-scales", type=float, nargs="*", default=[0.5])
     parser.add_argument("--steps", type=int, default=pipeline.STEPS)
-    parser.add_argument("--guidance", type=float, default=pipeline.GUIDANCE)
+    parser.add_argument("--guidance", type=float, default=bundled.GUIDANCE_128)
     parser.add_argument("--adapters", nargs="*", default=["plus"])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)

@@ -92,6 +92,7 @@ def test_a_reference_has_its_effect(engine: ip.Engine) -> None:
     ]
     results = engine.generate_many(requests, progress=False)
     assert share([result.images[0] for result in results], [one.words for one in SHOWN]) >= 0.8
+    assert {result.recipe.guidance_scale for result in results} == {bundled.GUIDANCE_128}
 
 
 def test_what_knows_small_scenes_only_refuses_it(

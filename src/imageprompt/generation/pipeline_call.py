@@ -170,7 +170,7 @@ def with_own_defaults(request: Request, name: str | None) -> dict[str, Any]:
     """The best steps and guidance scale of the bundled stacks, where the user gave none."""
     if name not in bundled.FOLDERS:
         return {}
-    defaults = {"steps": bundled.STEPS, "guidance_scale": bundled.GUIDANCE}
+    defaults = {"steps": bundled.STEPS, "guidance_scale": bundled.guidance(name)}
     return {key: value for key, value in defaults.items() if getattr(request, key) is None}
 
 

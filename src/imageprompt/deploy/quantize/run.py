@@ -267,7 +267,7 @@ class Work:
         engine = Engine(pipe, adapter=self.adapter, encoder=self._encoder)
         shared: dict[str, Any] = {"scale": 1.0, "steps": bundled.STEPS}
         if self.loaded.name in bundled.FOLDERS:
-            shared["guidance_scale"] = bundled.GUIDANCE
+            shared["guidance_scale"] = bundled.guidance(self.loaded.name)
         requests = [
             {"reference": picture, "seed": seed, **shared}
             for seed, picture in enumerate(references)

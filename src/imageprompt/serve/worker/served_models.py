@@ -129,7 +129,7 @@ class ServedModels:
             "height": height,
             "multiple": loading.vae_scale_factor(self.pipe),
             "steps": bundled.STEPS if own else known["num_inference_steps"].default,
-            "guidance_scale": bundled.GUIDANCE if own else guidance,
+            "guidance_scale": bundled.guidance(self.base_name) if own else guidance,
             "batch": self._settings.batch_size,
             "hash": self.engine.loaded.record.hash,
         }
