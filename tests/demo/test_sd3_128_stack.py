@@ -69,7 +69,7 @@ def test_the_judge_reads_renders() -> None:
 
 
 def test_text_alone_draws_what_it_says(engine: ip.Engine) -> None:
-    drawn = list(islice(scenes_128.stream("test", seed=900), COUNT))
+    drawn = list(islice(scenes_128.stream("test", seed=900), 2 * COUNT))
     requests: list[Any] = [
         {"prompt": scenes_128.caption(scene), "seed": seed, "scale": 0.0, "steps": STEPS}
         for seed, scene in enumerate(drawn)
