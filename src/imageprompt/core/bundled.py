@@ -20,8 +20,8 @@ ONE_OBJECT = (NAME, SD3)
 STEPS = 20
 GUIDANCE = 5.0
 GUIDANCE_128 = 3.0
-"""The settings at which their pictures look best, the last for larger scenes; other pipelines keep
-their own defaults."""
+"""The settings at which their pictures look best; GUIDANCE_128 is for larger scenes. Other
+pipelines keep their own defaults."""
 
 DEFAULT_ADAPTER = "plus"
 PAIR = "dual"
