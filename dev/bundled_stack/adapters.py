@@ -55,13 +55,15 @@ class TrainableBase:
     contradicting: float = 0.2
     """Share of samples whose reference the caption contradicts."""
     places: int = 0
-    """Of a Plus adapter's tokens, those that first learn where the object is."""
+    """Of an adapter with more tokens, those that first learn where the object is."""
     options: dict[str, dict[str, Any]] = field(default_factory=lambda: OPTIONS)
     dataset: Callable[..., Dataset] | None = None
     """Its samples, where they are not those of the pool."""
     objective: type[Objective] = Objective
     values: float = 1.0
     """V' start at this share of the text's V, whose softmax also covers the picture's rows."""
+    fit_layers: Callable[[Any, Any, int], None] | None = None
+    """Where K' and V' start instead: fits those of an adapter to samples, for so many words."""
     name: str = ""
     """Begins the names of its files in the work folder."""
 
@@ -225,7 +227,7 @@ def train(base: TrainableBase, work: Path, variant: str, steps: int, batch: int 
             **base.options[variant],
         )
         tokens = base.options[variant]["num_tokens"]
-        places = base.places if variant == "plus" else 0
+        places = base.places if tokens > base.places else 0
         count = min(WARM_START_STEPS, steps)
         left = fit_projector_to_captions(
             adapter.module.image_proj,
@@ -240,6 +242,8 @@ def train(base: TrainableBase, work: Path, variant: str, steps: int, batch: int 
             for key, weight in adapter.module.named_parameters():
                 if key.endswith("to_v_ip.weight"):
                     weight.mul_(base.values)
+        if base.fit_layers is not None:
+            base.fit_layers(adapter, samples, tokens - places)
         adapter.save(start)
     adapter = Adapter.load(start).attach(base.pipe, encoder=base.image_encoder)
     fit(

@@ -12,11 +12,16 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 import imageprompt as ip
+from bundled_stack import adapters
+from bundled_stack.sd3 import adapters as sd3_adapters
 from bundled_stack.sd3.base import PlainAttention, build
+from bundled_stack.sd3.dual import sd3_base
 from bundled_stack.sd3.text import CaptionEncoder
 from imageprompt.core import bundled
 from imageprompt.core.hub import part_of, split_part
 from imageprompt.demo import judge, scenes
+from imageprompt.hosts import training_of
+from imageprompt.training.init import VALUES, choose_states
 
 LIMIT = 18_000_000
 COUNT, STEPS = 4, 10
@@ -185,3 +190,46 @@ def test_plain_attention_is_the_transformers_own() -> None:
         plain = model(*inputs, times, return_dict=False)[0]
     assert stock.abs().max() > 0.1
     assert (plain - stock).abs().max() <= 1e-4 * stock.abs().max()
+
+
+class FewSamples(adapters.SceneDataset):
+    """Scenes of a seed, with latents and features of noise."""
+
+    def __init__(self, base: adapters.TrainableBase, seed: int) -> None:
+        adapters.DrawnDataset.__init__(self, base, torch.zeros(1))
+        self.scenes = list(islice(scenes.stream("train", seed=seed), 200))
+        self.latents = torch.randn(200, 16, 8, 8)
+        self.same = torch.zeros(200, 1)
+
+
+def test_layers_fitted_to_captions_say_what_the_base_hears_of_others(folder: Path) -> None:
+    base = sd3_base(folder)
+    fitted, copies = (
+        ip.Adapter.create(
+            "base", denoiser=base.denoiser, encoder=base.image_encoder, init="copy", num_tokens=8
+        )
+        for _ in range(2)
+    )
+    sd3_adapters.fit_to_captions(fitted, FewSamples(base, 31), 8)
+    texts, added = base.encode_text([scenes.caption(s) for s in FewSamples(base, 32).scenes[:32]])
+    tokens = choose_states(training_of(base.denoiser).as_tokens(base.denoiser, texts), 11, 8)
+    goals: list[tuple[str, torch.Tensor]] = []
+    for block in base.denoiser.transformer_blocks:
+        for name, layer in (("v", block.attn.add_v_proj), ("k", block.attn.norm_added_k)):
+            layer.register_forward_hook(lambda *call, name=name: goals.append((name, call[2])))
+    noisy, times = torch.randn(32, 16, 8, 8), torch.full((32,), 800.0)
+    with torch.no_grad():
+        training_of(base.denoiser).predict(base.denoiser, noisy, times, texts, added, 1.0)
+    for index, (name, heard) in enumerate(goals):
+        by_row = heard.transpose(1, 2).flatten(2) if name == "k" else heard  # keys come by head
+        goal = choose_states(by_row, 11, 8)
+        own, copied = (
+            getattr(adapter.module.sites[index // 2], f"to_{name}_ip")(tokens).detach()
+            for adapter in (fitted, copies)
+        )
+        error, error_of_copies = (
+            float((made - goal).square().mean() / goal.square().mean())
+            for made in (own / (VALUES if name == "v" else 1.0), copied)
+        )
+        assert error < 0.4
+        assert error < 0.5 * error_of_copies

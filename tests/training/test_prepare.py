@@ -12,7 +12,7 @@ from collections import Counter
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -27,6 +27,7 @@ from imageprompt.training.cache import encode
 from imageprompt.training.cache.open import open_dataset
 from imageprompt.training.cache.store import CacheError, Store
 from imageprompt.training.data import scan
+from imageprompt.training.data.dataset import Batch, RandomStreams
 from imageprompt.training.data.feature_extractors import FeatureExtractors
 from imageprompt.training.data.views import PictureOptions
 from imageprompt.variants import VARIANTS
@@ -269,6 +270,29 @@ def test_training_without_a_cache_opens_a_picture_once_a_step(
     live.null_features()
     batches(live, steps=4, size=3)  # one epoch
     assert opened == dict.fromkeys([path.name for path in data.glob("*.png")], 1)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_latents_are_means_if_the_config_says_so(
+    parts: Parts, tmp_path: Path, cached: bool
+) -> None:
+    data, cache = write_wide(tmp_path / "data", 3), tmp_path / "cache"
+    pictures = PictureOptions(resolution=16, crop="center")
+    run(parts, data, cache, pictures=pictures)
+
+    def draws(latents: Literal["sample", "mean"]) -> list[Batch]:
+        encoders = FeatureExtractors(parts, VARIANTS["plus"], latents=latents)
+        samples = open_dataset(str(data), str(cache) if cached else None, encoders, pictures)
+        return [
+            samples.batch(torch.arange(3), RandomStreams(range(first, first + 3)))
+            for first in (0, 50, 100)
+        ]
+
+    means, samples = draws("mean"), draws("sample")
+    assert_same(means[0], means[1])
+    spread = torch.stack([(one.latents - means[0].latents).abs().mean() for one in samples])
+    assert bool((spread > 0).all())
+    assert len({float(one.latents.mean()) for one in samples}) == 3
 
 
 def test_a_cache_of_an_earlier_version_is_valid(

@@ -120,6 +120,7 @@ def test_from_pictures_to_an_adapter_that_generates(
         base,
         scenes,
         tmp_path / "run",
+        init="copy",
         warm_start="captions",
         warm_start_steps=10,
         gradient_checkpointing=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 import imageprompt as ip
 import text_encoders
 from imageprompt.hosts import host_of, training_of
-from imageprompt.training.config.config import ConditionDropout
+from imageprompt.training import init
+from imageprompt.training.config.config import ConditionDropout, TrainingConfig
 from imageprompt.training.data.dataset import Batch, RandomStreams
 from imageprompt.training.frozen_pipeline import FrozenPipeline
 from imageprompt.training.loop.objective import NullConditions, Objective
@@ -121,6 +123,63 @@ def check_step(base: FrozenPipeline, latents: Tensor) -> None:
     assert all(one is not None and bool(one.abs().sum() > 0) for one in values)
 
 
+class Samples:
+    """The same few samples at every step."""
+
+    def __init__(self, batch: Batch, nulls: NullConditions) -> None:
+        self.samples, self.nulls = batch, nulls
+
+    def indices(self, *_: int) -> Tensor:
+        return torch.arange(ROWS)
+
+    def batch(self, *_: Any) -> Batch:
+        return self.samples
+
+    def caption_batch(self, _: Tensor) -> Any:
+        return self.samples.features, self.samples.text, [3] * ROWS
+
+    def null_text(self) -> Tensor:
+        return self.nulls.text
+
+    def null_added(self) -> dict[str, Tensor]:
+        return self.nulls.added
+
+    def null_features(self) -> Any:
+        return self.nulls.features
+
+
+def check_fit(base: FrozenPipeline, latents: Tensor) -> None:
+    """K' and V' are fitted where attention is joint and image tokens are as wide as the text."""
+    kind: Any = Encoder()
+    model = base.denoiser
+    adapter = ip.Adapter.create(
+        "plus", denoiser=model, encoder=kind, num_tokens=1, depth=1, heads=1, inner_dim=8
+    )
+    (text, added), (null_text, null_added) = base.encode_text(TEXTS), base.encode_text([""])
+    if base.as_tokens(text).shape[2] != adapter.spec.projector.cross_attention_dim:
+        return
+    features = torch.zeros(ROWS, 3, 8)
+    samples = Samples(
+        Batch(latents, text, features, added),
+        NullConditions(null_text, features[:1], null_added),
+    )
+    config = TrainingConfig(data="data", output="run", batch_size=init.FITTED_CAPTIONS)
+    adapter.attach(model)
+    before = {name: value.clone() for name, value in adapter.module.state_dict().items()}
+    with patch.object(init, "choose_states", wraps=init.choose_states) as chosen:
+        init.fit_layers_to_captions(config, adapter, base, samples, Objective.of(config))
+    adapter.detach()
+    on, joint = host_of(model), set[str]()
+    for site in on.describe(model).sites:
+        if on.joint_text_layers(model, site.name) is not None:
+            joint |= {f"ip_adapter.{site.file_id}.to_{one}_ip.weight" for one in "kv"}
+    rows = {call.args[0].shape[1] for call in chosen.call_args_list}
+    assert rows == ({text.shape[1]} if joint else set())
+    for name, value in adapter.module.state_dict().items():
+        assert bool(torch.isfinite(value).all())
+        assert (not torch.equal(value, before[name])) == (name in joint), name
+
+
 @pytest.mark.sample(4)
 @pytest.mark.parametrize("name", TABLE)
 def test_text_is_encoded_as_in_sampling(name: str) -> None:
@@ -156,6 +215,7 @@ def test_text_is_encoded_as_in_sampling(name: str) -> None:
     assert not torch.allclose(sides["p"], sides["n"], atol=1e-4), "the text is not heard"
 
     check_step(base, latents)
+    check_fit(base, latents)
 
     # the longest caption that is read whole
     tokenizer, limit = base.text_limit

@@ -1,8 +1,13 @@
-"""Train the base and the Plus adapter of the SD3 stack, like those of the bundled stack."""
+"""Train the base and the Plus adapter of the SD3 stack, like those of the bundled stack.
+
+Four of twelve tokens first learn where the object is, and K' and V' start from the keys and values
+that the base itself has of full captions (`training/init.py`).
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,7 +16,42 @@ from bundled_stack.sd3.base import PlainAttention
 from bundled_stack.sd3.export import pipeline
 from bundled_stack.sd3.text import CaptionEncoder
 from imageprompt.core import bundled
+from imageprompt.demo import scenes
+from imageprompt.hosts import training_of
 from imageprompt.training.config.config import Timesteps
+from imageprompt.training.data.dataset import indices_at
+from imageprompt.training.init import CaptionedCall, choose_states, fit_joint_layers
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "base": {"num_tokens": 12},
+    "plus": adapters.OPTIONS["plus"],
+}
+FITTED_BATCHES = 12
+
+
+def fit_to_captions(adapter: Any, samples: adapters.SceneDataset, words: int) -> None:
+    """Start K' and V' from what the base makes of so many words of the captions."""
+    base, times = samples.base, samples.base.timesteps
+
+    def call_at(step: int) -> CaptionedCall:
+        indices = indices_at(step, adapters.WARM_START_BATCH, len(samples), seed=1)
+        text, added = base.encode_text(
+            [scenes.caption(samples.scenes[index]) for index in indices.tolist()]
+        )
+        generator = torch.Generator().manual_seed(step)
+        clean = samples.latents[indices].float()
+        share = torch.sigmoid(times.mean + times.std * torch.randn(len(clean), generator=generator))
+        noise = torch.randn(clean.shape, generator=generator)
+        noisy = clean.lerp(noise, share[:, None, None, None])
+        return CaptionedCall(
+            samples.caption_states(step, words, 0)[1],
+            lambda states: choose_states(states, adapters.FULL_CAPTION, words),
+            lambda: training_of(base.denoiser).predict(
+                base.denoiser, noisy, 1000 * share, text, added, 1.0
+            ),
+        )
+
+    fit_joint_layers(adapter, base.denoiser, map(call_at, range(FITTED_BATCHES)))
 
 
 def sd3_base(work: Path) -> adapters.TrainableBase:
@@ -33,9 +73,10 @@ def sd3_base(work: Path) -> adapters.TrainableBase:
         encode,
         rate=1.5e-3,
         timesteps=Timesteps(uniform=0.35, mean=1.0, std=1.2),
-        init="copy",
-        contradicting=0.3,
+        contradicting=0.45,
         places=4,
+        options=OPTIONS,
+        fit_layers=fit_to_captions,
         name="sd3-",
     )
 

@@ -24,7 +24,13 @@ from imageprompt.core.spec import (
     Site,
     SiteKind,
 )
-from imageprompt.hosts.contract import ROLES_KEY, Training, argument, stated_roles
+from imageprompt.hosts.contract import (
+    ROLES_KEY,
+    JointTextLayers,
+    Training,
+    argument,
+    stated_roles,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -143,12 +149,18 @@ class TransformerHost:
 
     def text_weights(self, denoiser: nn.Module, name: str) -> tuple[Any, Any] | None:
         """Those of cross-attention, or of the text's side of joint attention."""
-        module: Any = denoiser.get_submodule(name)
         if next(iter(self.layers)) == "cross":
+            module: Any = denoiser.get_submodule(name)
             return module.to_k.weight, module.to_v.weight
-        if getattr(module, "add_k_proj", None) is None:
+        layers: Any = self.joint_text_layers(denoiser, name)
+        return None if layers is None else (layers.key.weight, layers.value.weight)
+
+    def joint_text_layers(self, denoiser: nn.Module, name: str) -> JointTextLayers | None:
+        module: Any = denoiser.get_submodule(name)
+        if next(iter(self.layers)) == "cross" or getattr(module, "add_k_proj", None) is None:
             return None
-        return module.add_k_proj.weight, module.add_v_proj.weight
+        norm = getattr(module, "norm_added_k", None)
+        return JointTextLayers(module.add_k_proj, module.add_v_proj, norm)
 
     def linears(self, denoiser: nn.Module, name: str) -> Mapping[str, nn.Module]:
         raise AttachError(

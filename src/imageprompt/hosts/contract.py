@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from imageprompt.core.errors import AttachError
 from imageprompt.core.spec import Arguments, HostSpec, KeywordArguments, Role, Shapes
@@ -153,6 +153,14 @@ class Host(Protocol):
         """The sites of a denoiser whose state dict has these tensors; None if it is another."""
 
 
+class JointTextLayers(NamedTuple):
+    """The layers of the text's keys and values, and the norm of its keys over a head, if any."""
+
+    key: nn.Module
+    value: nn.Module
+    norm: nn.Module | None
+
+
 class AttachableHost(Host, Protocol):
     """A denoiser family that adapters can be attached to."""
 
@@ -164,6 +172,12 @@ class AttachableHost(Host, Protocol):
 
         None where the text has none of its own. New K' and V' start from them if image tokens are
         as wide as the text.
+        """
+
+    def joint_text_layers(self, denoiser: nn.Module, name: str) -> JointTextLayers | None:
+        """What makes keys and values of the text's states at a site of joint attention.
+
+        None at other sites, and where the text has no layers of its own.
         """
 
     def linears(self, denoiser: nn.Module, name: str) -> Mapping[str, nn.Module]:

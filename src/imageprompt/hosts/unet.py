@@ -125,6 +125,9 @@ class UNetHost:
         layer: Any = denoiser.get_submodule(name)
         return layer.to_k.weight, layer.to_v.weight
 
+    def joint_text_layers(self, denoiser: nn.Module, name: str) -> None:
+        return None
+
     def linears(self, denoiser: nn.Module, name: str) -> dict[str, nn.Module]:
         layer: Any = denoiser.get_submodule(name)
         if layer.fused_projections:

@@ -3,14 +3,17 @@
 In the warm start the projector learns to reproduce the text states of the captions. K' and V' start
 as copies of the text's K and V. Tokens equal to the text encoder's states of a caption then act
 like these words, so a projector that comes close to such states has learned what words can say
-before the denoiser, which costs a hundred times more, runs at all. This step is not part of the
-IP-Adapter paper.
+before the denoiser, which costs a hundred times more, runs at all. In joint attention the text's
+states change from block to block, so its layers make something else of the tokens: there, least
+squares fits K' and V' to the keys and values that the captions have in each block. Neither step is
+part of the IP-Adapter paper.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,16 +21,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imageprompt.adapter.adapter import Adapter
+from imageprompt.adapter.attachment import AttachedDenoiser
 from imageprompt.core.errors import OptionError
 from imageprompt.core.hub import PARTS, part_of
 from imageprompt.loading import load_adapter_file
-from imageprompt.training.config.config import PartConfig, TrainingConfig
+from imageprompt.training.config.config import ConditionDropout, PartConfig, TrainingConfig
+from imageprompt.training.data.dataset import RandomStreams
 from imageprompt.training.data.feature_extractors import feature_to_read
 from imageprompt.training.loop.logging import log
+from imageprompt.training.loop.objective import NullConditions, Objective
 from imageprompt.variants import VARIANTS
 
 if TYPE_CHECKING:
     from imageprompt.adapter.pair import AdapterPair
+    from imageprompt.hosts.contract import JointTextLayers
 
 _KEYS = {"tokens": "tokens", "depth": "depth", "heads": "heads", "width": "inner_dim"}
 """Config key -> field of the projector's spec."""
@@ -147,8 +154,8 @@ def caption_warm_start(
     part: int | None = None,
     log: Callable[[str], None] = lambda line: None,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
-) -> None:
-    """Fit the projector to the captions' text states; skipped if all captions are the same.
+) -> bool:
+    """Fit the projector to the captions' text states; False if all captions are the same.
 
     `as_tokens` turns text states into what the base's attention reads, as wide as image tokens.
     `part` says which of a pair's features the adapter reads.
@@ -188,7 +195,7 @@ def caption_warm_start(
     epoch = -(-len(samples) // BATCH)
     if not captions_differ(pairs, min(steps, epoch)):
         log("warm start skipped: all pictures have the same caption, which carries no information")
-        return
+        return False
     adapter.module.requires_grad_(True)
     error = fit_projector_to_captions(
         adapter.module.image_proj,
@@ -203,6 +210,131 @@ def caption_warm_start(
             f"warm start has not converged (caption error {100 * error:.0f} %);"
             " use more warm_start_steps"
         )
+    return True
+
+
+FITTED_CAPTIONS = 768
+RIDGE = 0.01
+"""Of the tokens' mean square."""
+VALUES = 0.3
+"""Share of the text's values that V' starts at: in joint attention their softmax also covers the
+picture's rows."""
+
+
+@dataclass(frozen=True)
+class CaptionedCall:
+    """A call of a denoiser whose text is captions, and the tokens that stand for these.
+
+    `choose` takes the tokens' rows out of those of the text, [b, l, d] -> [b, N, d].
+    """
+
+    tokens: Tensor
+    choose: Callable[[Tensor], Tensor]
+    run: Callable[[], object]
+
+
+def fit_layers_to_captions(
+    config: TrainingConfig,
+    adapter: Adapter,
+    base: Any,
+    samples: Any,
+    objective: Objective,
+    *,
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> None:
+    """Where attention is joint, fit K' and V' to what the base makes of captions in each block.
+
+    The attached adapter gives nothing meanwhile; noise and timesteps are drawn as in training.
+    """
+    tokens = adapter.spec.tokens
+    assert tokens is not None  # the projector has learned captions
+    alone = replace(objective, dropout=ConditionDropout(0.0, 0.0, 0.0), scales=(0.0, 0.0))
+    nulls, size = NullConditions.of(samples), config.batch_size
+    steps = -(-FITTED_CAPTIONS // size)
+
+    def call_at(step: int) -> CaptionedCall:
+        on_progress("K' and V'", step, steps)
+        indices = samples.indices(step, size, config.seed)
+        streams = RandomStreams.at(config.seed, step * size, len(indices), step)
+        batch, lengths = samples.batch(indices, streams), samples.caption_batch(indices)[2]
+
+        def choose(states: Tensor) -> Tensor:
+            own = states[:, -batch.text.shape[1] :]  # AuraFlow has rows of its own before the text
+            return torch.cat(
+                [choose_states(own[row : row + 1], n, tokens) for row, n in enumerate(lengths)]
+            )
+
+        def run() -> None:
+            with alone.loss(adapter, base.denoiser, base.scheduler, batch, nulls, streams):
+                pass
+
+        return CaptionedCall(choose(base.as_tokens(batch.text)), choose, run)
+
+    fit_joint_layers(adapter, base.denoiser, map(call_at, range(steps)))
+    on_progress("K' and V'", steps, steps)
+
+
+@torch.no_grad()
+def fit_joint_layers(adapter: Adapter, denoiser: Any, calls: Iterable[CaptionedCall]) -> None:
+    """Least squares from the tokens of captions to the keys and values that these have in a block.
+
+    Layers that are not beside joint attention with layers for the text stay as they are.
+    """
+    on, layers = AttachedDenoiser.of(denoiser), adapter.module.ip_adapter
+    fits = [
+        _Fit(layers[site.file_id], text, site.heads)
+        for site in on.spec.sites
+        if site.file_id in layers
+        and (text := on.host.joint_text_layers(on.denoiser, site.name)) is not None
+    ]
+    square: Tensor | None = None
+    for call in calls if fits else ():
+        tokens = call.tokens.float().flatten(0, 1)
+        with ExitStack() as hooks:
+            for fit in fits:
+                hooks.enter_context(fit.listening(tokens, call.choose))
+            call.run()
+        square = tokens.T @ tokens + (0 if square is None else square)
+    if square is not None:
+        square += RIDGE * square.diagonal().mean() * torch.eye(len(square), device=square.device)
+        for fit in fits:
+            fit.solve(square)
+
+
+class _Fit:
+    """K' and V' of a site, and what is known of the keys and values they shall make of tokens."""
+
+    def __init__(self, site: Any, layers: JointTextLayers, heads: int) -> None:
+        self._to, self._layers, self._heads = (site.to_k_ip, site.to_v_ip), layers, heads
+        self._products: list[Tensor | float] = [0.0, 0.0]
+
+    @contextmanager
+    def listening(self, tokens: Tensor, choose: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Hear keys and values in the call inside, whose text `tokens` [b N, W] stand for."""
+
+        def hear(kind: int) -> Callable[[nn.Module, Any, Tensor], None]:
+            def keep(_: nn.Module, args: Any, output: Tensor) -> None:
+                if kind == 0 and self._layers.norm is not None:
+                    output = self._layers.norm(
+                        torch.unflatten(output, 2, (self._heads, -1))
+                    ).flatten(2)
+                goal = choose(output.float()).flatten(0, 1)
+                self._products[kind] = self._products[kind] + tokens.to(goal).T @ goal
+
+            return keep
+
+        layers = (self._layers.key, self._layers.value)
+        handles = [layer.register_forward_hook(hear(kind)) for kind, layer in enumerate(layers)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def solve(self, square: Tensor) -> None:
+        for layer, product, share in zip(self._to, self._products, (1.0, VALUES), strict=True):
+            assert isinstance(product, Tensor)
+            layer.weight.copy_(share * torch.linalg.solve(square.to(product), product).T)
 
 
 def captions_differ(pairs: Pairs, batches: int) -> bool:

@@ -22,7 +22,7 @@ from imageprompt.training.config.config import TrainingConfig
 from imageprompt.training.data.feature_extractors import FeatureExtractors, feature_to_read
 from imageprompt.training.data.views import PictureOptions
 from imageprompt.training.frozen_pipeline import FrozenPipeline
-from imageprompt.training.init import caption_warm_start, init_trained
+from imageprompt.training.init import caption_warm_start, fit_layers_to_captions, init_trained
 from imageprompt.training.loop import checkpoints
 from imageprompt.training.loop.checkpoints import RunIdentity
 from imageprompt.training.loop.distributed import Processes, run_lock
@@ -145,7 +145,7 @@ def _open_run(
         int8=config.quantize == "int8",
     )
     base.check_guidance_scale(config.guidance_scale)
-    encoders = FeatureExtractors(base, variant, feature_to_read(config))
+    encoders = FeatureExtractors(base, variant, feature_to_read(config), latents=config.latents)
     with Bars(visible and sys.stderr.isatty()) as bars:
         samples = open_dataset(
             config.data,
@@ -158,7 +158,7 @@ def _open_run(
             on_progress=bars.update,
         )
     torch.manual_seed(config.seed)
-    adapter = init_trained(config, base)
+    adapter, objective = init_trained(config, base), objective_of(config)
     adapter.attach(base.pipe, encoder=base.encoder if encoders.reads_pictures else None)
     fresh = not checkpoints.steps_in(config.folder / "checkpoints")
     warm_start = fresh and config.warm_start == "captions"
@@ -169,7 +169,7 @@ def _open_run(
                 parts = [(adapter, None)]
             else:
                 parts = [(adapter.content, 0), (adapter.style, 1)]
-            for one, part in parts:
+            differ = [
                 caption_warm_start(
                     config,
                     one,
@@ -178,6 +178,12 @@ def _open_run(
                     part=part,
                     log=log_line,
                     on_progress=bars.update,
+                )
+                for one, part in parts
+            ]
+            if isinstance(adapter, Adapter) and config.init == "copy" and all(differ):
+                fit_layers_to_captions(
+                    config, adapter, base, samples, objective, on_progress=bars.update
                 )
     if config.cache is not None:  # only validation needs the rest, and moves it there and back
         base.park(encoder=not config.online and config.pairs == "none")
@@ -200,7 +206,7 @@ def _open_run(
         samples,
         config,
         config.folder,
-        objective=objective_of(config),
+        objective=objective,
         identity=RunIdentity(config.identity(), samples.fingerprint(), allow_changes),
         processes=processes,
         trackers=config.trackers,

@@ -213,9 +213,7 @@ class CachedDataset(Dataset):
             streams.integers(views) if views > 1 else torch.zeros(len(indices), dtype=torch.long)
         )
         moments = self._read("moments", tensors["moments"][indices, numbers], "moments", kind)
-        scaling = self.index.latents
-        noise = streams.randn(scaling.channels(moments), *moments.shape[2:])
-        latents = scaling.sample(moments, noise)
+        latents = self._extractors.latents(self.index.latents, moments, streams)
         added = {}
         for name in self.null_added():
             added[name] = self._of_null("text", tensors["text"][indices], name)

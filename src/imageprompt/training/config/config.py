@@ -31,7 +31,15 @@ FREE_KEYS = frozenset(
 ) | frozenset(("validation", "trackers", "patience"))
 # Keys that runs of older versions do not state: they have the defaults.
 NEW_KEYS = frozenset(
-    ("feature", "shift", "loss_weighting", "guidance_scale", "max_sequence_length", "quantize")
+    (
+        "feature",
+        "shift",
+        "loss_weighting",
+        "guidance_scale",
+        "max_sequence_length",
+        "quantize",
+        "latents",
+    )
 ) | frozenset(("pairs", "content", "style"))
 
 _GET_ONE = "Write one with `imageprompt train --example tiny-base > config.yaml`."
@@ -176,6 +184,12 @@ class TrainingConfig:
         bool | tuple[tuple[int, int], ...],
         Key("keep aspect ratios, one shape per batch; or a list of [width, height]"),
     ] = False
+    latents: Annotated[
+        Literal["sample", "mean"],
+        Key(
+            "`sample` draws them from the VAE's distribution in every step; `mean`: always its mean"
+        ),
+    ] = "sample"
     views: Annotated[
         int,
         Key(

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -22,8 +22,8 @@ from imageprompt.encoding.encoders import Encoder
 from imageprompt.hosts import denoiser_of
 from imageprompt.loading import largest_side
 from imageprompt.training.config.config import TrainingConfig
-from imageprompt.training.data.dataset import Features
-from imageprompt.training.data.latents import Vae
+from imageprompt.training.data.dataset import Features, RandomStreams
+from imageprompt.training.data.latents import LatentScaling, Vae
 from imageprompt.training.data.sources import Records
 from imageprompt.training.data.views import PictureOptions, Size
 from imageprompt.variants import VARIANTS, Variant, chosen_feature, encode_null
@@ -68,7 +68,12 @@ class FeatureExtractors:
     """
 
     def __init__(
-        self, base: FrozenModels, variant: Variant, feature: Feature | None = None
+        self,
+        base: FrozenModels,
+        variant: Variant,
+        feature: Feature | None = None,
+        *,
+        latents: Literal["sample", "mean"] = "sample",
     ) -> None:
         """`feature` is another one than the variant's own.
 
@@ -84,7 +89,7 @@ class FeatureExtractors:
             )
         self.feature: Feature = feature or variant.feature
         self.null_rule: NullRule = variant.null_rule
-        self._base = base
+        self._base, self._latents = base, latents
         self.vae = Vae.of(base.pipe)
         _check_channels(base, self.vae.channels)
         if base.encoder is None and self.reads_pictures:
@@ -107,6 +112,11 @@ class FeatureExtractors:
         return self.feature.reads_faces
 
     # ── latents ─────────────────────────────────────────────────────────────────────────────────
+
+    def latents(self, scaling: LatentScaling, moments: Tensor, streams: RandomStreams) -> Tensor:
+        """The latents of these moments; the noise is drawn even if it has no part in them."""
+        noise = streams.randn(scaling.channels(moments), *moments.shape[2:])
+        return scaling.sample(moments, noise * (self._latents == "sample"))
 
     def check_sizes(self, sizes: Sequence[Size]) -> None:
         """Raises OptionError for pictures that the denoiser cannot cut into its patches, or for

@@ -86,12 +86,10 @@ class OnlineDataset(Dataset):
         views = self._views(rows, streams)
         cropped = [view.apply(row.picture) for view, row in zip(views, rows, strict=True)]
         moments = self._extractors.vae.encode(cropped)
-        scaling = self._extractors.vae.scaling
-        noise = streams.randn(scaling.channels(moments), *moments.shape[2:])
+        latents = self._extractors.latents(self._extractors.vae.scaling, moments, streams)
         text, added = self._text([row.record.text for row in rows])
         if "text_embeds" in added:
             added["time_ids"] = torch.tensor([view.time_ids() for view in views]).float()
-        latents = scaling.sample(moments, noise)
         return Batch(latents, text, self._features(rows, streams), added)
 
     def null_text(self) -> Tensor:
