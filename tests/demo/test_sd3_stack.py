@@ -203,6 +203,7 @@ class FewSamples(adapters.SceneDataset):
 
 
 def test_layers_fitted_to_captions_say_what_the_base_hears_of_others(folder: Path) -> None:
+    torch.manual_seed(0)
     base = sd3_base(folder)
     fitted, copies = (
         ip.Adapter.create(

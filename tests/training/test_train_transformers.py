@@ -135,6 +135,12 @@ def test_from_pictures_to_an_adapter_that_generates(
     assert "warm start" in capsys.readouterr().err
     report = ip.inspect(result.adapter)
     assert report.as_dict()["host"] == "sd3"
+    # the warm start leaves K' and V' of a file alone
+    again = keys | {"adapter": str(result.adapter), "output": str(tmp_path / "again")}
+    unlearned = ip.train(again | {"learning_rate": 1e-12, "steps": 1, "validate_every": 0})
+    before, after = (ip.Adapter.load(str(one.adapter)) for one in (result, unlearned))
+    for one, other in zip(before.module.sites, after.module.sites, strict=True):
+        torch.testing.assert_close(one.to_v_ip.weight, other.to_v_ip.weight)
     assert cli.main(["validate", str(result.adapter), "--base", str(base)]) == 0
     made = [
         "generate",

@@ -242,9 +242,9 @@ def fit_layers_to_captions(
     *,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> None:
-    """Where attention is joint, fit K' and V' to what the base makes of captions in each block.
+    """Where attention is joint, fit K' and V' to the captions' keys and values in each block.
 
-    The attached adapter gives nothing meanwhile; noise and timesteps are drawn as in training.
+    The attached adapter is at scale 0 meanwhile; noise and timesteps are drawn as in training.
     """
     tokens = adapter.spec.tokens
     assert tokens is not None  # the projector has learned captions
@@ -253,7 +253,6 @@ def fit_layers_to_captions(
     steps = -(-FITTED_CAPTIONS // size)
 
     def call_at(step: int) -> CaptionedCall:
-        on_progress("K' and V'", step, steps)
         indices = samples.indices(step, size, config.seed)
         streams = RandomStreams.at(config.seed, step * size, len(indices), step)
         batch, lengths = samples.batch(indices, streams), samples.caption_batch(indices)[2]
@@ -266,19 +265,18 @@ def fit_layers_to_captions(
 
         def run() -> None:
             with alone.loss(adapter, base.denoiser, base.scheduler, batch, nulls, streams):
-                pass
+                on_progress("K' and V'", step + 1, steps)
 
         return CaptionedCall(choose(base.as_tokens(batch.text)), choose, run)
 
     fit_joint_layers(adapter, base.denoiser, map(call_at, range(steps)))
-    on_progress("K' and V'", steps, steps)
 
 
 @torch.no_grad()
 def fit_joint_layers(adapter: Adapter, denoiser: Any, calls: Iterable[CaptionedCall]) -> None:
-    """Least squares from the tokens of captions to the keys and values that these have in a block.
+    """Least squares from the tokens of captions to the captions' keys and values at every site.
 
-    Layers that are not beside joint attention with layers for the text stay as they are.
+    Sites where the text has no layers of its own stay as they are.
     """
     on, layers = AttachedDenoiser.of(denoiser), adapter.module.ip_adapter
     fits = [
@@ -302,7 +300,7 @@ def fit_joint_layers(adapter: Adapter, denoiser: Any, calls: Iterable[CaptionedC
 
 
 class _Fit:
-    """K' and V' of a site, and what is known of the keys and values they shall make of tokens."""
+    """K' and V' of one site, and the sums that their least squares need."""
 
     def __init__(self, site: Any, layers: JointTextLayers, heads: int) -> None:
         self._to, self._layers, self._heads = (site.to_k_ip, site.to_v_ip), layers, heads
@@ -310,7 +308,7 @@ class _Fit:
 
     @contextmanager
     def listening(self, tokens: Tensor, choose: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """Hear keys and values in the call inside, whose text `tokens` [b N, W] stand for."""
+        """Add the keys and values of the call inside; `tokens` [b N, W] stand for its text."""
 
         def hear(kind: int) -> Callable[[nn.Module, Any, Tensor], None]:
             def keep(_: nn.Module, args: Any, output: Tensor) -> None:

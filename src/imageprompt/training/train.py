@@ -181,7 +181,8 @@ def _open_run(
                 )
                 for one, part in parts
             ]
-            if isinstance(adapter, Adapter) and config.init == "copy" and all(differ):
+            new = config.adapter is None and config.init == "copy"
+            if isinstance(adapter, Adapter) and new and all(differ):
                 fit_layers_to_captions(
                     config, adapter, base, samples, objective, on_progress=bars.update
                 )
