@@ -7,6 +7,7 @@ the adapter is trained like any other.
 from __future__ import annotations
 
 import argparse
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -60,8 +61,6 @@ class TrainableBase:
     dataset: Callable[..., Dataset] | None = None
     """Its samples, where they are not those of the pool."""
     objective: type[Objective] = Objective
-    values: float = 1.0
-    """V' start at this share of the text's V, whose softmax also covers the picture's rows."""
     fit_layers: Callable[[Any, Any, int], None] | None = None
     """Where K' and V' start instead: fits those of an adapter to samples, for so many words."""
     name: str = ""
@@ -118,7 +117,44 @@ class DrawnDataset(Dataset):
         return self._null_features
 
 
-class SceneDataset(DrawnDataset):
+class CaptionedDataset(DrawnDataset):
+    """Samples whose captions an adapter can learn first.
+
+    Subclasses also set the latents, and `same`, the features of the references.
+    """
+
+    latents: Tensor
+    same: Tensor
+
+    @abstractmethod
+    def full_captions(self, indices: Tensor) -> list[str]:
+        """Captions that tell all that a reference shows."""
+
+    @abstractmethod
+    def choose_words(self, states: Tensor, indices: Tensor, words: int) -> Tensor:
+        """The rows of so many words of `full_captions`, [b, l, d] -> [b, words, d]."""
+
+    @abstractmethod
+    def geometry(self, indices: Tensor) -> list[Tensor]:
+        """Centre, size and turn [b, 4] of each object."""
+
+    def caption_states(self, step: int, tokens: int, places: int) -> tuple[Tensor, Tensor]:
+        """Features of the references of a step; the states of their captions, tokens of places."""
+        indices = indices_at(step, WARM_START_BATCH, len(self), seed=1)
+        denoiser = self.base.denoiser
+        with torch.no_grad():
+            states = self.base.encode_text(self.full_captions(indices))[0]
+            states = training_of(denoiser).as_tokens(
+                denoiser, self.choose_words(states, indices, tokens - places)
+            )
+        if places:
+            objects = self.geometry(indices)
+            own = [place_tokens(one, places // len(objects), states) for one in objects]
+            states = torch.cat((states, *own), dim=1)
+        return self.same[indices].float(), states
+
+
+class SceneDataset(CaptionedDataset):
     """Latents, captions and encoded references of the pool."""
 
     def __init__(self, work: Path, kind: str, base: TrainableBase, null_features: Tensor) -> None:
@@ -156,20 +192,14 @@ class SceneDataset(DrawnDataset):
         text, added = self.base.encode_text(lines)
         return Batch(self.latents[indices].float(), text, features, added)
 
-    def caption_states(self, step: int, tokens: int, places: int) -> tuple[Tensor, Tensor]:
-        """Features of the references of a step; the states of their captions, tokens of places."""
-        indices = indices_at(step, WARM_START_BATCH, len(self), seed=1)
-        chosen = [self.scenes[index] for index in indices.tolist()]
-        states = self.base.encode_text([scenes.caption(scene) for scene in chosen])[0]
-        denoiser = self.base.denoiser
-        with torch.no_grad():
-            states = training_of(denoiser).as_tokens(
-                denoiser, choose_states(states, FULL_CAPTION, tokens - places)
-            )
-        if places:
-            geometry = torch.tensor([scene.geometry() for scene in chosen])
-            states = torch.cat((states, place_tokens(geometry, places, states)), dim=1)
-        return self.same[indices].float(), states
+    def full_captions(self, indices: Tensor) -> list[str]:
+        return [scenes.caption(self.scenes[index]) for index in indices.tolist()]
+
+    def choose_words(self, states: Tensor, indices: Tensor, words: int) -> Tensor:
+        return choose_states(states, FULL_CAPTION, words)
+
+    def geometry(self, indices: Tensor) -> list[Tensor]:
+        return [torch.tensor([self.scenes[index].geometry() for index in indices.tolist()])]
 
 
 def fit(
@@ -238,10 +268,6 @@ def train(base: TrainableBase, work: Path, variant: str, steps: int, batch: int 
             f"{variant}: {left:.1%} of the captions' variance unexplained after {count} steps",
             flush=True,
         )
-        with torch.no_grad():
-            for key, weight in adapter.module.named_parameters():
-                if key.endswith("to_v_ip.weight"):
-                    weight.mul_(base.values)
         if base.fit_layers is not None:
             base.fit_layers(adapter, samples, tokens - places)
         adapter.save(start)

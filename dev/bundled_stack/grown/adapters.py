@@ -23,15 +23,16 @@ from bundled_stack import adapters
 from bundled_stack.base import Captions
 from bundled_stack.checkpoints import load_state
 from bundled_stack.grown import pool, vision
-from bundled_stack.grown.base import NEAR_WEIGHT, SETTLED
+from bundled_stack.grown.base import SETTLED, near_weights
 from bundled_stack.grown.export import pipeline
 from bundled_stack.grown.features import changed_copies
 from bundled_stack.grown.labels import near_objects, objects
+from bundled_stack.sd3.adapters import fit_to_captions
 from bundled_stack.sd3.base import PlainAttention
 from imageprompt.demo import scenes_128 as scenes
 from imageprompt.hosts import training_of
 from imageprompt.training.config.config import Timesteps
-from imageprompt.training.data.dataset import Batch, RandomStreams, indices_at
+from imageprompt.training.data.dataset import Batch, RandomStreams
 from imageprompt.training.loop.noise_schedule import NoiseSchedule
 from imageprompt.training.loop.objective import NullConditions, Objective, RandomDraws
 
@@ -79,8 +80,8 @@ class TaughtObjective(Objective):
                     rows[:, None, None, None]
                     for rows in (times < 1000 * SETTLED, ~draws.drop_image)
                 )
-                to_sample = (1 + NEAR_WEIGHT * batch.near * settled) * (found - target) ** 2
-                to_teacher = (1 + NEAR_WEIGHT * batch.near) * shown * (found - taught) ** 2
+                to_sample = near_weights(batch.near * settled) * (found - target) ** 2
+                to_teacher = near_weights(batch.near) * shown * (found - taught) ** 2
                 yield (to_sample + to_teacher).flatten(1).mean(1)
 
 
@@ -110,7 +111,7 @@ def geometry(scene: scenes.Scene) -> list[list[float]]:
     return [rows[0], rows[-1]]
 
 
-class GrownDataset(adapters.DrawnDataset):
+class GrownDataset(adapters.CaptionedDataset):
     """Latents, captions and encoded references of the first `count` of `total` pictures."""
 
     def __init__(
@@ -169,20 +170,20 @@ class GrownDataset(adapters.DrawnDataset):
             near=self.near[indices].float(),
         )
 
-    def caption_states(self, step: int, tokens: int, places: int) -> tuple[Tensor, Tensor]:
-        """Features of the references of a step; the states of their captions, tokens of places."""
-        indices = indices_at(step, adapters.WARM_START_BATCH, len(self), seed=1)
-        chosen = [in_reading_order(self.scenes[index]) for index in indices.tolist()]
-        states = self.base.encode_text([scenes.caption(scene) for scene in chosen])[0]
-        rows = torch.tensor([word_positions(scene) for scene in chosen])
-        assert rows.shape[1] == tokens - places
-        denoiser = self.base.denoiser
-        with torch.no_grad():
-            states = states.gather(1, rows[:, :, None].expand(-1, -1, states.shape[2]))
-            states = training_of(denoiser).as_tokens(denoiser, states)
-        both = torch.tensor([geometry(scene) for scene in chosen]).unbind(1)
-        own = [adapters.place_tokens(one, places // 2, states) for one in both]
-        return self.same[indices].float(), torch.cat((states, *own), dim=1)
+    def full_captions(self, indices: Tensor) -> list[str]:
+        return [scenes.caption(scene) for scene in self._read(indices)]
+
+    def choose_words(self, states: Tensor, indices: Tensor, words: int) -> Tensor:
+        rows = torch.tensor([word_positions(scene) for scene in self._read(indices)])
+        assert rows.shape[1] == words
+        return states.gather(1, rows[:, :, None].expand(-1, -1, states.shape[2]))
+
+    def geometry(self, indices: Tensor) -> list[Tensor]:
+        both = torch.tensor([geometry(scene) for scene in self._read(indices)])
+        return list(both.unbind(1))
+
+    def _read(self, indices: Tensor) -> list[scenes.Scene]:
+        return [in_reading_order(self.scenes[index]) for index in indices.tolist()]
 
 
 def grown_base(work: Path, count: int, total: int) -> adapters.TrainableBase:
@@ -205,14 +206,13 @@ def grown_base(work: Path, count: int, total: int) -> adapters.TrainableBase:
         encode,
         rate=1.5e-3,
         timesteps=Timesteps(uniform=0.4, mean=1.1, std=1.2),
-        init="copy",
-        values=0.15,
         contradicting=0.3,
         places=4,
         name="grown-",
         options=OPTIONS,
         objective=TaughtObjective,
         dataset=partial(GrownDataset, count=count, total=total),
+        fit_layers=fit_to_captions,
     )
 
 

@@ -51,8 +51,9 @@ GUIDANCE, STEPS = 4.0, 20
 SIZES = {"sample_size": scenes.SIZE // 8, "patch_size": 2, "pos_embed_max_size": 8}
 MEAN_TIME = 0.8  # four times as many latents as in the easy world hide an object less
 CELL_BLOCK, CELL_WEIGHT, OUTLINE_WEIGHT = 2, 0.05, 0.5
-# a small object covers 3 % of the latents; below this share of noise its place is settled
-NEAR_WEIGHT, SETTLED = 3.0, 0.8
+# a small object covers 3 % of the latents, so those near objects weigh as much again as .6 of all;
+# below this share of noise it is settled where they are
+NEAR_SHARE, SETTLED = 0.6, 0.8
 
 
 class Base(nn.Module):
@@ -84,10 +85,22 @@ class Base(nn.Module):
     def _keep_rows(self, module: nn.Module, given: Any, found: tuple[Tensor, Tensor]) -> None:
         self._rows = found[1]
 
-    def forward(self, noisy: Tensor, times: Tensor, tokens: Tensor, extra: int = 0) -> Tensor:
-        """Noise minus latents, for noisy latents, shares of noise and token ids [n, 24]."""
+    def forward(
+        self,
+        noisy: Tensor,
+        times: Tensor,
+        tokens: Tensor,
+        extra: int = 0,
+        pooled_tokens: Tensor | None = None,
+    ) -> Tensor:
+        """Noise minus latents, for noisy latents, shares of noise and token ids [n, 24].
+
+        `pooled_tokens`: the pooled embedding is of these instead.
+        """
         out = self.text(tokens, output_hidden_states=True)
         states, pooled = out.hidden_states[-2], out.text_embeds
+        if pooled_tokens is not None:
+            pooled = self.text(pooled_tokens).text_embeds
         states = F.pad(torch.cat([states, states], 2), (0, 0, 0, extra))
         pooled = torch.cat([pooled, pooled], 1)
         found: Tensor = self.transformer(noisy, states, pooled, 1000 * times, return_dict=False)[0]
@@ -176,8 +189,24 @@ def _encode(work: Path, count: int, device: str) -> dict[str, Any]:
 def matching_loss(prediction: Tensor, target: Tensor, times: Tensor, owners: Tensor) -> Tensor:
     """Mean squared error, in which latents of an object and beside it count more."""
     settled = (times < SETTLED)[:, None, None, None]
-    weights = 1 + NEAR_WEIGHT * near_objects(owners) * settled
-    return (weights * (prediction - target) ** 2).mean()
+    return (near_weights(near_objects(owners) * settled) * (prediction - target) ** 2).mean()
+
+
+def near_weights(near: Tensor) -> Tensor:
+    """Weights of latents by whether they are near objects [n, 1, h, w]; few of them weigh more."""
+    return 1 + NEAR_SHARE * near / near.mean((1, 2, 3), keepdim=True).clamp(min=0.02)
+
+
+def told_less(line: str, scene: scenes.Scene, rng: np.random.Generator) -> str:
+    """What the pooled embedding tells: the same, or less.
+
+    An adapter's tokens stand for text states only. A base that reads shapes from the pooled
+    embedding draws them worse without it.
+    """
+    chance = rng.random()
+    if not line or chance < 0.4:
+        return line
+    return "" if chance < 0.75 else scenes.random_caption(scene, rng, full=0.0, empty=0.3)
 
 
 @torch.no_grad()
@@ -248,7 +277,13 @@ def train(options: argparse.Namespace) -> None:
         lines = [
             scenes.random_caption(all_scenes[index], rng, full=0.6, empty=0.1) for index in drawn
         ]
-        tokens = torch.tensor([captions.encode(line) for line in lines]).to(device)
+        told = [
+            told_less(line, all_scenes[index], rng)
+            for line, index in zip(lines, drawn, strict=True)
+        ]
+        tokens, pooled_tokens = (
+            torch.tensor([captions.encode(line) for line in of]).to(device) for of in (lines, told)
+        )
         clean = values[chosen].float()
         times = draw_times(batch, generator, MEAN_TIME).to(device)
         noise = torch.randn_like(clean)
@@ -257,10 +292,12 @@ def train(options: argparse.Namespace) -> None:
             torch.compiler.set_stance("force_eager" if many else "default"),
             torch.autocast(device, torch.bfloat16),
         ):
-            prediction = model((1 - share) * clean + share * noise, times, tokens, extra)
+            prediction = model(
+                (1 - share) * clean + share * noise, times, tokens, extra, pooled_tokens
+            )
             cells, drawn_edges = model.cell_outputs()
         match = matching_loss(prediction.float(), noise - clean, times, owners[chosen])
-        named = cell_loss(cells, words[chosen], owners[chosen], where[chosen])
+        named = cell_loss(cells, words[chosen], owners[chosen], where[chosen], even=True)
         outlined = F.binary_cross_entropy_with_logits(drawn_edges.float(), edges[chosen].float())
         run.step(
             match + CELL_WEIGHT * named + OUTLINE_WEIGHT * outlined,

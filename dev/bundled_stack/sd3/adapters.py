@@ -17,11 +17,10 @@ from bundled_stack.sd3.base import PlainAttention
 from bundled_stack.sd3.export import pipeline
 from bundled_stack.sd3.text import CaptionEncoder
 from imageprompt.core import bundled
-from imageprompt.demo import scenes
 from imageprompt.hosts import training_of
 from imageprompt.training.config.config import Timesteps
 from imageprompt.training.data.dataset import indices_at
-from imageprompt.training.init import CaptionedCall, choose_states, fit_joint_layers
+from imageprompt.training.init import CaptionedCall, fit_joint_layers
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "base": {"num_tokens": 12},
@@ -30,15 +29,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 FITTED_BATCHES = 12
 
 
-def fit_to_captions(adapter: Any, samples: adapters.SceneDataset, words: int) -> None:
+def fit_to_captions(adapter: Any, samples: adapters.CaptionedDataset, words: int) -> None:
     """Start K' and V' from what the base makes of so many words of the captions."""
     base, times = samples.base, samples.base.timesteps
 
     def call_at(step: int) -> CaptionedCall:
         indices = indices_at(step, adapters.WARM_START_BATCH, len(samples), seed=1)
-        text, added = base.encode_text(
-            [scenes.caption(samples.scenes[index]) for index in indices.tolist()]
-        )
+        text, added = base.encode_text(samples.full_captions(indices))
         generator = torch.Generator().manual_seed(step)
         clean = samples.latents[indices].float()
         share = torch.sigmoid(times.mean + times.std * torch.randn(len(clean), generator=generator))
@@ -46,7 +43,7 @@ def fit_to_captions(adapter: Any, samples: adapters.SceneDataset, words: int) ->
         noisy = clean.lerp(noise, share[:, None, None, None])
         return CaptionedCall(
             samples.caption_states(step, words, 0)[1],
-            lambda states: choose_states(states, adapters.FULL_CAPTION, words),
+            lambda states: samples.choose_words(states, indices, words),
             lambda: training_of(base.denoiser).predict(
                 base.denoiser, noisy, 1000 * share, text, added, 1.0
             ),
