@@ -33,7 +33,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "base": {"num_tokens": 4},
     "plus": {"num_tokens": 12, "depth": 4, "inner_dim": 64, "heads": 1},
 }
-WARM_START_STEPS = 3000
 WARM_START_BATCH = 64
 FULL_CAPTION = 11  # tokens of "a striped red star on a plain blue background", with start and end
 
@@ -61,6 +60,7 @@ class TrainableBase:
     dataset: Callable[..., Dataset] | None = None
     """Its samples, where they are not those of the pool."""
     objective: type[Objective] = Objective
+    warm_start_steps: int = 3000
     fit_layers: Callable[[Any, Any, int], None] | None = None
     """Where K' and V' start instead: fits those of an adapter to samples, for so many words."""
     name: str = ""
@@ -258,7 +258,7 @@ def train(base: TrainableBase, work: Path, variant: str, steps: int, batch: int 
         )
         tokens = base.options[variant]["num_tokens"]
         places = base.places if tokens > base.places else 0
-        count = min(WARM_START_STEPS, steps)
+        count = min(base.warm_start_steps, steps)
         left = fit_projector_to_captions(
             adapter.module.image_proj,
             lambda step: samples.caption_states(step, tokens, places),

@@ -212,6 +212,7 @@ def grown_base(work: Path, count: int, total: int) -> adapters.TrainableBase:
         options=OPTIONS,
         objective=TaughtObjective,
         dataset=partial(GrownDataset, count=count, total=total),
+        warm_start_steps=4500,
         fit_layers=fit_to_captions,
     )
 
