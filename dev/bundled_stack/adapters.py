@@ -51,6 +51,8 @@ class TrainableBase:
     encode_text: Callable[[list[str]], TextStates]
     rate: float
     timesteps: Timesteps
+    shift: float | None = None
+    """Of the noise levels that are drawn; the scheduler's own by default."""
     init: Literal["copy", "zero"] | None = None
     contradicting: float = 0.2
     """Share of samples whose reference the caption contradicts."""
@@ -221,6 +223,7 @@ def fit(
         schedule="cosine",
         decay_from=0.5,
         timesteps=base.timesteps,
+        shift=base.shift,
         **own,
     )
     trainer = Trainer(

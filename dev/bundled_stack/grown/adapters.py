@@ -206,6 +206,7 @@ def grown_base(work: Path, count: int, total: int) -> adapters.TrainableBase:
         encode,
         rate=1.5e-3,
         timesteps=Timesteps(uniform=0.4, mean=1.1, std=1.2),
+        shift=1.0,
         contradicting=0.3,
         places=4,
         name="grown-",

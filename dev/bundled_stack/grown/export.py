@@ -24,6 +24,7 @@ from imageprompt.loading.pipeline import TEXT_TOKENS_KEY
 
 STACK = BUNDLED.with_name(bundled.FOLDERS[bundled.SD3_128])
 LIMIT = 22_000_000
+SHIFT = 2.0  # sampling spends more steps on much noise, where adapters lay the objects out
 LINKS = {
     "text_encoder_2/model.safetensors": "../text_encoder/model.safetensors",
     "tokenizer_2/tokenizer.json": "../tokenizer/tokenizer.json",
@@ -57,7 +58,7 @@ def pipeline(work: Path, total: int) -> Any:
     tokenizer, t5 = zero_t5(words)
     return StableDiffusion3Pipeline(
         transformer=base.transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
         vae=autoencoder(work, total),
         text_encoder=base.text,
         tokenizer=build_tokenizer(words),
