@@ -12,7 +12,7 @@ from bundled_stack.grown.export import STACK, export
 from bundled_stack.stages import run_parallel
 
 COUNT, VISION_COUNT, JUDGE_COUNT, REFERENCES = 48_000, 132_000, 40_000, 24_000  # pictures
-MINUTES = {"judge": 22.0, "vae": 13.0, "vision": 168.0, "base": 150.0}
+MINUTES = {"judge": 22.0, "vae": 13.0, "vision": 168.0, "base": 195.0}
 ADAPTER_STEPS = 8000
 
 

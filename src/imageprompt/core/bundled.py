@@ -19,7 +19,7 @@ ONE_OBJECT = (NAME, SD3)
 
 STEPS = 20
 GUIDANCE = 5.0
-GUIDANCE_128 = 3.0
+GUIDANCE_128 = 4.0
 """The settings at which their pictures look best; GUIDANCE_128 is for larger scenes. Other
 pipelines keep their own defaults."""
 
