@@ -156,6 +156,20 @@ def test_a_log_stays_small_and_keeps_what_counts() -> None:
     asyncio.run(check())
 
 
+def test_a_reader_who_leaves_while_something_happens_is_gone() -> None:
+    async def check() -> None:
+        log = EventLog()
+        assert not await log.wait(0.001)
+        reader = asyncio.create_task(log.wait(60))
+        await asyncio.sleep(0)
+        log.add("progress", index=0, step=1)
+        reader.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reader
+
+    asyncio.run(check())
+
+
 def test_an_event_is_one_line_whatever_is_in_it() -> None:
     async def check() -> None:
         log = EventLog()

@@ -60,14 +60,14 @@ class Program:
         out, err = map(_content, self._streams)
         return subprocess.CompletedProcess(self._command, self.process.exitcode, out, err)
 
+    def __del__(self) -> None:
+        if self.process.is_alive():
+            self.process.kill()
+
 
 def run(code: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a program to its end."""
     return Program(code, *arguments, cwd=cwd).wait()
-
-    def __del__(self) -> None:
-        if self.process.is_alive():
-            self.process.kill()
 
 
 class Popen(subprocess.Popen[Any]):

@@ -56,9 +56,14 @@ class EventLog:
         """The events after one, in order."""
         return iter([event for event in self._events.values() if event.number > number])
 
-    async def wait(self) -> None:
-        """Until something happens."""
-        await self._changed.wait()
+    async def wait(self, seconds: float | None = None) -> bool:
+        """Until something happens; False if nothing does for so many seconds."""
+        try:
+            async with asyncio.timeout(seconds):  # wait_for of Python 3.11 can lose a cancellation
+                await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def wake(self) -> None:
         """Let the readers look again."""

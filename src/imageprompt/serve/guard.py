@@ -229,9 +229,8 @@ class _Body:
         if not announced.isdecimal() or len(announced) > 15 or int(announced) > self._limit:
             raise too_large("the body", self._limit)
         try:
-            message = await asyncio.wait_for(
-                self._receive(), timeout=max(0.01, self._end - time.monotonic())
-            )
+            async with asyncio.timeout(max(0.01, self._end - time.monotonic())):
+                message = await self._receive()
         except TimeoutError:
             problem = Problem("too_slow", "the body took too long", None, "Send it again.")
             raise ApiError(408, problem) from None

@@ -335,9 +335,7 @@ class Service:
                     continue
                 if job.log.ended or (self.admission.draining and job.record.state == "queued"):
                     return
-                try:
-                    await asyncio.wait_for(job.log.wait(), timeout=PING_SECONDS)
-                except TimeoutError:
+                if not await job.log.wait(PING_SECONDS):
                     yield None
         finally:
             self._runner.watch(job, -1)

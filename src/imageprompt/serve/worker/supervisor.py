@@ -98,7 +98,8 @@ class Supervisor:
         self._answers[number] = answer
         try:
             self.send(Message("task", {"id": number, "name": name, "arguments": arguments}))
-            return await asyncio.wait_for(answer, timeout)
+            async with asyncio.timeout(timeout):
+                return await answer
         except TimeoutError:
             raise ApiError(
                 504, Problem("timeout", f"no answer within {timeout:g} s", None, "Try again.")
