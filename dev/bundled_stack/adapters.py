@@ -122,11 +122,39 @@ class DrawnDataset(Dataset):
 class CaptionedDataset(DrawnDataset):
     """Samples whose captions an adapter can learn first.
 
-    Subclasses also set the latents, and `same`, the features of the references.
+    Subclasses also set the latents, and the features of the references: `same`, and `other`, of
+    references that show something else.
     """
 
     latents: Tensor
     same: Tensor
+    other: Tensor
+
+    def batch(self, indices: Tensor, streams: RandomStreams) -> Batch:
+        """Random partial captions; some of the references contradict their caption."""
+        seeds = streams.integers(2**62).tolist()
+        contradicting = streams.rand() < self.base.contradicting
+        lines = []
+        for row, index in enumerate(indices.tolist()):
+            rng = np.random.default_rng(seeds[row])
+            if contradicting[row]:
+                lines.append(self.corrected_caption(index, rng))
+            elif rng.random() < 0.3:
+                lines.append("a shape")
+            else:
+                lines.append(self.partial_caption(index, rng))
+        mask = contradicting.reshape(-1, *(1,) * (self.same.ndim - 1))
+        features = torch.where(mask, self.other[indices], self.same[indices]).float()
+        text, added = self.base.encode_text(lines)
+        return Batch(self.latents[indices].float(), text, features, added)
+
+    @abstractmethod
+    def corrected_caption(self, index: int, rng: np.random.Generator) -> str:
+        """A caption that tells what the other reference shows differently, and some more words."""
+
+    @abstractmethod
+    def partial_caption(self, index: int, rng: np.random.Generator) -> str:
+        """A caption with some of the words."""
 
     @abstractmethod
     def full_captions(self, indices: Tensor) -> list[str]:
@@ -171,28 +199,13 @@ class SceneDataset(CaptionedDataset):
         self.other = torch.cat([shard[f"other_{kind}"] for shard in shards])
         self.changed = torch.cat([shard["changed"] for shard in shards])
 
-    def batch(self, indices: Tensor, streams: RandomStreams) -> Batch:
-        """Random partial captions; some of the references contradict their caption."""
-        seeds = streams.integers(2**62).tolist()
-        contradicting = streams.rand() < self.base.contradicting
-        lines = []
-        for row, index in enumerate(indices.tolist()):
-            rng, scene = np.random.default_rng(seeds[row]), self.scenes[index]
-            if contradicting[row]:
-                named = {
-                    name
-                    for name, changed in zip(scenes.ATTRIBUTES, self.changed[index], strict=True)
-                    if changed or rng.random() < 0.2
-                }
-                lines.append(scenes.caption(scene, named))
-            elif rng.random() < 0.3:
-                lines.append("a shape")
-            else:
-                lines.append(scenes.random_caption(scene, rng, full=0.05, empty=0.5))
-        mask = contradicting.reshape(-1, *(1,) * (self.same.ndim - 1))
-        features = torch.where(mask, self.other[indices], self.same[indices]).float()
-        text, added = self.base.encode_text(lines)
-        return Batch(self.latents[indices].float(), text, features, added)
+    def corrected_caption(self, index: int, rng: np.random.Generator) -> str:
+        changed = zip(scenes.ATTRIBUTES, self.changed[index], strict=True)
+        named = {name for name, differs in changed if differs or rng.random() < 0.2}
+        return scenes.caption(self.scenes[index], named)
+
+    def partial_caption(self, index: int, rng: np.random.Generator) -> str:
+        return scenes.random_caption(self.scenes[index], rng, full=0.05, empty=0.5)
 
     def full_captions(self, indices: Tensor) -> list[str]:
         return [scenes.caption(self.scenes[index]) for index in indices.tolist()]

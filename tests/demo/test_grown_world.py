@@ -272,6 +272,24 @@ def test_latents_near_objects_weigh_alike_however_few_they_are() -> None:
     assert (weights[2] == 1).all()
 
 
+def test_a_teacher_is_not_heard_near_objects_before_they_are_settled() -> None:
+    shape = (3, 1, 2, 2)
+    near = torch.zeros(shape)
+    near[:, :, 0, 0] = 1
+    heavy = 1 + base.NEAR_SHARE / 0.25  # the weight of the one latent near an object
+    loss = grown_adapters.taught_loss(
+        torch.full(shape, 3.0),
+        torch.zeros(shape),
+        torch.ones(shape),
+        near,
+        settled=torch.tensor([True, False, True]),
+        shown=torch.tensor([True, True, False]),
+    )
+    to_sample = 9 * (heavy + 3) / 4
+    expected = [to_sample + 4 * (heavy + 3) / 4, to_sample + 4 * 3 / 4, to_sample]
+    torch.testing.assert_close(loss, torch.tensor(expected))
+
+
 def test_the_pooled_embedding_tells_the_caption_or_less(chosen: list[scenes.Scene]) -> None:
     rng = np.random.default_rng(4)
     told = [base.told_less(scenes.caption(scene), scene, rng) for scene in chosen]

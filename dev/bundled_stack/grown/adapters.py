@@ -48,11 +48,7 @@ class TaughtBatch(Batch):
 
 
 class TaughtObjective(Objective):
-    """The error to the sample, and as much to what the base predicts for its full caption.
-
-    A prediction has none of the chance of one picture, which photographs are full of. Latents near
-    objects count more, as in the base.
-    """
+    """The error to the sample, and as much to what the base predicts for its full caption."""
 
     @contextmanager
     def loss_from_draws(
@@ -76,13 +72,24 @@ class TaughtObjective(Objective):
             with self.in_use(adapter, batch.features, nulls.features, draws):
                 found = predict(text, added, 1.0).float()
                 target = schedule.target(batch.latents, draws.noise, draws.times)
-                settled, shown = (
-                    rows[:, None, None, None]
-                    for rows in (times < 1000 * SETTLED, ~draws.drop_image)
-                )
-                to_sample = near_weights(batch.near * settled) * (found - target) ** 2
-                to_teacher = near_weights(batch.near) * shown * (found - taught) ** 2
-                yield (to_sample + to_teacher).flatten(1).mean(1)
+                settled = times < 1000 * SETTLED
+                yield taught_loss(found, target, taught, batch.near, settled, ~draws.drop_image)
+
+
+def taught_loss(
+    found: Tensor, target: Tensor, taught: Tensor, near: Tensor, settled: Tensor, shown: Tensor
+) -> Tensor:
+    """Loss [b]; `near` [b, 1, h, w] are the latents near objects, which count more.
+
+    A teacher's prediction has none of the chance of one picture, which photographs are full of. But
+    a caption does not tell exactly where objects are: before they are settled, the teacher predicts
+    their mean over many places, and near them only the sample counts. `shown` [b]: with reference.
+    """
+    settled, shown = settled[:, None, None, None], shown[:, None, None, None]
+    weights = near_weights(near)
+    of_teacher = torch.where(settled, weights, 1 - near) * shown
+    errors = weights * (found - target) ** 2 + of_teacher * (found - taught) ** 2
+    return errors.flatten(1).mean(1)
 
 
 def word_positions(scene: scenes.Scene) -> list[int]:
@@ -144,31 +151,20 @@ class GrownDataset(adapters.CaptionedDataset):
         return torch.from_numpy(rng.choice(len(self), size=batch, p=self.often))
 
     def batch(self, indices: Tensor, streams: RandomStreams) -> Batch:
-        """Random partial captions; some of the references contradict their caption."""
-        seeds = streams.integers(2**62).tolist()
-        contradicting = streams.rand() < self.base.contradicting
-        lines = []
-        for row, index in enumerate(indices.tolist()):
-            rng, scene = np.random.default_rng(seeds[row]), self.scenes[index]
-            if contradicting[row]:
-                more = {key for key in scenes.keys(scene) if rng.random() < 0.15}
-                lines.append(scenes.caption(scene, self.changed[index] | more))
-            elif rng.random() < 0.3:
-                lines.append("a shape")
-            else:
-                lines.append(scenes.random_caption(scene, rng, full=0.05, empty=0.5))
-        mask = contradicting.reshape(-1, *(1,) * (self.same.ndim - 1))
-        features = torch.where(mask, self.other[indices], self.same[indices]).float()
-        text, added = self.base.encode_text(lines)
+        """Also what the teacher is told, and where the objects are."""
         full = [scenes.caption(self.scenes[index]) for index in indices.tolist()]
         return TaughtBatch(
-            self.latents[indices].float(),
-            text,
-            features,
-            added,
+            **vars(super().batch(indices, streams)),
             full=self.base.encode_text(full),
             near=self.near[indices].float(),
         )
+
+    def corrected_caption(self, index: int, rng: np.random.Generator) -> str:
+        more = {key for key in scenes.keys(self.scenes[index]) if rng.random() < 0.15}
+        return scenes.caption(self.scenes[index], self.changed[index] | more)
+
+    def partial_caption(self, index: int, rng: np.random.Generator) -> str:
+        return scenes.random_caption(self.scenes[index], rng, full=0.05, empty=0.5)
 
     def full_captions(self, indices: Tensor) -> list[str]:
         return [scenes.caption(scene) for scene in self._read(indices)]
@@ -205,7 +201,7 @@ def grown_base(work: Path, count: int, total: int) -> adapters.TrainableBase:
         vision.load(work),
         encode,
         rate=1.5e-3,
-        timesteps=Timesteps(uniform=0.4, mean=1.1, std=1.2),
+        timesteps=Timesteps(uniform=0.35, mean=1.5, std=1.2),
         shift=1.0,
         contradicting=0.3,
         places=4,
