@@ -314,7 +314,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0)
-    parser.add_argument("--override-scales", type=float, nargs="*", default=[0.5])
+    parser.add_argument("--override-scales", type=float, nargs="*", default=[0.5, 0.4])
     parser.add_argument("--steps", type=int, default=pipeline.STEPS)
     parser.add_argument("--guidance", type=float, default=bundled.GUIDANCE_128)
     parser.add_argument("--adapters", nargs="*", default=["plus"])

@@ -13,7 +13,7 @@ from bundled_stack.stages import run_parallel
 
 COUNT, VISION_COUNT, JUDGE_COUNT, REFERENCES = 48_000, 132_000, 40_000, 24_000  # pictures
 MINUTES = {"judge": 22.0, "vae": 13.0, "vision": 168.0, "base": 195.0}
-ADAPTER_STEPS = 8000
+ADAPTER_STEPS = 24_000
 
 
 def train_grown(work: Path, time: float, target: Path) -> None:
