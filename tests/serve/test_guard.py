@@ -215,6 +215,39 @@ def test_retry_after_is_whole_honest_and_at_most_two_minutes() -> None:
     assert "x-should-retry" not in ApiError(503, problem).headers()
 
 
+def test_who_leaves_while_a_part_of_the_body_arrives_is_gone(tmp_path: Path) -> None:
+    async def check() -> None:
+        settings = Settings(data=str(tmp_path / "data"), library=str(tmp_path / "library"))
+        part: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        asked = asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            asked.set()
+            return await part
+
+        async def send(message: Any) -> None:
+            raise AssertionError(message)
+
+        names = {"host": "localhost", "content-type": "application/json", "content-length": "2"}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "scheme": "http",
+            "path": "/api/v1/jobs",
+            "query_string": b"",
+            "headers": [(name.encode(), value.encode()) for name, value in names.items()],
+            "server": ("localhost", 80),
+        }
+        request = asyncio.create_task(make_app(Service(settings))(scope, receive, send))
+        await asyncio.wait_for(asked.wait(), timeout=60)
+        part.set_result({"type": "http.request", "body": b"{}", "more_body": False})
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+
+    asyncio.run(check())
+
+
 # ── how often ──────────────────────────────────────────────────────────────────────────────────
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import json
@@ -24,6 +25,7 @@ from imageprompt.serve.worker import protocol
 from imageprompt.serve.worker.pictures import PictureMaker
 from imageprompt.serve.worker.protocol import Message, ProtocolError
 from imageprompt.serve.worker.served_models import ServedModels, _public
+from imageprompt.serve.worker.supervisor import Supervisor
 from served import drawn
 from tiny_stack import make_pipeline
 
@@ -259,6 +261,20 @@ def test_face_adapters_find_the_faces_themselves(
 def test_two_adapters_of_one_name(settings: Settings) -> None:
     with pytest.raises(OptionError, match="the base has an adapter of that name"):
         ServedModels(Settings(base=settings.base, adapter=("plus=x.safetensors",)))
+
+
+def test_who_leaves_while_the_worker_answers_is_gone(settings: Settings) -> None:
+    async def check() -> None:
+        supervisor = Supervisor(settings, lambda message: None, lambda: None)
+        supervisor.ready = True
+        asking = asyncio.create_task(supervisor.task("encode", {}, timeout=60))
+        await asyncio.sleep(0)
+        supervisor._answer({"id": 0, "result": {}})
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    asyncio.run(check())
 
 
 # ── messages ────────────────────────────────────────────────────────────────────────────────────
