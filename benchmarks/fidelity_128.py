@@ -43,6 +43,7 @@ COLUMNS = ("size", "texture", "colour", "shape", "place", "style", "background",
 CHANGED = ("texture", "colour", "shape", "size", "place", "style", "background")
 JUDGED = ("texture", "colour", "shape")  # of two references in one picture
 SHOWN = 6  # columns of the picture
+ONE = "a shape"  # says nothing, but that there is one object
 
 
 def column_of(name: str) -> str:
@@ -153,12 +154,23 @@ class Bench:
         }
 
     def transfer(self, adapter: Any) -> dict[str, Any]:
-        """A text that says nothing, with a reference."""
-        pictures = self.generate(
-            self._generic(), adapter=adapter, references=self.references, scale=self.options.scale
+        """A text that says nothing, with a reference; of two objects also one that tells of one."""
+        pictures = self._transferred(self._generic(), range(len(self.scenes)), adapter)
+        words = by_objects(judge_128.classify(pictures), self.words)
+        two = [i for i, scene in enumerate(self.scenes) if scene.relation]
+        told = self._transferred([ONE] * len(two), two, adapter)
+        words[f'two objects, told "{ONE}"'] = match(
+            judge_128.classify(told), [self.words[i] for i in two]
         )
-        found = judge_128.classify(pictures)
-        return {"words": by_objects(found, self.words), "overlap": overlap(pictures, self.scenes)}
+        return {"words": words, "overlap": overlap(pictures, self.scenes)}
+
+    def _transferred(
+        self, prompts: Sequence[str], chosen: Sequence[int], adapter: Any
+    ) -> list[Image.Image]:
+        references = [self.references[i] for i in chosen]
+        return self.generate(
+            prompts, adapter=adapter, references=references, scale=self.options.scale
+        )
 
     def overrides(self, adapter: Any, scale: float) -> dict[str, Any]:
         """The text changes one word: how often it wins, and how often the others are kept."""
@@ -246,7 +258,11 @@ class Bench:
         return [result.images[0] for result in results]
 
     def _generic(self) -> list[str]:
-        return ["a shape" if index % 8 < 4 else "" for index in range(len(self.scenes))]
+        """Texts that say nothing. A caption of two objects always tells how they stand."""
+        return [
+            ONE if index % 8 < 4 and not scene.relation else ""
+            for index, scene in enumerate(self.scenes)
+        ]
 
 
 def _both(first: scenes.Scene, second: scenes.Scene) -> Words:
@@ -328,7 +344,7 @@ def main() -> None:
     options = arguments()
     started = time.monotonic()
     changed = len(CHANGED) * len(options.override_scales) * options.overrides
-    per_adapter = options.count + changed + 2 * options.regions
+    per_adapter = options.count + options.count // 2 + changed + 2 * options.regions
     bar = tqdm(total=2 * options.count + len(options.adapters) * per_adapter, unit="picture")
     bench = Bench(options, bar.update)
     report: dict[str, Any] = {

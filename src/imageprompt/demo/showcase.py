@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from imageprompt.generation import GenerationResult
 
 MAX_COUNT = 40
-PROMPT = "a shape"  # says nothing: the picture comes from the reference, or from chance
 TEXT_SCALE = 0.6
 SWEEP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 SWEEPS = 2  # references with a sweep over the scale
@@ -41,6 +40,7 @@ BETWEEN = 48
 class ShowcaseRow:
     """One reference, the text that contradicts it in one word, and the generated pictures.
 
+    `prompt` is the world's text that says nothing.
     `pictures` are files by kind: "words" (text alone), "picture" (with the reference, two seeds),
     "both" (reference and text), and for some rows "sweep" (growing scale). `labels` are the words
     that the judge sees in them.
@@ -48,6 +48,7 @@ class ShowcaseRow:
 
     shown: DemoReference
     reference: Path
+    prompt: str
     pictures: dict[str, list[Path]] = field(default_factory=dict)
     labels: dict[str, list[dict[str, str]]] = field(default_factory=dict)
 
@@ -79,7 +80,7 @@ def run(
     started = time.monotonic()
     output = check_folder(output)
     world = WORLDS[base]
-    rows = _draw_references(output, world.references(seed, count))
+    rows = _draw_references(output, world.references(seed, count), world.prompt)
     total, done = 4 * count + min(SWEEPS, count) * (len(SWEEP) - 2), 0
     with Bars(progress) as bars:
 
@@ -106,7 +107,9 @@ def run(
 # ── generating ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _draw_references(output: Path, drawn: Sequence[DemoReference]) -> list[ShowcaseRow]:
+def _draw_references(
+    output: Path, drawn: Sequence[DemoReference], prompt: str
+) -> list[ShowcaseRow]:
     """Write the references."""
     folder = output / "references"
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +118,7 @@ def _draw_references(output: Path, drawn: Sequence[DemoReference]) -> list[Showc
         path = folder / f"reference-{index + 1}.png"
         with write_atomically(path) as temporary:
             shown.picture.save(temporary, format="PNG")
-        rows.append(ShowcaseRow(shown, path))
+        rows.append(ShowcaseRow(shown, path, prompt))
     return rows
 
 
@@ -138,13 +141,13 @@ def _generate_row(
         return result.save(folder)
 
     row.pictures = {
-        "words": make(prompt=PROMPT, scale=0.0),
-        "picture": make(prompt=PROMPT, reference=reference, scale=1.0, num_images=2),
+        "words": make(prompt=row.prompt, scale=0.0),
+        "picture": make(prompt=row.prompt, reference=reference, scale=1.0, num_images=2),
         "both": make(prompt=row.shown.text, reference=reference, scale=TEXT_SCALE),
     }
     if sweep:
         between = [
-            make(prompt=PROMPT, reference=reference, scale=scale)[0] for scale in SWEEP[1:-1]
+            make(prompt=row.prompt, reference=reference, scale=scale)[0] for scale in SWEEP[1:-1]
         ]
         ends = row.pictures["words"][0], row.pictures["picture"][0]
         row.pictures["sweep"] = [ends[0], *between, ends[1]]
@@ -191,7 +194,7 @@ def _report(
         "pictures": str(output / "pictures"),
         "base": base,
         "adapter": DEFAULT_ADAPTER,
-        "prompt": PROMPT,
+        "prompt": world.prompt,
         "scales": {"picture": 1.0, "both": TEXT_SCALE, "sweep": SWEEP},
         "match": {
             "words": _matches(rows, world, "words"),
@@ -251,13 +254,14 @@ def _share(right: list[bool]) -> float:
 
 def _summary(report: dict[str, Any]) -> str:
     words, picture = report["match"]["words"], report["match"]["picture"]
+    prompt = f"prompt {report['prompt']!r}" if report["prompt"] else "no text"
     pad = max(map(len, words))
     lines = [f"{'':{pad}}   text only   with the reference"]
     lines += [f"{n:{pad}}   {words[n]:>9.0%}   {picture[n]:>18.0%}" for n in words]
     return "\n".join(
         [
             f"How often a picture shows what its reference shows ({report['count']} references, "
-            f"prompt {report['prompt']!r}):",
+            f"{prompt}):",
             "",
             *lines,
             "",
@@ -312,7 +316,7 @@ def _draw_row(page: Page, row: ShowcaseRow, x: int, y: int) -> None:
     """One reference and its pictures, each above its text."""
     pictures = row.pictures
     cells = [row.reference, *pictures["words"], *pictures["picture"], *pictures["both"]]
-    prompt = f"\u201c{PROMPT}\u201d"
+    prompt = f"\u201c{row.prompt}\u201d" if row.prompt else "no text"
     texts = ["", prompt, prompt, prompt, f"\u201c{row.shown.text}\u201d"]
     for index, (path, text) in enumerate(zip(cells, texts, strict=True)):
         left = x + 4 + index * (CELL + GAP)

@@ -40,9 +40,11 @@ class DemoReference:
 class World:
     """The references of a bundled stack by seed and count, and how its pictures are read.
 
-    `groups` are the lines of the table, and for each the words that count in it.
+    `prompt` says nothing: the picture comes from the reference, or from chance. `groups` are the
+    lines of the table, and for each the words that count in it.
     """
 
+    prompt: str
     references: Callable[[int, int], list[DemoReference]]
     classify: Callable[[Sequence[Image.Image]], list[dict[str, str]]]
     groups: dict[str, tuple[str, ...]]
@@ -128,8 +130,9 @@ def _read_large(pictures: Sequence[Image.Image]) -> list[dict[str, str]]:
     return judge_128.classify(pictures)
 
 
-SMALL = World(_small, _read_small, {name: (name,) for name in scenes.ATTRIBUTES})
+SMALL = World("a shape", _small, _read_small, {name: (name,) for name in scenes.ATTRIBUTES})
 LARGE = World(
+    "",  # "a shape" would say that there is one object
     _large,
     _read_large,
     {name: (f"first {name}", f"second {name}") for name in scenes_128.OBJECT_WORDS}
