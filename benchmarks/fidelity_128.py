@@ -154,7 +154,7 @@ class Bench:
         }
 
     def transfer(self, adapter: Any) -> dict[str, Any]:
-        """A text that says nothing, with a reference; of two objects also one that tells of one."""
+        """A reference beside text that says nothing; two objects also beside text that names one."""
         pictures = self._transferred(self._generic(), range(len(self.scenes)), adapter)
         words = by_objects(judge_128.classify(pictures), self.words)
         two = [i for i, scene in enumerate(self.scenes) if scene.relation]
@@ -258,7 +258,7 @@ class Bench:
         return [result.images[0] for result in results]
 
     def _generic(self) -> list[str]:
-        """Texts that say nothing. A caption of two objects always tells how they stand."""
+        """Texts that say nothing; for two objects none, as their captions always name both."""
         return [
             ONE if index % 8 < 4 and not scene.relation else ""
             for index, scene in enumerate(self.scenes)

@@ -40,10 +40,9 @@ BETWEEN = 48
 class ShowcaseRow:
     """One reference, the text that contradicts it in one word, and the generated pictures.
 
-    `prompt` is the world's text that says nothing.
-    `pictures` are files by kind: "words" (text alone), "picture" (with the reference, two seeds),
-    "both" (reference and text), and for some rows "sweep" (growing scale). `labels` are the words
-    that the judge sees in them.
+    `prompt` says nothing. `pictures` are files by kind: "words" (text alone), "picture" (with the
+    reference, two seeds), "both" (reference and text), and for some rows "sweep" (growing scale).
+    `labels` are the words that the judge sees in them.
     """
 
     shown: DemoReference
