@@ -154,7 +154,7 @@ class Bench:
         }
 
     def transfer(self, adapter: Any) -> dict[str, Any]:
-        """A reference beside text that says nothing; two objects also beside text that names one."""
+        """A reference beside text that says nothing; two objects also beside text of one."""
         pictures = self._transferred(self._generic(), range(len(self.scenes)), adapter)
         words = by_objects(judge_128.classify(pictures), self.words)
         two = [i for i, scene in enumerate(self.scenes) if scene.relation]
