@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -13,8 +15,9 @@ from PIL import Image
 
 import imageprompt as ip
 from imageprompt.core import bundled, errors
-from imageprompt.generation import generate, repeat
+from imageprompt.generation import generate, repeat, run
 from imageprompt.loading import recipe
+from imageprompt.loading.recipe import limits
 from imageprompt.loading.recipe.reading import read_recipe
 from tiny_stack import SIDE, make_pipeline, make_xl_pipeline, save_stack
 
@@ -320,6 +323,37 @@ def test_the_scheduler_of_the_recipe_is_used(tiny_folder: Path, tmp_path: Path) 
     again = repeat(path, base=pipe, progress=False)
     assert bits(again) == bits(made)[1:]
     assert pipe.scheduler is ddim
+
+
+def test_a_recipe_of_an_infinite_setting(tiny_folder: Path, tmp_path: Path) -> None:
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_folder)
+    options = {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, **options)
+    assert pipe.scheduler.config.lambda_min_clipped == float("-inf")
+    made = generate("a star", scale=0, base=pipe, **QUICK)
+    scheduler = pipe.scheduler.config
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(scheduler, lambda_min_clipped=-5.1)
+    again = repeat(made.save(tmp_path)[0], base=pipe, progress=False)
+    assert bits(again) == bits(made)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", [name for name in dir(diffusers) if name.endswith("Scheduler")])
+def test_a_recipe_of_every_scheduler(name: str) -> None:
+    try:
+        scheduler = getattr(diffusers, name)()
+    except (ImportError, TypeError):
+        pytest.skip("cannot be made without another package, or settings")
+    recorded = json.loads(json.dumps(run._plain(scheduler), allow_nan=False))
+    limits.SCHEDULER(recorded)
+    again = type(scheduler).from_config(recorded)
+    assert own_settings(again) == own_settings(scheduler)
+
+
+def own_settings(scheduler: Any) -> dict[str, Any]:
+    return {name: value for name, value in scheduler.config.items() if name[0] != "_"}
 
 
 def test_other_weights_than_the_recipes_are_refused(tmp_path: Path) -> None:

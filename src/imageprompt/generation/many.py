@@ -22,6 +22,7 @@ from imageprompt.generation.run import (
     prepare,
     rounding_as_alone,
     run_prepared,
+    steps_draw_from,
 )
 from imageprompt.loading.models import Models, turn_of
 
@@ -241,14 +242,16 @@ def _denoise(batch: Sequence[tuple[_Job, int]], models: Models, steps: Steps) ->
                 mask=None if one.mask is None else masks,
             )
             stack.enter_context(use)
+        generators = [
+            torch.Generator().manual_seed(job.prepared.request.seed + i) for job, i in batch
+        ]
         stack.enter_context(rounding_as_alone(pipe, len(batch)))
+        stack.enter_context(steps_draw_from(pipe, generators))
         images: list[Image] = pipe(
             **options,
             **steps.options(_parts(batch), None),
             num_images_per_prompt=1,
-            generator=[
-                torch.Generator().manual_seed(job.prepared.request.seed + i) for job, i in batch
-            ],
+            generator=generators,
         ).images
     return images
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from math import isinf
 from typing import TYPE_CHECKING, Any
 
 from imageprompt import loading
@@ -305,7 +307,7 @@ def _denoise(prepared: Prepared, steps: Steps, number_of: int) -> Iterator[tuple
             # generators on the CPU draw the same noise for every device
             generators = [torch.Generator().manual_seed(request.seed + i) for i in batch]
             try:
-                with rounding_as_alone(pipe, len(batch)):
+                with rounding_as_alone(pipe, len(batch)), steps_draw_from(pipe, generators):
                     images = pipe(
                         **options,
                         **steps.options([(number_of, batch)], progress.step(number, batch)),
@@ -333,6 +335,33 @@ def rounding_as_alone(pipe: Any, pictures: int) -> AbstractContextManager[None]:
     from imageprompt.generation.batch_invariance import batch_invariant
 
     return batch_invariant(pipe, pictures)
+
+
+@contextmanager
+def steps_draw_from(pipe: Any, generators: list[Any]) -> Iterator[None]:
+    """While the block runs, a scheduler that adds noise in its steps draws it from `generators`.
+
+    diffusers' pipelines of transformers give it none (`stochastic_sampling` of flow matching, SDE
+    solvers): the noise would be anyone's, and another one in every call.
+    """
+    scheduler = pipe.scheduler
+    own, step = vars(scheduler).get("step"), scheduler.step
+    if "generator" not in inspect.signature(step).parameters:
+        yield
+        return
+
+    @functools.wraps(step)
+    def seeded(*args: Any, **options: Any) -> Any:
+        return step(*args, **{"generator": generators, **options})
+
+    scheduler.step = seeded
+    try:
+        yield
+    finally:
+        if own is None:
+            del scheduler.step
+        else:
+            scheduler.step = own
 
 
 class _Progress:
@@ -424,9 +453,15 @@ def _recipe(
 
 
 def _plain(scheduler: Any) -> dict[str, Any]:
-    """A scheduler's class and configuration with arrays as lists, for JSON."""
+    """A scheduler's class and configuration with arrays as lists, for JSON.
+
+    JSON has no infinity, which only defaults are: they are left out, and so come back.
+    """
+    known = inspect.signature(type(scheduler)).parameters
+    defaults = {name: parameter.default for name, parameter in known.items()}
     config = {
         name: value.tolist() if hasattr(value, "tolist") else value
         for name, value in scheduler.config.items()
+        if not (isinstance(value, float) and isinf(value) and defaults.get(name) == value)
     }
     return config | {"_class_name": type(scheduler).__name__}  # missing if it was built in memory
