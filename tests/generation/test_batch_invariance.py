@@ -11,7 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from test_engine import picture
 from torch import Tensor, nn
 
@@ -47,7 +51,21 @@ LAYERS = {
     "1x1": (lambda: nn.Conv2d(96, 160, 1), (96, 8, 8)),
     "1x1, half": (lambda: nn.Conv2d(96, 160, 1, stride=2), (96, 8, 8)),
     "depthwise": (lambda: nn.Conv2d(96, 96, 3, padding=1, groups=96), (96, 8, 8)),
+    "groups": (lambda: nn.GroupNorm(32, 64), (64, 40, 40)),
+    "groups, after attention": (lambda: GroupsLast(32, 64), (40, 40, 64)),
 }
+
+
+class GroupsLast(nn.Module):
+    """Normalises rows whose channels lie side by side, as those of attention do."""
+
+    def __init__(self, groups: int, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed: Tensor = self.norm(x.movedim(-1, 1))
+        return normed
 
 
 @torch.no_grad()
@@ -62,6 +80,19 @@ def test_a_layer_rounds_as_alone(kind: str, guided: int, threads: int) -> None:
     with batch_invariant(pipe_of(layer), PICTURES):
         together = layer(rows.flatten(0, 1))
     assert torch.equal(together, alone.flatten(0, 1))
+
+
+@torch.no_grad()
+def test_an_autoencoder_with_attention_rounds_as_alone(threads: int) -> None:
+    torch.manual_seed(3)
+    vae = AutoencoderKL(block_out_channels=(32,), norm_num_groups=8, latent_channels=4)
+    rows = torch.randn(PICTURES, 4, 40, 40)
+    alone = torch.cat([vae.decode(row[None]).sample for row in rows])
+    assert not torch.equal(vae.decode(rows).sample, alone)
+    with batch_invariant(pipe_of(vae), PICTURES):
+        together = vae.decode(rows).sample
+    assert torch.equal(together, alone)
+    assert not any(one._forward_hooks for one in vae.modules())
 
 
 @torch.no_grad()

@@ -2,13 +2,14 @@
 
 PyTorch's kernels add up in another order for few rows than for many: a matrix product of fewer than
 twelve rows, a convolution of one small picture (not by oneDNN), a pointwise convolution of fewer
-than 16 rows in one thread (the same). In a batch of n pictures such layers get their rows in parts
+than 16 rows in one thread (the same), a normalisation over groups of rows whose channels lie side
+by side, in several threads. In a batch of n pictures such layers get their rows in parts
 as large as one picture's; everything else, where nearly all the time goes, gets them together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -38,6 +39,8 @@ def batch_invariant(pipe: Any, pictures: int) -> Iterator[None]:
         return
     # once each: pipelines may have one model in two places
     layers = dict.fromkeys(layer for module in modules for layer in _layers(module))
+    attentions = {one for module in modules for one in module.modules() if hasattr(one, "to_q")}
+    hooks = [one.register_forward_hook(_contiguous) for one in attentions]
     for layer in layers:
         layer.__class__ = _KINDS[type(layer)]
     token = _pictures.set(pictures)
@@ -45,6 +48,8 @@ def batch_invariant(pipe: Any, pictures: int) -> Iterator[None]:
         yield
     finally:
         _pictures.reset(token)
+        for hook in hooks:
+            hook.remove()
         for layer in layers:
             layer.__class__ = type(layer).__base__
 
@@ -59,6 +64,16 @@ def _layers(module: nn.Module) -> Iterator[Any]:
         yield from _layers(child)
 
 
+def _contiguous(_: nn.Module, __: object, output: Any) -> Any:
+    """An autoencoder's attention returns [n, c, h, w] with its channels side by side.
+
+    Of one picture such a tensor counts as contiguous, and what follows computes it so.
+    """
+    pictures = _pictures.get()
+    alone = isinstance(output, Tensor) and output.ndim == 4 and len(output) == pictures
+    return output.contiguous() if alone and pictures > 1 else output
+
+
 def _is_compiled(module: nn.Module) -> bool:
     return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
 
@@ -71,9 +86,17 @@ class _Linear(nn.Linear):
         alone = x[..., 0].numel() // pictures
         if alone >= _EVEN_ROWS or alone % 4 == 0 or not _splits(x, pictures):
             return super().forward(x)
-        rows = x.reshape(-1, pictures, *x.shape[1:])  # negative rows come first
-        alone_each = [super(_Linear, self).forward(rows[:, n]) for n in range(pictures)]
-        return torch.stack(alone_each, 1).flatten(0, 1)
+        return _each_alone(super().forward, x, pictures)
+
+
+class _GroupNorm(nn.GroupNorm):
+    """A normalisation whose rows round as those of one picture do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pictures = _pictures.get()
+        if x.is_contiguous() or torch.get_num_threads() == 1 or not _splits(x, pictures):
+            return super().forward(x)
+        return _each_alone(super().forward, x, pictures)
 
 
 class _Conv2d(nn.Conv2d):
@@ -95,7 +118,17 @@ class _Conv2d(nn.Conv2d):
         return 1 if small and min(self.kernel_size) <= 3 else len(x)
 
 
-_KINDS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _Linear, nn.Conv2d: _Conv2d}
+_KINDS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: _Linear,
+    nn.Conv2d: _Conv2d,
+    nn.GroupNorm: _GroupNorm,
+}
+
+
+def _each_alone(layer: Callable[[Tensor], Tensor], x: Tensor, pictures: int) -> Tensor:
+    """The layer's output [n, ...] for the rows of one picture after those of another."""
+    rows = x.reshape(-1, pictures, *x.shape[1:])  # negative rows come first
+    return torch.stack([layer(rows[:, n]) for n in range(pictures)], 1).flatten(0, 1)
 
 
 def _splits(x: Tensor, pictures: int) -> bool:

@@ -22,6 +22,8 @@ Size = tuple[int, int]
 """Width and height in pixels."""
 
 _TEXT_TO_IMAGE = {"prompt", "num_inference_steps", "generator", "num_images_per_prompt"}
+_MAY_EDIT = ("FluxKontextPipeline", "Flux2Pipeline", "Flux2KleinPipeline", "Flux2KleinKVPipeline")
+"""Pipelines that edit the init image if there is one, and do without."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,17 @@ def pipeline_for(pipe: Any, start: StartImages, controlnet: Any, models: Models)
 def _takes(pipe: Any, start: StartImages) -> bool:
     """Does this pipeline start from these images already?"""
     known = inspect.signature(type(pipe).__call__).parameters
+    if _edits(known) and start.mask is None:
+        return True
     from_image = "image" in known and bool({"strength", "image_guidance_scale"} & known.keys())
     inpaints = "mask_image" in known
     return from_image == (start.init is not None) and inpaints == (start.mask is not None)
+
+
+def _edits(known: Mapping[str, Any]) -> bool:
+    """Is the image of a pipeline's call, by its parameters, one to edit? It comes first, then."""
+    names = [name for name in known if name in ("image", "prompt")]
+    return names == ["image", "prompt"] and "strength" not in known
 
 
 def options_of(
@@ -75,7 +85,7 @@ def options_of(
         raise OptionError(
             f"base of type {type(pipe).__name__}",
             reason="not a text-to-image pipeline",
-            hint="Use a text-to-image pipeline.",
+            hint="Use a text-to-image pipeline, or call it yourself, inside adapter.use().",
         )
     options: dict[str, Any] = {"prompt": request.prompt}
     options["num_inference_steps"] = request.steps or known["num_inference_steps"].default
@@ -91,19 +101,27 @@ def options_of(
             raise OptionError(
                 f"{name.replace('_', ' ')} {value!r}", reason="this base has no such option"
             )
-    if options.get("true_cfg_scale", 0) > 1 and request.true_cfg_scale is not None:
+    if options.get("true_cfg_scale", 0) > 1:
         options["negative_prompt"] = request.negative_prompt  # without one it has no negative side
     if size is not None and {"width", "height"} <= known.keys():
         options |= {"width": size[0], "height": size[1]}
+        if "max_area" in known:  # or FLUX Kontext makes another size of it
+            options["max_area"] = size[0] * size[1]
     text_tokens = stated_text_tokens(pipe)
     if text_tokens is not None and "max_sequence_length" in known:
         options["max_sequence_length"] = text_tokens
     options |= _pictures(request, start, known, options["num_inference_steps"])
-    if "image" in known and "image" not in options:
+    name = type(pipe).__name__
+    if "image" in known and "image" not in options and name not in _MAY_EDIT:
+        edits = _edits(known)
         raise OptionError(
-            f"base of type {type(pipe).__name__}",
-            reason="needs an input image that generate() does not know",
-            hint="Call the pipeline yourself, inside adapter.use().",
+            f"base of type {name}",
+            reason="it edits a picture"
+            if edits
+            else "needs an input image that generate() does not know",
+            hint="Give one: --init-image FILE."
+            if edits
+            else "Call the pipeline yourself, inside adapter.use().",
         )
     return options
 

@@ -73,8 +73,10 @@ def _mask(source: Any) -> Image:
 
 def _own_area(pipe: Any, factor: int) -> int:
     """Number of pixels in the base's own pictures."""
-    denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
-    side = getattr(getattr(denoiser, "config", None), "sample_size", None) or 64
+    unet = getattr(pipe, "unet", None)
+    config = getattr(unet or getattr(pipe, "transformer", None), "config", None)
+    stated = getattr(pipe, "default_sample_size", None) or getattr(config, "sample_size", None)
+    side = stated or (64 if unet is not None else 128)
     width, height = side if isinstance(side, list | tuple) else (side, side)
     return int(width * factor * height * factor)
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,13 +175,16 @@ def vae_scale_factor(pipe: Any) -> int:
 
 
 def largest_side(pipe: Any) -> int | None:
-    """Pixels on a side at most: SD3's transformer has a table of `pos_embed_max_size` positions."""
+    """Pixels on a side at most: transformers of SD3 and AuraFlow have a table of positions."""
     from diffusers.models.embeddings import PatchEmbed
+    from diffusers.models.transformers.auraflow_transformer_2d import AuraFlowPatchEmbed
 
     table = getattr(getattr(pipe, "transformer", None), "pos_embed", None)
-    if not isinstance(table, PatchEmbed) or not table.pos_embed_max_size:
+    if not isinstance(table, PatchEmbed | AuraFlowPatchEmbed) or not table.pos_embed_max_size:
         return None
-    return int(table.pos_embed_max_size * table.patch_size * vae_scale_factor(pipe))
+    positions = table.pos_embed_max_size  # of a side, but AuraFlow's are those of the square
+    side = isqrt(positions) if isinstance(table, AuraFlowPatchEmbed) else positions
+    return side * int(table.patch_size) * vae_scale_factor(pipe)
 
 
 def stated_text_tokens(pipe: Any) -> int | None:
