@@ -5,6 +5,7 @@ Widths are those of transformers_table.py.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -139,3 +140,51 @@ def umt5() -> dict[str, Any]:
         "tokenizer": words(end=True),
         "text_encoder": _build("UMT5EncoderModel", "UMT5Config", vocab_size=16, **shape),
     }
+
+
+# ── the table ───────────────────────────────────────────────────────────────────────────────────
+
+LENGTH = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Tiny text encoders of a pipeline, and what its call needs to have a negative side."""
+
+    parts: Any
+    call: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
+    length: int | None = LENGTH
+    guidance: float = 4.0
+    order: str = "np"
+    """Rows that one call of the denoiser reads; two words where each side has its own call."""
+
+
+START = 36
+"""Tokens of Qwen-Image's template before a caption, of the tiny tokenizer."""
+TRUE = {"true_cfg_scale": 2.0, "negative_prompt": ["", ""]}
+TABLE = {
+    "flux": Text(parts=flux, call=TRUE, guidance=2.5, order="p n", length=20),
+    "chroma": Text(parts=t5, order="p n"),
+    "bria": Text(parts=t5),
+    "sd3": Text(parts=sd3, length=20),
+    "pixart": Text(parts=t5),
+    "hunyuan-dit": Text(parts=hunyuan, config={"text_len": 77, "text_len_t5": 256}, length=None),
+    "sana": Text(parts=gemma),
+    "auraflow": Text(parts=t5),
+    "cogview4": Text(parts=glm, order="p n", length=16),
+    "wan": Text(parts=umt5, order="p n", length=None),
+    "qwen-image": Text(
+        parts=qwen,
+        call=TRUE,
+        order="p n",
+        attributes={"prompt_template_encode_start_idx": START},
+    ),
+    "z-image": Text(parts=qwen, order="pn"),
+    "lumina2": Text(parts=gemma, order="p n", length=40),
+    "flux2 klein": Text(
+        parts=lambda: qwen(28, 16), config={"joint_attention_dim": 48}, order="p n"
+    ),
+    "hidream": Text(parts=hidream),
+}

@@ -56,14 +56,15 @@ def noise(*shape: int, seed: int = 3) -> Tensor:
 
 
 @cache
-def vae(channels: int) -> Any:
+def vae(channels: int, halvings: int = 1) -> Any:
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
+    blocks = halvings + 1
     return AutoencoderKL(
-        block_out_channels=(4, 4),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4,) * blocks,
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
         norm_num_groups=2,
         latent_channels=channels,
         shift_factor=0.0,

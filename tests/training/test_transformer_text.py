@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
@@ -12,62 +11,15 @@ import torch
 from torch import Tensor
 
 import imageprompt as ip
-import text_encoders
 from imageprompt.hosts import host_of, training_of
 from imageprompt.training import init
 from imageprompt.training.config.config import ConditionDropout, TrainingConfig
 from imageprompt.training.data.dataset import Batch, RandomStreams
 from imageprompt.training.frozen_pipeline import FrozenPipeline
 from imageprompt.training.loop.objective import NullConditions, Objective
+from text_encoders import TABLE
 from training_pipelines import PIPELINES, ROWS, TEXTS, first_step
 from transformers_table import CASES
-
-LENGTH = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class Text:
-    """Tiny text encoders of a pipeline, and what its call needs to have a negative side."""
-
-    parts: Any
-    call: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-    attributes: dict[str, Any] = field(default_factory=dict)
-    length: int | None = LENGTH
-    guidance: float = 4.0
-    order: str = "np"
-    """Rows that one call of the denoiser reads; two words where each side has its own call."""
-
-
-START = 36
-"""Tokens of Qwen-Image's template before a caption, of the tiny tokenizer."""
-TRUE = {"true_cfg_scale": 2.0, "negative_prompt": ["", ""]}
-TABLE = {
-    "flux": Text(parts=text_encoders.flux, call=TRUE, guidance=2.5, order="p n", length=20),
-    "chroma": Text(parts=text_encoders.t5, order="p n"),
-    "bria": Text(parts=text_encoders.t5),
-    "sd3": Text(parts=text_encoders.sd3, length=20),
-    "pixart": Text(parts=text_encoders.t5),
-    "hunyuan-dit": Text(
-        parts=text_encoders.hunyuan, config={"text_len": 77, "text_len_t5": 256}, length=None
-    ),
-    "sana": Text(parts=text_encoders.gemma),
-    "auraflow": Text(parts=text_encoders.t5),
-    "cogview4": Text(parts=text_encoders.glm, order="p n", length=16),
-    "wan": Text(parts=text_encoders.umt5, order="p n", length=None),
-    "qwen-image": Text(
-        parts=text_encoders.qwen,
-        call=TRUE,
-        order="p n",
-        attributes={"prompt_template_encode_start_idx": START},
-    ),
-    "z-image": Text(parts=text_encoders.qwen, order="pn"),
-    "lumina2": Text(parts=text_encoders.gemma, order="p n", length=40),
-    "flux2 klein": Text(
-        parts=lambda: text_encoders.qwen(28, 16), config={"joint_attention_dim": 48}, order="p n"
-    ),
-    "hidream": Text(parts=text_encoders.hidream),
-}
 
 
 def listen(model: Any) -> list[Tensor]:

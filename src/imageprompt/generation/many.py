@@ -149,8 +149,7 @@ def _deliver(
     image: Image,
     on_image: Callable[[GenerationResult], object] | None,
 ) -> None:
-    width, height = image.size
-    recipe = replace(job.recipe, index=index, width=width, height=height)
+    recipe = job.prepared.recipe_of(image, index, job.recipe)
     result.images.append(image)
     result.recipes.append(recipe)
     for tell in (on_image, job.prepared.request.on_image):

@@ -26,6 +26,13 @@ _MAY_EDIT = ("FluxKontextPipeline", "Flux2Pipeline", "Flux2KleinPipeline", "Flux
 """Pipelines that edit the init image if there is one, and do without."""
 
 
+_NOT_IN_AUTO = {
+    ("ChromaPipeline", "init image"): "ChromaImg2ImgPipeline",
+    ("Flux2KleinPipeline", "inpainting"): "Flux2KleinInpaintPipeline",
+}
+"""Pipelines of diffusers that its AutoPipeline classes do not know."""
+
+
 @dataclass(frozen=True)
 class StartImages:
     """What a picture starts from besides noise, and the records by the names of the request."""
@@ -49,6 +56,8 @@ def pipeline_for(pipe: Any, start: StartImages, controlnet: Any, models: Models)
     else:
         kind, what = diffusers.AutoPipelineForText2Image, "text"
     added = {} if controlnet is None else {"controlnet": controlnet}
+    if not added and (own := _NOT_IN_AUTO.get((type(pipe).__name__, what))) is not None:
+        kind = getattr(diffusers, own)
     try:
         return models.variant(pipe, what, controlnet, lambda: kind.from_pipe(pipe, **added))
     except ValueError as error:
@@ -56,7 +65,7 @@ def pipeline_for(pipe: Any, start: StartImages, controlnet: Any, models: Models)
         raise OptionError(
             f"base of type {type(pipe).__name__}",
             reason=f"diffusers has no pipeline for {what}{net} for it",
-            hint="Use a base of the SD1.5, SD2, SDXL or Kolors family.",
+            hint="Use a base of the SD1.5, SDXL, SD3, FLUX or Qwen-Image family.",
         ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -57,6 +58,17 @@ class Prepared:
         recipe = _recipe(self.request, self.base, self.pipe, self.options, self.size)
         return replace(recipe, controlnet=self.net_record, **self.start.records).check()
 
+    def recipe_of(self, image: Image, index: int, recipe: Recipe) -> Recipe:
+        """The request's recipe for one picture. Warns about a size that was not asked for."""
+        width, height = image.size
+        if self.size is not None and image.size != self.size:
+            warnings.warn(
+                f"the base makes pictures of {width}x{height} pixels, "
+                f"not {self.size[0]}x{self.size[1]}",
+                stacklevel=4,
+            )
+        return replace(recipe, index=index, width=width, height=height)
+
 
 def prepare(request: Request, models: Models) -> Prepared:
     """Open the files of a checked request, then load what is not loaded."""
@@ -99,9 +111,8 @@ def _run(prepared: Prepared, models: Models) -> GenerationResult:
             result = GenerationResult([], [], prompts)
             steps = Steps(pipe, [request], models)
             for index, image in _denoise(prepared, steps, 0):
-                width, height = image.size
                 result.images.append(image)
-                result.recipes.append(replace(recipe, index=index, width=width, height=height))
+                result.recipes.append(prepared.recipe_of(image, index, recipe))
                 if request.on_image is not None:
                     request.on_image(GenerationResult([image], result.recipes[-1:], prompts))
             if steps.cancelled:

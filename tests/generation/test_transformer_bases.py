@@ -1,0 +1,165 @@
+"""generate with every host that is a transformer: the whole pipeline, from text to picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from test_engine import bits, picture
+
+import imageprompt as ip
+import text_encoders
+import training_pipelines
+import transformer_pipelines
+from imageprompt.core import bundled, errors
+from imageprompt.encoding.encoders import open_encoder
+from imageprompt.loading.pipeline import TEXT_TOKENS_KEY
+from transformer_pipelines import scheduler, vae
+from transformers_table import CASES
+
+SIZE = (32, 32)
+SIZES = {"pixart": (256, 256), "sana": (64, 64), "hunyuan-dit": (64, 64), "hidream": (16, 16)}
+EIGHTH = ("pixart", "hunyuan-dit", "lumina2")  # diffusers takes it that their VAE halves thrice
+CONFIG: dict[str, dict[str, Any]] = {"pixart": {"sample_size": 32}, "sana": {"sample_size": 16}}
+FLOW_SDE = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+HOSTS = [name for name in text_encoders.TABLE if name != "wan"]
+
+
+def open_pipeline(name: str) -> Any:
+    """A tiny pipeline with everything that `generate` needs."""
+    case, text = training_pipelines.PIPELINES[name], text_encoders.TABLE[name]
+    known = transformer_pipelines.PIPELINES[case.name].parts
+    table = CASES[case.host or name]
+    config = {**table.config, **case.config, **text.config, **CONFIG.get(name, {})}
+    parts = {
+        "transformer": dataclasses.replace(table, config=config).build(),
+        "scheduler": known.get("scheduler", scheduler(**case.options))(),
+        "vae": vae(4, 3) if name in EIGHTH else known["vae"](),
+        **text.parts(),
+    }
+    if name == "sana":
+        parts["scheduler"] = scheduler("DPMSolverMultistepScheduler", **FLOW_SDE)()
+    if name == "hidream":
+        parts["transformer"].register_to_config(**{TEXT_TOKENS_KEY: text_encoders.LENGTH})
+    kind = getattr(diffusers, case.name)
+    wanted = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    missing = [one.name for one in wanted if one.default is inspect.Parameter.empty]
+    pipe = kind(**{**dict.fromkeys(missing), **parts})
+    for attribute, value in {**case.attributes, **text.attributes}.items():
+        setattr(pipe, attribute, value)
+    return pipe
+
+
+def create_adapter(pipe: Any, encoder: Any) -> ip.Adapter:
+    shape = {"num_tokens": 2, "depth": 1, "heads": 1, "inner_dim": 8}
+    made = ip.Adapter.create("plus", denoiser=pipe.transformer, encoder=encoder, **shape)
+    torch.manual_seed(6)
+    for weight in made.module.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    return made
+
+
+def small_only(monkeypatch: pytest.MonkeyPatch, pipe: Any) -> None:
+    """No pictures of a million pixels, to which some pipelines scale what is asked for."""
+    module = sys.modules[type(pipe).__module__]
+    for name, sizes in (
+        ("SUPPORTED_SHAPE", [(64, 64)]),
+        ("ASPECT_RATIO_512_BIN", {"1.0": [64.0, 64.0]}),
+        ("PREFERRED_KONTEXT_RESOLUTIONS", [(64, 64)]),
+    ):
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, sizes)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", HOSTS)
+def test_a_picture_of_every_host(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = open_pipeline(name)
+    small_only(monkeypatch, pipe)
+    encoder = open_encoder(bundled.folder() / "image_encoder")
+    engine = ip.Engine(pipe)
+    text: dict[str, Any] = {"size": SIZES.get(name, SIZE), "steps": 2, "progress": False}
+    with_reference = {
+        "reference": picture(1),
+        "adapter": create_adapter(pipe, encoder),
+        "encoder": encoder,
+        **text,
+    }
+    made = engine.generate("a star", seed=4, num_images=2, batch_size=2, **with_reference)
+    assert made.images[0].size == text["size"]
+    plain = bits(engine.generate("a star", scale=0, seed=4, **text))
+    assert bits(made)[:1] != plain
+    assert bits(engine.generate("a star", seed=4, **with_reference | {"scale": 0})) == plain
+    alone = {"prompt": "a star", "seed": 5, **with_reference}
+    other = {"prompt": "a red ring : a blue star", "seed": 6, **with_reference}
+    assert bits(engine.generate(**alone)) == bits(made)[1:]
+    both = engine.generate_many([other, alone], progress=False)
+    assert [bits(one) for one in both] == [bits(engine.generate(**other)), bits(made)[1:]]
+    again = {"base": pipe, "progress": False} | {
+        key: with_reference[key] for key in ("reference", "adapter", "encoder")
+    }
+    assert bits(ip.repeat(made.save(tmp_path)[1], **again)) == bits(made)[1:]
+
+
+@pytest.mark.parametrize("name", ["flux", "chroma", "sd3", "qwen-image", "z-image", "flux2 klein"])
+def test_what_transformers_start_from(name: str) -> None:
+    size = (32, 32) if name == "sd3" else (64, 64)
+    text: dict[str, Any] = {"scale": 0, "size": size, "steps": 3, "progress": False}
+    engine = ip.Engine(open_pipeline(name))
+    changed = engine.generate("a star", init_image=picture(2).resize(size), **text)
+    assert changed.images[0].size == size
+    assert bits(changed) != bits(engine.generate("a star", **text))
+
+
+def test_a_picture_to_edit_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    flux, start = open_pipeline("flux"), picture(2).resize((32, 16))
+    kontext = diffusers.FluxKontextPipeline(**flux.components)
+    small_only(monkeypatch, kontext)
+    text: dict[str, Any] = {"scale": 0, "size": (32, 16), "steps": 2, "progress": False}
+    made = ip.generate("a star", base=kontext, **text)
+    assert made.images[0].size == (32, 16)
+    assert bits(made) == bits(ip.generate("a star", base=flux, **text))
+    edited = ip.generate("a star", base=kontext, init_image=start, **text)
+    assert edited.images[0].size == (32, 16)
+    assert bits(edited) != bits(made)
+    with pytest.raises(errors.OptionError, match=r"strength 0\.5: this base has no such option"):
+        ip.generate("a star", base=kontext, init_image=start, strength=0.5, **text)
+    parts = {**open_pipeline("qwen-image").components, "processor": None}
+    edit = diffusers.QwenImageEditPipeline(**parts)
+    with pytest.raises(errors.OptionError, match=r"it edits a picture\. Give one: --init-image"):
+        ip.generate("a star", base=edit, **text)
+
+
+def test_own_guidance_has_its_negative_side() -> None:
+    """Qwen-Image's own scale is 4; diffusers ignores it unless a negative prompt is given."""
+    engine = ip.Engine(open_pipeline("qwen-image"))
+    text: dict[str, Any] = {"scale": 0, "size": SIZE, "steps": 2, "progress": False}
+    own = bits(engine.generate("a star", **text))
+    assert own == bits(engine.generate("a star", true_cfg_scale=4.0, **text))
+    assert own != bits(engine.generate("a star", true_cfg_scale=1.0, **text))
+
+
+def test_another_size_than_asked_for_is_said() -> None:
+    text: dict[str, Any] = {"scale": 0, "size": SIZE, "steps": 1, "progress": False}
+    engine = ip.Engine(open_pipeline("hidream"))
+    with pytest.warns(UserWarning, match="the base makes pictures of 16x16 pixels, not 32x32"):
+        made = engine.generate("a star", **text)
+    assert made.recipe.width == 16
+    with pytest.warns(UserWarning, match="the base makes pictures of 16x16 pixels, not 32x32"):
+        engine.generate_many([{"prompt": "a star", **text}] * 2, progress=False)
+
+
+def test_sizes_that_a_transformer_has_no_positions_for() -> None:
+    text: dict[str, Any] = {"scale": 0, "steps": 1, "progress": False}
+    with pytest.raises(errors.OptionError, match="knows positions for 32x32 pixels at most"):
+        ip.generate("a star", base=open_pipeline("auraflow"), size=(64, 32), **text)
+    with pytest.raises(errors.OptionError, match=r"inside adapter\.use\(\)"):
+        ip.generate("a star", base=open_pipeline("wan"), **text)
