@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,46 +11,13 @@ import torch
 from test_engine import bits, picture
 
 import imageprompt as ip
-import text_encoders
-import training_pipelines
-import transformer_pipelines
+import whole_pipelines
 from imageprompt.core import bundled, errors
 from imageprompt.encoding.encoders import open_encoder
-from imageprompt.loading.pipeline import TEXT_TOKENS_KEY
-from transformer_pipelines import scheduler, vae
-from transformers_table import CASES
+from imageprompt.generation import pipeline_call
+from whole_pipelines import SIZE, SIZES, open_pipeline, small_only
 
-SIZE = (32, 32)
-SIZES = {"pixart": (256, 256), "sana": (64, 64), "hunyuan-dit": (64, 64), "hidream": (16, 16)}
-EIGHTH = ("pixart", "hunyuan-dit", "lumina2")  # diffusers takes it that their VAE halves thrice
-CONFIG: dict[str, dict[str, Any]] = {"pixart": {"sample_size": 32}, "sana": {"sample_size": 16}}
-FLOW_SDE = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
-HOSTS = [name for name in text_encoders.TABLE if name != "wan"]
-
-
-def open_pipeline(name: str) -> Any:
-    """A tiny pipeline with everything that `generate` needs."""
-    case, text = training_pipelines.PIPELINES[name], text_encoders.TABLE[name]
-    known = transformer_pipelines.PIPELINES[case.name].parts
-    table = CASES[case.host or name]
-    config = {**table.config, **case.config, **text.config, **CONFIG.get(name, {})}
-    parts = {
-        "transformer": dataclasses.replace(table, config=config).build(),
-        "scheduler": known.get("scheduler", scheduler(**case.options))(),
-        "vae": vae(4, 3) if name in EIGHTH else known["vae"](),
-        **text.parts(),
-    }
-    if name == "sana":
-        parts["scheduler"] = scheduler("DPMSolverMultistepScheduler", **FLOW_SDE)()
-    if name == "hidream":
-        parts["transformer"].register_to_config(**{TEXT_TOKENS_KEY: text_encoders.LENGTH})
-    kind = getattr(diffusers, case.name)
-    wanted = list(inspect.signature(kind.__init__).parameters.values())[1:]
-    missing = [one.name for one in wanted if one.default is inspect.Parameter.empty]
-    pipe = kind(**{**dict.fromkeys(missing), **parts})
-    for attribute, value in {**case.attributes, **text.attributes}.items():
-        setattr(pipe, attribute, value)
-    return pipe
+HOSTS = [name for name in whole_pipelines.HOSTS if name != "wan"]
 
 
 def create_adapter(pipe: Any, encoder: Any) -> ip.Adapter:
@@ -65,19 +29,8 @@ def create_adapter(pipe: Any, encoder: Any) -> ip.Adapter:
     return made
 
 
-def small_only(monkeypatch: pytest.MonkeyPatch, pipe: Any) -> None:
-    """No pictures of a million pixels, to which some pipelines scale what is asked for."""
-    module = sys.modules[type(pipe).__module__]
-    for name, sizes in (
-        ("SUPPORTED_SHAPE", [(64, 64)]),
-        ("ASPECT_RATIO_512_BIN", {"1.0": [64.0, 64.0]}),
-        ("PREFERRED_KONTEXT_RESOLUTIONS", [(64, 64)]),
-    ):
-        if hasattr(module, name):
-            monkeypatch.setattr(module, name, sizes)
-
-
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", HOSTS)
 def test_a_picture_of_every_host(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -145,6 +98,10 @@ def test_own_guidance_has_its_negative_side() -> None:
     own = bits(engine.generate("a star", **text))
     assert own == bits(engine.generate("a star", true_cfg_scale=4.0, **text))
     assert own != bits(engine.generate("a star", true_cfg_scale=1.0, **text))
+    with pytest.warns(UserWarning, match="no effect on this base: --guidance-scale 7"):
+        assert own == bits(engine.generate("a star", guidance_scale=7, **text))
+    assert pipeline_call.guided_by(engine.loaded.pipe) == "true_cfg_scale"
+    assert pipeline_call.guided_by(open_pipeline("flux")) == "guidance_scale"
 
 
 def test_another_size_than_asked_for_is_said() -> None:

@@ -85,17 +85,41 @@ def _edits(known: Mapping[str, Any]) -> bool:
     return names == ["image", "prompt"] and "strength" not in known
 
 
-def options_of(
-    request: Request, pipe: Any, start: StartImages, size: Size | None
-) -> dict[str, Any]:
-    """The pipeline's arguments, with its defaults filled in. Raises OptionError."""
-    known = inspect.signature(type(pipe).__call__).parameters
-    if not known.keys() >= _TEXT_TO_IMAGE:
+def check_text_to_image(pipe: Any) -> None:
+    """Raises OptionError for a pipeline that makes no pictures from text."""
+    if not inspect.signature(type(pipe).__call__).parameters.keys() >= _TEXT_TO_IMAGE:
         raise OptionError(
             f"base of type {type(pipe).__name__}",
             reason="not a text-to-image pipeline",
             hint="Use a text-to-image pipeline, or call it yourself, inside adapter.use().",
         )
+
+
+def guided_by(pipe: Any) -> str:
+    """The argument of a pipeline that is the scale of its classifier-free guidance by default."""
+    own = inspect.signature(type(pipe).__call__).parameters.get("true_cfg_scale")
+    return "guidance_scale" if own is None or own.default <= 1 else own.name
+
+
+def _check_read(request: Request, pipe: Any, known: Mapping[str, inspect.Parameter]) -> None:
+    """Warns about a guidance scale that is for distilled bases only, and this is none."""
+    config = getattr(getattr(pipe, "transformer", None), "config", None) or {}
+    distilled_only = "true_cfg_scale" in known and config.get("guidance_embeds") is False
+    if request.guidance_scale is not None and distilled_only:
+        warnings.warn(
+            f"no effect on this base: --guidance-scale {request.guidance_scale:g} "
+            "(its guidance is --true-cfg-scale)",
+            stacklevel=4,
+        )
+
+
+def options_of(
+    request: Request, pipe: Any, start: StartImages, size: Size | None
+) -> dict[str, Any]:
+    """The pipeline's arguments, with its defaults filled in. Raises OptionError."""
+    check_text_to_image(pipe)
+    known = inspect.signature(type(pipe).__call__).parameters
+    _check_read(request, pipe, known)
     options: dict[str, Any] = {"prompt": request.prompt}
     options["num_inference_steps"] = request.steps or known["num_inference_steps"].default
     optional = {

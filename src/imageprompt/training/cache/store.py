@@ -33,7 +33,7 @@ _MAX_OPEN = 32  # shards
 _MAX_HEADER = 2**25  # bytes: of a shard 300,000, of a set a line for each broken sample
 _SHARD = re.compile(r"[0-9a-f]{1,2}-[0-9a-f]{24}\.safetensors")
 # of `write`: names of entries and numbers, nothing deep and nothing long
-_SUMS = re.compile(r'\{(?:"[0-9a-f]{32}\.[a-z_]+": [0-9]{1,10}(?:, |(?=\})))*+\}')
+_SUMS = re.compile(r'\{(?:"[0-9a-f]{32}\.[a-z0-9_]+": [0-9]{1,10}(?:, |(?=\})))*+\}')
 _SUFFIX = ".safetensors"
 
 

@@ -58,12 +58,15 @@ class Validation:
         *,
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
+        from imageprompt.generation.pipeline_call import check_text_to_image
+
         self.base, self.pipe, self.encoder = base, base.pipe, base.encoder
         self.config, self.size, self.folder, self.log = config, size, folder, log
         load = _load_faces if encoders.reads_faces else _load_pictures
         self.references = load(config, encoders)
         self.sheets: list[Path] = []
         self.pipe.set_progress_bar_config(disable=True)
+        check_text_to_image(self.pipe)
 
     @torch.no_grad()
     def __call__(self, trainer: Trainer) -> dict[str, float]:
@@ -87,8 +90,10 @@ class Validation:
     def _generate(self, adapter: Any, prompt: str) -> list[Image.Image]:
         """One picture a reference."""
         from imageprompt.generation.engine import Engine
+        from imageprompt.generation.pipeline_call import guided_by
 
         config, pictures = self.config, []
+        guidance: dict[str, Any] = {guided_by(self.pipe): config.guidance}
         engine = Engine(self.pipe)
         for row, reference in enumerate(self.references):
             shown: dict[str, Any]
@@ -103,7 +108,7 @@ class Validation:
                 scale=config.scale,
                 size=(self.size, self.size),
                 steps=config.steps,
-                guidance_scale=config.guidance,
+                **guidance,
                 seed=config.seed + row,
                 progress=False,
             )
