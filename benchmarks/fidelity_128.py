@@ -120,6 +120,7 @@ class Bench:
             self.seeds[: len(prompts)],
             steps=self.options.steps,
             guidance=self.options.guidance,
+            eta=self.options.eta,
             on_pictures=self.on_progress,
             **options,
         )
@@ -238,7 +239,11 @@ class Bench:
         self, adapter: Any, drawn: Sequence[Sequence[Image.Image]], masks: Sequence[Any]
     ) -> list[Image.Image]:
         """One picture for each pair; unmasked, two at full scale would be twice the strength."""
-        shared = {"steps": self.options.steps, "guidance_scale": self.options.guidance}
+        shared = {
+            "steps": self.options.steps,
+            "guidance_scale": self.options.guidance,
+            "eta": self.options.eta,
+        }
         requests: list[dict[str, Any]] = []
         for row, seed in zip(drawn, self.seeds, strict=False):
             first, second = (
@@ -333,6 +338,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--override-scales", type=float, nargs="*", default=[0.5, 0.4])
     parser.add_argument("--steps", type=int, default=pipeline.STEPS)
     parser.add_argument("--guidance", type=float, default=bundled.GUIDANCE_128)
+    parser.add_argument("--eta", type=float, default=bundled.ETA_128)
     parser.add_argument("--adapters", nargs="*", default=["plus"])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)

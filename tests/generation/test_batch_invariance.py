@@ -11,16 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-)
+from diffusers import AutoencoderKL
 from test_engine import picture
 from torch import Tensor, nn
 
 import imageprompt as ip
-from imageprompt.demo import pipeline
 from imageprompt.generation import many
 from imageprompt.generation.batch_invariance import batch_invariant
 
@@ -145,36 +140,6 @@ def test_a_batch_equals_its_pictures_alone_in_every_float(base: str, guidance_sc
     alone = latents(engine, requests)
     together = latents(engine, requests, batch_size=PICTURES)
     assert torch.equal(alone, together)
-
-
-@pytest.mark.parametrize(
-    "scheduler",
-    [
-        FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
-        DPMSolverMultistepScheduler(
-            algorithm_type="sde-dpmsolver++",
-            prediction_type="flow_prediction",
-            use_flow_sigmas=True,
-        ),
-    ],
-)
-def test_noise_that_a_scheduler_adds_is_the_seeds(scheduler: Any) -> None:
-    pipe = pipeline.load_pipeline(stack="bundled-sd3")
-    pipe.scheduler = scheduler
-    engine = ip.Engine(pipe)
-    requests: list[dict[str, Any]] = [
-        {"prompt": "a star", "scale": 0, "seed": seed, "steps": 3, "progress": False}
-        for seed in (4, 5)
-    ]
-    alone = [engine.generate(**request).images[0] for request in requests]
-    torch.manual_seed(8)
-    again = engine.generate(**requests[0], num_images=2, batch_size=2).images
-    torch.manual_seed(9)
-    together = [one.images[0] for one in engine.generate_many(requests, progress=False)]
-    for first, second, third in zip(alone, again, together, strict=True):
-        assert np.array_equal(np.asarray(first), np.asarray(second))
-        assert np.array_equal(np.asarray(first), np.asarray(third))
-    assert "step" not in vars(scheduler)
 
 
 def test_pictures_of_one_request_too() -> None:

@@ -104,6 +104,19 @@ def test_own_guidance_has_its_negative_side() -> None:
     assert pipeline_call.guided_by(open_pipeline("flux")) == "guidance_scale"
 
 
+def test_the_negative_side_of_a_pipeline_without_negative_prompts() -> None:
+    pipe, encoder = open_pipeline("flux2 klein"), open_encoder(bundled.folder() / "image_encoder")
+    own = {"reference": picture(1), "adapter": create_adapter(pipe, encoder), "encoder": encoder}
+    text: dict[str, Any] = {"size": SIZE, "steps": 2, "progress": False}
+    engine = ip.Engine(pipe)
+    plain = engine.generate("a star", guidance_scale=4.0, **own, **text)
+    made = engine.generate("a star", guidance_scale=4.0, negative_scale=0.2, **own, **text)
+    assert bits(made) != bits(plain)
+    pipe.register_to_config(is_distilled=True)
+    with pytest.raises(errors.OptionError, match="it has no negative side of guidance"):
+        engine.generate("a star", negative_scale=0.2, **own, **text)
+
+
 def test_another_size_than_asked_for_is_said() -> None:
     text: dict[str, Any] = {"scale": 0, "size": SIZE, "steps": 1, "progress": False}
     engine = ip.Engine(open_pipeline("hidream"))

@@ -19,9 +19,9 @@ ONE_OBJECT = (NAME, SD3)
 
 STEPS = 20
 GUIDANCE = 5.0
-GUIDANCE_128 = 4.0
-"""The settings at which their pictures look best; GUIDANCE_128 is for larger scenes. Other
-pipelines keep their own defaults."""
+GUIDANCE_128, ETA_128 = 4.0, 1.0
+"""The settings at which their pictures look best; GUIDANCE_128 and ETA_128 are for larger scenes.
+Other pipelines keep their own defaults."""
 
 DEFAULT_ADAPTER = "plus"
 PAIR = "dual"
@@ -46,6 +46,11 @@ def folder(stack: str = NAME) -> Path:
 def guidance(stack: str) -> float:
     """The guidance scale at which a bundled stack's pictures look best."""
     return GUIDANCE_128 if stack == SD3_128 else GUIDANCE
+
+
+def eta(stack: str) -> float:
+    """The share of the noise that each step draws anew, at which its pictures look best."""
+    return ETA_128 if stack == SD3_128 else 0.0
 
 
 def adapter(name: str = DEFAULT_ADAPTER, stack: str = NAME) -> Path:

@@ -31,6 +31,7 @@ def sample(
     scale: Any = 1.0,
     steps: int = STEPS,
     guidance: float = GUIDANCE,
+    eta: float = 0.0,
     on_pictures: Callable[[int], object] | None = None,
 ) -> list[Image.Image]:
     """One picture for each prompt; with an `adapter`, each with its own reference.
@@ -39,7 +40,7 @@ def sample(
     """
     from imageprompt.generation.engine import Engine
 
-    shared = {"steps": steps, "guidance_scale": guidance}
+    shared = {"steps": steps, "guidance_scale": guidance, "eta": eta}
     requests: list[dict[str, Any]] = [
         {"prompt": prompt, "seed": seed, "scale": 0.0, **shared}
         for prompt, seed in zip(prompts, seeds, strict=True)

@@ -28,6 +28,7 @@ def generate(
     steps: int | None = None,
     guidance_scale: float | None = None,
     guidance_until: float | None = None,
+    eta: float | None = None,
     true_cfg_scale: float | None = None,
     guidance: str | Sequence[str] = "auto",
     negative_prompt: str = "",
@@ -63,6 +64,9 @@ def generate(
     - `controlnet` (folder, Hub id or model) with its `control_image` and `control_scale` (0..2).
     - `guidance_until` (0..1) is the share of the steps after which guidance is off: the rest takes
       half the time. UNet and SD3 pipelines only.
+    - `eta` (0..1) is the share of the noise that each step draws anew, with DDIM and Euler's steps
+      of flow matching. It mends mistakes of the steps before; by default it is 0, and 1 for
+      "bundled-sd3-128".
     - `true_cfg_scale` above 1 gives FLUX, whose `guidance_scale` is an input of the model, a
       negative side: a second pass with `negative_prompt` and what stands for no picture.
     - `guidance` is the layout of the guidance batch, for pipelines where it cannot be inferred:

@@ -22,8 +22,8 @@ from imageprompt.generation.run import (
     prepare,
     rounding_as_alone,
     run_prepared,
-    steps_draw_from,
 )
+from imageprompt.generation.step_noise import step_noise
 from imageprompt.loading.models import Models, turn_of
 
 if TYPE_CHECKING:
@@ -90,9 +90,10 @@ class _Job:
             )
             for one, prompt in zip(self.prepared.opened, self.prompts, strict=True)
         )
+        alike = [same, request.layout, request.guidance_until, request.eta]
         no_negative = options.get("negative_prompt") is None  # some pipelines tell it from ""
         return (
-            json.dumps([same, request.layout, request.guidance_until], sort_keys=True, default=str),
+            json.dumps(alike, sort_keys=True, default=str),
             id(self.prepared.pipe),
             no_negative,
             references,
@@ -245,7 +246,7 @@ def _denoise(batch: Sequence[tuple[_Job, int]], models: Models, steps: Steps) ->
             torch.Generator().manual_seed(job.prepared.request.seed + i) for job, i in batch
         ]
         stack.enter_context(rounding_as_alone(pipe, len(batch)))
-        stack.enter_context(steps_draw_from(pipe, generators))
+        stack.enter_context(step_noise(pipe, generators, request.eta))
         images: list[Image] = pipe(
             **options,
             **steps.options(_parts(batch), None),

@@ -176,7 +176,10 @@ def check_guided(request: Request, pipe: Any, options: Mapping[str, Any]) -> Non
     flags = ", ".join(flag for flag, value in wanted.items() if value)
     if not flags:
         return
-    if "negative_prompt" not in options:
+    # FLUX.2 klein has a negative side whose text is always empty, unless it is distilled
+    known = inspect.signature(type(pipe).__call__).parameters
+    sided = "negative_prompt" in options or "negative_prompt_embeds" in known
+    if not sided or pipe.config.get("is_distilled", False):
         raise OptionError(
             f"{flags} with a {type(pipe).__name__}",
             reason="it has no negative side of guidance",
@@ -218,10 +221,15 @@ def check_size(size: Size, pipe: Any) -> None:
 
 
 def with_own_defaults(request: Request, name: str | None) -> dict[str, Any]:
-    """The best steps and guidance scale of the bundled stacks, where the user gave none."""
+    """The best settings of the bundled stacks, where the user gave none."""
     if name not in bundled.FOLDERS:
         return {}
-    defaults = {"steps": bundled.STEPS, "guidance_scale": bundled.guidance(name)}
+    defaults: dict[str, Any] = {
+        "steps": bundled.STEPS,
+        "guidance_scale": bundled.guidance(name),
+    }
+    if request.replayed_from is None:  # a recipe without it means none
+        defaults["eta"] = bundled.eta(name) or None
     return {key: value for key, value in defaults.items() if getattr(request, key) is None}
 
 

@@ -82,7 +82,7 @@ def _request_arguments(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, 
     loaded = not isinstance(changes.get("base"), str | os.PathLike | None)
     same = (
         *("prompt", "negative_prompt", "seed", "num_images", "batch_size"),
-        *("steps", "guidance_scale", "guidance_until", "true_cfg_scale", "guidance"),
+        *("steps", "guidance_scale", "guidance_until", "true_cfg_scale", "guidance", "eta"),
         *("strength", "control_scale"),
     )
     return {name: getattr(recipe, name) for name in same} | {

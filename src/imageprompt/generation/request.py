@@ -96,6 +96,16 @@ class Request:
             parse=values.parse_layout,
         ),
     ] = "auto"
+    eta: Annotated[
+        float | None,
+        _sampling(
+            "share of the noise that each step draws anew, 0..1, in DDIM and Euler's steps of flow "
+            "matching: mends mistakes (default: 0)",
+            "E",
+            ge=limits.ETA.low,
+            le=limits.ETA.high,
+        ),
+    ] = None
     size: Annotated[
         tuple[int, int] | None,
         _sampling(
@@ -242,6 +252,7 @@ _LIMITS: Mapping[str, limits.Limit] = {
     "guidance_scale": limits.GUIDANCE_SCALE,
     "guidance_until": limits.GUIDANCE_UNTIL,
     "true_cfg_scale": limits.GUIDANCE_SCALE,
+    "eta": limits.ETA,
     "dtype": limits.DTYPE,
     "device": limits.DEVICE,
     "strength": limits.STRENGTH,

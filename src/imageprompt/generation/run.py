@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from imageprompt.generation.pipeline_call import (
 )
 from imageprompt.generation.request import Request
 from imageprompt.generation.result import GenerationResult
+from imageprompt.generation.step_noise import eta_options, step_noise
 from imageprompt.loading.models import Models, turn_of
 from imageprompt.loading.recipe import AssetRecord, Recipe, library_versions
 from imageprompt.loading.recipe.limits import MIN_SIDE
@@ -85,7 +85,7 @@ def prepare(request: Request, models: Models) -> Prepared:
     request = replace(request, **with_own_defaults(request, base.name))
     pipe = pipeline_for(base.pipe, start, net, models)
     size, start = _fit(request, start, pipe)
-    options = options_of(request, pipe, start, size)
+    options = {**options_of(request, pipe, start, size), **eta_options(request.eta, pipe)}
     check_guided(request, pipe, options)
     if request.guidance_until is not None:
         from imageprompt.generation.guidance_cutoff import check_cutoff
@@ -318,7 +318,7 @@ def _denoise(prepared: Prepared, steps: Steps, number_of: int) -> Iterator[tuple
             # generators on the CPU draw the same noise for every device
             generators = [torch.Generator().manual_seed(request.seed + i) for i in batch]
             try:
-                with rounding_as_alone(pipe, len(batch)), steps_draw_from(pipe, generators):
+                with rounding_as_alone(pipe, len(batch)), step_noise(pipe, generators, request.eta):
                     images = pipe(
                         **options,
                         **steps.options([(number_of, batch)], progress.step(number, batch)),
@@ -346,33 +346,6 @@ def rounding_as_alone(pipe: Any, pictures: int) -> AbstractContextManager[None]:
     from imageprompt.generation.batch_invariance import batch_invariant
 
     return batch_invariant(pipe, pictures)
-
-
-@contextmanager
-def steps_draw_from(pipe: Any, generators: list[Any]) -> Iterator[None]:
-    """While the block runs, a scheduler that adds noise in its steps draws it from `generators`.
-
-    diffusers' pipelines of transformers give it none (`stochastic_sampling` of flow matching, SDE
-    solvers): the noise would be anyone's, and another one in every call.
-    """
-    scheduler = pipe.scheduler
-    own, step = vars(scheduler).get("step"), scheduler.step
-    if "generator" not in inspect.signature(step).parameters:
-        yield
-        return
-
-    @functools.wraps(step)
-    def seeded(*args: Any, **options: Any) -> Any:
-        return step(*args, **{"generator": generators, **options})
-
-    scheduler.step = seeded
-    try:
-        yield
-    finally:
-        if own is None:
-            del scheduler.step
-        else:
-            scheduler.step = own
 
 
 class _Progress:
@@ -448,6 +421,7 @@ def _recipe(
         steps=options["num_inference_steps"],
         guidance_scale=options.get("guidance_scale"),
         guidance_until=request.guidance_until,
+        eta=request.eta,
         true_cfg_scale=request.true_cfg_scale,
         guidance=request.layout,
         width=width,

@@ -202,7 +202,8 @@ def batch_key(request: Mapping[str, Any]) -> Hashable:
     """
     if any(request.get(name) is not None for name in START_PICTURES):
         return None
-    same = ("size", "steps", "guidance_scale", "guidance_until", "true_cfg_scale", "guidance")
+    sampling = ("guidance_scale", "guidance_until", "true_cfg_scale", "guidance", "eta")
+    same = ("size", "steps", *sampling)
     shared = [request.get(name) for name in same]
     shared.append(not request.get("negative_prompt"))
     references = [_of_reference(one) for one in request.get("references") or ()]

@@ -83,7 +83,7 @@ class Restorer:
             "steps": recipe.steps,
             "size": [recipe.width, recipe.height],
         }
-        for name in ("guidance_scale", "guidance_until", "true_cfg_scale", "strength"):
+        for name in ("guidance_scale", "guidance_until", "true_cfg_scale", "eta", "strength"):
             value = getattr(recipe, name)
             if value is not None and not (name == "strength" and recipe.init_image is None):
                 request[name] = value

@@ -89,6 +89,8 @@ class Recipe:
     """The share of the steps after which guidance was off; None: it never was."""
     true_cfg_scale: Annotated[float | None, limits.GUIDANCE_SCALE] = None
     """None if it was not given, or the pipeline has no such option."""
+    eta: Annotated[float | None, limits.ETA] = None
+    """The share of the noise that each step drew anew; None: none."""
     guidance: Annotated[str | tuple[str, ...], limits.GUIDANCE] = "auto"
     """The stated layout of the batch: its name, or its branches."""
     width: Annotated[int, limits.SIDE]
