@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from imageprompt.generation.pipeline_call import Size, StartImages
 from imageprompt.generation.request import Request
-from imageprompt.loading import open_references, record_of, vae_scale_factor
+from imageprompt.loading import default_size, open_references, record_of, vae_scale_factor
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,7 +43,7 @@ def own_size(start: StartImages, pipe: Any) -> Size | None:
     if first is None:
         return None
     factor = vae_scale_factor(pipe)
-    scale = math.sqrt(_own_area(pipe, factor) / (first.width * first.height))
+    scale = math.sqrt(math.prod(default_size(pipe)) / (first.width * first.height))
     width, height = (max(1, round(side * scale / factor)) * factor for side in first.size)
     return width, height
 
@@ -69,16 +69,6 @@ def _mask(source: Any) -> Image:
 
     weights = open_mask(source, if_black="nothing of the picture changes")
     return Image.fromarray((weights * 255).round().astype("uint8"))
-
-
-def _own_area(pipe: Any, factor: int) -> int:
-    """Number of pixels in the base's own pictures."""
-    unet = getattr(pipe, "unet", None)
-    config = getattr(unet or getattr(pipe, "transformer", None), "config", None)
-    stated = getattr(pipe, "default_sample_size", None) or getattr(config, "sample_size", None)
-    side = stated or (64 if unet is not None else 128)
-    width, height = side if isinstance(side, list | tuple) else (side, side)
-    return int(width * factor * height * factor)
 
 
 def _scaled(image: Image, size: Size) -> Image:

@@ -174,6 +174,17 @@ def vae_scale_factor(pipe: Any) -> int:
     return factor
 
 
+def default_size(pipe: Any) -> tuple[int, int]:
+    """Width and height in pixels of the pictures that a pipeline makes unless told otherwise."""
+    unet = getattr(pipe, "unet", None)
+    config = getattr(unet or getattr(pipe, "transformer", None), "config", None)
+    stated = getattr(pipe, "default_sample_size", None) or getattr(config, "sample_size", None)
+    side = stated or (64 if unet is not None else 128)  # Z-Image states none, and makes 1024
+    width, height = side if isinstance(side, list | tuple) else (side, side)
+    factor = vae_scale_factor(pipe)
+    return int(width * factor), int(height * factor)
+
+
 def largest_side(pipe: Any) -> int | None:
     """Pixels on a side at most: transformers of SD3 and AuraFlow have a table of positions."""
     from diffusers.models.embeddings import PatchEmbed

@@ -120,7 +120,7 @@ class ServedModels:
         known = inspect.signature(type(self.pipe).__call__).parameters
         own = self.base_name in bundled.FOLDERS
         guidance = known["guidance_scale"].default if "guidance_scale" in known else None
-        width, height = self._own_size()
+        width, height = loading.default_size(self.pipe)
         base = {
             "name": self.base_name,
             "default": True,
@@ -152,15 +152,6 @@ class ServedModels:
             return host_of(denoiser).describe(denoiser).family
         except ImagePromptError:
             return None
-
-    def _own_size(self) -> tuple[int, int]:
-        denoiser: Any = denoiser_of(self.pipe)
-        side = getattr(self.pipe, "default_sample_size", None) or getattr(
-            getattr(denoiser, "config", None), "sample_size", 64
-        )
-        width, height = side if isinstance(side, list | tuple) else (side, side)
-        factor = loading.vae_scale_factor(self.pipe)
-        return int(width * factor), int(height * factor)
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────
 
