@@ -105,6 +105,10 @@ def test_what_knows_small_scenes_only_refuses_it(
     assert "drawn references suit bundled and bundled-sd3 only" in capsys.readouterr().err
 
 
+def test_demo_text_that_says_nothing_does_not_say_one_object() -> None:
+    assert worlds.LARGE.prompt == ""
+
+
 def test_demo_references_contradict_in_one_word() -> None:
     for shown in worlds.LARGE.references(3, 12):
         differ = [name for name, word in shown.words.items() if shown.expected[name] != word]
