@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from test_engine import bits, picture
@@ -15,7 +16,7 @@ import whole_pipelines
 from imageprompt.core import bundled, errors
 from imageprompt.encoding.encoders import open_encoder
 from imageprompt.generation import pipeline_call
-from whole_pipelines import SIZE, SIZES, open_pipeline, small_only
+from whole_pipelines import SIZE, SIZES, open_pipeline, reopened, small_only
 
 HOSTS = [name for name in whole_pipelines.HOSTS if name != "wan"]
 
@@ -89,6 +90,31 @@ def test_a_picture_to_edit_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
     edit = diffusers.QwenImageEditPipeline(**parts)
     with pytest.raises(errors.OptionError, match=r"it edits a picture\. Give one: --init-image"):
         ip.generate("a star", base=edit, **text)
+
+
+def test_bases_that_fill_a_mask_or_read_a_control_image(tmp_path: Path) -> None:
+    picture_given, half = picture(2).resize(SIZE), np.zeros(SIZE, np.float32)
+    half[:, :16] = 1
+    text: dict[str, Any] = {"scale": 0, "size": SIZE, "steps": 3, "progress": False}
+    fill = reopened("flux", diffusers.FluxFillPipeline, in_channels=24, out_channels=4)
+    masked: dict[str, Any] = {"init_image": picture_given, "inpaint_mask": half}
+    assert ip.generate("a star", base=fill, **masked, **text).images[0].size == SIZE
+    with pytest.raises(errors.OptionError, match="Give --init-image and --inpaint-mask"):
+        ip.generate("a star", base=fill, **text)
+    flux = reopened("flux", diffusers.FluxControlPipeline, in_channels=8, out_channels=4)
+    for base in (flux, reopened("cogview4", diffusers.CogView4ControlPipeline, in_channels=8)):
+        made = ip.generate("a star", base=base, control_image=picture_given, **text)
+        other = ip.generate("a star", base=base, control_image=picture(1).resize(SIZE), **text)
+        assert bits(made) != bits(other)
+        with pytest.raises(errors.OptionError, match=r"it reads a control image\. Give one"):
+            ip.generate("a star", base=base, **text)
+    changed: dict[str, Any] = {
+        "control_image": picture_given,
+        "init_image": picture(3).resize(SIZE),
+    }
+    assert bits(ip.generate("a star", base=flux, **changed, **text))
+    with pytest.raises(errors.OptionError, match="--control-image without --controlnet"):
+        ip.generate("a star", base=open_pipeline("flux"), control_image=picture_given, **text)
 
 
 def test_own_guidance_has_its_negative_side() -> None:

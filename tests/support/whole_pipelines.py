@@ -52,6 +52,15 @@ def open_pipeline(name: str) -> Any:
     return pipe
 
 
+def reopened(name: str, kind: Any, **config: Any) -> Any:
+    """Another pipeline of a host's parts, whose transformer has another config."""
+    table = CASES[name]
+    parts = open_pipeline(name).components
+    parts["transformer"] = dataclasses.replace(table, config={**table.config, **config}).build()
+    known = inspect.signature(kind.__init__).parameters
+    return kind(**{part: value for part, value in parts.items() if part in known})
+
+
 def small_only(monkeypatch: pytest.MonkeyPatch, pipe: Any) -> None:
     """No pictures of a million pixels, to which some pipelines scale what is asked for."""
     module = sys.modules[type(pipe).__module__]

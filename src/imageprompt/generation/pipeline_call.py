@@ -47,8 +47,10 @@ def pipeline_for(pipe: Any, start: StartImages, controlnet: Any, models: Models)
     """`pipe`, or another pipeline of the same parts that takes these images. Raises OptionError."""
     import diffusers
 
-    if controlnet is None and _takes(pipe, start):
-        return pipe
+    if controlnet is None:
+        _check_control(pipe, start)
+        if _takes(pipe, start):
+            return pipe
     if start.mask is not None:
         kind, what = diffusers.AutoPipelineForInpainting, "inpainting"
     elif start.init is not None:
@@ -62,11 +64,33 @@ def pipeline_for(pipe: Any, start: StartImages, controlnet: Any, models: Models)
         return models.variant(pipe, what, controlnet, lambda: kind.from_pipe(pipe, **added))
     except ValueError as error:
         net = " with a ControlNet" if added else ""
+        fills = "mask_image" in inspect.signature(type(pipe).__call__).parameters
         raise OptionError(
             f"base of type {type(pipe).__name__}",
             reason=f"diffusers has no pipeline for {what}{net} for it",
-            hint="Use a base of the SD1.5, SDXL, SD3, FLUX or Qwen-Image family.",
+            hint="Give --init-image and --inpaint-mask: it fills what a mask marks."
+            if fills
+            else "Use a base of the SD1.5, SDXL, SD3, FLUX or Qwen-Image family.",
         ) from error
+
+
+def _check_control(pipe: Any, start: StartImages) -> None:
+    """Some bases read a control image themselves (FLUX Control); without one, or others with it,
+    nothing can be made. Raises OptionError."""
+    known = inspect.signature(type(pipe).__call__).parameters
+    reads = "control_image" in known and "controlnet" not in pipe.components
+    if start.control is not None and not reads:
+        raise OptionError(
+            "--control-image without --controlnet",
+            reason="has no effect",
+            hint="Give --controlnet too, or leave it out.",
+        )
+    if start.control is None and reads:
+        raise OptionError(
+            f"base of type {type(pipe).__name__}",
+            reason="it reads a control image",
+            hint="Give one: --control-image FILE.",
+        )
 
 
 def _takes(pipe: Any, start: StartImages) -> bool:
@@ -296,8 +320,9 @@ def _pictures(
         made["mask_image"] = start.mask
     if start.control is not None:
         made["control_image" if "control_image" in known else "image"] = start.control
-        scale = request.control_scale
-        made["controlnet_conditioning_scale"] = 1.0 if scale is None else scale
+        if "controlnet_conditioning_scale" in known:
+            scale = request.control_scale
+            made["controlnet_conditioning_scale"] = 1.0 if scale is None else scale
     return made
 
 

@@ -262,7 +262,6 @@ _REQUIRED = ("prompt", "negative_prompt", "seed", "num_images", "batch_size", "g
 _NEEDS = (
     ("strength", "init_image"),
     ("inpaint_mask", "init_image"),
-    ("control_image", "controlnet"),
     ("controlnet", "control_image"),
     ("control_scale", "controlnet"),
 )
