@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import re
 import shutil
@@ -148,7 +147,7 @@ def test_the_wheel_runs_the_demo_outside_the_repository(
     paths = sysconfig.get_paths(vars={"base": str(place), "platbase": str(place)})
     options = ("--quiet", "--no-deps", "--no-index", "--no-compile", "--no-warn-script-location")
     # what `pip --python` starts, without the process that starts it
-    pip = Path(str(importlib.util.find_spec("pip").origin)).with_name("__pip-runner__.py")
+    pip = str(metadata.distribution("pip").locate_file("pip/__pip-runner__.py"))
     run(python, pip, "install", *options, wheel, folder=tmp_path)
     # A path file inside the folder that is named here is not read: the editable install stays out.
     (Path(paths["purelib"]) / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")

@@ -79,7 +79,7 @@ own = [name for name in sys.modules if name.partition(".")[0] == "imageprompt"]
 pathlib.Path(sys.argv[1]).write_text("\\n".join(own))
 sys.exit(code)
 """
-MAX_MODULES = 130
+MAX_MODULES = 131
 """Beside the metric that validation scores with: four modules."""
 
 

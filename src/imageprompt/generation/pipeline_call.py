@@ -129,7 +129,7 @@ def _check_read(request: Request, pipe: Any, known: Mapping[str, inspect.Paramet
     """Warns about a guidance scale that is for distilled bases only, and this is none."""
     config = getattr(getattr(pipe, "transformer", None), "config", None) or {}
     distilled_only = "true_cfg_scale" in known and config.get("guidance_embeds") is False
-    if request.guidance_scale is not None and distilled_only:
+    if distilled_only and request.guidance_scale not in (None, known["guidance_scale"].default):
         warnings.warn(
             f"no effect on this base: --guidance-scale {request.guidance_scale:g} "
             "(its guidance is --true-cfg-scale)",
