@@ -62,6 +62,17 @@ def test_what_is_left_out_is_the_energy_of_its_directions() -> None:
         assert float(missing) == pytest.approx(float(singular[rank:].square().sum()), rel=1e-4)
 
 
+def test_a_matrix_is_not_the_modules_weight() -> None:
+    """Its search writes into that, and takes it back from here."""
+    weight = torch.randn(6, 8)
+    for own in (None, torch.randn(6, 8)):
+        one = Matrix.of("a", "mid", "v", weight.clone(), own, torch.eye(8).double())
+        live = weight.clone()
+        other = Matrix.of("a", "mid", "v", live, own, torch.eye(8).double())
+        live.zero_()
+        assert torch.equal(other.weight, one.weight)
+
+
 def test_a_weight_of_another_shape_than_the_bases_stands_for_itself() -> None:
     one = Matrix.of("a", "mid", "v", torch.randn(6, 8), torch.randn(6, 4), torch.eye(8).double())
     assert one.own is None

@@ -42,7 +42,7 @@ class Matrix:
         cls, name: str, block: str, kind: str, weight: Tensor, own: Tensor | None, moment: Tensor
     ) -> Matrix:
         """`moment` [width, width] is the tokens' second moment, float64."""
-        weight = weight.detach().float().cpu()
+        weight = weight.detach().to("cpu", torch.float32, copy=True)  # the module's will change
         own = None if own is None or own.shape != weight.shape else own.float()
         difference = weight if own is None else weight - own
         wide = difference.double()
