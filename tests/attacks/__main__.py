@@ -16,7 +16,7 @@ from .mutate import Tried
 
 
 def main() -> int:
-    """Run what the options ask for; 1 if anything failed."""
+    """Run what the options ask for; 1, and what failed once more at the end, if anything did."""
     parser = argparse.ArgumentParser(prog="python -m tests.attacks", description=__doc__)
     parser.add_argument("--door", default="", metavar="WORDS", help="only doors with these words")
     parser.add_argument("--row", default="", metavar="WORDS", help="only attacks with these words")
@@ -27,21 +27,24 @@ def main() -> int:
     parser.add_argument("--save", default="", metavar="FOLDER", help="keep mutants that fail")
     parser.add_argument("--json", action="store_true", help="lines of JSON")
     options = parser.parse_args()
-    failed = False
+    failed: list[str] = []
     whole = not (options.format or options.door or options.row)
     if not options.format:
-        failed = _rows(options)
+        failed += _rows(options)
     if whole:
-        failed = _guards(options) or failed
+        failed += _guards(options)
     if options.seconds and not options.door and not options.row:
-        failed = _mutations(options) or failed
-    return failed
+        failed += _mutations(options)
+    if failed and not options.json:
+        print("", f"{len(failed)} failed:", *failed, sep="\n")
+    return bool(failed)
 
 
 # ── the table ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _rows(options: argparse.Namespace) -> bool:
+def _rows(options: argparse.Namespace) -> list[str]:
+    """Run the table; a line for each row that does not hold."""
     results = []
     for result in run(options.door, options.row, together=1 if options.alone else TOGETHER):
         results.append(result)
@@ -53,7 +56,7 @@ def _rows(options: argparse.Namespace) -> bool:
             print(f"{result.door} | {result.attack}: {result.outcome}: {result.message}")
     if not options.json:
         _print_doors(results)
-    return any(result.problems for result in results)
+    return [result.line for result in results if result.problems]
 
 
 def _print_doors(results: list[Result]) -> None:
@@ -78,29 +81,31 @@ def _door(name: str, rows: list[Result]) -> tuple[str, ...]:
 # ── guards ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _guards(options: argparse.Namespace) -> bool:
-    """Take each guard away: a row must fail."""
+def _guards(options: argparse.Namespace) -> list[str]:
+    """Take each guard away: a row must fail; a line for each that no row noticed."""
     found = list(guards.run())
     for one in found if options.json else ():
         print(json.dumps(one), flush=True)
     missed = [one["kind"] for one in found if not one["noticed"]]
     if not options.json:
         print(f"{len(found)} guards taken away, {len(found) - len(missed)} noticed", *missed)
-    return bool(missed)
+    return [f"without the guard {kind!r} every row holds" for kind in missed]
 
 
 # ── mutations ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _mutations(options: argparse.Namespace) -> bool:
-    start = time.monotonic()
+def _mutations(options: argparse.Namespace) -> list[str]:
+    """Try mutants; a line for each that failed."""
+    start, failed = time.monotonic(), []
     sums: dict[str, Tried] = {}
     names = ("format", "seconds", "seed", "save")
     for tried in mutate.run(**{name: getattr(options, name) for name in names}):
         if options.json:
             print(json.dumps(asdict(tried)), flush=True)
         for fault in tried.faults:
-            print(f"{tried.format} {options.seed} {fault['index']}: {fault['problem']}", flush=True)
+            failed.append(f"{tried.format} {options.seed} {fault['index']}: {fault['problem']}")
+            print(failed[-1], flush=True)
         found = sums.setdefault(tried.format, Tried(tried.format))
         found.count += tried.count
         found.refused += tried.refused
@@ -118,7 +123,7 @@ def _mutations(options: argparse.Namespace) -> bool:
         head = ("format", "mutants", "refused", "failed", "CPU s", "each ms")
         _print_table(head, map(_format, (*sums.values(), total)))
         print(f"{time.monotonic() - start:.0f} s, seed {options.seed}")
-    return any(one.faults for one in sums.values())
+    return failed
 
 
 _SUMMED = ("count", "refused", "seconds")

@@ -139,7 +139,7 @@ def run_alone(
 ) -> Result:
     """Run a row in a child of its own; again, if it had to load modules, or was slow and no more.
 
-    CPU time varies on a shared machine; what is slow is so three times.
+    CPU time varies on a shared machine; what is slow is so three times, or killed.
     `prepare` is called in the child, after the attack is made.
     """
     for _ in range(3):
@@ -152,7 +152,7 @@ def run_alone(
 
 
 def _is_slow(problem: str) -> bool:
-    return problem.startswith("took ") and " s of CPU" in problem
+    return problem.startswith("took ") and problem.endswith(" s of CPU")
 
 
 def _was_large(found: list[Result]) -> bool:
@@ -238,7 +238,7 @@ class _Rows:
         problems = [
             *report["problems"],
             *watch.problems(),
-            *costs(report["cpu"], report["peak"]),
+            *limits.costs(report["cpu"], report["peak"]),
             *(judge(attack, report["outcome"], said) if not report["problems"] else ()),
             *said.problems(),
         ]
@@ -350,16 +350,6 @@ def judge(attack: Attack, outcome: str, said: Said) -> list[str]:
         if len(lines) != 1:
             problems.append(f"{len(lines)} lines on stderr: {said.errors[:300]!r}")
     return problems
-
-
-def costs(cpu: float, peak: int) -> list[str]:
-    """What a row may not cost."""
-    found = []
-    if cpu > limits.CPU_SECONDS:
-        found.append(f"took {cpu:.1f} s of CPU")
-    if peak > limits.MEMORY:
-        found.append(f"needed {peak / 2**20:.0f} MB")
-    return found
 
 
 def named(error: BaseException) -> str:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 CPU_SECONDS = 2
+"""On the machine for which it was set; a slower one gets more (see `costs`)."""
 MEMORY = 300 * 2**20
 """Bytes over what the process had before it met the attack."""
 WALL_SECONDS = 10
 """Nothing waits: longer than this is a hang."""
 
+_PATIENCE = 3
+"""Times CPU_SECONDS after which a process dies: on no machine that is used so much is right."""
+_YARDSTICK = 0.22
+"""Seconds of CPU of `_work` on the machine for which CPU_SECONDS was set."""
 _BACKSTOP = 1200 * 2**20
 """Bytes more than this are not allocated at all, so that the machine survives a bomb."""
 _LARGEST_FILE = 2**30
@@ -35,6 +42,33 @@ class Meter:
         return cpu_time() - self._start
 
 
+def costs(cpu: float, peak: int) -> list[str]:
+    """What was used beyond the limits: CPU seconds on this machine, bytes."""
+    found = []
+    if cpu > CPU_SECONDS and cpu > CPU_SECONDS * _slowness():
+        found.append(f"took {cpu:.1f} s of CPU")
+    if peak > MEMORY:
+        found.append(f"needed {peak / 2**20:.0f} MB")
+    return found
+
+
+def _slowness() -> float:
+    """How many times as long as it should this machine takes just now for the same work."""
+    start = time.process_time()
+    _work()
+    return max(1.0, (time.process_time() - start) / _YARDSTICK)
+
+
+def _work() -> None:
+    """Much of what reading a file is: objects, loops, fresh memory."""
+    text = json.dumps([{"name": f"row {i}", "value": [i, i / 7]} for i in range(40_000)])
+    for _ in range(2):
+        sum(len(one["name"]) for one in json.loads(text))
+    sum(i & 7 for i in range(1_000_000))
+    for _ in range(12):
+        bytearray(2**24)[::4096] = bytes(4096)
+
+
 def limit_memory() -> None:
     """Memory beyond any reason is refused, whatever asks for it."""
     _set(resource.RLIMIT_DATA, status("VmData") + _BACKSTOP)
@@ -43,12 +77,12 @@ def limit_memory() -> None:
 
 @contextlib.contextmanager
 def inside() -> Iterator[None]:
-    """Inside, no file grows beyond any reason, and this process dies by SIGPROF after
-    CPU_SECONDS and a little."""
+    """Inside, no file grows beyond any reason, and this process dies by SIGPROF long after
+    CPU_SECONDS."""
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (_LARGEST_FILE, hard))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS + 0.3)
+    signal.setitimer(signal.ITIMER_PROF, _PATIENCE * CPU_SECONDS)
     try:
         yield
     finally:

@@ -396,11 +396,7 @@ def _problem(said: list[str], cpu: float, peak: int, watch: Watch) -> str:
     raw = next((one for one in said if not one.isprintable()), None)
     if raw is not None:
         return f"says something that is not printable: {raw[:200]!r}"
-    if cpu > limits.CPU_SECONDS:
-        return f"took {cpu:.1f} s of CPU"
-    if peak > limits.MEMORY:
-        return f"needed {peak / 2**20:.0f} MB"
-    found = watch.problems()
+    found = limits.costs(cpu, peak) + watch.problems()
     watch.found.clear()
     return "; ".join(found)
 
