@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.embeddings import HunyuanDiTAttentionPool
+from diffusers.models.transformers.transformer_hidream_image import MOEFeedForwardSwiGLU
 from test_engine import picture
 from torch import Tensor, nn
 
 import imageprompt as ip
 from imageprompt.generation import many
 from imageprompt.generation.batch_invariance import batch_invariant
+from tiny_stack import make_pipeline
 
 PICTURES = 9
 
@@ -48,6 +51,8 @@ LAYERS = {
     "depthwise": (lambda: nn.Conv2d(96, 96, 3, padding=1, groups=96), (96, 8, 8)),
     "groups": (lambda: nn.GroupNorm(32, 64), (64, 40, 40)),
     "groups, after attention": (lambda: GroupsLast(32, 64), (40, 40, 64)),
+    "pooled text": (lambda: HunyuanDiTAttentionPool(24, 32, 4, 16), (24, 32)),
+    "experts": (lambda: MOEFeedForwardSwiGLU(32, 64, 4, 2).eval(), (9, 32)),
 }
 
 
@@ -71,7 +76,7 @@ def test_a_layer_rounds_as_alone(kind: str, guided: int, threads: int) -> None:
     build, shape = LAYERS[kind]
     layer = build()
     rows = torch.randn(guided, PICTURES, *shape)  # the negative rows come first
-    alone = torch.stack([layer(rows[:, n]) for n in range(PICTURES)], 1)
+    alone = torch.stack([layer(rows[:, n].contiguous()) for n in range(PICTURES)], 1)
     with batch_invariant(pipe_of(layer), PICTURES):
         together = layer(rows.flatten(0, 1))
     assert torch.equal(together, alone.flatten(0, 1))
@@ -88,6 +93,24 @@ def test_an_autoencoder_with_attention_rounds_as_alone(threads: int) -> None:
         together = vae.decode(rows).sample
     assert torch.equal(together, alone)
     assert not any(one._forward_hooks for one in vae.modules())
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 7])
+def test_keys_and_values_of_prompts_round_as_alone(tokens: int, threads: int) -> None:
+    torch.manual_seed(3)
+    pipe = make_pipeline()
+    adapter = ip.Adapter.create(
+        "base", denoiser=pipe, encoder=pipe.image_encoder, num_tokens=tokens
+    )
+    adapter.attach(pipe)
+    alone = [adapter.encode(features=torch.randn(1, 24)) for _ in range(3)]
+    together = many._together(alone)
+    for prompt in (*alone, together):
+        adapter.precompute_kv(prompt)
+    made = [one.precomputed_kv.key_values for one in (*alone, together)]
+    for site, pair in made[-1].items():
+        for index, rows in enumerate(pair):
+            assert torch.equal(rows, torch.cat([one[site][index] for one in made[:-1]]))
 
 
 @torch.no_grad()

@@ -16,6 +16,9 @@ from imageprompt.core.fingerprint import ContentWatch, contents, fingerprint
 from imageprompt.core.spec import Site
 from imageprompt.encoding.image_prompt import ImagePrompt, PrecomputedKV
 
+_EVEN_ROWS = 4
+"""Matrix products of a multiple of so many rows round as those of more rows do."""
+
 
 class KVCache:
     """Projects prompts with one adapter's K', V' weights, for the denoiser it is attached to.
@@ -165,7 +168,14 @@ class KVCache:
         return self._split(self._project_flat(tokens))
 
     def _project_flat(self, tokens: Tensor) -> list[KeyValue]:
-        """K', V' [P, N, inner_dim] site by site, in the denoiser's dtype."""
+        """K', V' [P, N, inner_dim] site by site, in the denoiser's dtype.
+
+        They round as those of each prompt alone: on a CPU, few rows add up in another order.
+        """
+        if len(tokens) > 1 and tokens.shape[1] % _EVEN_ROWS and tokens.device.type == "cpu":
+            alone = [self._project_flat(row) for row in torch.split(tokens, 1)]
+            sites = (zip(*site, strict=True) for site in zip(*alone, strict=True))
+            return [(torch.cat(k), torch.cat(v)) for k, v in sites]
         weight = next(self._module.ip_adapter.parameters())
         if self._projection is not None:
             device = self._projection.weight.device

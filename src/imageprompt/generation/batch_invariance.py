@@ -3,8 +3,10 @@
 PyTorch's kernels add up in another order for few rows than for many: a matrix product of fewer than
 twelve rows, a convolution of one small picture (not by oneDNN), a pointwise convolution of fewer
 than 16 rows in one thread (the same), a normalisation over groups of rows whose channels lie side
-by side, in several threads. In a batch of n pictures such layers get their rows in parts
-as large as one picture's; everything else, where nearly all the time goes, gets them together.
+by side, in several threads. An autoencoder's attention reads its picture as a transposed view, and
+must copy several; experts get as many rows as choose them; text is pooled by one row a prompt. In a
+batch of n pictures such layers get their rows in parts as large as one picture's; everything else,
+where nearly all the time goes, gets them together.
 """
 
 from __future__ import annotations
@@ -37,41 +39,38 @@ def batch_invariant(pipe: Any, pictures: int) -> Iterator[None]:
     if any(_is_compiled(one) for module in modules for one in module.modules()):
         yield
         return
-    # once each: pipelines may have one model in two places
-    layers = dict.fromkeys(layer for module in modules for layer in _layers(module))
-    attentions = {one for module in modules for one in module.modules() if hasattr(one, "to_q")}
-    hooks = [one.register_forward_hook(_contiguous) for one in attentions]
-    for layer in layers:
-        layer.__class__ = _KINDS[type(layer)]
+    layers: dict[Any, Any] = {}  # once each: pipelines may have one model in two places
+    for module in modules:
+        layers |= _layers(module)
+    for layer, kind in layers.items():
+        layer.__class__ = kind
     token = _pictures.set(pictures)
     try:
         yield
     finally:
         _pictures.reset(token)
-        for hook in hooks:
-            hook.remove()
         for layer in layers:
-            layer.__class__ = type(layer).__base__
+            layer.__class__ = type(layer).__bases__[-1]
 
 
-def _layers(module: nn.Module) -> Iterator[Any]:
-    """The layers that may get few rows: not those of attention, which get sequences."""
-    for child in module.children():
-        if hasattr(child, "to_q"):
-            continue
-        if type(child) in _KINDS:
-            yield child
-        yield from _layers(child)
+def _layers(
+    module: nn.Module, in_autoencoder: bool = False
+) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
+    """The layers whose rows may round by how many there are, and the class of each meanwhile.
 
-
-def _contiguous(_: nn.Module, __: object, output: Any) -> Any:
-    """An autoencoder's attention returns [n, c, h, w] with its channels side by side.
-
-    Of one picture such a tensor counts as contiguous, and what follows computes it so.
+    A denoiser's attention gets sequences, and stays as it is: caches and LoRA know its layers.
     """
-    pictures = _pictures.get()
-    alone = isinstance(output, Tensor) and output.ndim == 4 and len(output) == pictures
-    return output.contiguous() if alone and pictures > 1 else output
+    in_autoencoder = in_autoencoder or hasattr(module, "decode")
+    for child in module.children():
+        attends = hasattr(child, "to_q")
+        pools = hasattr(child, "positional_embedding") and hasattr(child, "q_proj")
+        chooses = isinstance(getattr(child, "experts", None), nn.ModuleList)
+        if pools or chooses or (attends and in_autoencoder):
+            yield child, type("_Whole", (_Whole, type(child)), {})
+        elif not attends:
+            if type(child) in _KINDS:
+                yield child, _KINDS[type(child)]
+            yield from _layers(child, in_autoencoder)
 
 
 def _is_compiled(module: nn.Module) -> bool:
@@ -87,6 +86,18 @@ class _Linear(nn.Linear):
         if alone >= _EVEN_ROWS or alone % 4 == 0 or not _splits(x, pictures):
             return super().forward(x)
         return _each_alone(super().forward, x, pictures)
+
+
+class _Whole(nn.Module):
+    """A module that computes every picture alone."""
+
+    def forward(self, x: Tensor, *args: Any, **options: Any) -> Any:
+        forward, pictures = super().forward, _pictures.get()
+        if not _splits(x, pictures):
+            return forward(x, *args, **options)
+        made = _each_alone(lambda rows: forward(rows.contiguous(), *args, **options), x, pictures)
+        # channels side by side count as contiguous in one picture, and are computed on so
+        return made.contiguous()
 
 
 class _GroupNorm(nn.GroupNorm):
