@@ -32,6 +32,8 @@ MAX_VALUES = 10_000
 MAX_ROWS = 5_000_000
 MAX_NORMALISED = 2**26
 """Bytes of a row whose paths are in full."""
+_PIECE = 2**20
+"""Bytes that are looked at together."""
 _FIELDS = {field.name: field for kind in (Request, Reference) for field in options(kind)}
 _PATHS = frozenset(name for name, field in _FIELDS.items() if field.option.json in (FILE, FILES))
 """The arguments that may be paths: those of a row are relative to the folder of its file."""
@@ -52,8 +54,7 @@ class Rows:
     def open(cls, path: Path) -> Rows:
         """Raises OSError, ValueError."""
         with open_regular(path, inside=path.parent) as stream:
-            ends = np.fromiter(_ends(stream), np.int64)
-        return cls(path, ends)
+            return cls(path, _ends(stream))
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -67,18 +68,27 @@ class Rows:
         return [_parsed(line, MAX_NORMALISED) for line in lines]
 
 
-def _ends(stream: BinaryIO) -> Iterator[int]:
-    position = 0
-    for number in range(MAX_ROWS + 1):
-        line = stream.readline(MAX_NORMALISED)
-        if not line:
-            return
-        if number == MAX_ROWS:
+def _ends(stream: BinaryIO) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Where each line ends. Raises ValueError unless each is a JSON object, by its first byte."""
+    found = [np.zeros(0, np.int64)]
+    rows = start = size = 0  # whole rows, where the one after them starts, bytes until here
+    while content := stream.read(_PIECE):
+        piece = np.frombuffer(content, np.uint8)
+        ends = np.flatnonzero(piece == ord("\n")) + 1 + size
+        starts = np.concatenate(([start], ends))
+        here = (starts >= size) & (starts < size + len(piece))
+        wrong = np.diff(starts, append=size + len(piece)) > MAX_NORMALISED
+        wrong[here] |= piece[starts[here] - size] != ord("{")
+        size += len(piece)
+        if rows + len(ends) > MAX_ROWS:
             raise ValueError(f"more than {MAX_ROWS:,} rows")
-        if not (line.startswith(b"{") and line.endswith(b"\n")):
-            raise ValueError(f"row {number} is not a JSON object in a line")
-        position += len(line)
-        yield position
+        if wrong.any():
+            raise ValueError(f"row {rows + int(wrong.argmax())} is not a JSON object in a line")
+        found.append(ends)
+        rows, start = rows + len(ends), int(starts[-1])
+    if start != size:
+        raise ValueError(f"row {rows} is not a JSON object in a line")
+    return np.concatenate(found)
 
 
 def normalise(source: Path, target: Path) -> str:
