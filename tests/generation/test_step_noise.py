@@ -152,7 +152,10 @@ def test_other_schedulers_have_no_eta(tiny_folder: Path) -> None:
 def test_larger_scenes_have_an_eta_of_their_own(tmp_path: Path) -> None:
     made = ip.generate("a star", base="bundled-sd3-128", **QUICK)
     assert made.recipe.eta == ip.bundled.ETA_128
-    none = ip.generate("a star", base="bundled-sd3-128", eta=0, **QUICK)
+    engine = ip.Engine("bundled-sd3-128")
+    none = engine.generate("a star", eta=0, **QUICK)
     assert bits(none) != bits(made)
+    engine.loaded.pipe.scheduler.register_to_config(stochastic_sampling=True)  # has no eta
+    assert engine.generate("a star", **QUICK).recipe.eta is None
     older = replace(none, recipes=[replace(none.recipe, eta=None)])  # of a version without eta
     assert bits(ip.repeat(older.save(tmp_path)[0], progress=False)) == bits(none)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 from PIL import Image
 
 import face_finder
@@ -92,12 +93,15 @@ def shown(**more: Any) -> dict[str, Any]:
     return {"references": [{"reference": f"upload:{_hash(drawn('red'))}", **more}]}
 
 
-def test_what_it_says_of_itself(models: ServedModels) -> None:
+def test_what_it_says_of_itself(models: ServedModels, monkeypatch: pytest.MonkeyPatch) -> None:
     described = models.described()
     assert json.loads(json.dumps(described)) == described
     base = described["base"]
     assert (base["width"], base["height"], base["multiple"]) == (16, 16, 2)
     assert base["name"] == "stack"  # no folder
+    assert base["eta"] == 0
+    monkeypatch.setattr(models.pipe, "scheduler", EulerDiscreteScheduler())
+    assert models.described()["base"]["eta"] is None
     adapters = {one["name"]: one for one in described["adapters"]}
     assert set(adapters) == {"base", "plus", "mine"}
     assert adapters["plus"]["default"]

@@ -48,8 +48,8 @@ def guidance(stack: str) -> float:
     return GUIDANCE_128 if stack == SD3_128 else GUIDANCE
 
 
-def eta(stack: str) -> float:
-    """The share of the noise that each step draws anew, at which its pictures look best."""
+def eta(stack: str | None) -> float:
+    """The share of the noise that each step draws anew, at which a stack's pictures look best."""
     return ETA_128 if stack == SD3_128 else 0.0
 
 

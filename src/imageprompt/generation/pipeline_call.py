@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from imageprompt.core import bundled
 from imageprompt.core.errors import OptionError
 from imageprompt.generation.request import Request
+from imageprompt.generation.step_noise import draws_by_eta
 from imageprompt.loading import largest_side, stated_text_tokens, vae_scale_factor
 from imageprompt.loading.models import Models
 
@@ -168,19 +169,21 @@ def options_of(
     if text_tokens is not None and "max_sequence_length" in known:
         options["max_sequence_length"] = text_tokens
     options |= _pictures(request, start, known, options["num_inference_steps"])
-    name = type(pipe).__name__
-    if "image" in known and "image" not in options and name not in _MAY_EDIT:
-        edits = _edits(known)
-        raise OptionError(
-            f"base of type {name}",
-            reason="it edits a picture"
-            if edits
-            else "needs an input image that generate() does not know",
-            hint="Give one: --init-image FILE."
-            if edits
-            else "Call the pipeline yourself, inside adapter.use().",
-        )
+    if "image" in known and "image" not in options and type(pipe).__name__ not in _MAY_EDIT:
+        raise _without_picture(pipe, edits=_edits(known))
     return options
+
+
+def _without_picture(pipe: Any, *, edits: bool) -> OptionError:
+    """For a pipeline that makes nothing without a picture, which it edits or reads otherwise."""
+    what = f"base of type {type(pipe).__name__}"
+    if edits:
+        return OptionError(what, reason="it edits a picture", hint="Give one: --init-image FILE.")
+    return OptionError(
+        what,
+        reason="needs an input image that generate() does not know",
+        hint="Call the pipeline yourself, inside adapter.use().",
+    )
 
 
 def check_guided(request: Request, pipe: Any, options: Mapping[str, Any]) -> None:
@@ -244,15 +247,15 @@ def check_size(size: Size, pipe: Any) -> None:
         )
 
 
-def with_own_defaults(request: Request, name: str | None) -> dict[str, Any]:
-    """The best settings of the bundled stacks, where the user gave none."""
+def with_own_defaults(request: Request, name: str | None, pipe: Any) -> dict[str, Any]:
+    """The best settings of a bundled stack's pipeline, where the user gave none."""
     if name not in bundled.FOLDERS:
         return {}
     defaults: dict[str, Any] = {
         "steps": bundled.STEPS,
         "guidance_scale": bundled.guidance(name),
     }
-    if request.replayed_from is None:  # a recipe without it means none
+    if request.replayed_from is None and draws_by_eta(pipe):  # a recipe without it means none
         defaults["eta"] = bundled.eta(name) or None
     return {key: value for key, value in defaults.items() if getattr(request, key) is None}
 

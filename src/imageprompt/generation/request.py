@@ -100,7 +100,7 @@ class Request:
         float | None,
         _sampling(
             "share of the noise that each step draws anew, 0..1, in DDIM and Euler's steps of flow "
-            "matching: mends mistakes (default: 0)",
+            "matching: mends mistakes (default: the bundled stack's; 0 for others)",
             "E",
             ge=limits.ETA.low,
             le=limits.ETA.high,

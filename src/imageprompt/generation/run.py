@@ -82,7 +82,7 @@ def prepare(request: Request, models: Models) -> Prepared:
     recorded = request.replayed_from
     request.check_same_hash("base", None if recorded is None else recorded.base, base.record)
     net, net_record = _load_controlnet(request, net_folder, base, models)
-    request = replace(request, **with_own_defaults(request, base.name))
+    request = replace(request, **with_own_defaults(request, base.name, base.pipe))
     pipe = pipeline_for(base.pipe, start, net, models)
     size, start = _fit(request, start, pipe)
     options = {**options_of(request, pipe, start, size), **eta_options(request.eta, pipe)}

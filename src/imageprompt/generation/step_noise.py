@@ -14,23 +14,23 @@ from torch import Tensor
 from imageprompt.core.errors import OptionError
 
 
+def draws_by_eta(pipe: Any) -> bool:
+    """Can the steps of a pipeline draw a share of their noise anew?"""
+    return _has_own_eta(pipe) or _is_euler(pipe.scheduler)
+
+
 def eta_options(eta: float | None, pipe: Any) -> Mapping[str, float]:
     """The pipeline's arguments for this share of new noise; flow matching gets it in `step_noise`.
 
     Raises OptionError for a scheduler that has no such share.
     """
-    if not eta:
-        return {}
-    kind, step = type(pipe.scheduler).__name__, inspect.signature(pipe.scheduler.step).parameters
-    if "eta" in step and "eta" in inspect.signature(type(pipe).__call__).parameters:
-        return {"eta": eta}
-    if not _is_euler(pipe.scheduler):
+    if eta and not draws_by_eta(pipe):
         raise OptionError(
             f"eta {eta:g}",
-            reason=f"the steps of a {kind} draw no such noise",
+            reason=f"the steps of a {type(pipe.scheduler).__name__} draw no such noise",
             hint="Use a DDIMScheduler or a FlowMatchEulerDiscreteScheduler, or leave it out.",
         )
-    return {}
+    return {"eta": eta} if eta and _has_own_eta(pipe) else {}
 
 
 @contextmanager
@@ -60,6 +60,11 @@ def step_noise(pipe: Any, generators: Sequence[Any], eta: float | None) -> Itera
             del scheduler.step
         else:
             scheduler.step = own
+
+
+def _has_own_eta(pipe: Any) -> bool:
+    calls = (pipe.scheduler.step, type(pipe).__call__)
+    return all("eta" in inspect.signature(call).parameters for call in calls)
 
 
 def _is_euler(scheduler: Any) -> bool:

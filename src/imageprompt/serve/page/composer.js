@@ -213,6 +213,19 @@ function Settings() {
         onChange=${(guidance) => setForm({ guidance })}
       />
     </div>
+    ${
+      typeof base?.eta === "number" &&
+      html`<${Slider}
+        label=${t("eta")}
+        value=${form.eta}
+        placeholder=${base.eta}
+        min=${0}
+        max=${1}
+        step=${0.1}
+        param="eta"
+        onChange=${(eta) => setForm({ eta })}
+      />`
+    }
     <div class="seed">
       <span class="name">${t("seed")}</span>
       <${NumberBox}

@@ -90,6 +90,7 @@ function Recipe({ picture }) {
     [t("seed"), picture.seed],
     [t("steps"), request.steps],
     [t("guidance"), request.guidance_scale],
+    [t("eta"), request.eta],
   ];
   return html`<section class="recipe" aria-label=${t("recipe")}>
     <div class="made">

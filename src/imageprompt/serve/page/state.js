@@ -39,6 +39,7 @@ const newForm = () => ({
   fixed: false,
   steps: null,
   guidance: null,
+  eta: null,
   count: 1,
   start: "",
   strength: null,
@@ -220,6 +221,7 @@ export function toRequest() {
   put("num_images", form.count);
   put("steps", form.steps);
   put("guidance_scale", form.guidance);
+  put("eta", form.eta);
   put("size", form.size);
   return made;
 }
@@ -295,6 +297,7 @@ const PLAIN = [
   "num_images",
   "steps",
   "guidance_scale",
+  "eta",
   "size",
   "base",
 ];
@@ -318,6 +321,7 @@ export function fromRequest(request, index = 0) {
     fixed: true,
     steps: request.steps ?? null,
     guidance: request.guidance_scale ?? null,
+    eta: request.eta ?? null,
     count: 1,
     start: hashOf(request.init_image),
     strength: request.strength ?? null,

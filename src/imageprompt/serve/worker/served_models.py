@@ -117,6 +117,8 @@ class ServedModels:
 
     def described(self) -> dict[str, Any]:
         """What the server tells its clients of base and adapters."""
+        from imageprompt.generation.step_noise import draws_by_eta
+
         known = inspect.signature(type(self.pipe).__call__).parameters
         own = self.base_name in bundled.FOLDERS
         guidance = known["guidance_scale"].default if "guidance_scale" in known else None
@@ -130,6 +132,7 @@ class ServedModels:
             "multiple": loading.vae_scale_factor(self.pipe),
             "steps": bundled.STEPS if own else known["num_inference_steps"].default,
             "guidance_scale": bundled.guidance(self.base_name) if own else guidance,
+            "eta": bundled.eta(self.base_name) if draws_by_eta(self.pipe) else None,
             "batch": self._settings.batch_size,
             "hash": self.engine.loaded.record.hash,
         }
