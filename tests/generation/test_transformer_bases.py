@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,13 +118,22 @@ def test_bases_that_fill_a_mask_or_read_a_control_image(tmp_path: Path) -> None:
         ip.generate("a star", base=open_pipeline("flux"), control_image=picture_given, **text)
 
 
-def test_own_guidance_has_its_negative_side() -> None:
+def test_own_guidance_has_its_negative_side(tmp_path: Path) -> None:
     """Qwen-Image's own scale is 4; diffusers ignores it unless a negative prompt is given."""
     engine = ip.Engine(open_pipeline("qwen-image"))
     text: dict[str, Any] = {"scale": 0, "size": SIZE, "steps": 2, "progress": False}
-    own = bits(engine.generate("a star", **text))
-    assert own == bits(engine.generate("a star", true_cfg_scale=4.0, **text))
-    assert own != bits(engine.generate("a star", true_cfg_scale=1.0, **text))
+    made = engine.generate("a star", **text)
+    own, plain = bits(made), bits(engine.generate("a star", true_cfg_scale=1.0, **text))
+    assert own == bits(engine.generate("a star", true_cfg_scale=4.0, **text)) != plain
+    again = {"base": engine.loaded.pipe, "progress": False}
+    assert own == bits(ip.repeat(made.save(tmp_path)[0], **again))
+    unstated = replace(made, recipes=[replace(made.recipe, true_cfg_scale=None)])
+    older = unstated.save(tmp_path / "older")[0]  # of a version without guidance here
+    assert plain == bits(ip.repeat(older, **again))
+    assert own == bits(ip.repeat(older, **again, true_cfg_scale=4.0))
+    flux = ip.generate("a star", base=open_pipeline("flux"), **text)
+    assert flux.recipe.true_cfg_scale == 1
+    ip.repeat(flux.save(tmp_path / "flux")[0], base=open_pipeline("sd3"), progress=False)
     with pytest.warns(UserWarning, match="no effect on this base: --guidance-scale 7"):
         assert own == bits(engine.generate("a star", guidance_scale=7, **text))
     assert pipeline_call.guided_by(engine.loaded.pipe) == "true_cfg_scale"

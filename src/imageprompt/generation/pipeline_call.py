@@ -149,13 +149,14 @@ def options_of(
     options["num_inference_steps"] = request.steps or known["num_inference_steps"].default
     optional = {
         "guidance_scale": request.guidance_scale,
-        "true_cfg_scale": request.true_cfg_scale,
+        "true_cfg_scale": _true_cfg_scale(request),
         "negative_prompt": request.negative_prompt,
     }
+    inert = ("true_cfg_scale", 1.0) if request.replayed_from else None  # of another base
     for name, value in optional.items():
         if name in known:
             options[name] = known[name].default if value in (None, "") else value
-        elif value not in (None, ""):
+        elif value not in (None, "") and (name, value) != inert:
             raise OptionError(
                 f"{name.replace('_', ' ')} {value!r}", reason="this base has no such option"
             )
@@ -172,6 +173,12 @@ def options_of(
     if "image" in known and "image" not in options and type(pipe).__name__ not in _MAY_EDIT:
         raise _without_picture(pipe, edits=_edits(known))
     return options
+
+
+def _true_cfg_scale(request: Request) -> float | None:
+    """A recipe that states none and has no negative prompt is of a version that guided neither."""
+    unstated = request.replayed_from is not None and request.true_cfg_scale is None
+    return 1.0 if unstated and not request.negative_prompt else request.true_cfg_scale
 
 
 def _without_picture(pipe: Any, *, edits: bool) -> OptionError:

@@ -422,7 +422,7 @@ def _recipe(
         guidance_scale=options.get("guidance_scale"),
         guidance_until=request.guidance_until,
         eta=request.eta,
-        true_cfg_scale=request.true_cfg_scale,
+        true_cfg_scale=options.get("true_cfg_scale"),
         guidance=request.layout,
         width=width,
         height=height,
