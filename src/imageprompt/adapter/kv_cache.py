@@ -170,11 +170,11 @@ class KVCache:
     def _project_flat(self, tokens: Tensor) -> list[KeyValue]:
         """K', V' [P, N, inner_dim] site by site, in the denoiser's dtype.
 
-        Without gradients they round as those of each prompt alone: on a CPU, few rows add up in
-        another order.
+        Tokens that are not being learned round as those of each prompt alone: on a CPU, few rows
+        add up in another order.
         """
         few = len(tokens) > 1 and tokens.shape[1] % _EVEN_ROWS and tokens.device.type == "cpu"
-        if few and not torch.is_grad_enabled():
+        if few and not tokens.requires_grad:
             alone = [self._project_flat(row) for row in torch.split(tokens, 1)]
             sites = (zip(*site, strict=True) for site in zip(*alone, strict=True))
             return [(torch.cat(k), torch.cat(v)) for k, v in sites]
