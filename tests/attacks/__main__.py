@@ -16,7 +16,7 @@ from .mutate import Tried
 
 
 def main() -> int:
-    """Run what the options ask for; 1, and what failed once more at the end, if anything did."""
+    """Run what the options ask for. If anything fails, list it at the end and return 1."""
     parser = argparse.ArgumentParser(prog="python -m tests.attacks", description=__doc__)
     parser.add_argument("--door", default="", metavar="WORDS", help="only doors with these words")
     parser.add_argument("--row", default="", metavar="WORDS", help="only attacks with these words")

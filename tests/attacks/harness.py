@@ -137,9 +137,9 @@ def run_rows(rows: Sequence[Row], together: int, wall: float) -> Iterator[Result
 def run_alone(
     door: Door, attack: Attack, wall: float, prepare: Callable[[], None] = lambda: None
 ) -> Result:
-    """Run a row in a child of its own; again, if it had to load modules, or was slow and no more.
+    """Run a row in a child of its own; again, if it had to load modules or was only slow.
 
-    CPU time varies on a shared machine; what is slow is so three times, or killed.
+    CPU time varies on a shared machine, so a slow row has three tries.
     `prepare` is called in the child, after the attack is made.
     """
     for _ in range(3):

@@ -19,7 +19,7 @@ WALL_SECONDS = 10
 """Nothing waits: longer than this is a hang."""
 
 _PATIENCE = 3
-"""Times CPU_SECONDS after which a process dies: on no machine that is used so much is right."""
+"""A process dies at this many times CPU_SECONDS: no machine is that slow."""
 _YARDSTICK = 0.22
 """Seconds of CPU of `_work` on the machine for which CPU_SECONDS was set."""
 _BACKSTOP = 1200 * 2**20
@@ -53,14 +53,14 @@ def costs(cpu: float, peak: int) -> list[str]:
 
 
 def _slowness() -> float:
-    """How many times as long as it should this machine takes just now for the same work."""
+    """How many times as long this machine takes now as the one for which the limit was set."""
     start = time.process_time()
     _work()
     return max(1.0, (time.process_time() - start) / _YARDSTICK)
 
 
 def _work() -> None:
-    """Much of what reading a file is: objects, loops, fresh memory."""
+    """What reading a file mostly is: objects, loops, fresh memory."""
     text = json.dumps([{"name": f"row {i}", "value": [i, i / 7]} for i in range(40_000)])
     for _ in range(2):
         sum(len(one["name"]) for one in json.loads(text))

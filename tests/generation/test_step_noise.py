@@ -120,7 +120,7 @@ def test_pictures_with_eta(tmp_path: Path) -> None:
     assert bits(ip.repeat(made.save(tmp_path)[1], progress=False)) == bits(made)[1:]
 
 
-def test_eta_of_ddim_is_the_pipelines_own(tiny_folder: Path) -> None:
+def test_eta_of_ddim_is_the_pipelines_own(tiny_folder: Path, tmp_path: Path) -> None:
     engine = ip.Engine(tiny_folder)
     made = engine.generate("a star", seed=4, eta=1.0, guidance_scale=5.0, **QUICK)
     pipe = engine.loaded.pipe
@@ -134,6 +134,8 @@ def test_eta_of_ddim_is_the_pipelines_own(tiny_folder: Path) -> None:
     ).images[0]
     assert np.array_equal(np.asarray(made.images[0]), np.asarray(expected))
     assert bits(made) != bits(engine.generate("a star", seed=4, guidance_scale=5.0, **QUICK))
+    pipe.scheduler = EulerDiscreteScheduler()  # has no eta, but that of the recipe has
+    assert bits(ip.repeat(made.save(tmp_path)[0], base=pipe, progress=False)) == bits(made)
 
 
 def test_other_schedulers_have_no_eta(tiny_folder: Path) -> None:

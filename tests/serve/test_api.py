@@ -20,7 +20,9 @@ import httpx2
 import pytest
 from PIL import Image
 
+import imageprompt as ip
 from imageprompt.loading.recipe import read_picture
+from imageprompt.serve.recipes import Restorer
 from served import API, Served, alike, drawn, form, pixels, read_events, served
 
 STEPS = 2
@@ -215,6 +217,14 @@ def test_batches_give_the_pictures_of_requests_alone(server: Served) -> None:
 
 
 # ── pictures and recipes ────────────────────────────────────────────────────────────────────────
+
+
+def test_a_recipe_without_eta_says_so_where_the_base_has_its_own(tmp_path: Path) -> None:
+    made = ip.generate("a star", base="bundled", scale=0, steps=1, progress=False)
+    (path,) = made.save(tmp_path)
+    for default, expected in ((1.0, 0), (0.0, None), (None, None)):
+        restorer = Restorer({"base": {"eta": default}}, list)
+        assert restorer.restore(path, None, lambda _: True).request.get("eta") == expected
 
 
 def test_uploads(server: Served) -> None:

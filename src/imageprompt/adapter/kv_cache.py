@@ -16,8 +16,10 @@ from imageprompt.core.fingerprint import ContentWatch, contents, fingerprint
 from imageprompt.core.spec import Site
 from imageprompt.encoding.image_prompt import ImagePrompt, PrecomputedKV
 
-_EVEN_ROWS = 4
-"""Matrix products of a multiple of so many rows round as those of more rows do."""
+
+def rounds_alike(rows: int) -> bool:
+    """Does a matrix product of so many rows, on a CPU in float32, round as that of more rows?"""
+    return rows >= 12 or rows % 4 == 0
 
 
 class KVCache:
@@ -170,11 +172,11 @@ class KVCache:
     def _project_flat(self, tokens: Tensor) -> list[KeyValue]:
         """K', V' [P, N, inner_dim] site by site, in the denoiser's dtype.
 
-        Tokens that are not being learned round as those of each prompt alone: on a CPU, few rows
-        add up in another order.
+        Each prompt's round as without the others, also on a CPU, where few rows add up in another
+        order than many; in training, where tokens need gradients, speed counts more.
         """
-        few = len(tokens) > 1 and tokens.shape[1] % _EVEN_ROWS and tokens.device.type == "cpu"
-        if few and not tokens.requires_grad:
+        few = len(tokens) > 1 and not rounds_alike(tokens.shape[1])
+        if few and tokens.device.type == "cpu" and not tokens.requires_grad:
             alone = [self._project_flat(row) for row in torch.split(tokens, 1)]
             sites = (zip(*site, strict=True) for site in zip(*alone, strict=True))
             return [(torch.cat(k), torch.cat(v)) for k, v in sites]

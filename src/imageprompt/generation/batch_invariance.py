@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from imageprompt.adapter.kv_cache import rounds_alike
+
 _pictures: ContextVar[int] = ContextVar("pictures of the batch", default=1)
 
-_EVEN_ROWS = 12
-"""Matrix products with at least as many rows, or a multiple of 4, round as larger ones do."""
 _ONEDNN_ROWS = 16
 """In one thread, PyTorch's own kernel computes pointwise convolutions with fewer rows."""
 _ONEDNN_NUMBERS = 20480
@@ -83,19 +83,22 @@ class _Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         pictures = _pictures.get()
         alone = x[..., 0].numel() // pictures
-        if alone >= _EVEN_ROWS or alone % 4 == 0 or not _splits(x, pictures):
+        if rounds_alike(alone) or not _splits(x, pictures):
             return super().forward(x)
         return _each_alone(super().forward, x, pictures)
 
 
 class _Whole(nn.Module):
-    """A module that computes every picture alone."""
+    """A module of one input that computes every picture alone."""
 
-    def forward(self, x: Tensor, *args: Any, **options: Any) -> Any:
+    def forward(self, *args: Any, **options: Any) -> Any:
         forward, pictures = super().forward, _pictures.get()
-        if not _splits(x, pictures):
-            return forward(x, *args, **options)
-        made = _each_alone(lambda rows: forward(rows.contiguous(), *args, **options), x, pictures)
+        tensors = [one for one in (*args, *options.values()) if isinstance(one, Tensor)]
+        first = len(tensors) == 1 and bool(args) and tensors[0] is args[0]
+        if not first or not _splits(args[0], pictures):
+            return forward(*args, **options)
+        rest = args[1:]
+        made = _each_alone(lambda x: forward(x.contiguous(), *rest, **options), args[0], pictures)
         # channels side by side count as contiguous in one picture, and are computed on so
         return made.contiguous()
 

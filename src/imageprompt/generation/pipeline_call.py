@@ -152,11 +152,11 @@ def options_of(
         "true_cfg_scale": _true_cfg_scale(request),
         "negative_prompt": request.negative_prompt,
     }
-    inert = ("true_cfg_scale", 1.0) if request.replayed_from else None  # of another base
+    off = ("true_cfg_scale", 1.0)  # as it is on every base that does not have it
     for name, value in optional.items():
         if name in known:
             options[name] = known[name].default if value in (None, "") else value
-        elif value not in (None, "") and (name, value) != inert:
+        elif value not in (None, "") and (name, value) != off:
             raise OptionError(
                 f"{name.replace('_', ' ')} {value!r}", reason="this base has no such option"
             )
@@ -176,7 +176,7 @@ def options_of(
 
 
 def _true_cfg_scale(request: Request) -> float | None:
-    """A recipe that states none and has no negative prompt is of a version that guided neither."""
+    """As asked for; an older recipe without it and without a negative prompt had no true CFG."""
     unstated = request.replayed_from is not None and request.true_cfg_scale is None
     return 1.0 if unstated and not request.negative_prompt else request.true_cfg_scale
 

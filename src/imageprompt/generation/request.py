@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from typing import Annotated, Any
 
+from imageprompt.core import bundled
 from imageprompt.core.errors import OptionError, PictureError, WrongBaseError
 from imageprompt.core.schema import PYTHON_ONLY, Option, plain_numbers
 from imageprompt.generation import option_values as values
@@ -100,7 +101,7 @@ class Request:
         float | None,
         _sampling(
             "share of the noise that each step draws anew, 0..1, in DDIM and Euler's steps of flow "
-            "matching: mends mistakes (default: the bundled stack's; 0 for others)",
+            f"matching: mends mistakes (default: {bundled.ETA_128:g} on {bundled.SD3_128}, else 0)",
             "E",
             ge=limits.ETA.low,
             le=limits.ETA.high,

@@ -85,7 +85,9 @@ def prepare(request: Request, models: Models) -> Prepared:
     request = replace(request, **with_own_defaults(request, base.name, base.pipe))
     pipe = pipeline_for(base.pipe, start, net, models)
     size, start = _fit(request, start, pipe)
-    options = {**options_of(request, pipe, start, size), **eta_options(request.eta, pipe)}
+    options = options_of(request, pipe, start, size)
+    with configured(pipe, request):  # it is the recipe's scheduler that may draw by `eta`
+        options |= eta_options(request.eta, pipe)
     check_guided(request, pipe, options)
     if request.guidance_until is not None:
         from imageprompt.generation.guidance_cutoff import check_cutoff

@@ -87,6 +87,8 @@ class Restorer:
             value = getattr(recipe, name)
             if value is not None and not (name == "strength" and recipe.init_image is None):
                 request[name] = value
+        if recipe.eta is None and self._base.get("eta"):
+            request["eta"] = 0  # it was made without, and the base has its own
         if recipe.guidance != "auto":
             guidance = recipe.guidance
             request["guidance"] = guidance if isinstance(guidance, str) else list(guidance)
